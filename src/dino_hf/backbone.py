@@ -1,0 +1,93 @@
+"""Pixels -> L feature maps of one width."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoBackbone
+
+from .configuration_dino_detr import DinoDetrConfig
+from .layers import XavierConv2d
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and scale are constants: detectors train on too few images per step to estimate them."""
+
+    def __init__(self, num_features: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.empty(num_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.running_mean)
+        nn.init.ones_(self.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm2d below `module` by its frozen form, values kept."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+            # strict=False: the count of batches is of no use to constants
+            frozen.load_state_dict(child.state_dict(), strict=False, assign=True)
+            setattr(module, name, frozen)
+        else:
+            freeze_batch_norm(child)
+
+
+class DinoDetrBackbone(nn.Module):
+    """Any backbone of `AutoBackbone`, and a projection of its maps to L levels of width C (DINO sec. 4.1, app. D.1)."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        self.model = AutoBackbone.from_config(config.backbone_config)
+        freeze_batch_norm(self.model)
+        self._freeze_stages(config.num_frozen_backbone_stages)
+
+        channels = self.model.channels
+        num_extra = config.num_feature_levels - len(channels)
+        projections = [XavierConv2d(width, config.d_model, kernel_size=1) for width in channels]
+        # The first extra level looks at the backbone's last map as it is, further ones at the level before.
+        for width in [channels[-1], *[config.d_model] * (num_extra - 1)][:num_extra]:
+            projections.append(XavierConv2d(width, config.d_model, kernel_size=3, stride=2, padding=1))
+        self.projections = nn.ModuleList(projections)
+        self.norms = nn.ModuleList(nn.GroupNorm(32, config.d_model) for _ in projections)
+
+    def _freeze_stages(self, num_stages: int) -> None:
+        if not num_stages:
+            return
+        stages = [getattr(self.model, "embedder", None), *getattr(getattr(self.model, "encoder", None), "stages", [])]
+        if stages[0] is None or num_stages > len(stages):
+            raise ValueError(
+                f"num_frozen_backbone_stages={num_stages} cannot be applied to {type(self.model).__name__}: only a ResNet of "
+                f"transformers has stages that are known here ({len(stages)} with the stem). Use 0, and freeze parameters "
+                "with requires_grad_(False) yourself."
+            )
+        for stage in stages[:num_stages]:
+            stage.requires_grad_(False)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """
+        Args:
+            pixel_values: (B, 3, h, w) normalised.
+            pixel_mask: (B, h, w) True on the image, False on padding.
+        Returns:
+            L maps (B, C, h_l, w_l) and their padding masks (B, h_l, w_l), True on padding, finest first.
+        """
+        features = list(self.model(pixel_values).feature_maps)
+        maps = []
+        for level, (projection, norm) in enumerate(zip(self.projections, self.norms, strict=True)):
+            if level < len(features):
+                source = features[level]
+            else:
+                source = features[-1] if level == len(features) else maps[-1]
+            maps.append(norm(projection(source)))
+        padding = (~pixel_mask)[:, None].float()  # (B, 1, h, w)
+        masks = [F.interpolate(padding, size=level.shape[-2:])[:, 0].bool() for level in maps]
+        return maps, masks

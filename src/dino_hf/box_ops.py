@@ -1,0 +1,58 @@
+"""Boxes: (cx, cy, w, h) in [0, 1] unless a name ends in `_xyxy`."""
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) centre form -> (..., 4) corner form, in the same unit."""
+    center, size = boxes.split(2, dim=-1)
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    """(..., 4) corner form -> (..., 4) centre form, in the same unit."""
+    low, high = boxes_xyxy.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalized intersection over union (arXiv:1902.09630) of xyxy boxes, in [-1, 1].
+
+    Matched pairs: `generalized_iou(a, b)`. All pairs: `generalized_iou(a[:, None], b)`.
+
+    Args:
+        a, b: (..., 4) corner form, broadcast against each other.
+    Returns:
+        (...)
+    """
+
+    def area(low: Tensor, high: Tensor) -> Tensor:
+        return (high - low).clamp(min=0).prod(-1)
+
+    a_low, a_high = a.split(2, dim=-1)
+    b_low, b_high = b.split(2, dim=-1)
+    overlap = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))
+    hull = area(torch.minimum(a_low, b_low), torch.maximum(a_high, b_high))  # smallest enclosing box
+    union = area(a_low, a_high) + area(b_low, b_high) - overlap
+    # Two empty boxes on one spot have no union: 0 / 0. A predicted and an annotated box may both have shrunk to nothing.
+    tiny = torch.finfo(union.dtype).tiny
+    return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:  # DINO: 1e-3 (its siblings in transformers use 1e-5)
+    """Logit of x in [0, 1], finite everywhere: x and 1 - x are kept above `eps`."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def refine_boxes(boxes: Tensor, delta: Tensor) -> Tensor:
+    """Move boxes in logit space, in float32 at least: the result stays in [0, 1].
+
+    Args:
+        boxes: (..., 4) in [0, 1].
+        delta: (..., 4) in logits.
+    Returns:
+        (..., 4) in [0, 1].
+    """
+    return (inverse_sigmoid(boxes) + delta).sigmoid()

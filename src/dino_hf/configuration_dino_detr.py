@@ -1,0 +1,153 @@
+"""Settings of DINO."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto import CONFIG_MAPPING
+
+from .coco_classes import coco_id2label
+
+# What a DINO model gets from each kind of backbone when only its sizes are given: the last three stages.
+_DEFAULT_STAGES = ["stage2", "stage3", "stage4"]
+
+
+@strict
+class DinoDetrConfig(PreTrainedConfig):
+    """Settings of a DINO detector (arXiv:2203.03605). Each field is a size, or differs between released models.
+
+    The default is the R50 4-scale model of the original release, with its 91 outputs: raw COCO category ids.
+
+    Args:
+        backbone_config: configuration, or its dictionary, of any backbone that `AutoBackbone` builds; its `out_features`
+            (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4.
+        num_frozen_backbone_stages: leading stages of the backbone, the stem counting as the first, that are not trained.
+            None: 2 for a ResNet (stem and stage 1), as in the release, and 0 for any other.
+        num_feature_levels: feature maps L that the transformer sees: those of the backbone and then, for each further
+            level, a 3x3 convolution of stride 2. 4, or 5 with a fourth backbone stage.
+        num_queries: matching queries Q; 900.
+        d_model: width C of the transformer; a multiple of 32 (group norm) and of both numbers of heads.
+        encoder_layers, decoder_layers: number of layers.
+        encoder_attention_heads, decoder_attention_heads: heads of every attention.
+        encoder_ffn_dim, decoder_ffn_dim: inner width of the feed-forward blocks.
+        encoder_n_points, decoder_n_points: sampling points of deformable attention, per head and level.
+        position_temperature: of the sine embedding of feature maps: 20 in the release, 10000 in detrex.
+        position_offset: added to a cell's number in that embedding: 0 in the release, -0.5 in detrex.
+        share_decoder_heads: one class head and one box head for all decoder layers (the release) or one each (detrex).
+        num_denoising: pairs of positive and negative denoising queries that are aimed at, in training; 0 turns contrastive
+            denoising (sec. 3.3) off.
+        label_noise_ratio: twice the share of denoising queries whose label is drawn anew; in [0, 2].
+        box_noise_scale: noise of denoising boxes, in half box sizes. 1.0 is what the release's launch scripts set and its
+            checkpoints were trained with; its configuration files and the paper's table say 0.4.
+        class_cost, bbox_cost, giou_cost: weights of the matching cost.
+        cls_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses.
+        focal_alpha: weight of positives in the focal loss and in the matching cost.
+        num_labels, id2label, label2id: as in every configuration of transformers.
+
+    Raises:
+        ValueError: sizes that do not fit each other, with the nearest that do.
+    """
+
+    model_type = "dino_detr"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (an annotation would make it a field)
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+    # Evaluation keeps (loss_dict, logits, pred_boxes): with the rest, it would hoard gigabytes.
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "intermediate_logits",
+        "intermediate_pred_boxes",
+        "enc_topk_logits",
+        "enc_topk_bboxes",
+        "last_hidden_state",
+        "encoder_last_hidden_state",
+        "encoder_hidden_states",
+        "encoder_attentions",
+        "decoder_hidden_states",
+        "decoder_attentions",
+        "cross_attentions",
+    ]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    num_frozen_backbone_stages: int | None = None
+    num_feature_levels: int = 4
+    num_queries: int = 900
+    d_model: int = 256
+    encoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    encoder_n_points: int = 4
+    decoder_layers: int = 6
+    decoder_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    decoder_n_points: int = 4
+    position_temperature: float | int = 20.0
+    position_offset: float | int = 0.0
+    share_decoder_heads: bool = True
+    num_denoising: int = 100
+    label_noise_ratio: float | int = 0.5
+    box_noise_scale: float | int = 1.0
+    class_cost: float | int = 2.0
+    bbox_cost: float | int = 5.0
+    giou_cost: float | int = 2.0
+    cls_loss_coefficient: float | int = 1.0
+    bbox_loss_coefficient: float | int = 5.0
+    giou_loss_coefficient: float | int = 2.0
+    focal_alpha: float = 0.25
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = {"model_type": "resnet"}
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = _backbone_from_dict(self.backbone_config)
+        if self.num_frozen_backbone_stages is None:
+            self.num_frozen_backbone_stages = 2 if self.backbone_config.model_type == "resnet" else 0
+        if self.id2label is None and kwargs.get("num_labels") in (None, 91):
+            self.id2label = coco_id2label()
+            self.label2id = {name: index for index, name in self.id2label.items() if name != "N/A"}
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Called by the library at construction and before saving."""
+        for side in ("encoder", "decoder"):
+            heads = getattr(self, f"{side}_attention_heads")
+            if heads < 1 or self.d_model % heads:
+                raise ValueError(
+                    f"d_model={self.d_model} cannot be split over {side}_attention_heads={heads}; use a number of heads "
+                    "that divides d_model."
+                )
+        if self.d_model < 32 or self.d_model % 32:
+            nearest = max(32, round(self.d_model / 32) * 32)
+            raise ValueError(
+                f"d_model={self.d_model} cannot be split into the 32 groups of the projection's norm; use {nearest}."
+            )
+        num_maps = len(self.backbone_config.out_features)
+        if self.num_feature_levels < num_maps:
+            raise ValueError(
+                f"num_feature_levels={self.num_feature_levels} is fewer than the {num_maps} feature maps of the backbone "
+                f"({self.backbone_config.out_features}); use at least {num_maps}, or fewer out_features."
+            )
+        for name in ("num_queries", "encoder_layers", "decoder_layers", "encoder_n_points", "decoder_n_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.num_denoising < 0:
+            raise ValueError(f"num_denoising={self.num_denoising} must not be negative; 0 turns denoising off.")
+        if not 0 <= self.label_noise_ratio <= 2:
+            raise ValueError(
+                f"label_noise_ratio={self.label_noise_ratio} must lie in [0, 2]: half of it is the share of labels redrawn."
+            )
+        if self.box_noise_scale < 0:
+            raise ValueError(f"box_noise_scale={self.box_noise_scale} must not be negative; 0 means no noise.")
+
+
+def _backbone_from_dict(settings: dict) -> PreTrainedConfig:
+    settings = dict(settings)
+    model_type = settings.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config has model_type={model_type!r}, which transformers does not know; use 'resnet', 'swin', "
+            "'convnext', 'timm_backbone' or another type that AutoBackbone builds."
+        )
+    if model_type != "timm_backbone" and not {"out_features", "out_indices"} & set(settings):
+        settings["out_features"] = _DEFAULT_STAGES
+    return CONFIG_MAPPING[model_type](**settings)

@@ -1,0 +1,171 @@
+"""Queries that talk to each other, look at the image and refine their boxes, layer by layer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .box_ops import refine_boxes
+from .configuration_dino_detr import DinoDetrConfig
+from .feature_levels import FeatureLevels
+from .heads import DetectionHead
+from .layers import MLP, FeedForward, TransformerLinear, XavierLinear
+from .ms_deform_attn import DinoDetrDeformableAttention
+from .position_embedding import embed_boxes
+from .recording import Record, note
+
+
+class QKVLinear(nn.Linear):
+    """Starts like a third of one xavier-uniform (3C, C) matrix, as in `nn.MultiheadAttention`, with zero bias."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight, gain=0.5**0.5)  # bound sqrt(6 / (C + 3C)) instead of sqrt(6 / (C + C))
+        nn.init.zeros_(self.bias)
+
+
+def eager_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for its weights. query, key, value: (B, H, Q, D_head) -> (B, Q, H, D_head), (B, H, Q, Q)."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, float("-inf"))
+    weights = scores.softmax(-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class DinoDetrSelfAttention(nn.Module):
+    """Standard multi-head attention among queries; positions take part in asking and answering, not in what is said."""
+
+    is_causal = False
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.decoder_attention_heads
+        self.q_proj, self.k_proj, self.v_proj = (QKVLinear(config.d_model, config.d_model) for _ in range(3))
+        self.o_proj = XavierLinear(config.d_model, config.d_model)
+
+    def forward(
+        self, queries: Tensor, position: Tensor, attention_mask: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, Q, C), (B, Q, C), (Q, Q) True where the row may attend to the column -> (B, Q, C), (B, H, Q, Q) or None."""
+        placed = queries + position
+        query, key, value = (
+            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, Q, D_head)
+            for projection, x in ((self.q_proj, placed), (self.k_proj, placed), (self.v_proj, queries))
+        )
+        attend = eager_attention
+        if not need_weights:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mask = None if attention_mask is None else attention_mask[None, None]  # (1, 1, Q, Q)
+        out, weights = attend(self, query, key, value, mask, scaling=query.shape[-1] ** -0.5)
+        return self.o_proj(out.flatten(-2)), weights
+
+
+class DinoDetrDecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        self.self_attn = DinoDetrSelfAttention(config)
+        self.self_attn_norm = nn.LayerNorm(config.d_model)
+        self.cross_attn = DinoDetrDeformableAttention(
+            config.d_model, config.decoder_attention_heads, config.num_feature_levels, config.decoder_n_points
+        )
+        self.cross_attn_norm = nn.LayerNorm(config.d_model)
+        self.mlp = FeedForward(config.d_model, config.decoder_ffn_dim)
+        self.mlp_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        levels: FeatureLevels,
+        attention_mask: Tensor | None,
+        record: Record,
+    ) -> Tensor:
+        """Let the queries talk to each other, look at the image, and think.
+
+        Args:
+            queries, position: (B, Q, C); position is added to the queries wherever they ask, never to what they carry.
+            references: (B, Q, 4) cxcywh in [0, 1]; where the queries look.
+            memory: (B, S, C) encoder output, laid out as `levels` says.
+            attention_mask: (Q, Q) True where the row may attend to the column.
+        Returns:
+            (B, Q, C)
+        """
+        attended, weights = self.self_attn(queries, position, attention_mask, record.attentions is not None)
+        note(record.attentions, weights)
+        queries = self.self_attn_norm(queries + attended)
+        attended, weights = self.cross_attn(queries + position, references, memory, levels)
+        note(record.cross_attentions, weights)
+        queries = self.cross_attn_norm(queries + attended)
+        return self.mlp_norm(queries + self.mlp(queries))
+
+
+class Decoded(NamedTuple):
+    """Predictions of all D layers, the last one being the final ones."""
+
+    hidden_states: Tensor  # (D, B, Q, C) normed
+    logits: Tensor  # (D, B, Q, K)
+    boxes: Tensor  # (D, B, Q, 4) cxcywh in [0, 1], float32
+
+    def split(self, num_first: int) -> "tuple[Decoded, Decoded]":
+        """The first `num_first` queries, and the others."""
+        return Decoded(*(x[:, :, :num_first] for x in self)), Decoded(*(x[:, :, num_first:] for x in self))
+
+
+class DinoDetrDecoder(nn.Module):
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        width = config.d_model
+        self.layers = nn.ModuleList(DinoDetrDecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(width)
+        self.position_mlp = MLP([TransformerLinear(2 * width, width), TransformerLinear(width, width)])
+        num_heads = 1 if config.share_decoder_heads else config.decoder_layers
+        self.heads = nn.ModuleList(DetectionHead(width, config.num_labels) for _ in range(num_heads))
+
+    def forward(
+        self,
+        queries: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        levels: FeatureLevels,
+        attention_mask: Tensor | None,
+        record: Record,
+    ) -> Decoded:
+        """
+        Args:
+            queries: (B, Q, C) content.
+            references: (B, Q, 4) cxcywh in [0, 1] of the valid image: initial anchors.
+            memory: (B, S, C)
+            attention_mask: (Q, Q) True where the row may attend to the column.
+        """
+        hidden_states, logits, boxes = [], [], []
+        start = references
+        note(record.hidden_states, queries)
+        for index, layer in enumerate(self.layers):
+            head = self.heads[index % len(self.heads)]
+            position = self._position(references, levels).to(queries.dtype)
+            queries = layer(queries, position, references, memory, levels, attention_mask, record)
+            note(record.hidden_states, queries)
+            hidden = self.norm(queries)
+            # Look forward twice (DINO, sec. 3.5): the supervised box refines `start`, which still carries the gradient of
+            # the previous layer, while attention uses the detached copy. The head runs on normed queries for the loss and
+            # on plain queries for the next start; merging the two calls changes the model.
+            boxes.append(refine_boxes(start, head.box_delta(hidden)))
+            logits.append(head.classify(hidden))
+            hidden_states.append(hidden)
+            if index + 1 < len(self.layers):
+                start = refine_boxes(references, head.box_delta(queries))
+                references = start.detach()
+        return Decoded(torch.stack(hidden_states), torch.stack(logits), torch.stack(boxes))
+
+    def _position(self, references: Tensor, levels: FeatureLevels) -> Tensor:
+        """(B, Q, 4) -> (B, Q, C). The box is taken relative to the padded image, as level 0 has it."""
+        ratios = levels.valid_ratios[:, None, 0].repeat(1, 1, 2)  # (B, 1, 4)
+        sine = embed_boxes(references * ratios, self.norm.normalized_shape[0] // 2)  # (B, Q, 2C)
+        return self.position_mlp(sine.to(self.norm.weight.dtype))

@@ -1,0 +1,105 @@
+"""Contrastive denoising (DINO sec. 3.3): in training, noised boxes and labels join the queries, to be restored or refused."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .box_ops import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from .configuration_dino_detr import DinoDetrConfig
+from .matcher import Matches
+from .targets import Targets
+
+
+class DenoisingQueries(NamedTuple):
+    """N = G * 2n queries: in each of G groups, n positives and then n negatives, n being an image's largest number of boxes."""
+
+    content: Tensor  # (B, N, C)
+    references: Tensor  # (B, N, 4) cxcywh
+    attention_mask: Tensor  # (N + Q, N + Q) True where the row may attend to the column
+    matches: Matches  # of one layer: which positive restores which target
+    num_groups: int
+
+
+class DinoDetrDenoising(nn.Module):
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        self.num_denoising = config.num_denoising
+        self.label_noise = 0.5 * config.label_noise_ratio
+        self.box_noise = config.box_noise_scale
+        self.num_labels = config.num_labels
+        # One row more than there are classes, as in the release; it is never looked up.
+        self.label_embedding = nn.Embedding(config.num_labels + 1, config.d_model)
+
+    @torch.compiler.disable
+    def forward(self, targets: Targets, num_queries: int) -> DenoisingQueries:
+        largest = max(targets.counts, default=0)
+        num_groups = count_groups(self.num_denoising, largest)
+        group_size = 2 * largest
+        device, weight = targets.boxes.device, self.label_embedding.weight
+
+        group = torch.arange(num_groups, device=device)[:, None]  # (G, 1)
+        positive = group * group_size + targets.position  # (G, T) place of each target's positive
+        place = torch.stack([positive, positive + largest])  # (2, G, T) and of its negative
+        image = targets.image.expand_as(place)
+        labels = self._noised_labels(targets.class_labels.expand(place.shape))
+        boxes = self._noised_boxes(targets.boxes.expand(*place.shape, 4))
+
+        batch_size, num_denoising = len(targets.counts), num_groups * group_size
+        content = weight.new_zeros(batch_size, num_denoising, weight.shape[1])
+        content = content.index_put((image, place), F.embedding(labels, weight))  # (B, N, C)
+        if not len(targets.boxes):
+            # Without boxes nothing looks a label up; distributed training waits for the gradient all the same.
+            content = content + 0 * weight.sum()
+        # Images with fewer boxes are filled up with queries of zero logits: boxes in the middle, as in the release.
+        references = boxes.new_full((batch_size, num_denoising, 4), 0.5)
+        references[image, place] = inverse_sigmoid(boxes).sigmoid()  # (B, N, 4), a little inside [0, 1]
+
+        target = torch.arange(len(targets.boxes), device=device).expand(num_groups, -1)
+        matches = Matches(
+            layer=torch.zeros_like(target).flatten(),
+            image=image[0].flatten(),
+            query=positive.flatten(),
+            target=target.flatten(),
+        )
+        mask = denoising_attention_mask(num_groups, group_size, num_queries, device)
+        return DenoisingQueries(content, references, mask, matches, num_groups)
+
+    def _noised_labels(self, labels: Tensor) -> Tensor:
+        """Some labels replaced by a random class, which may be the right one."""
+        chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise
+        return torch.where(chosen, torch.randint_like(labels, self.num_labels), labels)
+
+    def _noised_boxes(self, boxes: Tensor) -> Tensor:
+        """(2, G, T, 4): sides moved by up to half a box size for positives, by half to one for negatives, times the noise."""
+        if not self.box_noise:
+            return boxes
+        half_size = boxes[..., 2:].repeat(1, 1, 1, 2) / 2  # (2, G, T, 4) of the side's own axis
+        shift = torch.rand_like(boxes)
+        shift[1] += 1
+        sign = torch.randint_like(boxes, 2) * 2 - 1
+        noised = cxcywh_to_xyxy(boxes) + sign * shift * half_size * self.box_noise
+        return xyxy_to_cxcywh(noised.clamp(0, 1))
+
+
+def count_groups(num_denoising: int, largest: int) -> int:
+    """Groups G for at most `largest` boxes per image, by the release's rule.
+
+    It counts queries from 50 pairs on, and below that, oddly, groups: kept, because recipes depend on it.
+    """
+    if not largest:
+        return 1
+    doubled = 2 * num_denoising
+    return max(1, doubled // (2 * largest)) if doubled >= 100 else max(1, doubled)
+
+
+def denoising_attention_mask(num_groups: int, group_size: int, num_queries: int, device=None) -> Tensor:
+    """(N + Q, N + Q), True where the row may attend to the column.
+
+    A denoising query sees its own group and all matching queries. A matching query sees matching queries only:
+    denoising queries carry the ground truth, so it must not look at them.
+    """
+    group = torch.arange(num_groups, device=device).repeat_interleave(group_size)  # (N)
+    group = F.pad(group, (0, num_queries), value=num_groups)  # (N + Q) matching = last group
+    return (group[:, None] == group) | (group == num_groups)

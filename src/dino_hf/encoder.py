@@ -1,0 +1,69 @@
+"""Deformable self-attention over the tokens of all feature maps."""
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_dino_detr import DinoDetrConfig
+from .feature_levels import FeatureLevels, cell_centers, flatten_maps
+from .layers import FeedForward
+from .ms_deform_attn import DinoDetrDeformableAttention
+from .position_embedding import embed_map
+from .recording import Record, note
+
+
+class DinoDetrEncoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        self.self_attn = DinoDetrDeformableAttention(
+            config.d_model, config.encoder_attention_heads, config.num_feature_levels, config.encoder_n_points
+        )
+        self.self_attn_norm = nn.LayerNorm(config.d_model)
+        self.mlp = FeedForward(config.d_model, config.encoder_ffn_dim)
+        self.mlp_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self, tokens: Tensor, position: Tensor, references: Tensor, levels: FeatureLevels, record: Record
+    ) -> Tensor:
+        """Let every token look around itself on every level, then think.
+
+        Args:
+            tokens, position: (B, S, C); position is added where a token asks, never to what it carries.
+            references: (B, S, 2) its own place.
+        Returns:
+            (B, S, C)
+        """
+        attended, weights = self.self_attn(tokens + position, references, tokens, levels)
+        note(record.attentions, weights)
+        tokens = self.self_attn_norm(tokens + attended)
+        return self.mlp_norm(tokens + self.mlp(tokens))
+
+
+class DinoDetrEncoder(nn.Module):
+    """Position and level embedding, and the layers. It alone needs positions of map cells, so it owns them."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        self.config = config
+        self.level_embed = nn.Embedding(config.num_feature_levels, config.d_model)
+        self.layers = nn.ModuleList(DinoDetrEncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def forward(self, tokens: Tensor, levels: FeatureLevels, record: Record) -> Tensor:
+        """(B, S, C) tokens of the backbone's maps -> (B, S, C) memory."""
+        position = self._position(levels).to(tokens.dtype)
+        references = cell_centers(levels)
+        note(record.hidden_states, tokens)
+        for layer in self.layers:
+            tokens = layer(tokens, position, references, levels, record)
+            note(record.hidden_states, tokens)
+        return tokens
+
+    def _position(self, levels: FeatureLevels) -> Tensor:
+        """(B, S, C): where a cell is on its level, and which level that is."""
+        config = self.config
+        positions = []
+        for (height, width), mask in zip(levels.shapes, levels.split(levels.padding_mask), strict=True):
+            mask = mask.unflatten(1, (height, width))  # (B, h, w)
+            positions.append(embed_map(mask, config.d_model, config.position_temperature, config.position_offset))
+        sizes = torch.tensor([height * width for height, width in levels.shapes], device=self.level_embed.weight.device)
+        return flatten_maps(positions) + self.level_embed.weight.repeat_interleave(sizes, dim=0)

@@ -1,0 +1,263 @@
+"""DINO as a model of transformers: `DinoDetrModel` is the detector, `DinoDetrForObjectDetection` adds its objective."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .backbone import DinoDetrBackbone
+from .configuration_dino_detr import DinoDetrConfig
+from .criterion import DenoisingPredictions, DinoDetrLoss
+from .decoder import DinoDetrDecoder
+from .denoising import DinoDetrDenoising
+from .encoder import DinoDetrEncoder
+from .feature_levels import describe_levels, flatten_maps
+from .query_selection import DinoDetrQuerySelection
+from .recording import Record
+from .targets import collect_targets
+
+
+@dataclass
+class DinoDetrModelOutput(ModelOutput):
+    """Outputs of `DinoDetrModel`. B images, D decoder layers, Q queries, K classes, S tokens of all levels, C = d_model.
+
+    Attributes:
+        last_hidden_state: (B, Q, C) of the last decoder layer, normed.
+        intermediate_logits: (B, D, Q, K) class logits of each decoder layer.
+        intermediate_pred_boxes: (B, D, Q, 4) cxcywh in [0, 1] of the unpadded image.
+        enc_topk_logits: (B, Q, K) class logits of the selected encoder tokens.
+        enc_topk_bboxes: (B, Q, 4) and their boxes.
+        encoder_last_hidden_state: (B, S, C)
+        encoder_hidden_states, decoder_hidden_states: on request, input and output of each layer, (B, S, C) and (B, Q, C);
+            in training, the decoder's begin with the denoising queries.
+        encoder_attentions, cross_attentions: on request, weights (B, S or Q, H, L, P) of each layer's sampling points.
+        decoder_attentions: on request, (B, H, Q, Q).
+        denoising: in training with labels, what the decoder says of the denoising queries.
+    """
+
+    last_hidden_state: Tensor | None = None
+    intermediate_logits: Tensor | None = None
+    intermediate_pred_boxes: Tensor | None = None
+    enc_topk_logits: Tensor | None = None
+    enc_topk_bboxes: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    denoising: DenoisingPredictions | None = None
+
+
+@dataclass
+class DinoDetrObjectDetectionOutput(ModelOutput):
+    """Outputs of `DinoDetrForObjectDetection`.
+
+    Attributes:
+        loss: () the weighted sum, with labels.
+        loss_dict: raw (unweighted) losses and logged figures by the names of the original release, each () and detached:
+            `loss_ce`, `loss_bbox`, `loss_giou`, `loss_xy`, `loss_hw`, `cardinality_error` of the last layer and, with the
+            suffixes `_0`, `_1`, ... of the earlier ones, `_interm` of the encoder, `_dn` and `_dn_0`, ... of denoising;
+            and `class_error`.
+        logits: (B, Q, K) class logits of the last layer; sigmoid gives scores, there is no background class.
+        pred_boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image, float32.
+
+    The others are those of `DinoDetrModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    intermediate_logits: Tensor | None = None
+    intermediate_pred_boxes: Tensor | None = None
+    enc_topk_logits: Tensor | None = None
+    enc_topk_bboxes: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+class DinoDetrPreTrainedModel(PreTrainedModel):
+    config: DinoDetrConfig
+    config_class = DinoDetrConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True  # flash and flex attention cannot express the denoising mask
+    _no_split_modules = ["DinoDetrBackbone", "DinoDetrEncoderLayer", "DinoDetrDecoderLayer"]  # noqa: RUF012
+    accepts_loss_kwargs = False  # the loss normalises by boxes itself
+
+    def _init_weights(self, module):
+        # Every layer owns its initial values; the library guards torch.nn.init, so what a checkpoint gave stays.
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in `PreTrainedModel`. Keys are saved under our own names: with the library's default they are translated back to
+        the names of the backbone's original project, which `Trainer` then does not find when it resumes (Swin)."""
+        kwargs.setdefault("save_original_format", False)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class DinoDetrModel(DinoDetrPreTrainedModel):
+    """The DINO detector (arXiv:2203.03605): backbone, encoder, query selection, denoising, decoder."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__(config)
+        self.backbone = DinoDetrBackbone(config)
+        self.encoder = DinoDetrEncoder(config)
+        self.query_selection = DinoDetrQuerySelection(config)
+        self.denoising = DinoDetrDenoising(config) if config.num_denoising else None
+        self.decoder = DinoDetrDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict] | dict | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> DinoDetrModelOutput:
+        """
+        Args:
+            pixel_values: (B, 3, h, w) normalised images, padded at the right and bottom.
+            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None where nothing is padded.
+            labels: see `DinoDetrForObjectDetection`; only used in training, for denoising.
+        """
+        pixel_mask = _check_inputs(pixel_values, pixel_mask)
+        pixel_values = pixel_values.to(self.dtype)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        encoder_record = Record.of(output_hidden_states, output_attentions)
+        decoder_record = Record.of(output_hidden_states, output_attentions)
+
+        feature_maps, masks = self.backbone(pixel_values, pixel_mask)  # L x (B, C, h_l, w_l), L x (B, h_l, w_l)
+        levels = describe_levels(masks)
+        memory = self.encoder(flatten_maps(feature_maps), levels, encoder_record)  # (B, S, C)
+        proposals = self.query_selection(memory, levels)
+        queries, references, attention_mask = proposals.content, proposals.references, None
+
+        denoising = None
+        if self.training and labels is not None and self.denoising is not None:
+            targets = collect_targets(labels, len(pixel_values), self.config.num_labels, pixel_values.device)
+            denoising = self.denoising(targets, num_queries=queries.shape[1])
+            queries = torch.cat([denoising.content, queries], dim=1)  # (B, N + Q, C)
+            references = torch.cat([denoising.references, references], dim=1)  # (B, N + Q, 4)
+            attention_mask = denoising.attention_mask  # (N + Q, N + Q)
+
+        decoded = self.decoder(queries, references, memory, levels, attention_mask, decoder_record)
+        if denoising is not None:
+            denoised, decoded = decoded.split(denoising.content.shape[1])
+            denoising = DenoisingPredictions(
+                denoised.logits, denoised.boxes, denoising.matches, denoising.num_groups
+            )
+        encoder_record, decoder_record = encoder_record.as_tuples(), decoder_record.as_tuples()
+        return DinoDetrModelOutput(
+            last_hidden_state=decoded.hidden_states[-1],
+            intermediate_logits=decoded.logits.transpose(0, 1),
+            intermediate_pred_boxes=decoded.boxes.transpose(0, 1),
+            enc_topk_logits=proposals.logits,
+            enc_topk_bboxes=proposals.boxes,
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoder_record.hidden_states,
+            encoder_attentions=encoder_record.attentions,
+            decoder_hidden_states=decoder_record.hidden_states,
+            decoder_attentions=decoder_record.attentions,
+            cross_attentions=decoder_record.cross_attentions,
+            denoising=denoising,
+        )
+
+
+def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """The mask as booleans, True on the image."""
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pixel_values have shape {tuple(pixel_values.shape)}, expected (batch, channels, height, width); "
+            "DinoDetrImageProcessor makes them, a single image needs pixel_values[None]."
+        )
+    batch_size, _, height, width = pixel_values.shape
+    if pixel_mask is None:
+        return torch.ones(batch_size, height, width, dtype=torch.bool, device=pixel_values.device)
+    if pixel_mask.shape != (batch_size, height, width):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}, expected {(batch_size, height, width)} for pixel_values of "
+            f"shape {tuple(pixel_values.shape)}: 1 on the image, 0 on padding."
+        )
+    return pixel_mask.bool()
+
+
+class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
+    """DINO with its losses: what `Trainer` trains and `pipeline("object-detection")` runs."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__(config)
+        self.model = DinoDetrModel(config)
+        # By name, not as `loss_function`: the library would choose DETR's softmax loss from the name of this class.
+        self.criterion = DinoDetrLoss(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict] | dict | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> DinoDetrObjectDetectionOutput:
+        """
+        Args:
+            pixel_values: (B, 3, h, w) normalised images, padded at the right and bottom.
+            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None where nothing is padded.
+            labels: for the loss (and, in training, denoising): one dictionary per image with `class_labels` (T,) in [0, K)
+                and `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image; or one dictionary of padded tensors,
+                `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4).
+            output_hidden_states, output_attentions: add those of every layer to the output.
+        Raises:
+            ValueError: inputs or labels of a wrong form, in the user's words.
+        """
+        if labels is not None:
+            labels = collect_targets(labels, len(pixel_values), self.config.num_labels, pixel_values.device)
+        outputs = self.model(
+            pixel_values,
+            pixel_mask,
+            labels,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        loss, loss_dict = None, None
+        if labels is not None:
+            logits = torch.cat([outputs.enc_topk_logits[:, None], outputs.intermediate_logits], dim=1)
+            boxes = torch.cat([outputs.enc_topk_bboxes[:, None], outputs.intermediate_pred_boxes], dim=1)
+            loss, loss_dict = self.criterion(logits.transpose(0, 1), boxes.transpose(0, 1), labels, outputs.denoising)
+        parts = {name: value for name, value in outputs.items() if name != "denoising"}
+        return DinoDetrObjectDetectionOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            logits=outputs.intermediate_logits[:, -1],
+            pred_boxes=outputs.intermediate_pred_boxes[:, -1],
+            **parts,
+        )
+
+
+__all__ = [
+    "DinoDetrForObjectDetection",
+    "DinoDetrModel",
+    "DinoDetrModelOutput",
+    "DinoDetrObjectDetectionOutput",
+    "DinoDetrPreTrainedModel",
+]

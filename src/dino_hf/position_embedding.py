@@ -1,0 +1,55 @@
+"""One sine formula with two callers: the cells of feature maps, and boxes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sine_embedding(positions: Tensor, dim: int, temperature: float) -> Tensor:
+    """Interleaved sine and cosine of each position, as in "Attention Is All You Need" (arXiv:1706.03762, sec. 3.5).
+
+    Args:
+        positions: (...) in radians.
+        dim: even number of features per position.
+    Returns:
+        (..., dim)
+    """
+    exponent = torch.arange(0, dim, 2, device=positions.device) / dim  # (dim / 2)
+    angles = positions[..., None] / temperature**exponent  # (..., dim / 2)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (..., dim)
+
+
+def embed_boxes(boxes: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Positional query of a box (arXiv:2201.12329, DAB-DETR, sec. 4.2). DINO orders the parts y, x, w, h.
+
+    Args:
+        boxes: (..., 4) cxcywh in [0, 1].
+        dim: features per part.
+    Returns:
+        (..., 4 * dim)
+    """
+    x, y, w, h = (boxes * 2 * math.pi).unbind(-1)
+    return torch.cat([sine_embedding(part, dim, temperature) for part in (y, x, w, h)], dim=-1)
+
+
+def embed_map(padding_mask: Tensor, dim: int, temperature: float, offset: float) -> Tensor:
+    """Position of each cell of a feature map, counted over its valid part only.
+
+    Args:
+        padding_mask: (B, h, w) True on padding.
+        dim: number of features, half of them for y, half for x.
+        temperature: 20 in the original release, 10000 in detrex.
+        offset: added to the cell number, which counts from 1: 0 in the original release, -0.5 in detrex.
+    Returns:
+        (B, dim, h, w) float32, whatever the precision of the model: bfloat16 cannot count beyond 256.
+    """
+    valid = (~padding_mask).float()
+
+    def position(axis: int) -> Tensor:
+        count = valid.cumsum(axis)
+        last = count.narrow(axis, count.shape[axis] - 1, 1)
+        return (count + offset) / (last + 1e-6) * 2 * math.pi  # (B, h, w)
+
+    y, x = (sine_embedding(position(axis), dim // 2, temperature) for axis in (1, 2))  # (B, h, w, dim / 2)
+    return torch.cat([y, x], dim=-1).permute(0, 3, 1, 2)  # (B, dim, h, w)

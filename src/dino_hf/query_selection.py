@@ -1,0 +1,66 @@
+"""Mixed query selection (DINO sec. 3.4): the best encoder tokens say where to look, learnt embeddings say what for."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_dino_detr import DinoDetrConfig
+from .feature_levels import FeatureLevels, cell_centers
+from .heads import DetectionHead
+from .layers import TransformerLinear
+
+
+class Proposals(NamedTuple):
+    """The Q selected tokens. They have the form of a decoder layer's predictions and get a loss of their own."""
+
+    content: Tensor  # (B, Q, C) learnt, the same for every image
+    references: Tensor  # (B, Q, 4) cxcywh, detached: where the decoder starts
+    logits: Tensor  # (B, Q, K)
+    boxes: Tensor  # (B, Q, 4) cxcywh, with gradient
+
+
+class DinoDetrQuerySelection(nn.Module):
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        self.memory_proj = TransformerLinear(config.d_model, config.d_model)
+        self.memory_norm = nn.LayerNorm(config.d_model)
+        self.head = DetectionHead(config.d_model, config.num_labels)
+        self.content = nn.Embedding(config.num_queries, config.d_model)
+
+    def forward(self, memory: Tensor, levels: FeatureLevels) -> Proposals:
+        """
+        Args:
+            memory: (B, S, C)
+        Returns:
+            Q = num_queries proposals, or S where the maps of a tiny image have fewer cells.
+        """
+        anchors, is_anchor = grid_anchors(levels)
+        tokens = self.memory_norm(self.memory_proj(memory.masked_fill(~is_anchor[..., None], 0)))  # (B, S, C)
+        logits = self.head.classify(tokens)  # (B, S, K)
+        num_queries = min(self.content.num_embeddings, logits.shape[1])
+        best = logits.amax(-1).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
+
+        def select(x: Tensor) -> Tensor:
+            return x.gather(1, best.expand(-1, -1, x.shape[-1]))
+
+        # The box head sees the selected tokens only: the release refines all S and drops the rest, with the same result.
+        boxes = (select(anchors) + self.head.box_delta(select(tokens))).sigmoid()  # (B, Q, 4)
+        content = self.content.weight[:num_queries].expand(len(memory), -1, -1)  # (B, Q, C)
+        return Proposals(content, boxes.detach(), select(logits), boxes)
+
+
+def grid_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
+    """One square anchor on every cell, larger on coarser levels (Deformable DETR, app. A.4).
+
+    Returns:
+        (B, S, 4) anchors as logits of cxcywh, +inf where there is none; (B, S) True where there is one: not on padding, and
+        not closer than 0.01 to the border.
+    """
+    centers = cell_centers(levels)  # (B, S, 2)
+    sizes = [
+        centers.new_full((height * width, 2), 0.05 * 2.0**level) for level, (height, width) in enumerate(levels.shapes)
+    ]
+    boxes = torch.cat([centers, torch.cat(sizes).expand_as(centers)], dim=-1)  # (B, S, 4)
+    inside = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~levels.padding_mask  # (B, S)
+    return torch.log(boxes / (1 - boxes)).masked_fill(~inside[..., None], float("inf")), inside

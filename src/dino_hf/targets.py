@@ -1,0 +1,124 @@
+"""The ground truth of a batch: from what users pass as `labels` to checked, flat tensors."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PADDING_LABEL = -100
+
+
+class Targets(NamedTuple):
+    """All T boxes of a batch, image after image."""
+
+    class_labels: Tensor  # (T,) int64 in [0, K)
+    boxes: Tensor  # (T, 4) float32 cxcywh in [0, 1]
+    counts: tuple[int, ...]  # boxes of each of the B images; they sum to T
+
+    @property
+    def image(self) -> Tensor:
+        """(T,) index of the image that each box belongs to."""
+        counts = torch.tensor(self.counts, device=self.boxes.device)
+        return torch.arange(len(self.counts), device=self.boxes.device).repeat_interleave(counts)
+
+    @property
+    def position(self) -> Tensor:
+        """(T,) index of each box within its image."""
+        positions = [torch.arange(count, device=self.boxes.device) for count in self.counts]
+        return torch.cat(positions) if positions else torch.zeros(0, dtype=torch.long, device=self.boxes.device)
+
+
+def collect_targets(labels: "Sequence[Mapping] | Mapping | Targets", batch_size: int, num_labels: int, device) -> Targets:
+    """Check the labels of a batch and concatenate them.
+
+    Args:
+        labels: one mapping for each image with `class_labels` (T_i,) and `boxes` (T_i, 4), as image processors give them;
+            or one mapping of padded tensors, `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4), which is what
+            `Trainer` can gather over processes. Other keys are ignored. Targets are returned as they are.
+        batch_size: B of the images.
+        num_labels: K of the model.
+        device: where the result goes.
+    Raises:
+        ValueError: a wrong count, shape, class or box; it names the image, the value and the cure.
+    """
+    if isinstance(labels, Targets):  # checked by an outer model
+        return labels
+    per_image = _unpad(labels) if isinstance(labels, Mapping) else list(labels)
+    if len(per_image) != batch_size:
+        raise ValueError(
+            f"There are labels for {len(per_image)} images but pixel_values holds {batch_size}; pass one entry per image "
+            "(an image without objects needs class_labels of shape (0,) and boxes of shape (0, 4))."
+        )
+    class_labels, boxes = [], []
+    for image, target in enumerate(per_image):
+        missing = {"class_labels", "boxes"} - set(target)
+        if missing:
+            raise ValueError(
+                f"labels[{image}] has the keys {sorted(target)} but needs {sorted(missing)}; let DinoDetrImageProcessor "
+                "prepare COCO annotations, or pass class_labels (T,) and boxes (T, 4)."
+            )
+        image_classes, image_boxes = torch.as_tensor(target["class_labels"]), torch.as_tensor(target["boxes"])
+        if image_classes.ndim != 1 or image_boxes.shape != (len(image_classes), 4):
+            raise ValueError(
+                f"labels[{image}]: boxes have shape {tuple(image_boxes.shape)} for class_labels of shape "
+                f"{tuple(image_classes.shape)}; expected (T, 4) and (T,). An image without objects needs torch.zeros(0, 4)."
+            )
+        if image_classes.numel() and (image_classes.is_floating_point() or image_classes.dtype == torch.bool):
+            raise ValueError(
+                f"labels[{image}]: class_labels have dtype {image_classes.dtype}; pass whole numbers, as torch.int64."
+            )
+        class_labels.append(image_classes.to(device=device, dtype=torch.int64))
+        boxes.append(image_boxes.to(device=device, dtype=torch.float32))
+    targets = Targets(
+        class_labels=torch.cat(class_labels) if class_labels else torch.zeros(0, dtype=torch.int64, device=device),
+        boxes=torch.cat(boxes) if boxes else torch.zeros(0, 4, device=device),
+        counts=tuple(len(image_classes) for image_classes in class_labels),
+    )
+    _check_values(targets, num_labels)
+    return targets
+
+
+def _unpad(labels: Mapping) -> list[dict]:
+    missing = {"class_labels", "boxes"} - set(labels)
+    if missing:
+        raise ValueError(
+            f"labels is one mapping with the keys {sorted(labels)} but needs {sorted(missing)}: class_labels (B, M) padded "
+            f"with {PADDING_LABEL}, and boxes (B, M, 4)."
+        )
+    class_labels, boxes = torch.as_tensor(labels["class_labels"]), torch.as_tensor(labels["boxes"])
+    if class_labels.ndim != 2 or boxes.shape != (*class_labels.shape, 4):
+        raise ValueError(
+            f"Padded labels: boxes have shape {tuple(boxes.shape)} for class_labels of shape {tuple(class_labels.shape)}; "
+            f"expected (B, M, 4) and (B, M), rows padded with {PADDING_LABEL}."
+        )
+    kept = class_labels != PADDING_LABEL
+    return [
+        {"class_labels": classes[keep], "boxes": image_boxes[keep]}
+        for classes, image_boxes, keep in zip(class_labels, boxes, kept, strict=True)
+    ]
+
+
+def _check_values(targets: Targets, num_labels: int) -> None:
+    """Fail early, in the user's words: a bad target otherwise shows up as an index error inside a CUDA kernel."""
+    classes, boxes = targets.class_labels.cpu(), targets.boxes.cpu()
+    rounding = 1e-4  # an image processor divides pixels in float32: a box of the whole image can end just above 1
+    box_is_wrong = ~((boxes >= 0) & (boxes <= 1 + rounding)).all(-1)  # also True for NaN
+    class_is_wrong = (classes < 0) | (classes >= num_labels)
+    wrong = (box_is_wrong | class_is_wrong).nonzero().flatten()
+    if not len(wrong):
+        return
+    first = int(wrong[0])
+    image = int(targets.image[first])
+    where = f"labels[{image}], box {int(targets.position[first])}"
+    if class_is_wrong[first]:
+        raise ValueError(
+            f"{where}: class {int(classes[first])} does not exist with config.num_labels={num_labels}; classes count from "
+            "0 to num_labels - 1. Raw COCO ids run to 90 and need num_labels=91; ids of a data set of your own need to be "
+            "mapped to 0, 1, 2, ..., as dino_hf.training.load_coco does."
+        )
+    values = [round(value, 4) for value in boxes[first].tolist()]
+    raise ValueError(
+        f"{where}: {values} is not (cx, cy, w, h) in [0, 1]. Divide pixels by the image's width and height, turn corners "
+        "into centre and size, or let DinoDetrImageProcessor prepare COCO annotations."
+    )
