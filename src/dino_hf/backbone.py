@@ -48,6 +48,9 @@ class DinoDetrBackbone(nn.Module):
         super().__init__()
         self.model = AutoBackbone.from_config(config.backbone_config)
         freeze_batch_norm(self.model)
+        if hasattr(getattr(self.model, "swin", None), "layernorm"):
+            # A norm for classification that no feature map passes through: its parameters would never get a gradient.
+            self.model.swin.layernorm = nn.Identity()
         self._freeze_stages(config.num_frozen_backbone_stages)
 
         channels = self.model.channels

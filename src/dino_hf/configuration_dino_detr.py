@@ -150,4 +150,7 @@ def _backbone_from_dict(settings: dict) -> PreTrainedConfig:
         )
     if model_type != "timm_backbone" and not {"out_features", "out_indices"} & set(settings):
         settings["out_features"] = _DEFAULT_STAGES
-    return CONFIG_MAPPING[model_type](**settings)
+    config = CONFIG_MAPPING[model_type](**settings)
+    if isinstance(getattr(config, "hidden_sizes", None), tuple):  # ConvNeXt's default, which its own backbone cannot add up
+        config.hidden_sizes = list(config.hidden_sizes)
+    return config
