@@ -7,6 +7,7 @@ Importing the package registers its classes with `AutoConfig`, `AutoModel`, `Aut
 from importlib.metadata import version
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from .configuration_dino_detr import DinoDetrConfig
 from .image_processing_dino_detr import DinoDetrImageProcessor
@@ -31,6 +32,8 @@ AutoImageProcessor.register(
     image_processor_classes={"torchvision": DinoDetrImageProcessor, "pil": DinoDetrImageProcessorPil},
     exist_ok=True,
 )
+# The pipeline looks for the name of a model's class here, and prints the whole table as an error where it finds none.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DinoDetrConfig.model_type, DinoDetrForObjectDetection.__name__)
 
 __all__ = [
     "DinoDetrConfig",

@@ -1,0 +1,175 @@
+"""The main job from end to end, on a data set that is drawn on the spot: fine-tune, score, save, load, detect, look.
+
+    python -m dino_hf.tools.demo --output-dir outputs/demo
+"""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser, Trainer, TrainingArguments, pipeline, set_seed
+
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
+
+from ..training import CocoData, CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
+from .drawing import save_comparison, save_curves
+from .scenes import make_scenes
+
+
+@dataclass
+class DemoArguments:
+    """Fine-tune a small DINO on drawn scenes and look at what it finds."""
+
+    output_dir: str = field(default="outputs/demo", metadata={"help": "folder for everything; made anew"})
+    num_train_images: int = field(default=2400, metadata={"help": "images to train on"})
+    num_eval_images: int = field(default=240, metadata={"help": "held-out images"})
+    epochs: int = field(default=4, metadata={"help": "passes over the training images"})
+    batch_size: int = field(default=16, metadata={"help": "images per step"})
+    learning_rate: float = field(default=8e-4, metadata={"help": "highest learning rate"})
+    threshold: float = field(default=0.35, metadata={"help": "score from which detections are drawn"})
+    seed: int = field(default=0, metadata={"help": "of the scenes, the initial weights and the order of images"})
+
+
+def small_config(data: CocoData) -> DinoDetrConfig:
+    """A DINO that two CPU cores train in minutes: everything of the full model, narrower and shallower.
+
+    Its backbone has no pretrained weights here, so it is a ConvNeXt, whose layer norms train from scratch; the batch norms of
+    a ResNet are frozen and need weights to start from.
+    """
+    return DinoDetrConfig(
+        backbone_config={
+            "model_type": "convnext",
+            "depths": [1, 1, 2, 1],
+            "hidden_sizes": [48, 96, 192, 256],
+            "out_features": ["stage2", "stage3", "stage4"],
+        },
+        d_model=128,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=384,
+        decoder_ffn_dim=384,
+        num_queries=50,
+        num_denoising=50,
+        box_noise_scale=0.4,
+        id2label=data.id2label,
+        label2id={name: index for index, name in data.id2label.items()},
+    )
+
+
+def train(arguments: DemoArguments, train_data: CocoData, eval_data: CocoData, folder: Path) -> Trainer:
+    """Train with the stock Trainer, scoring AP after every epoch; returns it with the last weights."""
+    image_processor = DinoDetrImageProcessor(size={"shortest_edge": 128, "longest_edge": 160})
+    model = DinoDetrForObjectDetection(small_config(train_data))
+    transform = DetectionTransform(image_processor)
+    training_arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=arguments.epochs,
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        weight_decay=1e-4,
+        max_grad_norm=0.1,
+        lr_scheduler_type="cosine",
+        warmup_steps=30,
+        logging_steps=10,
+        eval_strategy="epoch",
+        save_strategy="no",
+        remove_unused_columns=False,
+        batch_eval_metrics=True,
+        report_to="none",
+        seed=arguments.seed,
+        use_cpu=True,
+    )
+    trainer = Trainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=train_data.dataset.with_transform(transform),
+        eval_dataset=eval_data.dataset.with_transform(transform),
+        data_collator=DetectionCollator(),
+        processing_class=image_processor,
+        compute_metrics=CocoEvaluator(eval_data, image_processor),
+        # Everything starts from scratch here, so the backbone learns as fast as the rest; a pretrained one takes a tenth.
+        optimizers=(make_optimizer(model, training_arguments, backbone_scale=1.0), None),
+    )
+    trainer.train()
+    return trainer
+
+
+def detect(model_dir: Path, data: CocoData, threshold: float, num_images: int = 6) -> list[dict]:
+    """Load the saved folder as any user would and detect on the images with most objects; rows for `save_comparison`."""
+    detector = pipeline("object-detection", model=str(model_dir), device="cpu")
+    crowded = sorted(range(len(data.dataset)), key=lambda i: -len(data.dataset[i]["objects"]["category"]))
+    rows = []
+    for index in crowded[:: max(1, len(crowded) // (2 * num_images))][:num_images]:
+        entry = data.dataset[index]
+        objects = entry["objects"]
+        found = detector(entry["image"], threshold=threshold)
+        rows.append(
+            {
+                "image": entry["image"],
+                "truth": {
+                    "boxes": [(x, y, x + w, y + h) for x, y, w, h in objects["bbox"]],
+                    "labels": objects["category"],
+                    "texts": [
+                        data.id2label[category] + (" (crowd)" if iscrowd else "")
+                        for category, iscrowd in zip(objects["category"], objects["iscrowd"], strict=True)
+                    ],
+                },
+                "found": {
+                    "boxes": [tuple(one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")) for one in found],
+                    "labels": [detector.model.config.label2id[one["label"]] for one in found],
+                    "texts": [f"{one['label']} {one['score']:.2f}" for one in found],
+                },
+            }
+        )
+    return rows
+
+
+def run(arguments: DemoArguments) -> dict[str, float]:
+    """All of it. Returns the scores on the held-out images, which also stand in `results.json`."""
+    started = time.perf_counter()
+    output = Path(arguments.output_dir)
+    if (output / "results.json").exists():  # an earlier run of this demo; anything else is not ours to delete
+        shutil.rmtree(output)
+    if output.exists() and any(output.iterdir()):
+        sys.exit(f"error: {output} is not empty and holds no earlier demo; choose another --output-dir.")
+    output.mkdir(parents=True, exist_ok=True)
+    set_seed(arguments.seed)
+
+    print(f"Drawing {arguments.num_train_images} + {arguments.num_eval_images} scenes ...")
+    train_json = make_scenes(output / "data" / "train", arguments.num_train_images, seed=arguments.seed)
+    eval_json = make_scenes(output / "data" / "eval", arguments.num_eval_images, seed=arguments.seed + 1)
+    train_data = load_coco(train_json, train_json.parent)
+    eval_data = load_coco(eval_json, eval_json.parent, like=train_data)
+
+    print(f"Training on {torch.get_num_threads()} threads ...")
+    trainer = train(arguments, train_data, eval_data, output / "training")
+    scores = {name: value for name, value in trainer.evaluate().items() if "AP" in name or "AR" in name}
+    trainer.save_model(str(output / "model"))
+
+    print(f"Detecting with pipeline('object-detection', model='{output / 'model'}') ...")
+    rows = detect(output / "model", eval_data, arguments.threshold)
+    save_comparison(output / "detections.png", rows, f"detected, score > {arguments.threshold}")
+    save_curves(output / "curves.png", trainer.state)
+    scores["seconds"] = round(time.perf_counter() - started, 1)
+    (output / "results.json").write_text(json.dumps(scores, indent=2))
+
+    print(f"\nAP {scores['eval_AP']:.3f} (0.50:0.95), {scores['eval_AP50']:.3f} at 0.50, after {scores['seconds']:.0f} s")
+    for name in train_data.id2label.values():
+        print(f"  {name:10} {scores[f'eval_AP_{name}']:.3f}")
+    print(f"Look at {output / 'detections.png'} and {output / 'curves.png'}; the model is in {output / 'model'}.")
+    return scores
+
+
+def main() -> None:
+    run(HfArgumentParser(DemoArguments).parse_args_into_dataclasses()[0])
+
+
+if __name__ == "__main__":
+    main()

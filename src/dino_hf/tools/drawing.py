@@ -1,0 +1,83 @@
+"""Pictures for people: boxes on images, and curves of a training run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from transformers import TrainerState
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart; without the yellow, too light for thin lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def draw_boxes(
+    axes: Axes, image: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[int], texts: Sequence[str]
+) -> None:
+    """Show an image with boxes, coloured by class.
+
+    Args:
+        boxes: (x0, y0, x1, y1) in pixels.
+        labels: class indices.
+        texts: what is written at each box.
+    """
+    axes.imshow(np.asarray(image.convert("RGB")))
+    for (x0, y0, x1, y1), label, text in zip(boxes, labels, texts, strict=True):
+        colour = COLOURS[label % len(COLOURS)]
+        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=3))
+        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6))
+        axes.text(
+            x0 - 0.5,
+            max(y0 - 1.5, 0),
+            text,
+            fontsize=6.5,
+            color="white",
+            verticalalignment="bottom" if y0 > 8 else "top",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
+        )
+    axes.set_axis_off()
+
+
+def save_comparison(path: Path, rows: Sequence[dict], detections_title: str) -> None:
+    """A grid of images, annotations above detections.
+
+    Args:
+        rows: for each image `image`, and under `truth` and `found` a dictionary of `boxes`, `labels`, `texts`.
+        detections_title: says what the detections are, for example their threshold.
+    """
+    figure = Figure(figsize=(2.3 * len(rows), 5.0), layout="constrained", dpi=140)
+    grid = figure.subplots(2, len(rows), squeeze=False)
+    for column, row in enumerate(rows):
+        draw_boxes(grid[0, column], row["image"], **row["truth"])
+        draw_boxes(grid[1, column], row["image"], **row["found"])
+    grid[0, 0].set_title("annotated", loc="left", fontsize=9)
+    grid[1, 0].set_title(detections_title, loc="left", fontsize=9)
+    figure.savefig(path, facecolor="white")
+
+
+def save_curves(path: Path, state: TrainerState) -> None:
+    """Loss of training and evaluation, and AP, over steps, from what `Trainer` logged."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=140)
+    loss_axes, ap_axes = figure.subplots(1, 2)
+
+    def curve(axes: Axes, name: str, label: str, colour: str, **style) -> None:
+        points = [(entry["step"], entry[name]) for entry in state.log_history if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, **style)
+
+    curve(loss_axes, "loss", "training (with denoising)", COLOURS[0])
+    curve(loss_axes, "eval_loss", "held-out (matching only)", COLOURS[1], marker="o", markersize=4)
+    loss_axes.set_ylabel("loss")
+    curve(ap_axes, "eval_AP", "AP (0.50:0.95)", COLOURS[0], marker="o", markersize=4)
+    curve(ap_axes, "eval_AP50", "AP at IoU 0.50", COLOURS[1], marker="s", markersize=4)
+    ap_axes.set_ylabel("average precision")
+    ap_axes.set_ylim(0, 1)
+    for axes in (loss_axes, ap_axes):
+        axes.set_xlabel("step")
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, facecolor="white")

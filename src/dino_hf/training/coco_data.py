@@ -1,0 +1,167 @@
+"""A folder of images with a COCO json -> batches for the model."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..targets import PADDING_LABEL
+
+_FEATURES = Features(
+    {
+        "image_id": Value("int64"),
+        "image": Image(),
+        "width": Value("int64"),
+        "height": Value("int64"),
+        "objects": {
+            "id": List(Value("int64")),
+            "category": List(Value("int64")),
+            "bbox": List(List(Value("float64"), length=4)),
+            "area": List(Value("float64")),
+            "iscrowd": List(Value("int64")),
+        },
+    }
+)
+
+
+class CocoData(NamedTuple):
+    """A data set and its class space."""
+
+    dataset: Dataset  # image_id, image, width, height, objects: {id, category (index), bbox (x, y, w, h), area, iscrowd}
+    id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
+    category_ids: list[int]  # class index -> original category id of the json, which may have gaps
+
+
+def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData | None = None) -> CocoData:
+    """Read COCO annotations. Categories are numbered 0 to K - 1 in the order of their original ids.
+
+    Args:
+        annotation_file: json with `images`, `annotations` and `categories`.
+        image_dir: folder that the `file_name`s are relative to.
+        like: the training data, whose categories these data must have (they may lack some).
+    Returns:
+        the data in Arrow form; images are read when they are asked for.
+    Raises:
+        FileNotFoundError: the json or an image is missing.
+        ValueError: what is wrong with the json.
+    """
+    annotation_file, image_dir = Path(annotation_file), Path(image_dir)
+    if not annotation_file.is_file():
+        raise FileNotFoundError(f"There is no annotation file {annotation_file}.")
+    try:
+        content = json.loads(annotation_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{annotation_file} is not valid json: {error}.") from error
+    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise ValueError(f"{annotation_file} is not in COCO format: it has no {sorted(missing)}.")
+
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    category_ids = sorted(names) if like is None else like.category_ids
+    if not category_ids:
+        raise ValueError(f"{annotation_file} has no categories; each needs an id and a name.")
+    if unknown := sorted(set(names) - set(category_ids)):
+        raise ValueError(f"{annotation_file} has the categories {unknown}, which the training data do not have.")
+    index_of = {category_id: index for index, category_id in enumerate(category_ids)}
+    id2label = like.id2label if like else {index_of[category_id]: names[category_id] for category_id in category_ids}
+
+    objects = defaultdict(lambda: {name: [] for name in _FEATURES["objects"]})
+    for entry in content["annotations"]:
+        if entry["category_id"] not in index_of:
+            raise ValueError(
+                f"{annotation_file}: annotation {entry['id']} has category_id={entry['category_id']}, but the categories "
+                f"are {category_ids}."
+            )
+        x, y, width, height = entry["bbox"]
+        of_image = objects[entry["image_id"]]
+        of_image["id"].append(entry["id"])
+        of_image["category"].append(index_of[entry["category_id"]])
+        of_image["bbox"].append([x, y, width, height])
+        of_image["area"].append(entry.get("area", width * height))
+        of_image["iscrowd"].append(entry.get("iscrowd", 0))
+
+    images = content["images"]
+    if not images:
+        raise ValueError(f"{annotation_file} lists no images.")
+    if strangers := set(objects) - {image["id"] for image in images}:
+        raise ValueError(f"{annotation_file}: annotations name image_id={min(strangers)}, which is not among the images.")
+    for image in images:
+        if not (image_dir / image["file_name"]).is_file():
+            raise FileNotFoundError(f"{image_dir / image['file_name']}, listed in {annotation_file}, does not exist.")
+    columns = {
+        "image_id": [image["id"] for image in images],
+        "image": [str(image_dir / image["file_name"]) for image in images],
+        "width": [image["width"] for image in images],
+        "height": [image["height"] for image in images],
+        "objects": [objects[image["id"]] for image in images],
+    }
+    return CocoData(Dataset.from_dict(columns, features=_FEATURES), id2label, category_ids)
+
+
+class DetectionTransform:
+    """Rows of `load_coco` -> inputs of the model, unpadded. For `dataset.with_transform(DetectionTransform(processor))`;
+    `Trainer` then needs `remove_unused_columns=False`, or it takes the images away first.
+
+    Args:
+        image_processor: a `DinoDetrImageProcessor`, or another one with its interface.
+    """
+
+    def __init__(self, image_processor):
+        self.image_processor = image_processor
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        """Columns as lists -> `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors."""
+        samples = {"pixel_values": [], "labels": []}
+        for image_id, image, objects in zip(rows["image_id"], rows["image"], rows["objects"], strict=True):
+            annotations = [
+                {"bbox": bbox, "category_id": category, "area": area, "iscrowd": iscrowd}
+                for bbox, category, area, iscrowd in zip(
+                    objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True
+                )
+            ]
+            sample = self.image_processor(
+                images=[image],
+                annotations=[{"image_id": image_id, "annotations": annotations}],
+                do_pad=False,  # one by one: images of a batch differ in size, the collator pads them
+                return_tensors="pt",
+            )
+            samples["pixel_values"].append(sample["pixel_values"][0])
+            samples["labels"].append(dict(sample["labels"][0]))
+        return samples
+
+
+class DetectionCollator:
+    """Samples of `DetectionTransform` -> a batch: images padded at the right and bottom, labels as padded tensors, which
+    `Trainer` can gather over batches and processes (lists of dictionaries it cannot)."""
+
+    def __call__(self, samples: list[dict]) -> dict[str, Tensor | dict[str, Tensor]]:
+        """
+        Returns:
+            pixel_values (B, 3, h, w), pixel_mask (B, h, w) 1 on the image, and labels: class_labels (B, M) padded with -100,
+            boxes (B, M, 4), image_id (B), orig_size (B, 2) as (height, width).
+        """
+        images = [sample["pixel_values"] for sample in samples]
+        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        pixel_values = images[0].new_zeros(len(images), 3, height, width)
+        pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)
+        for index, image in enumerate(images):
+            pixel_values[index, :, : image.shape[1], : image.shape[2]] = image
+            pixel_mask[index, : image.shape[1], : image.shape[2]] = 1
+        labels = [sample["labels"] for sample in samples]
+        return {
+            "pixel_values": pixel_values,
+            "pixel_mask": pixel_mask,
+            "labels": {
+                "class_labels": pad_sequence(
+                    [entry["class_labels"] for entry in labels], batch_first=True, padding_value=PADDING_LABEL
+                ),
+                "boxes": pad_sequence([entry["boxes"] for entry in labels], batch_first=True),
+                "image_id": torch.cat([entry["image_id"].reshape(1) for entry in labels]),
+                "orig_size": torch.stack([entry["orig_size"] for entry in labels]),
+            },
+        }

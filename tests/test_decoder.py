@@ -1,0 +1,212 @@
+import math
+
+import pytest
+import torch
+from helpers import NUM_LABELS, num_tokens, randomize, tiny_config, tiny_levels
+from torch import nn
+
+from dino_hf.decoder import DinoDetrDecoder, DinoDetrDecoderLayer, DinoDetrSelfAttention, QKVLinear
+from dino_hf.denoising import denoising_attention_mask
+from dino_hf.recording import Record
+
+LEVELS = tiny_levels()
+NOTHING = Record.of(hidden_states=False, attentions=False)
+
+
+def tiny_decoder(attention="sdpa", **changes) -> DinoDetrDecoder:
+    config = tiny_config(num_feature_levels=3, **changes)
+    config._attn_implementation = attention
+    return randomize(DinoDetrDecoder(config), scale=0.1).eval()
+
+
+def random_inputs(num_queries=6):
+    """queries, references, memory, levels"""
+    references = 0.2 + 0.6 * torch.rand(2, num_queries, 4)
+    return torch.randn(2, num_queries, 32), references, torch.randn(2, num_tokens(LEVELS), 32), LEVELS
+
+
+def transcribed_decoder(decoder, queries, references, memory, levels, mask):
+    """The loop of the original release, its position embedding and the head loop of its outer model."""
+    ratios = torch.cat([levels.valid_ratios] * 2, dim=-1)
+    outputs, starts = [], [references]
+    for index, layer in enumerate(decoder.layers):
+        first_level = references * ratios[:, None, 0]
+        frequency = 10_000 ** (2 * torch.div(torch.arange(16), 2, rounding_mode="floor") / 16)
+        parts = []
+        for axis in (1, 0, 2, 3):
+            angle = first_level[..., axis, None] * 2 * math.pi / frequency
+            parts.append(torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], dim=-1).flatten(-2))
+        first, second = decoder.position_mlp.layers
+        position = second(first(torch.cat(parts, dim=-1)).relu())
+        queries = layer(queries, position, references, memory, levels, mask, NOTHING)
+        head = decoder.heads[index % len(decoder.heads)]
+        moved = (head.box_head(queries) + torch.special.logit(references, eps=1e-3)).sigmoid()
+        references = moved.detach()
+        starts.append(moved)
+        outputs.append(decoder.norm(queries))
+    boxes, logits = [], []
+    for index, (start, output) in enumerate(zip(starts[:-1], outputs, strict=True)):
+        head = decoder.heads[index % len(decoder.heads)]
+        boxes.append((head.box_head(output) + torch.special.logit(start, eps=1e-3)).sigmoid())
+        logits.append(head.class_head(output))
+    return torch.stack(outputs), torch.stack(logits), torch.stack(boxes)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_decoder_agrees_in_values_and_gradients_with_a_transcription_of_the_original_loop(share, masked):
+    decoder = tiny_decoder(share_decoder_heads=share)
+    inputs = random_inputs()
+    mask = denoising_attention_mask(2, 1, 4) if masked else None
+    results = []
+    for decoded in (decoder(*inputs, mask, NOTHING), transcribed_decoder(decoder, *inputs, mask)):
+        decoder.zero_grad()
+        sum(part.square().sum() for part in decoded).backward()
+        results.append([*decoded, *(parameter.grad for parameter in decoder.parameters())])
+    # float32, in another order of operations; gradients are sums over all queries and layers
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_of_all_layers_have_one_form():
+    decoded = tiny_decoder()(*random_inputs(), None, NOTHING)
+    assert decoded.hidden_states.shape == (3, 2, 6, 32)
+    assert decoded.logits.shape == (3, 2, 6, NUM_LABELS)
+    assert decoded.boxes.shape == (3, 2, 6, 4)
+    assert ((decoded.boxes >= 0) & (decoded.boxes <= 1)).all()
+
+
+def test_split_gives_the_first_queries_and_the_others():
+    decoded = tiny_decoder()(*random_inputs(), None, NOTHING)
+    first, others = decoded.split(2)
+    for whole, a, b in zip(decoded, first, others, strict=True):
+        assert a.shape[2] == 2
+        assert torch.equal(torch.cat([a, b], dim=2), whole)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_look_forward_twice_trains_the_box_head_of_a_layer_and_of_the_one_before(layer):
+    decoder = tiny_decoder(share_decoder_heads=False)
+    decoder(*random_inputs(), None, NOTHING).boxes[layer].sum().backward()
+    reached = [
+        index
+        for index, head in enumerate(decoder.heads)
+        if any(parameter.grad is not None and parameter.grad.any() for parameter in head.box_head.parameters())
+    ]
+    assert reached == [index for index in (layer - 1, layer) if index >= 0]
+
+
+def test_where_queries_look_carries_no_gradient_to_boxes():
+    decoder = tiny_decoder(share_decoder_heads=False)
+    decoder(*random_inputs(), None, NOTHING).logits[-1].sum().backward()
+    for head in decoder.heads:
+        assert all(parameter.grad is None or not parameter.grad.any() for parameter in head.box_head.parameters())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_matching_queries_do_not_notice_denoising_queries(attention, groups):
+    decoder = tiny_decoder(attention)
+    queries, references, memory, levels = random_inputs()
+    num_denoising = groups * 4
+    more_queries = torch.cat([torch.randn(2, num_denoising, 32), queries], dim=1)
+    more_references = torch.cat([torch.rand(2, num_denoising, 4), references], dim=1)
+    mask = denoising_attention_mask(groups, 4, 6)
+    alone = decoder(queries, references, memory, levels, None, NOTHING)
+    _, beside = decoder(more_queries, more_references, memory, levels, mask, NOTHING).split(num_denoising)
+    for a, b in zip(alone, beside, strict=True):
+        # sums of another length in float32
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_denoising_queries_notice_their_own_group_only():
+    decoder = tiny_decoder()
+    queries, references, memory, levels = random_inputs(2 * 4 + 6)
+    mask = denoising_attention_mask(2, 4, 6)
+    changed = queries.clone()
+    changed[:, 5] += 1  # of the second group
+    before = decoder(queries, references, memory, levels, mask, NOTHING).logits
+    after = decoder(changed, references, memory, levels, mask, NOTHING).logits
+    moved = (before - after).abs().amax((0, 1, 3)) > 1e-6  # far below what a change of 1 does, far above rounding
+    assert moved.tolist() == [False] * 4 + [True] * 4 + [False] * 6
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_eager_attention_equals_sdpa(masked):
+    eager, sdpa = tiny_decoder("eager"), tiny_decoder("sdpa")
+    sdpa.load_state_dict(eager.state_dict())
+    inputs = random_inputs()
+    mask = denoising_attention_mask(1, 2, 4) if masked else None
+    for a, b in zip(eager(*inputs, mask, NOTHING), sdpa(*inputs, mask, NOTHING), strict=True):
+        # sums in another order in float32
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_self_attention_agrees_with_that_of_torch(attention):
+    config = tiny_config()
+    config._attn_implementation = attention
+    ours, theirs = randomize(DinoDetrSelfAttention(config)), nn.MultiheadAttention(32, 4, batch_first=True)
+    projections = (ours.q_proj, ours.k_proj, ours.v_proj)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([projection.weight for projection in projections]))
+        theirs.in_proj_bias.copy_(torch.cat([projection.bias for projection in projections]))
+        theirs.out_proj.load_state_dict(ours.o_proj.state_dict())
+    queries, position, mask = torch.randn(2, 7, 32), torch.randn(2, 7, 32), denoising_attention_mask(2, 2, 3)
+    placed = queries + position
+    expected, expected_weights = theirs(placed, placed, queries, attn_mask=~mask, average_attn_weights=False)
+    result, weights = ours(queries, position, mask, need_weights=True)
+    # sums in another order in float32
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    unweighted, _ = ours(queries, position, mask, need_weights=False)
+    torch.testing.assert_close(unweighted, expected, rtol=0, atol=1e-5)
+
+
+def test_projections_of_self_attention_start_as_parts_of_one_matrix():
+    weight = QKVLinear(32, 32).weight
+    bound = math.sqrt(6 / (32 + 3 * 32))
+    assert 0.95 * bound < weight.abs().max() <= bound
+    assert not QKVLinear(32, 32).bias.any()
+
+
+def test_a_layer_runs_self_attention_then_cross_attention_then_feed_forward():
+    layer = randomize(DinoDetrDecoderLayer(tiny_config(num_feature_levels=3)))
+    queries, references, memory, levels = random_inputs()
+    position = torch.randn(2, 6, 32)
+    x = layer.self_attn_norm(queries + layer.self_attn(queries, position, None, True)[0])
+    x = layer.cross_attn_norm(x + layer.cross_attn(x + position, references, memory, levels)[0])
+    expected = layer.mlp_norm(x + layer.mlp(x))
+    record = Record.of(hidden_states=False, attentions=True)  # asks for weights, as above
+    torch.testing.assert_close(layer(queries, position, references, memory, levels, None, record), expected)
+
+
+def test_the_record_holds_every_layer():
+    queries, references, memory, levels = random_inputs()
+    record = Record.of(hidden_states=True, attentions=True)
+    decoder = tiny_decoder()
+    decoded = decoder(queries, references, memory, levels, None, record)
+    assert len(record.hidden_states) == 3 + 1
+    assert torch.equal(record.hidden_states[0], queries)
+    torch.testing.assert_close(decoder.norm(record.hidden_states[-1]), decoded.hidden_states[-1])
+    assert [weights.shape for weights in record.attentions] == [(2, 4, 6, 6)] * 3
+    assert [weights.shape for weights in record.cross_attentions] == [(2, 6, 4, 3, 3)] * 3
+
+
+@pytest.mark.parametrize(("share", "num_heads"), [(True, 1), (False, 3)])
+def test_heads_are_shared_or_one_for_each_layer(share, num_heads):
+    assert len(tiny_decoder(share_decoder_heads=share).heads) == num_heads
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_every_parameter_gets_a_gradient(share):
+    decoder = tiny_decoder(share_decoder_heads=share)
+    decoded = decoder(*random_inputs(), None, NOTHING)
+    (decoded.logits.sum() + decoded.boxes.sum()).backward()
+    assert [name for name, parameter in decoder.named_parameters() if parameter.grad is None] == []
+
+
+def test_boxes_are_float32_in_a_model_of_half_precision():
+    queries, references, memory, levels = random_inputs()
+    decoded = tiny_decoder().bfloat16()(queries.bfloat16(), references, memory.bfloat16(), levels, None, NOTHING)
+    assert decoded.boxes.dtype == torch.float32
+    assert decoded.logits.dtype == torch.bfloat16

@@ -1,0 +1,177 @@
+import pytest
+import torch
+from helpers import NUM_LABELS, tiny_config, tiny_labels
+
+from dino_hf.box_ops import cxcywh_to_xyxy
+from dino_hf.denoising import DinoDetrDenoising, count_groups, denoising_attention_mask
+from dino_hf.targets import collect_targets
+
+
+def denoise(*counts, num_queries=6, **changes):
+    module = DinoDetrDenoising(tiny_config(**changes))
+    targets = collect_targets(tiny_labels(*counts), len(counts), NUM_LABELS, "cpu")
+    return module, targets, module(targets, num_queries)
+
+
+def places(targets, groups, largest):
+    """(group, image, target, query of the positive, query of the negative) by the release's layout."""
+    return [
+        (group, image, target, group * 2 * largest + j, group * 2 * largest + largest + j)
+        for group in range(groups)
+        for target, (image, j) in enumerate(zip(targets.image.tolist(), targets.position.tolist(), strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num_denoising", "largest", "groups"),
+    [
+        (100, 0, 1),  # no boxes
+        (100, 1, 100),
+        (100, 3, 33),  # 200 // 6
+        (100, 100, 1),
+        (100, 250, 1),  # at least one
+        (50, 7, 7),  # 100 // 14
+        (49, 7, 98),  # below 50 pairs the number counts groups
+        (1, 40, 2),
+    ],
+)
+def test_groups_are_counted_as_in_the_release(num_denoising, largest, groups):
+    assert count_groups(num_denoising, largest) == groups
+
+
+def test_every_image_gets_all_groups_of_its_fullest_image():
+    module, targets, denoising = denoise(3, 0, 2)
+    assert denoising.num_groups == 100 // 6
+    total = denoising.num_groups * 2 * 3
+    assert denoising.content.shape == (3, total, 32)
+    assert denoising.references.shape == (3, total, 4)
+    assert denoising.attention_mask.shape == (total + 6, total + 6)
+
+
+def test_without_noise_positives_and_negatives_are_the_boxes_and_labels():
+    module, targets, denoising = denoise(3, 0, 2, box_noise_scale=0, label_noise_ratio=0)
+    for _, image, target, positive, negative in places(targets, denoising.num_groups, 3):
+        label = module.label_embedding.weight[targets.class_labels[target]]
+        for query in (positive, negative):
+            assert torch.equal(denoising.content[image, query], label)
+            # there and back through the logit
+            torch.testing.assert_close(denoising.references[image, query], targets.boxes[target])
+
+
+def test_queries_without_a_box_are_empty_boxes_in_the_middle():
+    _, targets, denoising = denoise(3, 0, 2)
+    used = torch.zeros(denoising.content.shape[:2], dtype=torch.bool)
+    for _, image, _, positive, negative in places(targets, denoising.num_groups, 3):
+        used[image, [positive, negative]] = True
+    assert not used[1].any()
+    assert not denoising.content[~used].any()
+    assert (denoising.references[~used] == 0.5).all()
+    assert denoising.content[used].any(-1).all()
+
+
+def test_matches_give_each_positive_its_own_target():
+    _, targets, denoising = denoise(3, 0, 2)
+    matches = denoising.matches
+    found = list(zip(*(index.tolist() for index in matches), strict=True))
+    expected = [(0, image, positive, target) for _, image, target, positive, _ in places(targets, denoising.num_groups, 3)]
+    assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("scale", [0.4, 0.3])
+def test_sides_of_positives_move_less_than_those_of_negatives(scale):
+    """With a scale below 0.5, a side never crosses its box, and boxes well inside are not cut at the border."""
+    _, targets, denoising = denoise(3, 0, 2, box_noise_scale=scale, num_denoising=300)
+    shares = {"positive": [], "negative": []}
+    signs = set()
+    for _, image, target, positive, negative in places(targets, denoising.num_groups, 3):
+        half_size = targets.boxes[target, 2:].repeat(2) / 2
+        for name, query in (("positive", positive), ("negative", negative)):
+            shift = cxcywh_to_xyxy(denoising.references[image, query]) - cxcywh_to_xyxy(targets.boxes[target])
+            shares[name].append((shift / half_size / scale).abs())
+            signs.add(tuple(shift.sign().tolist()))
+    positive, negative = (torch.stack(shares[name]) for name in ("positive", "negative"))
+    rounding = 1e-3  # of float32, through the logit and divided by small sizes
+    assert positive.min() >= 0
+    assert positive.max() <= 1 + rounding
+    assert negative.min() >= 1 - rounding
+    assert negative.max() <= 2 + rounding
+    # 500 boxes with 4 sides each, uniform: the mean of 2000 draws is within 5 standard errors of 0.0065
+    assert positive.mean().item() == pytest.approx(0.5, abs=0.04)
+    assert negative.mean().item() == pytest.approx(1.5, abs=0.04)
+    assert len(signs) == 2**4  # each side has a sign of its own
+
+
+def test_groups_are_noised_independently():
+    _, _, denoising = denoise(3, 2)
+    first, second = denoising.references.unflatten(1, (denoising.num_groups, 6))[:, :2, :2].unbind(1)
+    assert (first != second).any(-1).all()
+
+
+def test_noised_boxes_stay_inside_the_image():
+    module = DinoDetrDenoising(tiny_config(box_noise_scale=1.0))
+    boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.02, 0.95, 0.04, 0.1]])
+    targets = collect_targets([{"class_labels": [0, 1], "boxes": boxes}, *tiny_labels(0)], 2, NUM_LABELS, "cpu")
+    references = module(targets, 6).references
+    eps = 1e-3  # of the inverse sigmoid: no reference is nearer to 0 or 1
+    assert references.min() >= eps * 0.99
+    assert references.max() <= 1 - eps * 0.99
+
+
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_half_the_ratio_of_the_labels_is_drawn_anew_from_all_classes(ratio):
+    module, targets, _ = denoise(3, 0, 2, num_denoising=600, label_noise_ratio=ratio)
+    with torch.no_grad():  # the embedding tells which label was looked up
+        module.label_embedding.weight.copy_(torch.eye(NUM_LABELS + 1, 32))
+    denoising = module(targets, 6)
+    drawn = []
+    for _, image, target, positive, negative in places(targets, denoising.num_groups, 3):
+        true = int(targets.class_labels[target])
+        drawn += [(int(denoising.content[image, query].argmax()) - true) % NUM_LABELS for query in (positive, negative)]
+        assert denoising.content[image, positive].sum() == 1  # and the spare row never is
+        assert denoising.content[image, positive, NUM_LABELS:].sum() == 0
+    counts = torch.bincount(torch.tensor(drawn), minlength=NUM_LABELS) / len(drawn)
+    redrawn = 0.5 * ratio
+    expected = torch.full((NUM_LABELS,), redrawn / NUM_LABELS)
+    expected[0] += 1 - redrawn
+    # 2000 draws: the standard error of a share is at most 0.011
+    torch.testing.assert_close(counts, expected, rtol=0, atol=0.045)
+
+
+@pytest.mark.parametrize(("groups", "size", "queries"), [(1, 2, 3), (3, 4, 5), (2, 0, 4), (16, 6, 15)])
+def test_the_attention_mask_agrees_with_a_loop_over_pairs(groups, size, queries):
+    mask = denoising_attention_mask(groups, size, queries)
+    num_denoising = groups * size
+    assert mask.dtype == torch.bool
+    assert mask.shape == (num_denoising + queries, num_denoising + queries)
+    for row in range(num_denoising + queries):
+        for column in range(num_denoising + queries):
+            if column >= num_denoising:
+                allowed = True  # all see the matching queries
+            elif row >= num_denoising:
+                allowed = False  # and those see no denoising query
+            else:
+                allowed = row // size == column // size
+            assert mask[row, column] == allowed, (row, column)
+
+
+def test_without_boxes_there_are_no_queries_but_the_label_embedding_gets_a_gradient():
+    module, _, denoising = denoise(0, 0)
+    assert denoising.content.shape == (2, 0, 32)
+    assert denoising.references.shape == (2, 0, 4)
+    assert denoising.attention_mask.all()
+    assert denoising.attention_mask.shape == (6, 6)
+    assert all(len(index) == 0 for index in denoising.matches)
+    denoising.content.sum().backward()
+    assert module.label_embedding.weight.grad is not None
+
+
+def test_the_gradient_reaches_the_labels_that_were_looked_up():
+    module, targets, denoising = denoise(3, 0, 2, label_noise_ratio=0)
+    denoising.content.sum().backward()
+    touched = module.label_embedding.weight.grad.any(-1).nonzero().flatten().tolist()
+    assert touched == sorted(set(targets.class_labels.tolist()))
+
+
+def test_references_carry_no_gradient():
+    _, _, denoising = denoise(3, 0, 2)
+    assert not denoising.references.requires_grad

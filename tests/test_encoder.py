@@ -1,0 +1,86 @@
+import pytest
+import torch
+from helpers import num_tokens, randomize, tiny_config, tiny_levels
+
+from dino_hf.encoder import DinoDetrEncoder, DinoDetrEncoderLayer
+from dino_hf.feature_levels import cell_centers
+from dino_hf.position_embedding import embed_map
+from dino_hf.recording import Record
+
+LEVELS = tiny_levels()
+NOTHING = Record.of(hidden_states=False, attentions=False)
+
+
+def tiny_encoder(**changes) -> DinoDetrEncoder:
+    return randomize(DinoDetrEncoder(tiny_config(num_feature_levels=3, **changes)), scale=0.1).eval()
+
+
+def random_tokens() -> torch.Tensor:
+    return torch.randn(2, num_tokens(LEVELS), 32)
+
+
+def test_a_layer_adds_attention_and_feed_forward_and_norms_behind_each():
+    layer = randomize(DinoDetrEncoderLayer(tiny_config(num_feature_levels=3)))
+    tokens, position, references = random_tokens(), random_tokens(), cell_centers(LEVELS)
+    attended, _ = layer.self_attn(tokens + position, references, tokens, LEVELS)
+    middle = layer.self_attn_norm(tokens + attended)
+    hidden = layer.mlp.fc2(layer.mlp.fc1(middle).relu())
+    expected = layer.mlp_norm(middle + hidden)
+    torch.testing.assert_close(layer(tokens, position, references, LEVELS, NOTHING), expected)
+
+
+@pytest.mark.parametrize(("temperature", "offset"), [(20, 0), (10_000, -0.5)])
+def test_tokens_are_placed_by_cell_and_by_level(temperature, offset):
+    encoder = tiny_encoder(position_temperature=temperature, position_offset=offset)
+    tokens, place = random_tokens(), []
+    for level, (mask, (height, width)) in enumerate(zip(LEVELS.split(LEVELS.padding_mask), LEVELS.shapes, strict=True)):
+        sine = embed_map(mask.view(2, height, width), 32, temperature, offset)
+        for row in range(height):
+            place += [sine[:, :, row, column] + encoder.level_embed.weight[level] for column in range(width)]
+    place = torch.stack(place, dim=1)
+    expected = tokens
+    for layer in encoder.layers:
+        expected = layer(expected, place, cell_centers(LEVELS), LEVELS, NOTHING)
+    torch.testing.assert_close(encoder(tokens, LEVELS, NOTHING), expected)
+
+
+def test_the_content_of_padding_reaches_no_other_token():
+    encoder, tokens = tiny_encoder(), random_tokens()
+    changed = torch.where(LEVELS.padding_mask[..., None], 50.0, tokens)
+    before, after = encoder(tokens, LEVELS, NOTHING), encoder(changed, LEVELS, NOTHING)
+    inside = ~LEVELS.padding_mask
+    assert torch.equal(before[inside], after[inside])
+    assert not torch.equal(before, after)
+
+
+def test_the_images_of_a_batch_do_not_see_each_other():
+    encoder, tokens = tiny_encoder(), random_tokens()
+    changed = torch.stack([tokens[0] + 1, tokens[1]])
+    before, after = encoder(tokens, LEVELS, NOTHING), encoder(changed, LEVELS, NOTHING)
+    assert torch.equal(before[1], after[1])
+    assert not torch.equal(before[0], after[0])
+
+
+def test_the_record_holds_the_input_and_the_output_of_each_layer():
+    encoder, tokens = tiny_encoder(), random_tokens()
+    record = Record.of(hidden_states=True, attentions=True)
+    memory = encoder(tokens, LEVELS, record)
+    assert len(record.hidden_states) == 2 + 1
+    assert torch.equal(record.hidden_states[0], tokens)
+    assert torch.equal(record.hidden_states[-1], memory)
+    assert [weights.shape for weights in record.attentions] == [(2, num_tokens(LEVELS), 4, 3, 2)] * 2
+    for weights in record.attentions:
+        torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, num_tokens(LEVELS), 4))
+
+
+def test_nothing_is_recorded_unless_somebody_asks():
+    record = Record.of(hidden_states=False, attentions=False)
+    tiny_encoder()(random_tokens(), LEVELS, record)
+    assert record.as_tuples() == (None, None, None)
+
+
+def test_every_parameter_gets_a_gradient():
+    encoder = tiny_encoder()
+    encoder(random_tokens(), LEVELS, NOTHING).square().sum().backward()
+    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+    assert encoder.level_embed.weight.grad.any(-1).all()

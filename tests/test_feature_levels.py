@@ -1,0 +1,71 @@
+import pytest
+import torch
+from helpers import tiny_levels
+
+from dino_hf.feature_levels import cell_centers, describe_levels, flatten_maps
+
+SHAPES = ((6, 9), (3, 5), (1, 2))
+
+
+def test_tokens_run_level_after_level_and_row_after_row():
+    maps = [torch.randn(2, 4, *shape) for shape in SHAPES]
+    tokens = flatten_maps(maps)
+    expected = [
+        level[:, :, row, column] for level in maps for row in range(level.shape[2]) for column in range(level.shape[3])
+    ]
+    assert torch.equal(tokens, torch.stack(expected, dim=1))
+
+
+def test_split_gives_back_the_tokens_of_each_level():
+    maps = [torch.randn(2, 4, *shape) for shape in SHAPES]
+    parts = tiny_levels().split(flatten_maps(maps))
+    assert len(parts) == len(maps)
+    for part, level in zip(parts, maps, strict=True):
+        assert torch.equal(part, level.flatten(2).transpose(1, 2))
+
+
+def test_padding_mask_and_shapes_follow_the_tokens():
+    masks = [torch.rand(2, *shape) > 0.5 for shape in SHAPES]
+    levels = describe_levels(masks)
+    assert levels.shapes == SHAPES
+    assert torch.equal(levels.padding_mask, flatten_maps([mask[:, None] for mask in masks])[..., 0])
+
+
+def test_valid_ratios_are_shares_of_width_and_height():
+    levels = tiny_levels(valid=((6, 9), (4, 5)))
+    expected = torch.tensor([[[1, 1], [1, 1], [1, 1]], [[5 / 9, 4 / 6], [3 / 5, 2 / 3], [1 / 1, 1]]])
+    expected[1, 2, 0] = 1.0  # the second of two columns begins at 1/2 of the map, before the image ends at 5/9
+    torch.testing.assert_close(levels.valid_ratios, expected)
+
+
+@pytest.mark.parametrize("valid", [((6, 9), (4, 5)), ((2, 3), (6, 1))])
+def test_cell_centers_agree_with_a_loop_over_cells(valid):
+    levels = tiny_levels(SHAPES, valid)
+    centers = cell_centers(levels)
+    for image in range(2):
+        expected = []
+        for (height, width), mask in zip(SHAPES, levels.split(levels.padding_mask), strict=True):
+            inside = ~mask[image].view(height, width)
+            valid_height, valid_width = int(inside[:, 0].sum()), int(inside[0].sum())
+            expected += [
+                ((column + 0.5) / valid_width, (row + 0.5) / valid_height)
+                for row in range(height)
+                for column in range(width)
+            ]
+        torch.testing.assert_close(centers[image], torch.tensor(expected))
+
+
+def test_cell_centers_lie_inside_the_image_exactly_where_there_is_no_padding():
+    levels = tiny_levels()
+    inside = (cell_centers(levels) < 1).all(-1)
+    assert torch.equal(inside, ~levels.padding_mask)
+    assert levels.padding_mask.any()
+
+
+def test_no_rounding_moves_a_center():
+    # 167 columns of which 143 are valid: 143 / 167 in float32 times 167 is not 143
+    masks = [torch.zeros(2, 3, 167, dtype=torch.bool)]
+    masks[0][1, :, 143:] = True
+    centers = cell_centers(describe_levels(masks)).unflatten(1, (3, 167))
+    expected = (torch.arange(167) + 0.5) / 143
+    assert torch.equal(centers[1, 0, :, 0], expected)
