@@ -24,7 +24,7 @@ demo: $(VENV)/installed
 
 # Two workers with one thread each: faster on two cores than one worker with two threads.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # The same suite with exactly the lower bounds of pyproject.toml, in an environment of its own.
 $(OLDEST)/installed: pyproject.toml
@@ -34,7 +34,7 @@ $(OLDEST)/installed: pyproject.toml
 	@touch $@
 
 test-oldest: $(OLDEST)/installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

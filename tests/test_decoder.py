@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from helpers import NUM_LABELS, num_tokens, randomize, tiny_config, tiny_levels
 from torch import nn
 
 from dino_hf.decoder import DinoDetrDecoder, DinoDetrDecoderLayer, DinoDetrSelfAttention, QKVLinear
 from dino_hf.denoising import denoising_attention_mask
 from dino_hf.recording import Record
+from helpers import NUM_LABELS, num_tokens, randomize, tiny_config, tiny_levels
 
 LEVELS = tiny_levels()
 NOTHING = Record.of(hidden_states=False, attentions=False)

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from helpers import NUM_LABELS, tiny_config, tiny_labels
 
 from dino_hf.box_ops import cxcywh_to_xyxy
 from dino_hf.denoising import DinoDetrDenoising, count_groups, denoising_attention_mask
 from dino_hf.targets import collect_targets
+from helpers import NUM_LABELS, tiny_config, tiny_labels
 
 
 def denoise(*counts, num_queries=6, **changes):
@@ -40,7 +40,7 @@ def test_groups_are_counted_as_in_the_release(num_denoising, largest, groups):
 
 
 def test_every_image_gets_all_groups_of_its_fullest_image():
-    module, targets, denoising = denoise(3, 0, 2)
+    _, _, denoising = denoise(3, 0, 2)
     assert denoising.num_groups == 100 // 6
     total = denoising.num_groups * 2 * 3
     assert denoising.content.shape == (3, total, 32)
@@ -73,7 +73,9 @@ def test_matches_give_each_positive_its_own_target():
     _, targets, denoising = denoise(3, 0, 2)
     matches = denoising.matches
     found = list(zip(*(index.tolist() for index in matches), strict=True))
-    expected = [(0, image, positive, target) for _, image, target, positive, _ in places(targets, denoising.num_groups, 3)]
+    expected = [
+        (0, image, positive, target) for _, image, target, positive, _ in places(targets, denoising.num_groups, 3)
+    ]
     assert sorted(found) == sorted(expected)
 
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from helpers import num_tokens, randomize, tiny_config, tiny_levels
 
 from dino_hf.encoder import DinoDetrEncoder, DinoDetrEncoderLayer
 from dino_hf.feature_levels import cell_centers
 from dino_hf.position_embedding import embed_map
 from dino_hf.recording import Record
+from helpers import num_tokens, randomize, tiny_config, tiny_levels
 
 LEVELS = tiny_levels()
 NOTHING = Record.of(hidden_states=False, attentions=False)

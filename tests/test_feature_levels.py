@@ -1,8 +1,8 @@
 import pytest
 import torch
-from helpers import tiny_levels
 
 from dino_hf.feature_levels import cell_centers, describe_levels, flatten_maps
+from helpers import tiny_levels
 
 SHAPES = ((6, 9), (3, 5), (1, 2))
 

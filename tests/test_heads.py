@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from helpers import randomize
 
 from dino_hf.heads import ClassHead, DetectionHead
+from helpers import randomize
 
 
 def test_classes_start_at_a_probability_of_one_percent():

@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
-from helpers import NUM_LABELS, tiny_labels
 
 from dino_hf.matcher import CostWeights, Matches, match, matching_cost, repeat_matches
 from dino_hf.targets import collect_targets
+from helpers import NUM_LABELS, tiny_labels
 
 WEIGHTS = CostWeights(2.0, 5.0, 2.0)
 ALPHA = 0.25
@@ -78,7 +78,9 @@ def test_matches_are_the_cheapest_of_all_assignments(counts):
     for (layer, image), rows in slow_costs(logits, boxes, targets).items():
         count = counts[image]
         if count <= 4:
-            options = [list(zip(queries, range(count), strict=True)) for queries in itertools.permutations(range(4), count)]
+            options = [
+                list(zip(queries, range(count), strict=True)) for queries in itertools.permutations(range(4), count)
+            ]
         else:  # more targets than queries: some stay unmatched
             options = [list(zip(range(4), picked, strict=True)) for picked in itertools.permutations(range(count), 4)]
         best = min(options, key=lambda pairs: sum(rows[query][target] for query, target in pairs))
@@ -109,7 +111,7 @@ def test_matching_follows_its_weights():
 def test_predictions_that_are_not_finite_are_an_error_with_a_cure(broken, value):
     logits, boxes, targets = random_case(2, 3)
     {"logits": logits, "boxes": boxes}[broken][1, 1, 2] = value
-    with pytest.raises(ValueError, match="predictions of layer 1 for image 1 are NaN or infinite.*learning rate"):
+    with pytest.raises(ValueError, match=r"predictions of layer 1 for image 1 are NaN or infinite.*learning rate"):
         match(logits, boxes, targets, WEIGHTS, ALPHA)
 
 

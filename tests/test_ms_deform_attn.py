@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from helpers import num_tokens, randomize, tiny_levels
 
 from dino_hf.ms_deform_attn import BACKENDS, DinoDetrDeformableAttention, SamplingOffsets, ms_deform_attn
+from helpers import num_tokens, randomize, tiny_levels
 
 ODD_SHAPES = ((6, 9), (3, 5), (1, 2), (1, 1), (2, 7))  # never square: a swapped x and y must fail
 
@@ -59,7 +59,9 @@ def test_the_operator_agrees_with_transformers(backend):
 def test_the_gradients_of_the_operator_are_those_of_differences(backend):
     value, shapes, locations, weights = random_inputs(((3, 4), (2, 1)), queries=2, heads=2, dim=2)
     value, locations, weights = (x.requires_grad_() for x in (value, locations, weights))
-    assert torch.autograd.gradcheck(lambda *x: ms_deform_attn(x[0], shapes, *x[1:], backend), (value, locations, weights))
+    assert torch.autograd.gradcheck(
+        lambda *x: ms_deform_attn(x[0], shapes, *x[1:], backend), (value, locations, weights)
+    )
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from helpers import tiny_levels
 
 from dino_hf.position_embedding import embed_boxes, embed_map, sine_embedding
+from helpers import tiny_levels
 
 
 def slow_sine(position: float, dim: int, temperature: float) -> list[float]:
@@ -26,7 +26,7 @@ def test_boxes_are_embedded_in_the_order_y_x_w_h():
     boxes = torch.rand(2, 3, 4)
     x, y, w, h = boxes.double().mul(2 * math.pi).unbind(-1)
     expected = [
-        [sum((slow_sine(part[i, j].item(), 6, 10_000.0) for part in (y, x, w, h)), []) for j in range(3)]
+        [[value for part in (y, x, w, h) for value in slow_sine(part[i, j].item(), 6, 10_000.0)] for j in range(3)]
         for i in range(2)
     ]
     embedded = embed_boxes(boxes, 6)

@@ -3,9 +3,9 @@ from collections import UserDict
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_labels
 
 from dino_hf.targets import PADDING_LABEL, Targets, collect_targets
+from helpers import tiny_labels
 
 
 def collect(labels, batch_size=2, num_labels=5):
@@ -47,7 +47,9 @@ def test_padding_may_stand_anywhere_in_a_row():
     assert torch.equal(targets.boxes, labels["boxes"][[0, 1], [1, 0]])
 
 
-@pytest.mark.parametrize("labels", [tiny_labels(0, 0), {"class_labels": torch.zeros(2, 0), "boxes": torch.zeros(2, 0, 4)}])
+@pytest.mark.parametrize(
+    "labels", [tiny_labels(0, 0), {"class_labels": torch.zeros(2, 0), "boxes": torch.zeros(2, 0, 4)}]
+)
 def test_a_batch_without_boxes_has_empty_targets_of_the_usual_form(labels):
     targets = collect(labels)
     assert targets.counts == (0, 0)
@@ -96,14 +98,17 @@ WRONG = {
     ),
     "keys": (
         [change()[0], {"bbox": [], "category_id": []}],
-        r"labels\[1\] has the keys \['bbox', 'category_id'\] but needs \['boxes', 'class_labels'\].*DinoDetrImageProcessor",
+        r"labels\[1\] has the keys \['bbox', 'category_id'\] but needs \['boxes', 'class_labels'\].*ImageProcessor",
     ),
     "one key": ([change()[0], {"boxes": []}], r"labels\[1\] has the keys \['boxes'\] but needs \['class_labels'\]"),
     "box shape": (
         change(boxes=torch.zeros(2, 5)),
         r"labels\[1\]: boxes have shape \(2, 5\) for class_labels of shape \(2,\); expected \(T, 4\)",
     ),
-    "box count": (change(boxes=torch.zeros(3, 4)), r"labels\[1\]: boxes have shape \(3, 4\) for class_labels of shape \(2,\)"),
+    "box count": (
+        change(boxes=torch.zeros(3, 4)),
+        r"labels\[1\]: boxes have shape \(3, 4\) for class_labels of shape \(2,\)",
+    ),
     "empty boxes": (
         change(class_labels=torch.zeros(0), boxes=torch.zeros(0)),
         r"boxes have shape \(0,\).*needs torch.zeros\(0, 4\)",
@@ -120,7 +125,10 @@ WRONG = {
         change(boxes=torch.tensor([[0.5, 0.5, 0.1, 0.1], [20.0, 30.0, 10.0, 5.0]])),
         r"labels\[1\], box 1: \[20.0, 30.0, 10.0, 5.0\] is not \(cx, cy, w, h\) in \[0, 1\]. Divide pixels",
     ),
-    "negative size": (change(boxes=torch.tensor([[0.5, 0.5, -0.1, 0.1]] * 2)), r"box 0: \[0.5, 0.5, -0.1, 0.1\] is not"),
+    "negative size": (
+        change(boxes=torch.tensor([[0.5, 0.5, -0.1, 0.1]] * 2)),
+        r"box 0: \[0.5, 0.5, -0.1, 0.1\] is not",
+    ),
     "nan": (change(boxes=torch.full((2, 4), torch.nan)), r"labels\[1\], box 0: \[nan, nan, nan, nan\] is not"),
     "padded keys": (
         {"class_labels": torch.ones(2, 1).long(), "bbox": torch.ones(2, 1, 4)},

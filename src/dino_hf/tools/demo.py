@@ -52,6 +52,7 @@ def small_config(data: CocoData) -> DinoDetrConfig:
         decoder_layers=3,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
+        encoder_n_points=2,
         encoder_ffn_dim=384,
         decoder_ffn_dim=384,
         num_queries=50,

@@ -77,6 +77,10 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
                 f"{annotation_file}: annotation {entry['id']} has category_id={entry['category_id']}, but the categories "
                 f"are {category_ids}."
             )
+        if len(entry["bbox"]) != 4:
+            raise ValueError(
+                f"{annotation_file}: annotation {entry['id']} has bbox={entry['bbox']}; it must be (x, y, width, height)."
+            )
         x, y, width, height = entry["bbox"]
         of_image = objects[entry["image_id"]]
         of_image["id"].append(entry["id"])

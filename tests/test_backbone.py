@@ -1,0 +1,177 @@
+import pytest
+import torch
+from torch import nn
+
+from dino_hf.backbone import DinoDetrBackbone, FrozenBatchNorm2d, freeze_batch_norm
+from helpers import CONVNEXT, RESNET, SIZES, SWIN, TIMM, tiny_config, tiny_images
+
+BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM}
+LEVEL_SHAPES = [(8, 13), (4, 7), (2, 4), (1, 2)]  # of 64 x 104 pixels at strides 8, 16, 32, 64
+CONVNEXT_SHAPES = [(8, 13), (4, 6), (2, 3), (1, 2)]  # it leaves out a last odd column
+
+
+def make_backbone(name="resnet", **changes) -> DinoDetrBackbone:
+    if name == "timm":
+        pytest.importorskip("timm")
+    return DinoDetrBackbone(tiny_config(backbone_config=dict(BACKBONES[name]), **changes))
+
+
+def used_batch_norm(width=6) -> nn.BatchNorm2d:
+    """Batch norm with values that differ from the initial ones."""
+    norm = nn.BatchNorm2d(width, eps=1e-3)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            tensor.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return norm
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_frozen_batch_norm_equals_batch_norm_in_evaluation(training):
+    norm, x = used_batch_norm(), torch.randn(2, 6, 3, 5)
+    model = nn.Sequential(norm)
+    expected = norm.eval()(x).detach()
+    freeze_batch_norm(model)
+    assert isinstance(model[0], FrozenBatchNorm2d)
+    torch.testing.assert_close(model.train(training)(x), expected)
+
+
+def test_frozen_batch_norm_has_state_that_training_does_not_touch_and_nothing_to_train():
+    model = nn.Sequential(nn.Sequential(used_batch_norm()))
+    names = set(model.state_dict()) - {"0.0.num_batches_tracked"}
+    freeze_batch_norm(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert set(before) == names
+    assert list(model.parameters()) == []
+    model.train()(torch.randn(2, 6, 3, 5))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_frozen_batch_norm_passes_the_gradient_on():
+    model = nn.Sequential(used_batch_norm())
+    freeze_batch_norm(model)
+    x = torch.randn(2, 6, 3, 5, requires_grad=True)
+    model(x).sum().backward()
+    scale = model[0].weight / (model[0].running_var + 1e-3).sqrt()
+    torch.testing.assert_close(x.grad, scale[:, None, None].expand(2, 6, 3, 5))
+
+
+def test_a_new_frozen_batch_norm_changes_almost_nothing():
+    x = torch.randn(2, 6, 3, 5)
+    # eps = 1e-5 below the root
+    torch.testing.assert_close(FrozenBatchNorm2d(6, 1e-5)(x), x, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet", "timm"])
+def test_no_batch_norm_is_left(name):
+    modules = list(make_backbone(name).modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in modules)
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in modules)
+
+
+def test_freezing_keeps_the_activation_that_a_batch_norm_of_timm_contains():
+    timm = pytest.importorskip("timm")
+    model = nn.Sequential(timm.layers.BatchNormAct2d(6)).eval()
+    x = torch.randn(2, 6, 3, 5)
+    expected = model(x).detach()
+    assert (expected >= 0).all()  # a ReLU
+    freeze_batch_norm(model)
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_gives_maps_of_one_width_and_their_masks(name):
+    backbone = make_backbone(name)
+    pixel_values, pixel_mask = tiny_images()
+    maps, masks = backbone(pixel_values, pixel_mask.bool())
+    shapes = CONVNEXT_SHAPES if name == "convnext" else LEVEL_SHAPES
+    assert [tuple(level.shape) for level in maps] == [(2, 32, *shape) for shape in shapes]
+    assert [tuple(mask.shape) for mask in masks] == [(2, *shape) for shape in shapes]
+    assert all(level.isfinite().all() for level in maps)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_trainable_parameter_of_a_backbone_gets_a_gradient(name):
+    backbone = make_backbone(name).train()
+    pixel_values, pixel_mask = tiny_images()
+    maps, _ = backbone(pixel_values, pixel_mask.bool())
+    sum(level.square().sum() for level in maps).backward()
+    without = [n for n, parameter in backbone.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize("size", [SIZES[1], (33, 57)])
+def test_masks_are_resized_to_the_nearest_pixel(size):
+    pixel_mask = torch.zeros(2, *SIZES[0], dtype=torch.bool)
+    pixel_mask[0], pixel_mask[1, : size[0], : size[1]] = True, True
+    _, masks = make_backbone()(torch.randn(2, 3, *SIZES[0]), pixel_mask)
+    for mask, (height, width) in zip(masks, LEVEL_SHAPES, strict=True):
+        rows = torch.arange(height) * SIZES[0][0] // height
+        columns = torch.arange(width) * SIZES[0][1] // width
+        assert torch.equal(mask, ~pixel_mask[:, rows][:, :, columns])
+        assert not mask[0].any()
+
+
+def test_levels_are_projections_of_the_maps_and_the_extra_one_sees_the_last_map_itself():
+    backbone = make_backbone(num_feature_levels=6).eval()
+    pixel_values = torch.randn(2, 3, 128, 200)
+    maps, masks = backbone(pixel_values, torch.ones(2, 128, 200, dtype=torch.bool))
+    features = backbone.model(pixel_values).feature_maps
+    sources = [*features, features[-1], maps[3], maps[4]]
+    assert len(maps) == len(masks) == 6
+    for level, source in enumerate(sources):
+        torch.testing.assert_close(maps[level], backbone.norms[level](backbone.projections[level](source)))
+    assert [projection.kernel_size for projection in backbone.projections] == [(1, 1)] * 3 + [(3, 3)] * 3
+    assert [projection.stride for projection in backbone.projections] == [(1, 1)] * 3 + [(2, 2)] * 3
+    assert [tuple(level.shape[2:]) for level in maps] == [(16, 25), (8, 13), (4, 7), (2, 4), (1, 2), (1, 1)]
+
+
+def test_four_stages_and_one_extra_level_make_five():
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    config = tiny_config(backbone_config={**RESNET, "out_features": stages}, num_feature_levels=5)
+    maps, _ = DinoDetrBackbone(config)(torch.randn(2, 3, *SIZES[0]), torch.ones(2, *SIZES[0], dtype=torch.bool))
+    assert [tuple(level.shape[2:]) for level in maps] == [(16, 26), *LEVEL_SHAPES]
+
+
+def test_no_extra_level_is_made_where_the_backbone_has_as_many_maps():
+    assert len(make_backbone(num_feature_levels=3).projections) == 3
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "frozen"),
+    [
+        (0, set()),
+        (1, {"embedder"}),
+        (None, {"embedder", "stages.0"}),  # the default of a ResNet
+        (3, {"embedder", "stages.0", "stages.1"}),
+        (5, {"embedder", "stages.0", "stages.1", "stages.2", "stages.3"}),
+    ],
+)
+def test_leading_stages_of_a_resnet_are_frozen(num_stages, frozen):
+    backbone = make_backbone(num_frozen_backbone_stages=num_stages)
+    found = {True: set(), False: set()}
+    for name, parameter in backbone.model.named_parameters():
+        stage = "embedder" if name.startswith("embedder") else ".".join(name.split(".")[1:3])
+        found[parameter.requires_grad].add(stage)
+    assert found[False] == frozen
+    assert found[True] == {"embedder", "stages.0", "stages.1", "stages.2", "stages.3"} - frozen
+    assert all(parameter.requires_grad for parameter in backbone.projections.parameters())
+
+
+@pytest.mark.parametrize(("name", "num_stages"), [("swin", 1), ("timm", 1), ("resnet", 6)])
+def test_stages_that_are_not_known_cannot_be_frozen(name, num_stages):
+    with pytest.raises(ValueError, match=f"num_frozen_backbone_stages={num_stages} cannot be applied to .*Use 0"):
+        make_backbone(name, num_frozen_backbone_stages=num_stages)
+
+
+@pytest.mark.parametrize("name", ["swin", "convnext", "timm"])
+def test_nothing_else_is_frozen(name):
+    assert all(parameter.requires_grad for parameter in make_backbone(name).parameters())
+
+
+def test_projections_start_xavier_uniform_without_bias():
+    for projection in make_backbone().projections:
+        fan = (projection.in_channels + projection.out_channels) * projection.kernel_size[0] ** 2
+        bound = (6 / fan) ** 0.5
+        assert 0.95 * bound < projection.weight.abs().max() <= bound
+        assert not projection.bias.any()

@@ -1,0 +1,111 @@
+"""Reading a COCO folder: class space, crowd and areas kept, padding in the collator, and errors in the user's words."""
+
+import copy
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from dino_hf import DinoDetrImageProcessor
+from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
+
+CONTENT = {
+    "images": [
+        {"id": 7, "file_name": "wide.png", "width": 60, "height": 40},
+        {"id": 3, "file_name": "tall.png", "width": 36, "height": 50},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 90, "bbox": [6, 4, 30, 20], "area": 600, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 2, "bbox": [0, 0, 12, 10], "area": 55.5, "iscrowd": 0},
+        {"id": 5, "image_id": 7, "category_id": 2, "bbox": [20, 20, 30, 15], "area": 450, "iscrowd": 1},
+    ],
+    "categories": [{"id": 90, "name": "kite"}, {"id": 2, "name": "dog"}, {"id": 17, "name": "cat"}],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def save(content, **changes):
+        for image in CONTENT["images"]:
+            Image.new("RGB", (image["width"], image["height"]), "gray").save(tmp_path / image["file_name"])
+        path = tmp_path / "annotations.json"
+        path.write_text(json.dumps(content | changes))
+        return path, tmp_path
+
+    return save
+
+
+def test_categories_with_gaps_become_indices_and_keep_their_ids_and_names(write):
+    data = load_coco(*write(CONTENT))
+    assert data.id2label == {0: "dog", 1: "cat", 2: "kite"}
+    assert data.category_ids == [2, 17, 90]
+    assert data.dataset[0]["objects"]["category"] == [2, 0, 0]
+
+
+def test_areas_crowd_and_images_without_boxes_are_kept(write):
+    dataset = load_coco(*write(CONTENT)).dataset
+    assert dataset[0]["objects"]["area"] == [600, 55.5, 450]
+    assert dataset[0]["objects"]["iscrowd"] == [0, 0, 1]
+    assert dataset[1]["image_id"] == 3
+    assert dataset[1]["objects"]["bbox"] == []
+    assert dataset[1]["image"].size == (36, 50)
+
+
+def test_evaluation_data_take_over_the_classes_of_the_training_data(write):
+    train = load_coco(*write(CONTENT))
+    subset = load_coco(*write(CONTENT, categories=CONTENT["categories"][:2]), like=train)
+    assert (subset.id2label, subset.category_ids) == (train.id2label, train.category_ids)
+    with pytest.raises(ValueError, match=r"categories \[5\], which the training data do not have"):
+        load_coco(*write(CONTENT, categories=[{"id": 5, "name": "cow"}]), like=train)
+
+
+def changed(index=0, **changes):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][index] |= changes
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ([], ValueError, "not in COCO format"),
+        ({"images": []}, ValueError, r"has no \['annotations', 'categories'\]"),
+        (CONTENT | {"categories": []}, ValueError, "has no categories"),
+        (CONTENT | {"images": []}, ValueError, "lists no images|not among the images"),
+        (changed(category_id=4), ValueError, "annotation 1 has category_id=4"),
+        (changed(image_id=99), ValueError, "image_id=99, which is not among the images"),
+        (changed(bbox=[1, 2, 3]), ValueError, r"annotation 1 has bbox=\[1, 2, 3\]"),
+        (CONTENT | {"images": [CONTENT["images"][0] | {"file_name": "lost.png"}]}, FileNotFoundError, r"lost\.png"),
+    ],
+)
+def test_what_is_wrong_with_a_json_is_said(content, error, message, tmp_path):
+    for image in CONTENT["images"]:
+        Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(error, match=message):
+        load_coco(tmp_path / "annotations.json", tmp_path)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no annotation file"):
+        load_coco(tmp_path / "none.json", tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid json"):
+        load_coco(tmp_path / "broken.json", tmp_path)
+
+
+def test_a_batch_of_two_sizes_is_padded_and_its_boxes_stay_relative_to_each_image(write):
+    data = load_coco(*write(CONTENT))
+    processor = DinoDetrImageProcessor(size={"shortest_edge": 80, "longest_edge": 110})
+    dataset = data.dataset.with_transform(DetectionTransform(processor))
+    batch = DetectionCollator()(dataset.__getitems__([0, 1]))
+    assert batch["pixel_values"].shape == (2, 3, 110, 110)  # 73x110 and 110x79, padded together
+    assert batch["pixel_mask"].sum((1, 2)).tolist() == [73 * 110, 110 * 79]
+    assert (batch["pixel_values"][batch["pixel_mask"][:, None].expand(-1, 3, -1, -1) == 0] == 0).all()
+    labels = batch["labels"]
+    assert labels["class_labels"].tolist() == [[2, 0], [-100, -100]]  # the crowd is not trained on
+    expected = torch.tensor([[21 / 60, 14 / 40, 30 / 60, 20 / 40], [6 / 60, 5 / 40, 12 / 60, 10 / 40]])
+    torch.testing.assert_close(labels["boxes"][0], expected)  # 73 is rounded: the box is scaled with the image
+    assert labels["image_id"].tolist() == [7, 3]
+    assert labels["orig_size"].tolist() == [[40, 60], [50, 36]]
