@@ -102,7 +102,9 @@ def load_checkpoint(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], d
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()
-        detail = next((line for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0] if reason else "")
+        detail = next(
+            (line for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0] if reason else ""
+        )
         raise ConversionError(
             f"{path} was refused, and nothing in it was run: it is not a PyTorch checkpoint, or it holds more than tensors, "
             f"plain values and argparse.Namespace ({detail.strip()[:200]}). Ask its author for a file of tensors only."
@@ -142,9 +144,7 @@ def build_config(tensors: dict[str, Tensor], settings: dict) -> DinoDetrConfig:
         from_args["num_denoising"] = 0
 
     num_levels, d_model = tensors["transformer.level_embed"].shape
-    ffn_dim = {
-        side: len(tensors[f"transformer.{side}.layers.0.linear1.weight"]) for side in ("encoder", "decoder")
-    }
+    ffn_dim = {side: len(tensors[f"transformer.{side}.layers.0.linear1.weight"]) for side in ("encoder", "decoder")}
     return DinoDetrConfig(
         backbone_config=backbone_settings(tensors),
         num_labels=len(tensors["class_embed.0.weight"]),

@@ -36,9 +36,7 @@ TRANSFORMER = [
         r"^transformer\.decoder\.layers\.(\d+)\.self_attn\.in_proj_(weight|bias)$",
         _split(r"model.decoder.layers.\1.self_attn.", r".\2"),
     ),
-    Rule(
-        r"^transformer\.decoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"model.decoder.layers.\1.self_attn.o_proj."
-    ),
+    Rule(r"^transformer\.decoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"model.decoder.layers.\1.self_attn.o_proj."),
     Rule(r"^transformer\.decoder\.norm\.", "model.decoder.norm."),
     Rule(r"^transformer\.decoder\.ref_point_head\.", "model.decoder.position_mlp."),
     Rule(r"^transformer\.tgt_embed\.", "model.query_selection.content."),
@@ -110,9 +108,7 @@ SWIN = [
     Rule(_BLOCK + r"attn\.qkv\.(weight|bias)$", _split(_SWIN_BLOCK + "attention.", r".\3")),
     Rule(_BLOCK + r"attn\.proj\.", _SWIN_BLOCK + "attention.o_proj."),
     Rule(_BLOCK + r"mlp\.(fc1|fc2)\.", _SWIN_BLOCK + r"mlp.\3."),
-    Rule(
-        r"^backbone\.0\.layers\.(\d+)\.downsample\.(reduction|norm)\.", _SWIN + r"encoder.layers.\1.downsample.\2."
-    ),
+    Rule(r"^backbone\.0\.layers\.(\d+)\.downsample\.(reduction|norm)\.", _SWIN + r"encoder.layers.\1.downsample.\2."),
 ]
 
 _CONVNEXT = "model.backbone.model."

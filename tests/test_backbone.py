@@ -158,10 +158,25 @@ def test_leading_stages_of_a_resnet_are_frozen(num_stages, frozen):
     assert all(parameter.requires_grad for parameter in backbone.projections.parameters())
 
 
-@pytest.mark.parametrize(("name", "num_stages"), [("swin", 1), ("timm", 1), ("resnet", 6)])
-def test_stages_that_are_not_known_cannot_be_frozen(name, num_stages):
-    with pytest.raises(ValueError, match=f"num_frozen_backbone_stages={num_stages} cannot be applied to .*Use 0"):
-        make_backbone(name, num_frozen_backbone_stages=num_stages)
+@pytest.mark.parametrize(
+    ("name", "num_stages", "message"),
+    [("timm", 1, "stages of TimmBackbone are not known here.*Use 0"), ("resnet", 6, "has 5 with its stem")],
+)
+def test_stages_that_are_not_known_cannot_be_frozen(name, num_stages, message):
+    with pytest.raises(ValueError, match=f"num_frozen_backbone_stages={num_stages}.*{message}"):
+        DinoDetrBackbone(tiny_config(backbone_config=BACKBONES[name], num_frozen_backbone_stages=num_stages))
+
+
+@pytest.mark.parametrize("name", ["resnet", "swin", "convnext"])
+def test_nothing_trainable_is_left_without_a_gradient_when_the_last_stage_is_not_used(name):
+    settings = {**BACKBONES[name], "out_features": ["stage1", "stage2", "stage3"]}
+    backbone = DinoDetrBackbone(tiny_config(backbone_config=settings, num_frozen_backbone_stages=1))
+    maps, _ = backbone(torch.randn(2, 3, 64, 104), torch.ones(2, 64, 104, dtype=torch.bool))
+    sum((level * torch.randn_like(level)).sum() for level in maps).backward()
+    waiting = [key for key, value in backbone.named_parameters() if value.requires_grad and value.grad is None]
+    assert not waiting
+    frozen = {key.split(".")[1] for key, value in backbone.named_parameters() if not value.requires_grad}
+    assert frozen  # the stem, and what follows the last map
 
 
 @pytest.mark.parametrize("name", ["swin", "convnext", "timm"])

@@ -63,9 +63,10 @@ def test_cell_centers_lie_inside_the_image_exactly_where_there_is_no_padding():
 
 
 def test_no_rounding_moves_a_center():
-    # 167 columns of which 143 are valid: 143 / 167 in float32 times 167 is not 143
-    masks = [torch.zeros(2, 3, 167, dtype=torch.bool)]
-    masks[0][1, :, 143:] = True
-    centers = cell_centers(describe_levels(masks)).unflatten(1, (3, 167))
-    expected = (torch.arange(167) + 0.5) / 143
-    assert torch.equal(centers[1, 0, :, 0], expected)
+    # 13 columns of which 7 are valid: 7 / 13 * 13 is not 7 in float32
+    masks = [torch.zeros(2, 3, 13, dtype=torch.bool)]
+    masks[0][1, :, 7:] = True
+    levels = describe_levels(masks)
+    assert levels.valid_ratios[1, 0, 0] * 13 != 7
+    centers = cell_centers(levels).unflatten(1, (3, 13))
+    assert torch.equal(centers[1, 0, :, 0], (torch.arange(13) + 0.5) / 7)

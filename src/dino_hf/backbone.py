@@ -12,9 +12,10 @@ from .layers import XavierConv2d
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and scale are constants: detectors train on too few images per step to estimate them."""
 
-    def __init__(self, num_features: int, eps: float):
+    def __init__(self, num_features: int, eps: float, activation: nn.Module | None = None):
         super().__init__()
         self.eps = eps
+        self.activation = activation or nn.Identity()
         for name in ("weight", "bias", "running_mean", "running_var"):
             self.register_buffer(name, torch.empty(num_features))
         self.reset_parameters()
@@ -26,14 +27,19 @@ class FrozenBatchNorm2d(nn.Module):
         nn.init.ones_(self.running_var)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+        statistics = self.running_mean, self.running_var
+        return self.activation(F.batch_norm(x, *statistics, self.weight, self.bias, training=False, eps=self.eps))
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
     """Replace every BatchNorm2d below `module` by its frozen form, values kept."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+            # timm has a batch norm that contains what follows it
+            followed_by = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
+            frozen = FrozenBatchNorm2d(
+                child.num_features, child.eps, nn.Sequential(*followed_by) if followed_by else None
+            )
             # strict=False: the count of batches is of no use to constants
             frozen.load_state_dict(child.state_dict(), strict=False, assign=True)
             setattr(module, name, frozen)
@@ -63,17 +69,29 @@ class DinoDetrBackbone(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(32, config.d_model) for _ in projections)
 
     def _freeze_stages(self, num_stages: int) -> None:
-        if not num_stages:
+        """Leave out of training the first stages, and those after the last that gives a feature map: no gradient reaches them."""
+        body = getattr(self.model, "swin", self.model)
+        stem = getattr(body, "embedder", getattr(body, "embeddings", None))
+        encoder = getattr(body, "encoder", None)
+        stages = getattr(encoder, "stages", getattr(encoder, "layers", None))
+        if stem is None or stages is None:
+            if num_stages:
+                raise ValueError(
+                    f"num_frozen_backbone_stages={num_stages}: the stages of {type(self.model).__name__} are not known here, only "
+                    "those of ResNet, Swin and ConvNeXt. Use 0, and requires_grad_(False) on parameters of your choice."
+                )
             return
-        stages = [getattr(self.model, "embedder", None), *getattr(getattr(self.model, "encoder", None), "stages", [])]
-        if stages[0] is None or num_stages > len(stages):
+        stages = [stem, *stages]
+        if num_stages > len(stages):
             raise ValueError(
-                f"num_frozen_backbone_stages={num_stages} cannot be applied to {type(self.model).__name__}: only a ResNet of "
-                f"transformers has stages that are known here ({len(stages)} with the stem). Use 0, and freeze parameters "
-                "with requires_grad_(False) yourself."
+                f"num_frozen_backbone_stages={num_stages}, but {type(self.model).__name__} has {len(stages)} with its stem."
             )
-        for stage in stages[:num_stages]:
+        last = max(self.model.out_indices)
+        for stage in stages[:num_stages] + stages[last + 1 :]:
             stage.requires_grad_(False)
+        downsample = getattr(stages[last], "downsample", None)
+        if downsample is not None:  # a Swin stage ends with the way to the next
+            downsample.requires_grad_(False)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """

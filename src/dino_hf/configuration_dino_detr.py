@@ -19,8 +19,8 @@ class DinoDetrConfig(PreTrainedConfig):
     Args:
         backbone_config: configuration, or its dictionary, of any backbone that `AutoBackbone` builds; its `out_features`
             (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4.
-        num_frozen_backbone_stages: leading stages of the backbone, the stem counting as the first, that are not trained.
-            None: 2 for a ResNet (stem and stage 1), as in the release, and 0 for any other.
+        num_frozen_backbone_stages: leading stages of a ResNet, Swin or ConvNeXt, the stem counting as the first, that are not
+            trained. None: 2 for a ResNet (stem and stage 1), as in the release, and 0 for any other.
         num_feature_levels: feature maps L that the transformer sees: those of the backbone and then, for each further
             level, a 3x3 convolution of stride 2. 4, or 5 with a fourth backbone stage.
         num_queries: matching queries Q; 900.
@@ -43,7 +43,9 @@ class DinoDetrConfig(PreTrainedConfig):
         num_labels, id2label, label2id: as in every configuration of transformers.
 
     Raises:
-        ValueError: sizes that do not fit each other, with the nearest that do.
+        huggingface_hub.errors.StrictDataclassError: a value of a wrong type, or sizes that do not fit each other; the message
+            says which and what would fit.
+        ValueError: a backbone that transformers does not know.
     """
 
     model_type = "dino_detr"
@@ -93,7 +95,7 @@ class DinoDetrConfig(PreTrainedConfig):
     cls_loss_coefficient: float | int = 1.0
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0
-    focal_alpha: float = 0.25
+    focal_alpha: float | int = 0.25
 
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:
@@ -121,11 +123,11 @@ class DinoDetrConfig(PreTrainedConfig):
             raise ValueError(
                 f"d_model={self.d_model} cannot be split into the 32 groups of the projection's norm; use {nearest}."
             )
-        num_maps = len(self.backbone_config.out_features)
-        if self.num_feature_levels < num_maps:
+        maps = list(self.backbone_config.out_indices)  # timm has no out_features
+        if self.num_feature_levels < len(maps):
             raise ValueError(
-                f"num_feature_levels={self.num_feature_levels} is fewer than the {num_maps} feature maps of the backbone "
-                f"({self.backbone_config.out_features}); use at least {num_maps}, or fewer out_features."
+                f"num_feature_levels={self.num_feature_levels} is fewer than the {len(maps)} feature maps of the backbone "
+                f"(out_indices={maps}); use at least {len(maps)}, or fewer out_features."
             )
         for name in ("num_queries", "encoder_layers", "decoder_layers", "encoder_n_points", "decoder_n_points"):
             if getattr(self, name) < 1:
@@ -151,6 +153,8 @@ def _backbone_from_dict(settings: dict) -> PreTrainedConfig:
     if model_type != "timm_backbone" and not {"out_features", "out_indices"} & set(settings):
         settings["out_features"] = _DEFAULT_STAGES
     config = CONFIG_MAPPING[model_type](**settings)
-    if isinstance(getattr(config, "hidden_sizes", None), tuple):  # ConvNeXt's default, which its own backbone cannot add up
+    if isinstance(
+        getattr(config, "hidden_sizes", None), tuple
+    ):  # ConvNeXt's default, which its own backbone cannot add up
         config.hidden_sizes = list(config.hidden_sizes)
     return config

@@ -57,8 +57,7 @@ def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[T
     giou = 1 - generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(expected))  # (M,)
     per_layer = boxes.new_zeros(len(boxes))
     return tuple(
-        per_layer.index_add(0, matches.layer, part)
-        for part in (distance[:, :2].sum(-1), distance[:, 2:].sum(-1), giou)
+        per_layer.index_add(0, matches.layer, part) for part in (distance[:, :2].sum(-1), distance[:, 2:].sum(-1), giou)
     )
 
 

@@ -48,10 +48,8 @@ class DinoDetrDenoising(nn.Module):
 
         batch_size, num_denoising = len(targets.counts), num_groups * group_size
         content = weight.new_zeros(batch_size, num_denoising, weight.shape[1])
+        # Also without any box this leaves the embedding in the graph: distributed training waits for each gradient.
         content = content.index_put((image, place), F.embedding(labels, weight))  # (B, N, C)
-        if not len(targets.boxes):
-            # Without boxes nothing looks a label up; distributed training waits for the gradient all the same.
-            content = content + 0 * weight.sum()
         # Images with fewer boxes are filled up with queries of zero logits: boxes in the middle, as in the release.
         references = boxes.new_full((batch_size, num_denoising, 4), 0.5)
         references[image, place] = inverse_sigmoid(boxes).sigmoid()  # (B, N, 4), a little inside [0, 1]

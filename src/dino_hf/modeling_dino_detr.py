@@ -161,9 +161,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         decoded = self.decoder(queries, references, memory, levels, attention_mask, decoder_record)
         if denoising is not None:
             denoised, decoded = decoded.split(denoising.content.shape[1])
-            denoising = DenoisingPredictions(
-                denoised.logits, denoised.boxes, denoising.matches, denoising.num_groups
-            )
+            denoising = DenoisingPredictions(denoised.logits, denoised.boxes, denoising.matches, denoising.num_groups)
         encoder_record, decoder_record = encoder_record.as_tuples(), decoder_record.as_tuples()
         return DinoDetrModelOutput(
             last_hidden_state=decoded.hidden_states[-1],

@@ -85,7 +85,9 @@ class SamplingOffsets(nn.Linear):
         distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)  # (P)
         star = direction[:, None, None, :] * distance[:, None]  # (H, 1, P, 2)
         star = star.expand(-1, self.num_levels, -1, -1).flatten()  # (H * L * P * 2)
-        init.copy_(self.bias, star.to(self.bias.device))  # the library's copy_: leaves a bias alone that was just loaded
+        init.copy_(
+            self.bias, star.to(self.bias.device)
+        )  # the library's copy_: leaves a bias alone that was just loaded
 
 
 class DinoDetrDeformableAttention(nn.Module):

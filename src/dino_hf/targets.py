@@ -19,7 +19,7 @@ class Targets(NamedTuple):
     @property
     def image(self) -> Tensor:
         """(T,) index of the image that each box belongs to."""
-        counts = torch.tensor(self.counts, device=self.boxes.device)
+        counts = torch.tensor(self.counts, dtype=torch.long, device=self.boxes.device)
         return torch.arange(len(self.counts), device=self.boxes.device).repeat_interleave(counts)
 
     @property
@@ -29,7 +29,9 @@ class Targets(NamedTuple):
         return torch.cat(positions) if positions else torch.zeros(0, dtype=torch.long, device=self.boxes.device)
 
 
-def collect_targets(labels: "Sequence[Mapping] | Mapping | Targets", batch_size: int, num_labels: int, device) -> Targets:
+def collect_targets(
+    labels: "Sequence[Mapping] | Mapping | Targets", batch_size: int, num_labels: int, device
+) -> Targets:
     """Check the labels of a batch and concatenate them.
 
     Args:

@@ -1,6 +1,6 @@
 """The main job from end to end, on a data set that is drawn on the spot: fine-tune, score, save, load, detect, look.
 
-    python -m dino_hf.tools.demo --output-dir outputs/demo
+python -m dino_hf.tools.demo --output-dir outputs/demo
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser, Trainer, TrainingArguments, pipeline, set_seed
+from transformers import HfArgumentParser, ProgressCallback, Trainer, TrainingArguments, pipeline, set_seed
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 
@@ -63,6 +63,21 @@ def small_config(data: CocoData) -> DinoDetrConfig:
     )
 
 
+class QuietProgress(ProgressCallback):
+    """Trainer's progress bar with one line for each evaluation, instead of all that is logged."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        super().on_evaluate(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.write(
+                f"epoch {state.epoch:.0f} of {args.num_train_epochs}: held-out loss {metrics['eval_loss']:.2f}, "
+                f"AP {metrics['eval_AP']:.3f}, AP50 {metrics['eval_AP50']:.3f}"
+            )
+
+
 def train(arguments: DemoArguments, train_data: CocoData, eval_data: CocoData, folder: Path) -> Trainer:
     """Train with the stock Trainer, scoring AP after every epoch; returns it with the last weights."""
     image_processor = DinoDetrImageProcessor(size={"shortest_edge": 128, "longest_edge": 160})
@@ -98,6 +113,8 @@ def train(arguments: DemoArguments, train_data: CocoData, eval_data: CocoData, f
         # Everything starts from scratch here, so the backbone learns as fast as the rest; a pretrained one takes a tenth.
         optimizers=(make_optimizer(model, training_arguments, backbone_scale=1.0), None),
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(QuietProgress)
     trainer.train()
     return trainer
 
@@ -161,7 +178,9 @@ def run(arguments: DemoArguments) -> dict[str, float]:
     scores["seconds"] = round(time.perf_counter() - started, 1)
     (output / "results.json").write_text(json.dumps(scores, indent=2))
 
-    print(f"\nAP {scores['eval_AP']:.3f} (0.50:0.95), {scores['eval_AP50']:.3f} at 0.50, after {scores['seconds']:.0f} s")
+    print(
+        f"\nAP {scores['eval_AP']:.3f} (0.50:0.95), {scores['eval_AP50']:.3f} at 0.50, after {scores['seconds']:.0f} s"
+    )
     for name in train_data.id2label.values():
         print(f"  {name:10} {scores[f'eval_AP_{name}']:.3f}")
     print(f"Look at {output / 'detections.png'} and {output / 'curves.png'}; the model is in {output / 'model'}.")

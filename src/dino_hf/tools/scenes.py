@@ -46,8 +46,8 @@ def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
 def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
     """One picture, 96 to 144 pixels wide and high, and its annotations without ids.
 
-    One in ten is empty; the others hold 1 to 6 objects, 10 to 60 pixels large, of which some are covered by others (those
-    with less than a third in sight are not annotated); one in eight also has a crowd, annotated as one region.
+    One in ten is empty; the others hold 1 to 6 objects, 10 to 60 pixels large, of which some are covered by others: what is
+    annotated is the part in sight, if that is at least a third. One in eight also has a crowd, annotated as one region.
     """
     width, height = rng.integers(96, 145, size=2).tolist()
     canvas = _background(rng, width, height)
@@ -81,10 +81,10 @@ def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
         seen = visible == number
         if seen.sum() < max(20, mask.sum() / 3):
             continue
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))  # boxes include what is covered
+        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
         x, y = int(columns[0]), int(rows[0])
         box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-        objects.append({"category_id": category_id, "bbox": box, "area": int(mask.sum()), "iscrowd": iscrowd})
+        objects.append({"category_id": category_id, "bbox": box, "area": int(seen.sum()), "iscrowd": iscrowd})
     return Image.fromarray((canvas.clip(0, 1) * 255).astype(np.uint8)), objects
 
 
@@ -104,12 +104,16 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Cover the canvas where `shape` is 1, in a random colour with a soft gradient."""
+    """Cover the canvas where `shape` is 1, in a random colour with a soft gradient; one that can be told from what it covers."""
     height, width = shape.shape
+    covered = canvas[shape > 0.5].mean(0) if (shape > 0.5).any() else canvas.mean((0, 1))
+    flat = rng.random(3)
+    while np.abs(flat - covered).max() < 0.3:
+        flat = rng.random(3)
     y, x = np.mgrid[:height, :width]
     slope = rng.normal(0, 0.004, size=2)
     shade = (x - width / 2) * slope[0] + (y - height / 2) * slope[1]
-    colour = rng.random(3) + shade[..., None] + rng.normal(0, 0.02, canvas.shape)
+    colour = flat + shade[..., None] + rng.normal(0, 0.02, canvas.shape)
     return canvas + (colour - canvas) * shape[..., None]
 
 

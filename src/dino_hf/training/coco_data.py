@@ -32,7 +32,9 @@ _FEATURES = Features(
 class CocoData(NamedTuple):
     """A data set and its class space."""
 
-    dataset: Dataset  # image_id, image, width, height, objects: {id, category (index), bbox (x, y, w, h), area, iscrowd}
+    dataset: (
+        Dataset  # image_id, image, width, height, objects: {id, category (index), bbox (x, y, w, h), area, iscrowd}
+    )
     id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
     category_ids: list[int]  # class index -> original category id of the json, which may have gaps
 
@@ -93,7 +95,9 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
     if not images:
         raise ValueError(f"{annotation_file} lists no images.")
     if strangers := set(objects) - {image["id"] for image in images}:
-        raise ValueError(f"{annotation_file}: annotations name image_id={min(strangers)}, which is not among the images.")
+        raise ValueError(
+            f"{annotation_file}: annotations name image_id={min(strangers)}, which is not among the images."
+        )
     for image in images:
         if not (image_dir / image["file_name"]).is_file():
             raise FileNotFoundError(f"{image_dir / image['file_name']}, listed in {annotation_file}, does not exist.")
