@@ -15,6 +15,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 from key_mapping import (
     CONVNEXT,
     RESNET,
@@ -27,9 +30,6 @@ from key_mapping import (
     output_norms,
     renamed,
 )
-from torch import Tensor
-
-from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 
 
 class ConversionError(ValueError):

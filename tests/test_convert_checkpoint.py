@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from convert_checkpoint import ConversionError, build_config, convert, load_checkpoint
-from key_mapping import find_rule, output_norms, renamed
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
+from convert_checkpoint import ConversionError, build_config, convert, load_checkpoint
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from key_mapping import find_rule, output_norms, renamed
 
 SCRIPT = Path(__file__).parents[1] / "convert_scripts" / "convert_checkpoint.py"
 WIDTH, FFN, CLASSES, QUERIES, LAYERS = 32, 48, 6, 7, 2

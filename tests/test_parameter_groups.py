@@ -1,11 +1,11 @@
 """Two learning rates, every trainable parameter once."""
 
 import pytest
-from helpers import tiny_config
 from transformers import TrainingArguments
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrModel
 from dino_hf.training import make_optimizer, parameter_groups
+from helpers import tiny_config
 
 
 @pytest.mark.parametrize("model_class", [DinoDetrForObjectDetection, DinoDetrModel])

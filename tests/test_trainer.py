@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SWIN, tiny_config
 from transformers import AutoModelForObjectDetection, Trainer, TrainingArguments, pipeline, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
+from helpers import SWIN, tiny_config
 
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 112})
 ARGUMENT_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}

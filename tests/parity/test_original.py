@@ -6,10 +6,10 @@ the release itself would differ by: 1e-5 is reached for ResNet; Swin's logits, o
 
 import pytest
 import torch
-from convert_checkpoint import convert, find_rule, renamed, rules_for
 from recipe import VARIANTS, load_manifest, load_recorded, make_checkpoint, make_images, make_labels
-
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+
+from convert_checkpoint import convert, find_rule, renamed, rules_for
 
 LOGITS, BOXES = 5e-5, 5e-6  # a quarter of what counts as equal (2e-4 and 2e-5)
 
