@@ -22,7 +22,7 @@ def test_scores_model_and_pictures_are_left(demo):
     assert 0 <= scores["eval_AP"] <= 1
     model = AutoModelForObjectDetection.from_pretrained(output / "model")
     assert model.config.id2label == {0: "disc", 1: "box", 2: "triangle", 3: "star", 4: "ring"}
-    assert AutoImageProcessor.from_pretrained(output / "model").size["shortest_edge"] == 128
+    assert AutoImageProcessor.from_pretrained(output / "model").size["shortest_edge"] == 96
     for name in ("detections.png", "curves.png"):
         with Image.open(output / name) as picture:
             assert picture.width > 500

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 CATEGORIES = {3: "disc", 7: "box", 12: "triangle", 21: "star", 40: "ring"}
 _OVERSAMPLE = 3  # drawn larger and scaled down, for smooth edges
-_MAX_OBJECTS = 6
+_MAX_OBJECTS = 5
 
 
 def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
@@ -44,12 +44,12 @@ def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
-    """One picture, 96 to 144 pixels wide and high, and its annotations without ids.
+    """One picture, 88 to 120 pixels wide and high, and its annotations without ids.
 
-    One in ten is empty; the others hold 1 to 6 objects, 10 to 60 pixels large, of which some are covered by others: what is
+    One in ten is empty; the others hold 1 to 5 objects, 12 to 60 pixels large, of which some are covered by others: what is
     annotated is the part in sight, if that is at least a third. One in eight also has a crowd, annotated as one region.
     """
-    width, height = rng.integers(96, 145, size=2).tolist()
+    width, height = rng.integers(88, 121, size=2).tolist()
     canvas = _background(rng, width, height)
     visible = np.zeros((height, width), dtype=np.int64)  # number of the object that is seen at each pixel
     drawn = []
@@ -69,7 +69,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
     num_objects = 0 if rng.random() < 0.1 and not drawn else int(rng.integers(1, _MAX_OBJECTS + 1))
     for _ in range(num_objects):
         category_id = int(rng.choice(list(CATEGORIES)))
-        size = float(np.exp(rng.uniform(np.log(10), np.log(60))))
+        size = rng.uniform(12, 60)
         x, y = rng.uniform(0.05, 0.95, size=2) * (width, height)
         shape = _shape_mask(rng, category_id, x, y, size, width, height)
         canvas = _paint(rng, canvas, shape)
@@ -100,7 +100,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
     first, second = rng.random((2, 3))
     second = first + (second - first) * rng.uniform(0.2, 0.7)
     canvas = first + (second - first) * mix[..., None]
-    return canvas + rng.normal(0, rng.uniform(0.01, 0.06), canvas.shape)
+    return canvas + rng.normal(0, rng.uniform(0.01, 0.04), canvas.shape)
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: np.ndarray) -> n
     height, width = shape.shape
     covered = canvas[shape > 0.5].mean(0) if (shape > 0.5).any() else canvas.mean((0, 1))
     flat = rng.random(3)
-    while np.abs(flat - covered).max() < 0.3:
+    while np.abs(flat - covered).max() < 0.35:
         flat = rng.random(3)
     y, x = np.mgrid[:height, :width]
     slope = rng.normal(0, 0.004, size=2)
@@ -124,7 +124,7 @@ def _shape_mask(
     picture = Image.new("L", (width * _OVERSAMPLE, height * _OVERSAMPLE))
     draw = ImageDraw.Draw(picture)
     half = size / 2 * _OVERSAMPLE
-    stretch = rng.uniform(0.75, 1.33)
+    stretch = rng.uniform(0.8, 1.25)
     half_width, half_height = half * math.sqrt(stretch), half / math.sqrt(stretch)
     cx, cy = x * _OVERSAMPLE, y * _OVERSAMPLE
     turn = rng.uniform(0, 2 * math.pi)
