@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
@@ -35,6 +36,16 @@ from key_mapping import (
 class ConversionError(ValueError):
     """The file cannot be converted; the message says why and what to do."""
 
+
+# What every checkpoint has, and the architecture is read from.
+REQUIRED_TENSORS = [
+    "transformer.level_embed",
+    "transformer.tgt_embed.weight",
+    "transformer.encoder.layers.0.linear1.weight",
+    "transformer.decoder.layers.0.linear1.weight",
+    "class_embed.0.weight",
+    "input_proj.0.0.weight",
+]
 
 # What the release can be told to compute differently and dino_hf does not: name in `args` -> the values that are fine.
 REQUIRED_SETTINGS = {
@@ -107,16 +118,22 @@ def load_checkpoint(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], d
         )
         raise ConversionError(
             f"{path} was refused, and nothing in it was run: it is not a PyTorch checkpoint, or it holds more than tensors, "
-            f"plain values and argparse.Namespace ({detail.strip()[:200]}). Ask its author for a file of tensors only."
+            f"plain values and argparse.Namespace ({detail.strip()[:200]}). Download it again, or ask its "
+            "author for a file of tensors only."
         ) from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}, not a dictionary with 'model'.")
+    if not content:
+        raise ConversionError(f"{path} holds nothing.")
     part = "ema_model" if ema else "model"
     if ema and part not in content:
         raise ConversionError(f"{path} has no 'ema_model' (its parts: {sorted(map(str, content))}); leave --ema out.")
-    tensors = content.get(part, content)
-    settings = content.get("args", {})
-    settings = vars(settings) if isinstance(settings, argparse.Namespace) else dict(settings)
+    tensors, settings = content.get(part, content), content.get("args")
+    if not isinstance(tensors, dict):
+        raise ConversionError(f"{path} has a {type(tensors).__name__} under {part!r}, not a dictionary of tensors.")
+    if settings is not None and not isinstance(settings, argparse.Namespace | dict):
+        raise ConversionError(f"{path} has a {type(settings).__name__} under 'args', not the settings of a training.")
+    settings = vars(settings) if isinstance(settings, argparse.Namespace) else dict(settings or {})
     tensors = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
     if "transformer.level_embed" not in tensors:
         raise ConversionError(
@@ -134,7 +151,7 @@ def build_config(tensors: dict[str, Tensor], settings: dict) -> DinoDetrConfig:
                 f"The checkpoint was trained with {name}={settings[name]!r}; dino_hf computes DINO with "
                 f"{name}={allowed[0]!r} only, as in every published checkpoint."
             )
-    if settings.get("pe_temperatureH") != settings.get("pe_temperatureW"):
+    if settings.get("pe_temperatureH") != settings.get("pe_temperatureW", settings.get("pe_temperatureH")):
         raise ConversionError(
             f"The position temperatures differ (pe_temperatureH={settings['pe_temperatureH']}, "
             f"pe_temperatureW={settings['pe_temperatureW']}); dino_hf has one for both axes."
@@ -143,6 +160,18 @@ def build_config(tensors: dict[str, Tensor], settings: dict) -> DinoDetrConfig:
     if settings.get("use_dn") is False:
         from_args["num_denoising"] = 0
 
+    if missing := [name for name in REQUIRED_TENSORS if name not in tensors]:
+        raise ConversionError(
+            f"The checkpoint lacks {missing}: it is cut off, or not of a DINO of the original release."
+        )
+    if tensors["transformer.level_embed"].ndim != 2:
+        raise ConversionError(
+            "'transformer.level_embed' should have two axes, levels and width; the checkpoint is damaged."
+        )
+    if not settings:
+        print(
+            "  no settings of its training: heads, sampling points, temperature and noise are taken to be the release's"
+        )
     num_levels, d_model = tensors["transformer.level_embed"].shape
     ffn_dim = {side: len(tensors[f"transformer.{side}.layers.0.linear1.weight"]) for side in ("encoder", "decoder")}
     return DinoDetrConfig(
@@ -234,8 +263,8 @@ def convert_tensors(tensors: dict[str, Tensor], config: DinoDetrConfig) -> tuple
         else:
             # clone: views of one fused tensor would be saved as shared memory
             state |= {name: part.clone() for name, part in zip(names, tensor.chunk(len(names)), strict=True)}
-    if not config.num_denoising:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("model.denoising.")}
+    if not config.num_denoising and state.pop("model.denoising.label_embedding.weight", None) is not None:
+        dropped["label embedding of denoising, which is off"] = 1
     return state, dropped
 
 
@@ -249,8 +278,23 @@ def convert(checkpoint: Path, output_dir: Path, ema: bool = False) -> DinoDetrFo
     Raises:
         ConversionError: what is wrong with the file or the folder.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ConversionError(f"{output_dir} exists and is not an empty folder; choose another --output-dir.")
+    output_dir = output_dir.resolve()
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()) or output_dir == Path.cwd()):
+        raise ConversionError(
+            f"{output_dir} exists and is not an empty folder of its own; choose another --output-dir."
+        )
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}."))
+    except OSError as error:
+        raise ConversionError(f"{output_dir} cannot be written ({error}); choose another --output-dir.") from error
+    try:
+        return _convert_into(scratch, checkpoint, output_dir, ema)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _convert_into(scratch: Path, checkpoint: Path, output_dir: Path, ema: bool) -> DinoDetrForObjectDetection:
     tensors, settings = load_checkpoint(checkpoint, ema)
     print(f"{checkpoint}: {len(tensors)} tensors, {'with' if settings else 'without'} the settings of its training")
     config = build_config(tensors, settings)
@@ -267,16 +311,10 @@ def convert(checkpoint: Path, output_dir: Path, ema: bool = False) -> DinoDetrFo
         f"  {backbone.model_type} {backbone.depths}, {config.num_feature_levels} levels, {config.num_queries} queries, "
         f"{config.num_labels} classes, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
     )
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}."))
-    try:
-        model.save_pretrained(scratch)
-        DinoDetrImageProcessor().save_pretrained(scratch)
-        scratch.chmod(0o755)
-        scratch.replace(output_dir)  # an empty folder may be replaced
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    model.save_pretrained(scratch)
+    DinoDetrImageProcessor().save_pretrained(scratch)
+    scratch.chmod(0o755)
+    scratch.replace(output_dir)  # an empty folder may be replaced
     print(f"  written to {output_dir}")
     return model.eval()
 
@@ -289,7 +327,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         convert(arguments.checkpoint, arguments.output_dir, arguments.ema)
-    except (ConversionError, KeyError) as error:
+    except (ConversionError, StrictDataclassError, KeyError) as error:
         sys.exit(f"error: {error.args[0]}")
 
 

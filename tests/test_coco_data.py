@@ -24,6 +24,12 @@ CONTENT = {
 }
 
 
+def changed(index=0, **changes):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][index] |= changes
+    return content
+
+
 @pytest.fixture
 def write(tmp_path):
     def save(content, **changes):
@@ -52,31 +58,47 @@ def test_areas_crowd_and_images_without_boxes_are_kept(write):
     assert dataset[1]["image"].size == (36, 50)
 
 
+def test_an_object_without_area_or_crowd_flag_gets_the_area_of_its_box(write):
+    objects = load_coco(*write(changed(area=None, iscrowd=None))).dataset[0]["objects"]
+    assert (objects["area"][0], objects["iscrowd"][0]) == (600, 0)
+
+
 def test_evaluation_data_take_over_the_classes_of_the_training_data(write):
     train = load_coco(*write(CONTENT))
     subset = load_coco(*write(CONTENT, categories=CONTENT["categories"][:2]), like=train)
     assert (subset.id2label, subset.category_ids) == (train.id2label, train.category_ids)
-    with pytest.raises(ValueError, match=r"categories \[5\], which the training data do not have"):
+    with pytest.raises(ValueError, match="wolf"):
+        load_coco(*write(CONTENT, categories=[{"id": 2, "name": "wolf"}]), like=train)
+    with pytest.raises(ValueError, match=r"{5: 'cow'}, which the training data do not have"):
         load_coco(*write(CONTENT, categories=[{"id": 5, "name": "cow"}]), like=train)
 
 
-def changed(index=0, **changes):
-    content = copy.deepcopy(CONTENT)
-    content["annotations"][index] |= changes
-    return content
+IMAGE = CONTENT["images"][0]
 
 
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
         ([], ValueError, "not in COCO format"),
-        ({"images": []}, ValueError, r"has no \['annotations', 'categories'\]"),
+        ({"images": []}, ValueError, r"has no list of \['annotations', 'categories'\]"),
+        (CONTENT | {"annotations": None}, ValueError, r"has no list of \['annotations'\]"),
         (CONTENT | {"categories": []}, ValueError, "has no categories"),
-        (CONTENT | {"images": []}, ValueError, "lists no images|not among the images"),
-        (changed(category_id=4), ValueError, "annotation 1 has category_id=4"),
+        (CONTENT | {"categories": [{"id": 2}]}, ValueError, "category 0 has name=None"),
+        (
+            CONTENT | {"categories": [{"id": "2", "name": "dog"}]},
+            ValueError,
+            "category 0 has id='2', but needs id as int",
+        ),
+        (CONTENT | {"categories": [{"id": i, "name": "dog"} for i in (2, 90)]}, ValueError, "same name"),
+        (CONTENT | {"images": []}, ValueError, "lists no images"),
+        (CONTENT | {"images": [IMAGE, IMAGE]}, ValueError, "two image entries with id=7"),
+        (CONTENT | {"images": [IMAGE | {"id": "u1"}]}, ValueError, "image 0 has id='u1'"),
+        (CONTENT | {"images": [IMAGE | {"file_name": "lost.png"}]}, FileNotFoundError, r"lost\.png"),
+        (changed(category_id=4), ValueError, r"annotations\[0\] has category_id=4"),
         (changed(image_id=99), ValueError, "image_id=99, which is not among the images"),
-        (changed(bbox=[1, 2, 3]), ValueError, r"annotation 1 has bbox=\[1, 2, 3\]"),
-        (CONTENT | {"images": [CONTENT["images"][0] | {"file_name": "lost.png"}]}, FileNotFoundError, r"lost\.png"),
+        (changed(bbox=[1, 2, 3]), ValueError, r"annotations\[0\] has bbox=\[1, 2, 3\]"),
+        (changed(bbox=None), ValueError, "has bbox=None"),
+        (changed(bbox=[1, 2, float("nan"), 4]), ValueError, "bbox=.*nan"),
     ],
 )
 def test_what_is_wrong_with_a_json_is_said(content, error, message, tmp_path):

@@ -88,7 +88,7 @@ def test_the_twelve_numbers_and_class_aps_are_those_of_pycocotools(scenes):
     assert 0.1 < scores["AP"] < 0.9
     for index, category_id in enumerate(evaluation.params.catIds):
         precision = evaluation.eval["precision"][:, :, index, 0, -1]
-        assert scores[f"AP_{CATEGORIES[category_id]}"] == pytest.approx(precision[precision > -1].mean())
+        assert scores[f"AP_class_{CATEGORIES[category_id]}"] == pytest.approx(precision[precision > -1].mean())
 
 
 def test_a_crowd_region_forgives_detections_and_is_no_miss(scenes):
@@ -163,3 +163,23 @@ def test_perfect_predictions_score_one_in_one_go_and_batch_by_batch(scenes):
         )
         result = evaluator(batch, compute_result=start + 7 >= len(logits))
     assert result == whole
+
+
+def test_classes_called_like_the_size_ranges_do_not_hide_them():
+    metric = CocoDetectionMetric({1: "small", 2: "large"})
+    add(metric, {"images": [{"id": 1}], "annotations": []}, [])
+    assert {*NAMES, "AP_class_small", "AP_class_large"} == set(metric.compute())
+
+
+def test_an_evaluation_that_was_broken_off_does_not_count_in_the_next(scenes):
+    path, _ = scenes
+    data = load_coco(path, path.parent)
+    logits, boxes, labels = perfect_predictions(data)
+    whole = EvalPrediction(predictions=({}, logits, boxes), label_ids=labels)
+    evaluator = CocoEvaluator(data, DinoDetrImageProcessor())
+    evaluator(whole, compute_result=False)
+    with pytest.raises(ValueError, match=r"images \[1, 2, 3, 4, 5\] were evaluated before"):
+        evaluator(whole)
+    assert evaluator(whole)["AP"] > 0.99
+    with pytest.raises(ValueError, match=r"images \[99\] are not in the data"):
+        evaluator(EvalPrediction(({}, logits[:1], boxes[:1]), {"image_id": [99], "orig_size": labels["orig_size"][:1]}))

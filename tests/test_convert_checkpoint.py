@@ -119,6 +119,7 @@ def original_tensors(backbone="resnet"):
     shapes |= {f"backbone.0.{name}": shape for name, shape in own.items()}
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator) / 8 for name, shape in shapes.items()}
+    tensors |= {key: value.abs() + 0.5 for key, value in tensors.items() if key.endswith("running_var")}
     for key in [key for key in tensors if key.startswith(("class_embed.0", "bbox_embed.0"))]:
         for layer in range(LAYERS):
             copy = key.replace("embed.0", f"embed.{layer}", 1)
@@ -152,7 +153,9 @@ def test_a_checkpoint_becomes_a_folder_that_loads_and_detects(backbone, save, tm
     assert (config.encoder_n_points, config.decoder_n_points, config.num_feature_levels) == (2, 3, 4)
     assert config.backbone_config.model_type == backbone
     with torch.no_grad():
-        assert model(torch.randn(2, 3, 96, 128)).logits.shape == (2, QUERIES, CLASSES)
+        logits = model(torch.randn(2, 3, 96, 128)).logits
+    assert logits.shape == (2, QUERIES, CLASSES)
+    assert logits.isfinite().all()
     # every kept tensor arrived: the fused projection, cut in three, is the last that could go astray
     fused = tensors["transformer.decoder.layers.1.self_attn.in_proj_weight"]
     attention = model.model.decoder.layers[1].self_attn
@@ -268,6 +271,10 @@ def test_a_malicious_file_is_refused_and_runs_nothing(where, save, tmp_path):
         ({"model": {"conv1.weight": torch.zeros(2, 3)}}, "not a DINO checkpoint of the original release"),
         ([torch.zeros(2, 3)], "holds a list"),
         ({"model": {}, "args": None}, "not a DINO checkpoint"),
+        ({}, "holds nothing"),
+        ({"model": None}, "a NoneType under 'model'"),
+        ({"model": {}, "args": [1]}, "a list under 'args'"),
+        ({"model": {"transformer.level_embed": torch.zeros(4)}}, "lacks .*tgt_embed"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(content, message, save, tmp_path):
@@ -316,6 +323,15 @@ def test_a_folder_with_something_in_it_is_left_alone(save, tmp_path):
     with pytest.raises(ConversionError, match="not an empty folder"):
         convert(save({"model": original_tensors(), "args": settings()}), tmp_path / "out")
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", [".", "checkpoint.pth/below", "/proc/nowhere/out"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(folder, save, tmp_path, monkeypatch):
+    path = save({"model": original_tensors(), "args": settings()})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConversionError, match="choose another --output-dir"):
+        convert(path, Path(folder))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pth"]
 
 
 def test_every_rule_table_is_unambiguous():

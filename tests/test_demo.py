@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from dino_hf.tools.demo import DemoArguments, run
+from dino_hf.tools.demo import DemoArguments, prepare, run
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,30 @@ def test_scores_model_and_pictures_are_left(demo):
             assert len(set(picture.convert("L").resize((64, 32)).getdata())) > 10  # not blank
 
 
-def test_it_replaces_its_own_earlier_run_only(demo, tmp_path):
+def test_a_second_run_replaces_the_first_and_leaves_what_is_not_its_own(demo):
     output, arguments, _ = demo
-    (tmp_path / "mine.txt").write_text("mine")
-    arguments = DemoArguments(str(tmp_path), num_train_images=6)
-    with pytest.raises(SystemExit, match="holds no earlier demo"):
-        run(arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    assert (output / "results.json").exists()
+    (output / "mine.txt").write_text("mine")
+    prepare(arguments)
+    assert sorted(path.name for path in output.iterdir()) == [".dino_hf_demo", "mine.txt"]
+
+
+def test_a_broken_off_run_can_be_repeated(tmp_path):
+    arguments = DemoArguments(str(tmp_path / "out"))
+    prepare(arguments)
+    (tmp_path / "out" / "data").mkdir()
+    prepare(arguments)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".dino_hf_demo"]
+
+
+@pytest.mark.parametrize("name", ["results.json", "mine.txt"])
+def test_other_folders_are_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit, match="not of an earlier demo"):
+        run(DemoArguments(str(tmp_path), num_train_images=6))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_settings_are_checked_before_anything_is_touched(tmp_path):
+    with pytest.raises(SystemExit, match="num_eval_images=0 must be at least 1"):
+        run(DemoArguments(str(tmp_path / "out"), num_eval_images=0))
+    assert not (tmp_path / "out").exists()

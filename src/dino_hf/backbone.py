@@ -54,9 +54,10 @@ class DinoDetrBackbone(nn.Module):
         super().__init__()
         self.model = AutoBackbone.from_config(config.backbone_config)
         freeze_batch_norm(self.model)
-        if hasattr(getattr(self.model, "swin", None), "layernorm"):
-            # A norm for classification that no feature map passes through: its parameters would never get a gradient.
-            self.model.swin.layernorm = nn.Identity()
+        # Swin and BiT end with a norm for classification that no feature map passes: its parameters would never get a gradient.
+        for body, unused in (("swin", "layernorm"), ("bit", "norm")):
+            if hasattr(getattr(self.model, body, None), unused):
+                setattr(getattr(self.model, body), unused, nn.Identity())
         self._freeze_stages(config.num_frozen_backbone_stages)
 
         channels = self.model.channels
@@ -70,7 +71,7 @@ class DinoDetrBackbone(nn.Module):
 
     def _freeze_stages(self, num_stages: int) -> None:
         """Leave out of training the first stages, and those after the last that gives a feature map: no gradient reaches them."""
-        body = getattr(self.model, "swin", self.model)
+        body = getattr(self.model, "swin", getattr(self.model, "bit", self.model))
         stem = getattr(body, "embedder", getattr(body, "embeddings", None))
         encoder = getattr(body, "encoder", None)
         stages = getattr(encoder, "stages", getattr(encoder, "layers", None))
@@ -78,7 +79,7 @@ class DinoDetrBackbone(nn.Module):
             if num_stages:
                 raise ValueError(
                     f"num_frozen_backbone_stages={num_stages}: the stages of {type(self.model).__name__} are not known here, only "
-                    "those of ResNet, Swin and ConvNeXt. Use 0, and requires_grad_(False) on parameters of your choice."
+                    "those of ResNet, Swin, ConvNeXt and BiT. Use 0, and requires_grad_(False) on parameters of your choice."
                 )
             return
         stages = [stem, *stages]

@@ -75,6 +75,7 @@ def _complete(entry: dict) -> dict:
         raise ValueError(
             f"An annotation has the keys {sorted(entry)}, but needs bbox, as (x, y, width, height) in pixels, and category_id."
         )
-    if len(entry["bbox"]) != 4:
-        raise ValueError(f"An annotation has bbox={list(entry['bbox'])}; it must be (x, y, width, height) in pixels.")
-    return {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **entry}
+    if not hasattr(entry["bbox"], "__len__") or isinstance(entry["bbox"], str) or len(entry["bbox"]) != 4:
+        raise ValueError(f"An annotation has bbox={entry['bbox']}; it must be (x, y, width, height) in pixels.")
+    known = {name: value for name, value in entry.items() if value is not None}
+    return {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **known}

@@ -106,8 +106,24 @@ class DinoDetrConfig(PreTrainedConfig):
             self.num_frozen_backbone_stages = 2 if self.backbone_config.model_type == "resnet" else 0
         if self.id2label is None and kwargs.get("num_labels") in (None, 91):
             self.id2label = coco_id2label()
-            self.label2id = {name: index for index, name in self.id2label.items() if name != "N/A"}
         super().__post_init__(**kwargs)
+        self.set_class_names()
+
+    def set_class_names(self) -> None:
+        """Make `label2id` the inverse of `id2label`. Models call it too: `from_pretrained(..., id2label=...)` replaces one of
+        the two after the configuration was made.
+
+        Raises:
+            ValueError: the classes are not numbered 0 to K - 1.
+        """
+        names = {int(index): name for index, name in self.id2label.items()}
+        if sorted(names) != list(range(len(names))) or not names:
+            raise ValueError(
+                f"id2label has the keys {sorted(names)[:10]}, but the classes of a model are numbered 0 to K - 1; category ids "
+                "with gaps are mapped by dino_hf.training.load_coco."
+            )
+        self.id2label = names
+        self.label2id = {name: index for index, name in names.items() if name != "N/A"}
 
     def validate_architecture(self):
         """Called by the library at construction and before saving."""
@@ -123,17 +139,35 @@ class DinoDetrConfig(PreTrainedConfig):
             raise ValueError(
                 f"d_model={self.d_model} cannot be split into the 32 groups of the projection's norm; use {nearest}."
             )
+        if not hasattr(self.backbone_config, "out_indices"):
+            raise ValueError(
+                f"backbone_config is a {type(self.backbone_config).__name__}, which AutoBackbone builds no backbone from; use "
+                "'resnet', 'swin', 'convnext', 'bit' or 'timm_backbone'."
+            )
         maps = list(self.backbone_config.out_indices)  # timm has no out_features
         if self.num_feature_levels < len(maps):
             raise ValueError(
                 f"num_feature_levels={self.num_feature_levels} is fewer than the {len(maps)} feature maps of the backbone "
                 f"(out_indices={maps}); use at least {len(maps)}, or fewer out_features."
             )
-        for name in ("num_queries", "encoder_layers", "decoder_layers", "encoder_n_points", "decoder_n_points"):
+        for name in (
+            *("num_queries", "encoder_layers", "decoder_layers", "encoder_n_points", "decoder_n_points"),
+            *("encoder_ffn_dim", "decoder_ffn_dim"),
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.num_denoising < 0:
-            raise ValueError(f"num_denoising={self.num_denoising} must not be negative; 0 turns denoising off.")
+        for name in (
+            *("num_denoising", "num_frozen_backbone_stages", "class_cost", "bbox_cost", "giou_cost"),
+            *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 turns it off.")
+        if not 0 <= self.focal_alpha <= 1:
+            raise ValueError(
+                f"focal_alpha={self.focal_alpha} must lie in [0, 1]: it is the share of positives in the loss."
+            )
+        if self.position_temperature <= 0:
+            raise ValueError(f"position_temperature={self.position_temperature} must be positive; the release has 20.")
         if not 0 <= self.label_noise_ratio <= 2:
             raise ValueError(
                 f"label_noise_ratio={self.label_noise_ratio} must lie in [0, 2]: half of it is the share of labels redrawn."

@@ -70,17 +70,20 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets, weights: CostWeights,
     if not is_scipy_available():
         raise ImportError("Matching predictions with targets needs scipy: pip install scipy.")
     device = logits.device
-    cost = matching_cost(logits, boxes, targets, weights, alpha).cpu()  # the one copy to the host
+    cost = matching_cost(logits, boxes, targets, weights, alpha)  # (D, B, Q, M)
+    is_finite = logits.isfinite().all(-1) & boxes.isfinite().all(-1)  # (D, B, Q)
+    # The last column carries what is wrong with a query to the host, in the one copy that there is.
+    cost = torch.cat([cost, torch.where(is_finite, 0.0, torch.nan)[..., None]], dim=-1).cpu()
     ends = torch.tensor(targets.counts).cumsum(0).tolist()
     rows = []
     for layer, layer_cost in enumerate(cost):
         for image, (image_cost, count, end) in enumerate(zip(layer_cost, targets.counts, ends, strict=True)):
-            image_cost = image_cost[:, :count]  # (Q, T_image)
-            if not image_cost.isfinite().all():
+            is_finite, image_cost = image_cost[:, -1].isfinite(), image_cost[:, :count]  # (Q), (Q, T_image)
+            if not is_finite.all():
                 raise ValueError(
                     f"The predictions of layer {layer} for image {image} are NaN or infinite, so they cannot be matched with "
-                    "targets: training has diverged. Check the inputs for NaN, lower the learning rate, clip gradients at "
-                    "0.1 as the paper does, and prefer bfloat16 to float16."
+                    "targets. Check pixel_values for NaN; if they are fine, training has diverged: lower the learning rate, clip "
+                    "gradients at 0.1 as the paper does, and prefer bfloat16 to float16."
                 )
             query, target = (torch.as_tensor(index) for index in linear_sum_assignment(image_cost.numpy()))
             place = torch.tensor([layer, image])[:, None].expand(-1, len(query))  # (2, M_image)

@@ -111,6 +111,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
     """The DINO detector (arXiv:2203.03605): backbone, encoder, query selection, denoising, decoder."""
 
     def __init__(self, config: DinoDetrConfig):
+        config.set_class_names()
         super().__init__(config)
         self.backbone = DinoDetrBackbone(config)
         self.encoder = DinoDetrEncoder(config)
@@ -127,7 +128,6 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         labels: list[dict] | dict | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
     ) -> DinoDetrModelOutput:
         """
         Args:
@@ -215,7 +215,6 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         labels: list[dict] | dict | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
     ) -> DinoDetrObjectDetectionOutput:
         """
         Args:

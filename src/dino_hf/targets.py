@@ -54,13 +54,23 @@ def collect_targets(
         )
     class_labels, boxes = [], []
     for image, target in enumerate(per_image):
+        if not isinstance(target, Mapping):
+            raise ValueError(
+                f"labels[{image}] is a {type(target).__name__}, but must be a dictionary with class_labels (T,) and boxes (T, 4)."
+            )
         missing = {"class_labels", "boxes"} - set(target)
         if missing:
             raise ValueError(
                 f"labels[{image}] has the keys {sorted(target)} but needs {sorted(missing)}; let DinoDetrImageProcessor "
                 "prepare COCO annotations, or pass class_labels (T,) and boxes (T, 4)."
             )
-        image_classes, image_boxes = torch.as_tensor(target["class_labels"]), torch.as_tensor(target["boxes"])
+        try:
+            image_classes, image_boxes = torch.as_tensor(target["class_labels"]), torch.as_tensor(target["boxes"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"labels[{image}] cannot be read as tensors ({error}); pass class_labels (T,) as torch.int64 and boxes (T, 4) as "
+                "torch.float32."
+            ) from error
         if image_classes.ndim != 1 or image_boxes.shape != (len(image_classes), 4):
             raise ValueError(
                 f"labels[{image}]: boxes have shape {tuple(image_boxes.shape)} for class_labels of shape "

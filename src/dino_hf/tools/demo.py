@@ -19,13 +19,17 @@ from ..training import CocoData, CocoEvaluator, DetectionCollator, DetectionTran
 from .drawing import save_comparison, save_curves
 from .scenes import make_scenes
 
+MARKER = ".dino_hf_demo"  # lies in a folder that this demo made, which it may clear
+
 
 @dataclass
 class DemoArguments:
     """Fine-tune a small DINO on drawn scenes and look at what it finds."""
 
-    output_dir: str = field(default="outputs/demo", metadata={"help": "folder for everything; made anew"})
-    num_train_images: int = field(default=3200, metadata={"help": "images to train on"})
+    output_dir: str = field(
+        default="outputs/demo", metadata={"help": "folder for everything; new, empty or of an earlier demo"}
+    )
+    num_train_images: int = field(default=3400, metadata={"help": "images to train on"})
     num_eval_images: int = field(default=200, metadata={"help": "held-out images"})
     epochs: int = field(default=3, metadata={"help": "passes over the training images"})
     batch_size: int = field(default=4, metadata={"help": "images per step"})
@@ -53,8 +57,6 @@ def small_config(data: CocoData) -> DinoDetrConfig:
         d_model=128,
         encoder_layers=1,
         decoder_layers=3,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
         encoder_ffn_dim=384,
         decoder_ffn_dim=384,
         num_queries=50,
@@ -62,7 +64,6 @@ def small_config(data: CocoData) -> DinoDetrConfig:
         box_noise_scale=0.4,
         cls_loss_coefficient=2.0,
         id2label=data.id2label,
-        label2id={name: index for index, name in data.id2label.items()},
     )
 
 
@@ -125,7 +126,8 @@ def train(arguments: DemoArguments, train_data: CocoData, eval_data: CocoData, f
 def detect(model_dir: Path, data: CocoData, threshold: float, num_images: int = 6) -> list[dict]:
     """Load the saved folder as any user would and detect on the images with most objects; rows for `save_comparison`."""
     detector = pipeline("object-detection", model=str(model_dir), device="cpu")
-    crowded = sorted(range(len(data.dataset)), key=lambda i: -len(data.dataset[i]["objects"]["category"]))
+    counts = [len(objects["category"]) for objects in data.dataset.select_columns("objects")["objects"]]
+    crowded = sorted(range(len(counts)), key=lambda index: -counts[index])
     rows = []
     for index in crowded[:: max(1, len(crowded) // (2 * num_images))][:num_images]:
         entry = data.dataset[index]
@@ -152,15 +154,27 @@ def detect(model_dir: Path, data: CocoData, threshold: float, num_images: int = 
     return rows
 
 
+def prepare(arguments: DemoArguments) -> Path:
+    """Check the settings, and clear away what an earlier run of this demo left: that and nothing else."""
+    for name in ("num_train_images", "num_eval_images", "epochs", "batch_size"):
+        if getattr(arguments, name) < 1:
+            sys.exit(f"error: {name}={getattr(arguments, name)} must be at least 1.")
+    output = Path(arguments.output_dir)
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / MARKER).exists())):
+        sys.exit(f"error: {output} is not an empty folder and not of an earlier demo; choose another --output-dir.")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).touch()
+    for name in ("data", "training", "model"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ("detections.png", "curves.png", "results.json"):
+        (output / name).unlink(missing_ok=True)
+    return output
+
+
 def run(arguments: DemoArguments) -> dict[str, float]:
     """All of it. Returns the scores on the held-out images, which also stand in `results.json`."""
     started = time.perf_counter()
-    output = Path(arguments.output_dir)
-    if (output / "results.json").exists():  # an earlier run of this demo; anything else is not ours to delete
-        shutil.rmtree(output)
-    if output.exists() and any(output.iterdir()):
-        sys.exit(f"error: {output} is not empty and holds no earlier demo; choose another --output-dir.")
-    output.mkdir(parents=True, exist_ok=True)
+    output = prepare(arguments)
     set_seed(arguments.seed)
 
     print(f"Drawing {arguments.num_train_images} + {arguments.num_eval_images} scenes ...")
@@ -171,7 +185,8 @@ def run(arguments: DemoArguments) -> dict[str, float]:
 
     print(f"Training on {torch.get_num_threads()} threads ...")
     trainer = train(arguments, train_data, eval_data, output / "training")
-    scores = {name: value for name, value in trainer.evaluate().items() if "AP" in name or "AR" in name}
+    logged = next(entry for entry in reversed(trainer.state.log_history) if "eval_AP" in entry)  # after the last epoch
+    scores = {name: value for name, value in logged.items() if "AP" in name or "AR" in name}
     trainer.save_model(str(output / "model"))
 
     print(f"Detecting with pipeline('object-detection', model='{output / 'model'}') ...")
@@ -185,7 +200,7 @@ def run(arguments: DemoArguments) -> dict[str, float]:
         f"\nAP {scores['eval_AP']:.3f} (0.50:0.95), {scores['eval_AP50']:.3f} at 0.50, after {scores['seconds']:.0f} s"
     )
     for name in train_data.id2label.values():
-        print(f"  {name:10} {scores[f'eval_AP_{name}']:.3f}")
+        print(f"  {name:10} {scores[f'eval_AP_class_{name}']:.3f}")
     print(f"Look at {output / 'detections.png'} and {output / 'curves.png'}; the model is in {output / 'model'}.")
     return scores
 

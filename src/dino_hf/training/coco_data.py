@@ -1,7 +1,7 @@
 """A folder of images with a COCO json -> batches for the model."""
 
 import json
-from collections import defaultdict
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +16,7 @@ _FEATURES = Features(
     {
         "image_id": Value("int64"),
         "image": Image(),
-        "width": Value("int64"),
-        "height": Value("int64"),
         "objects": {
-            "id": List(Value("int64")),
             "category": List(Value("int64")),
             "bbox": List(List(Value("float64"), length=4)),
             "area": List(Value("float64")),
@@ -32,9 +29,7 @@ _FEATURES = Features(
 class CocoData(NamedTuple):
     """A data set and its class space."""
 
-    dataset: (
-        Dataset  # image_id, image, width, height, objects: {id, category (index), bbox (x, y, w, h), area, iscrowd}
-    )
+    dataset: Dataset  # image_id, image, objects: {category (index), bbox (x, y, w, h) in pixels, area, iscrowd}
     id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
     category_ids: list[int]  # class index -> original category id of the json, which may have gaps
 
@@ -50,65 +45,91 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
         the data in Arrow form; images are read when they are asked for.
     Raises:
         FileNotFoundError: the json or an image is missing.
-        ValueError: what is wrong with the json.
+        ValueError: what is wrong with the json, and in which entry.
     """
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
-    if not annotation_file.is_file():
-        raise FileNotFoundError(f"There is no annotation file {annotation_file}.")
-    try:
-        content = json.loads(annotation_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{annotation_file} is not valid json: {error}.") from error
-    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
-    if missing:
-        raise ValueError(f"{annotation_file} is not in COCO format: it has no {sorted(missing)}.")
-
-    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    content = _read_json(annotation_file)
+    names = _unique(content["categories"], "category", {"id": int, "name": str}, annotation_file)
+    names = {category_id: entry["name"] for category_id, entry in names.items()}
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"{annotation_file} has categories of the same name: {sorted(names.values())}; names must differ."
+        )
     category_ids = sorted(names) if like is None else like.category_ids
     if not category_ids:
         raise ValueError(f"{annotation_file} has no categories; each needs an id and a name.")
-    if unknown := sorted(set(names) - set(category_ids)):
-        raise ValueError(f"{annotation_file} has the categories {unknown}, which the training data do not have.")
+    id2label = (
+        {index: names[category_id] for index, category_id in enumerate(category_ids)} if like is None else like.id2label
+    )
+    known = {category_id: id2label[index] for index, category_id in enumerate(category_ids)}
+    if others := {category_id: name for category_id, name in names.items() if known.get(category_id) != name}:
+        raise ValueError(
+            f"{annotation_file} has the categories {others}, which the training data do not have: {known}."
+        )
     index_of = {category_id: index for index, category_id in enumerate(category_ids)}
-    id2label = like.id2label if like else {index_of[category_id]: names[category_id] for category_id in category_ids}
 
-    objects = defaultdict(lambda: {name: [] for name in _FEATURES["objects"]})
-    for entry in content["annotations"]:
-        if entry["category_id"] not in index_of:
-            raise ValueError(
-                f"{annotation_file}: annotation {entry['id']} has category_id={entry['category_id']}, but the categories "
-                f"are {category_ids}."
-            )
-        if len(entry["bbox"]) != 4:
-            raise ValueError(
-                f"{annotation_file}: annotation {entry['id']} has bbox={entry['bbox']}; it must be (x, y, width, height)."
-            )
-        x, y, width, height = entry["bbox"]
-        of_image = objects[entry["image_id"]]
-        of_image["id"].append(entry["id"])
-        of_image["category"].append(index_of[entry["category_id"]])
-        of_image["bbox"].append([x, y, width, height])
-        of_image["area"].append(entry.get("area", width * height))
-        of_image["iscrowd"].append(entry.get("iscrowd", 0))
-
-    images = content["images"]
+    images = _unique(content["images"], "image", {"id": int, "file_name": str}, annotation_file)
     if not images:
         raise ValueError(f"{annotation_file} lists no images.")
-    if strangers := set(objects) - {image["id"] for image in images}:
-        raise ValueError(
-            f"{annotation_file}: annotations name image_id={min(strangers)}, which is not among the images."
-        )
-    for image in images:
+    for image in images.values():
         if not (image_dir / image["file_name"]).is_file():
             raise FileNotFoundError(f"{image_dir / image['file_name']}, listed in {annotation_file}, does not exist.")
+
+    objects = {image_id: {name: [] for name in _FEATURES["objects"]} for image_id in images}
+    for number, entry in enumerate(content["annotations"]):
+        where = f"{annotation_file}: annotations[{number}]"
+        _check(entry, {"image_id": int, "category_id": int, "bbox": list}, where)
+        if entry["category_id"] not in index_of:
+            raise ValueError(f"{where} has category_id={entry['category_id']}, but the categories are {category_ids}.")
+        if entry["image_id"] not in images:
+            raise ValueError(f"{where} has image_id={entry['image_id']}, which is not among the images.")
+        box = entry["bbox"]
+        if len(box) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
+            raise ValueError(f"{where} has bbox={box}; it must be (x, y, width, height) in pixels.")
+        area = entry.get("area")
+        of_image = objects[entry["image_id"]]
+        of_image["category"].append(index_of[entry["category_id"]])
+        of_image["bbox"].append(box)
+        of_image["area"].append(box[2] * box[3] if area is None else area)
+        of_image["iscrowd"].append(entry.get("iscrowd") or 0)
     columns = {
-        "image_id": [image["id"] for image in images],
-        "image": [str(image_dir / image["file_name"]) for image in images],
-        "width": [image["width"] for image in images],
-        "height": [image["height"] for image in images],
-        "objects": [objects[image["id"]] for image in images],
+        "image_id": list(images),
+        "image": [str(image_dir / image["file_name"]) for image in images.values()],
+        "objects": list(objects.values()),
     }
     return CocoData(Dataset.from_dict(columns, features=_FEATURES), id2label, category_ids)
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no annotation file {path}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid json: {error}.") from error
+    parts = ("images", "annotations", "categories")
+    wrong = [part for part in parts if not isinstance(content, dict) or not isinstance(content.get(part), list)]
+    if wrong:
+        raise ValueError(f"{path} is not in COCO format: it has no list of {wrong}.")
+    return content
+
+
+def _check(entry: dict, fields: dict[str, type], where: str) -> None:
+    for name, kind in fields.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+            value = entry.get(name) if isinstance(entry, dict) else entry
+            raise ValueError(f"{where} has {name}={value!r}, but needs {name} as {kind.__name__}.")
+
+
+def _unique(entries: list[dict], kind: str, fields: dict[str, type], path: Path) -> dict[int, dict]:
+    """Entries by their id."""
+    by_id = {}
+    for number, entry in enumerate(entries):
+        _check(entry, fields, f"{path}: {kind} {number}")
+        if entry["id"] in by_id:
+            raise ValueError(f"{path} has two {kind} entries with id={entry['id']}; ids must differ.")
+        by_id[entry["id"]] = entry
+    return by_id
 
 
 class DetectionTransform:

@@ -39,7 +39,7 @@ _INPUTS = """
 
 
 class CocoDetectionMetric(evaluate.Metric):
-    """The 12 numbers of COCO, and `AP_<class>` for each class of `class_names`.
+    """The 12 numbers of COCO, and `AP_class_<name>` for each class of `class_names`.
 
     A number without any ground truth is -1, as pycocotools has it.
 
@@ -106,7 +106,7 @@ class CocoDetectionMetric(evaluate.Metric):
         for index, category_id in enumerate(evaluation.params.catIds):
             values = precision[:, :, index]
             values = values[values > -1]
-            scores[f"AP_{self.class_names[category_id]}"] = float(values.mean()) if values.size else -1.0
+            scores[f"AP_class_{self.class_names[category_id]}"] = float(values.mean()) if values.size else -1.0
         return scores
 
     def _index(self, annotations: list[dict], image_ids: list[int]) -> COCO:
@@ -135,6 +135,7 @@ class CocoEvaluator:
         self.image_processor = image_processor
         names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
         self.metric = CocoDetectionMetric(names)
+        self.predictions: dict[int, dict] = {}  # image id -> detections of the evaluation that is under way
         rows = data.dataset.select_columns(["image_id", "objects"])
         self.references = {
             row["image_id"]: {
@@ -151,21 +152,28 @@ class CocoEvaluator:
         logits, boxes = evaluation.predictions[1:3]  # after loss_dict
         labels = evaluation.label_ids
         image_ids = torch.as_tensor(labels["image_id"]).tolist()
+        if unknown := sorted(set(image_ids) - set(self.references)):
+            raise ValueError(f"The images {unknown[:5]} are not in the data that this CocoEvaluator was made for.")
+        if twice := sorted(image_id for image_id in image_ids if image_id in self.predictions):
+            self.predictions.clear()
+            raise ValueError(
+                f"The images {twice[:5]} were evaluated before: an earlier evaluation was broken off, and what it left has been "
+                "dropped now, so evaluate again; or the data are sampled with repetition, which COCO AP cannot be."
+            )
         detections = self.image_processor.post_process_object_detection(
             SimpleNamespace(logits=torch.as_tensor(logits), pred_boxes=torch.as_tensor(boxes)),
             threshold=-1.0,  # AP wants the whole ranking
             target_sizes=torch.as_tensor(labels["orig_size"]),
         )
-        self.metric.add_batch(
-            predictions=[
-                {
-                    "image_id": image_id,
-                    "boxes": detection["boxes"].tolist(),
-                    "scores": detection["scores"].tolist(),
-                    "labels": self.category_ids[detection["labels"].cpu()].tolist(),
-                }
-                for image_id, detection in zip(image_ids, detections, strict=True)
-            ],
-            references=[self.references[image_id] for image_id in image_ids],
-        )
-        return self.metric.compute() if compute_result else {}
+        for image_id, detection in zip(image_ids, detections, strict=True):
+            self.predictions[image_id] = {
+                "image_id": image_id,
+                "boxes": detection["boxes"].tolist(),
+                "scores": detection["scores"].tolist(),
+                "labels": self.category_ids[detection["labels"].cpu()].tolist(),
+            }
+        if not compute_result:
+            return {}
+        predictions, self.predictions = self.predictions, {}
+        references = [self.references[image_id] for image_id in predictions]
+        return self.metric.compute(predictions=list(predictions.values()), references=references)
