@@ -15,6 +15,13 @@ RESNET = {
 }
 SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 3}
 CONVNEXT = {"model_type": "convnext", "depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40]}
+BIT = {
+    "model_type": "bit",
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [16, 24, 32, 40],
+    "embedding_size": 16,
+    "num_groups": 4,
+}
 TIMM = {
     "model_type": "timm_backbone",
     "backbone": "resnet18",

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from dino_hf.backbone import DinoDetrBackbone, FrozenBatchNorm2d, freeze_batch_norm
-from helpers import CONVNEXT, RESNET, SIZES, SWIN, TIMM, tiny_config, tiny_images
+from helpers import BIT, CONVNEXT, RESNET, SIZES, SWIN, TIMM, tiny_config, tiny_images
 
-BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM}
+BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT}
 LEVEL_SHAPES = [(8, 13), (4, 7), (2, 4), (1, 2)]  # of 64 x 104 pixels at strides 8, 16, 32, 64
 CONVNEXT_SHAPES = [(8, 13), (4, 6), (2, 3), (1, 2)]  # it leaves out a last odd column
 
@@ -167,7 +167,7 @@ def test_stages_that_are_not_known_cannot_be_frozen(name, num_stages, message):
         DinoDetrBackbone(tiny_config(backbone_config=BACKBONES[name], num_frozen_backbone_stages=num_stages))
 
 
-@pytest.mark.parametrize("name", ["resnet", "swin", "convnext"])
+@pytest.mark.parametrize("name", ["resnet", "swin", "convnext", "bit"])
 def test_nothing_trainable_is_left_without_a_gradient_when_the_last_stage_is_not_used(name):
     settings = {**BACKBONES[name], "out_features": ["stage1", "stage2", "stage3"]}
     backbone = DinoDetrBackbone(tiny_config(backbone_config=settings, num_frozen_backbone_stages=1))

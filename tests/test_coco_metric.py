@@ -19,7 +19,7 @@ from dino_hf.training.coco_metric import NAMES
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    path = make_scenes(tmp_path_factory.mktemp("scenes") / "eval", 24, seed=3)
+    path = make_scenes(tmp_path_factory.mktemp("scenes") / "eval", 24, seed=7)
     content = json.loads(path.read_text())
     assert any(entry["iscrowd"] for entry in content["annotations"])
     assert {entry["image_id"] for entry in content["annotations"]} != {image["id"] for image in content["images"]}
@@ -138,11 +138,11 @@ def perfect_predictions(data):
         for query, i in enumerate(kept):
             x, y, w, h = row["objects"]["bbox"][i]
             image_logits[query, row["objects"]["category"][i]] = 5.0 - query / 10
-            size = torch.tensor([row["width"], row["height"]] * 2)
+            size = torch.tensor(row["image"].size * 2)
             image_boxes[query] = torch.tensor([x + w / 2, y + h / 2, w, h]) / size
         logits.append(image_logits)
         boxes.append(image_boxes)
-        sizes.append([row["height"], row["width"]])
+        sizes.append([row["image"].height, row["image"].width])
         image_ids.append(row["image_id"])
     labels = {"image_id": np.array(image_ids), "orig_size": np.array(sizes)}
     return torch.stack(logits).numpy(), torch.stack(boxes).numpy(), labels

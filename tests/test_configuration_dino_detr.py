@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, ResNetConfig
 
-from dino_hf import DinoDetrConfig
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
 from dino_hf.coco_classes import COCO_CLASSES
 from helpers import CONVNEXT, RESNET, SWIN, TIMM, tiny_config
 
@@ -136,7 +136,7 @@ WRONG = {
     "decoder layers": ({"decoder_layers": -1}, "decoder_layers=-1 must be at least 1"),
     "encoder points": ({"encoder_n_points": 0}, "encoder_n_points=0 must be at least 1"),
     "decoder points": ({"decoder_n_points": 0}, "decoder_n_points=0 must be at least 1"),
-    "denoising": ({"num_denoising": -1}, "num_denoising=-1 must not be negative; 0 turns denoising off"),
+    "denoising": ({"num_denoising": -1}, "num_denoising=-1 must not be negative; 0 turns it off"),
     "label noise": ({"label_noise_ratio": 2.5}, r"label_noise_ratio=2.5 must lie in \[0, 2\]"),
     "negative label noise": ({"label_noise_ratio": -0.1}, r"label_noise_ratio=-0.1 must lie in \[0, 2\]"),
     "box noise": ({"box_noise_scale": -1}, "box_noise_scale=-1 must not be negative"),
@@ -163,3 +163,34 @@ def test_a_value_set_wrongly_later_is_refused_when_saving(tmp_path):
     config.num_feature_levels = 1
     with pytest.raises(StrictDataclassError, match="num_feature_levels=1"):
         config.save_pretrained(tmp_path)
+
+
+def test_label2id_follows_id2label_also_when_a_checkpoint_gets_other_classes(tmp_path):
+    config = tiny_config(num_labels=91)
+    DinoDetrForObjectDetection(config).save_pretrained(tmp_path)
+    names = {"0": "disc", "1": "box"}
+    model = DinoDetrForObjectDetection.from_pretrained(tmp_path, id2label=names, ignore_mismatched_sizes=True)
+    assert model.config.id2label == {0: "disc", 1: "box"}
+    assert model.config.label2id == {"disc": 0, "box": 1}
+    assert model.model.decoder.heads[0].class_head.out_features == 2
+
+
+def test_classes_with_gaps_in_their_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"id2label has the keys \[3, 7\].*mapped by dino_hf.training.load_coco"):
+        DinoDetrConfig(id2label={3: "disc", 7: "box"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frozen_backbone_stages": -1}, "num_frozen_backbone_stages=-1 must not be negative"),
+        ({"encoder_ffn_dim": 0}, "encoder_ffn_dim=0 must be at least 1"),
+        ({"focal_alpha": 2}, r"focal_alpha=2 must lie in \[0, 1\]"),
+        ({"position_temperature": 0}, "position_temperature=0 must be positive"),
+        ({"class_cost": -1}, "class_cost=-1 must not be negative"),
+        ({"backbone_config": {"model_type": "bert"}}, "BertConfig, which AutoBackbone builds no backbone from"),
+    ],
+)
+def test_values_without_sense_are_refused(changes, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        DinoDetrConfig(**changes)

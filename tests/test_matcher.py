@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dino_hf.matcher import CostWeights, Matches, match, matching_cost, repeat_matches
-from dino_hf.targets import collect_targets
+from dino_hf.targets import Targets, collect_targets
 from helpers import NUM_LABELS, tiny_labels
 
 WEIGHTS = CostWeights(2.0, 5.0, 2.0)
@@ -126,3 +126,12 @@ def test_repeated_matches_are_the_same_in_each_layer():
     assert repeated.layer.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     for index, original in zip(repeated[1:], one[1:], strict=True):
         assert torch.equal(index.view(4, 3), original.expand(4, 3))
+
+
+@pytest.mark.parametrize("where", ["logits", "boxes"])
+def test_nan_is_noticed_in_an_image_without_boxes_too(where):
+    predictions = {"logits": torch.randn(2, 2, 6, 5), "boxes": torch.rand(2, 2, 6, 4)}
+    predictions[where][1, 1, 3, 2] = torch.nan
+    targets = Targets(torch.tensor([0, 3]), torch.rand(2, 4), counts=(2, 0))
+    with pytest.raises(ValueError, match="predictions of layer 1 for image 1 are NaN or infinite"):
+        match(**predictions, targets=targets, weights=CostWeights(2.0, 5.0, 2.0), alpha=0.25)

@@ -13,10 +13,10 @@ from transformers.utils.generic import find_labels
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrModel
 from dino_hf.feature_levels import describe_levels
 from dino_hf.modeling_dino_detr import DinoDetrModelOutput, DinoDetrObjectDetectionOutput
-from helpers import CONVNEXT, NUM_LABELS, RESNET, SWIN, TIMM, num_tokens, tiny_config, tiny_images, tiny_labels
+from helpers import BIT, CONVNEXT, NUM_LABELS, RESNET, SWIN, TIMM, num_tokens, tiny_config, tiny_images, tiny_labels
 
-BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM}
-every_backbone = pytest.mark.parametrize("backbone", ["resnet", "swin", "convnext"])
+BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT}
+every_backbone = pytest.mark.parametrize("backbone", ["resnet", "swin", "convnext", "bit"])
 every_backbone_and_timm = pytest.mark.parametrize("backbone", BACKBONES)
 NUM_TOKENS = 8 * 13 + 4 * 7 + 2 * 4 + 1 * 2
 
@@ -547,3 +547,8 @@ def test_training_steps_lower_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.95 * losses[0]
+
+
+def test_a_misspelt_argument_is_an_error():
+    with pytest.raises(TypeError, match="label"):
+        DinoDetrForObjectDetection(tiny_config())(*tiny_images(), label=tiny_labels(2, 0))

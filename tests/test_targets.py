@@ -149,3 +149,17 @@ WRONG = {
 def test_wrong_labels_are_named_with_their_place_and_a_cure(labels, message):
     with pytest.raises(ValueError, match=message):
         collect(labels)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (None, r"labels\[1\] is a NoneType, but must be a dictionary"),
+        ({"class_labels": ["cat"], "boxes": [[0.5, 0.5, 0.1, 0.1]]}, r"labels\[1\] cannot be read as tensors"),
+        ({"class_labels": [0], "boxes": [[0.5, 0.5], [0.1]]}, r"labels\[1\] cannot be read as tensors"),
+    ],
+)
+def test_labels_of_another_kind_are_refused_by_the_number_of_the_image(entry, message):
+    good = {"class_labels": torch.tensor([0]), "boxes": torch.full((1, 4), 0.5)}
+    with pytest.raises(ValueError, match=message):
+        collect_targets([good, entry], 2, 5, "cpu")

@@ -62,7 +62,7 @@ def small_config(data: CocoData) -> DinoDetrConfig:
         num_queries=50,
         num_denoising=50,
         box_noise_scale=0.4,
-        cls_loss_coefficient=2.0,
+        cls_loss_coefficient=3.0,
         id2label=data.id2label,
     )
 

@@ -46,7 +46,7 @@ def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
 def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
     """One picture, 88 to 120 pixels wide and high, and its annotations without ids.
 
-    One in ten is empty; the others hold 1 to 4 objects, 12 to 64 pixels large, of which some are covered by others: what is
+    One in ten is empty; the others hold 1 to 4 objects, 14 to 64 pixels large, of which some are covered by others: what is
     annotated is the part in sight, if that is at least half. One in eight also has a crowd, annotated as one region.
     """
     width, height = rng.integers(88, 121, size=2).tolist()
@@ -69,7 +69,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
     num_objects = 0 if rng.random() < 0.1 and not drawn else int(rng.integers(1, _MAX_OBJECTS + 1))
     for _ in range(num_objects):
         category_id = int(rng.choice(list(CATEGORIES)))
-        size = max(12, 64 * math.sqrt(rng.random()))
+        size = max(14, 64 * math.sqrt(rng.random()))
         x, y = rng.uniform(0.1, 0.9, size=2) * (width, height)
         shape = _shape_mask(rng, category_id, x, y, size, width, height)
         canvas = _paint(rng, canvas, shape)
@@ -108,7 +108,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: np.ndarray) -> n
     height, width = shape.shape
     covered = canvas[shape > 0.5].mean(0) if (shape > 0.5).any() else canvas.mean((0, 1))
     flat = rng.random(3)
-    while np.abs(flat - covered).max() < 0.35:
+    while np.abs(flat - covered).max() < 0.4:
         flat = rng.random(3)
     y, x = np.mgrid[:height, :width]
     slope = rng.normal(0, 0.004, size=2)
