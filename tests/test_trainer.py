@@ -85,7 +85,7 @@ def test_training_lowers_the_loss_and_moves_every_trainable_parameter(data, tmp_
 def test_evaluation_gives_coco_scores_and_loss(data, tmp_path):
     trainer = make_trainer(data, tmp_path)
     scores = trainer.evaluate()
-    assert {"eval_loss", "eval_AP", "eval_AP50", "eval_AR_100", "eval_AP_disc"} <= set(scores)
+    assert {"eval_loss", "eval_AP", "eval_AP50", "eval_AR_100", "eval_AP_class_disc"} <= set(scores)
     assert 0 <= scores["eval_AP"] <= 1
     assert scores["eval_loss"] > 0
 

@@ -14,8 +14,8 @@ from convert_checkpoint import convert, find_rule, renamed, rules_for
 LOGITS, BOXES = 5e-5, 5e-6  # a quarter of what counts as equal (2e-4 and 2e-5)
 
 
-# One worker does all of a variant: its model is converted and trained once.
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in VARIANTS])
+# One worker does them all, one after the other: training the 5-scale model takes several GiB.
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group("parity")) for name in VARIANTS])
 def variant(request):
     return request.param
 
