@@ -552,3 +552,12 @@ def test_training_steps_lower_the_loss():
 def test_a_misspelt_argument_is_an_error():
     with pytest.raises(TypeError, match="label"):
         DinoDetrForObjectDetection(tiny_config())(*tiny_images(), label=tiny_labels(2, 0))
+
+
+def test_what_is_frozen_stays_frozen_through_saving_and_loading(tmp_path):
+    model = DinoDetrForObjectDetection(tiny_config(num_frozen_backbone_stages=2))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen
+    model.save_pretrained(tmp_path)
+    loaded = DinoDetrForObjectDetection.from_pretrained(tmp_path)
+    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen

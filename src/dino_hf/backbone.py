@@ -58,7 +58,8 @@ class DinoDetrBackbone(nn.Module):
         for body, unused in (("swin", "layernorm"), ("bit", "norm")):
             if hasattr(getattr(self.model, body, None), unused):
                 setattr(getattr(self.model, body), unused, nn.Identity())
-        self._freeze_stages(config.num_frozen_backbone_stages)
+        self.num_frozen_stages = config.num_frozen_backbone_stages
+        self.freeze_stages()
 
         channels = self.model.channels
         num_extra = config.num_feature_levels - len(channels)
@@ -69,8 +70,9 @@ class DinoDetrBackbone(nn.Module):
         self.projections = nn.ModuleList(projections)
         self.norms = nn.ModuleList(nn.GroupNorm(32, config.d_model) for _ in projections)
 
-    def _freeze_stages(self, num_stages: int) -> None:
+    def freeze_stages(self) -> None:
         """Leave out of training the first stages, and those after the last that gives a feature map: no gradient reaches them."""
+        num_stages = self.num_frozen_stages
         body = getattr(self.model, "swin", getattr(self.model, "bit", self.model))
         stem = getattr(body, "embedder", getattr(body, "embeddings", None))
         encoder = getattr(body, "encoder", None)

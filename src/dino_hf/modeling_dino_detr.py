@@ -100,6 +100,15 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in `PreTrainedModel`, which makes every loaded parameter trainable: what is frozen is frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)  # with output_loading_info, a tuple
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, DinoDetrBackbone):
+                module.freeze_stages()
+        return loaded
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in `PreTrainedModel`. Keys are saved under our own names: with the library's default they are translated back to
         the names of the backbone's original project, which `Trainer` then does not find when it resumes (Swin)."""
