@@ -38,7 +38,7 @@ def transcribed_decoder(decoder, queries, references, memory, levels, mask):
             parts.append(torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], dim=-1).flatten(-2))
         first, second = decoder.position_mlp.layers
         position = second(first(torch.cat(parts, dim=-1)).relu())
-        queries = layer(queries, position, references, memory, levels, mask, NOTHING)
+        queries = layer(queries, position, references, memory, levels, mask)[0]
         head = decoder.heads[index % len(decoder.heads)]
         moved = (head.box_head(queries) + torch.special.logit(references, eps=1e-3)).sigmoid()
         references = moved.detach()
@@ -174,10 +174,12 @@ def test_a_layer_runs_self_attention_then_cross_attention_then_feed_forward():
     queries, references, memory, levels = random_inputs()
     position = torch.randn(2, 6, 32)
     x = layer.self_attn_norm(queries + layer.self_attn(queries, position, None, True)[0])
-    x = layer.cross_attn_norm(x + layer.cross_attn(x + position, references, memory, levels)[0])
+    x = layer.cross_attn_norm(x + layer.cross_attn(x + position, references, memory, levels, True)[0])
     expected = layer.mlp_norm(x + layer.mlp(x))
-    record = Record.of(hidden_states=False, attentions=True)  # asks for weights, as above
-    torch.testing.assert_close(layer(queries, position, references, memory, levels, None, record), expected)
+    actual, self_weights, cross_weights = layer(queries, position, references, memory, levels, None, need_weights=True)
+    torch.testing.assert_close(actual, expected)
+    assert self_weights.shape == (2, 4, 6, 6)
+    assert cross_weights.shape == (2, 6, 4, 3, 3)
 
 
 def test_the_record_holds_every_layer():

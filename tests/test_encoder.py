@@ -26,7 +26,7 @@ def test_a_layer_adds_attention_and_feed_forward_and_norms_behind_each():
     middle = layer.self_attn_norm(tokens + attended)
     hidden = layer.mlp.fc2(layer.mlp.fc1(middle).relu())
     expected = layer.mlp_norm(middle + hidden)
-    torch.testing.assert_close(layer(tokens, position, references, LEVELS, NOTHING), expected)
+    torch.testing.assert_close(layer(tokens, position, references, LEVELS)[0], expected)
 
 
 @pytest.mark.parametrize(("temperature", "offset"), [(20, 0), (10_000, -0.5)])
@@ -40,7 +40,7 @@ def test_tokens_are_placed_by_cell_and_by_level(temperature, offset):
     place = torch.stack(place, dim=1)
     expected = tokens
     for layer in encoder.layers:
-        expected = layer(expected, place, cell_centers(LEVELS), LEVELS, NOTHING)
+        expected, _ = layer(expected, place, cell_centers(LEVELS), LEVELS)
     torch.testing.assert_close(encoder(tokens, LEVELS, NOTHING), expected)
 
 

@@ -9,7 +9,16 @@ import pytest
 import dino_hf
 
 FLOORS = [
-    {"box_ops", "position_embedding", "feature_levels", "targets", "layers", "recording", "coco_classes"},
+    {
+        "box_ops",
+        "position_embedding",
+        "feature_levels",
+        "targets",
+        "layers",
+        "recording",
+        "coco_classes",
+        "attention_backends",
+    },
     {"configuration_dino_detr", "ms_deform_attn", "heads", "matcher"},
     {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "box_processing"},
     {"modeling_dino_detr", "image_processing_dino_detr", "image_processing_pil_dino_detr"},

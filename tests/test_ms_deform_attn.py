@@ -3,9 +3,17 @@ import math
 import pytest
 import torch
 
-from dino_hf.ms_deform_attn import BACKENDS, DinoDetrDeformableAttention, SamplingOffsets, ms_deform_attn
+from dino_hf.ms_deform_attn import (
+    DinoDetrDeformableAttention,
+    SamplingOffsets,
+    attention_weights,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    sampling_locations,
+)
 from helpers import num_tokens, randomize, tiny_levels
 
+IN_PYTORCH = ["reference", "torch"]  # the kernels have tests of their own, beside them
 ODD_SHAPES = ((6, 9), (3, 5), (1, 2), (1, 1), (2, 7))  # never square: a swapped x and y must fail
 
 
@@ -37,7 +45,7 @@ def slow_ms_deform_attn(value, shapes, locations, weights):
     return out.flatten(2)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", IN_PYTORCH)
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 4, 5])
 def test_the_operator_agrees_with_a_loop_over_samples(backend, num_levels):
     inputs = random_inputs(ODD_SHAPES[:num_levels], queries=3, heads=2)
@@ -45,7 +53,7 @@ def test_the_operator_agrees_with_a_loop_over_samples(backend, num_levels):
     torch.testing.assert_close(ms_deform_attn(*inputs, backend), slow_ms_deform_attn(*inputs), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", IN_PYTORCH)
 def test_the_operator_agrees_with_transformers(backend):
     from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
@@ -55,7 +63,7 @@ def test_the_operator_agrees_with_transformers(backend):
     torch.testing.assert_close(ms_deform_attn(value, shapes, locations, weights, backend), theirs, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", IN_PYTORCH)
 def test_the_gradients_of_the_operator_are_those_of_differences(backend):
     value, shapes, locations, weights = random_inputs(((3, 4), (2, 1)), queries=2, heads=2, dim=2)
     value, locations, weights = (x.requires_grad_() for x in (value, locations, weights))
@@ -64,7 +72,7 @@ def test_the_gradients_of_the_operator_are_those_of_differences(backend):
     )
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", IN_PYTORCH)
 def test_samples_on_the_border_and_far_outside(backend):
     value, shapes, _, weights = random_inputs(((2, 3),), queries=4, heads=1, points=1)
     points = torch.tensor([[0.0, 0.5], [1.0, 1.0], [1.7, 0.5], [-40.0, 1e6]], dtype=torch.float64)
@@ -82,7 +90,7 @@ def test_samples_on_the_border_and_far_outside(backend):
     torch.testing.assert_close(ms_deform_attn(value, shapes, locations, weights, backend), expected)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", IN_PYTORCH)
 def test_a_sample_at_the_centre_of_a_cell_is_its_value(backend):
     shapes = ((3, 5), (1, 2))
     value, _, _, _ = random_inputs(shapes, heads=2)
@@ -99,13 +107,13 @@ def test_a_sample_at_the_centre_of_a_cell_is_its_value(backend):
     )
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", IN_PYTORCH)
 def test_no_query_is_no_result(backend):
     value, shapes, locations, weights = random_inputs(ODD_SHAPES, queries=0)
     assert ms_deform_attn(value, shapes, locations, weights, backend).shape == (2, 0, 12)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", IN_PYTORCH)
 def test_a_bfloat16_value_is_sampled_at_float32_locations(backend):
     shapes = ((5, 167),)  # bfloat16 coordinates would be off by up to a third of a column
     value, _, locations, weights = random_inputs(shapes, dtype=torch.float32)
@@ -123,7 +131,7 @@ WRONG = {
     "heads": (lambda v, s, l, w: (v[:, :, :1], s, l, w), r"weights \(2, 7, 3, 3, 2\) do not fit"),
     "batch": (lambda v, s, l, w: (v[:1], s, l, w), r"value \(1, 71, 3, 4\)"),
     "queries": (lambda v, s, l, w: (v, s, l[:, 1:], w), r"locations \(2, 6, 3, 3, 2, 2\)"),
-    "backend": (lambda v, s, l, w: (v, s, l, w, "fast"), r"no ms_deform_attn backend 'fast'; available: \["),
+    "backend": (lambda v, s, l, w: (v, s, l, w, "fast"), r"no ms_deform_attn backend 'fast'; known are \["),
 }
 
 
@@ -131,6 +139,32 @@ WRONG = {
 def test_wrong_shapes_and_unknown_backends_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         ms_deform_attn(*change(*random_inputs(ODD_SHAPES[:3])))
+
+
+@pytest.mark.parametrize("size", [2, 4], ids=["points", "boxes"])
+@pytest.mark.parametrize("backend", [*IN_PYTORCH, None])
+def test_the_fused_form_is_the_plain_one_after_locations_and_softmax(backend, size):
+    value, shapes, offsets, logits = random_inputs(ODD_SHAPES, dtype=torch.float32)
+    references = torch.rand(2, 7, 5, size)
+    expected = ms_deform_attn(
+        value, shapes, sampling_locations(references, offsets, shapes), attention_weights(logits), "reference"
+    )
+    fused = ms_deform_attn_fused(value, shapes, references, offsets, logits, backend)
+    # float32 sums of ten samples of size one, in another order
+    torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4], ids=["points", "boxes"])
+def test_references_get_a_gradient_where_they_want_one(size):
+    value, shapes, offsets, logits = random_inputs(ODD_SHAPES, dtype=torch.float32)
+    references = torch.rand(2, 7, 5, size, requires_grad=True)
+    grads = {}
+    for backend in ("reference", None):
+        ms_deform_attn_fused(value, shapes, references, offsets, logits, backend).square().sum().backward()
+        grads[backend], references.grad = references.grad, None
+    assert grads[None].abs().sum() > 0
+    # sums of ten slopes of maps with up to nine cells, in float32
+    torch.testing.assert_close(grads[None], grads["reference"], rtol=1e-4, atol=1e-4)
 
 
 def test_heads_start_by_looking_on_a_star():
@@ -149,7 +183,7 @@ def test_attention_starts_uniform_and_projections_xavier():
     attention = DinoDetrDeformableAttention(32, num_heads=4, num_levels=3, num_points=2)
     levels = tiny_levels()
     references = torch.rand(2, 5, 2)
-    _, weights = attention(torch.randn(2, 5, 32), references, torch.randn(2, num_tokens(levels), 32), levels)
+    _, weights = attention(torch.randn(2, 5, 32), references, torch.randn(2, num_tokens(levels), 32), levels, True)
     torch.testing.assert_close(weights, torch.full((2, 5, 4, 3, 2), 1 / 6))
     for projection in (attention.value_proj, attention.output_proj):
         assert not projection.bias.any()
@@ -164,7 +198,9 @@ def test_the_module_agrees_with_its_formula(size):
     levels = levels._replace(valid_ratios=levels.valid_ratios.double())
     queries, references = torch.randn(2, 5, 32).double(), torch.rand(2, 5, size).double()
     memory = torch.randn(2, num_tokens(levels), 32).double()
-    output, weights = attention(queries, references, memory, levels)
+    output, weights = attention(queries, references, memory, levels, need_weights=True)
+    # the same, but for the kernel's or the fallback's order of steps, in float64
+    torch.testing.assert_close(attention(queries, references, memory, levels)[0], output, rtol=0, atol=1e-12)
 
     value = attention.value_proj(memory) * ~levels.padding_mask[..., None]
     offsets = attention.sampling_offsets(queries).view(2, 5, heads, 3, points, 2)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
+from .attention_backends import BackendUnavailable, use_backend
 from .configuration_dino_detr import DinoDetrConfig
 from .image_processing_dino_detr import DinoDetrImageProcessor
 from .image_processing_pil_dino_detr import DinoDetrImageProcessorPil
@@ -19,7 +20,8 @@ from .modeling_dino_detr import (
     DinoDetrObjectDetectionOutput,
     DinoDetrPreTrainedModel,
 )
-from .ms_deform_attn import ms_deform_attn
+from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
+from .tools import kernel_loading as _kernel_loading  # noqa: F401  (registers the kernels as backends)
 
 __version__ = version("dino_hf")
 
@@ -36,6 +38,7 @@ AutoImageProcessor.register(
 MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DinoDetrConfig.model_type, DinoDetrForObjectDetection.__name__)
 
 __all__ = [
+    "BackendUnavailable",
     "DinoDetrConfig",
     "DinoDetrForObjectDetection",
     "DinoDetrImageProcessor",
@@ -46,4 +49,6 @@ __all__ = [
     "DinoDetrPreTrainedModel",
     "__version__",
     "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "use_backend",
 ]

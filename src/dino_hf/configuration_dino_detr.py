@@ -40,6 +40,8 @@ class DinoDetrConfig(PreTrainedConfig):
         class_cost, bbox_cost, giou_cost: weights of the matching cost.
         cls_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses.
         focal_alpha: weight of positives in the focal loss and in the matching cost.
+        ms_deform_attn_backend: name of the implementation of deformable attention ("reference", "torch", "cpu", "triton");
+            None chooses by device and dtype. `dino_hf.use_backend` and the environment variable DINO_HF_MS_DEFORM_ATTN go first.
         num_labels, id2label, label2id: as in every configuration of transformers.
 
     Raises:
@@ -96,6 +98,7 @@ class DinoDetrConfig(PreTrainedConfig):
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0
     focal_alpha: float | int = 0.25
+    ms_deform_attn_backend: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:

@@ -71,7 +71,11 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = DinoDetrSelfAttention(config)
         self.self_attn_norm = nn.LayerNorm(config.d_model)
         self.cross_attn = DinoDetrDeformableAttention(
-            config.d_model, config.decoder_attention_heads, config.num_feature_levels, config.decoder_n_points
+            config.d_model,
+            config.decoder_attention_heads,
+            config.num_feature_levels,
+            config.decoder_n_points,
+            config.ms_deform_attn_backend,
         )
         self.cross_attn_norm = nn.LayerNorm(config.d_model)
         self.mlp = FeedForward(config.d_model, config.decoder_ffn_dim)
@@ -85,8 +89,8 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
         memory: Tensor,
         levels: FeatureLevels,
         attention_mask: Tensor | None,
-        record: Record,
-    ) -> Tensor:
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Let the queries talk to each other, look at the image, and think.
 
         Args:
@@ -95,15 +99,14 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
             memory: (B, S, C) encoder output, laid out as `levels` says.
             attention_mask: (Q, Q) True where the row may attend to the column.
         Returns:
-            (B, Q, C)
+            (B, Q, C) and, if they are wanted, the weights of self-attention (B, H, Q, Q) and of cross-attention
+            (B, Q, H, L, P).
         """
-        attended, weights = self.self_attn(queries, position, attention_mask, record.attentions is not None)
-        note(record.attentions, weights)
+        attended, self_weights = self.self_attn(queries, position, attention_mask, need_weights)
         queries = self.self_attn_norm(queries + attended)
-        attended, weights = self.cross_attn(queries + position, references, memory, levels)
-        note(record.cross_attentions, weights)
+        attended, cross_weights = self.cross_attn(queries + position, references, memory, levels, need_weights)
         queries = self.cross_attn_norm(queries + attended)
-        return self.mlp_norm(queries + self.mlp(queries))
+        return self.mlp_norm(queries + self.mlp(queries)), self_weights, cross_weights
 
 
 class Decoded(NamedTuple):
@@ -150,7 +153,11 @@ class DinoDetrDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             head = self.heads[index % len(self.heads)]
             position = self._position(references, levels).to(queries.dtype)
-            queries = layer(queries, position, references, memory, levels, attention_mask, record)
+            queries, self_weights, cross_weights = layer(
+                queries, position, references, memory, levels, attention_mask, record.attentions is not None
+            )
+            note(record.attentions, self_weights)
+            note(record.cross_attentions, cross_weights)
             note(record.hidden_states, queries)
             hidden = self.norm(queries)
             # Look forward twice (DINO, sec. 3.5): the supervised box refines `start`, which still carries the gradient of

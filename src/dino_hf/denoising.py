@@ -37,7 +37,7 @@ class DinoDetrDenoising(nn.Module):
         largest = max(targets.counts, default=0)
         num_groups = count_groups(self.num_denoising, largest)
         group_size = 2 * largest
-        device, weight = targets.boxes.device, self.label_embedding.weight
+        device = targets.boxes.device
 
         group = torch.arange(num_groups, device=device)[:, None]  # (G, 1)
         positive = group * group_size + targets.position  # (G, T) place of each target's positive
@@ -47,9 +47,10 @@ class DinoDetrDenoising(nn.Module):
         boxes = self._noised_boxes(targets.boxes.expand(*place.shape, 4))
 
         batch_size, num_denoising = len(targets.counts), num_groups * group_size
-        content = weight.new_zeros(batch_size, num_denoising, weight.shape[1])
+        embedded = self.label_embedding(labels)  # (2, G, T, C)
+        content = embedded.new_zeros(batch_size, num_denoising, embedded.shape[-1])
         # Also without any box this leaves the embedding in the graph: distributed training waits for each gradient.
-        content = content.index_put((image, place), F.embedding(labels, weight))  # (B, N, C)
+        content = content.index_put((image, place), embedded)  # (B, N, C)
         # Images with fewer boxes are filled up with queries of zero logits: boxes in the middle, as in the release.
         references = boxes.new_full((batch_size, num_denoising, 4), 0.5)
         references[image, place] = inverse_sigmoid(boxes).sigmoid()  # (B, N, 4), a little inside [0, 1]

@@ -16,27 +16,30 @@ class DinoDetrEncoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
         self.self_attn = DinoDetrDeformableAttention(
-            config.d_model, config.encoder_attention_heads, config.num_feature_levels, config.encoder_n_points
+            config.d_model,
+            config.encoder_attention_heads,
+            config.num_feature_levels,
+            config.encoder_n_points,
+            config.ms_deform_attn_backend,
         )
         self.self_attn_norm = nn.LayerNorm(config.d_model)
         self.mlp = FeedForward(config.d_model, config.encoder_ffn_dim)
         self.mlp_norm = nn.LayerNorm(config.d_model)
 
     def forward(
-        self, tokens: Tensor, position: Tensor, references: Tensor, levels: FeatureLevels, record: Record
-    ) -> Tensor:
+        self, tokens: Tensor, position: Tensor, references: Tensor, levels: FeatureLevels, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Let every token look around itself on every level, then think.
 
         Args:
             tokens, position: (B, S, C); position is added where a token asks, never to what it carries.
             references: (B, S, 2) its own place.
         Returns:
-            (B, S, C)
+            (B, S, C) and, if they are wanted, the attention weights (B, S, H, L, P).
         """
-        attended, weights = self.self_attn(tokens + position, references, tokens, levels)
-        note(record.attentions, weights)
+        attended, weights = self.self_attn(tokens + position, references, tokens, levels, need_weights)
         tokens = self.self_attn_norm(tokens + attended)
-        return self.mlp_norm(tokens + self.mlp(tokens))
+        return self.mlp_norm(tokens + self.mlp(tokens)), weights
 
 
 class DinoDetrEncoder(nn.Module):
@@ -54,7 +57,8 @@ class DinoDetrEncoder(nn.Module):
         references = cell_centers(levels)
         note(record.hidden_states, tokens)
         for layer in self.layers:
-            tokens = layer(tokens, position, references, levels, record)
+            tokens, weights = layer(tokens, position, references, levels, record.attentions is not None)
+            note(record.attentions, weights)
             note(record.hidden_states, tokens)
         return tokens
 
@@ -65,5 +69,7 @@ class DinoDetrEncoder(nn.Module):
         for (height, width), mask in zip(levels.shapes, levels.split(levels.padding_mask), strict=True):
             mask = mask.unflatten(1, (height, width))  # (B, h, w)
             positions.append(embed_map(mask, config.d_model, config.position_temperature, config.position_offset))
-        sizes = torch.tensor([height * width for height, width in levels.shapes], device=self.level_embed.weight.device)
-        return flatten_maps(positions) + self.level_embed.weight.repeat_interleave(sizes, dim=0)
+        sizes = [height * width for height, width in levels.shapes]
+        device = levels.valid_ratios.device
+        level = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))  # (S)
+        return flatten_maps(positions) + self.level_embed(level)

@@ -1,27 +1,44 @@
-"""Multi-scale deformable attention (arXiv:2010.04159, sec. 4.1): the operator, its backends, and the attention module."""
+"""Multi-scale deformable attention (arXiv:2010.04159, sec. 4.1): the operator in PyTorch, and the attention module."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .attention_backends import Backend, choose_backend, load_backend, register_backend
 from .feature_levels import FeatureLevels
 from .layers import XavierLinear, ZeroLinear
 
+Shapes = Sequence[tuple[int, int]]  # (height, width) of each level
 
-def ms_deform_attn_reference(
-    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
+
+def ms_deform_attn_reference(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """The operator as a composite of `grid_sample`s. Every backend must agree with it; see `ms_deform_attn`."""
     batch, _, heads, _ = value.shape
     # Half precision is too coarse for coordinates (0.3 pixels on a map of 167 columns): they keep theirs, values follow.
     dtype = torch.promote_types(value.dtype, locations.dtype)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
     maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
-    # Queries go last and levels are summed as soon as they are sampled: on a CPU three to four times faster (docs/log.md).
+    grid = (2 * locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B * H, Q, L, P, 2)
+    samples = [
+        F.grid_sample(level.unflatten(-1, shape), grid[:, :, i], padding_mode="zeros", align_corners=False)
+        for i, (level, shape) in enumerate(zip(maps, shapes, strict=True))
+    ]  # L x (B * H, D_head, Q, P)
+    weights = weights.to(dtype).transpose(1, 2).flatten(0, 1).flatten(-2)  # (B * H, Q, L * P)
+    out = torch.einsum("ndqp,nqp->nqd", torch.cat(samples, dim=-1), weights)  # (B * H, Q, D_head)
+    return out.unflatten(0, (batch, heads)).transpose(1, 2).flatten(-2).to(value.dtype)  # (B, Q, H * D_head)
+
+
+def ms_deform_attn_torch(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """The reference rearranged for speed where there is no kernel: queries last, and levels summed as soon as they are
+    sampled. On a CPU 1.4 to 2.3 times as fast (docs/log.md)."""
+    batch, _, heads, _ = value.shape
+    dtype = torch.promote_types(value.dtype, locations.dtype)
+    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
+    maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
     grid = (2 * locations.to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B * H, L, P, Q, 2)
     weights = weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)[:, :, None]  # (B * H, L, 1, P, Q)
     out = 0
@@ -32,11 +49,12 @@ def ms_deform_attn_reference(
     return out.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(-2).to(value.dtype)  # (B, Q, H * D_head)
 
 
-BACKENDS: dict[str, Callable] = {"reference": ms_deform_attn_reference}  # kernels register themselves here by name
+register_backend("torch", lambda: Backend(ms_deform_attn_torch))
+register_backend("reference", lambda: Backend(ms_deform_attn_reference), automatic=False)
 
 
 def ms_deform_attn(
-    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor, backend: str | None = None
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, backend: str | None = None
 ) -> Tensor:
     """Sample L feature maps at Q x L x P points per head, bilinearly, and sum the samples with weights.
 
@@ -45,25 +63,64 @@ def ms_deform_attn(
         shapes: L pairs (height, width), the sum of products is S.
         locations: (B, Q, H, L, P, 2) as (x, y); [0, 1] spans the level, and what lies outside is zero.
         weights: (B, Q, H, L, P)
-        backend: name of an implementation; None takes the default.
+        backend: name of an implementation; None chooses (see `choose_backend`).
     Returns:
         (B, Q, H * D_head) in the dtype of `value`.
     Raises:
         ValueError: shapes that do not fit each other, or an unknown backend.
+        BackendUnavailable: a backend was named that cannot run here.
     """
-    name = backend or "reference"
-    if name not in BACKENDS:
-        raise ValueError(f"There is no ms_deform_attn backend {name!r}; available: {sorted(BACKENDS)}.")
+    _check_shapes(value, shapes, locations, weights)
+    name = choose_backend(backend, value.device.type, value.dtype)
+    return load_backend(name).plain(value, shapes, locations, weights)
+
+
+def ms_deform_attn_fused(
+    value: Tensor, shapes: Shapes, references: Tensor, offsets: Tensor, logits: Tensor, backend: str | None = None
+) -> Tensor:
+    """The same from what a layer's projections give. A kernel then never writes locations and weights to memory.
+
+    Args:
+        value, shapes: as in `ms_deform_attn`.
+        references: (B, Q, L, 2) points as (x, y), or (B, Q, L, 4) boxes as (cx, cy, w, h), in [0, 1] of each level.
+        offsets: (B, Q, H, L, P, 2) from the point in cells of the level, or from the box's centre in half boxes per P.
+        logits: (B, Q, H, L, P); weights are their softmax over L * P.
+        backend, returns, raises: as in `ms_deform_attn`.
+    """
+    _check_shapes(value, shapes, offsets, logits)
+    name = choose_backend(backend, value.device.type, value.dtype)
+    fused = load_backend(name).fused
+    if fused is not None:
+        return fused(value, shapes, references, offsets, logits)
+    locations = sampling_locations(references, offsets, shapes)
+    return load_backend(name).plain(value, shapes, locations, attention_weights(logits))
+
+
+def sampling_locations(references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
+    """(B, Q, L, 2 | 4), (B, Q, H, L, P, 2) -> (B, Q, H, L, P, 2) in [0, 1] of each level, float32 at least."""
+    offsets = offsets.to(references.dtype)
+    centers = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
+    if references.shape[-1] == 2:
+        size = torch.tensor([(width, height) for height, width in shapes], device=offsets.device)  # (L, 2)
+        return centers + offsets / size[:, None]
+    return centers + offsets / offsets.shape[-2] * references[:, :, None, :, None, 2:] * 0.5
+
+
+def attention_weights(logits: Tensor) -> Tensor:
+    """(B, Q, H, L, P) -> their softmax over L * P."""
+    return logits.flatten(-2).softmax(-1).view_as(logits)
+
+
+def _check_shapes(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> None:
     tokens = sum(height * width for height, width in shapes)
     batch, sequence, heads, _ = value.shape
     expected = (batch, weights.shape[1], heads, len(shapes), weights.shape[-1])
-    if sequence != tokens or weights.shape != expected or locations.shape != (*expected, 2):
+    if sequence != tokens or weights.shape != expected or points.shape != (*expected, 2):
         raise ValueError(
-            f"value {tuple(value.shape)}, locations {tuple(locations.shape)} and weights {tuple(weights.shape)} do not fit "
+            f"value {tuple(value.shape)}, locations {tuple(points.shape)} and weights {tuple(weights.shape)} do not fit "
             f"the {len(shapes)} levels {list(shapes)}: expected value (B, {tokens}, H, D), locations (B, Q, H, "
             f"{len(shapes)}, P, 2) and weights (B, Q, H, {len(shapes)}, P)."
         )
-    return BACKENDS[name](value, shapes, locations, weights)
 
 
 class SamplingOffsets(nn.Linear):
@@ -96,43 +153,42 @@ class DinoDetrDeformableAttention(nn.Module):
     Args:
         d_model: C
         num_heads, num_levels, num_points: H, L, P
+        backend: name of the operator's implementation; None chooses.
     """
 
-    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int):
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int, backend: str | None = None):
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.backend = backend
         self.sampling_offsets = SamplingOffsets(d_model, num_heads, num_levels, num_points)
         self.attention_weights = ZeroLinear(d_model, num_heads * num_levels * num_points)
         self.value_proj = XavierLinear(d_model, d_model)
         self.output_proj = XavierLinear(d_model, d_model)
 
     def forward(
-        self, queries: Tensor, references: Tensor, memory: Tensor, levels: FeatureLevels
-    ) -> tuple[Tensor, Tensor]:
+        self, queries: Tensor, references: Tensor, memory: Tensor, levels: FeatureLevels, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
             queries: (B, Q, C), position included.
             references: (B, Q, 2) points or (B, Q, 4) cxcywh boxes in [0, 1] of the valid image, float32.
             memory: (B, S, C) tokens of all levels, laid out as `levels` says.
+            need_weights: whether the attention weights are wanted; without them the operator can do more by itself.
         Returns:
-            (B, Q, C) and the attention weights (B, Q, H, L, P).
+            (B, Q, C) and the attention weights (B, Q, H, L, P) or None.
         """
         value = self.value_proj(memory).masked_fill(levels.padding_mask[..., None], 0)  # (B, S, C)
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, H, D_head)
         per_point = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(queries).unflatten(-1, (*per_point, 2))  # (B, Q, H, L, P, 2)
-        weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1))  # (B, Q, H, L * P)
-        weights = weights.softmax(-1).unflatten(-1, per_point[1:])  # (B, Q, H, L, P)
-        locations = self._locations(offsets.float(), references, levels)
-        output = ms_deform_attn(value, levels.shapes, locations, weights)  # (B, Q, C)
+        logits = self.attention_weights(queries).unflatten(-1, per_point)  # (B, Q, H, L, P)
+        ratios = levels.valid_ratios[:, None].repeat(1, 1, 1, references.shape[-1] // 2)  # (B, 1, L, 2 | 4)
+        references = references[:, :, None] * ratios  # (B, Q, L, 2 | 4) of the padded map
+        if need_weights:
+            weights = attention_weights(logits)
+            locations = sampling_locations(references, offsets, levels.shapes)
+            output = ms_deform_attn(value, levels.shapes, locations, weights, self.backend)  # (B, Q, C)
+        else:
+            weights = None
+            output = ms_deform_attn_fused(value, levels.shapes, references, offsets, logits, self.backend)
         return self.output_proj(output), weights
-
-    def _locations(self, offsets: Tensor, references: Tensor, levels: FeatureLevels) -> Tensor:
-        """Offsets around points are counted in cells, around boxes in half boxes per P: (B, Q, H, L, P, 2) in [0, 1]."""
-        ratios = levels.valid_ratios[:, None]  # (B, 1, L, 2)
-        points = references[:, :, None, :2] * ratios  # (B, Q, L, 2) of the padded map
-        if references.shape[-1] == 2:
-            size = torch.tensor([(width, height) for height, width in levels.shapes], device=offsets.device)  # (L, 2)
-            return points[:, :, None, :, None] + offsets / size[:, None]
-        box_size = references[:, :, None, 2:] * ratios  # (B, Q, L, 2)
-        return points[:, :, None, :, None] + offsets / self.num_points * box_size[:, :, None, :, None] * 0.5

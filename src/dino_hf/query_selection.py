@@ -46,7 +46,7 @@ class DinoDetrQuerySelection(nn.Module):
 
         # The box head sees the selected tokens only: the release refines all S and drops the rest, with the same result.
         boxes = (select(anchors) + self.head.box_delta(select(tokens))).sigmoid()  # (B, Q, 4)
-        content = self.content.weight[:num_queries].expand(len(memory), -1, -1)  # (B, Q, C)
+        content = self.content(torch.arange(num_queries, device=memory.device)).expand(len(memory), -1, -1)  # (B, Q, C)
         return Proposals(content, boxes.detach(), select(logits), boxes)
 
 

@@ -1,0 +1,5 @@
+// What every machine has: vectors of 16 bytes, on any architecture.
+#define ISA baseline
+#define LANES 4
+
+#include "body.h"
