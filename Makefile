@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 WORKERS ?= 2
 
-.PHONY: demo test test-oldest lint clean
+.PHONY: demo test test-oldest bench-kernels lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,10 @@ $(OLDEST)/installed: pyproject.toml
 
 test-oldest: $(OLDEST)/installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# Ratios of the deformable attention backends, and of the whole model with them.
+bench-kernels: $(VENV)/installed
+	$(BIN)/python -m dino_hf.tools.kernel_benchmark
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

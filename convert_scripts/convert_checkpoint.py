@@ -7,6 +7,7 @@ from the `args` that the release stores in the file.
 """
 
 import argparse
+import pickle
 import re
 import shutil
 import sys
@@ -111,10 +112,10 @@ def load_checkpoint(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], d
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that is damaged or made up can trip the reader with
-        reason = str(error).strip().splitlines()
-        detail = next(
-            (line for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0] if reason else ""
-        )
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        if not isinstance(error, pickle.UnpicklingError):
+            raise ConversionError(f"{path} is truncated or damaged ({reason[0][:200]}). Download it again.") from error
+        detail = next((line for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
         raise ConversionError(
             f"{path} was refused, and nothing in it was run: it is not a PyTorch checkpoint, or it holds more than tensors, "
             f"plain values and argparse.Namespace ({detail.strip()[:200]}). Download it again, or ask its "
@@ -127,18 +128,28 @@ def load_checkpoint(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], d
     part = "ema_model" if ema else "model"
     if ema and part not in content:
         raise ConversionError(f"{path} has no 'ema_model' (its parts: {sorted(map(str, content))}); leave --ema out.")
-    tensors, settings = content.get(part, content), content.get("args")
+    settings = content.get("args")
+    tensors = content[part] if part in content else {key: content[key] for key in content if key != "args"}
     if not isinstance(tensors, dict):
         raise ConversionError(f"{path} has a {type(tensors).__name__} under {part!r}, not a dictionary of tensors.")
     if settings is not None and not isinstance(settings, argparse.Namespace | dict):
         raise ConversionError(f"{path} has a {type(settings).__name__} under 'args', not the settings of a training.")
     settings = vars(settings) if isinstance(settings, argparse.Namespace) else dict(settings or {})
-    tensors = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    tensors = {str(key).removeprefix("module."): value for key, value in tensors.items()}
     if "transformer.level_embed" not in tensors:
         raise ConversionError(
             f"{path} is not a DINO checkpoint of the original release: it has no tensor 'transformer.level_embed' among its "
             f"{len(tensors)} (the first: {sorted(tensors)[:3]})."
         )
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ConversionError(
+                f"{key!r} is a {type(value).__name__}, where only tensors belong; if it is no weight, save the file without it."
+            )
+        if not value.isfinite().all():
+            raise ConversionError(
+                f"{key!r} has values that are NaN or infinite: the training had diverged; take an earlier checkpoint."
+            )
     return tensors, settings
 
 
@@ -167,11 +178,19 @@ def build_config(tensors: dict[str, Tensor], settings: dict) -> DinoDetrConfig:
         raise ConversionError(
             "'transformer.level_embed' should have two axes, levels and width; the checkpoint is damaged."
         )
+    num_levels, d_model = tensors["transformer.level_embed"].shape
     if not settings:
         print(
             "  no settings of its training: heads, sampling points, temperature and noise are taken to be the release's"
         )
-    num_levels, d_model = tensors["transformer.level_embed"].shape
+        for layer in ("encoder.layers.0.self_attn", "decoder.layers.0.cross_attn"):
+            samples = len(tensors.get(f"transformer.{layer}.attention_weights.bias", ())) / num_levels
+            if samples != 8 * 4:
+                raise ConversionError(
+                    f"The checkpoint has no 'args', so 8 heads of 4 sampling points per level are assumed, 32 in all, but "
+                    f"'transformer.{layer}' has {samples:g}; add the settings of its training, with nheads, enc_n_points and "
+                    "dec_n_points, under 'args'."
+                )
     ffn_dim = {side: len(tensors[f"transformer.{side}.layers.0.linear1.weight"]) for side in ("encoder", "decoder")}
     return DinoDetrConfig(
         backbone_config=backbone_settings(tensors),

@@ -74,6 +74,12 @@ def _sources(project: Path) -> list[Path]:
     return files + [project / name for name in read_settings(project)["torch"]["src"]]
 
 
+def find_variant(project: Path, output_dir: Path, native: bool) -> Path | None:
+    """The folder of a variant in `output_dir` if it was built from the sources as they are now."""
+    variant = output_dir / variant_name(project, native)
+    return variant if _is_current(variant, kernel_id(project, native)) else None
+
+
 def build_variant(project: Path, output_dir: Path, native: bool) -> Path:
     """Build one variant into `output_dir`, unless it is there already.
 
@@ -89,10 +95,10 @@ def build_variant(project: Path, output_dir: Path, native: bool) -> Path:
         BuildError: no compiler, or what it complains about.
         OSError: the folder cannot be written.
     """
+    if found := find_variant(project, output_dir, native):
+        return found
     identity = kernel_id(project, native)
     target = output_dir / variant_name(project, native)
-    if _is_current(target, identity):
-        return target
     output_dir.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=output_dir, prefix=f".{target.name}."))
     try:

@@ -36,7 +36,7 @@ NUM_LABELS = 5
 def tiny_config(**changes) -> DinoDetrConfig:
     settings = {
         "backbone_config": dict(RESNET),
-        "d_model": 32,
+        "d_model": 64,
         "encoder_layers": 2,
         "decoder_layers": 3,
         "encoder_attention_heads": 4,

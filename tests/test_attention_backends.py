@@ -61,7 +61,9 @@ def test_a_block_that_fails_leaves_no_trace():
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known(monkeypatch):
-    with pytest.raises(ValueError, match=r"no ms_deform_attn backend 'cuda'; known are \['cpu', 'reference', 'torch', 't"):
+    with pytest.raises(
+        ValueError, match=r"no ms_deform_attn backend 'cuda'; known are \['cpu', 'reference', 'torch', 't"
+    ):
         choose("cuda")
     with pytest.raises(ValueError, match="no ms_deform_attn backend 'cuda'"), use_backend("cuda"):
         pass
@@ -89,7 +91,9 @@ def test_an_automatic_one_that_cannot_run_gives_way_with_one_warning():
 
 
 def test_a_named_backend_is_not_asked_for_what_it_does_not_compute():
-    with pytest.raises(ValueError, match=r"'cpu' computes torch.float32 and torch.bfloat16 on 'cpu', not torch.float64"):
+    with pytest.raises(
+        ValueError, match=r"'cpu' computes torch.float32 and torch.bfloat16 on 'cpu', not torch.float64"
+    ):
         choose("cpu", dtype=torch.float64)
 
 

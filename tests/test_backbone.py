@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoBackbone
 
+from dino_hf import DinoDetrForObjectDetection
 from dino_hf.backbone import DinoDetrBackbone, FrozenBatchNorm2d, freeze_batch_norm
-from helpers import BIT, CONVNEXT, RESNET, SIZES, SWIN, TIMM, tiny_config, tiny_images
+from helpers import BIT, CONVNEXT, RESNET, SIZES, SWIN, TIMM, randomize, tiny_config, tiny_images, tiny_labels
 
 BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT}
 LEVEL_SHAPES = [(8, 13), (4, 7), (2, 4), (1, 2)]  # of 64 x 104 pixels at strides 8, 16, 32, 64
@@ -80,12 +82,54 @@ def test_freezing_keeps_the_activation_that_a_batch_norm_of_timm_contains():
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+def test_the_weights_of_a_published_backbone_can_be_loaded(name):
+    backbone = make_backbone(name).eval()
+    published = randomize(AutoBackbone.from_config(backbone.model.config), scale=0.1).eval()
+    for norm in (module for module in published.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    pixel_values = torch.randn(2, 3, *SIZES[0])
+    before, expected = (model(pixel_values).feature_maps for model in (backbone.model, published))
+    backbone.model.load_state_dict(published.state_dict())
+    for other, got, wanted in zip(before, backbone.model(pixel_values).feature_maps, expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+        assert not torch.allclose(other, wanted)
+
+
+def test_a_key_of_another_model_is_still_an_error():
+    backbone = make_backbone()
+    with pytest.raises(RuntimeError, match=r"embedder\.embedder\.normalization\.momentum"):
+        backbone.model.load_state_dict(
+            backbone.model.state_dict() | {"embedder.embedder.normalization.momentum": torch.ones(1)}
+        )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["resnet", "swin", "convnext", "bit"])
+def test_a_backbone_takes_the_attention_that_is_asked_for_if_it_has_any(name, attention, tmp_path):
+    DinoDetrForObjectDetection(tiny_config(backbone_config=dict(BACKBONES[name]))).save_pretrained(tmp_path)
+    config = DinoDetrForObjectDetection.from_pretrained(tmp_path, attn_implementation=attention).config
+    assert config._attn_implementation == attention
+    assert config.backbone_config._attn_implementation == (attention if name == "swin" else "eager")
+
+
+def test_an_image_without_a_valid_pixel_has_a_size_all_the_same():
+    pixel_values, pixel_mask = tiny_images()
+    pixel_mask[1] = 0
+    _, masks = make_backbone()(pixel_values, pixel_mask.bool())
+    assert all(mask[1].sum() == mask[1].numel() - 1 for mask in masks)
+    model = DinoDetrForObjectDetection(tiny_config()).train()
+    model(pixel_values, pixel_mask, tiny_labels(3, 0)).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_gives_maps_of_one_width_and_their_masks(name):
     backbone = make_backbone(name)
     pixel_values, pixel_mask = tiny_images()
     maps, masks = backbone(pixel_values, pixel_mask.bool())
     shapes = CONVNEXT_SHAPES if name == "convnext" else LEVEL_SHAPES
-    assert [tuple(level.shape) for level in maps] == [(2, 32, *shape) for shape in shapes]
+    assert [tuple(level.shape) for level in maps] == [(2, 64, *shape) for shape in shapes]
     assert [tuple(mask.shape) for mask in masks] == [(2, *shape) for shape in shapes]
     assert all(level.isfinite().all() for level in maps)
 
@@ -124,6 +168,13 @@ def test_levels_are_projections_of_the_maps_and_the_extra_one_sees_the_last_map_
     assert [projection.kernel_size for projection in backbone.projections] == [(1, 1)] * 3 + [(3, 3)] * 3
     assert [projection.stride for projection in backbone.projections] == [(1, 1)] * 3 + [(2, 2)] * 3
     assert [tuple(level.shape[2:]) for level in maps] == [(16, 25), (8, 13), (4, 7), (2, 4), (1, 2), (1, 1)]
+
+
+def test_a_single_small_image_whose_last_map_is_one_cell_can_be_normalised():
+    backbone = make_backbone().train()
+    maps, _ = backbone(torch.randn(1, 3, 40, 60), torch.ones(1, 40, 60, dtype=torch.bool))
+    assert maps[-1].shape == (1, 64, 1, 1)
+    assert maps[-1].any()
 
 
 def test_four_stages_and_one_extra_level_make_five():

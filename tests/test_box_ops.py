@@ -52,7 +52,7 @@ def test_generalized_iou_of_two_empty_boxes_on_one_spot_is_finite_with_its_gradi
 
 
 def test_generalized_iou_of_boxes_with_negative_size_is_finite():
-    inverted = torch.tensor([0.6, 0.6, 0.2, 0.4])  # a prediction cannot, but the noise of denoising can make one
+    inverted = torch.tensor([0.6, 0.6, 0.2, 0.4])  # corners swapped: no prediction is so, for sizes are sigmoids
     assert generalized_iou(inverted, torch.tensor([0.1, 0.2, 0.7, 0.9])).isfinite()
 
 

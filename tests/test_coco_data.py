@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dino_hf import DinoDetrImageProcessor
 from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
@@ -99,6 +99,23 @@ IMAGE = CONTENT["images"][0]
         (changed(bbox=[1, 2, 3]), ValueError, r"annotations\[0\] has bbox=\[1, 2, 3\]"),
         (changed(bbox=None), ValueError, "has bbox=None"),
         (changed(bbox=[1, 2, float("nan"), 4]), ValueError, "bbox=.*nan"),
+        (
+            changed(1, bbox=[30, 20, -10, 5]),
+            ValueError,
+            r"annotations\[1\] has bbox=\[30, 20, -10, 5\], of negative size",
+        ),
+        (
+            changed(1, bbox=[60, 4, 30, 20]),
+            ValueError,
+            r"annotations\[1\] .* wholly outside .* 60 wide and 40 high; .*scale",
+        ),
+        (changed(1, bbox=[5, -9, 30, 9]), ValueError, r"annotations\[1\] .* wholly outside of its image"),
+        (
+            CONTENT | {"images": [IMAGE | {"width": "60"}]},
+            ValueError,
+            "image 7 has width='60' and height=40; they must be",
+        ),
+        (CONTENT | {"images": [IMAGE | {"height": 0}]}, ValueError, "image 7 has width=60 and height=0"),
     ],
 )
 def test_what_is_wrong_with_a_json_is_said(content, error, message, tmp_path):
@@ -115,6 +132,90 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="not valid json"):
         load_coco(tmp_path / "broken.json", tmp_path)
+
+
+def boxes_of(data, row=0):
+    return data.dataset[row]["objects"]["bbox"]
+
+
+def prepare(data, **columns):
+    """All images through the transform, as Trainer's workers do it."""
+    processor = DinoDetrImageProcessor(size={"shortest_edge": 80, "longest_edge": 110})
+    return DetectionTransform(processor)(data.dataset[:] | columns)
+
+
+@pytest.mark.parametrize("bbox", [[-5, 4, 30, 20], [50, 30, 11, 10.5], [-1, -1, 62, 42]])
+def test_a_box_that_sticks_out_is_kept_and_cut_off_for_training(write, bbox):
+    data = load_coco(*write(changed(bbox=bbox)))
+    assert boxes_of(data)[0] == bbox
+    labels = prepare(data)["labels"][0]
+    assert len(labels["boxes"]) == 2
+    center, size = labels["boxes"].split(2, dim=1)
+    assert (center - size / 2).min() >= -1e-6
+    assert (center + size / 2).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("bbox", [[6, 4, 0, 20], [6, 4, 30, 0], [6, 4, 1e-9, 20], [59.999, 4, 30, 20], [80, 4, 0, 0]])
+def test_boxes_of_no_size_are_left_out_everywhere_with_one_warning(write, bbox):
+    content = changed(bbox=bbox)
+    content["annotations"].append({"id": 9, "image_id": 3, "category_id": 17, "bbox": [1, 1, 0, 0]})
+    with pytest.warns(
+        UserWarning, match=r": 2 boxes have no size and are left out .*annotations\[0\] with bbox="
+    ) as record:
+        data = load_coco(*write(content))
+    assert len(record) == 1
+    assert [len(boxes_of(data, row)) for row in range(2)] == [2, 0]
+    assert [len(objects["area"]) for objects in data.dataset["objects"]] == [2, 0]
+    assert [len(labels["class_labels"]) for labels in prepare(data)["labels"]] == [1, 0]
+
+
+def without_sizes():
+    content = copy.deepcopy(CONTENT)
+    for image in content["images"]:
+        del image["width"], image["height"]
+    return content
+
+
+def test_a_json_without_image_sizes_is_read_and_its_outer_boxes_are_found_at_the_image(write):
+    data = load_coco(*write(without_sizes()))
+    assert data.dataset["width"][:] == data.dataset["height"][:] == [None, None]
+    assert len(prepare(data)["labels"]) == 2
+    content = without_sizes()
+    content["annotations"][0]["bbox"] = [60, 4, 30, 20]
+    with pytest.raises(
+        ValueError, match=r"Image 7 is 60 wide and 40 high, and 1 of its boxes lie wholly outside: \[\[60"
+    ):
+        prepare(load_coco(*write(content)))
+
+
+def test_an_image_that_was_resized_after_annotation_is_an_error(write):
+    json_file, folder = write(CONTENT)
+    Image.new("RGB", (30, 20)).save(folder / "wide.png")
+    data = load_coco(json_file, folder)
+    with pytest.raises(
+        ValueError, match=r"Image 7 is 30 wide and 20 high, but 60 and 40 by its json; .* it was resized"
+    ):
+        prepare(data)
+
+
+def test_an_image_that_its_exif_tag_turns_is_an_error(write):
+    json_file, folder = write(CONTENT)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turn by 90 degrees
+    Image.new("RGB", (60, 40)).save(folder / "wide.png", exif=exif)
+    data = load_coco(json_file, folder)
+    with pytest.raises(
+        ValueError, match=r"Image 7 is 40 wide and 60 high, but 60 and 40 by its json; .* its EXIF orientation"
+    ):
+        prepare(data)
+
+
+def test_an_image_that_the_processor_refuses_is_named(write):
+    json_file, folder = write(CONTENT)
+    Image.new("I;16", (60, 40)).save(folder / "wide.png")
+    with pytest.raises(ValueError, match="mode 'I;16'") as caught:
+        prepare(load_coco(json_file, folder))
+    assert caught.value.__notes__ == ["This is image 7."]
 
 
 def test_a_batch_of_two_sizes_is_padded_and_its_boxes_stay_relative_to_each_image(write):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, ResNetConfig
+from transformers import AutoConfig, ResNetConfig, TimmBackboneConfig
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
 from dino_hf.coco_classes import COCO_CLASSES
@@ -121,15 +121,16 @@ def test_the_names_of_coco_survive_saving(tmp_path):
 
 def test_names_that_every_model_of_transformers_has_are_understood():
     config = tiny_config()
-    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (32, 4, 2)
+    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (64, 4, 2)
 
 
 WRONG = {
-    "encoder heads": ({"encoder_attention_heads": 5}, "d_model=32 cannot be split over encoder_attention_heads=5"),
-    "decoder heads": ({"decoder_attention_heads": 7}, "d_model=32 cannot be split over decoder_attention_heads=7"),
+    "encoder heads": ({"encoder_attention_heads": 5}, "d_model=64 cannot be split over encoder_attention_heads=5"),
+    "decoder heads": ({"decoder_attention_heads": 7}, "d_model=64 cannot be split over decoder_attention_heads=7"),
     "no heads": ({"decoder_attention_heads": 0}, "decoder_attention_heads=0"),
     "groups": ({"d_model": 72}, "d_model=72 cannot be split into the 32 groups .* use 64"),
-    "small": ({"d_model": 8}, "d_model=8 cannot be split into the 32 groups .* use 32"),
+    "small": ({"d_model": 8}, "d_model=8 cannot be split into the 32 groups .* use 64"),
+    "one per group": ({"d_model": 32}, "d_model=32 .*groups of the projection's norm, of at least 2 each .*use 64"),
     "levels": ({"num_feature_levels": 2}, "num_feature_levels=2 is fewer than the 3 feature maps .*use at least 3"),
     "queries": ({"num_queries": 0}, "num_queries=0 must be at least 1"),
     "encoder layers": ({"encoder_layers": 0}, "encoder_layers=0 must be at least 1"),
@@ -173,6 +174,52 @@ def test_label2id_follows_id2label_also_when_a_checkpoint_gets_other_classes(tmp
     assert model.config.id2label == {0: "disc", 1: "box"}
     assert model.config.label2id == {"disc": 0, "box": 1}
     assert model.model.decoder.heads[0].class_head.out_features == 2
+
+
+def test_label2id_alone_gives_the_classes():
+    config = DinoDetrConfig(label2id={"disc": 1, "box": 0})
+    assert config.num_labels == 2
+    assert config.id2label == {0: "box", 1: "disc"}
+    assert config.label2id == {"disc": 1, "box": 0}
+    assert DinoDetrConfig(label2id={"cat": 0}).id2label == {0: "cat"}
+    with pytest.raises(ValueError, match=r"id2label has the keys \[3, 7\]"):
+        DinoDetrConfig(label2id={"disc": 3, "box": 7})
+
+
+@pytest.mark.parametrize("names", [["disc", "box"], ("disc", "box")])
+def test_a_list_of_names_is_refused_with_the_dictionary_to_make_of_it(names, tmp_path):
+    with pytest.raises(ValueError, match=rf"id2label is a {type(names).__name__}, .*dict\(enumerate\(names\)\)"):
+        DinoDetrConfig(id2label=names)
+    DinoDetrForObjectDetection(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"id2label is a {type(names).__name__}"):
+        DinoDetrForObjectDetection.from_pretrained(tmp_path, id2label=names)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone": "resnet101"},
+        {"backbone": "resnet50", "use_timm_backbone": True, "use_pretrained_backbone": True},
+        {"use_timm_backbone": False},
+        {"dilation": True},
+        {"backbone_kwargs": {"out_indices": [2, 3, 4]}},
+    ],
+)
+def test_the_old_way_to_set_a_backbone_is_refused_with_the_new(settings):
+    with pytest.raises(ValueError, match=r"have no effect here: the backbone is set by backbone_config, .*'resnet101'"):
+        DinoDetrConfig(**settings)
+    assert DinoDetrConfig(**dict.fromkeys(settings)).backbone_config.model_type == "resnet"  # None sets nothing
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda settings: TimmBackboneConfig(**settings)])
+def test_weights_that_a_configuration_cannot_load_are_refused(wrap):
+    settings = {"backbone": "resnet18", "out_indices": [2, 3, 4], "use_pretrained_backbone": True}
+    if wrap is dict:
+        settings["model_type"] = "timm_backbone"
+    with pytest.raises(
+        ValueError, match=r"use_pretrained_backbone=True, .*model\.model\.backbone\.model\.load_state_dict"
+    ):
+        tiny_config(backbone_config=wrap(settings))
 
 
 def test_classes_with_gaps_in_their_numbers_are_refused():

@@ -17,7 +17,7 @@ from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from key_mapping import find_rule, output_norms, renamed
 
 SCRIPT = Path(__file__).parents[1] / "convert_scripts" / "convert_checkpoint.py"
-WIDTH, FFN, CLASSES, QUERIES, LAYERS = 32, 48, 6, 7, 2
+WIDTH, FFN, CLASSES, QUERIES, LAYERS = 64, 48, 6, 7, 2
 WIDTHS = {"resnet": [32, 48, 64, 80], "swin": [24, 48, 96, 192], "convnext": [16, 24, 32, 40]}
 
 
@@ -282,11 +282,63 @@ def test_other_files_are_refused_with_the_reason(content, message, save, tmp_pat
         convert(save(content), tmp_path / "out")
 
 
-@pytest.mark.parametrize("junk", [b"", b"no checkpoint", pickle.dumps({"model": 1}, protocol=2)[:-3]])
-def test_files_that_are_not_checkpoints_are_refused(junk, tmp_path):
+@pytest.mark.parametrize(
+    ("junk", "message"),
+    [
+        (b"", "is truncated or damaged"),
+        (b"no checkpoint", "was refused, .* it is not a PyTorch checkpoint"),
+        (pickle.dumps({"model": 1}, protocol=2)[:-3], "is truncated or damaged"),
+    ],
+)
+def test_files_that_are_not_checkpoints_are_refused(junk, message, tmp_path):
     (tmp_path / "junk.pth").write_bytes(junk)
-    with pytest.raises(ConversionError, match="was refused"):
+    with pytest.raises(ConversionError, match=message):
         load_checkpoint(tmp_path / "junk.pth")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.99])
+def test_a_download_that_broke_off_is_called_so(new_format, share, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    content = {"model": {key: torch.ones(9, 9) for key in original_tensors()}, "args": settings()}
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ConversionError, match=r"checkpoint\.pth is truncated or damaged .* Download it again"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("container", ["model", "ema_model", None])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1.0], "'transformer.decoder.norm.bias' is a list, where only tensors belong"),
+        (torch.tensor([1.0, torch.nan]), "'transformer.decoder.norm.bias' has values that are NaN or infinite"),
+        (torch.tensor([1.0, -torch.inf]), "'transformer.decoder.norm.bias' has values that are NaN or infinite"),
+    ],
+)
+def test_entries_that_are_no_weights_stop_the_conversion(container, value, message, save):
+    tensors = original_tensors() | {"transformer.decoder.norm.bias": value}
+    content = {container: tensors} if container else tensors
+    with pytest.raises(ConversionError, match=message):
+        load_checkpoint(save(content | {"args": settings()}), ema=container == "ema_model")
+
+
+def test_without_settings_other_sampling_points_than_the_release_has_are_refused(save, tmp_path, capsys):
+    with pytest.raises(
+        ConversionError, match=r"8 heads of 4 sampling points per level are assumed, 32 in all, but .* has 8;"
+    ):
+        convert(save(original_tensors()), tmp_path / "out")
+    tensors = original_tensors()
+    for side, attention, samples in (("encoder", "self_attn", 2), ("decoder", "cross_attn", 3)):
+        for layer in range(LAYERS):
+            for name, factor in (("sampling_offsets", 2), ("attention_weights", 1)):
+                for kind in ("weight", "bias"):
+                    key = f"transformer.{side}.layers.{layer}.{attention}.{name}.{kind}"
+                    assert len(tensors[key]) == 4 * 4 * samples * factor
+                    tensors[key] = torch.zeros(4 * 32 * factor, *tensors[key].shape[1:])
+    model = convert(save(tensors), tmp_path / "out")
+    assert (model.config.encoder_attention_heads, model.config.decoder_n_points) == (8, 4)
+    assert "heads, sampling points, temperature and noise are taken to be the release's" in capsys.readouterr().out
 
 
 def test_settings_that_dino_hf_cannot_express_are_refused(save, tmp_path):

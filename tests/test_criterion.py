@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dino_hf import criterion
 from dino_hf.criterion import (
     DenoisingPredictions,
     DinoDetrLoss,
@@ -158,13 +159,26 @@ def test_a_target_and_a_prediction_without_size_are_finite():
     assert flat.grad.isfinite().all()
 
 
-def test_the_loss_is_float32_inside_autocast():
+def test_the_loss_is_float32_inside_autocast(monkeypatch):
     logits, boxes = random_predictions(3, 2, 6)
     targets, denoising = random_targets(3, 0), random_denoising((3, 0), layers=2)
     loss = DinoDetrLoss(tiny_config())
     expected, _ = loss(logits, boxes, targets, denoising)
+    enabled = []
+
+    def record(function):
+        def wrapper(*args):
+            enabled.append(torch.is_autocast_enabled("cpu"))
+            return function(*args)
+
+        return wrapper
+
+    monkeypatch.setattr(criterion, "match", record(criterion.match))
+    monkeypatch.setattr(criterion, "set_losses", record(criterion.set_losses))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result, _ = loss(logits, boxes, targets, denoising)
+        assert torch.is_autocast_enabled("cpu")
+    assert enabled == [False] * 3  # matching, the losses of matched and of denoising queries
     assert result.dtype == torch.float32
     assert torch.equal(result, expected)
 

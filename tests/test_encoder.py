@@ -16,7 +16,7 @@ def tiny_encoder(**changes) -> DinoDetrEncoder:
 
 
 def random_tokens() -> torch.Tensor:
-    return torch.randn(2, num_tokens(LEVELS), 32)
+    return torch.randn(2, num_tokens(LEVELS), 64)
 
 
 def test_a_layer_adds_attention_and_feed_forward_and_norms_behind_each():
@@ -34,7 +34,7 @@ def test_tokens_are_placed_by_cell_and_by_level(temperature, offset):
     encoder = tiny_encoder(position_temperature=temperature, position_offset=offset)
     tokens, place = random_tokens(), []
     for level, (mask, (height, width)) in enumerate(zip(LEVELS.split(LEVELS.padding_mask), LEVELS.shapes, strict=True)):
-        sine = embed_map(mask.view(2, height, width), 32, temperature, offset)
+        sine = embed_map(mask.view(2, height, width), 64, temperature, offset)
         for row in range(height):
             place += [sine[:, :, row, column] + encoder.level_embed.weight[level] for column in range(width)]
     place = torch.stack(place, dim=1)

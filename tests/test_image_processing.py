@@ -137,6 +137,11 @@ def test_the_annotations_of_the_caller_are_not_changed(backend):
         ({"bbox": [1, 2, 3, 4]}, r"the keys \['bbox'\], but needs bbox.* and category_id"),
         ({"bbox": [1, 2, 3, 4, 5], "category_id": 1}, r"bbox=\[1, 2, 3, 4, 5\]; it must be \(x, y, width, height\)"),
         ({"bbox": [], "category_id": 1}, r"bbox=\[\]; it must be"),
+        ({"bbox": [1, 2, float("nan"), 4], "category_id": 1}, r"bbox=\[1, 2, nan, 4\]; it must be"),
+        ({"bbox": [1, float("inf"), 3, 4], "category_id": 1}, r"bbox=\[1, inf, 3, 4\]; it must be"),
+        ({"bbox": [9, 9, -3, 4], "category_id": 1}, r"bbox=\[9, 9, -3, 4\]; it must be"),
+        ({"bbox": ["a", 2, 3, 4], "category_id": 1}, r"bbox=\['a', 2, 3, 4\]; it must be"),
+        ({"bbox": 7, "category_id": 1}, "bbox=7; it must be"),
     ],
 )
 def test_a_bad_annotation_is_shown_with_what_it_needs(backend, entry, message):
@@ -154,6 +159,51 @@ def test_images_of_any_mode_become_rgb(backend, mode):
     assert batch["pixel_values"].shape == (2, 3, 61, 88)
     rgb = make_processor(backend)(images=[image.convert("RGB") for image in images], return_tensors="pt")
     assert torch.equal(batch["pixel_values"], rgb["pixel_values"])
+
+
+WIDE = np.arange(60 * 110, dtype=np.uint16).reshape(60, 110) * 9
+
+
+@both_backends
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (Image.fromarray(WIDE), "mode 'I;16'"),
+        (Image.fromarray(WIDE.astype(np.int32)), "mode 'I'"),
+        (Image.fromarray(WIDE.astype(np.float32)), "mode 'F'"),
+        (WIDE[..., None].repeat(3, -1), "values up to 59391"),
+        (WIDE.astype(np.float32)[None].repeat(3, 0), "values up to 59391"),
+        (torch.from_numpy(WIDE).expand(3, -1, -1), "values up to 59391"),
+    ],
+    ids=["I;16", "I", "F", "uint16", "float32", "tensor"],
+)
+def test_images_of_more_than_8_bits_are_refused_instead_of_turning_white(backend, image, found):
+    processor = make_processor(backend)
+    with pytest.raises(ValueError, match=f"An image has {found}, but 8 bits per channel are expected.*array / 257"):
+        processor(images=[image], return_tensors="pt")
+    processor(images=[Image.fromarray((WIDE / 257).astype("uint8"))])
+
+
+@both_backends
+def test_values_of_another_range_are_fine_with_their_own_scale_or_without_any(backend):
+    processor, image = make_processor(backend), np.array(make_images()[0])
+    expected = processor(images=[image], return_tensors="pt")["pixel_values"]
+    got = processor(images=[(image / 255).astype(np.float32)], do_rescale=False, return_tensors="pt")["pixel_values"]
+    assert (got - expected).abs().max() < 0.04  # a resize in float32, without rounding to whole grey values
+    if backend == "torchvision":  # the other cannot resize them
+        wide = processor(images=[image * np.uint16(257)], rescale_factor=1 / 65535, return_tensors="pt")["pixel_values"]
+        assert (wide - expected).abs().max() < 0.04
+
+
+@both_backends
+@pytest.mark.parametrize(("height", "width"), [(1, 400), (400, 1)])
+def test_an_extremely_long_image_keeps_a_pixel_of_its_short_side(backend, height, width):
+    image = Image.new("RGB", (width, height), "red")
+    annotations = {"image_id": 1, "annotations": [{"bbox": [0, 0, width, height], "category_id": 0}]}
+    processor = make_processor(backend, size={"shortest_edge": 64, "longest_edge": 128})
+    batch = processor(images=[image], annotations=[annotations], return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, *((1, 128) if height == 1 else (128, 1)))
+    torch.testing.assert_close(batch["labels"][0]["boxes"], torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
 
 
 def test_both_backends_give_nearly_the_same():
@@ -265,10 +315,51 @@ def test_detections_are_float32_from_outputs_in_half_precision(backend):
 
 
 @both_backends
-@pytest.mark.parametrize("sizes", [[(480, 640)], torch.ones(3, 2)], ids=["one", "three"])
-def test_a_wrong_number_of_target_sizes_is_refused(backend, sizes):
-    with pytest.raises(ValueError, match=f"There are {len(sizes)} target_sizes for 2 images"):
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [torch.tensor([480, 640]), torch.tensor([1333, 800])],
+        ((480, 640), (1333, 800)),
+        np.array([[480, 640], [1333, 800]]),
+        torch.tensor([[480, 640], [1333, 800]], dtype=torch.int32),
+    ],
+    ids=["tensors", "tuples", "array", "int32"],
+)
+def test_target_sizes_may_come_in_any_form(backend, sizes):
+    outputs, processor = make_outputs(), make_processor(backend)
+    results = processor.post_process_object_detection(outputs, 0.0, sizes)
+    for got, expected in zip(results, processor.post_process_object_detection(outputs, 0.0), strict=True):
+        size = torch.tensor([640.0, 480.0] if got is results[0] else [800.0, 1333.0]).repeat(2)
+        torch.testing.assert_close(got["boxes"], expected["boxes"] * size)
+
+
+@both_backends
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [
+        ([(480, 640)], r"have the shape \(1, 2\)"),
+        (torch.ones(3, 2), r"have the shape \(3, 2\)"),
+        (torch.ones(2, 3), r"have the shape \(2, 3\)"),
+        ((480, 640), r"have the shape \(2,\)"),  # of one image
+        (torch.tensor(480), r"are tensor\(480\)"),
+        ([(480, 640), (3,)], r"are \[\(480, 640\), \(3,\)\]"),
+        ([(480, 640), None], r"are \[\(480, 640\), None\]"),
+        (["large", "small"], "are \\['large', 'small'\\]"),
+        (480, "are 480"),
+    ],
+    ids=str,
+)
+def test_other_target_sizes_are_refused(backend, sizes, found):
+    message = rf"target_sizes must be one \(height, width\) for each of 2 images, but {found}"
+    with pytest.raises(ValueError, match=message):
         make_processor(backend).post_process_object_detection(make_outputs(), 0.5, sizes)
+
+
+@both_backends
+@pytest.mark.parametrize("top_k", [0, -3])
+def test_at_least_one_detection_must_be_asked_for(backend, top_k):
+    with pytest.raises(ValueError, match=f"top_k={top_k} must be at least 1"):
+        make_processor(backend).post_process_object_detection(make_outputs(), top_k=top_k)
 
 
 @both_backends

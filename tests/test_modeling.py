@@ -77,8 +77,8 @@ OUTPUTS = {
     "intermediate_pred_boxes": (2, 3, 15, 4),
     "enc_topk_logits": (2, 15, NUM_LABELS),
     "enc_topk_bboxes": (2, 15, 4),
-    "last_hidden_state": (2, 15, 32),
-    "encoder_last_hidden_state": (2, NUM_TOKENS, 32),
+    "last_hidden_state": (2, 15, 64),
+    "encoder_last_hidden_state": (2, NUM_TOKENS, 64),
 }
 
 
@@ -88,7 +88,7 @@ def test_outputs_are_batch_first_and_of_these_shapes(backbone):
     pixel_values = torch.randn(2, 3, 64, 128)
     tokens = 8 * 16 + 4 * 8 + 2 * 4 + 1 * 2
     outputs = make_model(backbone).eval()(pixel_values)
-    expected = {**OUTPUTS, "encoder_last_hidden_state": (2, tokens, 32)}
+    expected = {**OUTPUTS, "encoder_last_hidden_state": (2, tokens, 64)}
     assert {name: tuple(value.shape) for name, value in outputs.items()} == expected
 
 
@@ -127,9 +127,9 @@ def test_hidden_states_and_attentions_come_on_request(by_config):
         asked = {}
     outputs = model(*inputs, **asked)
     shapes = {
-        "encoder_hidden_states": [(2, NUM_TOKENS, 32)] * (2 + 1),
+        "encoder_hidden_states": [(2, NUM_TOKENS, 64)] * (2 + 1),
         "encoder_attentions": [(2, NUM_TOKENS, 4, 4, 2)] * 2,
-        "decoder_hidden_states": [(2, 15, 32)] * (3 + 1),
+        "decoder_hidden_states": [(2, 15, 64)] * (3 + 1),
         "decoder_attentions": [(2, 4, 15, 15)] * 3,
         "cross_attentions": [(2, 15, 4, 4, 3)] * 3,
     }
@@ -183,7 +183,7 @@ def test_an_image_gives_the_same_detections_alone_and_padded(padded_size, monkey
     """But for two things that the original has too, and which are taken out here: the convolutions and norms of the
     backbone see padding, and the decoder's position embedding takes a box relative to the padded image."""
     model = excite(make_model()).eval()
-    model.model.backbone = PatchBackbone(32)
+    model.model.backbone = PatchBackbone(64)
     embed = model.model.decoder._position
     unpadded = torch.ones(2, 4, 2)
     monkeypatch.setattr(

@@ -23,8 +23,10 @@ def test_the_backbone_learns_at_a_tenth_and_its_projections_do_not_count_as_back
 
 
 def test_the_optimizer_takes_its_settings_from_the_arguments(tmp_path):
-    args = TrainingArguments(str(tmp_path), learning_rate=2e-4, weight_decay=0.03, adam_beta2=0.99, report_to="none")
+    changes = {"weight_decay": 0.03, "adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-7}
+    args = TrainingArguments(str(tmp_path), learning_rate=2e-4, report_to="none", **changes)
     optimizer = make_optimizer(DinoDetrForObjectDetection(tiny_config()), args, backbone_scale=0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [2e-4, 1e-4]
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.03}
-    assert optimizer.defaults["betas"] == (0.9, 0.99)
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.99)}
+    assert {group["eps"] for group in optimizer.param_groups} == {1e-7}

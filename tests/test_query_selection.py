@@ -15,7 +15,7 @@ def tiny_selection(**changes) -> DinoDetrQuerySelection:
 
 
 def random_memory(levels=LEVELS) -> torch.Tensor:
-    return torch.randn(2, num_tokens(levels), 32)
+    return torch.randn(2, num_tokens(levels), 64)
 
 
 @pytest.mark.parametrize("levels", [LEVELS, tiny_levels(((5, 60), (3, 30)), valid=((5, 60), (4, 51)))])
@@ -76,14 +76,14 @@ def test_references_are_the_boxes_without_gradient():
 def test_content_is_learnt_and_the_same_for_every_image():
     selection = tiny_selection()
     content = selection(random_memory(), LEVELS).content
-    assert content.shape == (2, 15, 32)
+    assert content.shape == (2, 15, 64)
     assert torch.equal(content, selection.content.weight.expand(2, -1, -1))
 
 
 def test_fewer_tokens_than_queries_give_as_many_proposals_as_there_are_tokens():
     levels = tiny_levels(((2, 3), (1, 2), (1, 1)), valid=((2, 3), (1, 2)))
     proposals = tiny_selection()(random_memory(levels), levels)
-    assert proposals.content.shape == (2, 9, 32)
+    assert proposals.content.shape == (2, 9, 64)
     assert proposals.references.shape == proposals.boxes.shape == (2, 9, 4)
     assert proposals.logits.shape == (2, 9, NUM_LABELS)
     assert proposals.boxes.isfinite().all()

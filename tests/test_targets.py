@@ -84,6 +84,12 @@ def test_a_box_that_ends_just_above_one_is_rounding():
     assert torch.equal(collect([{"class_labels": [0], "boxes": boxes}] * 2).boxes, boxes.repeat(2, 1))
 
 
+@pytest.mark.parametrize("box", [[1.01, 0.5, 0.1, 0.1], [0.5, 0.5, 0.1, 1.01], [-0.01, 0.5, 0.1, 0.1]])
+def test_a_hundredth_beyond_is_no_rounding(box):
+    with pytest.raises(ValueError, match=r"labels\[1\], box 0: \[.* is not \(cx, cy, w, h\) in \[0, 1\]"):
+        collect([{"class_labels": [], "boxes": torch.zeros(0, 4)}, {"class_labels": [0], "boxes": [box]}])
+
+
 def change(**changes) -> list[dict]:
     """Good labels of two images whose second has changed entries."""
     good = {"class_labels": torch.tensor([1, 2]), "boxes": torch.full((2, 4), 0.5)}
@@ -116,6 +122,21 @@ WRONG = {
     "class shape": (change(class_labels=torch.ones(2, 1).long()), r"class_labels of shape \(2, 1\)"),
     "class dtype": (change(class_labels=torch.ones(2)), r"labels\[1\]: class_labels have dtype torch.float32; .*int64"),
     "class bool": (change(class_labels=torch.ones(2).bool()), r"labels\[1\]: class_labels have dtype torch.bool"),
+    "class complex": (
+        change(class_labels=torch.ones(2).cfloat()),
+        r"labels\[1\]: class_labels have dtype torch.complex64",
+    ),
+    "box complex": (change(boxes=torch.ones(2, 4).cfloat()), r"labels\[1\]: boxes have dtype torch.complex64"),
+    "a number": (3, "labels is a int, but must be a list with one dictionary per image"),
+    "a text": ("ab", r"labels\[0\] is a str, but must be a dictionary"),
+    "padded text": (
+        {"class_labels": "abc", "boxes": torch.ones(2, 1, 4)},
+        r"labels cannot be read as tensors.*\(B, M\)",
+    ),
+    "padded ragged": (
+        {"class_labels": [[1], [1, 2]], "boxes": torch.ones(2, 1, 4)},
+        r"labels cannot be read as tensors .*pass class_labels \(B, M\)",
+    ),
     "class too high": (
         change(class_labels=torch.tensor([0, 5])),
         r"labels\[1\], box 1: class 5 does not exist with config.num_labels=5;.*num_labels=91",

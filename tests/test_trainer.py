@@ -90,6 +90,22 @@ def test_evaluation_gives_coco_scores_and_loss(data, tmp_path):
     assert scores["eval_loss"] > 0
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_evaluator_scores_its_own_data_only(data, tmp_path, flat):
+    trainer = make_trainer(data, tmp_path, batch_eval_metrics=flat)
+    others = trainer.train_dataset.select(range(5))  # their ids are among those of the held-out images
+    with pytest.raises(ValueError, match=r"Image 1 is evaluated with .* an evaluator of its own"):
+        trainer.evaluate(others)
+    assert trainer.evaluate()["eval_AP"] >= 0
+    trainer.compute_metrics = CocoEvaluator(data[0], PROCESSOR)
+    assert trainer.evaluate(others)["eval_AP"] >= 0
+
+
+def test_batches_that_are_not_joined_are_refused_by_the_evaluator(data, tmp_path):
+    with pytest.raises(ValueError, match=r"are a list, but .* eval_do_concat_batches=True"):
+        make_trainer(data, tmp_path, eval_do_concat_batches=False).evaluate()
+
+
 def test_flat_memory_evaluation_gives_the_same_scores(data, tmp_path):
     whole = make_trainer(data, tmp_path).evaluate()
     flat = make_trainer(data, tmp_path, batch_eval_metrics=True).evaluate()

@@ -9,6 +9,12 @@ from .configuration_dino_detr import DinoDetrConfig
 from .layers import XavierConv2d
 
 
+def _drop_keys(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+    """Before `load_state_dict`: a published backbone may hold what its counterpart here has no use for."""
+    for name in ("weight", "bias") if isinstance(module, nn.Identity) else ("num_batches_tracked",):
+        state_dict.pop(prefix + name, None)
+
+
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and scale are constants: detectors train on too few images per step to estimate them."""
 
@@ -18,6 +24,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.activation = activation or nn.Identity()
         for name in ("weight", "bias", "running_mean", "running_var"):
             self.register_buffer(name, torch.empty(num_features))
+        self.register_load_state_dict_pre_hook(_drop_keys)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -40,8 +47,7 @@ def freeze_batch_norm(module: nn.Module) -> None:
             frozen = FrozenBatchNorm2d(
                 child.num_features, child.eps, nn.Sequential(*followed_by) if followed_by else None
             )
-            # strict=False: the count of batches is of no use to constants
-            frozen.load_state_dict(child.state_dict(), strict=False, assign=True)
+            frozen.load_state_dict(child.state_dict(), assign=True)
             setattr(module, name, frozen)
         else:
             freeze_batch_norm(child)
@@ -52,12 +58,18 @@ class DinoDetrBackbone(nn.Module):
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
-        self.model = AutoBackbone.from_config(config.backbone_config)
+        # "sdpa", asked of the whole model, is what a backbone takes by itself if it can; one without attention refuses the name.
+        attention = config.backbone_config._attn_implementation
+        self.model = AutoBackbone.from_config(
+            config.backbone_config, attn_implementation=None if attention == "sdpa" else attention
+        )
         freeze_batch_norm(self.model)
         # Swin and BiT end with a norm for classification that no feature map passes: its parameters would never get a gradient.
         for body, unused in (("swin", "layernorm"), ("bit", "norm")):
             if hasattr(getattr(self.model, body, None), unused):
-                setattr(getattr(self.model, body), unused, nn.Identity())
+                identity = nn.Identity()
+                identity.register_load_state_dict_pre_hook(_drop_keys)
+                setattr(getattr(self.model, body), unused, identity)
         self.num_frozen_stages = config.num_frozen_backbone_stages
         self.freeze_stages()
 
@@ -113,5 +125,6 @@ class DinoDetrBackbone(nn.Module):
                 source = features[-1] if level == len(features) else maps[-1]
             maps.append(norm(projection(source)))
         padding = (~pixel_mask)[:, None].float()  # (B, 1, h, w)
+        padding[:, :, 0, 0] = 0  # where images begin: one without any valid pixel would divide by a size of zero
         masks = [F.interpolate(padding, size=level.shape[-2:])[:, 0].bool() for level in maps]
         return maps, masks

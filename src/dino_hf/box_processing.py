@@ -1,9 +1,12 @@
 """What DINO does differently from Deformable DETR before and after the model, for either image backend."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import ImageType, SizeDict, get_image_type
 
 from .box_ops import cxcywh_to_xyxy
 
@@ -12,6 +15,34 @@ class DinoDetrProcessingMixin:
     """Mixed into the image processors of the library: labels relative to the unpadded image, and the top 300 detections."""
 
     do_convert_rgb = True
+
+    def process_image(self, image, *args, **kwargs):
+        """As in the library, which would cut off at white, or let overflow, what has more than 8 bits: it is refused.
+
+        Raises:
+            ValueError: a PIL image of mode I, I;16 or F, or an array with values that do not come to lie in [0, 1].
+        """
+        found = None
+        if get_image_type(image) == ImageType.PIL:
+            if image.mode.startswith(("I", "F")):
+                found = f"mode {image.mode!r}"
+        elif kwargs.get("do_rescale") and str(image.dtype) not in ("uint8", "torch.uint8"):
+            highest = float(image.float().max() if isinstance(image, Tensor) else image.max())
+            if highest * kwargs["rescale_factor"] > 1.01:
+                found = f"values up to {highest:g}"
+        if found is not None:
+            raise ValueError(
+                f"An image has {found}, but 8 bits per channel are expected; convert it first, in the files themselves if "
+                "`pipeline` is to read them: for the full range of 16 bits, Image.fromarray((array / 257).astype('uint8'))."
+            )
+        return super().process_image(image, *args, **kwargs)
+
+    def resize(self, image, size, *args, **kwargs):
+        """As in the library, but a side that would vanish keeps one pixel."""
+        if size.shortest_edge and size.longest_edge:
+            sides = get_size_with_aspect_ratio(image.shape[-2:], size.shortest_edge, size.longest_edge)
+            size = SizeDict(height=max(1, sides[0]), width=max(1, sides[1]))
+        return super().resize(image, size, *args, **kwargs)
 
     def pad(self, image, padded_size, annotation=None, update_bboxes=True, fill=0):
         """As in the library, but boxes and `size` in the annotation stay relative to the image without its padding, which
@@ -41,26 +72,24 @@ class DinoDetrProcessingMixin:
         Args:
             outputs: with `logits` (B, Q, K) and `pred_boxes` (B, Q, 4).
             threshold: detections with a score of at most this, in [0, 1], are left out.
-            target_sizes: (B, 2) or B pairs of (height, width): the size that boxes are scaled to, usually that of the
-                original image. None leaves them in [0, 1].
-            top_k: at most this many detections of each image.
+            target_sizes: (B, 2) or B pairs of (height, width), of any kind: the size that boxes are scaled to, usually that
+                of the original image. None leaves them in [0, 1].
+            top_k: at most this many detections of each image, at least 1.
         Returns:
             for each image `scores` (N,) in [0, 1], highest first; `labels` (N,) in [0, K); `boxes` (N, 4) as
             (x0, y0, x1, y1), float32.
         Raises:
-            ValueError: the number of target sizes is not that of images.
+            ValueError: target_sizes are not one (height, width) per image, or top_k is below 1.
         """
         logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        if target_sizes is not None and len(target_sizes) != len(logits):
-            raise ValueError(
-                f"There are {len(target_sizes)} target_sizes for {len(logits)} images; pass one (height, width) per image."
-            )
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} must be at least 1; a high threshold leaves detections out.")
         num_labels = logits.shape[-1]
         scores, index = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)  # (B, N)
         query = (index // num_labels)[..., None].expand(-1, -1, 4)
         boxes = cxcywh_to_xyxy(boxes).gather(1, query)  # (B, N, 4)
         if target_sizes is not None:
-            height, width = torch.as_tensor(target_sizes, dtype=torch.float32, device=boxes.device).unbind(1)
+            height, width = _read_sizes(target_sizes, len(logits)).to(boxes.device).unbind(1)
             boxes = boxes * torch.stack([width, height, width, height], dim=1)[:, None]
         return [
             {"scores": image_scores[keep], "labels": labels[keep], "boxes": image_boxes[keep]}
@@ -70,12 +99,29 @@ class DinoDetrProcessingMixin:
         ]
 
 
+def _read_sizes(target_sizes: Tensor | Sequence, num_images: int) -> Tensor:
+    """(B, 2) float32 of a tensor, or of a list of tuples or tensors."""
+    try:
+        sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32) for size in target_sizes])
+    except (TypeError, ValueError, RuntimeError):
+        sizes = None
+    if sizes is None or sizes.shape != (num_images, 2):
+        found = f"are {target_sizes!r:.200}" if sizes is None else f"have the shape {tuple(sizes.shape)}"
+        raise ValueError(f"target_sizes must be one (height, width) for each of {num_images} images, but {found}.")
+    return sizes
+
+
 def _complete(entry: dict) -> dict:
     if "bbox" not in entry or "category_id" not in entry:
         raise ValueError(
             f"An annotation has the keys {sorted(entry)}, but needs bbox, as (x, y, width, height) in pixels, and category_id."
         )
-    if not hasattr(entry["bbox"], "__len__") or isinstance(entry["bbox"], str) or len(entry["bbox"]) != 4:
+    try:
+        x, y, width, height = map(float, entry["bbox"])
+        is_box = all(map(math.isfinite, (x, y, width, height))) and width >= 0 and height >= 0
+    except (TypeError, ValueError):
+        is_box = False
+    if not is_box:
         raise ValueError(f"An annotation has bbox={entry['bbox']}; it must be (x, y, width, height) in pixels.")
     known = {name: value for name, value in entry.items() if value is not None}
-    return {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **known}
+    return {"area": width * height, "iscrowd": 0, **known}

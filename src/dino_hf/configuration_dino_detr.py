@@ -8,6 +8,8 @@ from .coco_classes import coco_id2label
 
 # What a DINO model gets from each kind of backbone when only its sizes are given: the last three stages.
 _DEFAULT_STAGES = ["stage2", "stage3", "stage4"]
+# How older configurations of sibling models set their backbone.
+_OLD_BACKBONE_SETTINGS = ("backbone", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone")
 
 
 @strict
@@ -18,13 +20,15 @@ class DinoDetrConfig(PreTrainedConfig):
 
     Args:
         backbone_config: configuration, or its dictionary, of any backbone that `AutoBackbone` builds; its `out_features`
-            (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4.
+            (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4. It gives sizes, no weights: those of
+            `published = AutoBackbone.from_pretrained(...)` go into a model that is built, by
+            `model.model.backbone.model.load_state_dict(published.state_dict())`.
         num_frozen_backbone_stages: leading stages of a ResNet, Swin or ConvNeXt, the stem counting as the first, that are not
             trained. None: 2 for a ResNet (stem and stage 1), as in the release, and 0 for any other.
         num_feature_levels: feature maps L that the transformer sees: those of the backbone and then, for each further
             level, a 3x3 convolution of stride 2. 4, or 5 with a fourth backbone stage.
         num_queries: matching queries Q; 900.
-        d_model: width C of the transformer; a multiple of 32 (group norm) and of both numbers of heads.
+        d_model: width C of the transformer; a multiple of 32 (group norm), at least 64, and of both numbers of heads.
         encoder_layers, decoder_layers: number of layers.
         encoder_attention_heads, decoder_attention_heads: heads of every attention.
         encoder_ffn_dim, decoder_ffn_dim: inner width of the feed-forward blocks.
@@ -32,8 +36,9 @@ class DinoDetrConfig(PreTrainedConfig):
         position_temperature: of the sine embedding of feature maps: 20 in the release, 10000 in detrex.
         position_offset: added to a cell's number in that embedding: 0 in the release, -0.5 in detrex.
         share_decoder_heads: one class head and one box head for all decoder layers (the release) or one each (detrex).
-        num_denoising: pairs of positive and negative denoising queries that are aimed at, in training; 0 turns contrastive
-            denoising (sec. 3.3) off.
+        num_denoising: pairs of positive and negative denoising queries that are aimed at, in training, if at least 50. Below 50,
+            by the release's rule, twice the number counts groups instead, each with a pair for every box: 49 gives 98
+            groups, far more queries than 50 does. 0 turns contrastive denoising (sec. 3.3) off.
         label_noise_ratio: twice the share of denoising queries whose label is drawn anew; in [0, 2].
         box_noise_scale: noise of denoising boxes, in half box sizes. 1.0 is what the release's launch scripts set and its
             checkpoints were trained with; its configuration files and the paper's table say 0.4.
@@ -101,14 +106,30 @@ class DinoDetrConfig(PreTrainedConfig):
     ms_deform_attn_backend: str | None = None
 
     def __post_init__(self, **kwargs):
+        if old := {name: kwargs[name] for name in _OLD_BACKBONE_SETTINGS if kwargs.get(name) is not None}:
+            raise ValueError(
+                f"{old} have no effect here: the backbone is set by backbone_config, e.g. "
+                "{'model_type': 'resnet', 'depths': [3, 4, 23, 3]} for a ResNet-101, or {'model_type': 'timm_backbone', "
+                "'backbone': 'resnet101', 'out_indices': [2, 3, 4]}."
+            )
         if self.backbone_config is None:
             self.backbone_config = {"model_type": "resnet"}
         if isinstance(self.backbone_config, dict):
             self.backbone_config = _backbone_from_dict(self.backbone_config)
+        if getattr(self.backbone_config, "use_pretrained_backbone", False):
+            raise ValueError(
+                "backbone_config has use_pretrained_backbone=True, but a configuration loads no weights: leave it out, build "
+                "the model, and load them by model.model.backbone.model.load_state_dict(published.state_dict()), with "
+                "published = AutoBackbone.from_pretrained(...)."
+            )
         if self.num_frozen_backbone_stages is None:
             self.num_frozen_backbone_stages = 2 if self.backbone_config.model_type == "resnet" else 0
+        if self.id2label is None and self.label2id:
+            self.id2label = {index: name for name, index in self.label2id.items()}
         if self.id2label is None and kwargs.get("num_labels") in (None, 91):
             self.id2label = coco_id2label()
+        if self.id2label is not None:
+            self.set_class_names()  # checked before the library reads it
         super().__post_init__(**kwargs)
         self.set_class_names()
 
@@ -117,8 +138,13 @@ class DinoDetrConfig(PreTrainedConfig):
         the two after the configuration was made.
 
         Raises:
-            ValueError: the classes are not numbered 0 to K - 1.
+            ValueError: `id2label` is no dictionary, or the classes are not numbered 0 to K - 1.
         """
+        if not isinstance(self.id2label, dict):
+            raise ValueError(
+                f"id2label is a {type(self.id2label).__name__}, but must be a dictionary from class index to name; "
+                "dict(enumerate(names)) makes one of a list of names."
+            )
         names = {int(index): name for index, name in self.id2label.items()}
         if sorted(names) != list(range(len(names))) or not names:
             raise ValueError(
@@ -137,10 +163,11 @@ class DinoDetrConfig(PreTrainedConfig):
                     f"d_model={self.d_model} cannot be split over {side}_attention_heads={heads}; use a number of heads "
                     "that divides d_model."
                 )
-        if self.d_model < 32 or self.d_model % 32:
-            nearest = max(32, round(self.d_model / 32) * 32)
+        if self.d_model < 64 or self.d_model % 32:
+            nearest = max(64, round(self.d_model / 32) * 32)
             raise ValueError(
-                f"d_model={self.d_model} cannot be split into the 32 groups of the projection's norm; use {nearest}."
+                f"d_model={self.d_model} cannot be split into the 32 groups of the projection's norm, of at least 2 each (of a map "
+                f"of one cell, a group of 1 has no deviation to divide by); use {nearest}."
             )
         if not hasattr(self.backbone_config, "out_indices"):
             raise ValueError(

@@ -1,6 +1,6 @@
 """The ground truth of a batch: from what users pass as `labels` to checked, flat tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,6 +46,11 @@ def collect_targets(
     """
     if isinstance(labels, Targets):  # checked by an outer model
         return labels
+    if not isinstance(labels, Iterable):
+        raise ValueError(
+            f"labels is a {type(labels).__name__}, but must be a list with one dictionary per image, or one dictionary of "
+            "padded tensors; each with class_labels and boxes."
+        )
     per_image = _unpad(labels) if isinstance(labels, Mapping) else list(labels)
     if len(per_image) != batch_size:
         raise ValueError(
@@ -64,22 +69,19 @@ def collect_targets(
                 f"labels[{image}] has the keys {sorted(target)} but needs {sorted(missing)}; let DinoDetrImageProcessor "
                 "prepare COCO annotations, or pass class_labels (T,) and boxes (T, 4)."
             )
-        try:
-            image_classes, image_boxes = torch.as_tensor(target["class_labels"]), torch.as_tensor(target["boxes"])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"labels[{image}] cannot be read as tensors ({error}); pass class_labels (T,) as torch.int64 and boxes (T, 4) as "
-                "torch.float32."
-            ) from error
+        image_classes, image_boxes = _as_tensors(target, f"labels[{image}]", "(T,)", "(T, 4)")
         if image_classes.ndim != 1 or image_boxes.shape != (len(image_classes), 4):
             raise ValueError(
                 f"labels[{image}]: boxes have shape {tuple(image_boxes.shape)} for class_labels of shape "
                 f"{tuple(image_classes.shape)}; expected (T, 4) and (T,). An image without objects needs torch.zeros(0, 4)."
             )
-        if image_classes.numel() and (image_classes.is_floating_point() or image_classes.dtype == torch.bool):
+        is_whole = not (image_classes.is_floating_point() or image_classes.is_complex())
+        if image_classes.numel() and (not is_whole or image_classes.dtype == torch.bool):
             raise ValueError(
                 f"labels[{image}]: class_labels have dtype {image_classes.dtype}; pass whole numbers, as torch.int64."
             )
+        if image_boxes.is_complex():
+            raise ValueError(f"labels[{image}]: boxes have dtype {image_boxes.dtype}; pass torch.float32.")
         class_labels.append(image_classes.to(device=device, dtype=torch.int64))
         boxes.append(image_boxes.to(device=device, dtype=torch.float32))
     targets = Targets(
@@ -98,7 +100,7 @@ def _unpad(labels: Mapping) -> list[dict]:
             f"labels is one mapping with the keys {sorted(labels)} but needs {sorted(missing)}: class_labels (B, M) padded "
             f"with {PADDING_LABEL}, and boxes (B, M, 4)."
         )
-    class_labels, boxes = torch.as_tensor(labels["class_labels"]), torch.as_tensor(labels["boxes"])
+    class_labels, boxes = _as_tensors(labels, "labels", "(B, M)", "(B, M, 4)")
     if class_labels.ndim != 2 or boxes.shape != (*class_labels.shape, 4):
         raise ValueError(
             f"Padded labels: boxes have shape {tuple(boxes.shape)} for class_labels of shape {tuple(class_labels.shape)}; "
@@ -109,6 +111,16 @@ def _unpad(labels: Mapping) -> list[dict]:
         {"class_labels": classes[keep], "boxes": image_boxes[keep]}
         for classes, image_boxes, keep in zip(class_labels, boxes, kept, strict=True)
     ]
+
+
+def _as_tensors(target: Mapping, where: str, class_shape: str, box_shape: str) -> tuple[Tensor, Tensor]:
+    try:
+        return torch.as_tensor(target["class_labels"]), torch.as_tensor(target["boxes"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{where} cannot be read as tensors ({error}); pass class_labels {class_shape} as torch.int64 and boxes "
+            f"{box_shape} as torch.float32."
+        ) from error
 
 
 def _check_values(targets: Targets, num_labels: int) -> None:

@@ -53,7 +53,8 @@ def load_kernel(native: bool) -> ModuleType:
     # Operators live as long as the process, so their name is also the key of the cache; torch's version and ABI join it.
     folder = cache_dir() / "kernels" / f"{identity}-torch{torch.__version__}-{sys.platform}"
     try:
-        variant = _build(builder, project, folder, native)
+        ahead_of_time = builder.find_variant(project, project / "build", native)
+        variant = ahead_of_time or _build(builder, project, folder, native)
         return _import(identity, variant / "__init__.py")
     except builder.BuildError as error:
         raise BackendUnavailable(str(error)) from error

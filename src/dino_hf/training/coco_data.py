@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ _FEATURES = Features(
     {
         "image_id": Value("int64"),
         "image": Image(),
+        "width": Value("int64"),
+        "height": Value("int64"),
         "objects": {
             "category": List(Value("int64")),
             "bbox": List(List(Value("float64"), length=4)),
@@ -24,18 +27,23 @@ _FEATURES = Features(
         },
     }
 )
+_SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
 
 
 class CocoData(NamedTuple):
     """A data set and its class space."""
 
-    dataset: Dataset  # image_id, image, objects: {category (index), bbox (x, y, w, h) in pixels, area, iscrowd}
+    # image_id, image, width and height (None where the json has none), objects: {category (index), bbox (x, y, w, h) in
+    # pixels, area, iscrowd}
+    dataset: Dataset
     id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
     category_ids: list[int]  # class index -> original category id of the json, which may have gaps
 
 
 def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData | None = None) -> CocoData:
     """Read COCO annotations. Categories are numbered 0 to K - 1 in the order of their original ids.
+
+    A box that sticks out of its image is kept as it is; one of no size is left out, of training and evaluation, with a warning.
 
     Args:
         annotation_file: json with `images`, `annotations` and `categories`.
@@ -74,8 +82,10 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
     for image in images.values():
         if not (image_dir / image["file_name"]).is_file():
             raise FileNotFoundError(f"{image_dir / image['file_name']}, listed in {annotation_file}, does not exist.")
+    sizes = {image_id: _size(image, f"{annotation_file}: image {image_id}") for image_id, image in images.items()}
 
     objects = {image_id: {name: [] for name in _FEATURES["objects"]} for image_id in images}
+    without_size = []
     for number, entry in enumerate(content["annotations"]):
         where = f"{annotation_file}: annotations[{number}]"
         _check(entry, {"image_id": int, "category_id": int, "bbox": list}, where)
@@ -86,18 +96,58 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
         box = entry["bbox"]
         if len(box) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
             raise ValueError(f"{where} has bbox={box}; it must be (x, y, width, height) in pixels.")
+        if not _has_size(box, sizes[entry["image_id"]], where):
+            without_size.append(f"annotations[{number}] with bbox={box}")
+            continue
         area = entry.get("area")
         of_image = objects[entry["image_id"]]
         of_image["category"].append(index_of[entry["category_id"]])
         of_image["bbox"].append(box)
         of_image["area"].append(box[2] * box[3] if area is None else area)
         of_image["iscrowd"].append(entry.get("iscrowd") or 0)
+    if without_size:
+        warnings.warn(
+            f"{annotation_file}: {len(without_size)} boxes have no size and are left out of training and evaluation; the first is "
+            f"{without_size[0]}.",
+            stacklevel=2,
+        )
     columns = {
         "image_id": list(images),
+        "width": [width for width, _ in sizes.values()],
+        "height": [height for _, height in sizes.values()],
         "image": [str(image_dir / image["file_name"]) for image in images.values()],
         "objects": list(objects.values()),
     }
     return CocoData(Dataset.from_dict(columns, features=_FEATURES), id2label, category_ids)
+
+
+def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
+    """Width and height of an image, if the json has them."""
+    size = image.get("width"), image.get("height")
+    if None in size:
+        return None, None
+    if not all(isinstance(side, int | float) and side > 0 for side in size):
+        raise ValueError(f"{where} has width={size[0]!r} and height={size[1]!r}; they must be numbers of pixels.")
+    return int(size[0]), int(size[1])
+
+
+def _has_size(box: list[float], image_size: tuple[int, int] | tuple[None, None], where: str) -> bool:
+    """Whether there is something of a box in its image. Raises ValueError where there should be."""
+    x, y, width, height = box
+    if width < 0 or height < 0:
+        raise ValueError(
+            f"{where} has bbox={box}, of negative size; it must be (x, y, width, height) in pixels, not two corners."
+        )
+    if min(width, height) < _SMALLEST_SIDE:
+        return False
+    image_width, image_height = image_size if None not in image_size else (math.inf, math.inf)
+    visible = min(min(x + width, image_width) - max(x, 0), min(y + height, image_height) - max(y, 0))
+    if visible <= 0:
+        raise ValueError(
+            f"{where} has bbox={box}, wholly outside of its image, which is {image_width} wide and {image_height} high; it must be "
+            "(x, y, width, height) in pixels of the image as listed: scale it as the image was scaled, or remove it."
+        )
+    return visible >= _SMALLEST_SIDE
 
 
 def _read_json(path: Path) -> dict:
@@ -132,6 +182,23 @@ def _unique(entries: list[dict], kind: str, fields: dict[str, type], path: Path)
     return by_id
 
 
+def _check_image(image_id: int, image, size: tuple[int, int] | tuple[None, None]) -> None:
+    """Annotations mean nothing on an image of another size than the json's."""
+    if None in size or image.size == size:
+        return
+    if image.size == size[::-1]:
+        cause = (
+            "its EXIF orientation turns it, while the annotations are for the pixels as stored: save it without that tag, "
+            "or annotate it upright"
+        )
+    else:
+        cause = "it was resized after it was annotated: bring width, height and boxes in the json to its size"
+    raise ValueError(
+        f"Image {image_id} is {image.width} wide and {image.height} high, but {size[0]} and {size[1]} by its json; probably "
+        f"{cause}."
+    )
+
+
 class DetectionTransform:
     """Rows of `load_coco` -> inputs of the model, unpadded. For `dataset.with_transform(DetectionTransform(processor))`;
     `Trainer` then needs `remove_unused_columns=False`, or it takes the images away first.
@@ -144,23 +211,39 @@ class DetectionTransform:
         self.image_processor = image_processor
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
-        """Columns as lists -> `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors."""
+        """Columns as lists -> `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors.
+
+        Raises:
+            ValueError: the image has not the size that the json says, or a box lies outside of it.
+        """
         samples = {"pixel_values": [], "labels": []}
-        for image_id, image, objects in zip(rows["image_id"], rows["image"], rows["objects"], strict=True):
+        columns = (rows[name] for name in ("image_id", "image", "width", "height", "objects"))
+        for image_id, image, width, height, objects in zip(*columns, strict=True):
+            _check_image(image_id, image, (width, height))
             annotations = [
                 {"bbox": bbox, "category_id": category, "area": area, "iscrowd": iscrowd}
                 for bbox, category, area, iscrowd in zip(
                     objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True
                 )
             ]
-            sample = self.image_processor(
-                images=[image],
-                annotations=[{"image_id": image_id, "annotations": annotations}],
-                do_pad=False,  # one by one: images of a batch differ in size, the collator pads them
-                return_tensors="pt",
-            )
+            try:
+                sample = self.image_processor(
+                    images=[image],
+                    annotations=[{"image_id": image_id, "annotations": annotations}],
+                    do_pad=False,  # one by one: images of a batch differ in size, the collator pads them
+                    return_tensors="pt",
+                )
+            except ValueError as error:
+                error.add_note(f"This is image {image_id}.")
+                raise
+            labels = dict(sample["labels"][0])
+            if lost := objects["iscrowd"].count(0) - len(labels["class_labels"]):
+                raise ValueError(
+                    f"Image {image_id} is {image.width} wide and {image.height} high, and {lost} of its boxes lie wholly outside: "
+                    f"{objects['bbox']}; they must be (x, y, width, height) in its pixels."
+                )
             samples["pixel_values"].append(sample["pixel_values"][0])
-            samples["labels"].append(dict(sample["labels"][0]))
+            samples["labels"].append(labels)
         return samples
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import math
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import datasets
@@ -12,6 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from transformers import EvalPrediction
 
+from ..box_ops import xyxy_to_cxcywh
+from ..targets import PADDING_LABEL
 from .coco_data import CocoData
 
 # COCOeval's twelve numbers, in its order.
@@ -77,6 +81,8 @@ class CocoDetectionMetric(evaluate.Metric):
         if len(set(image_ids)) != len(image_ids):
             twice = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)
             raise ValueError(f"Image {twice} was added twice; every image must be evaluated once.")
+        self._check(predictions, "prediction", set(image_ids))
+        self._check(references, "reference", set(image_ids))
         truth = [
             {"image_id": image["image_id"], "bbox": box, "category_id": label, "area": area, "iscrowd": iscrowd}
             for image in references
@@ -109,6 +115,20 @@ class CocoDetectionMetric(evaluate.Metric):
             scores[f"AP_class_{self.class_names[category_id]}"] = float(values.mean()) if values.size else -1.0
         return scores
 
+    def _check(self, images: list[dict], kind: str, image_ids: set[int]) -> None:
+        for image in images:
+            where = f"The {kind} for image {image['image_id']}"
+            if image["image_id"] not in image_ids:
+                raise ValueError(f"{where} has no reference; an image without objects needs one with empty lists.")
+            if unknown := set(image["labels"]) - set(self.class_names):
+                raise ValueError(
+                    f"{where} has the labels {sorted(unknown)}, but class_names has {sorted(self.class_names)}; labels are "
+                    "category ids, not class indices."
+                )
+            numbers = [*image.get("scores", []), *(value for box in image["boxes"] for value in box)]
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{where} has scores or boxes that are NaN or infinite, which cannot be ranked.")
+
     def _index(self, annotations: list[dict], image_ids: list[int]) -> COCO:
         coco = COCO()
         coco.dataset = {
@@ -125,6 +145,9 @@ class CocoEvaluator:
 
     Works with `batch_eval_metrics=True`, which keeps memory flat, and without. Batches must come from `DetectionCollator`.
 
+    Each data set needs an evaluator of its own: a dictionary of `eval_dataset`s, for which `Trainer` has but one
+    `compute_metrics`, is evaluated by setting `trainer.compute_metrics` before each `trainer.evaluate(one_of_them)`.
+
     Args:
         data: the evaluation data; detections are scored under their original category ids.
         image_processor: its `post_process_object_detection` makes the detections.
@@ -136,24 +159,35 @@ class CocoEvaluator:
         names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
         self.metric = CocoDetectionMetric(names)
         self.predictions: dict[int, dict] = {}  # image id -> detections of the evaluation that is under way
-        rows = data.dataset.select_columns(["image_id", "objects"])
+        rows = data.dataset.select_columns(["image_id", "width", "height", "objects"])
+        self.rows = {row["image_id"]: row for row in rows}
         self.references = {
-            row["image_id"]: {
-                "image_id": row["image_id"],
+            image_id: {
+                "image_id": image_id,
                 "boxes": row["objects"]["bbox"],
                 "labels": [data.category_ids[index] for index in row["objects"]["category"]],
                 "area": row["objects"]["area"],
                 "iscrowd": row["objects"]["iscrowd"],
             }
-            for row in rows
+            for image_id, row in self.rows.items()
         }
 
     def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        labels, names = evaluation.label_ids, ("image_id", "orig_size", "class_labels", "boxes")
+        if not isinstance(labels, Mapping) or not set(names) <= set(labels):
+            found = f"a {type(labels).__name__}" + (f" of {sorted(labels)}" if isinstance(labels, Mapping) else "")
+            raise ValueError(
+                f"The labels of the evaluation are {found}, but must be a dictionary of {sorted(names)}: pass DetectionCollator "
+                "to Trainer as data_collator, and leave eval_do_concat_batches=True."
+            )
+        labels = {name: torch.as_tensor(labels[name]).cpu() for name in names}
         logits, boxes = evaluation.predictions[1:3]  # after loss_dict
-        labels = evaluation.label_ids
-        image_ids = torch.as_tensor(labels["image_id"]).tolist()
-        if unknown := sorted(set(image_ids) - set(self.references)):
-            raise ValueError(f"The images {unknown[:5]} are not in the data that this CocoEvaluator was made for.")
+        image_ids = labels["image_id"].tolist()
+        try:
+            self._check_images(image_ids, labels)
+        except ValueError:
+            self.predictions.clear()
+            raise
         if twice := sorted(image_id for image_id in image_ids if image_id in self.predictions):
             self.predictions.clear()
             raise ValueError(
@@ -163,7 +197,7 @@ class CocoEvaluator:
         detections = self.image_processor.post_process_object_detection(
             SimpleNamespace(logits=torch.as_tensor(logits), pred_boxes=torch.as_tensor(boxes)),
             threshold=-1.0,  # AP wants the whole ranking
-            target_sizes=torch.as_tensor(labels["orig_size"]),
+            target_sizes=labels["orig_size"],
         )
         for image_id, detection in zip(image_ids, detections, strict=True):
             self.predictions[image_id] = {
@@ -177,3 +211,33 @@ class CocoEvaluator:
         predictions, self.predictions = self.predictions, {}
         references = [self.references[image_id] for image_id in predictions]
         return self.metric.compute(predictions=list(predictions.values()), references=references)
+
+    def _check_images(self, image_ids: list[int], labels: dict[str, torch.Tensor]) -> None:
+        """Two data sets may number their images alike: that these are ours is seen from sizes and annotations."""
+        if unknown := sorted(set(image_ids) - set(self.references)):
+            raise ValueError(
+                f"The images {unknown[:5]} are not in the data that this CocoEvaluator was made for; each data set needs an "
+                "evaluator of its own."
+            )
+        for image_id, size, classes, boxes in zip(
+            image_ids, labels["orig_size"].tolist(), labels["class_labels"], labels["boxes"], strict=True
+        ):
+            row, kept = self.rows[image_id], classes != PADDING_LABEL
+            found, found_boxes = (size, classes[kept].tolist()), boxes[kept].float()
+            wanted_size = size if row["height"] is None else [row["height"], row["width"]]
+            wanted_classes, wanted_boxes = _labels_of(row["objects"], *size)
+            # A hundredth: boxes may have come in half precision.
+            if found != (wanted_size, wanted_classes) or (found_boxes - wanted_boxes).abs().gt(0.01).any():
+                raise ValueError(
+                    f"Image {image_id} is evaluated with (height, width) {size} and the classes {found[1]}, but the image of that "
+                    f"id in the data of this CocoEvaluator has {wanted_size}, {wanted_classes} or other boxes; each data set "
+                    "needs an evaluator of its own."
+                )
+
+
+def _labels_of(objects: dict[str, list], height: int, width: int) -> tuple[list[int], torch.Tensor]:
+    """Class indices and boxes, (T, 4) cxcywh in [0, 1], that image processors make of the objects of an image."""
+    kept = [index for index, iscrowd in enumerate(objects["iscrowd"]) if not iscrowd]
+    boxes = torch.tensor([objects["bbox"][index] for index in kept]).reshape(-1, 4)
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) / torch.tensor([width, height] * 2)
+    return [objects["category"][index] for index in kept], xyxy_to_cxcywh(corners.clamp(0, 1))

@@ -31,4 +31,5 @@ def make_optimizer(model: nn.Module, args: TrainingArguments, backbone_scale: fl
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
         weight_decay=args.weight_decay,
+        fused=True,  # the same update in one pass over memory: a tenth of a small model's step on a CPU
     )

@@ -338,7 +338,7 @@ def _fixed_point(grad_out: Tensor, weights: Tensor, lse: Tensor, fused: bool) ->
     else:
         bound = bound * weights.abs().amax().float()
         terms, finite = queries * levels * points, bound.isfinite()
-    # bound < 2 ** exponent, terms < 2 ** bit_length; what is clamped to the exponents of normal numbers loses no digits.
+    # bound < 2 ** exponent, terms < 2 ** bit_length. Both results must be normal numbers: no finer than the smallest of them.
     exponent = 62 - terms.bit_length() - torch.frexp(bound.nan_to_num()).exponent
     exponent = exponent.clamp(-126, 126)
     scale, inverse = ((127 + sign * exponent << 23).to(torch.int32).view(torch.float32) for sign in (1, -1))

@@ -1,0 +1,65 @@
+"""What `pip install` puts on a machine: the package with the sources of its kernel, and nothing called kernels."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+USE = """
+import sys, torch, dino_hf
+from pathlib import Path
+assert Path(dino_hf.__file__).is_relative_to(sys.prefix), dino_hf.__file__
+value, weights = torch.randn(2, 17, 3, 4), torch.rand(2, 7, 3, 2, 2)
+locations = torch.rand(2, 7, 3, 2, 2, 2)
+with dino_hf.use_backend("cpu"):
+    found = dino_hf.ms_deform_attn(value, ((3, 5), (1, 2)), locations, weights)
+reference = dino_hf.ms_deform_attn(value, ((3, 5), (1, 2)), locations, weights, backend="reference")
+print((found - reference).abs().max().item() < 1e-5)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = ["-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--quiet", "-w", str(folder)]
+    subprocess.run([sys.executable, *command], check=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_carries_the_kernel_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "dino_hf",
+        next(n for n in names if "dist-info" in n).split("/")[0],
+    }
+    assert "dino_hf/_kernels/build.py" in names
+    for file in (ROOT / "kernels/ms-deform-attn").rglob("*"):
+        name = file.relative_to(ROOT / "kernels").as_posix()
+        is_source = file.suffix in (".py", ".cpp", ".h", ".toml") and not name.startswith(
+            ("ms-deform-attn/tests", "ms-deform-attn/benchmarks", "ms-deform-attn/build/")
+        )
+        assert (f"dino_hf/_kernels/{name}" in names) == is_source, name
+
+
+def test_the_installed_package_builds_its_kernel_outside_the_repository(wheel, tmp_path):
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    site_packages = next(environment.glob("lib/python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site_packages)
+    # Everything but dino_hf comes from this environment: torch would take minutes to install again.
+    (site_packages / "others.pth").write_text(str(Path(torch.__file__).parents[1]))
+    run = subprocess.run(
+        [environment / "bin/python", "-c", USE],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "DINO_HF_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr
+    assert list((tmp_path / "cache/kernels").glob("*/torch-stable-abi*/*.so"))
