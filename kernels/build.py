@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,11 +28,13 @@ class BuildError(Exception):
     """Why a kernel cannot be built, in one sentence."""
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler: $CXX, or the first of c++, g++ and clang++ on the path."""
+def find_compiler() -> list[str] | None:
+    """The command of the C++ compiler: $CXX, or the first of c++, g++ and clang++ on the path."""
     if os.environ.get("CXX"):
-        return shutil.which(os.environ["CXX"])
-    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+        command = shlex.split(os.environ["CXX"])
+        return command if shutil.which(command[0]) else None
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return [found] if found else None
 
 
 def read_settings(project: Path) -> dict:
@@ -132,7 +135,12 @@ def compile_library(project: Path, library: Path, namespace: str) -> None:
     """Compile the C++ sources of build.toml, side by side, into one shared library."""
     compiler = find_compiler()
     if compiler is None:
-        raise BuildError("there is no C++ compiler: neither $CXX nor c++, g++ or clang++ on the path; install g++")
+        named = (
+            f"CXX={os.environ['CXX']!r} is not on the path"
+            if os.environ.get("CXX")
+            else "no c++, g++ or clang++ on the path"
+        )
+        raise BuildError(f"there is no C++ compiler ({named}); install g++, or set CXX")
     settings = read_settings(project)["torch"]
     root = Path(torch.__file__).parent
     major, minor = map(int, settings["stable-abi"].split("."))
@@ -149,27 +157,21 @@ def compile_library(project: Path, library: Path, namespace: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
         running = [
-            _start([compiler, *flags, "-c", str(source), "-o", str(output)])
+            _start([*compiler, *flags, "-c", str(source), "-o", str(output)])
             for source, output in zip(sources, objects, strict=True)
         ]
         _finish(running)
-        # GNU's linker would otherwise make symbols unique in the process: two versions of the kernel could not be loaded.
-        unique = (
-            ["-fno-gnu-unique"] if platform.system() == "Linux" and "clang" not in Path(compiler).resolve().name else []
-        )
+        # GCC would otherwise make symbols unique in the process: two versions of the kernel could not be loaded.
+        unique = ["-fno-gnu-unique"] if _is_gcc(compiler) else []
         undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-        libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
-        _finish(
-            [
-                _start(
-                    [
-                        *(compiler, "-shared", *unique, *undefined),
-                        *map(str, objects),
-                        *("-o", str(library), f"-L{root / 'lib'}", *libraries),
-                    ]
-                )
-            ]
-        )
+        libraries = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+        link = [*compiler, "-shared", *unique, *undefined, *map(str, objects), "-o", str(library), *libraries]
+        _finish([_start(link)])
+
+
+def _is_gcc(compiler: list[str]) -> bool:
+    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    return "Free Software Foundation" in told
 
 
 def _start(command: list[str]) -> subprocess.Popen:

@@ -16,6 +16,9 @@ from dino_hf.attention_backends import (
     register_backend,
 )
 from dino_hf.ms_deform_attn import ms_deform_attn
+from helpers import needs_compiler
+
+pytestmark = needs_compiler
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,9 @@ import pytest
 
 from dino_hf.tools import kernel_benchmark
 from dino_hf.tools.kernel_benchmark import Arguments, inputs_of, main
+from helpers import needs_compiler
+
+pytestmark = needs_compiler
 
 
 @pytest.fixture(autouse=True)

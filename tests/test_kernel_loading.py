@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 
 from dino_hf.attention_backends import BackendUnavailable
 from dino_hf.tools import cli, kernel_loading
+from helpers import needs_compiler
+
+pytestmark = needs_compiler
 
 IN_A_NEW_PROCESS = """
 import sys, warnings, torch

@@ -520,8 +520,7 @@ def test_attention_implementations_agree():
     model, images = excite(make_model()).eval(), tiny_images()
     results = []
     for name in ("sdpa", "eager"):
-        # The library's ResNet has no attention and so refuses the name "sdpa".
-        model.set_attn_implementation({"": name, "backbone_config": "eager"})
+        model.set_attn_implementation(name)  # the ResNet below has no attention, and refuses the name "sdpa"
         assert model.model.decoder.layers[0].self_attn.config._attn_implementation == name
         results.append(model(*images).logits)
     # sums in another order in float32

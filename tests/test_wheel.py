@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import needs_compiler
+
+pytestmark = needs_compiler
+
 ROOT = Path(__file__).parents[1]
 
 USE = """

@@ -100,6 +100,12 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in `PreTrainedModel`, but "sdpa" is not forced upon backbones: one that has it uses it, others would raise."""
+        if attn_implementation == "sdpa":
+            attn_implementation = {"": attn_implementation}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """As in `PreTrainedModel`, which makes every loaded parameter trainable: what is frozen is frozen again."""

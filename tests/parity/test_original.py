@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from convert_checkpoint import convert, find_rule, renamed, rules_for
+from dino_hf import use_backend
 
 LOGITS, BOXES = 5e-5, 5e-6  # a quarter of what counts as equal (2e-4 and 2e-5)
 
@@ -62,6 +63,15 @@ def test_every_decoder_layer_gives_the_recorded_logits_and_boxes(variant, output
     assert_near(outputs[0].intermediate_pred_boxes.transpose(0, 1), recorded["pred_boxes"], BOXES)
     assert_near(outputs[0].logits, recorded["logits"][-1], LOGITS)
     assert_near(outputs[0].pred_boxes, recorded["pred_boxes"][-1], BOXES)
+
+
+def test_the_composite_gives_them_as_the_kernel_does(variant, folder):
+    """Above, attention ran on the CPU kernel, here on what it is compared with."""
+    recorded = load_recorded(variant, "eval_outputs")
+    with torch.no_grad(), use_backend("reference"):
+        outputs = load_model(folder).eval()(*make_images(load_manifest(variant)))
+    assert_near(outputs.logits, recorded["logits"][-1], LOGITS)
+    assert_near(outputs.pred_boxes, recorded["pred_boxes"][-1], BOXES)
 
 
 def test_query_selection_gives_the_recorded_proposals(variant, outputs):

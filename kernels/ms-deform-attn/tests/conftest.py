@@ -36,6 +36,8 @@ def load_variant(builder, build_folder: Path, native: bool):
 
 @pytest.fixture(scope="session")
 def native(builder, build_folder):
+    if builder.find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
     return load_variant(builder, build_folder, native=True)
 
 
