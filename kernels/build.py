@@ -23,6 +23,8 @@ from pathlib import Path
 
 import torch
 
+_BUILT = "built.json"  # what a build consists of
+
 
 class BuildError(Exception):
     """Why a kernel cannot be built, in one sentence."""
@@ -30,8 +32,11 @@ class BuildError(Exception):
 
 def find_compiler() -> list[str] | None:
     """The command of the C++ compiler: $CXX, or the first of c++, g++ and clang++ on the path."""
-    if os.environ.get("CXX"):
-        command = shlex.split(os.environ["CXX"])
+    if os.environ.get("CXX", "").strip():
+        try:
+            command = shlex.split(os.environ["CXX"])
+        except ValueError:  # quotes that do not close
+            return None
         return command if shutil.which(command[0]) else None
     found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     return [found] if found else None
@@ -111,6 +116,8 @@ def build_variant(project: Path, output_dir: Path, native: bool) -> Path:
         (scratch / "metadata.json").write_text(_metadata(project, identity), encoding="utf-8")
         if native:
             compile_library(project, scratch / f"{identity}.abi3.so", identity)
+        sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
+        (scratch / _BUILT).write_text(json.dumps({"id": identity, "sizes": sizes}), encoding="utf-8")
         scratch.chmod(0o755)
         if target.exists() and not _is_current(target, identity):
             shutil.rmtree(target)  # of older sources
@@ -125,10 +132,13 @@ def build_variant(project: Path, output_dir: Path, native: bool) -> Path:
 
 
 def _is_current(variant: Path, identity: str) -> bool:
+    """Built from these sources, and whole: a full disk or a crash may have cut files short, and to load one can end the process."""
     try:
-        return json.loads((variant / "metadata.json").read_text(encoding="utf-8"))["id"] == identity
-    except (OSError, ValueError, KeyError):
+        built = json.loads((variant / _BUILT).read_text(encoding="utf-8"))
+        sizes = {name: (variant / name).stat().st_size for name in built["sizes"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+    return built["id"] == identity and sizes == built["sizes"]
 
 
 def compile_library(project: Path, library: Path, namespace: str) -> None:
@@ -182,7 +192,7 @@ def _finish(processes: list[subprocess.Popen]) -> None:
     outputs = [process.communicate()[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         if process.returncode:
-            first = next((line for line in output.splitlines() if "error" in line), output.strip()[-300:])
+            first = next((line for line in output.splitlines() if "error:" in line), output.strip()[-300:])
             raise BuildError(f"the C++ compiler failed ({process.args[0]}, exit {process.returncode}): {first}")
 
 

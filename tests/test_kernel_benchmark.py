@@ -46,3 +46,9 @@ def test_encoder_tokens_look_around_themselves_and_decoder_queries_anywhere():
     _, _, references, offsets, logits = inputs_of("decoder", Arguments(dtype="bfloat16"))
     assert references.shape == (1, 900, 4, 4)
     assert logits.shape == offsets.shape[:-1] == (1, 900, 8, 4, 4)
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 0}, {"batch_size": 0}])
+def test_numbers_that_measure_nothing_are_refused(settings):
+    with pytest.raises(SystemExit, match="must be at least 1"):
+        main(Arguments(**settings))

@@ -1,5 +1,6 @@
 """First use, a machine without a compiler, a home that cannot be written, and the command that tells about it."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -72,7 +73,8 @@ def test_the_cache_is_where_the_user_wants_it(tmp_path, monkeypatch):
     assert kernel_loading.cache_dir() == tmp_path / "all/dino_hf"
 
 
-def test_permission_denied_builds_for_this_process(monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), OSError(errno.EROFS, "read-only")])
+def test_a_home_that_cannot_be_written_builds_for_this_process(tmp_path, caplog, error):
     """The same as above, whoever runs the tests."""
     folders = []
 
@@ -81,13 +83,49 @@ def test_permission_denied_builds_for_this_process(monkeypatch, tmp_path, caplog
         def build_variant(project, folder, native):
             folders.append(folder)
             if len(folders) == 1:
-                raise PermissionError(folder)
+                raise error
             return folder
 
-    built = kernel_loading._build(Builder, tmp_path, tmp_path / "denied", native=False)
+    built = kernel_loading._build(Builder, tmp_path, "identity", native=False)
     assert built == folders[1] != folders[0]
     assert "set DINO_HF_CACHE" in caplog.text
-    built.rmdir()
+
+
+def test_a_user_without_a_home_builds_for_this_process_too(tmp_path, monkeypatch, caplog):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    class Builder:
+        build_variant = staticmethod(lambda project, folder, native: folder)
+
+    monkeypatch.setattr(kernel_loading, "cache_dir", homeless)
+    assert kernel_loading._build(Builder, tmp_path, "identity", native=False).is_dir()
+    assert "Could not determine home directory" in caplog.text
+
+
+FROM_FOUR_THREADS = """
+import threading, torch
+from dino_hf import ms_deform_attn
+inputs = torch.randn(2, 17, 3, 4), ((3, 5), (1, 2)), torch.rand(2, 7, 3, 2, 2, 2), torch.rand(2, 7, 3, 2, 2)
+barrier, found = threading.Barrier(4), []
+def first_use():
+    barrier.wait()
+    found.append(ms_deform_attn(*inputs))
+threads = [threading.Thread(target=first_use) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(len(found), all(torch.equal(found[0], other) for other in found))
+"""
+
+
+def test_several_threads_may_be_the_first(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_FOUR_THREADS],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DINO_HF_CACHE": str(tmp_path)},
+    )
+    assert done.stdout == "4 True\n", done.stderr
 
 
 def test_sources_that_are_gone_are_named(monkeypatch, tmp_path):

@@ -131,6 +131,10 @@ WRONG = {
     "heads": (lambda v, s, l, w: (v[:, :, :1], s, l, w), r"weights \(2, 7, 3, 3, 2\) do not fit"),
     "batch": (lambda v, s, l, w: (v[:1], s, l, w), r"value \(1, 71, 3, 4\)"),
     "queries": (lambda v, s, l, w: (v, s, l[:, 1:], w), r"locations \(2, 6, 3, 3, 2, 2\)"),
+    "dimensions": (lambda v, s, l, w: (v[0], s, l, w), r"value has shape \(71, 3, 4\).*need 4 and 5"),
+    "empty level": (lambda v, s, l, w: (v, ((6, 9), (3, 5), (0, 7)), l, w), r"\(0, 7\)\] must be pairs"),
+    "no level": (lambda v, s, l, w: (v, (), l, w), r"levels \[\] must be pairs"),
+    "no point": (lambda v, s, l, w: (v, s, l[..., :0, :], w[..., :0]), r"weights \(2, 7, 3, 3, 0\) do not fit"),
     "backend": (lambda v, s, l, w: (v, s, l, w, "fast"), r"no ms_deform_attn backend 'fast'; known are \["),
 }
 
@@ -152,6 +156,28 @@ def test_the_fused_form_is_the_plain_one_after_locations_and_softmax(backend, si
     fused = ms_deform_attn_fused(value, shapes, references, offsets, logits, backend)
     # float32 sums of ten samples of size one, in another order
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 2, 3), (1, 7, 2, 2), (2, 1, 2, 2), (2, 7, 1, 4)])
+@pytest.mark.parametrize("backend", [*IN_PYTORCH, None])
+def test_references_that_do_not_fit_are_refused_by_every_backend(backend, shape):
+    value, shapes, offsets, logits = random_inputs(ODD_SHAPES[:2])
+    with pytest.raises(ValueError, match=r"references have shape .*expected \(2, 7, 2, 2\) or \(2, 7, 2, 4\)"):
+        ms_deform_attn_fused(value, shapes, torch.rand(shape), offsets, logits, backend)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e38])
+@pytest.mark.parametrize("backend", [*IN_PYTORCH, None])
+def test_what_is_no_place_is_zero_in_every_backend(backend, bad):
+    value, shapes, locations, weights = random_inputs(ODD_SHAPES, dtype=torch.float32)
+    locations[:, 2] = bad
+    locations.requires_grad_()
+    out = ms_deform_attn(value, shapes, locations, weights, backend)
+    assert out.isfinite().all()
+    assert not out[:, 2].any()
+    out.sum().backward()
+    assert locations.grad.isfinite().all()
+    assert not locations.grad[:, 2].any()
 
 
 @pytest.mark.parametrize("size", [2, 4], ids=["points", "boxes"])

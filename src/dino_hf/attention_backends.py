@@ -1,6 +1,7 @@
 """Implementations of multi-scale deformable attention, by name, and the choice between them."""
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ class _Entry(NamedTuple):
 _entries: dict[str, _Entry] = {}  # in the order in which the automatic choice tries them
 _loaded: dict[str, Backend] = {}
 _reasons: dict[str, str] = {}  # why a backend could not be loaded
+_loading = threading.RLock()  # a second thread must wait for the first one's build
 _chosen: ContextVar[str | None] = ContextVar("ms_deform_attn_backend", default=None)
 
 
@@ -73,12 +75,19 @@ def load_backend(name: str) -> Backend:
     if name in _reasons:
         raise BackendUnavailable(f"The ms_deform_attn backend {name!r} cannot run here: {_reasons[name]}.")
     if name not in _loaded:
+        _load(name)
+        return load_backend(name)
+    return _loaded[name]
+
+
+def _load(name: str) -> None:
+    with _loading:
+        if name in _loaded or name in _reasons:
+            return
         try:
             _loaded[name] = _entries[name].load()
         except BackendUnavailable as error:
             _reasons[name] = str(error)
-            return load_backend(name)
-    return _loaded[name]
 
 
 def describe_backends() -> dict[str, str | None]:
@@ -92,6 +101,9 @@ def describe_backends() -> dict[str, str | None]:
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Within the block, all deformable attention is computed by this backend, whatever environment and configuration say.
+
+    Gradient checkpointing computes attention again in the backward pass, which then belongs into the block too; so do threads
+    that are started in it. `ms_deform_attn_backend` of the configuration has no such limits.
 
     Raises:
         ValueError, BackendUnavailable: see `load_backend`.

@@ -22,7 +22,7 @@ def ms_deform_attn_reference(value: Tensor, shapes: Shapes, locations: Tensor, w
     dtype = torch.promote_types(value.dtype, locations.dtype)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
     maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
-    grid = (2 * locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B * H, Q, L, P, 2)
+    grid = (2 * _finite(locations).to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B * H, Q, L, P, 2)
     samples = [
         F.grid_sample(level.unflatten(-1, shape), grid[:, :, i], padding_mode="zeros", align_corners=False)
         for i, (level, shape) in enumerate(zip(maps, shapes, strict=True))
@@ -39,7 +39,7 @@ def ms_deform_attn_torch(value: Tensor, shapes: Shapes, locations: Tensor, weigh
     dtype = torch.promote_types(value.dtype, locations.dtype)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
     maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
-    grid = (2 * locations.to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B * H, L, P, Q, 2)
+    grid = (2 * _finite(locations).to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B * H, L, P, Q, 2)
     weights = weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)[:, :, None]  # (B * H, L, 1, P, Q)
     out = 0
     for i, (level, shape) in enumerate(zip(maps, shapes, strict=True)):
@@ -47,6 +47,11 @@ def ms_deform_attn_torch(value: Tensor, shapes: Shapes, locations: Tensor, weigh
         samples = F.grid_sample(level, grid[:, i], padding_mode="zeros", align_corners=False)  # (B * H, D_head, P, Q)
         out = out + (samples * weights[:, i]).sum(2)  # (B * H, D_head, Q)
     return out.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(-2).to(value.dtype)  # (B, Q, H * D_head)
+
+
+def _finite(locations: Tensor) -> Tensor:
+    """NaN and infinity lie outside, as whatever is far away: they must not reach the weights of `grid_sample`."""
+    return locations.where((locations.abs() < 1e4).all(-1, keepdim=True), -1e4)
 
 
 register_backend("torch", lambda: Backend(ms_deform_attn_torch))
@@ -61,7 +66,7 @@ def ms_deform_attn(
     Args:
         value: (B, S, H, D_head) all maps, flattened level after level.
         shapes: L pairs (height, width), the sum of products is S.
-        locations: (B, Q, H, L, P, 2) as (x, y); [0, 1] spans the level, and what lies outside is zero.
+        locations: (B, Q, H, L, P, 2) as (x, y); [0, 1] spans the level. What lies outside, NaN and infinity count as zero.
         weights: (B, Q, H, L, P)
         backend: name of an implementation; None chooses (see `choose_backend`).
     Returns:
@@ -87,7 +92,7 @@ def ms_deform_attn_fused(
         logits: (B, Q, H, L, P); weights are their softmax over L * P.
         backend, returns, raises: as in `ms_deform_attn`.
     """
-    _check_shapes(value, shapes, offsets, logits)
+    _check_shapes(value, shapes, offsets, logits, references)
     name = choose_backend(backend, value.device.type, value.dtype)
     fused = load_backend(name).fused
     if fused is not None:
@@ -111,15 +116,30 @@ def attention_weights(logits: Tensor) -> Tensor:
     return logits.flatten(-2).softmax(-1).view_as(logits)
 
 
-def _check_shapes(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> None:
+def _check_shapes(
+    value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor, references: Tensor | None = None
+) -> None:
+    if value.ndim != 4 or weights.ndim != 5:
+        raise ValueError(
+            f"value has shape {tuple(value.shape)} and weights {tuple(weights.shape)}, but need 4 and 5 dimensions: "
+            "(B, S, H, D) and (B, Q, H, L, P)."
+        )
+    if not len(shapes) or any(height < 1 or width < 1 for height, width in shapes):
+        raise ValueError(f"The levels {list(shapes)} must be pairs of a height and a width of at least 1 each.")
     tokens = sum(height * width for height, width in shapes)
     batch, sequence, heads, _ = value.shape
-    expected = (batch, weights.shape[1], heads, len(shapes), weights.shape[-1])
-    if sequence != tokens or weights.shape != expected or points.shape != (*expected, 2):
+    _, queries, _, _, num_points = weights.shape
+    expected = (batch, queries, heads, len(shapes), num_points)
+    if not num_points or sequence != tokens or weights.shape != expected or points.shape != (*expected, 2):
         raise ValueError(
             f"value {tuple(value.shape)}, locations {tuple(points.shape)} and weights {tuple(weights.shape)} do not fit "
             f"the {len(shapes)} levels {list(shapes)}: expected value (B, {tokens}, H, D), locations (B, Q, H, "
             f"{len(shapes)}, P, 2) and weights (B, Q, H, {len(shapes)}, P)."
+        )
+    if references is not None and tuple(references.shape) not in ((batch, queries, len(shapes), n) for n in (2, 4)):
+        raise ValueError(
+            f"references have shape {tuple(references.shape)}; expected ({batch}, {queries}, {len(shapes)}, 2) or "
+            f"({batch}, {queries}, {len(shapes)}, 4)."
         )
 
 

@@ -2,8 +2,8 @@
 // vector: 16, 8 or 4.
 //
 // Two ideas make it fast. The arithmetic of coordinates is done for LANES points at a time, which turns the four corners of
-// every point into a list of rows and weights; corners outside the map get weight zero and a row inside, so that the loop over
-// rows has no branches. And the backward pass is cut into tasks of one image, head and level, each with rows of grad_value of
+// every point into a list of rows and weights, of which those outside the map have weight zero, and a row inside so that they could
+// be read; they are skipped, because a value there may be infinite. And the backward pass is cut into tasks of one image, head and level, each with rows of grad_value of
 // its own: no atomics, and the same bits whatever the number of threads.
 #include "problem.h"
 #include "vectors.h"
@@ -80,7 +80,7 @@ INLINE void gather_part(const T* value, int64_t stride, const int32_t* rows, con
   Floats total = {};
   for (int64_t corner = 0; corner < 4; ++corner)
     for (int64_t i = corner * padded; i < corner * padded + count; ++i)
-      total += shares[i] * load_part(value + rows[i] * stride, dim);
+      if (shares[i] != 0) total += shares[i] * load_part(value + rows[i] * stride, dim);
   store_part(out, total, dim);
 }
 
@@ -90,9 +90,11 @@ INLINE void gather(const T* value, int64_t stride, const int32_t* rows, const fl
   Floats upper[N] = {}, lower[N] = {};  // two sums: one would make each addition wait for the last
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t corner = 0; corner < 4; ++corner) {
+      const float share = shares[corner * padded + i];
+      if (share == 0) continue;
       const T* row = value + rows[corner * padded + i] * stride;
       Floats* total = corner < 2 ? upper : lower;
-      for (int k = 0; k < N; ++k) total[k] += shares[corner * padded + i] * load(row + k * LANES);
+      for (int k = 0; k < N; ++k) total[k] += share * load(row + k * LANES);
     }
   }
   for (int k = 0; k < N; ++k) store(out + k * LANES, upper[k] + lower[k]);

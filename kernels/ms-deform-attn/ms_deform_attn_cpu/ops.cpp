@@ -67,8 +67,13 @@ msda::Problem describe(const Tensor& value, const Tensor& shapes, const Tensor& 
   require_size(shapes, 2 * problem.levels, "shapes");
   problem.shapes = static_cast<const int64_t*>(shapes.data_ptr());
   int64_t tokens = 0;
-  for (int64_t level = 0; level < problem.levels; ++level) tokens += problem.shapes[2 * level] * problem.shapes[2 * level + 1];
-  require(tokens == problem.tokens && tokens < INT32_MAX, "the levels do not add up to the tokens of value.");
+  for (int64_t level = 0; level < problem.levels; ++level) {
+    const int64_t height = problem.shapes[2 * level], width = problem.shapes[2 * level + 1];
+    require(height > 0 && width > 0 && height <= INT32_MAX && width <= INT32_MAX, "heights and widths must be at least 1.");
+    tokens += height * width;
+    require(tokens < INT32_MAX, "there are too many tokens.");
+  }
+  require(tokens == problem.tokens, "the levels do not add up to the tokens of value.");
 
   const int64_t per_level = problem.batch * problem.queries * problem.levels;
   require_size(weights, per_level * problem.heads * problem.points, "weights");

@@ -246,6 +246,18 @@ def test_what_is_no_place_gives_zero_and_no_gradient(native, universal, lanes, f
         assert grads[1][:, 4].any()
 
 
+def test_an_infinite_value_stays_with_those_who_sample_it(native, universal, lanes):
+    value, shapes, _, locations, weights = (
+        tensor.detach() if isinstance(tensor, torch.Tensor) else tensor for tensor in random_inputs(0)
+    )
+    value[:, 0] = math.inf  # the first cell, which is also where those outside are moved to
+    locations[:, :3] = 5.0
+    locations[:, 3:] = 0.51  # the middle of each map
+    out, _ = native._operators.cpu_forward(value, flat(shapes), None, locations, weights, lanes=lanes)
+    assert not out[:, :3].any()
+    torch.testing.assert_close(out, universal.ms_deform_attn(value, shapes, locations, weights), rtol=0, atol=2e-5)
+
+
 def test_nan_weights_are_not_hidden(native, lanes):
     value, shapes, references, points, weights = random_inputs(2)
     with torch.no_grad():
@@ -343,6 +355,11 @@ WRONG = {
     "references": (lambda v, s, r, p, w: (v, s, r[:, :1], p, w), r"references have shape \(3, 1, 3, 2\); expected"),
     "three": (lambda v, s, r, p, w: (v, s, torch.zeros(3, 7, 3, 3), p, w), r"references have shape \(3, 7, 3, 3\)"),
     "integers": (lambda v, s, r, p, w: (v, s, r, p, w.long()), r"must be floating-point, but are .*int64"),
+    "an empty level": (
+        lambda v, s, r, p, w: (v, ((6, 9), (3, 5), (0, 7)), r, p, w),
+        r"levels \[.*\(0, 7\)\] must be.*at least 1",
+    ),
+    "a negative level": (lambda v, s, r, p, w: (v, ((6, 9), (3, 7), (-2, 2)), r, p, w), r"\(-2, 2\)\] must be pairs"),
     "device": (lambda v, s, r, p, w: (v, s, r, p, w.to("meta")), r"different devices: \['cpu', 'cpu', 'meta'"),
 }
 
@@ -374,6 +391,9 @@ def test_the_bare_kernel_refuses_wrong_sizes_too(native):
         ((value, sizes, none, points, weights, out[:, 1:].contiguous(), lse, 0), "out has 432 numbers where 504"),
         ((value, sizes, none, points, weights, out.double(), lse, 0), "out must be float32 or bfloat16"),
         ((value, sizes, none, points, weights, out, lse, 5), "no vectors of 5 lanes"),
+        ((value, torch.tensor([6, 9, 5, 5, -4, 2]), none, points, weights, out, lse, 0), "must be at least 1"),
+        ((value, torch.tensor([6, 9, 17, 1, 0, 7]), none, points, weights, out, lse, 0), "must be at least 1"),
+        ((value, torch.tensor([2**31, 2**31, 17, 1, 1, 7]), none, points, weights, out, lse, 0), "must be at least 1"),
     ):
         with pytest.raises(RuntimeError, match=message):
             ops.cpu_forward(*arguments)
@@ -427,9 +447,34 @@ def test_no_compiler_is_one_sentence_and_leaves_nothing(builder, tmp_path, monke
     assert builder.build_variant(project, tmp_path / "build", native=False).name == "torch-universal"
 
 
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
+def test_a_damaged_build_is_built_again(builder, tmp_path, damage):
+    project = builder.Path(__file__).parents[1]
+    variant = builder.build_variant(project, tmp_path, native=False)
+    file = variant / "_operators.py"
+    whole = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:100] if damage == "cut" else b"")
+    assert builder.find_variant(project, tmp_path, native=False) is None
+    assert builder.build_variant(project, tmp_path, native=False) == variant
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("named", "reason"), [("  ", "install g"), ('g++ "', "is not on the path")])
+def test_a_compiler_that_is_named_badly_is_one_sentence_too(builder, tmp_path, monkeypatch, named, reason):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", named)
+    with pytest.raises(builder.BuildError, match=reason):
+        builder.build_variant(builder.Path(__file__).parents[1], tmp_path / "build", native=True)
+
+
 def test_a_compiler_that_fails_is_quoted(builder, tmp_path, monkeypatch):
     compiler = tmp_path / "broken"
-    compiler.write_text("#!/bin/sh\necho 'op.cpp:1: error: out of ideas'\nexit 3\n")
+    compiler.write_text(
+        "#!/bin/sh\necho 'In file included from io_error.h:3'\necho 'op.cpp:1: error: out of ideas'\nexit 3\n"
+    )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(builder.BuildError, match=r"exit 3\): op.cpp:1: error: out of ideas"):

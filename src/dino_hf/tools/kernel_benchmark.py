@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from statistics import median
 
@@ -31,8 +32,8 @@ NUM_HEADS, HEAD_DIM, NUM_POINTS = 8, 32, 4
 class Arguments:
     rounds: int = field(default=7, metadata={"help": "times that each backend runs"})
     batch_size: int = field(default=1, metadata={"help": "images"})
-    dtype: str = field(default="float32", metadata={"help": "of values: float32 or bfloat16"})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
+    dtype: str = field(default="float32", metadata={"help": "of values", "choices": ["float32", "bfloat16"]})
+    device: str = field(default="cpu", metadata={"help": "where", "choices": ["cpu", "cuda"]})
     model: bool = field(default=True, metadata={"help": "also time the whole R50 4-scale model"})
     output: Path = field(
         default=Path("outputs/kernels.jsonl"), metadata={"help": "results, one JSON object per line, added"}
@@ -134,13 +135,13 @@ def compare(name: str, run: Callable[[], object], backends: list[str], arguments
                 "ratio_min": round(min(ratios), 2),
                 "ratio_max": round(max(ratios), 2),
                 "milliseconds": round(1e3 * median(times[backend]), 3),
-                "temporary_MiB": round(memory[backend], 1),
+                "temporary_MiB": None if isnan(memory[backend]) else round(memory[backend], 1),
             }
         )
         row = results[-1]
         print(
             f"  {name:<38} {backend:<10} {row['ratio']:7.2f} x  ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-            f"  {row['milliseconds']:10.2f} ms  {row['temporary_MiB']:8.1f} MiB",
+            f"  {row['milliseconds']:10.2f} ms  {memory[backend]:8.1f} MiB",
             flush=True,
         )
     return results
@@ -196,6 +197,8 @@ def machine(device: str) -> dict:
 
 def main(arguments: Arguments | None = None) -> list[dict]:
     arguments = arguments or HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    if arguments.rounds < 1 or arguments.batch_size < 1:
+        raise SystemExit(f"error: rounds={arguments.rounds} and batch_size={arguments.batch_size} must be at least 1.")
     described = describe_backends()
     kernel = "triton" if arguments.device == "cuda" else "cpu"
     if described[kernel]:

@@ -4,11 +4,15 @@ Importing this registers them; nothing is built or imported until one is needed.
 library of Hugging Face, which can load the same builds.
 """
 
+import atexit
+import errno
 import importlib.util
 import logging
 import os
+import shutil
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +23,7 @@ from ..attention_backends import Backend, BackendUnavailable, register_backend
 logger = logging.getLogger(__name__)
 
 PROJECT = "ms-deform-attn"
+_loading = threading.RLock()  # a module that one thread is importing is no module yet for another
 
 
 def kernel_sources() -> Path:
@@ -42,6 +47,11 @@ def load_kernel(native: bool) -> ModuleType:
     Raises:
         BackendUnavailable: why not.
     """
+    with _loading:
+        return _load_kernel(native)
+
+
+def _load_kernel(native: bool) -> ModuleType:
     sources = kernel_sources()
     if not (sources / "build.py").is_file():
         raise BackendUnavailable(f"its sources are not at {sources}; install dino_hf again")
@@ -50,29 +60,32 @@ def load_kernel(native: bool) -> ModuleType:
     identity = builder.kernel_id(project, native)
     if identity in sys.modules:
         return sys.modules[identity]
-    # Operators live as long as the process, so their name is also the key of the cache; torch's version and ABI join it.
-    folder = cache_dir() / "kernels" / f"{identity}-torch{torch.__version__}-{sys.platform}"
     try:
-        ahead_of_time = builder.find_variant(project, project / "build", native)
-        variant = ahead_of_time or _build(builder, project, folder, native)
+        variant = builder.find_variant(project, project / "build", native) or _build(builder, project, identity, native)
         return _import(identity, variant / "__init__.py")
     except builder.BuildError as error:
         raise BackendUnavailable(str(error)) from error
-    except OSError as error:  # no room, no right to write, a library that does not load
+    except (OSError, ImportError) as error:  # no room, no right to write, a library that does not load
         raise BackendUnavailable(str(error)) from error
 
 
-def _build(builder: ModuleType, project: Path, folder: Path, native: bool) -> Path:
-    if native and not folder.exists():
-        logger.info("Building the deformable attention kernel for this machine, once; it takes some seconds.")
+def _build(builder: ModuleType, project: Path, identity: str, native: bool) -> Path:
     try:
+        # Operators live as long as the process, so their name is also the key of the cache; torch's version and ABI join it.
+        folder = cache_dir() / "kernels" / f"{identity}-torch{torch.__version__}-{sys.platform}"
+        if native and not folder.exists():
+            logger.info("Building the deformable attention kernel for this machine, once; it takes some seconds.")
         return builder.build_variant(project, folder, native)
-    except PermissionError:
-        # A home that cannot be written, as in some containers: build for this process only.
+    except (OSError, RuntimeError) as error:
+        # A home that cannot be written, as in some containers, or that nobody knows: build for this process only.
+        if isinstance(error, OSError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         folder = Path(tempfile.mkdtemp(prefix="dino_hf_kernels_"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         logger.warning(
-            "%s cannot be written, so the kernel is built again in every process; set DINO_HF_CACHE to a folder that can.",
-            cache_dir(),
+            "The cache cannot be written (%s), so the kernel is built again in every process; set DINO_HF_CACHE to a folder that "
+            "can.",
+            error,
         )
         return builder.build_variant(project, folder, native)
 

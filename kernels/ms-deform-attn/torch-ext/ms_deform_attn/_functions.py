@@ -22,7 +22,7 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[Tuple[int, int]], locations: 
         (B, Q, H * D) in the dtype of `value`, summed in float32 at least.
     Raises:
         ValueError: shapes, devices or dtypes that do not fit each other.
-        RuntimeError: from a second derivative, which is not implemented.
+        RuntimeError: from a second derivative, which is not implemented. Nor is forward mode: tangents end here.
     """
     return forward(value, [size for shape in shapes for size in shape], None, locations, weights)[0]
 
@@ -42,7 +42,8 @@ def ms_deform_attn_fused(
     """
     if references.requires_grad and torch.is_grad_enabled():
         locations = sampling_locations(references, offsets.to(references.dtype), shapes)
-        return ms_deform_attn(value, shapes, locations, logits.float().flatten(-2).softmax(-1).view_as(logits))
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return ms_deform_attn(value, shapes, locations, logits.to(dtype).flatten(-2).softmax(-1).view_as(logits))
     return forward(value, [size for shape in shapes for size in shape], references, offsets, logits)[0]
 
 

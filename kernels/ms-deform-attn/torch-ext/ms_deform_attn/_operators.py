@@ -35,6 +35,8 @@ def check(value: Tensor, sizes: Sequence[int], references: Optional[Tensor], poi
             "(B, S, H, D) and (B, Q, H, L, P)."
         )
     shapes = pairs(sizes)
+    if len(sizes) % 2 or any(size < 1 for size in sizes):
+        raise ValueError(f"The levels {shapes} must be pairs of a height and a width of at least 1 each.")
     tokens = sum(height * width for height, width in shapes)
     batch, queries, heads, num_points = value.shape[0], weights.shape[1], value.shape[2], weights.shape[4]
     expected = (batch, queries, heads, len(shapes), num_points)
