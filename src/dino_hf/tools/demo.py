@@ -29,7 +29,7 @@ class DemoArguments:
     output_dir: str = field(
         default="outputs/demo", metadata={"help": "folder for everything; new, empty or of an earlier demo"}
     )
-    num_train_images: int = field(default=4400, metadata={"help": "images to train on"})
+    num_train_images: int = field(default=4800, metadata={"help": "images to train on"})
     num_eval_images: int = field(default=200, metadata={"help": "held-out images"})
     epochs: int = field(default=3, metadata={"help": "passes over the training images"})
     batch_size: int = field(default=4, metadata={"help": "images per step"})

@@ -5,6 +5,7 @@ Textured backgrounds, shapes of any colour and size that cover each other, categ
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,17 @@ def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
         path of the json.
     """
     folder.mkdir(parents=True)
-    images, annotations = [], []
-    for image_id in range(1, num_images + 1):
-        rng = np.random.default_rng([seed, image_id])
-        picture, objects = draw_scene(rng)
+
+    def draw(image_id: int) -> tuple[dict, list[dict]]:
+        picture, objects = draw_scene(np.random.default_rng([seed, image_id]))
         file_name = f"{image_id:06}.png"
         picture.save(folder / file_name, compress_level=1)
-        images.append({"id": image_id, "file_name": file_name, "width": picture.width, "height": picture.height})
+        return {"id": image_id, "file_name": file_name, "width": picture.width, "height": picture.height}, objects
+
+    with ThreadPoolExecutor(2) as pool:  # noise and compression, most of the work, let other threads run
+        drawn = list(pool.map(draw, range(1, num_images + 1)))
+    images, annotations = [image for image, _ in drawn], []
+    for image_id, (_, objects) in enumerate(drawn, start=1):
         for entry in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
     content = {
