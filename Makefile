@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 WORKERS ?= 2
 
-.PHONY: demo test test-oldest bench-kernels lint clean
+.PHONY: demo test test-oldest bench-kernels parity lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,10 @@ test-oldest: $(OLDEST)/installed
 # Ratios of the deformable attention backends, and of the whole model with them.
 bench-kernels: $(VENV)/installed
 	$(BIN)/python -m dino_hf.tools.kernel_benchmark
+
+# How far the port is from the recordings of the original release, in numbers.
+parity: $(VENV)/installed
+	PYTHONPATH=tests/parity:convert_scripts $(BIN)/python tests/parity/measure.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -147,7 +147,7 @@ def compile_library(project: Path, library: Path, namespace: str) -> None:
     if compiler is None:
         named = (
             f"CXX={os.environ['CXX']!r} is not on the path"
-            if os.environ.get("CXX")
+            if os.environ.get("CXX", "").strip()
             else "no c++, g++ or clang++ on the path"
         )
         raise BuildError(f"there is no C++ compiler ({named}); install g++, or set CXX")

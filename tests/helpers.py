@@ -1,15 +1,14 @@
 """A detector of toy size, and a batch for it: never square, two images, one of them padded and without boxes."""
 
-import shutil
-
 import pytest
 import torch
 from torch import Tensor
 
 from dino_hf import DinoDetrConfig
 from dino_hf.feature_levels import FeatureLevels, describe_levels
+from dino_hf.tools.kernel_loading import kernel_builder
 
-HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
+HAS_COMPILER = kernel_builder().find_compiler() is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler to build the CPU kernel")
 
 RESNET = {

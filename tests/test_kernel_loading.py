@@ -61,8 +61,8 @@ def test_a_cache_that_is_no_folder_is_a_reason_too(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_cache_that_may_not_be_written_is_replaced_for_the_process(tmp_path):
     (tmp_path / "cache").mkdir(mode=0o500)
-    chosen, _ = run(tmp_path)
-    assert chosen.startswith("False 0")
+    (chosen,) = run(tmp_path)  # nothing more: the kernel, asked for by name, runs
+    assert chosen.split()[1] == "0"
 
 
 def test_the_cache_is_where_the_user_wants_it(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ class _Entry(NamedTuple):
 _entries: dict[str, _Entry] = {}  # in the order in which the automatic choice tries them
 _loaded: dict[str, Backend] = {}
 _reasons: dict[str, str] = {}  # why a backend could not be loaded
-_loading = threading.RLock()  # a second thread must wait for the first one's build
+_loading = threading.RLock()  # a module that one thread is building or importing is none yet for another
 _chosen: ContextVar[str | None] = ContextVar("ms_deform_attn_backend", default=None)
 
 
@@ -72,17 +72,16 @@ def load_backend(name: str) -> Backend:
     """
     if name not in _entries:
         raise ValueError(f"There is no ms_deform_attn backend {name!r}; known are {sorted(_entries)}.")
+    if name not in _loaded and name not in _reasons:
+        _load(name)
     if name in _reasons:
         raise BackendUnavailable(f"The ms_deform_attn backend {name!r} cannot run here: {_reasons[name]}.")
-    if name not in _loaded:
-        _load(name)
-        return load_backend(name)
     return _loaded[name]
 
 
 def _load(name: str) -> None:
     with _loading:
-        if name in _loaded or name in _reasons:
+        if name in _loaded or name in _reasons:  # another thread was first
             return
         try:
             _loaded[name] = _entries[name].load()

@@ -100,8 +100,7 @@ def test_post_processing_gives_the_recorded_detections(variant, folder, outputs)
         assert_near(found["boxes"], recorded[f"post.{image}.boxes"], BOXES * max(size))
 
 
-@pytest.fixture(scope="module")
-def trained(variant, folder):
+def train_step(variant, folder):
     """One training step without noise: the model with its gradients, and its outputs."""
     manifest = load_manifest(variant)
     model = load_model(folder).train()
@@ -112,6 +111,21 @@ def trained(variant, folder):
     outputs = model(pixel_values, pixel_mask, make_labels(manifest))
     outputs.loss.backward()
     return model, outputs
+
+
+@pytest.fixture(scope="module")
+def trained(variant, folder):
+    return train_step(variant, folder)
+
+
+def gradient_norms(variant, model):
+    """Original name, own norm, recorded norm and own names, of each tensor that the release trains."""
+    rules, parameters = rules_for(model.config), dict(model.named_parameters())
+    for key, expected in load_manifest(variant)["training"]["grad_norms"].items():
+        own_key = key.removeprefix("transformer.decoder.") if "_embed." in key and ".decoder." in key else key
+        names = renamed(own_key, find_rule(own_key, rules))
+        norm = sum(parameters[name].grad.double().square().sum() for name in names).sqrt().item()
+        yield key, norm, expected, names
 
 
 def test_losses_are_the_recorded_ones_by_name_and_value(variant, trained):
@@ -132,17 +146,13 @@ def test_the_total_is_the_weighted_sum_of_the_raw_losses(variant, trained):
 
 
 def test_gradient_norms_are_the_recorded_ones(variant, trained):
-    recorded = load_manifest(variant)["training"]
     model, _ = trained
-    rules, parameters, seen = rules_for(model.config), dict(model.named_parameters()), set()
-    for key, expected in recorded["grad_norms"].items():
-        own_key = key.removeprefix("transformer.decoder.") if "_embed." in key and ".decoder." in key else key
-        names = renamed(own_key, find_rule(own_key, rules))
-        norm = sum(parameters[name].grad.double().square().sum() for name in names).sqrt().item()
+    seen = set()
+    for key, norm, expected, names in gradient_norms(variant, model):
         # 1e-3: bilinear sampling has kinks, and rounding moves a few samples over them
         assert norm == pytest.approx(expected, rel=1e-3, abs=1e-6), key
         seen.update(names)
-    assert seen == {name for name, parameter in parameters.items() if parameter.requires_grad}
+    assert seen == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def test_what_the_release_does_not_train_is_frozen(variant, trained):

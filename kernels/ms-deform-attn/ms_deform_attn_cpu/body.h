@@ -268,6 +268,16 @@ INLINE void scatter_block(const Problem& problem, const Block& block, const T* v
   }
 }
 
+// Calls the function with a number of the type of locations and one of the type of weights.
+template <typename Function>
+INLINE void with_types(const Problem& problem, Function function) {
+  if (problem.locations_are_bfloat16) {
+    problem.weights_are_bfloat16 ? function(Bfloat16{}, Bfloat16{}) : function(Bfloat16{}, float{});
+  } else {
+    problem.weights_are_bfloat16 ? function(float{}, Bfloat16{}) : function(float{}, float{});
+  }
+}
+
 template <typename TLocation, typename TWeight>
 INLINE void read_block(const Problem& problem, const Block& block, int64_t batch, int64_t head, int64_t level, int64_t begin,
                        int64_t num_queries) {
@@ -336,13 +346,9 @@ void backward_range(const Problem& problem, int64_t begin, int64_t end, float* s
     for (int64_t query = 0; query < problem.queries; query += queries_per_block) {
       const int64_t left = problem.queries - query, num_queries = left < queries_per_block ? left : queries_per_block;
       const int64_t num_pairs = num_queries * problem.points;
-      if (problem.locations_are_bfloat16) {
-        if (problem.weights_are_bfloat16) read_block<Bfloat16, Bfloat16>(problem, block, batch, head, level, query, num_queries);
-        else read_block<Bfloat16, float>(problem, block, batch, head, level, query, num_queries);
-      } else {
-        if (problem.weights_are_bfloat16) read_block<float, Bfloat16>(problem, block, batch, head, level, query, num_queries);
-        else read_block<float, float>(problem, block, batch, head, level, query, num_queries);
-      }
+      with_types(problem, [&](auto location, auto weight) {
+        read_block<decltype(location), decltype(weight)>(problem, block, batch, head, level, query, num_queries);
+      });
       for (int64_t i = 0; i < num_pairs; i += LANES) {
         Floats weight = load(block.weight + i);
         if (problem.reference_size) store(block.weight + i, weight = exp_of_negative(weight));
@@ -379,13 +385,9 @@ void backward_range(const Problem& problem, int64_t begin, int64_t end, float* s
         store(block.y + i, weight * (bottom - top) * load(block.scale_y + i));
         store(block.weight + i, problem.reference_size ? weight * (sample - load(block.out_dot_grad + i)) : sample);
       }
-      if (problem.locations_are_bfloat16) {
-        if (problem.weights_are_bfloat16) write_block<Bfloat16, Bfloat16>(problem, block, batch, head, level, query, num_queries);
-        else write_block<Bfloat16, float>(problem, block, batch, head, level, query, num_queries);
-      } else {
-        if (problem.weights_are_bfloat16) write_block<float, Bfloat16>(problem, block, batch, head, level, query, num_queries);
-        else write_block<float, float>(problem, block, batch, head, level, query, num_queries);
-      }
+      with_types(problem, [&](auto location, auto weight) {
+        write_block<decltype(location), decltype(weight)>(problem, block, batch, head, level, query, num_queries);
+      });
     }
   }
 }

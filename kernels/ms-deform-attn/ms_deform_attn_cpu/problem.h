@@ -36,11 +36,12 @@ struct Problem {
 constexpr int64_t chunk_size = 128;
 inline int64_t forward_chunks(const Problem& problem) { return (problem.queries + chunk_size - 1) / chunk_size; }
 
-// Floats of scratch memory that `forward` and `backward` need per thread, for any number of lanes up to 16.
+// Floats of scratch memory per thread, for any number of lanes up to 16: at most 24 numbers for each of the points or pairs that are
+// handled together.
 inline int64_t scratch_size(const Problem& problem) {
   const int64_t forward_points = (problem.levels * problem.points + 15) / 16 * 16;
   const int64_t backward_pairs = (problem.points + 63) / 64 * 64;
-  return 32 * (forward_points > backward_pairs ? forward_points : backward_pairs) + 16;
+  return 24 * (forward_points > backward_pairs ? forward_points : backward_pairs);
 }
 
 // One set of functions for each instruction set. Ranges make them parallel: `forward` over B * H * forward_chunks, `dot` over

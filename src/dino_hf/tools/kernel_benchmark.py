@@ -9,7 +9,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 
 from ..attention_backends import describe_backends, use_backend
 from ..configuration_dino_detr import DinoDetrConfig
+from ..feature_levels import cell_centers, describe_levels
 from ..modeling_dino_detr import DinoDetrForObjectDetection
 from ..ms_deform_attn import attention_weights, ms_deform_attn, ms_deform_attn_fused, sampling_locations
 
@@ -39,35 +40,26 @@ class Arguments:
         default=Path("outputs/kernels.jsonl"), metadata={"help": "results, one JSON object per line, added"}
     )
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
 
 def inputs_of(queries: str, arguments: Arguments) -> tuple[Tensor, tuple, Tensor, Tensor, Tensor]:
     """Random inputs of the fused form: 'encoder', each token a query that looks about 3 cells around itself, or 'decoder',
     900 boxes anywhere."""
     torch.manual_seed(0)
-    batch, levels = arguments.batch_size, len(SHAPES)
+    batch, num_levels = arguments.batch_size, len(SHAPES)
     value = torch.randn(batch, sum(h * w for h, w in SHAPES), NUM_HEADS, HEAD_DIM)
     if queries == "encoder":
-        centers = [
-            torch.stack(torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")[::-1], -1).flatten(
-                0, 1
-            )
-            / torch.tensor([w, h])
-            for h, w in SHAPES
-        ]
-        references = torch.cat(centers)[None, :, None].repeat(batch, 1, levels, 1)  # (B, S, L, 2)
+        centers = cell_centers(describe_levels([torch.zeros(batch, *shape, dtype=torch.bool) for shape in SHAPES]))
+        references = centers[:, :, None].repeat(1, 1, num_levels, 1)  # (B, S, L, 2)
     else:
-        references = torch.rand(batch, 900, 1, 4).repeat(1, 1, levels, 1) * 0.5 + 0.2
-    per_point = (batch, references.shape[1], NUM_HEADS, levels, NUM_POINTS)
+        references = torch.rand(batch, 900, 1, 4).repeat(1, 1, num_levels, 1) * 0.5 + 0.2
+    per_point = (batch, references.shape[1], NUM_HEADS, num_levels, NUM_POINTS)
     offsets, logits = 3 * torch.randn(*per_point, 2), torch.randn(per_point)
-    dtype = getattr(torch, arguments.dtype)
-    move = {"device": arguments.device}
-    return (
-        value.to(dtype=dtype, **move),
-        SHAPES,
-        references.to(**move),
-        offsets.to(dtype=dtype, **move),
-        logits.to(dtype=dtype, **move),
-    )
+    value, offsets, logits = (tensor.to(arguments.device, arguments.torch_dtype) for tensor in (value, offsets, logits))
+    return value, SHAPES, references.to(arguments.device), offsets, logits
 
 
 def seconds(function: Callable[[], object], device: str) -> float:
@@ -174,14 +166,14 @@ def run_operator(queries: str, backends: list[str], arguments: Arguments) -> lis
 
 
 def run_model(backends: list[str], arguments: Arguments) -> list[dict]:
-    model = DinoDetrForObjectDetection(DinoDetrConfig()).eval().to(arguments.device, getattr(torch, arguments.dtype))
-    pixels = torch.randn(arguments.batch_size, 3, 800, 1333).to(arguments.device, getattr(torch, arguments.dtype))
+    model = DinoDetrForObjectDetection(DinoDetrConfig()).eval().to(arguments.device, arguments.torch_dtype)
+    pixels = torch.randn(arguments.batch_size, 3, 800, 1333).to(arguments.device, arguments.torch_dtype)
 
     @torch.no_grad()
     def detect():
         return model(pixels).logits
 
-    fewer = Arguments(**{**vars(arguments), "rounds": max(3, arguments.rounds // 2)})
+    fewer = replace(arguments, rounds=max(3, arguments.rounds // 2))
     return compare("whole R50 4-scale model, 800 x 1333", detect, backends, fewer)
 
 

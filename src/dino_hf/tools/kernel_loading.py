@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +22,6 @@ from ..attention_backends import Backend, BackendUnavailable, register_backend
 logger = logging.getLogger(__name__)
 
 PROJECT = "ms-deform-attn"
-_loading = threading.RLock()  # a module that one thread is importing is no module yet for another
 
 
 def kernel_sources() -> Path:
@@ -39,6 +37,18 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve() / "dino_hf"
 
 
+def kernel_builder() -> ModuleType:
+    """`kernels/build.py` as a module.
+
+    Raises:
+        BackendUnavailable: it is gone.
+    """
+    file = kernel_sources() / "build.py"
+    if not file.is_file():
+        raise BackendUnavailable(f"its sources are not at {file.parent}; install dino_hf again")
+    return _import("_dino_hf_kernel_build", file)
+
+
 def load_kernel(native: bool) -> ModuleType:
     """The kernel as a module, built if need be.
 
@@ -47,16 +57,7 @@ def load_kernel(native: bool) -> ModuleType:
     Raises:
         BackendUnavailable: why not.
     """
-    with _loading:
-        return _load_kernel(native)
-
-
-def _load_kernel(native: bool) -> ModuleType:
-    sources = kernel_sources()
-    if not (sources / "build.py").is_file():
-        raise BackendUnavailable(f"its sources are not at {sources}; install dino_hf again")
-    builder = _import("_dino_hf_kernel_build", sources / "build.py")
-    project = sources / PROJECT
+    builder, project = kernel_builder(), kernel_sources() / PROJECT
     identity = builder.kernel_id(project, native)
     if identity in sys.modules:
         return sys.modules[identity]
@@ -105,8 +106,7 @@ def _import(name: str, file: Path) -> ModuleType:
 
 
 def _load_cpu() -> Backend:
-    module = load_kernel(native=True)
-    return Backend(module.ms_deform_attn, module.ms_deform_attn_fused)
+    return _backend(native=True)
 
 
 def _load_triton() -> Backend:
@@ -114,7 +114,11 @@ def _load_triton() -> Backend:
         raise BackendUnavailable("triton is not installed")
     if not torch.cuda.is_available():
         raise BackendUnavailable("there is no CUDA device")
-    module = load_kernel(native=False)
+    return _backend(native=False)
+
+
+def _backend(native: bool) -> Backend:
+    module = load_kernel(native)
     return Backend(module.ms_deform_attn, module.ms_deform_attn_fused)
 
 
