@@ -46,13 +46,14 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:  # DINO: 1e-3 (its 
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def refine_boxes(boxes: Tensor, delta: Tensor) -> Tensor:
+def refine_boxes(boxes: Tensor, delta: Tensor, eps: float = 1e-3) -> Tensor:
     """Move boxes in logit space, in float32 at least: the result stays in [0, 1].
 
     Args:
         boxes: (..., 4) in [0, 1].
         delta: (..., 4) in logits.
+        eps: of the inverse sigmoid.
     Returns:
         (..., 4) in [0, 1].
     """
-    return (inverse_sigmoid(boxes) + delta).sigmoid()
+    return (inverse_sigmoid(boxes, eps) + delta).sigmoid()

@@ -18,3 +18,12 @@ COCO_CLASSES: dict[int, str] = {
 def coco_id2label() -> dict[int, str]:
     """Names for the 91 outputs of the original release, which uses the raw ids; the 11 ids without a category are "N/A"."""
     return {index: COCO_CLASSES.get(index, "N/A") for index in range(91)}
+
+
+def coco_class_space(num_labels: int) -> tuple[dict[int, str], list[int]] | None:
+    """Names and category ids of COCO for 91 outputs (raw ids) or 80 (in the order of the ids), None for another number."""
+    if num_labels == 91:
+        return coco_id2label(), list(range(91))
+    if num_labels == len(COCO_CLASSES):
+        return dict(enumerate(COCO_CLASSES.values())), list(COCO_CLASSES)
+    return None

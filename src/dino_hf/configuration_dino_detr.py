@@ -35,10 +35,15 @@ class DinoDetrConfig(PreTrainedConfig):
         encoder_n_points, decoder_n_points: sampling points of deformable attention, per head and level.
         position_temperature: of the sine embedding of feature maps: 20 in the release, 10000 in detrex.
         position_offset: added to a cell's number in that embedding: 0 in the release, -0.5 in detrex.
-        share_decoder_heads: one class head and one box head for all decoder layers (the release) or one each (detrex).
+        share_decoder_heads: one class head and one box head for all decoder layers (the release) or one each (detrex,
+            mmdetection).
+        pred_boxes_eps: bound of the inverse sigmoid under `pred_boxes`: 1e-3 in the release and detrex, 1e-5 in mmdetection. From
+            layer to layer it is 1e-3 in all of them.
         num_denoising: pairs of positive and negative denoising queries that are aimed at, in training, if at least 50. Below 50,
             by the release's rule, twice the number counts groups instead, each with a pair for every box: 49 gives 98
             groups, far more queries than 50 does. 0 turns contrastive denoising (sec. 3.3) off.
+        num_extra_label_embeddings: rows that the label embedding of denoising has beyond one for each class; never looked up. 1
+            in the release, 0 in detrex and mmdetection.
         label_noise_ratio: twice the share of denoising queries whose label is drawn anew; in [0, 2].
         box_noise_scale: noise of denoising boxes, in half box sizes. 1.0 is what the release's launch scripts set and its
             checkpoints were trained with; its configuration files and the paper's table say 0.4.
@@ -48,6 +53,11 @@ class DinoDetrConfig(PreTrainedConfig):
         ms_deform_attn_backend: name of the implementation of deformable attention ("reference", "torch", "cpu", "triton");
             None chooses by device and dtype. `dino_hf.use_backend` and the environment variable DINO_HF_MS_DEFORM_ATTN go first.
         num_labels, id2label, label2id: as in every configuration of transformers.
+        category_ids: original category id of each class, in the order of `id2label`, as in the annotations that the model was
+            trained on; None if there are none. Loading with another `id2label` or `num_labels` forgets them, unless new ones
+            are given too.
+        provenance: where the weights come from, as the model card tells it: `converted_from`, `base_model`, `license`, `training`
+            (each optional, plain JSON).
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a value of a wrong type, or sizes that do not fit each other; the message
@@ -93,7 +103,9 @@ class DinoDetrConfig(PreTrainedConfig):
     position_temperature: float | int = 20.0
     position_offset: float | int = 0.0
     share_decoder_heads: bool = True
+    pred_boxes_eps: float = 1e-3
     num_denoising: int = 100
+    num_extra_label_embeddings: int = 1
     label_noise_ratio: float | int = 0.5
     box_noise_scale: float | int = 1.0
     class_cost: float | int = 2.0
@@ -104,6 +116,8 @@ class DinoDetrConfig(PreTrainedConfig):
     giou_loss_coefficient: float | int = 2.0
     focal_alpha: float | int = 0.25
     ms_deform_attn_backend: str | None = None
+    category_ids: list[int] | None = None
+    provenance: dict | None = None
 
     def __post_init__(self, **kwargs):
         if old := {name: kwargs[name] for name in _OLD_BACKBONE_SETTINGS if kwargs.get(name) is not None}:
@@ -128,14 +142,22 @@ class DinoDetrConfig(PreTrainedConfig):
             self.id2label = {index: name for name, index in self.label2id.items()}
         if self.id2label is None and kwargs.get("num_labels") in (None, 91):
             self.id2label = coco_id2label()
+            self.category_ids = list(self.id2label)
         if self.id2label is not None:
             self.set_class_names()  # checked before the library reads it
         super().__post_init__(**kwargs)
         self.set_class_names()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in `PreTrainedConfig`; other classes have other category ids, so the saved ones go."""
+        if {"id2label", "label2id", "num_labels"} & set(kwargs) and "category_ids" not in kwargs:
+            config_dict = {**config_dict, "category_ids": None}
+        return super().from_dict(config_dict, **kwargs)
+
     def set_class_names(self) -> None:
-        """Make `label2id` the inverse of `id2label`. Models call it too: `from_pretrained(..., id2label=...)` replaces one of
-        the two after the configuration was made.
+        """Make `label2id` the inverse of `id2label`, and forget category ids that are not one for each class. Models call it
+        too: `from_pretrained(..., id2label=...)` replaces one of the two after the configuration was made.
 
         Raises:
             ValueError: `id2label` is no dictionary, or the classes are not numbered 0 to K - 1.
@@ -153,6 +175,8 @@ class DinoDetrConfig(PreTrainedConfig):
             )
         self.id2label = names
         self.label2id = {name: index for index, name in names.items() if name != "N/A"}
+        if self.category_ids is not None and len(self.category_ids) != len(names):
+            self.category_ids = None
 
     def validate_architecture(self):
         """Called by the library at construction and before saving."""
@@ -187,11 +211,22 @@ class DinoDetrConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in (
-            *("num_denoising", "num_frozen_backbone_stages", "class_cost", "bbox_cost", "giou_cost"),
+            *(
+                "num_denoising",
+                "num_extra_label_embeddings",
+                "num_frozen_backbone_stages",
+                "class_cost",
+                "bbox_cost",
+                "giou_cost",
+            ),
             *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 turns it off.")
+        if not 0 < self.pred_boxes_eps < 0.5:
+            raise ValueError(f"pred_boxes_eps={self.pred_boxes_eps} must lie between 0 and 0.5; the release has 0.001.")
+        if self.category_ids is not None and len(set(self.category_ids)) < len(self.category_ids):
+            raise ValueError(f"category_ids={self.category_ids} has one id twice; each class has its own.")
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(
                 f"focal_alpha={self.focal_alpha} must lie in [0, 1]: it is the share of positives in the loss."

@@ -128,6 +128,7 @@ class DinoDetrDecoder(nn.Module):
         self.layers = nn.ModuleList(DinoDetrDecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(width)
         self.position_mlp = MLP([TransformerLinear(2 * width, width), TransformerLinear(width, width)])
+        self.pred_boxes_eps = config.pred_boxes_eps
         num_heads = 1 if config.share_decoder_heads else config.decoder_layers
         self.heads = nn.ModuleList(DetectionHead(width, config.num_labels) for _ in range(num_heads))
 
@@ -163,7 +164,7 @@ class DinoDetrDecoder(nn.Module):
             # Look forward twice (DINO, sec. 3.5): the supervised box refines `start`, which still carries the gradient of
             # the previous layer, while attention uses the detached copy. The head runs on normed queries for the loss and
             # on plain queries for the next start; merging the two calls changes the model.
-            boxes.append(refine_boxes(start, head.box_delta(hidden)))
+            boxes.append(refine_boxes(start, head.box_delta(hidden), self.pred_boxes_eps))
             logits.append(head.classify(hidden))
             hidden_states.append(hidden)
             if index + 1 < len(self.layers):

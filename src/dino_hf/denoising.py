@@ -29,8 +29,8 @@ class DinoDetrDenoising(nn.Module):
         self.label_noise = 0.5 * config.label_noise_ratio
         self.box_noise = config.box_noise_scale
         self.num_labels = config.num_labels
-        # One row more than there are classes, as in the release; it is never looked up.
-        self.label_embedding = nn.Embedding(config.num_labels + 1, config.d_model)
+        num_rows = config.num_labels + config.num_extra_label_embeddings  # the extra ones are never looked up
+        self.label_embedding = nn.Embedding(num_rows, config.d_model)
 
     @torch.compiler.disable
     def forward(self, targets: Targets, num_queries: int) -> DenoisingQueries:
