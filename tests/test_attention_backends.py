@@ -57,6 +57,20 @@ def test_block_environment_and_configuration_go_first_in_this_order(monkeypatch)
     assert choose("reference") == "torch"
 
 
+def test_a_shared_model_does_without_the_kernel_that_its_configuration_names(monkeypatch):
+    """Loaded as remote code it brings PyTorch's backends only. What this machine's user names still must be there."""
+    for name in ("cpu", "triton"):
+        attention_backends._entries.pop(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("cpu") == choose("triton") == "torch"
+    with pytest.raises(ValueError, match="no ms_deform_attn backend 'tritn'"):
+        choose("tritn")
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "cpu")
+    with pytest.raises(ValueError, match="no ms_deform_attn backend 'cpu'"):
+        choose("cpu")
+
+
 def test_a_block_that_fails_leaves_no_trace():
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError

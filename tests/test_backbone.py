@@ -235,6 +235,22 @@ def test_nothing_else_is_frozen(name):
     assert all(parameter.requires_grad for parameter in make_backbone(name).parameters())
 
 
+def test_projections_have_a_bias_only_if_the_config_says_so():
+    with_bias, without = (make_backbone(projection_bias=flag) for flag in (True, False))
+    assert all(projection.bias is not None for projection in with_bias.projections)
+    assert all(projection.bias is None for projection in without.projections)
+    without.load_state_dict(
+        {
+            name: x
+            for name, x in with_bias.state_dict().items()
+            if not name.startswith("projections") or "bias" not in name
+        }
+    )
+    pixels, mask = torch.randn(2, 3, 96, 128), torch.ones(2, 96, 128, dtype=torch.bool)
+    for one, other in zip(with_bias(pixels, mask)[0], without(pixels, mask)[0], strict=True):
+        assert torch.equal(one, other)  # it starts at zero
+
+
 def test_projections_start_xavier_uniform_without_bias():
     for projection in make_backbone().projections:
         fan = (projection.in_channels + projection.out_channels) * projection.kernel_size[0] ** 2

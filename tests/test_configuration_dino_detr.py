@@ -2,9 +2,9 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, ResNetConfig, TimmBackboneConfig
+from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection, ResNetConfig, TimmBackboneConfig
 
-from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrModel
 from dino_hf.coco_classes import COCO_CLASSES
 from helpers import CONVNEXT, RESNET, SWIN, TIMM, tiny_config
 
@@ -174,6 +174,156 @@ def test_label2id_follows_id2label_also_when_a_checkpoint_gets_other_classes(tmp
     assert model.config.id2label == {0: "disc", 1: "box"}
     assert model.config.label2id == {"disc": 0, "box": 1}
     assert model.model.decoder.heads[0].class_head.out_features == 2
+
+
+LOADERS = {
+    "config": DinoDetrConfig.from_pretrained,
+    "AutoConfig": AutoConfig.from_pretrained,
+    "from_dict": lambda folder, **given: DinoDetrConfig.from_dict(DinoDetrConfig.get_config_dict(folder)[0], **given),
+    "base": DinoDetrModel.from_pretrained,
+    "detector": DinoDetrForObjectDetection.from_pretrained,
+    "AutoModel": AutoModel.from_pretrained,
+    "AutoModelForObjectDetection": AutoModelForObjectDetection.from_pretrained,
+}
+SAVED, SAVED_IDS = {0: "disc", 1: "box", 2: "star"}, [3, 17, 90]
+OTHER, TWO = {0: "cat", 1: "dog", 2: "cow"}, {0: "cat", 1: "dog"}
+GIVEN = {  # what is asked for -> names and category ids then
+    "nothing": ({}, SAVED, SAVED_IDS),
+    "nothing, at length": (dict.fromkeys(["id2label", "label2id", "num_labels"]), SAVED, SAVED_IDS),
+    "the same names": ({"id2label": {"0": "disc", "1": "box", "2": "star"}}, SAVED, SAVED_IDS),
+    "the same number": ({"num_labels": 3}, SAVED, SAVED_IDS),
+    "the same inverse": ({"label2id": {"star": 2, "disc": 0, "box": 1}}, SAVED, SAVED_IDS),
+    "other names": ({"id2label": OTHER}, OTHER, None),
+    "another order": ({"id2label": {0: "box", 1: "disc", 2: "star"}}, {0: "box", 1: "disc", 2: "star"}, None),
+    "fewer names": ({"id2label": TWO}, TWO, None),
+    "other names and ids": ({"id2label": OTHER, "category_ids": [5, 1, 7]}, OTHER, [5, 1, 7]),
+    "fewer names and ids": ({"category_ids": [5, 1], "id2label": TWO}, TWO, [5, 1]),
+    "all": (
+        {"num_labels": 2, "label2id": {"cat": 0, "dog": 1}, "id2label": TWO, "category_ids": [8, 6]},
+        TWO,
+        [8, 6],
+    ),
+    "inverse": ({"label2id": {"cat": 0, "cow": 2, "dog": 1}}, OTHER, None),
+    "inverse and ids": ({"label2id": {"dog": 1, "cat": 0}, "category_ids": [8, 6]}, TWO, [8, 6]),
+    "number": ({"num_labels": 2}, {0: "LABEL_0", 1: "LABEL_1"}, None),
+    "number and ids": ({"num_labels": 2, "category_ids": [8, 6]}, {0: "LABEL_0", 1: "LABEL_1"}, [8, 6]),
+    "ids": ({"category_ids": [8, 6, 4]}, SAVED, [8, 6, 4]),
+    "no ids": ({"category_ids": None}, SAVED, None),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    config = tiny_config(num_labels=3, id2label=SAVED, category_ids=SAVED_IDS, provenance={"license": "apache-2.0"})
+    DinoDetrForObjectDetection(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("case", GIVEN)
+def test_classes_are_loaded_or_replaced_as_a_whole(saved, case, loader):
+    given, names, category_ids = GIVEN[case]
+    if "odel" in loader or loader in ("base", "detector"):
+        config = LOADERS[loader](saved, ignore_mismatched_sizes=True, **given).config
+    else:
+        config = LOADERS[loader](saved, **given)
+    assert list(config.id2label.items()) == list(names.items())
+    assert config.label2id == {name: index for index, name in names.items()}
+    assert config.num_labels == len(names)
+    assert config.category_ids == category_ids
+    assert config.provenance == {"license": "apache-2.0"}
+
+
+@pytest.mark.parametrize("loader", ["config", "AutoConfig", "detector", "AutoModelForObjectDetection"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"id2label": OTHER, "category_ids": [5, 1]}, "category_ids has 2 entries for 3 classes; give one for each"),
+        ({"num_labels": 2, "category_ids": [5, 1, 7]}, "category_ids has 3 entries for 2 classes"),
+        ({"category_ids": [5]}, "category_ids has 1 entries for 3 classes"),
+        ({"category_ids": [5, 6, 5]}, r"category_ids=\[5, 6, 5\] has one id twice"),
+        ({"category_ids": [5, 6, 7.5]}, r"category_ids=\[5, 6, 7.5\] must be whole numbers"),
+        ({"id2label": OTHER, "num_labels": 2}, "num_labels=2, but there are names for 3 classes; leave num_labels out"),
+        ({"label2id": ["cat", "dog"]}, "label2id is a list, but must be a dictionary from name to class index"),
+        ({"label2id": {"cat": 1, "dog": 2}}, r"id2label has the keys \[1, 2\]"),
+        (
+            {"id2label": {"cat": 0, "dog": 1}},
+            r"id2label has the keys \['cat', 'dog'\], .* the other way around it is label2id",
+        ),
+    ],
+    ids=str,
+)
+def test_classes_that_do_not_fit_each_other_are_refused_when_they_are_given(saved, given, message, loader):
+    with pytest.raises(ValueError, match=message):
+        LOADERS[loader](saved, **given)
+
+
+def test_a_config_that_leaves_its_classes_out_forgets_its_ids_for_others_too(tmp_path):
+    """The default class space is not written; 91 other classes have its length, but not its ids."""
+    DinoDetrConfig().save_pretrained(tmp_path)
+    assert DinoDetrConfig.from_pretrained(tmp_path).category_ids == list(range(91))
+    assert DinoDetrConfig.from_pretrained(tmp_path, num_labels=91).category_ids == list(range(91))
+    names = {index: f"class {index}" for index in range(91)}
+    assert DinoDetrConfig.from_pretrained(tmp_path, id2label=names).category_ids is None
+    config, unused = AutoConfig.from_pretrained(tmp_path, id2label=names, colour="red", return_unused_kwargs=True)
+    assert (config.id2label, config.category_ids, unused) == (names, None, {"colour": "red"})
+
+
+def test_the_dictionary_that_a_config_is_made_of_keeps_its_classes():
+    settings = tiny_config(num_labels=3, id2label=SAVED, category_ids=SAVED_IDS).to_dict()
+    DinoDetrConfig.from_dict(settings, id2label=TWO)
+    assert (settings["id2label"], settings["category_ids"]) == (SAVED, SAVED_IDS)
+
+
+@pytest.mark.parametrize(
+    ("category_ids", "message"),
+    [
+        ([1, 2], "category_ids has 2 entries for 3 classes"),
+        ([1, 2, 3, 4], "category_ids has 4 entries for 3 classes"),
+        ([1, 2, 2], r"category_ids=\[1, 2, 2\] has one id twice"),
+        (["1", "2", "3"], "category_ids"),
+    ],
+)
+def test_category_ids_that_do_not_fit_are_refused(tmp_path, category_ids, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        DinoDetrConfig(id2label=SAVED, category_ids=category_ids)
+    config = tiny_config(num_labels=3, id2label=SAVED)
+
+    def set_and_save():  # a wrong type is refused by the first, a wrong value by the second
+        config.category_ids = category_ids
+        config.save_pretrained(tmp_path)
+
+    with pytest.raises(StrictDataclassError, match=message):
+        set_and_save()
+
+
+def test_category_ids_of_the_user_win_over_those_of_coco():
+    ids = list(range(100, 191))
+    assert DinoDetrConfig(category_ids=ids).category_ids == ids
+    with pytest.raises(StrictDataclassError, match="category_ids has 2 entries for 91 classes"):
+        DinoDetrConfig(category_ids=[1, 2])
+
+
+def test_a_model_forgets_ids_of_classes_that_its_config_had_before():
+    config = tiny_config(num_labels=3, id2label=SAVED, category_ids=SAVED_IDS)
+    config.id2label = TWO
+    model = DinoDetrForObjectDetection(config)
+    assert (model.config.label2id, model.config.category_ids) == ({"cat": 0, "dog": 1}, None)
+
+
+def test_set_classes_sets_all_three_or_nothing():
+    config = tiny_config(num_labels=3, id2label=SAVED, category_ids=SAVED_IDS)
+    before = config.to_dict()
+    wrong = [(["cat"], None), ({1: "cat"}, None), ({0: 7}, None), (TWO, [1]), (TWO, [1, 1]), (TWO, ["a", "b"])]
+    for names, category_ids in wrong:
+        with pytest.raises(ValueError, match=r"^(id2label|category_ids)"):
+            config.set_classes(names, category_ids)
+        assert config.to_dict() == before
+    config.set_classes({"1": "dog", "0": "cat"}, (8, 6))
+    assert (config.id2label, config.label2id, config.category_ids) == (TWO, {"cat": 0, "dog": 1}, [8, 6])
+    config.set_classes(OTHER)
+    assert (config.num_labels, config.category_ids) == (3, None)
 
 
 def test_label2id_alone_gives_the_classes():

@@ -1,8 +1,9 @@
-"""Reading files of the original release: containers, settings, refusals. That the numbers agree is shown in parity/."""
+"""Converting files of other projects: containers, settings, refusals, the way back. That the numbers agree is shown in parity/."""
 
-import argparse
+import hashlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,124 +13,17 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from convert_checkpoint import ConversionError, build_config, convert, load_checkpoint
-from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from key_mapping import find_rule, output_norms, renamed
+from architecture import build_config, read_label_names
+from checkpoint_files import ConversionError, load_checkpoint
+from convert_back import convert_back
+from convert_checkpoint import convert, main
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
+from key_mapping import Rule, merging_from_unfold, merging_to_unfold, output_norms, renamed, translate, translate_back
+from toy_checkpoints import CLASSES, LAYERS, QUERIES, WIDTH, original_tensors, settings
+from verify_conversion import main as compare_command
+from verify_conversion import verify
 
 SCRIPT = Path(__file__).parents[1] / "convert_scripts" / "convert_checkpoint.py"
-WIDTH, FFN, CLASSES, QUERIES, LAYERS = 64, 48, 6, 7, 2
-WIDTHS = {"resnet": [32, 48, 64, 80], "swin": [24, 48, 96, 192], "convnext": [16, 24, 32, 40]}
-
-
-def linear(name, outputs, inputs):
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def norm(name, width):
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def resnet_shapes(widths):
-    def batch_norm(name, width):
-        return norm(name, width) | {f"{name}.running_mean": (width,), f"{name}.running_var": (width,)}
-
-    shapes, width = {"conv1.weight": (64, 3, 7, 7)} | batch_norm("bn1", 64), 64
-    for stage, out in enumerate(widths, start=1):
-        for block in range(2 if stage == 1 else 1):
-            name, inner = f"layer{stage}.{block}", out // 4
-            for part, (outputs, inputs, size) in enumerate([(inner, width, 1), (inner, inner, 3), (out, inner, 1)], 1):
-                shapes[f"{name}.conv{part}.weight"] = (outputs, inputs, size, size)
-                shapes |= batch_norm(f"{name}.bn{part}", outputs)
-            if block == 0:
-                shapes[f"{name}.downsample.0.weight"] = (out, width, 1, 1)
-                shapes |= batch_norm(f"{name}.downsample.1", out)
-            width = out
-    return {f"body.{name}": shape for name, shape in shapes.items()}
-
-
-def swin_shapes(widths, window=3):
-    shapes = {"patch_embed.proj.weight": (widths[0], 3, 4, 4), "patch_embed.proj.bias": (widths[0],)}
-    shapes |= norm("patch_embed.norm", widths[0])
-    for stage, width in enumerate(widths):
-        for block in range(2):
-            name = f"layers.{stage}.blocks.{block}"
-            shapes |= norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
-            shapes[f"{name}.attn.relative_position_bias_table"] = ((2 * window - 1) ** 2, stage + 1)
-            shapes[f"{name}.attn.relative_position_index"] = (window**2, window**2)
-            shapes |= linear(f"{name}.attn.qkv", 3 * width, width) | linear(f"{name}.attn.proj", width, width)
-            shapes |= linear(f"{name}.mlp.fc1", 4 * width, width) | linear(f"{name}.mlp.fc2", width, 4 * width)
-        if stage < 3:
-            shapes[f"layers.{stage}.downsample.reduction.weight"] = (2 * width, 4 * width)
-            shapes |= norm(f"layers.{stage}.downsample.norm", 4 * width)
-    return shapes | {key: shape for i in (1, 2, 3) for key, shape in norm(f"norm{i}", widths[i]).items()}
-
-
-def convnext_shapes(widths):
-    shapes, width = {}, 3
-    for stage, out in enumerate(widths):
-        if stage == 0:
-            shapes |= {"downsample_layers.0.0.weight": (out, 3, 4, 4), "downsample_layers.0.0.bias": (out,)}
-            shapes |= norm("downsample_layers.0.1", out)
-        else:
-            shapes |= norm(f"downsample_layers.{stage}.0", width)
-            shapes |= {f"downsample_layers.{stage}.1.weight": (out, width, 2, 2)}
-            shapes |= {f"downsample_layers.{stage}.1.bias": (out,)}
-        for block in range(2 if stage == 1 else 1):
-            name = f"stages.{stage}.{block}"
-            shapes |= {f"{name}.dwconv.weight": (out, 1, 7, 7), f"{name}.dwconv.bias": (out,), f"{name}.gamma": (out,)}
-            shapes |= norm(f"{name}.norm", out)
-            shapes |= linear(f"{name}.pwconv1", 4 * out, out) | linear(f"{name}.pwconv2", out, 4 * out)
-        shapes |= norm(f"norm{stage}", out)  # also of the stage that is not used
-        width = out
-    return shapes
-
-
-def original_tensors(backbone="resnet"):
-    """A small model under the names of the release, random."""
-    widths = WIDTHS[backbone]
-    shapes = {"transformer.level_embed": (4, WIDTH), "label_enc.weight": (CLASSES + 1, WIDTH)}
-    shapes["transformer.tgt_embed.weight"] = (QUERIES, WIDTH)
-    shapes |= linear("transformer.enc_output", WIDTH, WIDTH) | norm("transformer.enc_output_norm", WIDTH)
-    shapes |= linear("transformer.enc_out_class_embed", CLASSES, WIDTH) | norm("transformer.decoder.norm", WIDTH)
-    shapes |= linear("transformer.decoder.ref_point_head.layers.0", WIDTH, 2 * WIDTH)
-    shapes |= linear("transformer.decoder.ref_point_head.layers.1", WIDTH, WIDTH)
-    for part in range(3):
-        shapes |= linear(f"transformer.enc_out_bbox_embed.layers.{part}", 4 if part == 2 else WIDTH, WIDTH)
-        shapes |= linear(f"bbox_embed.0.layers.{part}", 4 if part == 2 else WIDTH, WIDTH)
-    shapes |= linear("class_embed.0", CLASSES, WIDTH)
-    for side, attention, points in (("encoder", "self_attn", 2), ("decoder", "cross_attn", 3)):
-        for layer in range(LAYERS):
-            name = f"transformer.{side}.layers.{layer}"
-            shapes |= linear(f"{name}.linear1", FFN, WIDTH) | linear(f"{name}.linear2", WIDTH, FFN)
-            for part in range(2 if side == "encoder" else 3):
-                shapes |= norm(f"{name}.norm{part + 1}", WIDTH)
-            shapes |= linear(f"{name}.{attention}.sampling_offsets", 4 * 4 * points * 2, WIDTH)
-            shapes |= linear(f"{name}.{attention}.attention_weights", 4 * 4 * points, WIDTH)
-            shapes |= linear(f"{name}.{attention}.value_proj", WIDTH, WIDTH)
-            shapes |= linear(f"{name}.{attention}.output_proj", WIDTH, WIDTH)
-            if side == "decoder":
-                shapes |= {f"{name}.self_attn.in_proj_weight": (3 * WIDTH, WIDTH)}
-                shapes |= {f"{name}.self_attn.in_proj_bias": (3 * WIDTH,)}
-                shapes |= linear(f"{name}.self_attn.out_proj", WIDTH, WIDTH)
-    for level in range(4):
-        inputs, size = (widths[level + 1], 1) if level < 3 else (widths[3], 3)
-        shapes |= {f"input_proj.{level}.0.weight": (WIDTH, inputs, size, size), f"input_proj.{level}.0.bias": (WIDTH,)}
-        shapes |= norm(f"input_proj.{level}.1", WIDTH)
-    own = {"resnet": resnet_shapes, "swin": swin_shapes, "convnext": convnext_shapes}[backbone](widths)
-    shapes |= {f"backbone.0.{name}": shape for name, shape in own.items()}
-    generator = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(shape, generator=generator) / 8 for name, shape in shapes.items()}
-    tensors |= {key: value.abs() + 0.5 for key, value in tensors.items() if key.endswith("running_var")}
-    for key in [key for key in tensors if key.startswith(("class_embed.0", "bbox_embed.0"))]:
-        for layer in range(LAYERS):
-            copy = key.replace("embed.0", f"embed.{layer}", 1)
-            tensors[copy] = tensors[f"transformer.decoder.{copy}"] = tensors[key]
-    return tensors
-
-
-def settings(**changes):
-    values = {"pe_temperatureH": 20, "pe_temperatureW": 20, "nheads": 4, "enc_n_points": 2, "dec_n_points": 3}
-    return argparse.Namespace(**values | {"dn_number": 100, "dn_box_noise_scale": 1.0} | changes)
 
 
 @pytest.fixture
@@ -212,9 +106,11 @@ def test_averaged_weights_on_request(save, tmp_path):
 
 def test_bare_tensors_and_the_prefix_of_distributed_training(save):
     tensors = original_tensors()
-    bare, no_settings = load_checkpoint(save({f"module.{key}": value for key, value in tensors.items()}))
-    assert set(bare) == set(tensors)
-    assert no_settings == {}
+    bare = load_checkpoint(save({f"module.{key}": value for key, value in tensors.items()}))
+    assert set(bare.tensors) == set(tensors)
+    assert bare.settings == {}
+    with pytest.raises(ConversionError, match=r"both with and without the prefix 'module\.'"):
+        load_checkpoint(save({"model": tensors | {"module.label_enc.weight": torch.zeros(2, 3)}}))
 
 
 def test_separate_heads_are_recognised(save, tmp_path):
@@ -229,7 +125,9 @@ def test_separate_heads_are_recognised(save, tmp_path):
 
 def test_settings_of_training_reach_the_config():
     changes = {"pe_temperatureH": 10000, "pe_temperatureW": 10000, "dn_number": 300, "cls_loss_coef": 2.0}
-    config = build_config(original_tensors(), vars(settings(**changes, dn_box_noise_scale=0.4, focal_alpha=0.3)))
+    told = vars(settings(**changes, dn_box_noise_scale=0.4, focal_alpha=0.3))
+    config, assumed = build_config(original_tensors(), "original", told, {})
+    assert assumed == {"num_frozen_backbone_stages": 2}
     assert (config.position_temperature, config.num_denoising, config.box_noise_scale) == (10000, 300, 0.4)
     assert (config.cls_loss_coefficient, config.focal_alpha) == (2.0, 0.3)
 
@@ -268,9 +166,9 @@ def test_a_malicious_file_is_refused_and_runs_nothing(where, save, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {"conv1.weight": torch.zeros(2, 3)}}, "not a DINO checkpoint of the original release"),
+        ({"model": {"conv1.weight": torch.zeros(2, 3)}}, "not a DINO of original: it has no tensor"),
         ([torch.zeros(2, 3)], "holds a list"),
-        ({"model": {}, "args": None}, "not a DINO checkpoint"),
+        ({"model": {}, "args": None}, "not a DINO of original"),
         ({}, "holds nothing"),
         ({"model": None}, "a NoneType under 'model'"),
         ({"model": {}, "args": [1]}, "a list under 'args'"),
@@ -323,22 +221,18 @@ def test_entries_that_are_no_weights_stop_the_conversion(container, value, messa
         load_checkpoint(save(content | {"args": settings()}), ema=container == "ema_model")
 
 
-def test_without_settings_other_sampling_points_than_the_release_has_are_refused(save, tmp_path, capsys):
+def test_heads_that_the_file_does_not_tell_are_eight_or_must_be_told(save, tmp_path, capsys):
+    path = save(original_tensors())
     with pytest.raises(
-        ConversionError, match=r"8 heads of 4 sampling points per level are assumed, 32 in all, but .* has 8;"
+        ConversionError, match=r"has 8 sampling points .*, which is not 8 heads of 4; .*--set encoder_attention_heads"
     ):
-        convert(save(original_tensors()), tmp_path / "out")
-    tensors = original_tensors()
-    for side, attention, samples in (("encoder", "self_attn", 2), ("decoder", "cross_attn", 3)):
-        for layer in range(LAYERS):
-            for name, factor in (("sampling_offsets", 2), ("attention_weights", 1)):
-                for kind in ("weight", "bias"):
-                    key = f"transformer.{side}.layers.{layer}.{attention}.{name}.{kind}"
-                    assert len(tensors[key]) == 4 * 4 * samples * factor
-                    tensors[key] = torch.zeros(4 * 32 * factor, *tensors[key].shape[1:])
-    model = convert(save(tensors), tmp_path / "out")
-    assert (model.config.encoder_attention_heads, model.config.decoder_n_points) == (8, 4)
-    assert "heads, sampling points, temperature and noise are taken to be the release's" in capsys.readouterr().out
+        convert(path, tmp_path / "out")
+    told = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = convert(path, tmp_path / "out", chosen=told)
+    assert (model.config.encoder_n_points, model.config.decoder_n_points) == (2, 3)
+    assert "encoder_attention_heads" not in capsys.readouterr().out.split("not in the file")[1]
+    with pytest.raises(ConversionError, match="which is not 5 heads"):
+        convert(path, tmp_path / "other", chosen={"encoder_attention_heads": 5})
 
 
 def test_settings_that_dino_hf_cannot_express_are_refused(save, tmp_path):
@@ -349,7 +243,7 @@ def test_settings_that_dino_hf_cannot_express_are_refused(save, tmp_path):
 
 def test_unknown_tensors_stop_the_conversion(save, tmp_path):
     tensors = original_tensors() | {"transformer.new_invention.weight": torch.zeros(3)}
-    with pytest.raises(KeyError, match="new_invention"):
+    with pytest.raises(ConversionError, match=r"of a variant: 'transformer\.new_invention\.weight'"):
         convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -372,7 +266,7 @@ def test_copies_that_differ_stop_the_conversion(save, tmp_path):
 def test_a_folder_with_something_in_it_is_left_alone(save, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(ConversionError, match="not an empty folder"):
+    with pytest.raises(ConversionError, match="is not empty; choose another --output, or --force"):
         convert(save({"model": original_tensors(), "args": settings()}), tmp_path / "out")
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
@@ -381,19 +275,28 @@ def test_a_folder_with_something_in_it_is_left_alone(save, tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(folder, save, tmp_path, monkeypatch):
     path = save({"model": original_tensors(), "args": settings()})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConversionError, match="choose another --output-dir"):
+    with pytest.raises(ConversionError, match="choose another --output"):
         convert(path, Path(folder))
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pth"]
 
 
-def test_every_rule_table_is_unambiguous():
+def test_a_name_meets_exactly_one_rule():
     norms = output_norms([1, 2, 3])
-    assert renamed("backbone.0.norm3.weight", find_rule("backbone.0.norm3.weight", norms)) == (
-        "model.backbone.model.hidden_states_norms.stage4.weight",
-    )
-    assert renamed("backbone.0.norm0.weight", find_rule("backbone.0.norm0.weight", norms)) == ()
+    assert renamed("backbone.0.norm3.weight", norms) == ("model.backbone.model.hidden_states_norms.stage4.weight",)
+    assert renamed("backbone.0.norm0.weight", norms) == ()
     with pytest.raises(KeyError, match="exactly one rule"):
-        find_rule("backbone.0.norm0.weight", norms + norms)
+        renamed("backbone.0.norm0.weight", norms + norms)
+    with pytest.raises(KeyError, match="exactly one rule"):
+        renamed("backbone.0.norm7.weight", norms)
+
+
+def test_the_way_back_needs_all_parts():
+    rules = [Rule("whole.{p}", ("one.{p}", "two.{p}"))]
+    state, _ = translate([("whole.weight", torch.arange(6.0).reshape(6, 1))], rules)
+    assert [len(part) for part in state.values()] == [3, 3]
+    assert torch.equal(translate_back(state, rules)["whole.weight"], torch.arange(6.0).reshape(6, 1))
+    with pytest.raises(KeyError, match=r"parts are missing of \['whole.weight'\]"):
+        translate_back({"one.weight": state["one.weight"]}, rules)
 
 
 def test_the_command_writes_a_folder_and_reports_errors_in_one_line(save, tmp_path):
@@ -403,8 +306,436 @@ def test_the_command_writes_a_folder_and_reports_errors_in_one_line(save, tmp_pa
     path = save({"model": original_tensors(), "args": settings()})
     done = run("--checkpoint", path, "--output-dir", "new/out")
     assert done.returncode == 0, done.stderr
-    assert f"written to {tmp_path / 'new' / 'out'}" in done.stdout
+    assert "written to new/out" in done.stdout
     assert (tmp_path / "new" / "out" / "model.safetensors").is_file()
     failed = run("--checkpoint", "nowhere.pth", "--output-dir", "other")
     assert failed.returncode == 1
     assert failed.stderr.strip() == "error: There is no file nowhere.pth."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The other projects, from a toy of the release through the way back, whose names parity/ holds to real files
+
+
+@pytest.fixture
+def of_project(save, tmp_path):
+    """Writes a toy checkpoint of a project, its heads all different where it has one for each layer."""
+
+    def write(project, backbone="resnet", **changes):
+        tensors = original_tensors(backbone)
+        if project != "original":
+            generator = torch.Generator().manual_seed(3)
+            for layer in range(LAYERS):
+                for name in [
+                    name for name in tensors if name.startswith((f"class_embed.{layer}.", f"bbox_embed.{layer}."))
+                ]:
+                    tensors[name] = torch.randn(tensors[name].shape, generator=generator)
+                    tensors[f"transformer.decoder.{name}"] = tensors[name]
+            tensors |= {
+                name: 0 * tensor for name, tensor in tensors.items() if re.match(r"input_proj\.\d\.0\.bias", name)
+            }
+        tensors |= changes
+        convert(save({"model": tensors, "args": settings()}, "start.pth"), tmp_path / "start")
+        convert_back(tmp_path / "start", project, tmp_path / f"{project}.pth")
+        return tmp_path / f"{project}.pth"
+
+    return write
+
+
+HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("project", "backbone"),
+    [("detrex", "resnet"), ("detrex", "swin"), ("detrex", "convnext"), ("mmdet", "resnet"), ("mmdet", "swin")],
+)
+def test_a_round_trip_through_another_project_keeps_every_tensor(project, backbone, of_project, tmp_path):
+    path = of_project(project, backbone)
+    first = convert(path, tmp_path / "first", chosen=HEADS)
+    convert_back(tmp_path / "first", project, tmp_path / "again.pth")
+    one, two = (load_checkpoint(file).tensors for file in (path, tmp_path / "again.pth"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not first.config.share_decoder_heads
+    assert first.config.num_extra_label_embeddings == 0
+    start = DinoDetrForObjectDetection.from_pretrained(tmp_path / "start").state_dict()
+    for name, tensor in first.state_dict().items():
+        expected = start[name][:CLASSES] if "label_embedding" in name else start[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_what_the_projects_publish_differently_is_in_the_config(of_project, tmp_path, capsys):
+    detrex = convert(of_project("detrex"), tmp_path / "detrex", chosen=HEADS).config
+    assert (detrex.position_temperature, detrex.position_offset, detrex.pred_boxes_eps) == (10000, -0.5, 1e-3)
+    assert (detrex.num_frozen_backbone_stages, detrex.projection_bias) == (1, True)
+    said = capsys.readouterr().out.split("not in the file, taken to be as detrex publishes it")[1]
+    assert "position_temperature=10000.0, position_offset=-0.5" in said
+    assert "image size=800 to 1333" in said
+
+
+def test_mmdetections_configuration_is_read_from_the_file(of_project, tmp_path):
+    content = torch.load(of_project("mmdet"), weights_only=False)
+    content["meta"]["cfg"] = """
+model = dict(
+    type='DINO', num_queries=7, with_box_refine=True, as_two_stage=True,
+    positional_encoding=dict(num_feats=32, normalize=True, offset=-0.5, temperature=10000),
+    encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_heads=4, num_points=2))),
+    decoder=dict(layer_cfg=dict(cross_attn_cfg=dict(num_heads=4, num_points=3))),
+    backbone=dict(type='ResNet', frozen_stages=-1),
+    bbox_head=dict(loss_cls=dict(type='FocalLoss', gamma=2.0, alpha=0.3, loss_weight=2.0), loss_iou=dict(loss_weight=3.0)),
+    dn_cfg=dict(label_noise_scale=0.4, box_noise_scale=0.7, group_cfg=dict(dynamic=True, num_dn_queries=300)),
+    train_cfg=dict(assigner=dict(match_costs=[dict(type='FocalLossCost', weight=1.5), dict(type='IoUCost', weight=4.0)])))
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(1000, 640), keep_ratio=True)]
+"""
+    content["meta"]["dataset_meta"] = {"classes": ("a", "b", "c", "d", "e", "f")}
+    torch.save(content, tmp_path / "told.pth")
+    config = convert(tmp_path / "told.pth", tmp_path / "out").config
+    assert (config.position_temperature, config.position_offset, config.pred_boxes_eps) == (10000, -0.5, 1e-5)
+    assert (config.encoder_n_points, config.decoder_n_points, config.num_frozen_backbone_stages) == (2, 3, 0)
+    assert (config.cls_loss_coefficient, config.giou_loss_coefficient, config.focal_alpha) == (2.0, 3.0, 0.3)
+    assert (config.label_noise_ratio, config.box_noise_scale, config.num_denoising) == (0.4, 0.7, 300)
+    assert (config.class_cost, config.bbox_cost, config.giou_cost) == (1.5, 5.0, 4.0)
+    assert not config.projection_bias
+    assert config.id2label == dict(enumerate("abcdef"))
+    assert config.category_ids is None
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").size == {"shortest_edge": 640, "longest_edge": 1000}
+    assert config.provenance["converted_from"]["assumed"] == {}
+
+    content["meta"]["cfg"] = content["meta"]["cfg"].replace("as_two_stage=True", "as_two_stage=False")
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ConversionError, match="trained with as_two_stage=False"):
+        convert(tmp_path / "other.pth", tmp_path / "other")
+
+
+def test_a_file_of_another_project_than_named_is_refused(of_project, tmp_path):
+    with pytest.raises(
+        ConversionError, match=r"not a DINO of mmdet.*It is one of detrex: use --source detrex, or auto"
+    ):
+        convert(of_project("detrex"), tmp_path / "out", source="mmdet")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model.query_selection.content.weight"], "It is a dino_hf model already"),
+        (["backbone.cls_token"], "self-supervised DINO, which is another model"),
+        (["roi_heads.box_predictor.weight"], "Detectors of other kinds are not converted"),
+    ],
+)
+def test_other_models_are_told_apart(names, message, save, tmp_path):
+    with pytest.raises(ConversionError, match=message):
+        convert(save({name: torch.zeros(2, 3) for name in names}), tmp_path / "out")
+
+
+def test_the_patch_merging_of_mmdetection_is_put_in_order():
+    """One 2x2 patch of 3 channels: what unfold makes of it, and what the release does."""
+    patch = torch.arange(12.0).reshape(1, 3, 2, 2)
+    unfolded = F.unfold(patch, 2)[0, :, 0]
+    release = torch.cat([patch[0, :, row, column] for column in (0, 1) for row in (0, 1)])
+    assert torch.equal(merging_from_unfold(unfolded), release)
+    assert torch.equal(merging_to_unfold(release), unfolded)
+
+
+def test_a_file_that_has_each_tensor_once_is_enough(save, tmp_path):
+    """Formats that cannot save one tensor under two names keep the first, by the alphabet."""
+    tensors = original_tensors()
+    for name in [name for name in tensors if name.startswith(("class_embed.", "bbox_embed."))]:
+        del tensors[name]
+    model = convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
+    kept = tensors["transformer.decoder.class_embed.0.weight"]
+    assert torch.equal(model.model.decoder.heads[0].class_head.weight, kept)
+    assert model.config.share_decoder_heads
+
+
+def test_half_precision_stays_half(save, tmp_path):
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in original_tensors().items()
+    }
+    model = convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    convert_back(tmp_path / "out", "original", tmp_path / "back.pth")
+    back = load_checkpoint(tmp_path / "back.pth").tensors
+    assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_more_label_rows_than_classes_are_kept(save, tmp_path):
+    """Who fine-tuned the release for few classes often left its label book at 91."""
+    tensors = original_tensors() | {"label_enc.weight": torch.randn(92, WIDTH)}
+    model = convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
+    assert model.config.num_extra_label_embeddings == 92 - CLASSES
+    convert_back(tmp_path / "out", "original", tmp_path / "back.pth")
+    assert torch.equal(load_checkpoint(tmp_path / "back.pth").tensors["label_enc.weight"], tensors["label_enc.weight"])
+    assert torch.load(tmp_path / "back.pth", weights_only=False)["args"].dn_labelbook_size == 91
+    with pytest.raises(ConversionError, match="has 5 rows for 6 classes"):
+        convert(save({"model": tensors | {"label_enc.weight": torch.randn(5, WIDTH)}}), tmp_path / "few")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The way back
+
+
+def test_the_args_of_the_way_back_give_the_same_config_again(save, tmp_path):
+    one = convert(
+        save({"model": original_tensors(), "args": settings(dn_number=70, cls_loss_coef=3.0)}), tmp_path / "one"
+    )
+    convert_back(tmp_path / "one", "original", tmp_path / "back.pth")
+    two = convert(tmp_path / "back.pth", tmp_path / "two")
+    silent = {"provenance"}
+    ours, theirs = ({k: v for k, v in model.config.to_dict().items() if k not in silent} for model in (one, two))
+    assert ours == theirs
+
+
+def test_a_shared_head_is_written_for_every_layer(save, tmp_path):
+    convert(save({"model": original_tensors(), "args": settings()}), tmp_path / "one")
+    convert_back(tmp_path / "one", "detrex", tmp_path / "detrex.pth")
+    tensors = load_checkpoint(tmp_path / "detrex.pth").tensors
+    heads = [tensors[f"class_embed.{layer}.weight"] for layer in range(LAYERS + 1)]
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[LAYERS], original_tensors()["transformer.enc_out_class_embed.weight"])
+
+
+def test_what_another_project_cannot_compute_is_refused(save, of_project, tmp_path):
+    convert(save({"model": original_tensors("convnext"), "args": settings()}), tmp_path / "convnext")
+    with pytest.raises(ConversionError, match="backbone is a 'convnext'; for mmdet, resnet or swin"):
+        convert_back(tmp_path / "convnext", "mmdet", tmp_path / "a.pth")
+    convert(save({"model": original_tensors(), "args": settings()}), tmp_path / "biased")
+    with pytest.raises(ConversionError, match=r"have a bias \(up to .*which mmdetection's neck does not"):
+        convert_back(tmp_path / "biased", "mmdet", tmp_path / "b.pth")
+    convert(of_project("detrex"), tmp_path / "detrex", chosen=HEADS)
+    with pytest.raises(ConversionError, match=r"position_offset=-0.5, and the original release has no such setting"):
+        convert_back(tmp_path / "detrex", "original", tmp_path / "c.pth")
+    convert(save({"model": original_tensors(), "args": settings(use_dn=False)}), tmp_path / "without")
+    with pytest.raises(ConversionError, match="without denoising"):
+        convert_back(tmp_path / "without", "original", tmp_path / "d.pth")
+    assert not list(tmp_path.glob("?.pth"))
+
+
+def test_a_folder_that_is_no_model_cannot_go_back(tmp_path):
+    with pytest.raises(ConversionError, match=r"it has no config\.json"):
+        convert_back(tmp_path, "original", tmp_path / "a.pth")
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(ConversionError, match="model of type 'resnet'"):
+        convert_back(tmp_path, "original", tmp_path / "a.pth")
+    DinoDetrConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match="cannot be loaded"):
+        convert_back(tmp_path, "original", tmp_path / "a.pth")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Class names
+
+
+@pytest.fixture
+def names_of(tmp_path):
+    def read(text, num_labels=3):
+        (tmp_path / "names").write_text(text, encoding="utf-8")
+        return read_label_names(tmp_path / "names", num_labels)
+
+    return read
+
+
+def test_names_one_per_line_or_in_json(names_of):
+    expected = {0: "cat", 1: "red deer", 2: "Ökonom"}
+    assert names_of("cat\nred deer\n\n Ökonom \n") == (expected, None)
+    assert names_of("\ufeffcat\r\nred deer\r\nÖkonom") == (expected, None)
+    assert names_of('["cat", "red deer", "Ökonom"]') == (expected, None)
+    assert names_of('{"2": "Ökonom", "0": "cat", "1": "red deer"}') == (expected, None)
+
+
+def test_names_and_ids_of_a_coco_json(names_of):
+    categories = '{"categories": [{"id": 7, "name": "cat"}, {"id": 2, "name": "dog"}]}'
+    assert names_of(categories, 2) == ({0: "dog", 1: "cat"}, [2, 7])  # outputs in the order of the ids
+    names, ids = names_of(categories, 9)  # outputs are the ids themselves, as in the release
+    assert ids == list(range(9))
+    assert (names[2], names[7], names[0]) == ("dog", "cat", "N/A")
+    with pytest.raises(ConversionError, match=r"names 2 classes \(indices \[2, 7\] to 7\), but the checkpoint has 3"):
+        names_of(categories, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("cat\ndog", "names 2 classes"), ("5", "neither a COCO json"), ("", "names 0 classes"), ('{"a": "b"}', "neither")],
+)
+def test_names_that_do_not_fit_are_refused(text, message, names_of):
+    with pytest.raises(ConversionError, match=message):
+        names_of(text)
+
+
+def test_names_reach_the_config(save, tmp_path):
+    (tmp_path / "coco.json").write_text(
+        '{"categories": [' + ", ".join(f'{{"id": {10 * i}, "name": "thing {i}"}}' for i in range(CLASSES)) + "]}"
+    )
+    path = save({"model": original_tensors(), "args": settings()})
+    config = convert(path, tmp_path / "out", label_names=tmp_path / "coco.json").config
+    assert config.id2label[3] == "thing 3"
+    assert config.category_ids == [0, 10, 20, 30, 40, 50]
+    assert DinoDetrConfig.from_pretrained(tmp_path / "out").category_ids == config.category_ids
+    with pytest.raises(ConversionError, match="cannot be read"):
+        convert(path, tmp_path / "other", label_names=tmp_path / "nowhere.txt")
+    assert not (tmp_path / "other").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The output folder
+
+
+def test_force_replaces_a_model_and_nothing_else(save, tmp_path):
+    path, out = save({"model": original_tensors(), "args": settings()}), tmp_path / "out"
+    convert(path, out)
+    (out / "config.json").write_text("{}")
+    with pytest.raises(ConversionError, match="is not empty; choose another --output, or --force"):
+        convert(path, out)
+    convert(path, out, force=True)
+    assert AutoModelForObjectDetection.from_pretrained(out).config.num_queries == QUERIES
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(
+        ConversionError, match=r"holds \['notes.txt'\], which are not part of a model and would be lost"
+    ):
+        convert(path, out, force=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoint.pth", "out"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_links_are_not_followed(force, save, tmp_path):
+    path = save({"model": original_tensors(), "args": settings()})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(ConversionError, match="is a symbolic link"):
+        convert(path, tmp_path / "link", force=force)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConversionError, match="config.json" if force else "is not empty"):
+        convert(path, tmp_path / "out", force=force)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_crash_half_way_leaves_no_folder(save, tmp_path, monkeypatch):
+    path = save({"model": original_tensors(), "args": settings()})
+    convert(path, tmp_path / "old")
+    before = {entry.name: entry.read_bytes() for entry in (tmp_path / "old").iterdir()}
+
+    def fails(self, folder, *args, **kwargs):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(DinoDetrImageProcessor, "save_pretrained", fails)  # after the weights were written
+    for folder, force in (("new", False), ("old", True)):
+        with pytest.raises(RuntimeError, match="power cut"):
+            convert(path, tmp_path / folder, force=force)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoint.pth", "old"}
+    assert {entry.name: entry.read_bytes() for entry in (tmp_path / "old").iterdir()} == before
+
+
+def test_the_card_and_the_record_say_where_the_weights_come_from(save, tmp_path):
+    path = save({"model": original_tensors(), "args": settings()})
+    record = convert(path, tmp_path / "out").config.provenance["converted_from"]
+    assert (record["project"], record["file"]) == ("original", "checkpoint.pth")
+    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert "published_ap" not in record
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "checkpoint.pth" in card
+    assert 'model="out"' in card
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsys, monkeypatch):
+    path = of_project("detrex", "swin")
+    monkeypatch.chdir(tmp_path)
+    told = ["--set", "encoder_attention_heads=4", "--set", "decoder_attention_heads=4", "--image-size", "96", "160"]
+    main(["--checkpoint", str(path), "--output", "out", *told, "--verify"])
+    said = capsys.readouterr().out
+    assert "tensors of out are those of" in said
+    assert "the two compute the same" in said
+    assert "10 best detections in the drawn test picture, 640 x 480" in said
+    assert AutoImageProcessor.from_pretrained("out").size == {"shortest_edge": 96, "longest_edge": 160}
+    main(["--checkpoint", "out", "--to", "mmdet", "--output", "back.pth"])
+    said = capsys.readouterr().out
+    assert "positional_encoding=dict(num_feats=32, normalize=True, temperature=10000, offset=-0.5)" in said
+    assert "bounds the inverse sigmoid under predicted boxes by 1e-05, not by 0.001" in said
+    assert load_checkpoint(Path("back.pth")).tensors["level_embed"].shape == (4, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "num_queries=9"], r"The tensors tell \{'num_queries': 7\}; leave them out of --set"),
+        (["--set", "colour=red"], r"has no field \['colour'\]"),
+        (["--set", "position_temperature=-1"], "position_temperature=-1.* must be positive"),
+        (["--set", "num_denoising=many"], "num_denoising"),
+        (["--published", "original/r50"], r"none of the checkpoints in docs/checkpoints\.md"),
+        (["--published", "original/r50_4scale_12ep"], r"The file is not original/r50_4scale_12ep, which is"),
+        (["--image-size", "0", "100"], "image size"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, message, save, tmp_path):
+    path = save({"model": original_tensors(), "args": settings()})
+    with pytest.raises(SystemExit) as stopped:
+        main(["--checkpoint", str(path), "--output", str(tmp_path / "out"), *arguments])
+    assert re.search(message, str(stopped.value.code))
+    assert str(stopped.value.code).startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_verification_fails_where_a_tensor_differs(save, tmp_path, capsys):
+    path = save({"model": original_tensors(), "args": settings()})
+    model = convert(path, tmp_path / "out")
+    with torch.no_grad():
+        model.model.encoder.layers[1].mlp.fc1.weight[3, 5] += 0.5
+    model.save_pretrained(tmp_path / "out")
+    capsys.readouterr()
+    assert not verify(path, tmp_path / "out")
+    said = capsys.readouterr().out
+    total = len(model.state_dict())
+    assert f"{total - 1} of {total} tensors" in said
+    assert "transformer.encoder.layers.1.linear1.weight: 5.0e-01" in said
+    wrong = [line.split("  ")[1] for line in said.splitlines() if line.endswith("DIFFERENT")]
+    assert wrong == ["encoder"]  # the stages before do not depend on it, those after get the same input
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "swin", "convnext"])
+def test_two_models_of_any_kind_are_compared(backbone, save, tmp_path, capsys):
+    path = save({"model": original_tensors(backbone), "args": settings()})
+    convert(path, tmp_path / "out")
+    convert_back(tmp_path / "out", "detrex", tmp_path / "detrex.pth")
+    for first, second in [
+        (path, tmp_path / "out"),
+        (tmp_path / "out", tmp_path / "out"),
+        (tmp_path / "out", tmp_path / "detrex.pth"),
+        (path, path),
+    ]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            compare_command([str(first), str(second)])
+        said = capsys.readouterr().out
+        assert stopped.value.code == 0, said
+        assert "the two compute the same" in said
+
+
+def test_settings_that_differ_are_told(save, tmp_path, capsys):
+    path = save({"model": original_tensors(), "args": settings()})
+    convert(path, tmp_path / "one")
+    path = save({"model": original_tensors(), "args": settings(pe_temperatureH=10000, pe_temperatureW=10000)})
+    convert(path, tmp_path / "two")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        compare_command([str(tmp_path / "one"), str(tmp_path / "two")])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 1
+    assert "setting position_temperature: 20 and 10000" in said
+    assert "the two do NOT compute the same" in said
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "picture"])
+def test_what_cannot_be_compared_is_one_line(wrong, save, tmp_path):
+    path = save({"model": original_tensors(), "args": settings()})
+    (tmp_path / "picture.png").write_text("none")
+    arguments = [str(path), str(tmp_path / "nowhere")]
+    if wrong == "picture":
+        arguments = [str(path), str(path), "--image", str(tmp_path / "picture.png")]
+    with pytest.raises(SystemExit, match=r"^error: (There is no file|.*cannot be read as a picture)"):
+        compare_command(arguments)

@@ -67,6 +67,29 @@ def test_the_decoder_agrees_in_values_and_gradients_with_a_transcription_of_the_
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("eps", [1e-3, 1e-5])
+def test_the_bound_under_predicted_boxes_is_not_that_of_the_next_start(eps):
+    """mmdetection bounds the first by 1e-5 and the second, as everyone, by 1e-3: it shows on boxes at the border."""
+    decoder = tiny_decoder(pred_boxes_eps=eps, decoder_layers=2).double()
+    queries, references, memory, levels = random_inputs()
+    references[:, :3] = torch.tensor([0.0, 1.0, 4e-4, 0.9997])
+    levels = levels._replace(valid_ratios=levels.valid_ratios.double())
+    inputs = queries.double(), references.double(), memory.double(), levels
+    with torch.no_grad():
+        decoded = decoder(*inputs, None, NOTHING)
+        start = inputs[1]
+        for layer, boxes in enumerate(decoded.boxes):
+            head = decoder.heads[0]
+            bounded = torch.log(start.clamp(min=eps) / (1 - start).clamp(min=eps))
+            moved = head.box_head(decoded.hidden_states[layer]).float() + bounded
+            torch.testing.assert_close(boxes, moved.sigmoid(), rtol=0, atol=1e-7)
+            if layer == 0:
+                record = Record.of(hidden_states=True, attentions=False)
+                decoder(*inputs, None, record)
+                bounded = torch.log(start.clamp(min=1e-3) / (1 - start).clamp(min=1e-3))
+                start = (head.box_head(record.hidden_states[1]).float() + bounded).sigmoid()
+
+
 def test_predictions_of_all_layers_have_one_form():
     decoded = tiny_decoder()(*random_inputs(), None, NOTHING)
     assert decoded.hidden_states.shape == (3, 2, 6, 64)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
@@ -23,6 +24,9 @@ def test_scores_model_and_pictures_are_left(demo):
     model = AutoModelForObjectDetection.from_pretrained(output / "model")
     assert model.config.id2label == {0: "disc", 1: "box", 2: "triangle", 3: "star", 4: "ring"}
     assert AutoImageProcessor.from_pretrained(output / "model").size["shortest_edge"] == 96
+    card = ModelCard.load(output / "model/README.md")
+    assert card.data.eval_results[0].metric_value == round(scores["eval_AP"], 4)
+    assert "trained on 6 images of `scenes drawn by the demo of dino_hf`" in card.text
     for name in ("detections.png", "curves.png"):
         with Image.open(output / name) as picture:
             assert picture.width > 500

@@ -103,6 +103,16 @@ def test_sides_of_positives_move_less_than_those_of_negatives(scale):
     assert len(signs) == 2**4  # each side has a sign of its own
 
 
+@pytest.mark.parametrize("extra", [0, 1, 4])
+def test_the_label_embedding_has_rows_beyond_those_of_classes_that_are_never_looked_up(extra):
+    denoising, _, queries = denoise(5, 3, num_extra_label_embeddings=extra, label_noise_ratio=2.0)
+    assert len(denoising.label_embedding.weight) == NUM_LABELS + extra
+    queries.content.sum().backward()
+    seen = denoising.label_embedding.weight.grad.abs().sum(1) > 0
+    assert not seen[NUM_LABELS:].any()
+    assert seen[:NUM_LABELS].all()
+
+
 def test_groups_are_noised_independently():
     _, _, denoising = denoise(3, 2)
     first, second = denoising.references.unflatten(1, (denoising.num_groups, 6))[:, :2, :2].unbind(1)

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers.dynamic_module_utils import get_relative_import_files
 
 import dino_hf
+from dino_hf.sharing import AUTO_MAP
 
 FLOORS = [
     {
@@ -18,8 +20,9 @@ FLOORS = [
         "recording",
         "coco_classes",
         "attention_backends",
+        "sharing",
     },
-    {"configuration_dino_detr", "ms_deform_attn", "heads", "matcher"},
+    {"configuration_dino_detr", "ms_deform_attn", "heads", "matcher", "model_card"},
     {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "box_processing"},
     {"modeling_dino_detr", "image_processing_dino_detr", "image_processing_pil_dino_detr"},
 ]
@@ -29,6 +32,8 @@ GUARDED_PACKAGES = {"scipy"}
 
 FOLDER = Path(dino_hf.__file__).parent
 SHIPPED = sorted(file for file in FOLDER.glob("*.py") if file.stem != "__init__")
+
+REFERENCES = [one for entry in AUTO_MAP.values() for one in (entry.values() if isinstance(entry, dict) else [entry])]
 
 every_shipped_file = pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 
@@ -41,12 +46,19 @@ def is_guard(node: ast.AST) -> bool:
     return isinstance(test, ast.Call) and ast.unparse(test.func).endswith("_available")
 
 
-def imports(node: ast.AST, guarded: bool = False):
+def is_never_run(node: ast.AST) -> bool:
+    """What sharing.py names, so that it travels."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imports(node: ast.AST, guarded: bool = False, also_never_run: bool = False):
     """Every import statement below `node`, and whether a guard stands above it."""
     for child in ast.iter_child_nodes(node):
+        if is_never_run(child) and not also_never_run:
+            continue
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, guarded
-        yield from imports(child, guarded or is_guard(child))
+        yield from imports(child, guarded or is_guard(child), also_never_run)
 
 
 def wrong_imports(stem: str, text: str) -> list[str]:
@@ -80,11 +92,23 @@ def test_imports_go_down_and_to_what_the_hub_has(file):
 def test_no_line_of_text_looks_like_an_import(file):
     """The loader of the Hub searches lines, not statements: one in a docstring would be followed too."""
     text = file.read_text()
-    statements = {node.lineno for node, _ in imports(ast.parse(text))}
+    statements = {node.lineno for node, _ in imports(ast.parse(text), also_never_run=True)}
     lines = {
         number for number, line in enumerate(text.splitlines(), 1) if line.strip().startswith(("from .", "import ."))
     }
     assert lines <= statements
+
+
+@every_shipped_file
+def test_only_sharing_names_files_that_it_does_not_import(file):
+    assert any(map(is_never_run, ast.walk(ast.parse(file.read_text())))) == (file.stem == "sharing")
+
+
+@pytest.mark.parametrize("stem", sorted({ref.split(".")[0] for ref in REFERENCES} | {"sharing"}))
+def test_whatever_is_loaded_first_has_every_file_beside_it(stem):
+    """The loader of the Hub copies what it finds from one file on; what is saved again from there must be whole."""
+    found = {Path(name).stem for name in get_relative_import_files(FOLDER / f"{stem}.py")} | {stem}
+    assert found == set(FLOOR_OF)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, DetrConfig
 
-from dino_hf import DinoDetrImageProcessor, DinoDetrImageProcessorPil
+from dino_hf import DinoDetrConfig, DinoDetrImageProcessor, DinoDetrImageProcessorPil
 
 PROCESSORS = {"torchvision": DinoDetrImageProcessor, "pil": DinoDetrImageProcessorPil}
 TINY = {"size": {"shortest_edge": 48, "longest_edge": 100}}
@@ -360,6 +360,63 @@ def test_other_target_sizes_are_refused(backend, sizes, found):
 def test_at_least_one_detection_must_be_asked_for(backend, top_k):
     with pytest.raises(ValueError, match=f"top_k={top_k} must be at least 1"):
         make_processor(backend).post_process_object_detection(make_outputs(), top_k=top_k)
+
+
+CLASSES, CATEGORY_IDS = ["disc", "box", "N/A", "star", "ring"], [90, 3, 17, 44, 2]
+
+
+def make_config(**changes) -> DinoDetrConfig:
+    return DinoDetrConfig(**{"id2label": dict(enumerate(CLASSES)), "category_ids": CATEGORY_IDS, **changes})
+
+
+@both_backends
+@pytest.mark.parametrize("threshold", [0.0, 0.7])
+def test_a_config_adds_names_and_original_category_ids(backend, threshold):
+    outputs, processor, sizes = make_outputs(), make_processor(backend), [(480, 640), (1333, 800)]
+    plain = processor.post_process_object_detection(outputs, threshold, sizes)
+    results = processor.post_process_object_detection(outputs, threshold, sizes, 300, make_config())
+    for result, expected in zip(results, plain, strict=True):
+        assert set(expected) == {"scores", "labels", "boxes"}
+        assert set(result) == {*expected, "category_ids", "names"}
+        assert all(torch.equal(result[name], tensor) for name, tensor in expected.items())
+        labels = expected["labels"].tolist()
+        assert len(set(labels)) >= 4  # of the 5
+        assert result["names"] == [CLASSES[label] for label in labels]
+        assert result["category_ids"].tolist() == [CATEGORY_IDS[label] for label in labels]
+        assert result["category_ids"].dtype == torch.int64
+
+
+@both_backends
+def test_an_image_without_detections_has_no_names_and_no_category_ids(backend):
+    result = make_processor(backend).post_process_object_detection(make_outputs(), 1.0, config=make_config())[1]
+    assert result["names"] == []
+    assert result["category_ids"].shape == (0,)
+    assert result["category_ids"].dtype == torch.int64
+
+
+@both_backends
+@pytest.mark.parametrize("config", [make_config(category_ids=None), DetrConfig(num_labels=5)], ids=["ours", "theirs"])
+def test_names_come_without_category_ids_where_the_config_has_none(backend, config):
+    results = make_processor(backend).post_process_object_detection(make_outputs(), 0.0, config=config)
+    for result in results:
+        assert set(result) == {"scores", "labels", "boxes", "names"}
+        assert result["names"] == [config.id2label[label] for label in result["labels"].tolist()]
+
+
+@both_backends
+@pytest.mark.parametrize(
+    ("classes", "ids", "message"),
+    [
+        (4, None, "The logits are of 5 classes, but the config names 4 classes; .* config=model.config"),
+        (91, None, "The logits are of 5 classes, but the config names 91 classes"),
+        (5, [1, 2, 3], "The logits are of 5 classes, but the config has 3 category_ids"),
+    ],
+)
+def test_the_config_of_another_model_is_refused(backend, classes, ids, message):
+    config = make_config(id2label={index: f"n{index}" for index in range(classes)}, category_ids=None)
+    config.category_ids = ids
+    with pytest.raises(ValueError, match=message):
+        make_processor(backend).post_process_object_detection(make_outputs(), 0.5, config=config)
 
 
 @both_backends

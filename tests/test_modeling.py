@@ -2,7 +2,9 @@ import copy
 import inspect
 import math
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -320,6 +322,66 @@ def test_a_new_number_of_labels_has_new_class_heads_only(tmp_path):
     assert changed == heads | {"model.denoising.label_embedding.weight"}
     for head in (loaded.model.query_selection.head, loaded.model.decoder.heads[0]):
         torch.testing.assert_close(head.class_head.bias, torch.full((7,), -math.log(99)))
+
+
+def random_states() -> list:
+    return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
+
+
+SEVEN = {index: f"class {index}" for index in range(7)}
+
+
+@pytest.mark.parametrize("load", [DinoDetrForObjectDetection, DinoDetrModel, AutoModelForObjectDetection, AutoModel])
+@pytest.mark.parametrize("missing", [None, "value_proj", "stages.0"])
+def test_what_is_drawn_in_loading_is_the_same_in_every_call_and_leaves_no_trace(tmp_path, load, missing):
+    make_model(share_decoder_heads=False).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    changes = {"id2label": SEVEN, "ignore_mismatched_sizes": True} if missing is None else {}
+    if missing is not None:
+        kept = {name: tensor for name, tensor in tensors.items() if missing not in name}
+        assert len(kept) < len(tensors)
+        save_file(kept, file, metadata={"format": "pt"})
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        before = random_states()
+        model, info = load.from_pretrained(tmp_path, output_loading_info=True, **changes)
+        assert random_states() == before
+        states.append(model.state_dict())
+    assert [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])] == []
+    drawn = info["missing_keys"] if missing else [name for name, *_ in info["mismatched_keys"]]
+    weights = [states[0][name] for name in drawn if states[0][name].ndim > 1]
+    assert len(weights) >= 2
+    # each has draws of its own
+    assert len({tuple(weight.flatten()[:40].tolist()) for weight in weights}) == len(weights)
+
+
+def test_a_load_that_fails_leaves_the_random_numbers_alone_too(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    before = random_states()
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        DinoDetrForObjectDetection.from_pretrained(tmp_path, id2label=SEVEN)
+    assert random_states() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_gpu_too_what_is_drawn_is_the_same_and_leaves_no_trace(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.cuda.get_rng_state_all()
+        model = DinoDetrForObjectDetection.from_pretrained(
+            tmp_path, id2label=SEVEN, ignore_mismatched_sizes=True, device_map="cuda"
+        )
+        assert all(torch.equal(a, b) for a, b in zip(torch.cuda.get_rng_state_all(), before, strict=True))
+        heads.append(model.model.decoder.heads[0].class_head.weight)
+    assert heads[0].is_cuda
+    assert torch.equal(*heads)
 
 
 @every_backbone_and_timm

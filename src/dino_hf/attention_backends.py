@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 ENVIRONMENT_VARIABLE = "DINO_HF_MS_DEFORM_ATTN"
+_KERNELS = ("cpu", "triton")  # which an installed dino_hf registers
 
 
 class Backend(NamedTuple):
@@ -124,6 +125,8 @@ def choose_backend(name: str | None, device_type: str, dtype: torch.dtype) -> st
     Raises:
         ValueError, BackendUnavailable: one that was named is unknown, or cannot run, or not on this device or dtype.
     """
+    if name in _KERNELS and name not in _entries:
+        name = None  # a shared model that was saved with a kernel's name: its code travelled, the kernels did not
     named = _chosen.get() or os.environ.get(ENVIRONMENT_VARIABLE) or name
     if named:
         load_backend(named)

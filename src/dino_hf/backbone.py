@@ -75,10 +75,11 @@ class DinoDetrBackbone(nn.Module):
 
         channels = self.model.channels
         num_extra = config.num_feature_levels - len(channels)
-        projections = [XavierConv2d(width, config.d_model, kernel_size=1) for width in channels]
+        bias = config.projection_bias
+        projections = [XavierConv2d(width, config.d_model, kernel_size=1, bias=bias) for width in channels]
         # The first extra level looks at the backbone's last map as it is, further ones at the level before.
         for width in [channels[-1], *[config.d_model] * (num_extra - 1)][:num_extra]:
-            projections.append(XavierConv2d(width, config.d_model, kernel_size=3, stride=2, padding=1))
+            projections.append(XavierConv2d(width, config.d_model, kernel_size=3, stride=2, padding=1, bias=bias))
         self.projections = nn.ModuleList(projections)
         self.norms = nn.ModuleList(nn.GroupNorm(32, config.d_model) for _ in projections)
 
@@ -116,7 +117,14 @@ class DinoDetrBackbone(nn.Module):
         Returns:
             L maps (B, C, h_l, w_l) and their padding masks (B, h_l, w_l), True on padding, finest first.
         """
-        features = list(self.model(pixel_values).feature_maps)
+        maps = self.project(list(self.model(pixel_values).feature_maps))
+        padding = (~pixel_mask)[:, None].float()  # (B, 1, h, w)
+        padding[:, :, 0, 0] = 0  # where images begin: one without any valid pixel would divide by a size of zero
+        masks = [F.interpolate(padding, size=level.shape[-2:])[:, 0].bool() for level in maps]
+        return maps, masks
+
+    def project(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps of the backbone -> L maps (B, C, h_l, w_l)."""
         maps = []
         for level, (projection, norm) in enumerate(zip(self.projections, self.norms, strict=True)):
             if level < len(features):
@@ -124,7 +132,4 @@ class DinoDetrBackbone(nn.Module):
             else:
                 source = features[-1] if level == len(features) else maps[-1]
             maps.append(norm(projection(source)))
-        padding = (~pixel_mask)[:, None].float()  # (B, 1, h, w)
-        padding[:, :, 0, 0] = 0  # where images begin: one without any valid pixel would divide by a size of zero
-        masks = [F.interpolate(padding, size=level.shape[-2:])[:, 0].bool() for level in maps]
-        return maps, masks
+        return maps

@@ -5,16 +5,26 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import ImageType, SizeDict, get_image_type
 
 from .box_ops import cxcywh_to_xyxy
+from .sharing import CarriesCode, is_shipped
 
 
-class DinoDetrProcessingMixin:
+class DinoDetrProcessingMixin(CarriesCode):
     """Mixed into the image processors of the library: labels relative to the unpadded image, and the top 300 detections."""
 
     do_convert_rgb = True
+    auto_map_entries = ("AutoImageProcessor",)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoImageProcessor"):
+        """As in the library, for subclasses. The library also calls it when it loads our code from a folder, and would then save
+        one of the two classes only."""
+        if not is_shipped(cls):
+            super().register_for_auto_class(auto_class)
 
     def process_image(self, image, *args, **kwargs):
         """As in the library, which would cut off at white, or let overflow, what has more than 8 bits: it is refused.
@@ -66,7 +76,8 @@ class DinoDetrProcessingMixin:
         threshold: float = 0.5,
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
         top_k: int = 300,
-    ) -> list[dict[str, Tensor]]:
+        config: PreTrainedConfig | None = None,
+    ) -> list[dict[str, Tensor | list[str]]]:
         """The best pairs of a query and a class, without non-maximum suppression (DETR has no use for it).
 
         Args:
@@ -75,28 +86,55 @@ class DinoDetrProcessingMixin:
             target_sizes: (B, 2) or B pairs of (height, width), of any kind: the size that boxes are scaled to, usually that
                 of the original image. None leaves them in [0, 1].
             top_k: at most this many detections of each image, at least 1.
+            config: that of the model: adds names and original category ids.
         Returns:
             for each image `scores` (N,) in [0, 1], highest first; `labels` (N,) in [0, K); `boxes` (N, 4) as
-            (x0, y0, x1, y1), float32.
+            (x0, y0, x1, y1), float32. With a config also `names`, a list of N, and, if the config has category ids,
+            `category_ids` (N,), int64: those of the annotations that the model was trained on.
         Raises:
-            ValueError: target_sizes are not one (height, width) per image, or top_k is below 1.
+            ValueError: target_sizes are not one (height, width) per image, or top_k is below 1, or the config has another number
+                of classes than the logits.
         """
         logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
         if top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1; a high threshold leaves detections out.")
         num_labels = logits.shape[-1]
+        _check_classes(config, num_labels)
         scores, index = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)  # (B, N)
         query = (index // num_labels)[..., None].expand(-1, -1, 4)
         boxes = cxcywh_to_xyxy(boxes).gather(1, query)  # (B, N, 4)
         if target_sizes is not None:
             height, width = _read_sizes(target_sizes, len(logits)).to(boxes.device).unbind(1)
             boxes = boxes * torch.stack([width, height, width, height], dim=1)[:, None]
-        return [
+        results = [
             {"scores": image_scores[keep], "labels": labels[keep], "boxes": image_boxes[keep]}
             for image_scores, labels, image_boxes, keep in zip(
                 scores, index % num_labels, boxes, scores > threshold, strict=True
             )
         ]
+        if config is not None:
+            category_ids = getattr(config, "category_ids", None)
+            for result in results:
+                labels = result["labels"].tolist()
+                result["names"] = [config.id2label[label] for label in labels]
+                if category_ids is not None:
+                    ids = [category_ids[label] for label in labels]
+                    result["category_ids"] = torch.tensor(ids, dtype=torch.int64, device=logits.device)
+        return results
+
+
+def _check_classes(config: PreTrainedConfig | None, num_labels: int) -> None:
+    if config is None:
+        return
+    num_ids = num_labels if getattr(config, "category_ids", None) is None else len(config.category_ids)
+    if config.num_labels != num_labels or num_ids != num_labels:
+        found = f"names {config.num_labels} classes"
+        if config.num_labels == num_labels:
+            found = f"has {num_ids} category_ids"
+        raise ValueError(
+            f"The logits are of {num_labels} classes, but the config {found}; give that of the model that made them, "
+            "config=model.config."
+        )
 
 
 def _read_sizes(target_sizes: Tensor | Sequence, num_images: int) -> Tensor:

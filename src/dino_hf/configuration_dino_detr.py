@@ -1,19 +1,23 @@
 """Settings of DINO."""
 
+import operator
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
 
 from .coco_classes import coco_id2label
+from .sharing import CarriesCode
 
 # What a DINO model gets from each kind of backbone when only its sizes are given: the last three stages.
 _DEFAULT_STAGES = ["stage2", "stage3", "stage4"]
 # How older configurations of sibling models set their backbone.
 _OLD_BACKBONE_SETTINGS = ("backbone", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone")
+_CLASS_SETTINGS = ("id2label", "label2id", "num_labels")
 
 
 @strict
-class DinoDetrConfig(PreTrainedConfig):
+class DinoDetrConfig(CarriesCode, PreTrainedConfig):
     """Settings of a DINO detector (arXiv:2203.03605). Each field is a size, or differs between released models.
 
     The default is the R50 4-scale model of the original release, with its 91 outputs: raw COCO category ids.
@@ -37,6 +41,7 @@ class DinoDetrConfig(PreTrainedConfig):
         position_offset: added to a cell's number in that embedding: 0 in the release, -0.5 in detrex.
         share_decoder_heads: one class head and one box head for all decoder layers (the release) or one each (detrex,
             mmdetection).
+        projection_bias: whether the projections of feature maps have one; not in mmdetection.
         pred_boxes_eps: bound of the inverse sigmoid under `pred_boxes`: 1e-3 in the release and detrex, 1e-5 in mmdetection. From
             layer to layer it is 1e-3 in all of them.
         num_denoising: pairs of positive and negative denoising queries that are aimed at, in training, if at least 50. Below 50,
@@ -54,8 +59,8 @@ class DinoDetrConfig(PreTrainedConfig):
             None chooses by device and dtype. `dino_hf.use_backend` and the environment variable DINO_HF_MS_DEFORM_ATTN go first.
         num_labels, id2label, label2id: as in every configuration of transformers.
         category_ids: original category id of each class, in the order of `id2label`, as in the annotations that the model was
-            trained on; None if there are none. Loading with another `id2label` or `num_labels` forgets them, unless new ones
-            are given too.
+            trained on; None if there are none. Loading with another `id2label`, `label2id` or `num_labels` forgets them, unless
+            new ones are given too.
         provenance: where the weights come from, as the model card tells it: `converted_from`, `base_model`, `license`, `training`
             (each optional, plain JSON).
 
@@ -103,6 +108,7 @@ class DinoDetrConfig(PreTrainedConfig):
     position_temperature: float | int = 20.0
     position_offset: float | int = 0.0
     share_decoder_heads: bool = True
+    projection_bias: bool = True
     pred_boxes_eps: float = 1e-3
     num_denoising: int = 100
     num_extra_label_embeddings: int = 1
@@ -139,40 +145,56 @@ class DinoDetrConfig(PreTrainedConfig):
         if self.num_frozen_backbone_stages is None:
             self.num_frozen_backbone_stages = 2 if self.backbone_config.model_type == "resnet" else 0
         if self.id2label is None and self.label2id:
-            self.id2label = {index: name for name, index in self.label2id.items()}
+            self.id2label = _inverse(self.label2id)
         if self.id2label is None and kwargs.get("num_labels") in (None, 91):
             self.id2label = coco_id2label()
-            self.category_ids = list(self.id2label)
+            self.category_ids = list(self.id2label) if self.category_ids is None else self.category_ids
+        category_ids = self.category_ids
         if self.id2label is not None:
             self.set_class_names()  # checked before the library reads it
         super().__post_init__(**kwargs)
         self.set_class_names()
+        self.category_ids = category_ids  # checked by the library's call of validate_architecture, not forgotten
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in `PreTrainedConfig`; other classes have other category ids, so the saved ones go."""
-        if {"id2label", "label2id", "num_labels"} & set(kwargs) and "category_ids" not in kwargs:
-            config_dict = {**config_dict, "category_ids": None}
-        return super().from_dict(config_dict, **kwargs)
+        """As in `PreTrainedConfig`, but classes that are given take the place of the saved ones as a whole: names, their
+        inverse and category ids. None gives nothing, but as `category_ids` it takes the saved ones away.
+
+        Raises:
+            ValueError: see `set_classes`; or `num_labels` contradicts the names.
+        """
+        given = {name: kwargs.pop(name) for name in (*_CLASS_SETTINGS, "category_ids") if name in kwargs}
+        loaded = super().from_dict(config_dict, **kwargs)
+        if given:
+            config = loaded[0] if isinstance(loaded, tuple) else loaded  # with return_unused_kwargs
+            names = _names_given(*(given.get(name) for name in _CLASS_SETTINGS), config.id2label)
+            # The same classes as before keep their ids: `num_labels` is often given as it is.
+            same = names == config.id2label
+            config.set_classes(names, given.get("category_ids", config.category_ids if same else None))
+        return loaded
+
+    def set_classes(self, id2label: dict[int, str], category_ids: list[int] | None = None) -> None:
+        """Other classes for a configuration: names, and original category ids where there are any. A model that is built
+        changes with them by `dino_hf.training.transfer_classes`.
+
+        Raises:
+            ValueError: the names are no dictionary, or not numbered 0 to K - 1, or no strings; or the ids are not K different
+                whole numbers. Nothing is changed then.
+        """
+        names = _checked_names(id2label)
+        category_ids = _checked_category_ids(category_ids, names)
+        self.id2label, self.category_ids = names, category_ids
+        self.set_class_names()
 
     def set_class_names(self) -> None:
         """Make `label2id` the inverse of `id2label`, and forget category ids that are not one for each class. Models call it
-        too: `from_pretrained(..., id2label=...)` replaces one of the two after the configuration was made.
+        too, for names that were set after the configuration was made; where that can be helped, `set_classes` sets all three.
 
         Raises:
-            ValueError: `id2label` is no dictionary, or the classes are not numbered 0 to K - 1.
+            ValueError: `id2label` is no dictionary, or the classes are not numbered 0 to K - 1, or their names no strings.
         """
-        if not isinstance(self.id2label, dict):
-            raise ValueError(
-                f"id2label is a {type(self.id2label).__name__}, but must be a dictionary from class index to name; "
-                "dict(enumerate(names)) makes one of a list of names."
-            )
-        names = {int(index): name for index, name in self.id2label.items()}
-        if sorted(names) != list(range(len(names))) or not names:
-            raise ValueError(
-                f"id2label has the keys {sorted(names)[:10]}, but the classes of a model are numbered 0 to K - 1; category ids "
-                "with gaps are mapped by dino_hf.training.load_coco."
-            )
+        names = _checked_names(self.id2label)
         self.id2label = names
         self.label2id = {name: index for index, name in names.items() if name != "N/A"}
         if self.category_ids is not None and len(self.category_ids) != len(names):
@@ -225,8 +247,7 @@ class DinoDetrConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 turns it off.")
         if not 0 < self.pred_boxes_eps < 0.5:
             raise ValueError(f"pred_boxes_eps={self.pred_boxes_eps} must lie between 0 and 0.5; the release has 0.001.")
-        if self.category_ids is not None and len(set(self.category_ids)) < len(self.category_ids):
-            raise ValueError(f"category_ids={self.category_ids} has one id twice; each class has its own.")
+        _checked_category_ids(self.category_ids, self.id2label)
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(
                 f"focal_alpha={self.focal_alpha} must lie in [0, 1]: it is the share of positives in the loss."
@@ -239,6 +260,74 @@ class DinoDetrConfig(PreTrainedConfig):
             )
         if self.box_noise_scale < 0:
             raise ValueError(f"box_noise_scale={self.box_noise_scale} must not be negative; 0 means no noise.")
+
+
+def _checked_names(id2label: dict[int, str]) -> dict[int, str]:
+    """In the order of the classes, under whole numbers: json makes strings of them."""
+    if not isinstance(id2label, dict):
+        raise ValueError(
+            f"id2label is a {type(id2label).__name__}, but must be a dictionary from class index to name; "
+            "dict(enumerate(names)) makes one of a list of names."
+        )
+    try:
+        names = {int(index): name for index, name in id2label.items()}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"id2label has the keys {list(id2label)[:10]}, but must be a dictionary from class index to name; the other way "
+            "around it is label2id."
+        ) from None
+    if sorted(names) != list(range(len(id2label))) or not names:
+        raise ValueError(
+            f"id2label has the keys {sorted(names)[:10]}, but the classes of a model are numbered 0 to K - 1; category ids "
+            "with gaps are mapped by dino_hf.training.load_coco."
+        )
+    if others := [name for name in names.values() if not isinstance(name, str)]:
+        raise ValueError(f"id2label has the names {others[:10]}, which are no strings.")
+    return dict(sorted(names.items()))
+
+
+def _checked_category_ids(category_ids: list[int] | None, id2label: dict[int, str]) -> list[int] | None:
+    if category_ids is None:
+        return None
+    if len(category_ids) != len(id2label):
+        raise ValueError(
+            f"category_ids has {len(category_ids)} entries for {len(id2label)} classes; give one for each, in the order of "
+            "id2label, or None."
+        )
+    try:
+        category_ids = [operator.index(one) for one in category_ids]  # also NumPy's
+    except TypeError:
+        raise ValueError(f"category_ids={category_ids} must be whole numbers.") from None
+    if len(set(category_ids)) < len(category_ids):
+        raise ValueError(f"category_ids={category_ids} has one id twice; each class has its own.")
+    return category_ids
+
+
+def _inverse(label2id: dict[str, int]) -> dict[int, str]:
+    if not isinstance(label2id, dict):
+        raise ValueError(
+            f"label2id is a {type(label2id).__name__}, but must be a dictionary from name to class index; id2label is enough."
+        )
+    return {index: name for name, index in label2id.items()}
+
+
+def _names_given(
+    id2label: dict | None, label2id: dict | None, num_labels: int | None, saved: dict[int, str]
+) -> dict[int, str]:
+    """Names of the classes that somebody asks for, in one of three ways, when a configuration with others is loaded."""
+    if id2label is not None:
+        names = _checked_names(id2label)
+    elif label2id is not None:
+        names = _checked_names(_inverse(label2id))
+    elif num_labels in (None, len(saved)):
+        return saved
+    else:
+        return {index: f"LABEL_{index}" for index in range(num_labels)}  # as the library has it
+    if num_labels not in (None, len(names)):
+        raise ValueError(
+            f"num_labels={num_labels}, but there are names for {len(names)} classes; leave num_labels out."
+        )
+    return names
 
 
 def _backbone_from_dict(settings: dict) -> PreTrainedConfig:

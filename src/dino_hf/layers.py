@@ -32,11 +32,12 @@ class TransformerLinear(nn.Linear):
 
 
 class XavierConv2d(nn.Conv2d):
-    """Starts xavier-uniform, with zero bias."""
+    """Starts xavier-uniform, with zero bias if it has one."""
 
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class FeedForward(nn.Module):

@@ -1,8 +1,11 @@
 """DINO as a model of transformers: `DinoDetrModel` is the detector, `DinoDetrForObjectDetection` adds its objective."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
@@ -14,6 +17,7 @@ from .decoder import DinoDetrDecoder
 from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
 from .feature_levels import describe_levels, flatten_maps
+from .model_card import FILE_NAME, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
 from .recording import Record
 from .targets import collect_targets
@@ -108,18 +112,47 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in `PreTrainedModel`, which makes every loaded parameter trainable: what is frozen is frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)  # with output_loading_info, a tuple
+        """As in `PreTrainedModel`, which makes every loaded parameter trainable: what is frozen is frozen again. What a
+        checkpoint does not hold, as the class heads of other classes, is drawn from a seed of its own: the same in every call,
+        and the caller's random numbers go on as if nothing had been drawn."""
+        # CUDA that nobody uses yet is left alone: once it is initialised, processes cannot be forked.
+        uses_cuda = kwargs.get("device_map", "cpu") not in (None, "cpu", torch.device("cpu"))
+        uses_cuda = uses_cuda or torch.get_default_device().type == "cuda" or torch.cuda.is_initialized()
+        devices = range(torch.cuda.device_count()) if uses_cuda else ()
+        with torch.random.fork_rng(devices, device_type="cuda"):
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would also reach a CUDA that is not initialised
+            if devices:
+                torch.cuda.manual_seed_all(0)
+            loaded = super().from_pretrained(*args, **kwargs)  # with output_loading_info, a tuple
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, DinoDetrBackbone):
                 module.freeze_stages()
         return loaded
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in `PreTrainedModel`. Keys are saved under our own names: with the library's default they are translated back to
-        the names of the backbone's original project, which `Trainer` then does not find when it resumes (Swin)."""
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
+        """As in `PreTrainedModel`, with the code that loads it (by its configuration) and a model card, unless README.md is
+        somebody's own. Keys are saved under our own names: with the library's default they are translated back to the names of
+        the backbone's original project, which `Trainer` then does not find when it resumes (Swin)."""
         kwargs.setdefault("save_original_format", False)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        self._card_before = read_card(save_directory)
+        saved = super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        is_uploaded = kwargs.get("push_to_hub", len(args) > 1 and args[1])  # then the card is settled
+        if is_main_process and not is_uploaded and os.path.isdir(save_directory):
+            write_model_card(save_directory, self.config, self.num_parameters(), self.model_tags or ())
+        return saved
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """As in `PushToHubMixin`, which by now has put the repository's card or an empty template in the place of ours."""
+        settle_model_card(
+            working_dir,
+            self.config,
+            self.num_parameters(),
+            repo_id,
+            self._card_before,
+            tags=ModelCard.load(Path(working_dir) / FILE_NAME, ignore_metadata_errors=True).data.tags or (),
+            token=kwargs.get("token"),
+        )
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
 class DinoDetrModel(DinoDetrPreTrainedModel):

@@ -1,13 +1,14 @@
-"""Rebuilds the weights and images that the recorded numbers of the original release belong to.
+"""Rebuilds the weights and images that the recorded numbers of the original release, detrex and mmdetection belong to.
 
 Each tensor follows from its name alone, so that no weights need to be stored; `data/` holds, for each variant, the names and
-shapes of its checkpoint, its settings, and what the original release computed with them on a CPU in float32.
+shapes of its checkpoint, its settings, and what the project computed with them on a CPU in float32.
 """
 
 import json
 import math
 import zlib
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dino_hf.coco_classes import COCO_CLASSES
+
 DATA = Path(__file__).parent / "data"
-VARIANTS = ["r50_4scale", "r50_5scale", "swin_t_4scale"]
+VARIANTS = [
+    *("original/r50_4scale", "original/r50_5scale", "original/swin_t_4scale"),
+    *("detrex/r50_4scale", "detrex/swin_t_4scale", "mmdet/r50_4scale", "mmdet/swin_t_5scale"),
+]
+
+
+def project_of(variant: str) -> str:
+    return variant.split("/")[0]
 
 
 def load_manifest(variant: str) -> dict:
@@ -24,6 +34,10 @@ def load_manifest(variant: str) -> dict:
 
 
 def load_recorded(variant: str, name: str) -> dict[str, Tensor]:
+    """`eval_outputs` or `eval_intermediates`, with padding masked. detrex does so in training only; what it computes in
+    evaluation, where it takes padding for image, is `eval_outputs_of_padding`."""
+    if project_of(variant) == "detrex":
+        name = {"eval_outputs_of_padding": "eval_outputs"}.get(name, f"{name}_masked")
     return load_file(DATA / variant / f"{name}.safetensors")
 
 
@@ -49,18 +63,34 @@ def make_tensor(name: str, shape: list[int], salt: str) -> Tensor:
     return x / math.sqrt(math.prod(shape[1:]))
 
 
-def make_checkpoint(manifest: dict) -> dict:
-    """What `torch.load` of a file of the release gives: tensors under `model`, settings under `args`."""
+def make_checkpoint(variant: str) -> dict:
+    """What `torch.load` of a file of the project gives."""
+    manifest = load_manifest(variant)
     tensors: dict[str, Tensor] = {}
     for name, entry in manifest["tensors"].items():
         source = entry.get("alias_of")
-        if source == "computed":
+        if name.endswith("relative_position_index"):
+            tensors[name] = position_index(math.isqrt(entry["shape"][0]))
+        elif source == "computed":
             tensors[name] = torch.zeros(entry["shape"], dtype=torch.int64)
         elif source is not None:
             tensors[name] = tensors[source]
         else:
             tensors[name] = make_tensor(name, entry["shape"], manifest["salt"])
-    return {"model": tensors, "args": Namespace(**manifest["config"]), "epoch": 11}
+    if project_of(variant) == "original":
+        return {"model": tensors, "args": Namespace(**manifest["config"]), "epoch": 11}
+    if project_of(variant) == "detrex":
+        return {"model": tensors, "iteration": 89999}
+    meta = {"cfg": f"model = {manifest['config']!r}", "dataset_meta": {"classes": tuple(COCO_CLASSES.values())}}
+    return {"state_dict": tensors, "meta": meta}
+
+
+def position_index(window: int) -> Tensor:
+    """(w * w, w * w): row of Swin's bias table for two cells, counted from their differences along y and x."""
+    index = torch.empty(window, window, window, window, dtype=torch.int64)
+    for y, x, other_y, other_x in product(range(window), repeat=4):
+        index[y, x, other_y, other_x] = (y - other_y + window - 1) * (2 * window - 1) + x - other_x + window - 1
+    return index.reshape(window**2, window**2)
 
 
 def make_images(manifest: dict) -> tuple[Tensor, Tensor]:

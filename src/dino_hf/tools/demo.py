@@ -15,7 +15,15 @@ from transformers import HfArgumentParser, ProgressCallback, Trainer, TrainingAr
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 
-from ..training import CocoData, CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
+from ..training import (
+    CocoData,
+    CocoEvaluator,
+    DetectionCollator,
+    DetectionTransform,
+    load_coco,
+    make_optimizer,
+    record_training,
+)
 from .drawing import save_comparison, save_curves
 from .scenes import make_scenes
 
@@ -119,6 +127,7 @@ def train(arguments: DemoArguments, train_data: CocoData, eval_data: CocoData, f
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(QuietProgress)
+    record_training(trainer, train_data, eval_data)  # for the model card
     trainer.train()
     return trainer
 
@@ -180,8 +189,8 @@ def run(arguments: DemoArguments) -> dict[str, float]:
     print(f"Drawing {arguments.num_train_images} + {arguments.num_eval_images} scenes ...")
     train_json = make_scenes(output / "data" / "train", arguments.num_train_images, seed=arguments.seed)
     eval_json = make_scenes(output / "data" / "eval", arguments.num_eval_images, seed=arguments.seed + 1)
-    train_data = load_coco(train_json, train_json.parent)
-    eval_data = load_coco(eval_json, eval_json.parent, like=train_data)
+    train_data = load_coco(train_json, train_json.parent)._replace(name="scenes drawn by the demo of dino_hf")
+    eval_data = load_coco(eval_json, eval_json.parent, like=train_data)._replace(name="other scenes drawn by the demo")
 
     print(f"Training on {torch.get_num_threads()} threads ...")
     trainer = train(arguments, train_data, eval_data, output / "training")

@@ -38,6 +38,7 @@ class CocoData(NamedTuple):
     dataset: Dataset
     id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
     category_ids: list[int]  # class index -> original category id of the json, which may have gaps
+    name: str | None = None  # in a model card
 
 
 def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData | None = None) -> CocoData:
@@ -118,7 +119,8 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
         "image": [str(image_dir / image["file_name"]) for image in images.values()],
         "objects": list(objects.values()),
     }
-    return CocoData(Dataset.from_dict(columns, features=_FEATURES), id2label, category_ids)
+    name = "/".join(annotation_file.parts[-2:])
+    return CocoData(Dataset.from_dict(columns, features=_FEATURES), id2label, category_ids, name)
 
 
 def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:

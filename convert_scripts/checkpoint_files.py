@@ -1,0 +1,217 @@
+"""Reading and writing the files of other projects. Nothing that a file says is ever run."""
+
+import argparse
+import ast
+import hashlib
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+
+class ConversionError(ValueError):
+    """A file or folder cannot be converted; the message says why and what to do."""
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds: tensors by their names there, without prefixes of wrappers; and what it says about its training."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    settings: dict = field(default_factory=dict)  # `args` of the release, or the configuration in mmdetection's `meta`
+    class_names: list[str] | None = None  # mmdetection
+
+
+class UnreadObject:
+    """Stands for an object that a training leaves in its checkpoint and nobody here needs. Holds nothing, does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+# What a training of mmdetection leaves: its log, and NumPy's numbers and random states.
+_HARMLESS = [
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",  # by which the log names its methods
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar", "_frombuffer")
+    ),
+    *(f"numpy.{name}" for name in ("ndarray", "dtype", "float64", "float32", "int64")),
+    *(f"numpy.dtypes.{name}DType" for name in ("Float64", "Float32", "Int64", "UInt32", "Bool")),
+]
+
+
+def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
+    """Read a `.pth` or `.safetensors` of any of the three projects.
+
+    Of all classes, only `argparse.Namespace` is let in; what else a training is known to leave becomes an object that does
+    nothing, and everything unknown is refused.
+
+    Args:
+        ema: take the averaged weights.
+    Raises:
+        ConversionError: the file is missing, damaged, no checkpoint, or holds what could be run.
+    """
+    if path.is_dir():
+        raise ConversionError(f"{path} is a folder; name the checkpoint file in it.")
+    if not path.is_file():
+        raise ConversionError(f"There is no file {path}.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(content, dict):
+        raise ConversionError(
+            f"{path} holds a {type(content).__name__}, not a dictionary with 'model' or 'state_dict'."
+        )
+    if not content:
+        raise ConversionError(f"{path} holds nothing.")
+    settings, class_names = _training_of(content, path)
+    tensors = _tensors_of(content, ema, path)
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ConversionError(
+                f"{name!r} is a {type(value).__name__}, where only tensors belong; if it is no weight, save the file without it."
+            )
+        if value.layout != torch.strided or value.is_quantized:
+            raise ConversionError(f"{name!r} is a sparse or quantized tensor; save the file with plain ones.")
+        if not value.isfinite().all():
+            raise ConversionError(
+                f"{name!r} has values that are NaN or infinite: the training had diverged; take an earlier checkpoint."
+            )
+    return Checkpoint(path, tensors, settings, class_names)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConversionError(f"{path} is truncated or damaged ({str(error)[:200]}). Download it again.") from error
+
+
+def _read_pickle(path: Path):
+    allowed = [argparse.Namespace, *((UnreadObject, name) for name in _HARMLESS)]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that is damaged or made up can trip the reader with
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        if not isinstance(error, pickle.UnpicklingError):
+            raise ConversionError(f"{path} is truncated or damaged ({reason[0][:200]}). Download it again.") from error
+        detail = next((line for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
+        raise ConversionError(
+            f"{path} was refused, and nothing in it was run: it is not a PyTorch checkpoint, or it holds more than tensors, "
+            f"plain values and argparse.Namespace ({detail.strip()[:200]}). Download it again, or ask its "
+            "author for a file of tensors only."
+        ) from error
+
+
+_CONTAINERS = ("model", "state_dict")
+_AVERAGES = ("ema_model", "ema_state")  # the release, detrex
+
+
+def _tensors_of(content: dict, ema: bool, path: Path) -> dict[str, Tensor]:
+    part = next((name for name in _CONTAINERS if name in content), None)
+    if ema:
+        part = next((name for name in _AVERAGES if name in content), None)
+        if part is None and "ema_state_dict" in content:
+            raise ConversionError(
+                f"{path} is of mmengine, which already saves the averaged weights as 'state_dict'; leave --ema out."
+            )
+        if part is None:
+            raise ConversionError(
+                f"{path} has no {' or '.join(map(repr, _AVERAGES))} (its parts: {sorted(map(str, content))[:10]}); leave --ema out."
+            )
+    tensors = (
+        content[part] if part else {name: value for name, value in content.items() if name not in ("args", "meta")}
+    )
+    if not isinstance(tensors, dict):
+        raise ConversionError(f"{path} has a {type(tensors).__name__} under {part!r}, not a dictionary of tensors.")
+    plain = {str(name).removeprefix("module."): value for name, value in tensors.items()}
+    if len(plain) < len(tensors):
+        raise ConversionError(
+            f"{path} has tensors both with and without the prefix 'module.'; save it with one of the two."
+        )
+    return plain
+
+
+def _training_of(content: dict, path: Path) -> tuple[dict, list[str] | None]:
+    """Settings of the training and names of the classes, as far as the file has them."""
+    args, meta = content.get("args"), content.get("meta")
+    if args is not None and not isinstance(args, argparse.Namespace | dict):
+        raise ConversionError(f"{path} has a {type(args).__name__} under 'args', not the settings of a training.")
+    if isinstance(meta, dict):
+        names = meta.get("CLASSES")  # mmdetection 2
+        if isinstance(meta.get("dataset_meta"), dict):
+            names = meta["dataset_meta"].get("classes", meta["dataset_meta"].get("CLASSES", names))
+        names = [names] if isinstance(names, str) else names
+        is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        return read_config_text(meta.get("cfg", meta.get("config"))), list(names) if is_list else None
+    return vars(args) if isinstance(args, argparse.Namespace) else dict(args or {}), None
+
+
+def read_config_text(text) -> dict:
+    """Settings from a configuration of mmengine, which is Python: literals and calls of `dict` are read, nothing is run."""
+    if not isinstance(text, str):
+        return {}
+    try:
+        statements = [statement for statement in ast.parse(text).body if isinstance(statement, ast.Assign)]
+        return {
+            statement.targets[0].id: _literal(statement.value)
+            for statement in statements
+            if isinstance(statement.targets[0], ast.Name)
+        }
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+
+
+def _literal(node: ast.expr):
+    """Value of an expression of literals and `dict(...)`; None for any other."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg}
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {key.value: _literal(value) for key, value in pairs if isinstance(key, ast.Constant)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(element) for element in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError):
+        return None
+
+
+def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
+    """Write a file wholly or not at all.
+
+    Raises:
+        ConversionError: it exists, or cannot be written.
+    """
+    if path.is_symlink() or path.is_dir() or (path.exists() and not force):
+        raise ConversionError(f"{path} exists; choose another --output, or --force to replace a file.")
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            scratch = Path(file.name)
+            torch.save(content, file)
+        scratch.chmod(0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be written ({error}); choose another --output.") from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

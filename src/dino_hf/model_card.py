@@ -1,0 +1,455 @@
+"""The model card: README.md beside the weights, from what the configuration knows of them and nothing else."""
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from .coco_classes import coco_class_space
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "README.md"
+TAGS = ("object-detection", "vision", "dino_detr", "dino", "detr")
+_MARKER = re.compile(r"\n*<!-- Written by dino_hf ([0-9a-f]{16})\.[^\n]*-->\s*$")
+_PROJECTS = {
+    "original": "the original release (https://github.com/IDEA-Research/DINO)",
+    "detrex": "detrex (https://github.com/IDEA-Research/detrex)",
+    "mmdet": "MMDetection (https://github.com/open-mmlab/mmdetection)",
+}
+_BACKBONES = {"resnet": "ResNet", "swin": "Swin", "convnext": "ConvNeXt", "bit": "BiT", "timm_backbone": "timm"}
+_METRICS = {
+    "AP": "AP, mean over IoU 0.50 to 0.95",
+    "AP50": "AP at IoU 0.50",
+    "AP75": "AP at IoU 0.75",
+    "AP_small": "AP of small objects",
+    "AP_medium": "AP of medium objects",
+    "AP_large": "AP of large objects",
+    "AR_1": "AR with 1 detection per image",
+    "AR_10": "AR with 10 detections per image",
+    "AR_100": "AR with 100 detections per image",
+    "AR_small": "AR of small objects",
+    "AR_medium": "AR of medium objects",
+    "AR_large": "AR of large objects",
+}
+_OF_CLASS = "AP_class_"
+_MOST_CLASSES = 400  # that are listed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: whose card is it?
+
+
+def write_model_card(
+    folder: str | Path, config, num_parameters: int, tags: Sequence[str] = (), name: str | None = None
+) -> bool:
+    """Write README.md into a folder, unless there is one that somebody wrote, or that was ours and somebody edited.
+
+    Args:
+        config: `DinoDetrConfig`.
+        name: that the card's code loads; the folder's by default.
+    Returns:
+        whether the card is ours.
+    """
+    folder = Path(folder)
+    present = read_card(folder)
+    if present is not None and not is_ours(present):
+        return False
+    text = model_card(config, num_parameters, name or folder.resolve().name, tags)
+    (folder / FILE_NAME).write_text(text, encoding="utf-8", newline="\n")
+    return True
+
+
+def settle_model_card(
+    folder: str | Path,
+    config,
+    num_parameters: int,
+    repo_id: str,
+    own: str | None = None,
+    tags: Sequence[str] = (),
+    token: str | bool | None = None,
+) -> None:
+    """Write the README.md that is uploaded: a card of the user's, `own` from the folder before the one from the repository,
+    and tags are all that it gets; else ours, which takes the place of an older one of ours.
+
+    Args:
+        own: what stood in the folder.
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: the repository cannot be read.
+    """
+    remote = _read_remote_card(repo_id, token)
+    known = [] if remote is None else remote.data.tags or []
+    new = [tag for tag in tags if tag not in known]
+    texts = (own, None if remote is None else str(remote))
+    theirs = next((text for text in texts if text is not None and not is_ours(text)), None)
+    if theirs is None:
+        text = model_card(config, num_parameters, repo_id, [*known, *new])
+    else:
+        text = _with_tags(theirs, new)
+    (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8", newline="")
+
+
+def read_card(folder: str | Path) -> str | None:
+    """The text of README.md, None where there is none."""
+    file = Path(folder) / FILE_NAME
+    if not file.is_file():
+        return None
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:  # newline: as it is
+        return stream.read()
+
+
+def is_ours(text: str) -> bool:
+    """Whether `model_card` wrote this text and nobody changed it since; line ends, the layout of the metadata and tags, which
+    the library and the Hub change by themselves, do not count."""
+    marker = _MARKER.search(text)
+    return marker is not None and _digest(text[: marker.start()]) == marker[1]
+
+
+def _read_remote_card(repo_id: str, token: str | bool | None) -> ModelCard | None:
+    try:
+        return ModelCard.load(repo_id, token=token, ignore_metadata_errors=True)
+    except LocalEntryNotFoundError:  # no connection: nobody knows whether there is one
+        raise
+    except EntryNotFoundError:
+        return None
+
+
+def _with_tags(text: str, tags: Sequence[str]) -> str:
+    if not tags:
+        return text
+    try:
+        card = ModelCard(text)
+    except Exception as error:  # of yaml, and of what the library checks
+        logger.warning(
+            "The tags %s are not added to the model card, whose metadata cannot be read: %s", list(tags), error
+        )
+        return text
+    card.data.tags = _unique([*(card.data.tags or []), *tags])
+    return str(card)
+
+
+def _digest(text: str) -> str:
+    """Of a card without its last line."""
+    try:
+        card = ModelCard(text.replace("\r\n", "\n"))
+    except Exception:  # metadata that are none any more: edited
+        return ""
+    data = {name: value for name, value in card.data.to_dict().items() if name != "tags"}
+    content = json.dumps(data, sort_keys=True, default=str) + card.text.strip()
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def model_card(config, num_parameters: int, name: str, tags: Sequence[str] = ()) -> str:
+    """The whole file. What `config.provenance` says in a form that nobody foresaw is left out, and named.
+
+    Args:
+        config: `DinoDetrConfig`.
+        name: folder or repository that the code in the card loads.
+        tags: more than the usual ones.
+    """
+    facts = _Facts(config.provenance)
+    sections = [
+        f"# DINO object detector: {_backbone(config)}, {config.num_feature_levels} scales",
+        "DINO (DETR with Improved deNoising anchOr boxes, [arXiv:2203.03605](https://arxiv.org/abs/2203.03605)), as dino_hf "
+        "implements it for Transformers: the object detector, not the self-supervised DINO.",
+        "## Weights",
+        *_weights(facts),
+        *_training(facts),
+        "## Classes",
+        _classes(config),
+        "## Use",
+        *_use(name),
+        "## Architecture",
+        _table(("", ""), _architecture(config, num_parameters)),
+        "## Licence",
+        _licence(facts),
+    ]
+    if facts.unread:
+        sections.append(
+            f"The record in `config.provenance` could not be read as a whole; left out: {', '.join(facts.unread)}."
+        )
+    body = "\n\n".join(sections)
+    text = f"---\n{_metadata(facts, name, tags).to_yaml()}\n---\n\n{body}"
+    marker = f"Written by dino_hf {_digest(text)}. Saving the model writes it anew until somebody edits it."
+    return f"{text}\n\n<!-- {marker} -->\n"
+
+
+class _Facts:
+    """What a provenance says, as far as it has the expected form; the rest is listed in `unread`."""
+
+    def __init__(self, provenance: Any):
+        self.unread: list[str] = []
+        everything = self._part({"provenance": provenance}, "", "provenance") or {}
+        converted = self._part(everything, "", "converted_from")
+        self.converted = converted and {
+            **{key: self._text(converted, "converted_from.", key) for key in ("project", "file", "sha256", "url")},
+            "published": self._text(converted, "converted_from.", "published"),
+            "published_ap": self._number(converted, "converted_from.", "published_ap"),
+            "assumed": self._part(converted, "converted_from.", "assumed") or {},
+        }
+        self.base_model = self._text(everything, "", "base_model")
+        self.license = self._text(everything, "", "license")
+        self.training = training = self._part(everything, "", "training")
+        if training is None and everything.get("training") is not None:
+            training = {}  # unreadable, but no reason to call the weights untrained
+        self.evaluation, self.metrics = None, {}
+        if training is not None:
+            self.training = self._data(training, "training.")
+            self.training["steps"] = self._number(training, "training.", "steps")
+            self.training["recipe"] = self._part(training, "training.", "recipe") or {}
+            evaluation = self._part(training, "training.", "evaluation")
+            if evaluation is not None:
+                where = "training.evaluation."
+                self.evaluation = self._data(evaluation, where) | {"step": self._number(evaluation, where, "step")}
+                metrics = self._part(evaluation, where, "metrics") or {}
+                values = {_line(key): self._number(metrics, f"{where}metrics.", key) for key in metrics}
+                # -1 is COCO's word for "nothing to measure".
+                self.metrics = {key: value for key, value in values.items() if value is not None and value >= 0}
+
+    @property
+    def is_of_these_weights(self) -> bool:
+        """Whether what was measured was measured on the weights beside the card: training may have gone on."""
+        return bool(self.metrics) and self.evaluation["step"] == self.training["steps"]
+
+    def _data(self, part: dict, where: str) -> dict:
+        return {"dataset": self._text(part, where, "dataset"), "num_images": self._number(part, where, "num_images")}
+
+    def _part(self, parent: dict, where: str, key: str) -> dict | None:
+        return self._checked(parent, where, key, lambda value: isinstance(value, dict))
+
+    def _number(self, parent: dict, where: str, key: str) -> float | int | None:
+        return self._checked(parent, where, key, _is_number)
+
+    def _text(self, parent: dict, where: str, key: str) -> str | None:
+        value = self._checked(parent, where, key, lambda value: isinstance(value, str))
+        return None if value is None else _line(value) or None
+
+    def _checked(self, parent: dict, where: str, key: str, is_right) -> Any:
+        value = parent.get(key)
+        if value is None or is_right(value):
+            return value
+        self.unread.append(f"`{_line(where + str(key))}`")
+        return None
+
+
+def _weights(facts: _Facts) -> list[str]:
+    sentences = []
+    if facts.converted is not None:
+        sentences += _conversion(facts.converted, further=facts.training is not None)
+    if facts.training is None:
+        if facts.base_model:
+            sentences.append(f"They are recorded as made from `{_place(facts.base_model)}`.")
+        if not sentences:
+            sentences.append(
+                "There is no record of where the weights come from. They may be random: nothing here says that they were trained."
+            )
+        return [" ".join(sentences)]
+    start = f"`{_place(facts.base_model)}`" if facts.base_model else "weights of which there is no record"
+    if facts.converted is not None and not facts.base_model:
+        start = "the converted weights"
+    data = _of_data(facts.training)
+    sentences.append(f"The weights here were trained{f' on {data}' if data else ''}, starting from {start}.")
+    return [" ".join(sentences)]
+
+
+def _conversion(converted: dict, further: bool) -> list[str]:
+    """Sentences. `further`: training went on after it."""
+    file = f"the file `{converted['file']}`" if converted["file"] else "a file"
+    digest = f" (sha256 `{converted['sha256']}`)" if converted["sha256"] else ""
+    project = _PROJECTS.get(converted["project"], converted["project"])
+    of_project = f" of {project}" if project else ""
+    subject = "The weights that training started from" if further else "The weights"
+    sentences = [f"{subject} were converted from {file}{digest}{of_project}."]
+    if converted["published"]:
+        sentences.append(f"That is the checkpoint published as {_escape(converted['published'])}.")
+    if converted["url"]:
+        sentences.append(f"Source: <{converted['url']}>.")
+    if converted["published_ap"] is not None:
+        sentences.append(
+            f"**Published AP: {converted['published_ap']}**, as its authors report it and not measured by us"
+            + ("; it belongs to that checkpoint and not to the weights here." if further else ".")
+        )
+    if converted["assumed"]:
+        settings = ", ".join(f"`{_line(key)}={_line(value)}`" for key, value in converted["assumed"].items())
+        sentences.append(f"The file does not tell all settings; assumed were {settings}.")
+    return sentences
+
+
+def _training(facts: _Facts) -> list[str]:
+    if facts.training is None:
+        return []
+    sections = []
+    steps, recipe = facts.training["steps"], facts.training["recipe"]
+    if recipe or steps is not None:
+        rows = [(str(key).replace("_", " "), value) for key, value in recipe.items() if value is not None]
+        if steps is not None:
+            rows.append(("optimizer steps behind these weights", f"{steps:,}"))
+        sections += ["## Training", _table(("setting", "value"), rows)]
+    sections.append("## Evaluation")
+    if not facts.metrics:
+        return [*sections, "No AP of these weights was recorded."]
+    data = _of_data(facts.evaluation)
+    sections.append(f"Measured in training{f', on {data}' if data else ''}.")
+    if not facts.is_of_these_weights:
+        measured, now = (
+            "an unknown step" if step is None else f"step {step:,}" for step in (facts.evaluation["step"], steps)
+        )
+        sections[-1] += f" This was at {measured}; the weights here are those of {now}, whose AP was not measured."
+    of_class = {key: value for key, value in facts.metrics.items() if key.startswith(_OF_CLASS)}
+    rows = [(_METRICS.get(key, key), f"{value:.3f}") for key, value in facts.metrics.items() if key not in of_class]
+    rows += [(f"AP of {key.removeprefix(_OF_CLASS)}", f"{value:.3f}") for key, value in of_class.items()]
+    return [*sections, _table(("", "value"), rows)]
+
+
+def _classes(config) -> str:
+    names, ids = dict(config.id2label), config.category_ids
+    known = coco_class_space(len(names))
+    if known is not None and names == known[0]:
+        if len(names) == 91:
+            what = (
+                "91 outputs for the 80 categories of COCO: the class index is the raw COCO category id, and an id without a "
+                'category is "N/A".'
+            )
+        else:
+            what = "The 80 categories of COCO in the order of their ids"
+            what += ", which `config.category_ids` has." if ids == known[1] else "."
+    elif all(name == f"LABEL_{index}" for index, name in names.items()):
+        return f"{len(names)} classes, whose names were not recorded."
+    else:
+        what = f"{len(names)} classes"
+        if ids is not None and ids != list(names):
+            what += ", each with its category id in the annotations that it was trained on (`config.category_ids`)"
+        what += "."
+    listed = [
+        _escape(_line(name)) + (f" ({ids[index]})" if ids is not None and ids[index] != index else "")
+        for index, name in names.items()
+        if name != "N/A"
+    ]
+    more = len(listed) - _MOST_CLASSES
+    rest = f", and {more} more in `config.id2label`" if more > 0 else ""
+    return f"{what}\n\n{', '.join(listed[:_MOST_CLASSES])}{rest}"
+
+
+def _use(name: str) -> list[str]:
+    call = """detector("street.jpg", threshold=0.4)  # [{"score": ..., "label": ..., "box": {"xmin": ..., ...}}, ...]"""
+    return [
+        "With dino_hf installed, whose kernels make it faster:",
+        f'```python\nimport dino_hf\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model="{name}")\n'
+        f"{call}\n```",
+        "Without it, by the code that stands here beside the weights (training needs scipy):",
+        '```python\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model="'
+        f'{name}", trust_remote_code=True)\n{call}\n```',
+    ]
+
+
+def _architecture(config, num_parameters: int) -> list[tuple[str, str]]:
+    return [
+        ("backbone", _backbone(config)),
+        ("feature levels", config.num_feature_levels),
+        ("queries", config.num_queries),
+        ("layers", f"{config.encoder_layers} encoder, {config.decoder_layers} decoder"),
+        ("width", config.d_model),
+        ("outputs (classes)", len(config.id2label)),
+        ("parameters", f"{num_parameters / 1e6:.1f} M"),
+    ]
+
+
+def _backbone(config) -> str:
+    backbone = config.backbone_config
+    kind = _BACKBONES.get(backbone.model_type, backbone.model_type)
+    if backbone.model_type == "timm_backbone":
+        return f"{kind} {backbone.backbone}"
+    depths = getattr(backbone, "depths", None)
+    return f"{kind} of depths {'-'.join(map(str, depths))}" if depths else kind
+
+
+def _licence(facts: _Facts) -> str:
+    weights = f"Weights: {_escape(facts.license)}." if facts.license else "No licence of the weights is recorded."
+    return f"{weights} The Python files here are those of dino_hf, Apache-2.0."
+
+
+def _metadata(facts: _Facts, name: str, tags: Sequence[str]) -> ModelCardData:
+    optional = {}
+    if facts.license:
+        identifier = facts.license.lower()
+        is_identifier = re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", identifier)
+        optional |= {"license": identifier} if is_identifier else {"license": "other", "license_name": facts.license}
+    if facts.base_model and _is_repository(facts.base_model):
+        optional["base_model"] = facts.base_model
+    if facts.training is not None and (dataset := facts.training["dataset"]) and _is_repository(dataset):
+        optional["datasets"] = [dataset]
+    if facts.is_of_these_weights and (measured := [key for key in ("AP", "AP50", "AP75") if key in facts.metrics]):
+        dataset = facts.evaluation["dataset"] or "unnamed"
+        optional["model_name"] = name.rpartition("/")[2]
+        optional["eval_results"] = [
+            EvalResult(
+                task_type="object-detection",
+                dataset_name=dataset,
+                dataset_type=dataset if _is_repository(dataset) else _slug(dataset),
+                metric_type="mean_average_precision",
+                metric_name=_METRICS[key],
+                metric_value=round(facts.metrics[key], 4),
+            )
+            for key in measured
+        ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="object-detection",
+        tags=_unique([*TAGS, *tags]),
+        **optional,
+    )
+
+
+def _of_data(part: dict) -> str:
+    count = part["num_images"]
+    images = "" if count is None else f"{count:,} images"
+    data = f"`{part['dataset']}`" if part["dataset"] else ""
+    return f"{images} of {data}" if images and data else images or data
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> str:
+    lines = [head, ("---", "---"), *rows]
+    return "\n".join(f"| {' | '.join(_escape(_line(cell)) for cell in line)} |" for line in lines)
+
+
+def _line(value: Any) -> str:
+    """In one line, and not the end of code that it may stand in."""
+    return " ".join(str(value).split()).replace("`", "'")
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+def _place(name: str) -> str:
+    """A repository, or the last part of a path: where a folder lay on somebody's machine is nobody's business."""
+    return name if _is_repository(name) else PurePath(name.replace("\\", "/")).name or name
+
+
+def _is_repository(name: str) -> bool:
+    """Whether this can be a repository of the Hub, and is not a file or folder."""
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+    return is_name and not name.endswith(".json") and not Path(name).exists()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
+
+
+def _unique(tags: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(str(tag) for tag in tags))

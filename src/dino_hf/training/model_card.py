@@ -1,0 +1,159 @@
+"""What `Trainer` did -> `config.provenance["training"]`, from which the saved model's card is written."""
+
+import copy
+import logging
+from pathlib import Path, PurePath
+
+from transformers import Trainer, TrainerCallback
+
+from ..model_card import read_card, settle_model_card, write_model_card
+from .coco_data import CocoData
+
+logger = logging.getLogger(__name__)
+
+_METRICS = ("eval_AP", "eval_AR_")  # and what follows, as CocoEvaluator names them under Trainer's default prefix
+
+
+def record_training(
+    trainer: Trainer,
+    train: CocoData,
+    held_out: CocoData | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+) -> None:
+    """Have a `Trainer` tell the model card what it does: data, recipe, AP of the weights that are saved. Before `train()`.
+
+    The record is in `model.config.provenance`, so it goes wherever the model is saved, also into checkpoints. The library's own
+    card, which `Trainer.push_to_hub` would put in the place of ours, is not written.
+
+    Args:
+        trainer: of a DINO model. Evaluations count while `compute_metrics` is the one that it has now.
+        train, held_out: the data; their `name`s stand in the card, `train._replace(name="Birds of Hamburg")` gives another one.
+        base_model: repository or folder that training starts from; by default what the model was loaded from.
+        license: of the weights, as the Hub names it ("apache-2.0").
+    """
+    config = trainer.model.config
+    provenance = copy.deepcopy(config.provenance) if isinstance(config.provenance, dict) else {}
+    if base_model := base_model or _origin(trainer.model):
+        provenance["base_model"] = base_model
+    if license:
+        provenance["license"] = license
+    config.provenance = provenance
+    trainer.add_callback(_TrainingRecord(trainer, train, held_out))
+
+    def create_model_card(tags=None, model_name=None, **others):
+        """In the place of `Trainer.create_model_card`: our card, with tags."""
+        if ignored := sorted(name for name, value in others.items() if value is not None):
+            logger.warning(
+                "The model card is written from config.provenance, not from %s; see record_training.", ignored
+            )
+        if trainer.is_world_process_zero():
+            _write(trainer, [tags] if isinstance(tags, str) else tags or [])
+
+    trainer.create_model_card = create_model_card  # on the instance: it stays the stock Trainer
+
+
+class _TrainingRecord(TrainerCallback):
+    """Keeps `config.provenance["training"]` up to date. It reads, and draws no random numbers."""
+
+    def __init__(self, trainer: Trainer, train: CocoData, held_out: CocoData | None):
+        self.trainer, self.train, self.held_out = trainer, train, held_out
+        self.compute_metrics = trainer.compute_metrics
+        self.has_own_schedule = trainer.lr_scheduler is not None
+        self.training: dict | None = None
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
+        self.training = {
+            "dataset": self.train.name,
+            "num_images": len(self.train.dataset),
+            "steps": state.global_step,
+            "recipe": self._recipe(args, state, model, optimizer, lr_scheduler),
+        }
+        model.config.provenance = {**(model.config.provenance or {}), "training": self.training}
+        if state.global_step:  # resumed: the checkpoint's log tells of earlier evaluations
+            self._take(next((entry for entry in reversed(state.log_history) if "eval_AP" in entry), None))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.training is not None:
+            self.training["steps"] = state.global_step  # before a checkpoint of this step is saved
+
+    def on_evaluate(self, args, state, control, metrics=None, eval_dataloader=None, **kwargs):
+        if self.training is None or self.trainer.compute_metrics is not self.compute_metrics:
+            return  # another data set's evaluator
+        # After training with load_best_model_at_end, `steps` is the step of the best weights, and they are what is evaluated.
+        self._take({**metrics, "step": self.training["steps"]}, eval_dataloader)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if (
+            args.load_best_model_at_end
+            and state.best_model_checkpoint is not None
+            and state.best_global_step is not None
+        ):
+            best = state.best_global_step
+            self.training["steps"] = best
+            entries = (entry for entry in state.log_history if "eval_AP" in entry and entry["step"] == best)
+            self._take(next(entries, None))
+
+    def on_push_begin(self, args, state, control, model=None, **kwargs):
+        # Between checkpoints, Trainer uploads configuration and weights without the code and the card.
+        if state.is_world_process_zero:
+            model.config.save_pretrained(args.output_dir)
+            _write(self.trainer, [])
+
+    def _take(self, metrics: dict | None, eval_dataloader=None) -> None:
+        """The metrics of one evaluation, from `evaluate` or from the log."""
+        if metrics is None or "eval_AP" not in metrics:
+            return
+        before = self.training.get("evaluation", {})
+        count = before.get("num_images") if self.held_out is None else len(self.held_out.dataset)
+        if eval_dataloader is not None and hasattr(eval_dataloader.dataset, "__len__"):
+            count = len(eval_dataloader.dataset)  # may be a part of the data
+        self.training["evaluation"] = {
+            "dataset": None if self.held_out is None else self.held_out.name,
+            "num_images": count,
+            "step": metrics["step"],
+            "metrics": {
+                name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name.startswith(_METRICS)
+            },
+        }
+
+    def _recipe(self, args, state, model, optimizer, lr_scheduler) -> dict:
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps both
+        lr_scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        rates = {group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}
+        precision = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else None
+        recipe = {
+            "optimizer": type(optimizer).__name__,
+            "learning_rate": max(rates),
+            "lowest_group_learning_rate": min(rates) if len(rates) > 1 else None,
+            "schedule": type(lr_scheduler).__name__ if self.has_own_schedule else str(args.lr_scheduler_type.value),
+            "warmup_steps": None if self.has_own_schedule else args.get_warmup_steps(state.max_steps),
+            "weight_decay": max(group.get("weight_decay", 0.0) for group in optimizer.param_groups),
+            "max_grad_norm": args.max_grad_norm,
+            "images_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "images_per_batch": args.train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "processes": args.world_size,
+            "epochs": args.num_train_epochs if args.max_steps <= 0 else None,
+            "planned_steps": state.max_steps,
+            "precision": precision or str(model.dtype).removeprefix("torch."),
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+        }
+        return {name: value for name, value in recipe.items() if value is not None}
+
+
+def _write(trainer: Trainer, tags: list[str]) -> None:
+    folder, model = Path(trainer.args.output_dir), trainer.model
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = model.config, model.num_parameters()
+    if trainer.hub_model_id is None:
+        write_model_card(folder, *parts, tags)
+    else:
+        settle_model_card(folder, *parts, trainer.hub_model_id, read_card(folder), tags, trainer.args.hub_token)
+
+
+def _origin(model) -> str | None:
+    """What a model was loaded from; of a folder only its name, for the card may be read anywhere."""
+    name = getattr(model.config, "_name_or_path", None)
+    return PurePath(name).name if name and Path(name).exists() else name or None

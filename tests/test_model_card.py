@@ -1,0 +1,419 @@
+"""The card says what the configuration knows and nothing else, and nobody's own card is lost."""
+
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
+
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrModel
+from dino_hf.coco_classes import COCO_CLASSES, coco_class_space
+from dino_hf.model_card import TAGS, is_ours, model_card
+from helpers import SWIN, TIMM, tiny_config
+
+CONVERTED = {
+    "project": "original",
+    "file": "checkpoint0011_4scale.pth",
+    "sha256": "0123456789abcdef",
+    "published": "DINO-4scale, R50, 12 epochs",
+    "published_ap": 49.0,
+    "url": "https://example.org/checkpoint0011_4scale.pth",
+    "assumed": {"position_temperature": 20},
+}
+TRAINING = {
+    "dataset": "birds",
+    "num_images": 1200,
+    "recipe": {"learning_rate": 1e-4, "max_grad_norm": 0.1},
+    "evaluation": {
+        "dataset": "other birds",
+        "num_images": 40,
+        "metrics": {"AP": 0.41234, "AP50": 0.6, "AP75": 0.5, "AP_small": -1, "AR_100": 0.7, "AP_class_a|b": 0.3},
+    },
+}
+
+
+def card_of(provenance=None, name="someone/birds", tags=(), **changes) -> tuple[ModelCard, str]:
+    """The card as the Hub reads it, and its words in one line."""
+    if "id2label" in changes:
+        changes["num_labels"] = len(changes["id2label"])
+    config = tiny_config(**changes)
+    config.__dict__["provenance"] = provenance  # past the check of its type, as from a file that somebody wrote
+    text = model_card(config, 47_600_000, name, tags)
+    assert is_ours(text)
+    return ModelCard(text), " ".join(text.split())
+
+
+def test_metadata_are_what_the_hub_wants():
+    card, _ = card_of()
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "object-detection",
+        "tags": list(TAGS),
+    }
+
+
+def test_architecture():
+    _, text = card_of()
+    assert "# DINO object detector: ResNet of depths 1-1-1-1, 4 scales" in text
+    assert "| queries | 15 |" in text
+    assert "| layers | 2 encoder, 3 decoder |" in text
+    assert "| parameters | 47.6 M |" in text
+    assert "Swin of depths 1-1-1-1" in card_of(backbone_config=SWIN)[1]
+    assert "timm resnet18" in card_of(backbone_config=TIMM)[1]
+
+
+def test_weights_of_which_nothing_is_known():
+    card, text = card_of()
+    assert "There is no record of where the weights come from. They may be random" in text
+    assert "No licence of the weights is recorded." in text
+    assert "AP" not in text.replace("AP_", "")
+    assert card.data.eval_results is None
+
+
+def test_converted_weights_have_a_published_ap_that_nobody_here_measured():
+    card, text = card_of({"converted_from": CONVERTED, "license": "apache-2.0"})
+    assert (
+        "converted from the file `checkpoint0011_4scale.pth` (sha256 `0123456789abcdef`) of the original release"
+        in text
+    )
+    assert "published as DINO-4scale, R50, 12 epochs." in text
+    assert "**Published AP: 49.0**, as its authors report it and not measured by us." in text
+    assert "assumed were `position_temperature=20`" in text
+    assert "Weights: apache-2.0." in text
+    assert "may be random" not in text
+    assert card.data.license == "apache-2.0"
+    assert card.data.eval_results is None
+    assert "model-index" not in card.data.to_dict()
+
+
+@pytest.mark.parametrize("project", ["detrex", "mmdet", "a fork"])
+def test_the_project_of_the_file_is_named(project):
+    _, text = card_of({"converted_from": {"project": project}})
+    assert {"detrex": "of detrex (", "mmdet": "of MMDetection (", "a fork": "of a fork."}[project] in text
+
+
+def test_after_training_the_published_ap_is_the_bases():
+    provenance = {"converted_from": CONVERTED, "base_model": "someone/dino-r50", "training": TRAINING}
+    card, text = card_of(provenance)
+    assert "not measured by us; it belongs to that checkpoint and not to the weights here." in text
+    assert "trained on 1,200 images of `birds`, starting from `someone/dino-r50`" in text
+    assert "| learning rate | 0.0001 |" in text
+    assert "on 40 images of `other birds`" in text
+    assert "| AP, mean over IoU 0.50 to 0.95 | 0.412 |" in text
+    assert r"| AP of a\|b | 0.300 |" in text
+    assert "small" not in text  # -1: there was nothing to measure
+    assert card.data.base_model == "someone/dino-r50"
+    assert "datasets" not in card.data.to_dict()  # a name, not a repository
+
+
+def test_only_what_was_measured_is_in_the_model_index(tmp_path):
+    config = tiny_config(provenance={"converted_from": CONVERTED, "training": TRAINING})
+    (tmp_path / "card.md").write_text(model_card(config, 1, "someone/birds"))
+    card = ModelCard.load(tmp_path / "card.md")
+    name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    assert name == "birds"
+    assert [(one.metric_name, one.metric_value) for one in results] == [
+        ("AP, mean over IoU 0.50 to 0.95", 0.4123),
+        ("AP at IoU 0.50", 0.6),
+        ("AP at IoU 0.75", 0.5),
+    ]
+    assert {one.dataset_name for one in results} == {"other birds"}
+    assert {one.task_type for one in results} == {"object-detection"}
+    assert "49" not in str(card.data)
+
+
+def test_an_ap_of_earlier_weights_is_not_this_models():
+    evaluation = {**TRAINING["evaluation"], "step": 100}
+    card, text = card_of({"training": {**TRAINING, "steps": 150, "evaluation": evaluation}})
+    assert "This was at step 100; the weights here are those of step 150, whose AP was not measured." in text
+    assert card.data.eval_results is None
+    card, text = card_of({"training": {**TRAINING, "steps": 100, "evaluation": evaluation}})
+    assert "was not measured" not in text
+    assert len(card.data.eval_results) == 3
+
+
+def test_training_without_evaluation_claims_nothing():
+    card, text = card_of({"training": {"dataset": "someone/birds"}})
+    assert "No AP of these weights was recorded." in text
+    assert "starting from weights of which there is no record" in text
+    assert card.data.datasets == ["someone/birds"]
+    assert card.data.eval_results is None
+
+
+def test_folders_are_no_repositories(tmp_path):
+    (tmp_path / "base").mkdir()
+    card, text = card_of({"base_model": str(tmp_path / "base")})
+    assert "made from `base`" in text
+    assert str(tmp_path) not in text
+    assert "base_model" not in card.data.to_dict()
+
+
+def test_a_licence_that_is_no_identifier():
+    card, text = card_of({"license": "Ask my boss"})
+    assert "Weights: Ask my boss." in text
+    assert (card.data.license, card.data.license_name) == ("other", "Ask my boss")
+
+
+def test_classes():
+    names, ids = coco_class_space(91)
+    _, text = card_of(id2label=names, category_ids=ids)
+    assert "91 outputs for the 80 categories of COCO: the class index is the raw COCO category id" in text
+    assert "person, bicycle" in text
+    assert "N/A," not in text
+    names, ids = coco_class_space(80)
+    _, text = card_of(id2label=names, category_ids=ids)
+    assert "The 80 categories of COCO in the order of their ids, which `config.category_ids` has." in text
+    assert "stop sign (13)" in text
+    _, text = card_of(id2label={0: "duck", 1: "go|ose"}, category_ids=[3, 7])
+    assert r"2 classes, each with its category id in the annotations that it was trained on" in text
+    assert r"duck (3), go\|ose (7)" in text
+    assert "2 classes. duck, goose" in card_of(id2label={0: "duck", 1: "goose"}, category_ids=None)[1]
+    assert "5 classes, whose names were not recorded." in card_of()[1]
+    many = card_of(id2label={index: f"thing {index}" for index in range(1203)})[1]
+    assert "thing 399, and 803 more in `config.id2label`" in many
+    assert len(COCO_CLASSES) == 80
+
+
+BAD_METRICS = {"AP": "high", 3: None, "AP50": float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("provenance", "named"),
+    [
+        ([], "`provenance`"),
+        ("original", "`provenance`"),
+        ({"converted_from": "original"}, "`converted_from`"),
+        ({"converted_from": {**CONVERTED, "file": 3}}, "`converted_from.file`"),
+        ({"converted_from": {**CONVERTED, "published_ap": "49"}}, "`converted_from.published_ap`"),
+        ({"license": ["mit"], "base_model": {}}, "`base_model`, `license`"),
+        ({"converted_from": CONVERTED, "training": [TRAINING]}, "`training`"),
+        ({"training": {"num_images": True, "recipe": "paper"}}, "`training.num_images`, `training.recipe`"),
+        ({"training": {"evaluation": 0.4}}, "`training.evaluation`"),
+        (
+            {"training": {**TRAINING, "evaluation": {"metrics": BAD_METRICS}}},
+            "`training.evaluation.metrics.AP`, `training.evaluation.metrics.AP50`",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named_and_claims_nothing(provenance, named):
+    card, text = card_of(provenance)
+    assert f"The record in `config.provenance` could not be read as a whole; left out: {named}." in text
+    assert card.data.eval_results is None
+    if isinstance(provenance, dict) and "training" in provenance:
+        assert "The weights here were trained" in text
+
+
+def test_text_of_others_stays_text():
+    provenance = {"converted_from": {"file": "a`b\n# Title", "published": "<!-- x -->\n---\n"}, "license": "---\nx: y"}
+    card, text = card_of(provenance, id2label={0: "<script>", 1: "two\nlines"})
+    assert "`a'b # Title`" in text
+    assert "<script>" not in text
+    assert "two lines" in text
+    assert card.data.license_name == "--- x: y"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+@pytest.mark.parametrize("model_class", [DinoDetrForObjectDetection, DinoDetrModel])
+def test_saving_writes_the_card_and_saving_again_renews_it(model_class, tmp_path):
+    model = model_class(tiny_config())
+    model.save_pretrained(str(tmp_path / "birds"))
+    text = (tmp_path / "birds/README.md").read_text()
+    assert 'model="birds"' in text
+    assert f"{model.num_parameters() / 1e6:.1f} M" in text
+    model.config.provenance = {"training": TRAINING}
+    model.add_model_tags("birds")
+    model.save_pretrained(tmp_path / "birds")
+    card = ModelCard.load(tmp_path / "birds/README.md")
+    assert card.data.eval_results[0].metric_value == 0.4123
+    assert card.data.tags == [*TAGS, "birds"]
+    loaded = model_class.from_pretrained(tmp_path / "birds")
+    assert loaded.config.provenance == {"training": TRAINING}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: "# Mine\n",
+        lambda text: "",
+        lambda text: text.replace("object detector", "bird detector"),
+        lambda text: text.replace("pipeline_tag:", "license: mit\npipeline_tag:"),
+        lambda text: text + "\nAnd this.\n",
+        lambda text: re.sub("<!--.*", "", text),
+        lambda text: text.replace("---\nlibrary", "---\n: [\nlibrary"),
+    ],
+    ids=["other", "empty", "word", "metadata", "end", "no mark", "broken metadata"],
+)
+def test_a_card_that_somebody_wrote_or_edited_stays(edit, tmp_path):
+    model = DinoDetrForObjectDetection(tiny_config())
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "README.md"
+    mine = edit(file.read_text())
+    file.write_text(mine)
+    model.config.provenance = {"training": TRAINING}
+    model.save_pretrained(tmp_path)
+    assert file.read_text() == mine
+
+
+def test_line_ends_layout_and_tags_are_no_edits():
+    text = model_card(tiny_config(provenance={"training": TRAINING}), 1, "birds")
+    assert is_ours(text.replace("\n", "\r\n"))
+    card = ModelCard(text)
+    card.data.tags.append("birds")
+    assert str(card) != text
+    assert is_ours(str(card))
+
+
+def test_only_the_main_process_writes(tmp_path):
+    DinoDetrForObjectDetection(tiny_config()).save_pretrained(tmp_path, is_main_process=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_code_in_the_card_runs(tmp_path, monkeypatch):
+    """With dino_hf, the block without it gives the same; without dino_hf, tests/hub runs the call."""
+    DinoDetrForObjectDetection(tiny_config()).save_pretrained(tmp_path / "birds")
+    DinoDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path / "birds")
+    Image.new("RGB", (60, 40)).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", Path("birds/README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace("threshold=0.4", "threshold=0.0").replace("detector(", "found = detector(", 1), scope := {})
+        assert len(scope["detector"]("street.jpg", threshold=0.0)) == 75
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Hub
+
+
+class Hub:
+    """Takes the place of the calls that reach the Hub."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.uploaded, self.calls = folder, {}, []
+
+    @property
+    def card(self) -> str | None:
+        return self.uploaded.get("README.md")
+
+    def create_repo(self, api, repo_id, **kwargs):
+        self.calls.append(("create_repo", repo_id))
+        return type("Url", (), {"repo_id": repo_id})
+
+    def create_commit(self, api, repo_id, operations, **kwargs):
+        self.calls.append(("create_commit", repo_id))
+        for one in operations:
+            self.uploaded[one.path_in_repo] = Path(one.path_or_fileobj).read_bytes().decode("utf-8", "replace")
+
+    def download(self, repo_id, filename, **kwargs):
+        if filename not in self.uploaded:
+            raise EntryNotFoundError("nothing there")
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / filename).write_text(self.uploaded[filename])
+        return str(self.folder / filename)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    hub = Hub(tmp_path / "downloaded")
+    for name in ("create_repo", "create_commit"):
+        method = getattr(hub, name)
+        monkeypatch.setattr(HfApi, name, lambda api, *args, method=method, **kwargs: method(api, *args, **kwargs))
+    monkeypatch.setattr("huggingface_hub.repocard.hf_hub_download", hub.download)
+    return hub
+
+
+def trained() -> DinoDetrForObjectDetection:
+    return DinoDetrForObjectDetection(tiny_config(provenance={"training": TRAINING}))
+
+
+def test_pushing_uploads_our_card(hub):
+    trained().push_to_hub("someone/birds", tags=["birds"])
+    assert is_ours(hub.card)
+    assert 'model="someone/birds"' in hub.card
+    card = ModelCard(hub.card)
+    assert card.data.tags == [*TAGS, "birds"]
+    assert card.data.eval_results[0].metric_value == 0.4123
+    assert {"config.json", "model.safetensors", "modeling_dino_detr.py"} <= set(hub.uploaded)
+
+
+def test_pushing_again_renews_our_card_and_keeps_its_tags(hub):
+    DinoDetrForObjectDetection(tiny_config()).push_to_hub("someone/birds", tags="birds")
+    assert "may be random" in hub.card
+    trained().push_to_hub("someone/birds", tags=["ducks"])
+    assert "may be random" not in hub.card
+    assert is_ours(hub.card)
+    assert ModelCard(hub.card).data.tags == [*TAGS, "birds", "ducks"]
+
+
+@pytest.mark.parametrize("text", ["# Mine\n", "---\nlicense: mit\ntags:\n- x\n---\n\n# Mine\n"])
+def test_a_card_that_is_in_the_repository_gets_tags_only(text, hub):
+    hub.uploaded["README.md"] = text
+    trained().push_to_hub("someone/birds")
+    before, after = ModelCard(text), ModelCard(hub.card)
+    assert after.text.strip() == "# Mine"
+    assert after.data.to_dict() == before.data.to_dict()
+    trained().push_to_hub("someone/birds", tags=["birds"])
+    after = ModelCard(hub.card)
+    assert after.text.strip() == "# Mine"
+    assert after.data.tags == [*(before.data.tags or []), "birds"]
+    assert after.data.license == before.data.license
+
+
+def test_an_edited_card_of_ours_stays_in_the_repository(hub):
+    trained().push_to_hub("someone/birds")
+    hub.uploaded["README.md"] = hub.card.replace("object detector", "bird detector")
+    trained().push_to_hub("someone/birds")
+    assert "# DINO bird detector" in hub.card
+    assert not is_ours(hub.card)
+
+
+@pytest.mark.parametrize("order", ["model first", "model last"])
+def test_processor_and_configuration_leave_the_card_to_the_model(order, hub):
+    model, parts = trained(), [DinoDetrImageProcessor(), DinoDetrConfig()]
+    for thing in [model, *parts] if order == "model first" else [*parts, model]:
+        thing.push_to_hub("someone/birds")
+    assert is_ours(hub.card)
+    assert {"preprocessor_config.json", "image_processing_pil_dino_detr.py", "modeling_dino_detr.py"} <= set(
+        hub.uploaded
+    )
+
+
+def test_saving_with_upload_writes_and_uploads_the_card(hub, tmp_path):
+    model = trained()
+    model.save_pretrained(tmp_path / "birds", push_to_hub=True, repo_id="someone/birds")
+    assert is_ours(hub.card)
+    assert (tmp_path / "birds/README.md").read_text() == hub.card
+    assert "modeling_dino_detr.py" in hub.uploaded
+    (tmp_path / "birds/README.md").write_text("# Mine\n")
+    model.save_pretrained(tmp_path / "birds", push_to_hub=True, repo_id="someone/birds")
+    assert (tmp_path / "birds/README.md").read_text() == hub.card == "# Mine\n"
+
+
+@pytest.mark.parametrize("thing", [DinoDetrImageProcessor(), tiny_config()], ids=["processor", "configuration"])
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+def test_saving_a_part_with_upload_uploads_its_code(thing, used, hub, tmp_path):
+    folder = tmp_path / "birds"
+    if used:
+        thing.save_pretrained(folder)
+        (folder / "README.md").write_text("# Mine\n")
+    thing.save_pretrained(str(folder), push_to_hub=True, repo_id="someone/birds")
+    assert "modeling_dino_detr.py" in hub.uploaded
+    assert hub.card is None
+    assert (folder / "README.md").exists() == used
+
+
+def test_without_a_connection_no_card_is_taken_for_missing(hub, monkeypatch):
+    def fail(*args, **kwargs):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.repocard.hf_hub_download", fail)
+    for thing in (trained(), DinoDetrImageProcessor()):
+        with pytest.raises(LocalEntryNotFoundError):
+            thing.push_to_hub("someone/birds")
+    assert hub.uploaded == {}

@@ -1,0 +1,150 @@
+"""Every published checkpoint, as far as it can be had without its weights: a file with its names and depths, at toy widths,
+under the settings of the table, and the page that documents it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from recipe import load_manifest
+
+from architecture import recognise
+from checkpoint_files import ConversionError, load_checkpoint
+from convert_back import convert_back
+from convert_checkpoint import convert, main
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
+from published import BACKBONES, PUBLISHED, command, table
+from toy_checkpoints import convnext_shapes
+
+PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+SUPPORTED = [row for row in PUBLISHED if row.backbone in BACKBONES]
+OTHERS = [row for row in PUBLISHED if row.backbone not in BACKBONES]
+# A tensor of each backbone that cannot be expressed, as detrex names it, and a part of the reason.
+SAMPLES = {
+    "FocalNet": ("backbone.layers.0.blocks.0.modulation.f.weight", "FocalNet"),
+    "ViTDet": ("backbone.net.blocks.0.attn.qkv.weight", "a plain ViT"),
+    "InternImage": ("backbone.levels.0.blocks.0.dcn.offset.weight", "InternImage"),
+}
+
+
+def small(row):
+    """The row's model, narrow: its depths, levels, heads and label rows are real."""
+    kind, depths, _ = BACKBONES[row.backbone]
+    stages = ["stage1", "stage2", "stage3", "stage4"][5 - row.num_levels :]
+    backbone = {"model_type": kind, "depths": depths, "out_features": stages}
+    if kind == "swin":
+        backbone |= {"embed_dim": 8, "num_heads": [1, 2, 4, 8], "window_size": 12 if "384" in row.backbone else 7}
+    else:
+        backbone |= {"hidden_sizes": [16, 20, 24, 28]}
+    if kind == "resnet":
+        backbone |= {"embedding_size": 64}
+    return DinoDetrConfig(
+        backbone_config=backbone,
+        num_labels=91 if row.project == "original" else 80,
+        num_queries=9,
+        num_feature_levels=row.num_levels,
+        d_model=64,
+        encoder_ffn_dim=12,
+        decoder_ffn_dim=20,
+        share_decoder_heads=row.project == "original",
+        num_extra_label_embeddings=1 if row.project == "original" else 0,
+        projection_bias=row.project != "mmdet",
+    )
+
+
+def patterns(names):
+    return {re.sub(r"\d+", "#", name) for name in names}
+
+
+def real_patterns(row):
+    """Names that the project's own model has, numbers aside: recorded, for ConvNeXt written down in toy_checkpoints.py."""
+    project, kind = row.project, BACKBONES[row.backbone][0]
+    variants = {"original": "swin_t_4scale", "detrex": "swin_t_4scale", "mmdet": "swin_t_5scale"}
+    variant = variants[project] if kind == "swin" else "r50_4scale"
+    names = load_manifest(f"{project}/{variant}")["tensors"]
+    if kind == "convnext":
+        names = [name for name in names if not name.startswith("backbone.")]
+        names += [f"backbone.{name}" for name in convnext_shapes([16, 20, 24, 28]) if not name.startswith("norm0")]
+    return patterns(names)
+
+
+@pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.title)
+def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = DinoDetrForObjectDetection(small(row))
+    for head in model.model.decoder.heads:  # trained heads are not alike
+        torch.nn.init.normal_(head.class_head.bias)
+    model.save_pretrained(tmp_path / "model")
+    convert_back(tmp_path / "model", row.project, tmp_path / row.file)
+    if row.project == "mmdet":  # the published ones say nothing of position embeddings that the table does not
+        content = torch.load(tmp_path / row.file, weights_only=False)
+        torch.save({"state_dict": content["state_dict"]}, tmp_path / row.file)
+    tensors = load_checkpoint(tmp_path / row.file).tensors
+    assert recognise(tensors) == row.project
+    assert patterns(tensors) == real_patterns(row)
+
+    converted = convert(tmp_path / row.file, tmp_path / "out", published=row.title)
+    config, expected = converted.config, small(row)
+    backbone = config.backbone_config
+    kind, depths, _ = BACKBONES[row.backbone]
+    assert (backbone.model_type, list(backbone.depths)) == (kind, depths)
+    assert config.num_feature_levels == row.num_levels
+    if kind == "swin":
+        assert (backbone.window_size, backbone.image_size) == ((12, 384) if "384" in row.backbone else (7, 224))
+    defaults = {"original": (20, 0), "detrex": (10000, -0.5), "mmdet": (20, 0)}[row.project]
+    position = [
+        row.settings.get(name, value)
+        for name, value in zip(("position_temperature", "position_offset"), defaults, strict=True)
+    ]
+    assert [config.position_temperature, config.position_offset] == position
+    assert all(getattr(config, name) == value for name, value in row.settings.items())
+    assert config.share_decoder_heads == (row.project == "original")
+    assert config.id2label[len(config.id2label) - 1] == "toothbrush"
+    assert config.category_ids[-1] == 90
+    assert config.provenance["converted_from"]["published_ap"] == row.ap
+    assert set(config.provenance["converted_from"]["assumed"]).isdisjoint(row.settings)
+    for name in ("num_queries", "num_labels", "projection_bias", "num_extra_label_embeddings", "encoder_n_points"):
+        assert getattr(config, name) == getattr(expected, name), name
+    state = converted.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert str(row.ap) in card
+    assert "model-index" not in card  # published is not measured
+
+
+@pytest.mark.parametrize("row", OTHERS, ids=lambda row: row.title)
+def test_a_backbone_that_cannot_be_expressed_is_refused_with_the_reason(row, tmp_path):
+    sample, reason = SAMPLES[row.backbone.split("-")[0]]
+    names = [name for name in load_manifest("detrex/r50_4scale")["tensors"] if not name.startswith("backbone.")]
+    torch.save({"model": {name: torch.zeros(2, 3) for name in [*names, sample]}}, tmp_path / row.file)
+    with pytest.raises(ConversionError, match=f"The backbone is not supported, because it is {reason}"):
+        convert(tmp_path / row.file, tmp_path / "out", published=row.title)
+    assert not (tmp_path / "out").exists()
+
+
+def test_titles_and_files_are_not_twice_in_the_table():
+    assert len({row.title for row in PUBLISHED}) == len(PUBLISHED)
+    assert len({row.file for row in PUBLISHED}) == len(PUBLISHED)
+
+
+def test_the_page_has_the_command_of_every_row():
+    page = PAGE.read_text()
+    assert table() in page, "run `python convert_scripts/published.py` and put its output into docs/checkpoints.md"
+    commands = [command(row) for row in SUPPORTED]
+    assert all(f"```bash\n{one}\n```" in page for one in commands)
+    assert len({one.split("--output ")[1] for one in commands}) == len(SUPPORTED)
+
+
+def test_a_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    """As it stands there, on the toy file of its row."""
+    row = next(row for row in SUPPORTED if row.title == "detrex/dino_r50_4scale_24ep")
+    arguments = command(row).replace("\\\n", " ").split()
+    start = arguments.index("convert_scripts/convert_checkpoint.py") + 1
+    DinoDetrForObjectDetection(small(row)).save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    convert_back(tmp_path / "model", row.project, Path(row.file))
+    main([*arguments[start:], "--image-size", "96", "160"])
+    assert "the two compute the same" in capsys.readouterr().out
+    config = json.loads(Path(arguments[arguments.index("--output") + 1], "config.json").read_text())
+    assert (config["position_temperature"], config["position_offset"]) == (20.0, 0.0)
