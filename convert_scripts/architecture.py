@@ -1,20 +1,17 @@
 """Which model a checkpoint is of: from the names and shapes of its tensors and, for what they do not tell, from the settings
 in the file; what is in neither is taken to be as the project publishes it, and said."""
 
-import json
 import re
 from collections import Counter
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from checkpoint_files import Checkpoint, ConversionError
 from dino_hf import DinoDetrConfig
-from dino_hf.coco_classes import coco_class_space
 from key_mapping import (
     CONVNEXT,
-    DECODER_COPY,
+    DECODER_COPIES,
     RESNET,
     SWIN,
     TRANSFORMER,
@@ -133,7 +130,7 @@ def _without_copies(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Coun
         elif own not in tensors:
             plain[own] = tensor
         elif torch.equal(tensor, tensors[own]):
-            dropped[DECODER_COPY.reason] += 1
+            dropped[DECODER_COPIES] += 1
         else:
             raise ConversionError(f"{own!r} and {name!r} should be one tensor, but they differ.")
     return plain, dropped
@@ -151,17 +148,19 @@ def rules_for(config: DinoDetrConfig) -> list[Rule]:
     return [*TRANSFORMER, *heads(config.share_decoder_heads, config.decoder_layers), *backbone, *output_norms(stages)]
 
 
-def build_config(tensors: dict[str, Tensor], project: str, settings: dict, chosen: dict) -> tuple[DinoDetrConfig, dict]:
+def build_config(
+    tensors: dict[str, Tensor], project: str, told: dict, chosen: dict, instead: dict | None = None
+) -> tuple[DinoDetrConfig, dict]:
     """The architecture.
 
     Args:
         tensors: by the release's names.
-        settings: of the training, as the file has them; may be empty.
+        told: what the settings in the file tell, from `told_by_file`.
         chosen: fields of the configuration that the user sets.
+        instead: values to take instead of those that the project publishes.
     Returns:
         the configuration, and those of its fields that neither the file nor the user told.
     """
-    told = {"original": from_args, "mmdet": from_mmdet, "detrex": lambda _: {}}[project](settings)
     level_embed = tensors["transformer.level_embed"]
     if level_embed.ndim != 2:
         raise ConversionError(
@@ -170,7 +169,8 @@ def build_config(tensors: dict[str, Tensor], project: str, settings: dict, chose
     num_levels, d_model = level_embed.shape
     num_labels = len(tensors["class_embed.0.weight"])
     shown = {
-        "backbone_config": backbone_settings(tensors, told.pop("drop_path_rate", 0.2)),
+        "backbone_config": backbone_settings(tensors),
+        "num_labels": num_labels,
         "num_queries": len(tensors["transformer.tgt_embed.weight"]),
         "num_feature_levels": num_levels,
         "d_model": d_model,
@@ -183,17 +183,40 @@ def build_config(tensors: dict[str, Tensor], project: str, settings: dict, chose
         "pred_boxes_eps": _PRED_BOXES_EPS[project],
         "num_extra_label_embeddings": _extra_rows(tensors, num_labels),
     }
-    if unknown := set(chosen) - set(DinoDetrConfig.__dataclass_fields__):
-        raise ConversionError(f"The configuration has no field {sorted(unknown)}.")
-    if contradicted := {name: shown[name] for name in chosen if name in shown and name != "backbone_config"}:
-        raise ConversionError(f"The tensors tell {contradicted}; leave them out of --set.")
+    _check_chosen(chosen, shown)
     assumed = {**_PUBLISHED[project], "num_denoising": 100, "box_noise_scale": 1.0}
-    if shown["backbone_config"]["model_type"] == "resnet":
+    kind = shown["backbone_config"]["model_type"]
+    if kind == "resnet":
         assumed["num_frozen_backbone_stages"] = _FROZEN_RESNET_STAGES[project]
-    assumed |= _attention_sizes(tensors, num_levels, {**told, **chosen})
-    values = {**shown, **assumed, **told, **chosen, "num_labels": num_labels}
-    assumed = {name: value for name, value in assumed.items() if name not in told and name not in chosen}
-    return DinoDetrConfig(**values), assumed
+    if kind == "swin":
+        assumed["drop_path_rate"] = 0.2
+    assumed |= {name: value for name, value in (instead or {}).items() if name in assumed}
+    assumed |= _attention_sizes(tensors, num_levels, {**told, **chosen}, instead or {})
+    values = {**assumed, **told, **chosen, **shown}
+    drop_path_rate = values.pop("drop_path_rate", None)
+    if kind == "swin":
+        values["backbone_config"]["drop_path_rate"] = drop_path_rate
+    if project != "original" and 0 < values["num_denoising"] < 50:
+        raise ConversionError(
+            f"num_denoising={values['num_denoising']} counts pairs of queries in {project}; below 50, it counts groups in dino_hf, "
+            "as in the release. It bears on training only: set another by --set num_denoising=N, 0 or at least 50."
+        )
+    return DinoDetrConfig(**values), {
+        name: assumed[name] for name in assumed if name not in told and name not in chosen
+    }
+
+
+# Fields that this conversion sets by itself, or by options of their own.
+_NOT_TO_CHOOSE = {"backbone_config", "num_labels", "id2label", "label2id", "category_ids", "provenance"}
+
+
+def _check_chosen(chosen: dict, shown: dict) -> None:
+    if unknown := sorted(set(chosen) - set(DinoDetrConfig.__dataclass_fields__) - _NOT_TO_CHOOSE):
+        raise ConversionError(f"The configuration has no field {unknown}.")
+    if shown_too := {name: shown[name] for name in sorted(chosen) if name in shown and name not in _NOT_TO_CHOOSE}:
+        raise ConversionError(f"The tensors tell {shown_too}; leave them out of --set.")
+    if owned := sorted(_NOT_TO_CHOOSE & set(chosen)):
+        raise ConversionError(f"{owned} cannot be set here: the tensors or --label-names tell them.")
 
 
 def _extra_rows(tensors: dict[str, Tensor], num_labels: int) -> int:
@@ -207,20 +230,22 @@ def _extra_rows(tensors: dict[str, Tensor], num_labels: int) -> int:
     return extra
 
 
-def _attention_sizes(tensors: dict[str, Tensor], num_levels: int, known: dict) -> dict:
+def _attention_sizes(tensors: dict[str, Tensor], num_levels: int, known: dict, instead: dict) -> dict:
     """Heads and points, whose product the tensors tell."""
     sizes = {}
     for side, attention in (("encoder", "self_attn"), ("decoder", "cross_attn")):
         name = f"transformer.{side}.layers.0.{attention}.attention_weights.bias"
         samples = len(tensors.get(name, ())) / num_levels
-        given = known.get(f"{side}_attention_heads")
+        given = known.get(f"{side}_attention_heads", instead.get(f"{side}_attention_heads"))
         num_heads = _HEADS if given is None else given
+        if not isinstance(num_heads, int) or num_heads < 1:
+            raise ConversionError(f"{side}_attention_heads={num_heads!r} is no number of heads.")
         points = samples / num_heads
         wanted = known.get(f"{side}_n_points", _POINTS if given is None else points)
         if points != wanted or points != int(points) or not points:
             raise ConversionError(
                 f"{name!r} has {samples:g} sampling points for all heads together at each level, which is not {num_heads} heads of "
-                f"{wanted:g}; set the number of heads by --set {side}_attention_heads=N."
+                f"{wanted}; set the number of heads by --set {side}_attention_heads=N."
             )
         sizes |= {f"{side}_attention_heads": num_heads, f"{side}_n_points": int(points)}
     return sizes
@@ -238,7 +263,7 @@ def _heads_are_equal(tensors: dict[str, Tensor]) -> bool:
 # Backbones
 
 
-def backbone_settings(tensors: dict[str, Tensor], drop_path_rate: float) -> dict:
+def backbone_settings(tensors: dict[str, Tensor]) -> dict:
     """`backbone_config` from the backbone's tensors and the widths of the maps that the neck projects."""
     widths = []  # of the backbone's maps: their projections are 1x1, the one of the extra level 3x3
     while (weight := tensors.get(f"input_proj.{len(widths)}.0.weight")) is not None and weight.shape[-1] == 1:
@@ -268,7 +293,6 @@ def backbone_settings(tensors: dict[str, Tensor], drop_path_rate: float) -> dict
                 "num_heads": [table.shape[1] for table in tables],
                 "window_size": window,
                 "image_size": 384 if window == 12 else 224,
-                "drop_path_rate": drop_path_rate,
                 "out_features": stages,
             }
         if "backbone.0.downsample_layers.0.0.weight" in tensors:
@@ -281,212 +305,3 @@ def backbone_settings(tensors: dict[str, Tensor], drop_path_rate: float) -> dict
         "The backbone is none of ResNet, Swin and ConvNeXt; its tensors begin with "
         f"{sorted(name for name in tensors if name.startswith('backbone.'))[:3]}."
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Settings of a training -> fields of the configuration
-
-# What the release can be told to compute differently and dino_hf does not: name in `args` -> the values that are fine.
-_REQUIRED_ARGS = {
-    "two_stage_type": ["standard"],
-    "two_stage_learn_wh": [False],
-    "two_stage_default_hw": [0.05],
-    "two_stage_pat_embed": [0],
-    "two_stage_add_query_num": [0],
-    "two_stage_bbox_embed_share": [False],
-    "two_stage_class_embed_share": [False],
-    "two_stage_keep_all_tokens": [False],
-    "num_patterns": [0],
-    "embed_init_tgt": [True],
-    "query_dim": [4],
-    "position_embedding": ["sine"],
-    "pre_norm": [False],
-    "transformer_activation": ["relu"],
-    "dilation": [False],
-    "unic_layers": [0],
-    "dec_layer_number": [None],
-    "decoder_sa_type": ["sa"],
-    "decoder_module_seq": [["sa", "ca", "ffn"]],
-    "decoder_layer_noise": [False],
-    "add_channel_attention": [False],
-    "add_pos_value": [False],
-    "use_deformable_box_attn": [False],
-    "random_refpoints_xy": [False],
-    "masks": [False],
-    "use_detached_boxes_dec_out": [False],
-}
-
-# Field of the configuration -> name in `args`.
-ARGS = {
-    "position_temperature": "pe_temperatureH",
-    "encoder_attention_heads": "nheads",
-    "decoder_attention_heads": "nheads",
-    "encoder_n_points": "enc_n_points",
-    "decoder_n_points": "dec_n_points",
-    "num_denoising": "dn_number",
-    "label_noise_ratio": "dn_label_noise_ratio",
-    "box_noise_scale": "dn_box_noise_scale",
-    "class_cost": "set_cost_class",
-    "bbox_cost": "set_cost_bbox",
-    "giou_cost": "set_cost_giou",
-    "cls_loss_coefficient": "cls_loss_coef",
-    "bbox_loss_coefficient": "bbox_loss_coef",
-    "giou_loss_coefficient": "giou_loss_coef",
-    "focal_alpha": "focal_alpha",
-}
-
-
-def from_args(args: dict) -> dict:
-    """Fields of the configuration from the release's `args`.
-
-    Raises:
-        ConversionError: the training computed what dino_hf does not.
-    """
-    for name, allowed in _REQUIRED_ARGS.items():
-        if name in args and args[name] not in allowed:
-            raise ConversionError(
-                f"The checkpoint was trained with {name}={args[name]!r}; dino_hf computes DINO with "
-                f"{name}={allowed[0]!r} only, as in every published checkpoint."
-            )
-    if args.get("pe_temperatureH") != args.get("pe_temperatureW", args.get("pe_temperatureH")):
-        raise ConversionError(
-            f"The position temperatures differ (pe_temperatureH={args['pe_temperatureH']}, "
-            f"pe_temperatureW={args['pe_temperatureW']}); dino_hf has one for both axes."
-        )
-    told = {name: args[key] for name, key in ARGS.items() if args.get(key) is not None}
-    if args.get("use_dn") is False:
-        told["num_denoising"] = 0
-    if args:
-        told["position_offset"] = 0.0  # the release has none
-    return told
-
-
-# Field of the configuration -> where mmdetection's configuration has it.
-_MMDET = {
-    "position_temperature": "positional_encoding.temperature",
-    "position_offset": "positional_encoding.offset",
-    "encoder_attention_heads": "encoder.layer_cfg.self_attn_cfg.num_heads",
-    "encoder_n_points": "encoder.layer_cfg.self_attn_cfg.num_points",
-    "decoder_attention_heads": "decoder.layer_cfg.cross_attn_cfg.num_heads",
-    "decoder_n_points": "decoder.layer_cfg.cross_attn_cfg.num_points",
-    "num_denoising": "dn_cfg.group_cfg.num_dn_queries",
-    "label_noise_ratio": "dn_cfg.label_noise_scale",
-    "box_noise_scale": "dn_cfg.box_noise_scale",
-    "cls_loss_coefficient": "bbox_head.loss_cls.loss_weight",
-    "bbox_loss_coefficient": "bbox_head.loss_bbox.loss_weight",
-    "giou_loss_coefficient": "bbox_head.loss_iou.loss_weight",
-    "focal_alpha": "bbox_head.loss_cls.alpha",
-    "drop_path_rate": "backbone.drop_path_rate",
-}
-_MMDET_COSTS = {"FocalLossCost": "class_cost", "BBoxL1Cost": "bbox_cost", "IoUCost": "giou_cost"}
-_REQUIRED_MMDET = {
-    "type": "DINO",
-    "with_box_refine": True,
-    "as_two_stage": True,
-    "positional_encoding.normalize": True,
-    "bbox_head.loss_cls.gamma": 2.0,
-    "bbox_head.loss_cls.use_sigmoid": True,
-}
-
-
-def from_mmdet(settings: dict) -> dict:
-    """As `from_args`, from mmdetection's configuration."""
-    model = settings.get("model")
-    if not isinstance(model, dict):
-        return {}
-    for path, wanted in _REQUIRED_MMDET.items():
-        found = _at(model, path)
-        if found is not None and found != wanted:
-            raise ConversionError(
-                f"The checkpoint was trained with {path}={found!r}; dino_hf computes {wanted!r} only."
-            )
-    told = {name: value for name, path in _MMDET.items() if isinstance(value := _at(model, path), int | float)}
-    costs = _at(model, "train_cfg.assigner.match_costs")
-    for cost in costs if isinstance(costs, list) else []:
-        if isinstance(cost, dict) and cost.get("type") in _MMDET_COSTS and isinstance(cost.get("weight"), int | float):
-            told[_MMDET_COSTS[cost["type"]]] = cost["weight"]
-    frozen = _at(model, "backbone.frozen_stages")  # counted from the stem, which is 0; -1 for none
-    if isinstance(frozen, int):
-        told["num_frozen_backbone_stages"] = frozen + 1
-    return told
-
-
-def image_size(project: str, settings: dict) -> dict[str, int] | None:
-    """Size at evaluation, if the file tells it: shortest and longest edge."""
-    if project != "mmdet":
-        return None
-    pipeline = settings.get("test_pipeline")
-    for step in pipeline if isinstance(pipeline, list) else []:
-        scale = (
-            step.get("scale") if isinstance(step, dict) and step.get("type") in ("Resize", "FixScaleResize") else None
-        )
-        if isinstance(scale, list) and len(scale) == 2 and all(isinstance(side, int) for side in scale):
-            return {"shortest_edge": min(scale), "longest_edge": max(scale)}
-    return None
-
-
-def _at(settings: dict, path: str):
-    for name in path.split("."):
-        settings = settings.get(name) if isinstance(settings, dict) else None
-    return settings
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Class space
-
-
-def class_space(
-    num_labels: int, names_in_file: list[str] | None, label_file: Path | None
-) -> tuple[dict[int, str] | None, list[int] | None, str]:
-    """Names and original category ids, and in words where they are from. No names: None."""
-    if label_file is not None:
-        return (*read_label_names(label_file, num_labels), f"from {label_file.name}")
-    coco = coco_class_space(num_labels)
-    if names_in_file is not None and len(names_in_file) == num_labels:
-        is_coco = coco is not None and list(coco[0].values()) == names_in_file
-        return dict(enumerate(names_in_file)), coco[1] if is_coco else None, "from the file"
-    if coco is not None:
-        return (*coco, f"taken to be COCO's, because there are {num_labels}")
-    return None, None, "not known; --label-names FILE gives them"
-
-
-def read_label_names(path: Path, num_labels: int) -> tuple[dict[int, str], list[int] | None]:
-    """Class names from a file: a COCO json (its categories; also gives the ids), a json list or dictionary of index to name,
-    or a text file with one name per line.
-
-    Raises:
-        ConversionError: it cannot be read, or is not for this number of classes.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"The label names cannot be read: {error}.") from error
-    category_ids = None
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        if isinstance(content, dict) and "categories" in content:
-            by_id = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-            if len(by_id) == num_labels:
-                names, category_ids = dict(enumerate(by_id[i] for i in sorted(by_id))), sorted(by_id)
-            elif by_id and min(by_id) >= 0 and max(by_id) < num_labels:  # outputs are the raw ids
-                names = {index: by_id.get(index, "N/A") for index in range(num_labels)}
-                category_ids = list(range(num_labels))
-            else:
-                names = by_id
-        elif isinstance(content, dict):
-            names = {int(index): str(name) for index, name in content.items()}
-        else:
-            names = dict(enumerate(map(str, content)))
-    except (TypeError, KeyError, ValueError) as error:
-        raise ConversionError(
-            f"{path} is neither a COCO json, nor a json list or dictionary of names, nor one name per line ({error!r})."
-        ) from error
-    if sorted(names) != list(range(num_labels)):
-        raise ConversionError(
-            f"{path} names {len(names)} classes (indices {sorted(names)[:3]} to {max(names, default=None)}), but the checkpoint "
-            f"has {num_labels}, numbered from 0."
-        )
-    return {index: names[index] for index in range(num_labels)}, category_ids

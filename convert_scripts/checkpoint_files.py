@@ -2,10 +2,10 @@
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import os
 import pickle
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -197,19 +197,17 @@ def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
     """
     if path.is_symlink() or path.is_dir() or (path.exists() and not force):
         raise ConversionError(f"{path} exists; choose another --output, or --force to replace a file.")
-    scratch = None
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            scratch = Path(file.name)
+        with scratch.open("xb") as file:
             torch.save(content, file)
-        scratch.chmod(0o644)
         os.replace(scratch, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's own, where a disk is full
         raise ConversionError(f"{path} cannot be written ({error}); choose another --output.") from error
     finally:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
 
 
 def sha256(path: Path) -> str:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from architecture import ARGS, rules_for
+from architecture import rules_for
 from checkpoint_files import ConversionError, save_checkpoint
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
 from key_mapping import detrex, mmdet, translate_back
+from training_settings import ARGS
 
 
 def convert_back(folder: Path, project: str, output: Path, force: bool = False) -> list[str]:
@@ -61,8 +62,9 @@ def load_folder(folder: Path) -> DinoDetrForObjectDetection:
         raise
     except Exception as error:  # the library's, of many kinds
         raise ConversionError(f"{folder} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise ConversionError(f"{folder} lacks {len(missing)} tensors, e.g. {missing[:3]}: it is not whole.")
+    for what, kind in (("lacks", "missing_keys"), ("has, beside those of a DINO,", "unexpected_keys")):
+        if names := sorted(report[kind]):
+            raise ConversionError(f"{folder} {what} {len(names)} tensors, e.g. {names[:3]}.")
     return model.eval()
 
 
@@ -75,6 +77,17 @@ def check_expressible(config: DinoDetrConfig, project: str) -> None:
     known = ("resnet", "swin") if project == "mmdet" else ("resnet", "swin", "convnext")
     if kind not in known:
         raise ConversionError(f"The backbone is a {kind!r}; for {project}, {' or '.join(known)} can be written.")
+    stages = config.backbone_config.out_features
+    if stages != [f"stage{stage}" for stage in range(5 - len(stages), 5)]:
+        raise ConversionError(
+            f"The model uses the stages {stages}; the other projects use the last ones, without a gap."
+        )
+    for one, other in (("encoder_attention_heads", "decoder_attention_heads"), ("encoder_ffn_dim", "decoder_ffn_dim")):
+        values = getattr(config, one), getattr(config, other)
+        if project == "original" and values[0] != values[1]:
+            raise ConversionError(
+                f"{one}={values[0]} and {other}={values[1]}, but the original release has one for both."
+            )
     if project == "original" and config.position_offset != 0:
         raise ConversionError(
             f"The model has position_offset={config.position_offset}, and the original release has no such setting: it would "
@@ -190,6 +203,7 @@ def to_args(config: DinoDetrConfig) -> dict:
         "dec_layers": config.decoder_layers,
         "hidden_dim": config.d_model,
         "dim_feedforward": config.encoder_ffn_dim,
+        "return_interm_indices": [int(name[-1]) - 1 for name in config.backbone_config.out_features],
         "dec_pred_class_embed_share": config.share_decoder_heads,
         "dec_pred_bbox_embed_share": config.share_decoder_heads,
     }
@@ -197,19 +211,23 @@ def to_args(config: DinoDetrConfig) -> dict:
 
 def settings_to_make(config: DinoDetrConfig, project: str) -> list[str]:
     """What the other project's configuration must say so that it computes this model, and what it computes differently."""
-    temperature = f"temperature={config.position_temperature:g}"
+    backbone = config.backbone_config
+    sizes = f"{backbone.model_type} of depths {list(backbone.depths)}, maps {', '.join(backbone.out_features)}"
+    position = f"temperature={config.position_temperature:g}, offset={config.position_offset:g}"
     if project == "original":
-        lines = [f"{name} = {value!r}" for name, value in to_args(config).items()]
-    elif project == "detrex":
-        lines = [
-            f"model.num_classes = {config.num_labels}, model.num_queries = {config.num_queries}",
-            f"model.position_embedding: {temperature}, offset={config.position_offset:g}",
-        ]
+        lines = [f"backbone: {sizes}", *(f"{name} = {value!r}" for name, value in to_args(config).items())]
     else:
+        is_detrex = project == "detrex"
         lines = [
-            f"bbox_head.num_classes={config.num_labels}, num_queries={config.num_queries}",
-            f"positional_encoding=dict(num_feats={config.d_model // 2}, normalize=True, {temperature}, "
-            f"offset={config.position_offset:g})",
+            f"backbone: {sizes}",
+            f"{'model' if is_detrex else 'bbox_head'}.num_classes = {config.num_labels}",
+            f"num_queries = {config.num_queries}, num_feature_levels = {config.num_feature_levels}, width {config.d_model}",
+            *(
+                f"{side}: {getattr(config, f'{side}_layers')} layers, {getattr(config, f'{side}_attention_heads')} heads, "
+                f"{getattr(config, f'{side}_n_points')} points, feed-forward {getattr(config, f'{side}_ffn_dim')}"
+                for side in ("encoder", "decoder")
+            ),
+            f"{'position_embedding' if is_detrex else 'positional_encoding'}: normalize=True, {position}",
         ]
     eps = 1e-5 if project == "mmdet" else 1e-3
     if config.pred_boxes_eps != eps:

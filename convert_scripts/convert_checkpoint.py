@@ -24,17 +24,17 @@ from tqdm import tqdm
 from architecture import (
     PROJECTS,
     build_config,
-    class_space,
-    image_size,
     recognise,
     rules_for,
     to_release_names,
 )
-from checkpoint_files import ConversionError, load_checkpoint, sha256
+from checkpoint_files import Checkpoint, ConversionError, load_checkpoint, sha256
+from class_names import class_space
 from convert_back import convert_back
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from key_mapping import translate
 from published import BACKBONES, PUBLISHED, Published
+from training_settings import image_size, told_by_file
 
 
 def convert(
@@ -93,8 +93,13 @@ def _convert(
         f"{checkpoint}: {len(loaded.tensors)} tensors of {project}, {'with' if loaded.settings else 'without'} the settings of its "
         "training"
     )
-    chosen = {**(row.settings if row else {}), **chosen}
-    config, assumed = build_config(tensors, project, loaded.settings, chosen)
+    told = told_by_file(project, loaded.settings)
+    settings = dict(row.settings) if row else {}
+    if others := {name: told[name] for name in settings if name in told and told[name] != settings[name]}:
+        raise ConversionError(
+            f"The file is not {row.title}, which has {settings}: it says {others}; leave --published out."
+        )
+    config, assumed = build_config(tensors, project, told, {**settings, **chosen})
     check_published(row, project, config)
     print_architecture(config)
     id2label, category_ids, origin = class_space(config.num_labels, loaded.class_names, label_names)
@@ -106,25 +111,30 @@ def _convert(
     if not size_told:
         assumed |= {"image size": f"{processor.size['shortest_edge']} to {processor.size['longest_edge']}"}
     if assumed:
-        told_by = "--published" if row else "--set, --published and --image-size"
+        otherwise = "" if row else " (--published, --set and --image-size say otherwise)"
         values = ", ".join(f"{name}={value}" for name, value in assumed.items())
-        print(f"  not in the file, taken to be as {project} publishes it ({told_by} say otherwise): {values}")
-    config.provenance = {
-        "converted_from": {
-            "project": project,
-            "file": checkpoint.name,
-            "sha256": sha256(checkpoint),
-            "assumed": assumed,
-            **({"published": row.title, "published_ap": row.ap, "url": row.url} if row else {}),
-        },
-        **({"license": "apache-2.0"} if row else {}),
-    }
+        print(f"  not in the file, taken to be as {project} publishes it{otherwise}: {values}")
+    config.provenance = provenance(loaded, project, row, assumed)
     model, renamed, more = build_model(config, tensors)
     dropped += more
     print(f"  read {len(loaded.tensors)}, renamed into {renamed}, dropped {sum(dropped.values())}")
     for reason, number in dropped.items():
         print(f"    {number}: {reason}")
     return model, processor
+
+
+def provenance(checkpoint: Checkpoint, project: str, row: Published | None, assumed: dict) -> dict:
+    """What the model card tells of the weights."""
+    converted_from = {
+        "project": project,
+        "file": checkpoint.path.name,
+        "sha256": sha256(checkpoint.path),
+        "assumed": assumed,
+    }
+    if row is None:
+        return {"converted_from": converted_from}
+    converted_from |= {"published": row.title, "published_ap": row.ap, "url": row.url}
+    return {"converted_from": converted_from} | ({"license": row.license} if row.license else {})
 
 
 def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Counter]:
@@ -162,13 +172,22 @@ def check_published(row: Published | None, project: str, config) -> None:
     """A file that is said to be a published one must at least look like it."""
     if row is None or row.backbone not in BACKBONES:
         return
-    kind, depths, _ = BACKBONES[row.backbone]
     backbone = config.backbone_config
-    is_it = (project, backbone.model_type, list(backbone.depths), config.num_feature_levels)
-    should_be = (row.project, kind, depths, row.num_levels)
-    if is_it != should_be:
+    is_swin = backbone.model_type == "swin"
+    is_it = {
+        "project": project,
+        "backbone": backbone.model_type,
+        "depths": list(backbone.depths),
+        "width": backbone.embed_dim if is_swin else backbone.hidden_sizes[0],
+        "window": backbone.window_size if is_swin else None,
+        "levels": config.num_feature_levels,
+        "queries": config.num_queries,
+        "classes": config.num_labels,
+    }
+    should_be = row.architecture()
+    if others := {name: value for name, value in is_it.items() if value != should_be[name]}:
         raise ConversionError(
-            f"The file is not {row.title}, which is {should_be} (project, backbone, depths, levels), but {is_it}; leave "
+            f"The file is not {row.title}, which has { ({name: should_be[name] for name in others}) }: it has {others}; leave "
             "--published out."
         )
 
@@ -273,16 +292,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help=".pth or .safetensors; for --to, a folder of dino_hf"
     )
-    parser.add_argument(
-        *("--output", "--output-dir"), type=Path, required=True, help="new folder; for --to, a new .pth"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="new folder; for --to, a new .pth")
     parser.add_argument("--source", choices=["auto", *PROJECTS], default="auto", help="project that the file is of")
     parser.add_argument("--to", choices=PROJECTS, help="the way back: write a checkpoint for this project")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights")
     parser.add_argument("--published", metavar="PROJECT/NAME", help="which published checkpoint this is, if it is one")
     parser.add_argument("--label-names", type=Path, help="COCO json, json list or dictionary, or a name per line")
     parser.add_argument(
-        *("--image-size",), type=int, nargs=2, metavar=("SHORTEST", "LONGEST"), help="of images at evaluation"
+        "--image-size", type=int, nargs=2, metavar=("SHORTEST", "LONGEST"), help="of images at evaluation"
     )
     parser.add_argument(
         "--set", type=setting, action="append", default=[], metavar="FIELD=VALUE", help="a field of the configuration"

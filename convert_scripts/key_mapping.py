@@ -61,9 +61,7 @@ TRANSFORMER = [
     Rule("input_proj.{i}.1.{p}", "model.backbone.norms.{i}.{p}"),
 ]
 
-DECODER_COPY = Rule(
-    "transformer.decoder.{kind}_embed.{i}.{tail}", None, "heads of the decoder, which are saved a second time"
-)
+DECODER_COPIES = "heads of the decoder, which are saved a second time"
 _SHARED = "one head for all decoder layers, saved again for each"
 
 

@@ -23,23 +23,35 @@ class Published(NamedTuple):
         return f"{self.project}/{self.name}"
 
     @property
+    def license(self) -> str | None:
+        """Of the project that published it; what others host, they say nothing of."""
+        return None if self.folder == _MMLAB_WEIGHTS else "apache-2.0"
+
+    def architecture(self) -> dict:
+        """What a file must have to be this one."""
+        kind, depths, width, window = BACKBONES[self.backbone]
+        backbone = {"backbone": kind, "depths": depths, "width": width, "window": window}
+        sizes = {"levels": self.num_levels, "queries": 900, "classes": 91 if self.project == "original" else 80}
+        return {"project": self.project, **backbone, **sizes}
+
+    @property
     def url(self) -> str:
         return self.folder if "drive.google" in self.folder else self.folder + self.file
 
 
-# Depths of the four stages, and width of the first.
+# Depths of the four stages, width of the first, and side of the attention window.
 BACKBONES = {
-    "ResNet-50": ("resnet", [3, 4, 6, 3], 256),
-    "ResNet-101": ("resnet", [3, 4, 23, 3], 256),
-    "Swin-T 224": ("swin", [2, 2, 6, 2], 96),
-    "Swin-S 224": ("swin", [2, 2, 18, 2], 96),
-    "Swin-B 384": ("swin", [2, 2, 18, 2], 128),
-    "Swin-L 224": ("swin", [2, 2, 18, 2], 192),
-    "Swin-L 384": ("swin", [2, 2, 18, 2], 192),
-    "ConvNeXt-T": ("convnext", [3, 3, 9, 3], 96),
-    "ConvNeXt-S": ("convnext", [3, 3, 27, 3], 96),
-    "ConvNeXt-B": ("convnext", [3, 3, 27, 3], 128),
-    "ConvNeXt-L": ("convnext", [3, 3, 27, 3], 192),
+    "ResNet-50": ("resnet", [3, 4, 6, 3], 256, None),
+    "ResNet-101": ("resnet", [3, 4, 23, 3], 256, None),
+    "Swin-T 224": ("swin", [2, 2, 6, 2], 96, 7),
+    "Swin-S 224": ("swin", [2, 2, 18, 2], 96, 7),
+    "Swin-B 384": ("swin", [2, 2, 18, 2], 128, 12),
+    "Swin-L 224": ("swin", [2, 2, 18, 2], 192, 7),
+    "Swin-L 384": ("swin", [2, 2, 18, 2], 192, 12),
+    "ConvNeXt-T": ("convnext", [3, 3, 9, 3], 96, None),
+    "ConvNeXt-S": ("convnext", [3, 3, 27, 3], 96, None),
+    "ConvNeXt-B": ("convnext", [3, 3, 27, 3], 128, None),
+    "ConvNeXt-L": ("convnext", [3, 3, 27, 3], 192, None),
 }
 
 _DRIVE = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
@@ -69,12 +81,23 @@ PUBLISHED = [
     _original("swin_l_5scale_12ep", 57.3, "Swin-L 384", 5, "checkpoint0011_5scale_swin.pth"),
     _original("swin_l_5scale_36ep", 58.5, "Swin-L 384", 5, "checkpoint0035_5scale_swin.pth"),
     _detrex("v0.2.0", "dino_r50_4scale_12ep_49_2AP.pth", 49.2, "ResNet-50"),
-    _detrex("v0.4.0", "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0.pth", 49.8, "ResNet-50"),
+    # detrex kept a class weight of 1 for denoising here; dino_hf has one for both
     _detrex(
-        *("v0.4.0", "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0_300dn.pth", 50.0, "ResNet-50"),
+        "v0.4.0",
+        "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0.pth",
+        49.8,
+        "ResNet-50",
+        cls_loss_coefficient=2.0,
+    ),
+    _detrex(
+        "v0.4.0",
+        "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0_300dn.pth",
+        50.0,
+        "ResNet-50",
+        cls_loss_coefficient=2.0,
         num_denoising=300,
     ),
-    _detrex(*("v0.1.1", "dino_r50_4scale_24ep.pth", 50.6, "ResNet-50"), position_temperature=20.0, position_offset=0.0),
+    _detrex("v0.1.1", "dino_r50_4scale_24ep.pth", 50.6, "ResNet-50", position_temperature=20.0, position_offset=0.0),
     _detrex("v0.2.1", "dino_r50_5scale_12ep.pth", 49.6, "ResNet-50", 5),
     _detrex("v0.1.1", "dino_r101_4scale_12ep.pth", 50.0, "ResNet-101"),
     _detrex("v0.1.1", "dino_swin_tiny_224_4scale_12ep.pth", 51.3, "Swin-T 224"),
@@ -158,7 +181,7 @@ def table() -> str:
         for row in rows:
             if row.backbone in BACKBONES:
                 lines += [f"{row.name}:", "", "```bash", command(row), "```", ""]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

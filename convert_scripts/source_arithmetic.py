@@ -1,18 +1,35 @@
 """DINO once more, written out plainly on the tensors of a checkpoint by the release's names: what a conversion is checked with.
 
-It shares no code with dino_hf, takes no kernel and no module of transformers, and is slow. Stage by stage, so that a
-difference can be told from its consequences.
+It shares no code with dino_hf, takes no kernel and no module of transformers, and is slow. Stage by stage and layer by layer, so
+that a difference can be told from its consequences. tests/parity/ holds it to the recordings of all three projects.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+class Trace(NamedTuple):
+    """What a model computed on the way: the input and the output of each stage. Masks are True on the image."""
+
+    features: list[Tensor]  # of the backbone, (B, C, h, w)
+    maps: list[Tensor]  # L of the neck
+    masks: list[Tensor]  # (B, h, w)
+    tokens: list[Tensor]  # input of the encoder and output of each layer, (B, S, C)
+    proposal_logits: Tensor  # (B, Q, K) of the selected tokens
+    proposal_boxes: Tensor  # (B, Q, 4)
+    queries: list[Tensor]  # input of the decoder and output of each layer, (B, Q, C)
+    references: list[Tensor]  # boxes that each layer starts from, (B, Q, 4)
+    logits: list[Tensor]  # of each layer, (B, Q, K)
+    boxes: list[Tensor]  # of each layer, (B, Q, 4)
+
+
 class SourceArithmetic:
-    """
+    """Everything is computed in float32, whatever the tensors are.
+
     Args:
         tensors: by the names of the original release.
         settings: position_temperature, position_offset, pred_boxes_eps, encoder_attention_heads, decoder_attention_heads
@@ -252,24 +269,23 @@ class SourceArithmetic:
 
     # -- encoder
 
-    def encoder(self, maps: list[Tensor], masks: list[Tensor]) -> Tensor:
-        """(B, S, C)"""
-        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
-        position = torch.cat(
-            [
-                self.map_position(mask).flatten(1, 2) + self["transformer.level_embed"][level]
-                for level, mask in enumerate(masks)
-            ],
-            dim=1,
-        )
+    def num_layers(self, side: str) -> int:
+        layers = 0
+        while f"transformer.{side}.layers.{layers}.norm1.weight" in self:
+            layers += 1
+        return layers
+
+    def positions(self, masks: list[Tensor]) -> Tensor:
+        """(B, S, C): where a cell is on its level, and which level that is."""
+        levels = zip(masks, self["transformer.level_embed"], strict=True)
+        return torch.cat([self.map_position(mask).flatten(1, 2) + embedding for mask, embedding in levels], dim=1)
+
+    def encoder_layer(self, layer: int, tokens: Tensor, positions: Tensor, masks: list[Tensor]) -> Tensor:
+        """(B, S, C) -> (B, S, C)"""
+        name, heads = f"transformer.encoder.layers.{layer}", self.settings.encoder_attention_heads
         references = self.centers(masks)[:, :, None] * self.valid_ratios(masks)[:, None]  # (B, S, L, 2)
-        heads, layer = self.settings.encoder_attention_heads, 0
-        while f"transformer.encoder.layers.{layer}.norm1.weight" in self:
-            name = f"transformer.encoder.layers.{layer}"
-            attended = self.deformable(f"{name}.self_attn", tokens + position, references, tokens, masks, heads)
-            tokens = self.layer_norm(tokens + attended, f"{name}.norm1")
-            tokens, layer = self.feed_forward(tokens, name, "norm2"), layer + 1
-        return tokens
+        attended = self.deformable(f"{name}.self_attn", tokens + positions, references, tokens, masks, heads)
+        return self.feed_forward(self.layer_norm(tokens + attended, f"{name}.norm1"), name, "norm2")
 
     def feed_forward(self, x: Tensor, name: str, norm: str) -> Tensor:
         inner = self.linear(self.linear(x, f"{name}.linear1").relu(), f"{name}.linear2")
@@ -299,7 +315,7 @@ class SourceArithmetic:
     # -- query selection
 
     def proposals(self, memory: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (B, S, K) of every token and its box before the sigmoid (B, S, 4), infinite where there is no anchor."""
+        """Of every token: logits (B, S, K), and its box (B, S, 4), all sides 1 where there is no anchor."""
         sizes = torch.cat([torch.full((mask[0].numel(), 2), 0.05 * 2.0**level) for level, mask in enumerate(masks)])
         centers = self.centers(masks)
         anchors = torch.cat([centers, sizes.expand_as(centers)], -1)
@@ -308,35 +324,32 @@ class SourceArithmetic:
         tokens = self.linear(memory * valid[..., None], "transformer.enc_output")
         tokens = self.layer_norm(tokens, "transformer.enc_output_norm")
         boxes = self.mlp(tokens, "transformer.enc_out_bbox_embed", 3) + anchors
-        return self.linear(tokens, "transformer.enc_out_class_embed"), boxes
+        return self.linear(tokens, "transformer.enc_out_class_embed"), boxes.sigmoid()
 
     # -- decoder
 
-    def decoder(self, references: Tensor, memory: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """(B, Q, 4) boxes to start with -> logits (D, B, Q, K) and boxes (D, B, Q, 4)."""
-        queries = self["transformer.tgt_embed.weight"][: references.shape[1]].expand(len(references), -1, -1)
-        ratios = self.valid_ratios(masks).repeat(1, 1, 2)  # (B, L, 4)
-        heads, layer, all_logits, all_boxes = self.settings.decoder_attention_heads, 0, [], []
-        width = self["transformer.level_embed"].shape[1]
-        while f"transformer.decoder.layers.{layer}.norm1.weight" in self:
-            name = f"transformer.decoder.layers.{layer}"
-            scaled = references[:, :, None] * ratios[:, None]  # (B, Q, L, 4)
-            x, y, w, h = (scaled[:, :, 0] * 2 * math.pi).unbind(-1)
-            sine = torch.cat([self.sine(part, width // 2, 10000) for part in (y, x, w, h)], -1)
-            position = self.mlp(sine, "transformer.decoder.ref_point_head", 2)
-            attended = self.self_attention(queries + position, queries, f"{name}.self_attn", heads)
-            queries = self.layer_norm(queries + attended, f"{name}.norm2")
-            attended = self.deformable(f"{name}.cross_attn", queries + position, scaled, memory, masks, heads)
-            queries = self.layer_norm(queries + attended, f"{name}.norm1")
-            queries = self.feed_forward(queries, name, "norm3")
-            normed = self.layer_norm(queries, "transformer.decoder.norm")
-            eps = self.settings.pred_boxes_eps
-            moved = self.mlp(normed, f"bbox_embed.{layer}", 3) + self.inverse_sigmoid(references, eps)
-            all_boxes.append(moved.sigmoid())
-            all_logits.append(self.linear(normed, f"class_embed.{layer}"))
-            moved = self.mlp(queries, f"bbox_embed.{layer}", 3) + self.inverse_sigmoid(references, 1e-3)
-            references, layer = moved.sigmoid(), layer + 1
-        return torch.stack(all_logits), torch.stack(all_boxes)
+    def content(self, references: Tensor) -> Tensor:
+        """(B, Q, C), the same for every image."""
+        return self["transformer.tgt_embed.weight"][: references.shape[1]].expand(len(references), -1, -1)
+
+    def decoder_layer(
+        self, layer: int, queries: Tensor, references: Tensor, memory: Tensor, masks: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, Q, C), (B, Q, 4) -> queries (B, Q, C), logits (B, Q, K), boxes (B, Q, 4), references of the next layer (B, Q, 4)."""
+        name, heads = f"transformer.decoder.layers.{layer}", self.settings.decoder_attention_heads
+        scaled = references[:, :, None] * self.valid_ratios(masks).repeat(1, 1, 2)[:, None]  # (B, Q, L, 4)
+        x, y, w, h = (scaled[:, :, 0] * 2 * math.pi).unbind(-1)
+        sine = torch.cat([self.sine(part, queries.shape[-1] // 2, 10000) for part in (y, x, w, h)], -1)
+        position = self.mlp(sine, "transformer.decoder.ref_point_head", 2)
+        attended = self.self_attention(queries + position, queries, f"{name}.self_attn", heads)
+        queries = self.layer_norm(queries + attended, f"{name}.norm2")
+        attended = self.deformable(f"{name}.cross_attn", queries + position, scaled, memory, masks, heads)
+        queries = self.feed_forward(self.layer_norm(queries + attended, f"{name}.norm1"), name, "norm3")
+        normed = self.layer_norm(queries, "transformer.decoder.norm")
+        bounded = self.inverse_sigmoid(references, self.settings.pred_boxes_eps)
+        boxes = (self.mlp(normed, f"bbox_embed.{layer}", 3) + bounded).sigmoid()
+        moved = self.mlp(queries, f"bbox_embed.{layer}", 3) + self.inverse_sigmoid(references, 1e-3)
+        return queries, self.linear(normed, f"class_embed.{layer}"), boxes, moved.sigmoid()
 
     @staticmethod
     def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
@@ -350,3 +363,27 @@ class SourceArithmetic:
         )
         scores = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
         return self.linear((scores @ value).transpose(1, 2).flatten(2), f"{name}.out_proj")
+
+    # -- all of it
+
+    def run(self, pixels: Tensor, pixel_mask: Tensor) -> Trace:
+        """(B, 3, h, w), (B, h, w) True on the image."""
+        features = self.backbone(pixels)
+        maps = self.neck(features)
+        masks = self.masks(pixel_mask, maps)
+        tokens, positions = [torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)], self.positions(masks)
+        for layer in range(self.num_layers("encoder")):
+            tokens.append(self.encoder_layer(layer, tokens[-1], positions, masks))
+        logits, boxes = self.proposals(tokens[-1], masks)
+        num_queries = min(self.settings.num_queries, logits.shape[1])
+        best = logits.amax(-1).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
+        logits, boxes = logits.take_along_dim(best, 1), boxes.take_along_dim(best, 1)
+        trace = Trace(features, maps, masks, tokens, logits, boxes, [self.content(boxes)], [boxes], [], [])
+        for layer in range(self.num_layers("decoder")):
+            of_layer = self.decoder_layer(layer, trace.queries[-1], trace.references[-1], tokens[-1], masks)
+            for entries, entry in zip(
+                (trace.queries, trace.logits, trace.boxes, trace.references), of_layer, strict=True
+            ):
+                entries.append(entry)
+        trace.references.pop()  # no layer starts from the last
+        return trace

@@ -2,8 +2,9 @@
 
     python convert_scripts/verify_conversion.py checkpoint0011_4scale.pth dino-r50-4scale
 
-A folder is run by dino_hf, a checkpoint by arithmetic of its own (source_arithmetic.py), on two pictures of different size. Each
-stage of the second gets the input that the first had there, so a difference shows where it arises.
+One model runs on two pictures of different size: a folder by dino_hf, a checkpoint by arithmetic of its own (source_arithmetic.py).
+Each stage and each layer is then computed once more from the other's tensors and settings, by that arithmetic, from the input
+that it had in the first: so a difference shows where it arises, and is not made larger by what follows.
 """
 
 import argparse
@@ -15,139 +16,162 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from architecture import build_config, recognise, rules_for, to_release_names
 from checkpoint_files import ConversionError, load_checkpoint
-from convert_back import load_folder, to_release
+from convert_back import load_folder, separate_heads, to_release
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.feature_levels import describe_levels, flatten_maps
-from dino_hf.recording import Record
 from dino_hf.tools.scenes import draw_scene
 from key_mapping import translate
-from source_arithmetic import SourceArithmetic
+from source_arithmetic import SourceArithmetic, Trace
+from training_settings import told_by_file
 
 # What counts as equal. Relative to the largest value of a stage, because those of a backbone reach hundreds, in float32, through
 # dozens of layers; boxes lie in [0, 1], and 2e-5 of them is a fortieth of a pixel in 1333.
 RELATIVE, BOXES = 1e-4, 2e-5
-TIE = 1e-3  # proposals whose scores are closer may change places
-SIZES = ((224, 320), (192, 288))  # (height, width) of the two pictures
-
-
-class FolderStages:
-    """The stages of a model of dino_hf. Masks are True on the image."""
-
-    def __init__(self, model: DinoDetrForObjectDetection):
-        self.model = model.model.float()
-        self.config = model.config
-
-    def features(self, pixels: Tensor) -> list[Tensor]:
-        return list(self.model.backbone.model(pixels).feature_maps)
-
-    def maps(self, features: list[Tensor]) -> list[Tensor]:
-        return self.model.backbone.project(features)
-
-    def masks(self, pixels: Tensor, pixel_mask: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        return [~mask for mask in self.model.backbone(pixels, pixel_mask)[1]]
-
-    def memory(self, maps: list[Tensor], masks: list[Tensor]) -> Tensor:
-        return self.model.encoder(
-            flatten_maps(maps), describe_levels([~mask for mask in masks]), Record.of(False, False)
-        )
-
-    def proposals(self, memory: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        chosen = self.model.query_selection(memory, describe_levels([~mask for mask in masks]))
-        return chosen.logits, chosen.boxes
-
-    def decoded(self, references: Tensor, memory: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        levels = describe_levels([~mask for mask in masks])
-        content = self.model.query_selection.content.weight[: references.shape[1]].expand(len(references), -1, -1)
-        decoded = self.model.decoder(content, references, memory, levels, None, Record.of(False, False))
-        return decoded.logits, decoded.boxes
-
-
-class CheckpointStages:
-    """The same of a checkpoint's tensors, by the release's names."""
-
-    def __init__(self, tensors: dict[str, Tensor], config: DinoDetrConfig):
-        self.source = SourceArithmetic(tensors, config)
-        self.config = config
-
-    def features(self, pixels: Tensor) -> list[Tensor]:
-        return self.source.backbone(pixels)
-
-    def maps(self, features: list[Tensor]) -> list[Tensor]:
-        return self.source.neck(features)
-
-    def masks(self, pixels: Tensor, pixel_mask: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        return self.source.masks(pixel_mask, maps)
-
-    def memory(self, maps: list[Tensor], masks: list[Tensor]) -> Tensor:
-        return self.source.encoder(maps, masks)
-
-    def proposals(self, memory: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        logits, boxes = self.source.proposals(memory, masks)
-        best = logits.amax(-1).topk(min(self.config.num_queries, logits.shape[1]), dim=1).indices[..., None]
-        return logits.take_along_dim(best, 1), boxes.take_along_dim(best, 1).sigmoid()
-
-    def decoded(self, references: Tensor, memory: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return self.source.decoder(references, memory, masks)
+SIZES = ((203, 317), (187, 270))  # (height, width) of the two pictures: no stride and no window divides them
 
 
 class Model:
-    """One side of a comparison: its tensors by the release's names, its configuration and its stages."""
+    """One side of a comparison: its configuration, its tensors by the release's names, and how it runs."""
 
-    def __init__(self, path: Path, ema: bool = False, config: DinoDetrConfig | None = None):
-        """`config`: settings of a checkpoint that the file does not tell; otherwise what its project publishes."""
+    def __init__(self, path: Path, ema: bool = False, instead: DinoDetrConfig | None = None):
+        """`instead`: the other side's configuration, for settings that a checkpoint does not tell; without it, they are taken
+        to be as the project publishes them."""
         if path.is_dir():
-            model = load_folder(path)
-            self.config, self.tensors = model.config, to_release(model.state_dict(), model.config)
-            self.stages = FolderStages(model)
+            model = load_folder(path).float()
+            self.config = model.config
+            self.tensors = separate_heads(to_release(model.state_dict(), model.config), model.config)
+            self.run = lambda *inputs: trace_of(model, *inputs)
             return
         checkpoint = load_checkpoint(path, ema)
         project = recognise(checkpoint.tensors) or "original"
-        tensors, _ = to_release_names(checkpoint, project)
-        self.config = config or build_config(tensors, project, checkpoint.settings, {})[0]
-        self.tensors = tensors
-        self.stages = CheckpointStages(tensors, self.config)
+        self.tensors, _ = to_release_names(checkpoint, project)
+        told = told_by_file(project, checkpoint.settings)
+        values = {} if instead is None else instead.to_dict()
+        self.config, _ = build_config(self.tensors, project, told, {}, values)
+        self.run = self.arithmetic().run
+
+    def tensors_in_use(self) -> dict[str, Tensor]:
+        """Without the rows of the label embedding that are never looked up, of which the projects have more or fewer."""
+        num_labels = self.config.num_labels
+        return {name: x[:num_labels] if name == "label_enc.weight" else x for name, x in self.tensors.items()}
+
+    def arithmetic(self) -> SourceArithmetic:
+        return SourceArithmetic(self.tensors, self.config)
 
 
-def differences(first: Model, second: Model, pixels: Tensor, pixel_mask: Tensor) -> Iterator[tuple[str, float, float]]:
+def trace_of(model: DinoDetrForObjectDetection, pixels: Tensor, pixel_mask: Tensor) -> Trace:
+    """Run a model as everyone does, and note what passes."""
+    features, maps, padding, encoder_inputs, decoder_inputs = [], [], [], [], []
+
+    def note_backbone(module: nn.Module, inputs: tuple, output) -> None:
+        features.extend(output.feature_maps)
+
+    def note_levels(module: nn.Module, inputs: tuple, output: tuple) -> None:
+        maps.extend(output[0])
+        padding.extend(output[1])
+
+    detector = model.model
+    handles = [
+        detector.backbone.model.register_forward_hook(note_backbone),
+        detector.backbone.register_forward_hook(note_levels),
+        *(
+            layer.register_forward_pre_hook(lambda _, args: encoder_inputs.append(args))
+            for layer in detector.encoder.layers
+        ),
+        *(
+            layer.register_forward_pre_hook(lambda _, args: decoder_inputs.append(args))
+            for layer in detector.decoder.layers
+        ),
+    ]
+    try:
+        outputs = model(pixels, pixel_mask, output_hidden_states=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(
+        features,
+        maps,
+        [~mask for mask in padding],
+        [args[0] for args in encoder_inputs] + [outputs.encoder_last_hidden_state],
+        outputs.enc_topk_logits,
+        outputs.enc_topk_bboxes,
+        list(outputs.decoder_hidden_states),
+        [args[2] for args in decoder_inputs],
+        list(outputs.intermediate_logits.unbind(1)),
+        list(outputs.intermediate_pred_boxes.unbind(1)),
+    )
+
+
+def differences(
+    first: Trace, second: SourceArithmetic, pixels: Tensor, pixel_mask: Tensor
+) -> Iterator[tuple[str, float, float]]:
     """Stage, largest difference, and the largest that counts as equal."""
 
     def compare(name: str, a: Tensor, b: Tensor, limit: float | None = None) -> tuple[str, float, float]:
         if a.shape != b.shape:
             raise ConversionError(f"{name}: the shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared.")
         limit = RELATIVE * max(1, a.abs().max().item()) if limit is None else limit
-        return name, (a - b).abs().max().item() if a.numel() else 0.0, limit
+        return name, (a - b).abs().max().item(), limit
 
-    one, two = first.stages, second.stages
-    features = one.features(pixels)
-    for number, (a, b) in enumerate(zip(features, two.features(pixels), strict=True), 1):
+    def same_number(name: str, a: int, b: int) -> None:
+        if a != b:
+            raise ConversionError(f"One has {a} {name}, the other {b}; they cannot be compared.")
+
+    features = second.backbone(pixels)
+    same_number("maps of the backbone", len(first.features), len(features))
+    for number, (a, b) in enumerate(zip(first.features, features, strict=True), 1):
         yield compare(f"backbone, map {number}", a, b)
-    maps = one.maps(features)
-    masks, other_masks = (stages.masks(pixels, pixel_mask, maps) for stages in (one, two))
-    for number, (a, b) in enumerate(zip(maps, two.maps(features), strict=True), 1):
+    maps = second.neck(first.features)
+    same_number("levels", len(first.maps), len(maps))
+    for number, (a, b) in enumerate(zip(first.maps, maps, strict=True), 1):
         yield compare(f"neck, level {number}", a, b)
-    yield compare(
-        "padding of all levels", *(torch.cat([m.flatten(1) for m in of], 1).float() for of in (masks, other_masks))
+    masks = first.masks
+    for number, (a, b) in enumerate(zip(masks, second.masks(pixel_mask, maps), strict=True), 1):
+        yield compare(f"padding, level {number}", a.float(), b.float())
+
+    inside = torch.cat([mask.flatten(1) for mask in masks], 1)  # (B, S); nobody looks at what padding is turned into
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in first.maps], 1)
+    yield compare("encoder, input", first.tokens[0], tokens)
+    positions = second.positions(masks)
+    same_number("encoder layers", len(first.tokens) - 1, second.num_layers("encoder"))
+    for layer in range(len(first.tokens) - 1):
+        output = second.encoder_layer(layer, first.tokens[layer], positions, masks)
+        yield compare(f"encoder, layer {layer + 1}", first.tokens[layer + 1][inside], output[inside])
+
+    memory = first.tokens[-1]
+    logits, boxes = second.proposals(memory, masks)
+    same_number("classes", first.proposal_logits.shape[-1], logits.shape[-1])
+    # Which token a proposal is of, nobody says: the one with the most like logits, and of several such, the most like box.
+    distance = torch.cdist(first.proposal_logits, logits, p=torch.inf)  # (B, Q, S)
+    distance += 0.01 * torch.cdist(first.proposal_boxes, boxes, p=torch.inf)
+    place = distance.argmin(-1)[..., None]  # (B, Q, 1)
+    yield compare("query selection, logits", first.proposal_logits, logits.take_along_dim(place, 1))
+    yield compare("query selection, boxes", first.proposal_boxes, boxes.take_along_dim(place, 1), BOXES)
+    scores = first.proposal_logits.amax(-1)  # (B, Q)
+    best = logits.amax(-1).topk(scores.shape[1], dim=1).values
+    yield compare("query selection, scores", scores.sort(dim=1, descending=True).values, best)
+    rises = scores.diff(dim=1).clamp(min=0)  # the best comes first, and near ties in any order
+    yield (
+        "query selection, order",
+        rises.max().item() if rises.numel() else 0.0,
+        RELATIVE * max(1, scores.abs().max().item()),
     )
-    memory = one.memory(maps, masks)
-    yield compare("encoder", memory, two.memory(maps, masks))
-    logits, boxes = one.proposals(memory, masks)
-    other_logits, other_boxes = two.proposals(memory, masks)
-    scores = logits.amax(-1)
-    yield compare("query selection, scores", scores, other_logits.amax(-1))
-    gaps = (scores[:, 1:] - scores[:, :-1]).abs() > TIE  # (B, Q - 1)
-    edge = torch.zeros_like(gaps[:, :1])  # the last may be tied with one that was not selected
-    alone = torch.cat([~edge, gaps], 1) & torch.cat([gaps, edge], 1)
-    yield compare(f"query selection, {alone.sum()} untied boxes", boxes[alone], other_boxes[alone], BOXES)
-    decoded, other = one.decoded(boxes, memory, masks), two.decoded(boxes, memory, masks)
-    for layer, (a, b) in enumerate(zip(decoded[0], other[0], strict=True), 1):
-        yield compare(f"decoder layer {layer}, logits", a, b)
-    for layer, (a, b) in enumerate(zip(decoded[1], other[1], strict=True), 1):
-        yield compare(f"decoder layer {layer}, boxes", a, b, BOXES)
+
+    yield compare("decoder, input", first.queries[0], second.content(first.references[0]))
+    yield compare("decoder, first boxes", first.references[0], first.proposal_boxes, BOXES)
+    same_number("decoder layers", len(first.logits), second.num_layers("decoder"))
+    for layer, references in enumerate(first.references):
+        output = second.decoder_layer(layer, first.queries[layer], references, memory, masks)
+        name = f"decoder, layer {layer + 1}"
+        yield compare(name, first.queries[layer + 1], output[0])
+        yield compare(f"{name}, logits", first.logits[layer], output[1])
+        yield compare(f"{name}, boxes", first.boxes[layer], output[2], BOXES)
+        if layer + 1 < len(first.references):
+            yield compare(f"{name}, boxes for the next", first.references[layer + 1], output[3], BOXES)
 
 
 def open_picture(image: Path | None) -> Image.Image:
@@ -163,18 +187,23 @@ def open_picture(image: Path | None) -> Image.Image:
 def report(first: Model, second: Model, picture: Image.Image) -> bool:
     """Print the differences of settings, tensors and stages; whether nothing differs by more than it may."""
     print_settings(first.config, second.config)
-    same_tensors = print_tensors(first.tensors, second.tensors)
+    same_tensors = print_tensors(first.tensors_in_use(), second.tensors_in_use())
     batch = [picture.resize((width, height)) for height, width in SIZES]
     inputs = DinoDetrImageProcessor(do_resize=False)(images=batch, return_tensors="pt")
-    print(f"  {'stage':32} {'difference':>10}  {'equal up to':>11}")
+    inputs = inputs["pixel_values"], inputs["pixel_mask"].bool()
+    print(f"  {'stage':40} {'difference':>10}  {'equal up to':>11}")
     equal = True
-    for name, difference, limit in differences(first, second, inputs["pixel_values"], inputs["pixel_mask"].bool()):
+    for name, difference, limit in differences(first.run(*inputs), second.arithmetic(), *inputs):
         is_equal = difference <= limit  # not so for NaN
         equal &= is_equal
-        print(f"  {name:32} {difference:10.1e}  {limit:11.1e}{'' if is_equal else '  DIFFERENT'}")
-    print(f"  the two {'compute the same' if equal else 'do NOT compute the same'}", end="")
-    print("" if same_tensors or not equal else ", though tensors differ")
-    return equal
+        print(f"  {name:40} {difference:10.1e}  {limit:11.1e}{'' if is_equal else '  DIFFERENT'}")
+    if not equal:
+        print("  the two do NOT compute the same")
+    elif not same_tensors:
+        print("  the two compute the same in evaluation, but tensors differ")
+    else:
+        print("  the two compute the same")
+    return equal and same_tensors
 
 
 def print_settings(first: DinoDetrConfig, second: DinoDetrConfig) -> None:
@@ -203,7 +232,7 @@ def print_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None = None) -> bool:
-    """Check a folder against the checkpoint that it was converted from: what was saved, what it computes, what it sees.
+    """Check a folder against the checkpoint that it was converted from: what was saved, what it computes, what it detects.
 
     Returns:
         whether all is equal.
@@ -217,7 +246,7 @@ def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None
     print(
         f"verified: {len(saved) - len(lost)} of {len(saved)} tensors of {folder} are those of {checkpoint}, bit by bit"
     )
-    equal = report(source, Model(folder), picture)
+    equal = report(Model(folder), source, picture)
     print_detections(folder, picture, "the drawn test picture" if image is None else str(image))
     return equal and not lost
 
@@ -243,13 +272,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image", type=Path, help="picture to run on; otherwise one is drawn")
     options = parser.parse_args(arguments)
     try:
-        models = [None, None]
-        paths = options.first, options.second
-        for index in sorted((0, 1), key=lambda index: paths[index].is_file()):  # folders know more of their settings
-            config = next((model.config for model in models if model is not None), None)
-            models[index] = Model(paths[index], options.ema, config if paths[index].is_file() else None)
-        print(f"{paths[0]} and {paths[1]}:")
-        equal = report(*models, open_picture(options.image))
+        # A folder runs as it will in use, and knows all of its settings; so it comes first.
+        first, second = sorted((options.first, options.second), key=lambda path: not path.is_dir())
+        model = Model(first, options.ema)
+        print(f"{first} and {second}:")
+        equal = report(
+            model, Model(second, options.ema, model.config if first.is_dir() else None), open_picture(options.image)
+        )
     except (ConversionError, StrictDataclassError) as error:
         sys.exit(f"error: {error.args[0]}")
     sys.exit(0 if equal else 1)

@@ -407,3 +407,8 @@ def test_a_model_on_a_gpu_gets_the_same_rows_there():
     for name, tensor in on_gpu.state_dict().items():
         assert tensor.is_cuda, name
         assert torch.equal(tensor.cpu(), on_cpu.state_dict()[name]), name
+
+
+def test_placeholders_are_no_names():
+    """Two models without class names have nothing in common."""
+    assert match_names(["LABEL_0", "cat", "LABEL_2"], ["LABEL_0", "LABEL_2", "cat", "label_0"]) == [None, None, 1, None]

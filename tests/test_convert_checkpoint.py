@@ -13,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from architecture import build_config, read_label_names
+from architecture import build_config
 from checkpoint_files import ConversionError, load_checkpoint
+from class_names import read_label_names
 from convert_back import convert_back
 from convert_checkpoint import convert, main
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
+from helpers import tiny_config
 from key_mapping import Rule, merging_from_unfold, merging_to_unfold, output_norms, renamed, translate, translate_back
 from toy_checkpoints import CLASSES, LAYERS, QUERIES, WIDTH, original_tensors, settings
+from training_settings import told_by_file
 from verify_conversion import main as compare_command
 from verify_conversion import verify
 
@@ -60,42 +63,6 @@ def test_a_checkpoint_becomes_a_folder_that_loads_and_detects(backbone, save, tm
     )
 
 
-def test_convnext_computes_what_its_original_names_mean(save, tmp_path):
-    """There are no recordings for ConvNeXt: its arithmetic (arXiv:2201.03545, fig. 4) is written out here."""
-    tensors = original_tensors("convnext")
-    model = convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
-    weights = {
-        key.removeprefix("backbone.0."): value for key, value in tensors.items() if key.startswith("backbone.0.")
-    }
-
-    def layer_norm(x, name):  # over channels; x is (B, C, h, w)
-        parameters = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        return F.layer_norm(x.movedim(1, -1), x.shape[1:2], *parameters, eps=1e-6).movedim(-1, 1)
-
-    x = pixel_values = torch.randn(2, 3, 64, 96)
-    maps = []
-    for stage in range(4):
-        first, second = (f"downsample_layers.{stage}.{part}" for part in (0, 1))
-        if stage == 0:
-            x = layer_norm(F.conv2d(x, weights[f"{first}.weight"], weights[f"{first}.bias"], stride=4), second)
-        else:
-            x = F.conv2d(layer_norm(x, first), weights[f"{second}.weight"], weights[f"{second}.bias"], stride=2)
-        for block in range(2 if stage == 1 else 1):
-            name = f"stages.{stage}.{block}"
-            y = F.conv2d(
-                x, weights[f"{name}.dwconv.weight"], weights[f"{name}.dwconv.bias"], padding=3, groups=x.shape[1]
-            )
-            y = layer_norm(y, f"{name}.norm").movedim(1, -1)
-            y = F.gelu(F.linear(y, weights[f"{name}.pwconv1.weight"], weights[f"{name}.pwconv1.bias"]))
-            y = F.linear(y, weights[f"{name}.pwconv2.weight"], weights[f"{name}.pwconv2.bias"])
-            x = x + (weights[f"{name}.gamma"] * y).movedim(-1, 1)
-        maps.append(layer_norm(x, f"norm{stage}"))
-    with torch.no_grad():
-        features = model.model.backbone.model(pixel_values).feature_maps
-    for ours, theirs in zip(features, maps[1:], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # float32, sums of up to 160 terms
-
-
 def test_averaged_weights_on_request(save, tmp_path):
     tensors = original_tensors()
     averaged = {key: tensor + 1 for key, tensor in tensors.items()}
@@ -126,7 +93,7 @@ def test_separate_heads_are_recognised(save, tmp_path):
 def test_settings_of_training_reach_the_config():
     changes = {"pe_temperatureH": 10000, "pe_temperatureW": 10000, "dn_number": 300, "cls_loss_coef": 2.0}
     told = vars(settings(**changes, dn_box_noise_scale=0.4, focal_alpha=0.3))
-    config, assumed = build_config(original_tensors(), "original", told, {})
+    config, assumed = build_config(original_tensors(), "original", told_by_file("original", told), {})
     assert assumed == {"num_frozen_backbone_stages": 2}
     assert (config.position_temperature, config.num_denoising, config.box_noise_scale) == (10000, 300, 0.4)
     assert (config.cls_loss_coefficient, config.focal_alpha) == (2.0, 0.3)
@@ -304,11 +271,11 @@ def test_the_command_writes_a_folder_and_reports_errors_in_one_line(save, tmp_pa
         return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, cwd=tmp_path)
 
     path = save({"model": original_tensors(), "args": settings()})
-    done = run("--checkpoint", path, "--output-dir", "new/out")
+    done = run("--checkpoint", path, "--output", "new/out")
     assert done.returncode == 0, done.stderr
     assert "written to new/out" in done.stdout
     assert (tmp_path / "new" / "out" / "model.safetensors").is_file()
-    failed = run("--checkpoint", "nowhere.pth", "--output-dir", "other")
+    failed = run("--checkpoint", "nowhere.pth", "--output", "other")
     assert failed.returncode == 1
     assert failed.stderr.strip() == "error: There is no file nowhere.pth."
 
@@ -510,6 +477,32 @@ def test_what_another_project_cannot_compute_is_refused(save, of_project, tmp_pa
     assert not list(tmp_path.glob("?.pth"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "project", "message"),
+    [
+        ({"decoder_attention_heads": 8}, "original", "encoder_attention_heads=4 and decoder_attention_heads=8, but"),
+        (
+            {"decoder_ffn_dim": 20},
+            "original",
+            "encoder_ffn_dim=48 and decoder_ffn_dim=20, but the original release has one",
+        ),
+        ({"stages": ["stage1", "stage3", "stage4"]}, "detrex", "use the last ones, without a gap"),
+    ],
+)
+def test_architectures_that_a_project_does_not_have_are_refused(changes, project, message, tmp_path):
+    stages = changes.pop("stages", ["stage2", "stage3", "stage4"])
+    config = tiny_config(encoder_attention_heads=4, **{"decoder_attention_heads": 4} | changes)
+    config.backbone_config.out_features = stages
+    DinoDetrForObjectDetection(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(ConversionError, match=message):
+        convert_back(tmp_path / "model", project, tmp_path / "a.pth")
+
+
+def test_fewer_than_fifty_denoising_queries_mean_something_else_elsewhere(of_project, tmp_path):
+    with pytest.raises(ConversionError, match="num_denoising=30 counts pairs of queries in detrex; below 50"):
+        convert(of_project("detrex"), tmp_path / "out", chosen=HEADS | {"num_denoising": 30})
+
+
 def test_a_folder_that_is_no_model_cannot_go_back(tmp_path):
     with pytest.raises(ConversionError, match=r"it has no config\.json"):
         convert_back(tmp_path, "original", tmp_path / "a.pth")
@@ -655,7 +648,8 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
     assert AutoImageProcessor.from_pretrained("out").size == {"shortest_edge": 96, "longest_edge": 160}
     main(["--checkpoint", "out", "--to", "mmdet", "--output", "back.pth"])
     said = capsys.readouterr().out
-    assert "positional_encoding=dict(num_feats=32, normalize=True, temperature=10000, offset=-0.5)" in said
+    assert "positional_encoding: normalize=True, temperature=10000, offset=-0.5" in said
+    assert "decoder: 2 layers, 4 heads, 3 points, feed-forward 48" in said
     assert "bounds the inverse sigmoid under predicted boxes by 1e-05, not by 0.001" in said
     assert load_checkpoint(Path("back.pth")).tensors["level_embed"].shape == (4, WIDTH)
 
@@ -668,7 +662,14 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
         (["--set", "position_temperature=-1"], "position_temperature=-1.* must be positive"),
         (["--set", "num_denoising=many"], "num_denoising"),
         (["--published", "original/r50"], r"none of the checkpoints in docs/checkpoints\.md"),
-        (["--published", "original/r50_4scale_12ep"], r"The file is not original/r50_4scale_12ep, which is"),
+        (
+            ["--published", "original/r50_4scale_12ep"],
+            r"The file is not original/r50_4scale_12ep, which has \{'depths'",
+        ),
+        (["--set", "id2label={}"], r"\['id2label'\] cannot be set here"),
+        (["--set", 'backbone_config={"model_type": "swin"}'], r"\['backbone_config'\] cannot be set here"),
+        (["--set", "encoder_attention_heads=many"], "encoder_attention_heads='many' is no number of heads"),
+        (["--set", "encoder_attention_heads=0"], "encoder_attention_heads=0 is no number of heads"),
         (["--image-size", "0", "100"], "image size"),
     ],
 )
@@ -694,7 +695,7 @@ def test_verification_fails_where_a_tensor_differs(save, tmp_path, capsys):
     assert f"{total - 1} of {total} tensors" in said
     assert "transformer.encoder.layers.1.linear1.weight: 5.0e-01" in said
     wrong = [line.split("  ")[1] for line in said.splitlines() if line.endswith("DIFFERENT")]
-    assert wrong == ["encoder"]  # the stages before do not depend on it, those after get the same input
+    assert wrong == ["encoder, layer 2"]  # nothing before depends on it, and all after gets the same input
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "swin", "convnext"])
@@ -716,18 +717,67 @@ def test_two_models_of_any_kind_are_compared(backbone, save, tmp_path, capsys):
         assert "the two compute the same" in said
 
 
-def test_settings_that_differ_are_told(save, tmp_path, capsys):
-    path = save({"model": original_tensors(), "args": settings()})
-    convert(path, tmp_path / "one")
-    path = save({"model": original_tensors(), "args": settings(pe_temperatureH=10000, pe_temperatureW=10000)})
-    convert(path, tmp_path / "two")
+@pytest.mark.parametrize("kinds", ["folder folder", "file folder", "file file"])
+def test_settings_that_differ_are_told_and_make_a_difference(kinds, save, tmp_path, capsys):
+    """Also those that two files tell, and that nothing in their tensors shows."""
+    paths = []
+    for kind, temperature in zip(kinds.split(), (20, 10000), strict=True):
+        args = settings(pe_temperatureH=temperature, pe_temperatureW=temperature)
+        paths.append(save({"model": original_tensors(), "args": args}, f"{temperature}.pth"))
+        if kind == "folder":
+            convert(paths.pop(), tmp_path / f"{temperature}")
+            paths.append(tmp_path / f"{temperature}")
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        compare_command([str(tmp_path / "one"), str(tmp_path / "two")])
+        compare_command([str(path) for path in paths])
     said = capsys.readouterr().out
     assert stopped.value.code == 1
-    assert "setting position_temperature: 20 and 10000" in said
+    assert re.search(r"setting position_temperature: (20 and 10000|10000 and 20)", said)
     assert "the two do NOT compute the same" in said
+    assert "encoder, layer 1" in next(line for line in said.splitlines() if line.endswith("DIFFERENT"))
+
+
+DAMAGES = {
+    "backbone.0.body.layer2.0.conv2.weight": "backbone, map 1",
+    "input_proj.1.0.weight": "neck, level 2",
+    "input_proj.3.1.bias": "neck, level 4",
+    "transformer.level_embed": "encoder, layer 1",
+    "transformer.encoder.layers.1.self_attn.sampling_offsets.bias": "encoder, layer 2",
+    "transformer.enc_output_norm.weight": "query selection, logits",
+    "transformer.enc_out_bbox_embed.layers.1.weight": "query selection, boxes",
+    "transformer.tgt_embed.weight": "decoder, input",
+    "transformer.decoder.ref_point_head.layers.0.weight": "decoder, layer 1",
+    "transformer.decoder.layers.1.self_attn.in_proj_bias": "decoder, layer 2",
+    "class_embed.0.bias": "decoder, layer 1, logits",
+    "bbox_embed.0.layers.2.bias": "decoder, layer 1, boxes",
+}
+
+
+@pytest.mark.parametrize(("name", "stage"), DAMAGES.items())
+def test_damage_is_found_where_it_is(name, stage, save, tmp_path, capsys):
+    tensors = original_tensors()
+    convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
+    changed = tensors[name] + torch.linspace(-0.3, 0.3, tensors[name].numel()).reshape(tensors[name].shape)
+    copies = {other for other, tensor in tensors.items() if tensor is tensors[name]}
+    path = save({"model": tensors | dict.fromkeys(copies, changed), "args": settings()}, "damaged.pth")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        compare_command([str(tmp_path / "out"), str(path)])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 1
+    assert next(line for line in said.splitlines() if line.endswith("DIFFERENT")).strip().startswith(f"{stage}  ")
+
+
+def test_a_tensor_that_evaluation_does_not_use_is_still_told(save, tmp_path, capsys):
+    tensors = original_tensors()
+    convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
+    path = save({"model": tensors | {"label_enc.weight": tensors["label_enc.weight"] + 1}, "args": settings()})
+    with pytest.raises(SystemExit) as stopped:
+        compare_command([str(tmp_path / "out"), str(path)])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 1
+    assert "label_enc.weight: 1.0e+00" in said
+    assert "the two compute the same in evaluation, but tensors differ" in said
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "picture"])

@@ -377,11 +377,11 @@ def test_a_config_adds_names_and_original_category_ids(backend, threshold):
     results = processor.post_process_object_detection(outputs, threshold, sizes, 300, make_config())
     for result, expected in zip(results, plain, strict=True):
         assert set(expected) == {"scores", "labels", "boxes"}
-        assert set(result) == {*expected, "category_ids", "names"}
+        assert set(result) == {*expected, "category_ids", "text_labels"}
         assert all(torch.equal(result[name], tensor) for name, tensor in expected.items())
         labels = expected["labels"].tolist()
         assert len(set(labels)) >= 4  # of the 5
-        assert result["names"] == [CLASSES[label] for label in labels]
+        assert result["text_labels"] == [CLASSES[label] for label in labels]
         assert result["category_ids"].tolist() == [CATEGORY_IDS[label] for label in labels]
         assert result["category_ids"].dtype == torch.int64
 
@@ -389,7 +389,7 @@ def test_a_config_adds_names_and_original_category_ids(backend, threshold):
 @both_backends
 def test_an_image_without_detections_has_no_names_and_no_category_ids(backend):
     result = make_processor(backend).post_process_object_detection(make_outputs(), 1.0, config=make_config())[1]
-    assert result["names"] == []
+    assert result["text_labels"] == []
     assert result["category_ids"].shape == (0,)
     assert result["category_ids"].dtype == torch.int64
 
@@ -399,8 +399,8 @@ def test_an_image_without_detections_has_no_names_and_no_category_ids(backend):
 def test_names_come_without_category_ids_where_the_config_has_none(backend, config):
     results = make_processor(backend).post_process_object_detection(make_outputs(), 0.0, config=config)
     for result in results:
-        assert set(result) == {"scores", "labels", "boxes", "names"}
-        assert result["names"] == [config.id2label[label] for label in result["labels"].tolist()]
+        assert set(result) == {"scores", "labels", "boxes", "text_labels"}
+        assert result["text_labels"] == [config.id2label[label] for label in result["labels"].tolist()]
 
 
 @both_backends

@@ -30,7 +30,7 @@ SAMPLES = {
 
 def small(row):
     """The row's model, narrow: its depths, levels, heads and label rows are real."""
-    kind, depths, _ = BACKBONES[row.backbone]
+    kind, depths, _, _ = BACKBONES[row.backbone]
     stages = ["stage1", "stage2", "stage3", "stage4"][5 - row.num_levels :]
     backbone = {"model_type": kind, "depths": depths, "out_features": stages}
     if kind == "swin":
@@ -42,15 +42,21 @@ def small(row):
     return DinoDetrConfig(
         backbone_config=backbone,
         num_labels=91 if row.project == "original" else 80,
-        num_queries=9,
+        num_queries=900,
         num_feature_levels=row.num_levels,
         d_model=64,
         encoder_ffn_dim=12,
-        decoder_ffn_dim=20,
+        decoder_ffn_dim=12,
         share_decoder_heads=row.project == "original",
         num_extra_label_embeddings=1 if row.project == "original" else 0,
         projection_bias=row.project != "mmdet",
     )
+
+
+def with_toy_width(row, monkeypatch):
+    """What tells a file of another width apart would not let the toy pass."""
+    kind, depths, _, window = BACKBONES[row.backbone]
+    monkeypatch.setitem(BACKBONES, row.backbone, (kind, depths, 8 if kind == "swin" else 16, window))
 
 
 def patterns(names):
@@ -70,8 +76,9 @@ def real_patterns(row):
 
 
 @pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.title)
-def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, capsys):
+def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, monkeypatch):
     torch.manual_seed(0)
+    with_toy_width(row, monkeypatch)
     model = DinoDetrForObjectDetection(small(row))
     for head in model.model.decoder.heads:  # trained heads are not alike
         torch.nn.init.normal_(head.class_head.bias)
@@ -87,18 +94,18 @@ def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, capsys):
     converted = convert(tmp_path / row.file, tmp_path / "out", published=row.title)
     config, expected = converted.config, small(row)
     backbone = config.backbone_config
-    kind, depths, _ = BACKBONES[row.backbone]
+    kind, depths, _, _ = BACKBONES[row.backbone]
     assert (backbone.model_type, list(backbone.depths)) == (kind, depths)
     assert config.num_feature_levels == row.num_levels
     if kind == "swin":
         assert (backbone.window_size, backbone.image_size) == ((12, 384) if "384" in row.backbone else (7, 224))
-    defaults = {"original": (20, 0), "detrex": (10000, -0.5), "mmdet": (20, 0)}[row.project]
-    position = [
-        row.settings.get(name, value)
-        for name, value in zip(("position_temperature", "position_offset"), defaults, strict=True)
-    ]
-    assert [config.position_temperature, config.position_offset] == position
-    assert all(getattr(config, name) == value for name, value in row.settings.items())
+    ours = (row.project == "detrex" and "24ep" not in row.name) or "improved" in row.name
+    assert (config.position_temperature, config.position_offset) == ((10000, -0.5) if ours else (20, 0))
+    assert config.num_denoising == (300 if "300dn" in row.name or "improved" in row.name else 100)
+    assert config.cls_loss_coefficient == (2 if "class_weight_2.0" in row.name or "improved" in row.name else 1)
+    if kind == "resnet":
+        frozen = {"original": 2, "detrex": 1, "mmdet": 2}[row.project]
+        assert config.num_frozen_backbone_stages == (0 if "improved" in row.name else frozen)
     assert config.share_decoder_heads == (row.project == "original")
     assert config.id2label[len(config.id2label) - 1] == "toothbrush"
     assert config.category_ids[-1] == 90
@@ -123,6 +130,28 @@ def test_a_backbone_that_cannot_be_expressed_is_refused_with_the_reason(row, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_of_another_width_is_not_taken_for_the_published_one(tmp_path):
+    row = next(row for row in SUPPORTED if row.backbone == "Swin-B 384")
+    DinoDetrForObjectDetection(small(row)).save_pretrained(tmp_path / "model")
+    convert_back(tmp_path / "model", row.project, tmp_path / row.file)
+    with pytest.raises(
+        ConversionError, match=r"The file is not detrex/dino_swin_base.*'width': 128}: it has {'width': 8}"
+    ):
+        convert(tmp_path / row.file, tmp_path / "out", published=row.title)
+
+
+def test_a_file_that_says_otherwise_is_not_taken_for_the_published_one(tmp_path, monkeypatch):
+    row = next(row for row in SUPPORTED if "improved" in row.name)
+    with_toy_width(row, monkeypatch)
+    DinoDetrForObjectDetection(small(row)).save_pretrained(tmp_path / "model")
+    convert_back(tmp_path / "model", row.project, tmp_path / row.file)
+    content = torch.load(tmp_path / row.file, weights_only=False)
+    content["meta"]["cfg"] = "model = dict(type='DINO', positional_encoding=dict(temperature=20, offset=0.0))"
+    torch.save(content, tmp_path / row.file)
+    with pytest.raises(ConversionError, match=r"it says {'position_temperature': 20, 'position_offset': 0.0}"):
+        convert(tmp_path / row.file, tmp_path / "out", published=row.title)
+
+
 def test_titles_and_files_are_not_twice_in_the_table():
     assert len({row.title for row in PUBLISHED}) == len(PUBLISHED)
     assert len({row.file for row in PUBLISHED}) == len(PUBLISHED)
@@ -143,6 +172,7 @@ def test_a_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
     start = arguments.index("convert_scripts/convert_checkpoint.py") + 1
     DinoDetrForObjectDetection(small(row)).save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
+    with_toy_width(row, monkeypatch)
     convert_back(tmp_path / "model", row.project, Path(row.file))
     main([*arguments[start:], "--image-size", "96", "160"])
     assert "the two compute the same" in capsys.readouterr().out

@@ -89,7 +89,7 @@ class DinoDetrProcessingMixin(CarriesCode):
             config: that of the model: adds names and original category ids.
         Returns:
             for each image `scores` (N,) in [0, 1], highest first; `labels` (N,) in [0, K); `boxes` (N, 4) as
-            (x0, y0, x1, y1), float32. With a config also `names`, a list of N, and, if the config has category ids,
+            (x0, y0, x1, y1), float32. With a config also `text_labels`, a list of N names, and, if the config has category ids,
             `category_ids` (N,), int64: those of the annotations that the model was trained on.
         Raises:
             ValueError: target_sizes are not one (height, width) per image, or top_k is below 1, or the config has another number
@@ -116,7 +116,7 @@ class DinoDetrProcessingMixin(CarriesCode):
             category_ids = getattr(config, "category_ids", None)
             for result in results:
                 labels = result["labels"].tolist()
-                result["names"] = [config.id2label[label] for label in labels]
+                result["text_labels"] = [config.id2label[label] for label in labels]
                 if category_ids is not None:
                     ids = [category_ids[label] for label in labels]
                     result["category_ids"] = torch.tensor(ids, dtype=torch.int64, device=logits.device)

@@ -10,9 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .coco_classes import coco_class_space
+from .sharing import read_remote_card
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def settle_model_card(
     Raises:
         huggingface_hub.errors.HfHubHTTPError: the repository cannot be read.
     """
-    remote = _read_remote_card(repo_id, token)
+    remote = read_remote_card(repo_id, token)
     known = [] if remote is None else remote.data.tags or []
     new = [tag for tag in tags if tag not in known]
     texts = (own, None if remote is None else str(remote))
@@ -110,15 +110,6 @@ def is_ours(text: str) -> bool:
     the library and the Hub change by themselves, do not count."""
     marker = _MARKER.search(text)
     return marker is not None and _digest(text[: marker.start()]) == marker[1]
-
-
-def _read_remote_card(repo_id: str, token: str | bool | None) -> ModelCard | None:
-    try:
-        return ModelCard.load(repo_id, token=token, ignore_metadata_errors=True)
-    except LocalEntryNotFoundError:  # no connection: nobody knows whether there is one
-        raise
-    except EntryNotFoundError:
-        return None
 
 
 def _with_tags(text: str, tags: Sequence[str]) -> str:

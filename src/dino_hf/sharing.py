@@ -75,19 +75,23 @@ class CarriesCode:
         if files_timestamps:
             code = {file.name for file in shipped_files()}
             files_timestamps = {name: time for name, time in files_timestamps.items() if name not in code}
-        elif not _has_card(repo_id, kwargs.get("token")):  # push_to_hub, in a folder of the library's own
+        elif read_remote_card(repo_id, kwargs.get("token")) is None:  # push_to_hub, in a folder of the library's own
             (Path(working_dir) / "README.md").unlink(missing_ok=True)
         return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
 
 
-def _has_card(repo_id: str, token: str | bool | None) -> bool:
+def read_remote_card(repo_id: str, token: str | bool | None) -> ModelCard | None:
+    """README.md of a repository, None where there is none.
+
+    Raises:
+        huggingface_hub.errors.LocalEntryNotFoundError: no connection, so nobody knows.
+    """
     try:
-        ModelCard.load(repo_id, token=token, ignore_metadata_errors=True)
-    except LocalEntryNotFoundError:  # no connection: nobody knows
+        return ModelCard.load(repo_id, token=token, ignore_metadata_errors=True)
+    except LocalEntryNotFoundError:
         raise
     except EntryNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _modules(entry: str | dict | list) -> set[str]:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 NO_CLASS = "N/A"  # the outputs of the release's 91 that have no category
+_PLACEHOLDER = re.compile(r"LABEL_\d+")  # what the library calls a class without a name: it says nothing of what it is
 
 # Names that COCO's classes have in PASCAL VOC, Open Images, Objects365, LVIS, BDD100K and Cityscapes, where nothing but
 # upper case, spaces and hyphens is different anyway. Only names that can be read in one way: BDD100K's "bike" and "motor" are
@@ -67,8 +68,9 @@ def transfer_classes(
 
     Where a new class has the name of an old one, its rows of every class head and of denoising's label embedding are kept. Case,
     spaces, hyphens and underscores do not count, and `SYNONYMS` are one name; the most exact match wins, and of several equal ones
-    the first. Where two new classes match one old class ("tv" and "television"), both start from it. All other rows are those of a
-    fresh model, the same in every call; the caller's random numbers go on as if nothing had been drawn.
+    the first. Where two new classes match one old class ("tv" and "television"), both start from it. "LABEL_0" and the like are
+    no names. All other rows are those of a fresh model, the same in every call; the caller's random numbers go on as if nothing
+    had been drawn.
 
     The parameters are new objects, with the old dtype, device and `requires_grad`: make the optimizer, and wrappers like those of
     distributed training, compilation or PEFT, afterwards.
@@ -130,7 +132,7 @@ def match_names(old_names: Sequence[str], names: Sequence[str]) -> list[int | No
     for read in readings:
         table: dict[str, int] = {}
         for index, name in enumerate(old_names):
-            if name != NO_CLASS:
+            if _is_name(name):
                 table.setdefault(read(name), index)
         tables.append(table)
 
@@ -138,7 +140,11 @@ def match_names(old_names: Sequence[str], names: Sequence[str]) -> list[int | No
         found = (table.get(read(name)) for read, table in zip(readings, tables, strict=True))
         return next((index for index in found if index is not None), None)
 
-    return [None if name == NO_CLASS else match(name) for name in names]
+    return [match(name) if _is_name(name) else None for name in names]
+
+
+def _is_name(name: str) -> bool:
+    return name != NO_CLASS and not _PLACEHOLDER.fullmatch(name)
 
 
 def _normalised(name: str) -> str:
