@@ -40,7 +40,7 @@ test-oldest: $(OLDEST)/installed
 bench-kernels: $(VENV)/installed
 	$(BIN)/python -m dino_hf.tools.kernel_benchmark
 
-# How far the port is from the recordings of the original release, in numbers.
+# How far the port is from the recordings of the three projects, in numbers.
 parity: $(VENV)/installed
 	PYTHONPATH=tests/parity:convert_scripts $(BIN)/python tests/parity/measure.py
 
