@@ -1,6 +1,7 @@
 """Which model a checkpoint is of: from the names and shapes of its tensors and, for what they do not tell, from the settings
 in the file; what is in neither is taken to be as the project publishes it, and said."""
 
+import math
 import re
 from collections import Counter
 
@@ -16,6 +17,7 @@ from key_mapping import (
     SWIN,
     TRANSFORMER,
     Rule,
+    UnknownName,
     detrex,
     heads,
     mmdet,
@@ -97,17 +99,39 @@ def to_release_names(checkpoint: Checkpoint, project: str) -> tuple[dict[str, Te
             tensors, dropped = translate(tensors.items(), mmdet(layers, maps))
         else:
             tensors, dropped = _without_copies(tensors)
-    except KeyError as error:
-        raise _of_another_model(error, checkpoint) from error
+    except UnknownName as error:
+        raise ConversionError(
+            f"{checkpoint.path} has the tensor {error.name!r}, which no DINO of {project} has: it is of a variant or another model."
+        ) from error
     if missing := [name for name in _REQUIRED_TENSORS if name not in tensors]:
         raise ConversionError(f"{checkpoint.path} lacks {missing} (release's names): it is cut off, or not of a DINO.")
+    _check_shapes(tensors, checkpoint)
     return tensors, dropped
 
 
-def _of_another_model(error: KeyError, checkpoint: Checkpoint) -> ConversionError:
-    return ConversionError(
-        f"{checkpoint.path} has a tensor that DINO does not have, so it is of a variant or another model: {error.args[0]}"
-    )
+# Axes of the tensors that sizes are read from; by the release's names.
+_AXES = [
+    (r"transformer\.level_embed$", 2),
+    (r"(transformer\.tgt_embed|label_enc|.*\.linear1|class_embed\.\d+)\.weight$", 2),
+    (r".*\.in_proj_weight$", 2),
+    (r".*\.attention_weights\.bias$", 1),
+    (r".*\.relative_position_bias_table$", 2),
+    (r"(input_proj\.\d+\.0|.*\.body\.conv1|.*\.conv3|.*\.patch_embed\.proj|.*\.dwconv)\.weight$", 4),
+]
+
+
+def _check_shapes(tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    """
+    Raises:
+        ConversionError: a tensor has another number of axes than it must have, or one that is empty.
+    """
+    for name, tensor in tensors.items():
+        axes = next((axes for pattern, axes in _AXES if re.match(pattern, name)), tensor.ndim)
+        if tensor.ndim != axes or (not tensor.numel() and tensor.ndim):
+            raise ConversionError(
+                f"{name!r} (release's name) in {checkpoint.path} has the shape {tuple(tensor.shape)}, but must have {axes} axes "
+                "and not be empty; the checkpoint is damaged."
+            )
 
 
 def _other_model(names, found: str | None) -> str:
@@ -137,8 +161,17 @@ def _without_copies(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Coun
 
 
 def count(tensors, pattern: str) -> int:
-    """Highest index that `pattern` finds at the beginning of a name, plus one."""
-    return 1 + max((int(match[1]) for name in tensors if (match := re.match(pattern, name))), default=-1)
+    """How many indices `pattern` finds at the beginning of names.
+
+    Raises:
+        ConversionError: they are not 0, 1, 2 and so on.
+    """
+    found = {int(match[1]) for name in tensors if (match := re.match(pattern, name))}
+    if found and max(found) >= len(found):
+        raise ConversionError(
+            f"The numbers of {pattern!r} in the names of the tensors have gaps; the checkpoint is not whole."
+        )
+    return len(found)
 
 
 def rules_for(config: DinoDetrConfig) -> list[Rule]:
@@ -162,10 +195,6 @@ def build_config(
         the configuration, and those of its fields that neither the file nor the user told.
     """
     level_embed = tensors["transformer.level_embed"]
-    if level_embed.ndim != 2:
-        raise ConversionError(
-            "'transformer.level_embed' should have two axes, levels and width; the checkpoint is damaged."
-        )
     num_levels, d_model = level_embed.shape
     num_labels = len(tensors["class_embed.0.weight"])
     shown = {
@@ -206,17 +235,24 @@ def build_config(
     }
 
 
-# Fields that this conversion sets by itself, or by options of their own.
-_NOT_TO_CHOOSE = {"backbone_config", "num_labels", "id2label", "label2id", "category_ids", "provenance"}
+# Fields that no tensor tells.
+_TO_CHOOSE = [
+    *("position_temperature", "position_offset", "num_frozen_backbone_stages"),
+    *("encoder_attention_heads", "encoder_n_points", "decoder_attention_heads", "decoder_n_points"),
+    *("num_denoising", "label_noise_ratio", "box_noise_scale", "focal_alpha"),
+    *("class_cost", "bbox_cost", "giou_cost"),
+    *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
+]
 
 
 def _check_chosen(chosen: dict, shown: dict) -> None:
-    if unknown := sorted(set(chosen) - set(DinoDetrConfig.__dataclass_fields__) - _NOT_TO_CHOOSE):
-        raise ConversionError(f"The configuration has no field {unknown}.")
-    if shown_too := {name: shown[name] for name in sorted(chosen) if name in shown and name not in _NOT_TO_CHOOSE}:
+    if shown_too := {name: shown[name] for name in sorted(chosen) if name in shown and name != "backbone_config"}:
         raise ConversionError(f"The tensors tell {shown_too}; leave them out of --set.")
-    if owned := sorted(_NOT_TO_CHOOSE & set(chosen)):
-        raise ConversionError(f"{owned} cannot be set here: the tensors or --label-names tell them.")
+    if others := sorted(set(chosen) - set(_TO_CHOOSE)):
+        raise ConversionError(f"--set cannot set {others}, only what no tensor tells: {', '.join(_TO_CHOOSE)}.")
+    for name, value in chosen.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConversionError(f"{name}={value} is not finite.")
 
 
 def _extra_rows(tensors: dict[str, Tensor], num_labels: int) -> int:
@@ -276,6 +312,7 @@ def backbone_settings(tensors: dict[str, Tensor]) -> dict:
             last = 3 if "backbone.0.body.layer1.0.conv3.weight" in tensors else 2  # ResNet-18 and 34 have blocks of two
             return {
                 "model_type": "resnet",
+                "embedding_size": len(tensors["backbone.0.body.conv1.weight"]),
                 "depths": depths,
                 "hidden_sizes": [len(tensors[f"backbone.0.body.layer{i}.0.conv{last}.weight"]) for i in range(1, 5)],
                 "layer_type": "bottleneck" if last == 3 else "basic",

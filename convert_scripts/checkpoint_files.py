@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import os
 import pickle
+import secrets
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,27 +70,85 @@ def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
         raise ConversionError(f"{path} is a folder; name the checkpoint file in it.")
     if not path.is_file():
         raise ConversionError(f"There is no file {path}.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     if not isinstance(content, dict):
         raise ConversionError(
             f"{path} holds a {type(content).__name__}, not a dictionary with 'model' or 'state_dict'."
         )
     if not content:
         raise ConversionError(f"{path} holds nothing.")
+    content = _plain(content)
     settings, class_names = _training_of(content, path)
     tensors = _tensors_of(content, ema, path)
     for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise ConversionError(
-                f"{name!r} is a {type(value).__name__}, where only tensors belong; if it is no weight, save the file without it."
-            )
-        if value.layout != torch.strided or value.is_quantized:
-            raise ConversionError(f"{name!r} is a sparse or quantized tensor; save the file with plain ones.")
-        if not value.isfinite().all():
-            raise ConversionError(
-                f"{name!r} has values that are NaN or infinite: the training had diverged; take an earlier checkpoint."
-            )
+        _check_tensor(name, value)
     return Checkpoint(path, tensors, settings, class_names)
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTERS = ("relative_position_index", "num_batches_tracked")  # no weights
+
+
+def _check_tensor(name: str, value) -> None:
+    """
+    Raises:
+        ConversionError: it is no weight that a training can have left.
+    """
+    if not isinstance(value, Tensor):
+        kind = "an object that is not read" if isinstance(value, UnreadObject) else f"a {type(value).__name__}"
+        raise ConversionError(
+            f"{name!r} is {kind}, where only tensors belong; if it is no weight, save the file without it."
+        )
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise ConversionError(f"{name!r} is a sparse, quantized or empty (meta) tensor; save the file with plain ones.")
+    if value.dtype not in _FLOATS and not name.endswith(_COUNTERS):
+        raise ConversionError(
+            f"{name!r} is of {value.dtype}, where weights are floating-point numbers of 16 bits at least."
+        )
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ConversionError(
+            f"{name!r} claims {value.numel()} numbers, but the file has fewer: it is damaged or made up."
+        )
+    if not value.isfinite().all():
+        raise ConversionError(
+            f"{name!r} has values that are NaN or infinite: the training had diverged; take an earlier checkpoint."
+        )
+
+
+def _plain(content: dict) -> dict:
+    """Dictionaries as such, at the depths that are read: a subclass, or one with attributes, has methods of its own."""
+    return {name: dict(dict.items(value)) if isinstance(value, dict) else value for name, value in dict.items(content)}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its beginning, whatever its name says: the length of a json header, and the header."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not _is_torch_file(path))
+
+
+def _is_torch_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")  # an archive, or the pickle of older files
+
+
+def _check_archive(path: Path) -> None:
+    """
+    Raises:
+        ConversionError: a part of the archive is not what it was when it was written, or was not written by torch.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ConversionError(f"{path} has compressed parts, which torch never writes; save it by torch.save.")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        if isinstance(error, ConversionError):
+            raise
+        raise ConversionError(f"{path} is truncated or damaged ({error}). Download it again.") from error
+    if damaged is not None:
+        raise ConversionError(
+            f"{path} is truncated or damaged (the checksum of {damaged} is wrong). Download it again."
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -99,10 +159,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path):
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
     allowed = [argparse.Namespace, *((UnreadObject, name) for name in _HARMLESS)]
     try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # of a path, torch would believe the suffix
+        with torch.serialization.safe_globals(allowed), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that is damaged or made up can trip the reader with
         reason = str(error).strip().splitlines() or [type(error).__name__]
         if not isinstance(error, pickle.UnpicklingError):
@@ -151,8 +214,9 @@ def _training_of(content: dict, path: Path) -> tuple[dict, list[str] | None]:
         raise ConversionError(f"{path} has a {type(args).__name__} under 'args', not the settings of a training.")
     if isinstance(meta, dict):
         names = meta.get("CLASSES")  # mmdetection 2
-        if isinstance(meta.get("dataset_meta"), dict):
-            names = meta["dataset_meta"].get("classes", meta["dataset_meta"].get("CLASSES", names))
+        if isinstance(of_data := meta.get("dataset_meta"), dict):
+            of_data = dict(dict.items(of_data))
+            names = of_data.get("classes", of_data.get("CLASSES", names))
         names = [names] if isinstance(names, str) else names
         is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
         return read_config_text(meta.get("cfg", meta.get("config"))), list(names) if is_list else None
@@ -195,16 +259,19 @@ def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
     Raises:
         ConversionError: it exists, or cannot be written.
     """
+    if path.suffix == ".safetensors":
+        raise ConversionError(f"{path}: the other projects read files of torch.save; name it .pth.")
     if path.is_symlink() or path.is_dir() or (path.exists() and not force):
         raise ConversionError(f"{path} exists; choose another --output, or --force to replace a file.")
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("xb") as file:
             torch.save(content, file)
         os.replace(scratch, path)
     except (OSError, RuntimeError) as error:  # torch's own, where a disk is full
-        raise ConversionError(f"{path} cannot be written ({error}); choose another --output.") from error
+        reason = error if isinstance(error, OSError) else "is the disk full?"
+        raise ConversionError(f"{path} cannot be written ({reason}); choose another --output.") from error
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()

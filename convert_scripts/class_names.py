@@ -1,6 +1,7 @@
 """Names and original category ids of the classes of a checkpoint."""
 
 import json
+import operator
 from pathlib import Path
 
 from checkpoint_files import ConversionError
@@ -8,13 +9,18 @@ from dino_hf.coco_classes import coco_class_space
 
 
 def class_space(
-    num_labels: int, names_in_file: list[str] | None, label_file: Path | None
+    num_labels: int, names_in_file: list[str] | None, label_file: Path | None, data_set: str | None
 ) -> tuple[dict[int, str] | None, list[int] | None, str]:
-    """Names and original category ids, and in words where they are from. No names: None."""
+    """Names and original category ids, and in words where they are from. No names: None.
+
+    Args:
+        data_set: what the training was on, if the file says so.
+    """
     if label_file is not None:
         return (*read_label_names(label_file, num_labels), f"from {label_file.name}")
-    coco = coco_class_space(num_labels)
-    if names_in_file is not None and len(names_in_file) == num_labels:
+    coco = coco_class_space(num_labels) if data_set in (None, "coco") else None
+    is_text = names_in_file is not None and all(name.isprintable() for name in names_in_file)
+    if is_text and len(names_in_file) == num_labels:
         is_coco = coco is not None and list(coco[0].values()) == names_in_file
         return dict(enumerate(names_in_file)), coco[1] if is_coco else None, "from the file"
     if coco is not None:
@@ -36,11 +42,15 @@ def read_label_names(path: Path, num_labels: int) -> tuple[dict[int, str], list[
     category_ids = None
     try:
         content = json.loads(text)
+    except RecursionError as error:
+        raise ConversionError(f"{path} is nested too deep for a file of names.") from error
     except ValueError:
         content = [line.strip() for line in text.splitlines() if line.strip()]
     try:
         if isinstance(content, dict) and "categories" in content:
-            by_id = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+            by_id = {operator.index(category["id"]): category["name"] for category in content["categories"]}
+            if len(by_id) < len(content["categories"]):
+                raise ConversionError(f"{path} has two categories of one id; ids must differ.")
             if len(by_id) == num_labels:
                 names, category_ids = dict(enumerate(by_id[i] for i in sorted(by_id))), sorted(by_id)
             elif by_id and min(by_id) >= 0 and max(by_id) < num_labels:  # outputs are the raw ids
@@ -49,13 +59,21 @@ def read_label_names(path: Path, num_labels: int) -> tuple[dict[int, str], list[
             else:
                 names = by_id
         elif isinstance(content, dict):
-            names = {int(index): str(name) for index, name in content.items()}
+            names = {int(index): name for index, name in content.items()}
+        elif isinstance(content, list):
+            names = dict(enumerate(content))
         else:
-            names = dict(enumerate(map(str, content)))
+            raise TypeError(f"it holds a {type(content).__name__}")
+    except ConversionError:
+        raise
     except (TypeError, KeyError, ValueError) as error:
         raise ConversionError(
             f"{path} is neither a COCO json, nor a json list or dictionary of names, nor one name per line ({error!r})."
         ) from error
+    if others := [name for name in names.values() if not isinstance(name, str) or not name.isprintable()]:
+        raise ConversionError(f"{path} has the names {others[:3]}, which are not text.")
+    if twice := sorted({name for name in names.values() if name != "N/A" and list(names.values()).count(name) > 1}):
+        raise ConversionError(f"{path} has the names {twice[:3]} more than once; each class has its own.")
     if sorted(names) != list(range(num_labels)):
         raise ConversionError(
             f"{path} names {len(names)} classes (indices {sorted(names)[:3]} to {max(names, default=None)}), but the checkpoint "

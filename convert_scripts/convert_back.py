@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from architecture import rules_for
+from architecture import backbone_settings, rules_for
 from checkpoint_files import ConversionError, save_checkpoint
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
-from key_mapping import detrex, mmdet, translate_back
+from key_mapping import UnknownName, detrex, mmdet, translate_back
 from training_settings import ARGS
 
 
@@ -22,10 +22,23 @@ def convert_back(folder: Path, project: str, output: Path, force: bool = False) 
     Raises:
         ConversionError: the folder is no DINO, or the other project cannot compute it.
     """
+    if folder.resolve() in output.resolve().parents:
+        raise ConversionError(f"{output} lies in {folder}, which it is written from; choose another --output.")
     model = load_folder(folder)
     config = model.config
     check_expressible(config, project)
-    tensors = to_release(model.state_dict(), config)
+    try:
+        tensors = to_release(model.state_dict(), config)
+        check_architecture(tensors, config)
+        content = content_for(project, tensors, config)
+    except UnknownName as error:
+        raise ConversionError(f"{project} has no name for the tensor {error.name!r} of this model.") from error
+    save_checkpoint(content, output, force)
+    return settings_to_make(config, project)
+
+
+def content_for(project: str, tensors: dict[str, Tensor], config: DinoDetrConfig) -> dict:
+    """What a file of the project holds, from tensors by the release's names, heads once."""
     if project == "original":
         content = {"model": with_copies(tensors, config), "args": argparse.Namespace(**to_args(config))}
     else:
@@ -39,8 +52,29 @@ def convert_back(folder: Path, project: str, output: Path, force: bool = False) 
             tensors = translate_back(without_bias(tensors), mmdet(config.decoder_layers, num_maps))
             names = tuple(config.id2label[index] for index in range(config.num_labels))
             content = {"state_dict": with_counters(tensors), "meta": {"dataset_meta": {"classes": names}}}
-    save_checkpoint(content, output, force)
-    return settings_to_make(config, project)
+    return content
+
+
+def check_architecture(tensors: dict[str, Tensor], config: DinoDetrConfig) -> None:
+    """What the tensors show must be what the configuration says: other settings the projects cannot be told.
+
+    Raises:
+        ConversionError: a setting of the backbone that they compute otherwise.
+    """
+    plain = DinoDetrConfig(backbone_config=backbone_settings(tensors)).backbone_config.to_dict()
+    ours = config.backbone_config.to_dict()
+    if others := {name: ours.get(name) for name in _OF_THE_BACKBONE if ours.get(name) != plain.get(name)}:
+        usual = {name: plain.get(name) for name in others}
+        raise ConversionError(f"The backbone has {others}, where the other projects have {usual}.")
+
+
+# Settings of a backbone that change what it computes.
+_OF_THE_BACKBONE = [
+    *("model_type", "depths", "hidden_sizes", "out_features", "hidden_act", "layer_norm_eps", "num_channels"),
+    *("embedding_size", "layer_type", "downsample_in_first_stage", "downsample_in_bottleneck"),
+    *("embed_dim", "num_heads", "window_size", "patch_size", "mlp_ratio", "qkv_bias", "use_absolute_embeddings"),
+    "layer_scale_init_value",
+]
 
 
 def load_folder(folder: Path) -> DinoDetrForObjectDetection:
@@ -229,6 +263,8 @@ def settings_to_make(config: DinoDetrConfig, project: str) -> list[str]:
             ),
             f"{'position_embedding' if is_detrex else 'positional_encoding'}: normalize=True, {position}",
         ]
+    if project != "mmdet":
+        lines.append(f"note: files of {project} have no class names or category ids; --label-names gives them again")
     eps = 1e-5 if project == "mmdet" else 1e-3
     if config.pred_boxes_eps != eps:
         lines.append(

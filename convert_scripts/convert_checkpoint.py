@@ -9,12 +9,9 @@ What a file does not tell (for detrex nearly all but the sizes) is taken to be a
 
 import argparse
 import json
-import shutil
+import signal
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,9 +29,12 @@ from checkpoint_files import Checkpoint, ConversionError, load_checkpoint, sha25
 from class_names import class_space
 from convert_back import convert_back
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from key_mapping import translate
+from dino_hf.model_card import weights_digest
+from key_mapping import UnknownName, translate
+from output_folder import scratch_beside
 from published import BACKBONES, PUBLISHED, Published
 from training_settings import image_size, told_by_file
+from verify_conversion import open_picture, verify, verify_back
 
 
 def convert(
@@ -69,8 +69,15 @@ def convert(
         raise ConversionError(
             f"The image size is {size[0]} to {size[1]}, but must be a shortest edge, and a longest at least as long."
         )
-    with scratch_beside(output_dir, force) as scratch:
-        model, processor = _convert(checkpoint, source, ema, row, chosen or {}, size, label_names)
+    with scratch_beside(output_dir, force, [path for path in (checkpoint, label_names) if path]) as scratch:
+        loaded = load_checkpoint(checkpoint, ema)
+        try:
+            model, processor = _convert(loaded, source, row, chosen or {}, size, label_names)
+        except (ConversionError, StrictDataclassError):
+            raise
+        except (TypeError, IndexError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
+            # what a file that is made up can trip over, somewhere
+            raise ConversionError(f"{checkpoint} cannot be converted: {str(error).splitlines()[0][:300]}") from error
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
     print(f"  written to {output_dir}")
@@ -78,21 +85,17 @@ def convert(
 
 
 def _convert(
-    checkpoint: Path,
+    loaded: Checkpoint,
     source: str,
-    ema: bool,
     row: Published | None,
     chosen: dict,
     size: tuple[int, int] | None,
     label_names: Path | None,
 ) -> tuple[DinoDetrForObjectDetection, DinoDetrImageProcessor]:
-    loaded = load_checkpoint(checkpoint, ema)
     project = source if source != "auto" else recognise(loaded.tensors) or "original"
     tensors, dropped = to_release_names(loaded, project)
-    print(
-        f"{checkpoint}: {len(loaded.tensors)} tensors of {project}, {'with' if loaded.settings else 'without'} the settings of its "
-        "training"
-    )
+    settings = "with" if loaded.settings else "without"
+    print(f"{loaded.path}: {len(loaded.tensors)} tensors of {project}, {settings} the settings of its training")
     told = told_by_file(project, loaded.settings)
     settings = dict(row.settings) if row else {}
     if others := {name: told[name] for name in settings if name in told and told[name] != settings[name]}:
@@ -102,7 +105,9 @@ def _convert(
     config, assumed = build_config(tensors, project, told, {**settings, **chosen})
     check_published(row, project, config)
     print_architecture(config)
-    id2label, category_ids, origin = class_space(config.num_labels, loaded.class_names, label_names)
+    id2label, category_ids, origin = class_space(
+        config.num_labels, loaded.class_names, label_names, loaded.settings.get("dataset_file")
+    )
     print(f"  class names: {origin}")
     if id2label is not None:
         config.set_classes(id2label, category_ids)
@@ -116,6 +121,7 @@ def _convert(
         print(f"  not in the file, taken to be as {project} publishes it{otherwise}: {values}")
     config.provenance = provenance(loaded, project, row, assumed)
     model, renamed, more = build_model(config, tensors)
+    config.provenance["converted_from"]["weights"] = weights_digest(model)  # the card notices when they change
     dropped += more
     print(f"  read {len(loaded.tensors)}, renamed into {renamed}, dropped {sum(dropped.values())}")
     for reason, number in dropped.items():
@@ -142,9 +148,9 @@ def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Count
     progress = tqdm(tensors.items(), desc="converting", unit=" tensors", disable=None, leave=False)
     try:
         state, dropped = translate(progress, rules_for(config))
-    except KeyError as error:
+    except UnknownName as error:
         raise ConversionError(
-            f"The checkpoint has a tensor that this DINO does not have, so it is of a variant: {error.args[0]}"
+            f"The checkpoint has the tensor {error.name!r} (release's name), which this DINO does not have: it is of a variant."
         ) from error
     if not config.num_denoising and state.pop("model.denoising.label_embedding.weight", None) is not None:
         dropped["label embedding of denoising, which is off"] += 1
@@ -153,7 +159,9 @@ def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Count
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ConversionError(f"The converted tensors do not fit the model: {error}") from error
+        raise ConversionError(
+            f"The converted tensors do not fit the model: {' '.join(str(error).split())[:300]}"
+        ) from error
     return model.eval(), len(state), dropped
 
 
@@ -170,8 +178,12 @@ def find_published(title: str | None) -> Published | None:
 
 def check_published(row: Published | None, project: str, config) -> None:
     """A file that is said to be a published one must at least look like it."""
-    if row is None or row.backbone not in BACKBONES:
+    if row is None:
         return
+    if row.backbone not in BACKBONES:
+        raise ConversionError(
+            f"{row.title} has the backbone {row.backbone}, which is not supported; this is another file: leave --published out."
+        )
     backbone = config.backbone_config
     is_swin = backbone.model_type == "swin"
     is_it = {
@@ -202,77 +214,6 @@ def print_architecture(config) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The output folder
-
-# What a folder with a model holds: these and the code that goes with it.
-_MODEL_FILES = {
-    *("config.json", "preprocessor_config.json", "README.md", "model.safetensors", "model.safetensors.index.json"),
-    *("video_preprocessor_config.json", "processor_config.json", "generation_config.json"),
-}
-
-
-def check_output(folder: Path, force: bool) -> None:
-    """
-    Raises:
-        ConversionError: something would be overwritten, or written elsewhere.
-    """
-    if folder.is_symlink():
-        raise ConversionError(f"{folder} is a symbolic link; name the folder itself, or another --output.")
-    if not folder.exists():
-        return
-    here = folder.resolve()
-    if not folder.is_dir() or here == Path.cwd() or here in Path.cwd().parents:
-        raise ConversionError(f"{folder} is not a folder of its own; choose another --output.")
-    entries = list(folder.iterdir())
-    if entries and not force:
-        raise ConversionError(f"{folder} is not empty; choose another --output, or --force to replace the model in it.")
-    if others := sorted(entry.name for entry in entries if not _is_of_a_model(entry)):
-        raise ConversionError(
-            f"{folder} holds {others[:5]}, which are not part of a model and would be lost; choose another --output."
-        )
-
-
-def _is_of_a_model(entry: Path) -> bool:
-    name = entry.name
-    is_shard = name.startswith("model-") and name.endswith(".safetensors")
-    is_code = entry.suffix == ".py" and (Path(__file__).parents[1] / "src" / "dino_hf" / name).is_file()
-    return entry.is_file() and not entry.is_symlink() and (name in _MODEL_FILES or is_shard or is_code)
-
-
-@contextmanager
-def scratch_beside(folder: Path, force: bool) -> Iterator[Path]:
-    """A hidden folder to write into, which in the end takes the place of `folder`: whoever sees that sees a whole one.
-
-    Raises:
-        ConversionError: there is no place for it, or something else is there.
-    """
-    check_output(folder, force)
-    folder = folder.absolute()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise ConversionError(f"{folder} cannot be written ({error}); choose another --output.") from error
-    new, old = scratch / folder.name, scratch / ".old"  # the name stands in the model card
-    try:
-        new.mkdir(mode=0o755)
-        yield new
-        check_output(folder, force)  # it may have changed meanwhile
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    except OSError as error:
-        raise ConversionError(f"{folder} cannot be written ({error}); choose another --output.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Command line
 
 
@@ -288,7 +229,9 @@ def setting(text: str) -> tuple[str, object]:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Turn a DINO checkpoint of another project into a folder that `from_pretrained` loads, and back."
+    )
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help=".pth or .safetensors; for --to, a folder of dino_hf"
     )
@@ -307,35 +250,52 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="replace the model that is in the output folder")
     parser.add_argument("--verify", action="store_true", help="compare the result with the source's own arithmetic")
     parser.add_argument("--image", type=Path, help="picture for --verify; otherwise one is drawn")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.to:
+        given = {"--source": options.source != "auto", "--ema": options.ema, "--published": options.published}
+        given |= {"--label-names": options.label_names, "--image-size": options.image_size, "--set": options.set}
+        if unused := [name for name, value in given.items() if value]:
+            parser.error(f"{', '.join(unused)} mean nothing on the way back, --to {options.to}")
+    if options.image and not options.verify:
+        parser.error("--image is for --verify")
+    return options
+
+
+def stop(*_) -> None:
+    """Leave as an error does, so that nothing half-written stays."""
+    raise KeyboardInterrupt
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
+        if options.image:
+            open_picture(options.image)  # before any work
         if options.to:
             lines = convert_back(options.checkpoint, options.to, options.output, options.force)
             print(f"{options.output} written for {options.to}; its configuration must say:", *lines, sep="\n  ")
-            return
-        convert(
-            options.checkpoint,
-            options.output,
-            source=options.source,
-            ema=options.ema,
-            published=options.published,
-            chosen=dict(options.set),
-            size=options.image_size,
-            label_names=options.label_names,
-            force=options.force,
-        )
-        if options.verify:
-            from verify_conversion import verify  # after the rest: it needs torchvision and draws
-
-            if not verify(options.checkpoint, options.output, options.ema, options.image):
-                sys.exit("error: the converted model does not compute what its source does (see above)")
+            same = not options.verify or verify_back(options.checkpoint, options.output, options.image)
+        else:
+            convert(
+                options.checkpoint,
+                options.output,
+                source=options.source,
+                ema=options.ema,
+                published=options.published,
+                chosen=dict(options.set),
+                size=options.image_size,
+                label_names=options.label_names,
+                force=options.force,
+            )
+            same = not options.verify or verify(options.checkpoint, options.output, options.ema, options.image)
     except (ConversionError, StrictDataclassError) as error:
         sys.exit(f"error: {error.args[0]}")
+    except KeyboardInterrupt:
+        sys.exit("error: stopped")
+    if not same:
+        sys.exit("error: what was written does not compute what its source does (see above)")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
     main()

@@ -362,6 +362,17 @@ def _compiled(template: str) -> re.Pattern:
     return re.compile("".join(pieces))
 
 
+class UnknownName(KeyError):
+    """A name that meets no rule, or several. `name`: which."""
+
+    def __init__(self, name: str, fitting: str):
+        self.name = name
+        super().__init__(
+            f"{name!r} must meet exactly one rule of convert_scripts/key_mapping.py, but meets: {fitting}. Add a rule, or one "
+            "with None and the reason to drop it."
+        )
+
+
 def _fitting(name: str, rules: list[Rule], templates: Callable[[Rule], tuple[str, ...]]) -> tuple[Rule, int, dict]:
     """The one rule for a name, which of its templates fits, and the values of its fields."""
     found = [
@@ -371,11 +382,7 @@ def _fitting(name: str, rules: list[Rule], templates: Callable[[Rule], tuple[str
         if (match := _compiled(template).fullmatch(name))
     ]
     if len(found) != 1:
-        fitting = ", ".join(rule.theirs for rule, _, _ in found) or "none"
-        raise KeyError(
-            f"{name!r} must meet exactly one rule of convert_scripts/key_mapping.py, but meets: {fitting}. Add a rule, or one "
-            "with None and the reason to drop it."
-        )
+        raise UnknownName(name, ", ".join(rule.theirs for rule, _, _ in found) or "none")
     return found[0]
 
 
@@ -387,7 +394,7 @@ def renamed(name: str, rules: list[Rule]) -> tuple[str, ...]:
     """Our names for a tensor of theirs: one, several when it is split, or none.
 
     Raises:
-        KeyError: no rule fits, or more than one.
+        UnknownName: no rule fits, or more than one.
     """
     rule, _, fields = _fitting(name, rules, lambda rule: (rule.theirs,))
     return tuple(template.format(**fields) for template in _ours(rule))
@@ -413,7 +420,8 @@ def translate_back(state: dict[str, Tensor], rules: list[Rule]) -> dict[str, Ten
     """Our tensors under their names; what `translate` dropped is missing.
 
     Raises:
-        KeyError: no rule leads to a name, or more than one does.
+        UnknownName: no rule leads to a name, or more than one does.
+        KeyError: parts of a tensor are missing.
     """
     parts: dict[str, dict[int, Tensor]] = {}
     back = {}

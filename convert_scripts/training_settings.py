@@ -144,7 +144,7 @@ def image_size(project: str, settings: dict) -> dict[str, int] | None:
         scale = (
             step.get("scale") if isinstance(step, dict) and step.get("type") in ("Resize", "FixScaleResize") else None
         )
-        if isinstance(scale, list) and len(scale) == 2 and all(isinstance(side, int) for side in scale):
+        if isinstance(scale, list) and len(scale) == 2 and all(type(side) is int and side > 0 for side in scale):
             return {"shortest_edge": min(scale), "longest_edge": max(scale)}
     return None
 

@@ -179,7 +179,7 @@ def open_picture(image: Path | None) -> Image.Image:
         return draw_scene(np.random.default_rng(0))[0].resize((640, 480))
     try:
         return Image.open(image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ConversionError(f"{image} cannot be read as a picture ({error}).") from error
 
 
@@ -246,14 +246,45 @@ def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None
     print(
         f"verified: {len(saved) - len(lost)} of {len(saved)} tensors of {folder} are those of {checkpoint}, bit by bit"
     )
-    equal = report(Model(folder), source, picture)
+    equal = report(Model(folder), source, picture) and check_processor(folder)
     print_detections(folder, picture, "the drawn test picture" if image is None else str(image))
     return equal and not lost
 
 
+def verify_back(folder: Path, checkpoint: Path, image: Path | None = None) -> bool:
+    """Check a checkpoint of another project against the folder that it was written from."""
+    model = Model(folder)
+    print(f"verified: {folder} and {checkpoint}")
+    return report(model, Model(checkpoint, instead=model.config), open_picture(image))
+
+
+def load_processor(folder: Path):
+    """
+    Raises:
+        ConversionError: the folder has none.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConversionError(f"{folder} has no image processor that can be loaded: {reason}") from error
+
+
+def check_processor(folder: Path) -> bool:
+    """Whether pixels come to the model as they do in all three projects; the size is a setting of its own."""
+    processor, usual = load_processor(folder), DinoDetrImageProcessor()
+    names = ("image_mean", "image_std", "rescale_factor", "do_normalize", "do_rescale")
+    others = {name: getattr(processor, name) for name in names if getattr(processor, name) != getattr(usual, name)}
+    if others:
+        print(
+            f"  the image processor has {others}; the projects train with { ({name: getattr(usual, name) for name in others}) }"
+        )
+    return not others
+
+
 @torch.no_grad()
 def print_detections(folder: Path, picture: Image.Image, name: str, top: int = 10) -> None:
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
     model = AutoModelForObjectDetection.from_pretrained(folder).eval()
     inputs = processor(images=picture, return_tensors="pt")
     outputs = model(inputs["pixel_values"].to(model.dtype), inputs["pixel_mask"])
@@ -265,7 +296,7 @@ def print_detections(folder: Path, picture: Image.Image, name: str, top: int = 1
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compare two DINO models number by number, stage by stage.")
     parser.add_argument("first", type=Path, help="folder of dino_hf, or .pth or .safetensors of another project")
     parser.add_argument("second", type=Path, help="the same")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of checkpoints")

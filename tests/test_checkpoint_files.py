@@ -217,7 +217,7 @@ def test_a_folder_is_no_file(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*[sS]parse")  # torch warns of checking, or of not checking, them
 def test_sparse_tensors_are_refused(tmp_path):
     torch.save({"model": TENSORS | {"label_enc.weight": torch.eye(3).to_sparse()}}, tmp_path / "a.pth")
-    with pytest.raises(ConversionError, match="sparse or quantized"):
+    with pytest.raises(ConversionError, match="sparse, quantized or empty"):
         load_checkpoint(tmp_path / "a.pth")
 
 
@@ -276,6 +276,59 @@ def test_a_link_is_not_written_through(tmp_path):
     with pytest.raises(ConversionError, match="exists"):
         save_checkpoint({"model": TENSORS}, tmp_path / "link.pth", force=True)
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.int64])
+def test_weights_of_other_types_are_refused(dtype, tmp_path):
+    torch.save({"model": TENSORS | {"label_enc.weight": torch.ones(4, 3).to(dtype)}}, tmp_path / "a.pth")
+    with pytest.raises(ConversionError, match="where weights are floating-point numbers"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_tensor_that_claims_more_than_the_file_has_is_refused(tmp_path):
+    torch.save({"model": TENSORS | {"label_enc.weight": torch.zeros(1).expand(10**13)}}, tmp_path / "a.pth")
+    with pytest.raises(ConversionError, match="claims 10000000000000 numbers, but the file has fewer"):
+        load_checkpoint(tmp_path / "a.pth")
+    torch.save({"model": TENSORS | {"label_enc.weight": torch.empty(4, 3, device="meta")}}, tmp_path / "b.pth")
+    with pytest.raises(ConversionError, match=r"empty \(meta\) tensor|was refused"):
+        load_checkpoint(tmp_path / "b.pth")
+
+
+def test_damage_inside_of_tensors_is_found(tmp_path):
+    torch.save({"model": {"transformer.level_embed": torch.zeros(300, 400)}}, tmp_path / "a.pth")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = torch.ones(1).numpy().tobytes()  # a number, as good as any other
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ConversionError, match=r"damaged \(the checksum of .*data/0 is wrong\)"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    torch.save({"model": TENSORS}, tmp_path / "good.pth")
+    with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for entry in good.namelist():
+            bomb.writestr(entry, good.read(entry), compress_type=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ConversionError, match="compressed parts, which torch never writes"):
+        load_checkpoint(tmp_path / "bomb.pth")
+
+
+def test_a_dictionary_with_methods_of_its_own_is_read_as_a_dictionary(tmp_path):
+    evil = collections.OrderedDict(TENSORS)
+    evil.get = 5
+    outer = collections.OrderedDict(state_dict=evil, meta=collections.OrderedDict(dataset_meta=evil))
+    outer.get = 5
+    torch.save(outer, tmp_path / "a.pth")
+    assert load_checkpoint(tmp_path / "a.pth").tensors.keys() == TENSORS.keys()
+
+
+def test_a_file_is_what_it_holds_whatever_its_name_says(tmp_path):
+    save_file(TENSORS, tmp_path / "a.pth")
+    torch.save({"model": TENSORS}, tmp_path / "b.safetensors")
+    for name in ("a.pth", "b.safetensors"):
+        assert load_checkpoint(tmp_path / name).tensors.keys() == TENSORS.keys()
+    with pytest.raises(ConversionError, match=r"name it \.pth"):
+        save_checkpoint({"model": TENSORS}, tmp_path / "c.safetensors")
 
 
 def test_the_toy_file_of_the_other_tests_is_read(tmp_path):

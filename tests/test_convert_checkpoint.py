@@ -210,7 +210,9 @@ def test_settings_that_dino_hf_cannot_express_are_refused(save, tmp_path):
 
 def test_unknown_tensors_stop_the_conversion(save, tmp_path):
     tensors = original_tensors() | {"transformer.new_invention.weight": torch.zeros(3)}
-    with pytest.raises(ConversionError, match=r"of a variant: 'transformer\.new_invention\.weight'"):
+    with pytest.raises(
+        ConversionError, match=r"has the tensor 'transformer\.new_invention\.weight' .* it is of a variant"
+    ):
         convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -487,12 +489,14 @@ def test_what_another_project_cannot_compute_is_refused(save, of_project, tmp_pa
             "encoder_ffn_dim=48 and decoder_ffn_dim=20, but the original release has one",
         ),
         ({"stages": ["stage1", "stage3", "stage4"]}, "detrex", "use the last ones, without a gap"),
+        ({"hidden_act": "gelu"}, "detrex", r"The backbone has {'hidden_act': 'gelu'}, where the other projects have"),
+        ({"num_feature_levels": 14}, "detrex", r"detrex has no name for the tensor 'input_proj\.11\.0\.weight'"),
     ],
 )
 def test_architectures_that_a_project_does_not_have_are_refused(changes, project, message, tmp_path):
-    stages = changes.pop("stages", ["stage2", "stage3", "stage4"])
+    stages, act = changes.pop("stages", ["stage2", "stage3", "stage4"]), changes.pop("hidden_act", "relu")
     config = tiny_config(encoder_attention_heads=4, **{"decoder_attention_heads": 4} | changes)
-    config.backbone_config.out_features = stages
+    config.backbone_config.out_features, config.backbone_config.hidden_act = stages, act
     DinoDetrForObjectDetection(config).save_pretrained(tmp_path / "model")
     with pytest.raises(ConversionError, match=message):
         convert_back(tmp_path / "model", project, tmp_path / "a.pth")
@@ -503,15 +507,16 @@ def test_fewer_than_fifty_denoising_queries_mean_something_else_elsewhere(of_pro
         convert(of_project("detrex"), tmp_path / "out", chosen=HEADS | {"num_denoising": 30})
 
 
-def test_a_folder_that_is_no_model_cannot_go_back(tmp_path):
+def test_a_folder_that_is_no_model_cannot_go_back(tmp_path_factory):
+    tmp_path, output = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("out") / "a.pth"
     with pytest.raises(ConversionError, match=r"it has no config\.json"):
-        convert_back(tmp_path, "original", tmp_path / "a.pth")
+        convert_back(tmp_path, "original", output)
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(ConversionError, match="model of type 'resnet'"):
-        convert_back(tmp_path, "original", tmp_path / "a.pth")
+        convert_back(tmp_path, "original", output)
     DinoDetrConfig().save_pretrained(tmp_path)
     with pytest.raises(ConversionError, match="cannot be loaded"):
-        convert_back(tmp_path, "original", tmp_path / "a.pth")
+        convert_back(tmp_path, "original", output)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -547,6 +552,23 @@ def test_names_and_ids_of_a_coco_json(names_of):
 
 @pytest.mark.parametrize(
     ("text", "message"),
+    [
+        ('[{"id": 1, "name": "a"}, "b", "c"]', "which are not text"),
+        ('["a", "b", "a"]', r"has the names \['a'\] more than once"),
+        ('["a", null, "b"]', "which are not text"),
+        ('"abc"', "neither a COCO json"),
+        ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "two categories of one id"),
+        ('{"categories": [{"id": 1.5, "name": "a"}]}', "neither a COCO json"),
+        ("[" * 5000, "neither|nested|names 1 classes"),
+    ],
+)
+def test_names_of_an_odd_form_are_refused(text, message, names_of):
+    with pytest.raises(ConversionError, match=message):
+        names_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
     [("cat\ndog", "names 2 classes"), ("5", "neither a COCO json"), ("", "names 0 classes"), ('{"a": "b"}', "neither")],
 )
 def test_names_that_do_not_fit_are_refused(text, message, names_of):
@@ -575,18 +597,92 @@ def test_names_reach_the_config(save, tmp_path):
 def test_force_replaces_a_model_and_nothing_else(save, tmp_path):
     path, out = save({"model": original_tensors(), "args": settings()}), tmp_path / "out"
     convert(path, out)
-    (out / "config.json").write_text("{}")
+    (out / "config.json").write_text((out / "config.json").read_text().replace(f": {QUERIES}", ": 5"))
     with pytest.raises(ConversionError, match="is not empty; choose another --output, or --force"):
         convert(path, out)
     convert(path, out, force=True)
     assert AutoModelForObjectDetection.from_pretrained(out).config.num_queries == QUERIES
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(
-        ConversionError, match=r"holds \['notes.txt'\], which are not part of a model and would be lost"
-    ):
+    with pytest.raises(ConversionError, match=r"holds \['notes.txt'\], which would be lost"):
         convert(path, out, force=True)
     assert (out / "notes.txt").read_text() == "mine"
     assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoint.pth", "out"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{}", "does not hold a model of dino_hf"),
+        ("config.json", None, "does not hold a model of dino_hf"),
+        ("README.md", "# My notes on this model", r"holds \['README.md'\]"),
+        ("__init__.py", "", r"holds \['__init__.py'\]"),
+        ("checkpoint-3/trainer_state.json", "{}", r"holds \['checkpoint-3'\]"),
+    ],
+)
+def test_force_takes_no_folder_for_a_model_that_is_none_or_was_edited(name, content, message, save, tmp_path):
+    path, out = save({"model": original_tensors(), "args": settings()}), tmp_path / "out"
+    convert(path, out)
+    if content is None:
+        (out / name).unlink()
+    else:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(content)
+    before = {entry.name for entry in out.iterdir()}
+    with pytest.raises(ConversionError, match=message):
+        convert(path, out, force=True)
+    assert {entry.name for entry in out.iterdir()} == before
+
+
+def test_what_is_read_is_not_replaced(save, tmp_path):
+    """The checkpoint, or the names, in the folder that --force would replace."""
+    path, out = save({"model": original_tensors(), "args": settings()}), tmp_path / "out"
+    convert(path, out)
+    inside = path.rename(out / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"model\.safetensors lies in .*out and would be replaced"):
+        convert(inside, out, force=True)
+    assert load_checkpoint(inside).tensors.keys() == original_tensors().keys()
+    convert(inside, tmp_path / "other")
+    with pytest.raises(ConversionError, match=r"lies in .*other, which it is written from"):
+        convert_back(tmp_path / "other", "original", tmp_path / "other" / "model.safetensors", force=True)
+
+
+def test_being_stopped_between_two_renames_loses_nothing(save, tmp_path, monkeypatch):
+    path, out = save({"model": original_tensors(), "args": settings()}), tmp_path / "out"
+    convert(path, out)
+    before = {entry.name: entry.read_bytes() for entry in out.iterdir()}
+    rename, calls = Path.rename, []
+
+    def stopped(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        convert(path, out, force=True)
+    assert {entry.name: entry.read_bytes() for entry in out.iterdir()} == before
+    assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoint.pth", "out"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("transformer.tgt_embed.weight", torch.tensor(1.0)),
+        ("label_enc.weight", torch.tensor(1.0)),
+        ("input_proj.0.0.weight", torch.ones(5)),
+        ("transformer.decoder.layers.0.self_attn.in_proj_weight", torch.tensor(1.0)),
+        ("class_embed.0.weight", torch.zeros(0, WIDTH)),
+        ("transformer.level_embed", torch.zeros(0, WIDTH)),
+        ("transformer.encoder.layers.30000.norm1.weight", torch.ones(WIDTH)),
+        ("transformer.encoder.layers.0.self_attn.value_proj.weight", torch.ones(3, 5)),
+    ],
+)
+def test_tensors_of_odd_shapes_and_numbers_are_one_sentence(name, tensor, save, tmp_path):
+    with pytest.raises(ConversionError) as stopped:
+        convert(save({"model": original_tensors() | {name: tensor}, "args": settings()}), tmp_path / "out")
+    assert len(str(stopped.value)) < 700
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -599,7 +695,7 @@ def test_links_are_not_followed(force, save, tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").symlink_to(tmp_path / "mine")
-    with pytest.raises(ConversionError, match="config.json" if force else "is not empty"):
+    with pytest.raises(ConversionError, match="does not hold a model" if force else "is not empty"):
         convert(path, tmp_path / "out", force=force)
     assert (tmp_path / "mine").read_text() == "mine"
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -646,6 +742,8 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
     assert "the two compute the same" in said
     assert "10 best detections in the drawn test picture, 640 x 480" in said
     assert AutoImageProcessor.from_pretrained("out").size == {"shortest_edge": 96, "longest_edge": 160}
+    main(["--checkpoint", "out", "--to", "detrex", "--output", "detrex.pth", "--verify", "--force"])
+    assert "the two compute the same" in capsys.readouterr().out
     main(["--checkpoint", "out", "--to", "mmdet", "--output", "back.pth"])
     said = capsys.readouterr().out
     assert "positional_encoding: normalize=True, temperature=10000, offset=-0.5" in said
@@ -654,11 +752,31 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
     assert load_checkpoint(Path("back.pth")).tensors["level_embed"].shape == (4, WIDTH)
 
 
+@pytest.mark.parametrize("option", ["--ema", "--published=a", "--set=a=1", "--label-names=x", "--image-size=1 2"])
+def test_options_of_the_other_direction_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", "a", "--output", "b.pth", "--to", "original", *option.split()])
+    assert "mean nothing on the way back" in capsys.readouterr().err or option.startswith("--image-size")
+
+
+def test_a_processor_with_other_colours_is_told(save, tmp_path, capsys):
+    path = save({"model": original_tensors(), "args": settings()})
+    convert(path, tmp_path / "out")
+    DinoDetrImageProcessor(image_mean=[0.0, 0.0, 0.0]).save_pretrained(tmp_path / "out")
+    assert not verify(path, tmp_path / "out")
+    assert "the image processor has {'image_mean': (0.0, 0.0, 0.0)}; the projects train with" in capsys.readouterr().out
+    (tmp_path / "out" / "preprocessor_config.json").unlink()
+    with pytest.raises(ConversionError, match="has no image processor that can be loaded"):
+        verify(path, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--set", "num_queries=9"], r"The tensors tell \{'num_queries': 7\}; leave them out of --set"),
-        (["--set", "colour=red"], r"has no field \['colour'\]"),
+        (["--set", "colour=red"], r"--set cannot set \['colour'\], only what no tensor tells: position_temperature"),
+        (["--set", "position_temperature=NaN"], "position_temperature=nan is not finite"),
+        (["--set", "num_frozen_backbone_stages=9"], "num_frozen_backbone_stages=9, but .* has 5 with its stem"),
         (["--set", "position_temperature=-1"], "position_temperature=-1.* must be positive"),
         (["--set", "num_denoising=many"], "num_denoising"),
         (["--published", "original/r50"], r"none of the checkpoints in docs/checkpoints\.md"),
@@ -666,8 +784,12 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
             ["--published", "original/r50_4scale_12ep"],
             r"The file is not original/r50_4scale_12ep, which has \{'depths'",
         ),
-        (["--set", "id2label={}"], r"\['id2label'\] cannot be set here"),
-        (["--set", 'backbone_config={"model_type": "swin"}'], r"\['backbone_config'\] cannot be set here"),
+        (["--set", "id2label={}"], r"--set cannot set \['id2label'\]"),
+        (["--set", 'backbone_config={"model_type": "swin"}'], r"--set cannot set \['backbone_config'\]"),
+        (
+            ["--published", "detrex/dino_vitdet_4scale_12ep"],
+            "has the backbone ViTDet-B, which is not supported; this is another",
+        ),
         (["--set", "encoder_attention_heads=many"], "encoder_attention_heads='many' is no number of heads"),
         (["--set", "encoder_attention_heads=0"], "encoder_attention_heads=0 is no number of heads"),
         (["--image-size", "0", "100"], "image size"),

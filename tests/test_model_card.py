@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -11,8 +12,9 @@ from PIL import Image
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrModel
 from dino_hf.coco_classes import COCO_CLASSES, coco_class_space
-from dino_hf.model_card import TAGS, is_ours, model_card
-from helpers import SWIN, TIMM, tiny_config
+from dino_hf.model_card import TAGS, is_ours, model_card, weights_digest
+from dino_hf.training import transfer_classes
+from helpers import BIT, NUM_LABELS, RESNET, SWIN, TIMM, randomize, tiny_config
 
 CONVERTED = {
     "project": "original",
@@ -98,7 +100,7 @@ def test_the_project_of_the_file_is_named(project):
 def test_after_training_the_published_ap_is_the_bases():
     provenance = {"converted_from": CONVERTED, "base_model": "someone/dino-r50", "training": TRAINING}
     card, text = card_of(provenance)
-    assert "not measured by us; it belongs to that checkpoint and not to the weights here." in text
+    assert "not measured by us; it belongs to that file and not to the weights here." in text
     assert "trained on 1,200 images of `birds`, starting from `someone/dino-r50`" in text
     assert "| learning rate | 0.0001 |" in text
     assert "on 40 images of `other birds`" in text
@@ -206,6 +208,10 @@ def test_what_cannot_be_read_is_named_and_claims_nothing(provenance, named):
         assert "The weights here were trained" in text
 
 
+def test_an_empty_record_claims_nothing():
+    assert "converted from a file." in card_of({"converted_from": {}})[1]
+
+
 def test_text_of_others_stays_text():
     provenance = {"converted_from": {"file": "a`b\n# Title", "published": "<!-- x -->\n---\n"}, "license": "---\nx: y"}
     card, text = card_of(provenance, id2label={0: "<script>", 1: "two\nlines"})
@@ -285,6 +291,199 @@ def test_the_code_in_the_card_runs(tmp_path, monkeypatch):
     for block in blocks:
         exec(block.replace("threshold=0.4", "threshold=0.0").replace("detector(", "found = detector(", 1), scope := {})
         assert len(scope["detector"]("street.jpg", threshold=0.0)) == 75
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights that are no longer those of the record
+
+
+def converted_model(**changes) -> DinoDetrForObjectDetection:
+    """As convert_checkpoint.py leaves it."""
+    model = DinoDetrForObjectDetection(tiny_config(**changes))
+    model.config.provenance = {"converted_from": {**CONVERTED, "weights": weights_digest(model)}}
+    return model
+
+
+def words_of(folder: Path) -> str:
+    return " ".join((folder / "README.md").read_text().split())
+
+
+CHANGED = (
+    "of the original release (https://github.com/IDEA-Research/DINO), and changed since; nothing is recorded of how."
+)
+NOT_THEIRS = (
+    "**Published AP: 49.0**, as its authors report it and not measured by us; it belongs to that file and not to"
+)
+
+
+def with_other_bit(model):
+    with torch.no_grad():
+        bias = model.model.encoder.layers[0].mlp.fc2.bias
+        bias.view(torch.int32)[-1] ^= 1
+
+
+CHANGES = {
+    "transfer": lambda model: transfer_classes(model, {0: "duck", 1: "goose"}),
+    "one bit": with_other_bit,
+    "half precision": lambda model: model.half(),
+    "other random weights": lambda model: randomize(model),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changed_weights_have_no_published_ap(change, tmp_path, hub):
+    model = converted_model()
+    change(model)
+    model.save_pretrained(tmp_path)
+    model.push_to_hub("someone/birds")
+    for text in (words_of(tmp_path), " ".join(hub.card.split())):
+        assert CHANGED in text
+        assert NOT_THEIRS in text
+
+
+@pytest.mark.filterwarnings("ignore")  # the library names the tensors that it draws anew
+def test_loading_with_other_classes_changes_the_weights(tmp_path):
+    converted_model().save_pretrained(tmp_path / "converted")
+    names = {0: "duck", 1: "goose"}
+    model = DinoDetrForObjectDetection.from_pretrained(
+        tmp_path / "converted", id2label=names, ignore_mismatched_sizes=True
+    )
+    model.save_pretrained(tmp_path / "birds")
+    assert CHANGED in words_of(tmp_path / "birds")
+    assert NOT_THEIRS in words_of(tmp_path / "birds")
+
+
+@pytest.mark.parametrize("backbone", [RESNET, SWIN, TIMM, BIT], ids=lambda backbone: backbone["model_type"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_weights_keep_their_published_ap(backbone, dtype, tmp_path, hub):
+    model = DinoDetrForObjectDetection(tiny_config(backbone_config=dict(backbone))).to(dtype)
+    model.config.provenance = {"converted_from": {**CONVERTED, "weights": weights_digest(model)}}
+    model.save_pretrained(tmp_path / "first")
+    for model_class in (DinoDetrForObjectDetection, DinoDetrModel):
+        loaded = model_class.from_pretrained(tmp_path / "first")
+        loaded.config.id2label = {index: f"bird {index}" for index in range(NUM_LABELS)}  # names are no weights
+        loaded.to(memory_format=torch.channels_last)
+        loaded.save_pretrained(tmp_path / "again")
+        assert "not measured by us. The file" in words_of(tmp_path / "again")
+        assert "changed since" not in words_of(tmp_path / "again")
+    loaded.push_to_hub("someone/birds")
+    assert "changed since" not in hub.card
+
+
+def test_what_is_saved_counts_not_what_the_model_has(tmp_path):
+    model = converted_model()
+    model.save_pretrained(tmp_path, state_dict={name: value / 2 for name, value in model.state_dict().items()})
+    assert CHANGED in words_of(tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with_other_bit(model)
+    model.save_pretrained(tmp_path, True, before)
+    assert "changed since" not in words_of(tmp_path)
+
+
+def test_folders_from_before_the_digest_keep_what_they_said(tmp_path):
+    model = converted_model()
+    del model.config.provenance["converted_from"]["weights"]
+    with_other_bit(model)
+    model.save_pretrained(tmp_path)
+    assert "not measured by us. The file" in words_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [None, {"converted_from": CONVERTED}, {"training": TRAINING}, {"converted_from": {"weights": 3}}, "original"],
+    ids=["none", "converted", "trained", "unreadable", "broken"],
+)
+def test_without_a_digest_to_compare_none_is_computed(provenance, tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("dino_hf.model_card.weights_digest", fail)
+    model = DinoDetrForObjectDetection(tiny_config())
+    model.config.__dict__["provenance"] = provenance
+    model.save_pretrained(tmp_path / "birds")
+    model.config.provenance = {"converted_from": {**CONVERTED, "weights": "0123456789abcdef"}}
+    model.save_pretrained(tmp_path / "none", is_main_process=False)
+    with pytest.raises(AssertionError, match="computed"):
+        model.save_pretrained(tmp_path / "birds")
+
+
+def test_a_measured_ap_is_that_of_the_weights_with_its_digest():
+    evaluation = {**TRAINING["evaluation"], "step": 100, "weights": "aaaa"}
+
+    def card(steps: int, weights: str | None) -> tuple[int, str]:
+        config = tiny_config(provenance={"training": {**TRAINING, "steps": steps, "evaluation": evaluation}})
+        card = ModelCard(model_card(config, 1, "someone/birds", weights=weights))
+        return len(card.data.eval_results or []), " ".join(card.text.split())
+
+    for same in (card(100, "aaaa"), card(100, None), card(150, "aaaa")):
+        assert same[0] == 3
+        assert "changed since" not in same[1]
+        assert "not measured" not in same[1]
+    results, text = card(100, "bbbb")
+    assert results == 0
+    assert "changed since, and nothing is recorded of how; AP was not measured for the weights here." in text
+    for weights in ("bbbb", None):
+        results, text = card(150, weights)
+        assert results == 0
+        assert "the weights here are those of step 150, whose AP was not measured." in text
+
+
+def test_a_digest_names_names_types_shapes_and_bits():
+    model = DinoDetrForObjectDetection(tiny_config())
+    state = {
+        "model.a": torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]),
+        "model.b": torch.tensor(-0.0),
+        "c": torch.zeros(0),
+    }
+    others = [
+        {**state, "model.d": torch.tensor(1)},
+        {name: state[name] for name in ("model.a", "model.b")},
+        {**state, "model.a": state["model.a"].T},
+        {**state, "model.a": state["model.a"].view(torch.int32)},
+        {**state, "model.b": torch.tensor(0.0)},
+        {"model.x": state["model.a"], "model.b": state["model.b"], "c": state["c"]},
+    ]
+    digests = {weights_digest(model, one) for one in (state, *others)}
+    assert len(digests) == 1 + len(others)
+    assert None not in digests
+    digest = weights_digest(model, state)
+    assert re.fullmatch("[0-9a-f]{16}", digest)
+    assert weights_digest(model, dict(reversed(state.items()))) == digest
+    assert weights_digest(model, {**state, "model.a": state["model.a"].T.contiguous().T}) == digest
+    assert weights_digest(model, {name.removeprefix("model."): value for name, value in state.items()}) == digest
+
+
+class Part(torch.Tensor):
+    """As DTensor: what one process has of a tensor."""
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(2, device="meta"),
+        torch.eye(2).to_sparse(),
+        torch.zeros(2).as_subclass(Part),
+        {"no": "tensor"},
+    ],
+    ids=["offloaded", "sparse", "sharded", "other"],
+)
+def test_weights_that_are_not_here_as_they_are_have_no_digest(tensor):
+    assert weights_digest(DinoDetrForObjectDetection(tiny_config()), {"a": torch.zeros(2), "b": tensor}) is None
+
+
+def test_models_whose_weights_are_elsewhere_have_no_digest(tmp_path):
+    model = converted_model()
+    assert weights_digest(model, {}) is None
+    model.model.backbone.test = type("FullyShardedDataParallel", (torch.nn.Module,), {})()
+    assert weights_digest(model) is None
+    assert weights_digest(model, converted_model().state_dict()) is not None
+    with torch.device("meta"):
+        assert weights_digest(DinoDetrForObjectDetection(tiny_config())) is None
+    model = converted_model()
+    next(model.parameters()).ds_id = 0
+    with_other_bit(model)
+    model.save_pretrained(tmp_path)
+    assert "changed since" not in words_of(tmp_path)  # nobody knows
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.model_card import is_ours
+from dino_hf.model_card import is_ours, weights_digest
 from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import (
     CocoEvaluator,
@@ -19,6 +19,7 @@ from dino_hf.training import (
     load_coco,
     make_optimizer,
     record_training,
+    transfer_classes,
 )
 from helpers import tiny_config
 
@@ -158,13 +159,17 @@ def test_the_best_weights_have_their_own_scores(data, tmp_path):
     assert trainer.state.best_global_step == 1
     trainer.save_model(tmp_path / "best")
     logged = {entry["step"]: entry["eval_AP50"] for entry in trainer.state.log_history if "eval_AP50" in entry}
+    digests = {}
     for folder, step in (("checkpoint-1", 1), ("checkpoint-2", 2), ("checkpoint-3", 3), ("best", 1)):
         provenance, card = saved(tmp_path / folder)
         training = provenance["training"]
+        digests[folder] = training["evaluation"]["weights"]
+        assert digests[folder] == weights_digest(DinoDetrForObjectDetection.from_pretrained(tmp_path / folder))
         assert (training["steps"], training["evaluation"]["step"]) == (step, step)
         assert training["evaluation"]["metrics"]["AP50"] == logged[step]
         assert measured(card)["AP at IoU 0.50"] == round(logged[step], 4)
         assert (tmp_path / folder / "modeling_dino_detr.py").is_file()
+    assert len(set(digests.values())) == 3
     scores = trainer.evaluate()  # of the best weights, which are loaded
     assert scores["eval_AP50"] == logged[1]
     assert trainer.model.config.provenance["training"]["evaluation"]["step"] == 1
@@ -195,6 +200,127 @@ def test_a_resumed_run_knows_its_earlier_scores(data, tmp_path):
     assert training["evaluation"]["num_images"] == 3
 
 
+def test_a_resumed_run_knows_the_weights_of_its_earlier_scores(data, tmp_path):
+    """Of the best, which were before, and of the last; without a checkpoint that tells, the steps decide as before."""
+    schedule = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "rank",
+        "greater_is_better": False,
+    }
+    first = make_trainer(data, tmp_path / "out", **schedule)
+    record_training(first, *data)
+    first.add_callback(Scores())
+    first.train()
+    digests = {
+        step: saved(tmp_path / f"out/checkpoint-{step}")[0]["training"]["evaluation"]["weights"] for step in (1, 2)
+    }
+    second = make_trainer(data, tmp_path / "out", max_steps=3, **schedule)
+    record_training(second, *data)
+    second.add_callback(Scores())
+    known = {}
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            known.update(model.config.provenance["training"]["evaluation"])
+
+    second.add_callback(Look())
+    second.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
+    assert (known["step"], known["weights"]) == (2, digests[2])
+    evaluation = second.model.config.provenance["training"]["evaluation"]
+    assert (evaluation["step"], evaluation["weights"]) == (1, digests[1])
+    second.save_model(tmp_path / "best")
+    assert len(measured(saved(tmp_path / "best")[1])) == 3
+
+    settings = tmp_path / "out/checkpoint-2/config.json"
+    for config in ({"provenance": None}, None):
+        settings.unlink() if config is None else settings.write_text(json.dumps(config))
+        third = make_trainer(data, tmp_path / "out", max_steps=2)
+        record_training(third, *data)
+        third.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
+        evaluation = third.model.config.provenance["training"]["evaluation"]
+        assert evaluation["step"] == 2
+        assert "weights" not in evaluation
+        third.save_model(tmp_path / "third")
+        assert len(measured(saved(tmp_path / "third")[1])) == 3
+
+
+@pytest.fixture(scope="module")
+def measured_folder(data, tmp_path_factory) -> Path:
+    """A model that was trained with a record, and measured."""
+    folder = tmp_path_factory.mktemp("measured")
+    trainer = make_trainer(data, folder, max_steps=1, bf16=True)  # autocast: the weights stay float32
+    record_training(trainer, *data)
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model(folder / "model")
+    provenance, card = saved(folder / "model")
+    model = DinoDetrForObjectDetection.from_pretrained(folder / "model")
+    assert provenance["training"]["evaluation"]["weights"] == weights_digest(model)
+    assert len(measured(card)) == 3
+    return folder / "model"
+
+
+def train_without_record(model, data, folder):
+    make_trainer(data, folder, model, max_steps=1, warmup_steps=0).train()  # warm-up starts at a rate of 0
+
+
+@pytest.mark.parametrize("record", ["measured", "converted"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        train_without_record,
+        lambda model, *_: transfer_classes(model, {0: "duck", 1: "goose"}),
+        lambda model, *_: model.bfloat16(),
+    ],
+    ids=["trained", "classes", "half precision"],
+)
+def test_an_ap_does_not_survive_changes_without_a_record(change, record, measured_folder, data, tmp_path):
+    model = DinoDetrForObjectDetection.from_pretrained(measured_folder)
+    if record == "converted":
+        model.config.provenance = {"converted_from": {"published_ap": 49.0, "weights": weights_digest(model)}}
+    model.save_pretrained(tmp_path / "same")
+    change(model, data, tmp_path)
+    model.save_pretrained(tmp_path / "changed")
+    for folder, is_changed in (("same", False), ("changed", True)):
+        _, card = saved(tmp_path / folder)
+        text = " ".join(card.text.split())
+        assert ("changed since" in text) == is_changed
+        if record == "converted":
+            assert ("it belongs to that file and not to the weights here" in text) == is_changed
+        else:
+            assert ("AP was not measured for the weights here" in text) == is_changed
+            assert len(measured(card)) == (0 if is_changed else 3)
+
+
+def test_trainers_own_card_of_changed_weights_has_no_measured_ap(measured_folder, data, tmp_path):
+    """Trainer.create_model_card, which writes without saving."""
+    model = DinoDetrForObjectDetection.from_pretrained(measured_folder)
+    trainer = make_trainer(data, tmp_path, model, max_steps=1)
+    record_training(trainer, *data)
+    trainer.create_model_card()
+    assert len(measured(ModelCard.load(tmp_path / "README.md"))) == 3
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    trainer.create_model_card()
+    assert measured(ModelCard.load(tmp_path / "README.md")) == {}
+
+
+def test_sharded_weights_are_known_by_their_step(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("dino_hf.model_card._is_sharded", lambda model: True)
+    trainer = make_trainer(data, tmp_path, max_steps=1)
+    record_training(trainer, *data)
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    provenance, card = saved(tmp_path)
+    assert "weights" not in provenance["training"]["evaluation"]
+    assert len(measured(card)) == 3
+
+
 def test_other_evaluations_do_not_count(data, tmp_path):
     trainer = make_trainer(data, tmp_path, max_steps=1)
     record_training(trainer, *data)
@@ -222,7 +348,7 @@ def test_training_starts_from_what_was_loaded(data, tmp_path):
     provenance, card = saved(tmp_path / "out")
     assert provenance["base_model"] == "base"
     assert provenance["converted_from"] == config.provenance["converted_from"]
-    assert "belongs to that checkpoint and not to the weights here" in card.text
+    assert "belongs to that file and not to the weights here" in card.text
     assert "starting from `base`" in card.text
     assert str(tmp_path) not in json.dumps(provenance) + str(card)
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import Tensor, nn
 
 from .coco_classes import coco_class_space
 from .sharing import read_remote_card
@@ -44,17 +46,67 @@ _MOST_CLASSES = 400  # that are listed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Weights: are they still those that the record tells of?
+
+
+def weights_digest(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> str | None:
+    """Names the weights: other names, shapes, types or bits of any tensor give another digest. So does a cast, for the weights
+    then compute something else; another device does not. Tensors are copied to the CPU one at a time.
+
+    Args:
+        model: `DinoDetrForObjectDetection` or `DinoDetrModel`, which have the same digest with the same detector.
+        state_dict: of the model, where it is not to be asked for its own.
+    Returns:
+        16 hex digits; None if not every weight is here as a plain tensor, but offloaded, sharded or quantized.
+    """
+    if state_dict is None:
+        if _is_sharded(model):
+            return None
+        state_dict = model.state_dict()
+    prefix, digest = f"{model.base_model_prefix}.", hashlib.sha256()
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+    for name, tensor in sorted(tensors.items()):  # by name: no two are the same
+        if not _is_plain(tensor):
+            return None
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16] if state_dict else None
+
+
+def digest_to_compare(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> str | None:
+    """`weights_digest` if `config.provenance` has one that the card compares it with; else it is not computed."""
+    return weights_digest(model, state_dict) if _Facts(model.config.provenance).recorded_digest else None
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """By FSDP 1, where asking for the state dict is a call that all processes must make, or by DeepSpeed's ZeRO 3."""
+    is_fsdp = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    return is_fsdp or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def _is_plain(value: Any) -> bool:
+    is_tensor = type(value) in (Tensor, nn.Parameter)  # no subclass: a DTensor holds a part
+    return is_tensor and not value.is_meta and not value.is_quantized and value.layout == torch.strided
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Files: whose card is it?
 
 
 def write_model_card(
-    folder: str | Path, config, num_parameters: int, tags: Sequence[str] = (), name: str | None = None
+    folder: str | Path,
+    config,
+    num_parameters: int,
+    tags: Sequence[str] = (),
+    name: str | None = None,
+    weights: str | None = None,
 ) -> bool:
     """Write README.md into a folder, unless there is one that somebody wrote, or that was ours and somebody edited.
 
     Args:
         config: `DinoDetrConfig`.
         name: that the card's code loads; the folder's by default.
+        weights: digest of those that lie beside the card, see `digest_to_compare`.
     Returns:
         whether the card is ours.
     """
@@ -62,7 +114,7 @@ def write_model_card(
     present = read_card(folder)
     if present is not None and not is_ours(present):
         return False
-    text = model_card(config, num_parameters, name or folder.resolve().name, tags)
+    text = model_card(config, num_parameters, name or folder.resolve().name, tags, weights)
     (folder / FILE_NAME).write_text(text, encoding="utf-8", newline="\n")
     return True
 
@@ -75,12 +127,14 @@ def settle_model_card(
     own: str | None = None,
     tags: Sequence[str] = (),
     token: str | bool | None = None,
+    weights: str | None = None,
 ) -> None:
     """Write the README.md that is uploaded: a card of the user's, `own` from the folder before the one from the repository,
     and tags are all that it gets; else ours, which takes the place of an older one of ours.
 
     Args:
         own: what stood in the folder.
+        weights: as for `write_model_card`.
     Raises:
         huggingface_hub.errors.HfHubHTTPError: the repository cannot be read.
     """
@@ -90,7 +144,7 @@ def settle_model_card(
     texts = (own, None if remote is None else str(remote))
     theirs = next((text for text in texts if text is not None and not is_ours(text)), None)
     if theirs is None:
-        text = model_card(config, num_parameters, repo_id, [*known, *new])
+        text = model_card(config, num_parameters, repo_id, [*known, *new], weights)
     else:
         text = _with_tags(theirs, new)
     (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8", newline="")
@@ -141,15 +195,16 @@ def _digest(text: str) -> str:
 # Text
 
 
-def model_card(config, num_parameters: int, name: str, tags: Sequence[str] = ()) -> str:
+def model_card(config, num_parameters: int, name: str, tags: Sequence[str] = (), weights: str | None = None) -> str:
     """The whole file. What `config.provenance` says in a form that nobody foresaw is left out, and named.
 
     Args:
         config: `DinoDetrConfig`.
         name: folder or repository that the code in the card loads.
         tags: more than the usual ones.
+        weights: digest of those that the card is about; without it, they are taken to be those of the record.
     """
-    facts = _Facts(config.provenance)
+    facts = _Facts(config.provenance, weights)
     sections = [
         f"# DINO object detector: {_backbone(config)}, {config.num_feature_levels} scales",
         "DINO (DETR with Improved deNoising anchOr boxes, [arXiv:2203.03605](https://arxiv.org/abs/2203.03605)), as dino_hf "
@@ -177,18 +232,22 @@ def model_card(config, num_parameters: int, name: str, tags: Sequence[str] = ())
 
 
 class _Facts:
-    """What a provenance says, as far as it has the expected form; the rest is listed in `unread`."""
+    """What a provenance says, as far as it has the expected form; the rest is listed in `unread`. And whether it says so of the
+    weights here, whose digest is `weights`."""
 
-    def __init__(self, provenance: Any):
+    def __init__(self, provenance: Any, weights: str | None = None):
         self.unread: list[str] = []
+        self.weights = weights
         everything = self._part({"provenance": provenance}, "", "provenance") or {}
         converted = self._part(everything, "", "converted_from")
-        self.converted = converted and {
-            **{key: self._text(converted, "converted_from.", key) for key in ("project", "file", "sha256", "url")},
-            "published": self._text(converted, "converted_from.", "published"),
-            "published_ap": self._number(converted, "converted_from.", "published_ap"),
-            "assumed": self._part(converted, "converted_from.", "assumed") or {},
-        }
+        if converted is not None:
+            where, keys = "converted_from.", ("project", "file", "sha256", "url", "weights", "published")
+            converted = {
+                **{key: self._text(converted, where, key) for key in keys},
+                "published_ap": self._number(converted, where, "published_ap"),
+                "assumed": self._part(converted, where, "assumed") or {},
+            }
+        self.converted = converted
         self.base_model = self._text(everything, "", "base_model")
         self.license = self._text(everything, "", "license")
         self.training = training = self._part(everything, "", "training")
@@ -202,16 +261,32 @@ class _Facts:
             evaluation = self._part(training, "training.", "evaluation")
             if evaluation is not None:
                 where = "training.evaluation."
-                self.evaluation = self._data(evaluation, where) | {"step": self._number(evaluation, where, "step")}
+                self.evaluation = self._data(evaluation, where) | {
+                    "step": self._number(evaluation, where, "step"),
+                    "weights": self._text(evaluation, where, "weights"),
+                }
                 metrics = self._part(evaluation, where, "metrics") or {}
                 values = {_line(key): self._number(metrics, f"{where}metrics.", key) for key in metrics}
                 # -1 is COCO's word for "nothing to measure".
                 self.metrics = {key: value for key, value in values.items() if value is not None and value >= 0}
 
     @property
+    def recorded_digest(self) -> str | None:
+        """Of the weights that the record's last word on AP is about: those evaluated, or without training those converted."""
+        part = self.converted if self.training is None else self.evaluation
+        return None if part is None else part["weights"]
+
+    @property
+    def are_changed(self) -> bool | None:
+        """Whether the weights here are others than those; None if that cannot be told."""
+        return None if None in (self.weights, self.recorded_digest) else self.weights != self.recorded_digest
+
+    @property
     def is_of_these_weights(self) -> bool:
-        """Whether what was measured was measured on the weights beside the card: training may have gone on."""
-        return bool(self.metrics) and self.evaluation["step"] == self.training["steps"]
+        """Whether what was measured was measured on the weights here: training may have gone on, with a record or without."""
+        if self.are_changed is None:
+            return bool(self.metrics) and self.evaluation["step"] == self.training["steps"]
+        return bool(self.metrics) and not self.are_changed
 
     def _data(self, part: dict, where: str) -> dict:
         return {"dataset": self._text(part, where, "dataset"), "num_images": self._number(part, where, "num_images")}
@@ -237,7 +312,7 @@ class _Facts:
 def _weights(facts: _Facts) -> list[str]:
     sentences = []
     if facts.converted is not None:
-        sentences += _conversion(facts.converted, further=facts.training is not None)
+        sentences += _conversion(facts)
     if facts.training is None:
         if facts.base_model:
             sentences.append(f"They are recorded as made from `{_place(facts.base_model)}`.")
@@ -254,22 +329,25 @@ def _weights(facts: _Facts) -> list[str]:
     return [" ".join(sentences)]
 
 
-def _conversion(converted: dict, further: bool) -> list[str]:
-    """Sentences. `further`: training went on after it."""
+def _conversion(facts: _Facts) -> list[str]:
+    """Sentences."""
+    converted, is_trained = facts.converted, facts.training is not None
+    is_changed = not is_trained and facts.are_changed
     file = f"the file `{converted['file']}`" if converted["file"] else "a file"
     digest = f" (sha256 `{converted['sha256']}`)" if converted["sha256"] else ""
     project = _PROJECTS.get(converted["project"], converted["project"])
     of_project = f" of {project}" if project else ""
-    subject = "The weights that training started from" if further else "The weights"
-    sentences = [f"{subject} were converted from {file}{digest}{of_project}."]
+    subject = "The weights that training started from" if is_trained else "The weights"
+    changed = ", and changed since; nothing is recorded of how" if is_changed else ""
+    sentences = [f"{subject} were converted from {file}{digest}{of_project}{changed}."]
     if converted["published"]:
-        sentences.append(f"That is the checkpoint published as {_escape(converted['published'])}.")
+        sentences.append(f"That file is the checkpoint published as {_escape(converted['published'])}.")
     if converted["url"]:
         sentences.append(f"Source: <{converted['url']}>.")
     if converted["published_ap"] is not None:
         sentences.append(
             f"**Published AP: {converted['published_ap']}**, as its authors report it and not measured by us"
-            + ("; it belongs to that checkpoint and not to the weights here." if further else ".")
+            + ("; it belongs to that file and not to the weights here." if is_trained or is_changed else ".")
         )
     if converted["assumed"]:
         settings = ", ".join(f"`{_line(key)}={_line(value)}`" for key, value in converted["assumed"].items())
@@ -296,7 +374,12 @@ def _training(facts: _Facts) -> list[str]:
         measured, now = (
             "an unknown step" if step is None else f"step {step:,}" for step in (facts.evaluation["step"], steps)
         )
-        sections[-1] += f" This was at {measured}; the weights here are those of {now}, whose AP was not measured."
+        if measured != now:
+            sections[-1] += f" This was at {measured}; the weights here are those of {now}, whose AP was not measured."
+        else:
+            sections[-1] += (
+                " The weights were changed since, and nothing is recorded of how; AP was not measured for the weights here."
+            )
     of_class = {key: value for key, value in facts.metrics.items() if key.startswith(_OF_CLASS)}
     rows = [(_METRICS.get(key, key), f"{value:.3f}") for key, value in facts.metrics.items() if key not in of_class]
     rows += [(f"AP of {key.removeprefix(_OF_CLASS)}", f"{value:.3f}") for key, value in of_class.items()]
@@ -338,7 +421,8 @@ def _use(name: str) -> list[str]:
         "With dino_hf installed, whose kernels make it faster:",
         f'```python\nimport dino_hf\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model="{name}")\n'
         f"{call}\n```",
-        "Without it, by the code that stands here beside the weights (training needs scipy):",
+        "Without it, by the code that stands here beside the weights (training needs scipy). Transformers then logs that the model "
+        '"is not supported for object-detection"; that is harmless.',
         '```python\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model="'
         f'{name}", trust_remote_code=True)\n{call}\n```',
     ]

@@ -17,7 +17,7 @@ from .decoder import DinoDetrDecoder
 from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
 from .feature_levels import describe_levels, flatten_maps
-from .model_card import FILE_NAME, read_card, settle_model_card, write_model_card
+from .model_card import FILE_NAME, digest_to_compare, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
 from .recording import Record
 from .targets import collect_targets
@@ -135,10 +135,13 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
         the backbone's original project, which `Trainer` then does not find when it resumes (Swin)."""
         kwargs.setdefault("save_original_format", False)
         self._card_before = read_card(save_directory)
+        state_dict = kwargs.get("state_dict", args[0] if args else None)
+        self._saved_weights = digest_to_compare(self, state_dict) if is_main_process else None
         saved = super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         is_uploaded = kwargs.get("push_to_hub", len(args) > 1 and args[1])  # then the card is settled
         if is_main_process and not is_uploaded and os.path.isdir(save_directory):
-            write_model_card(save_directory, self.config, self.num_parameters(), self.model_tags or ())
+            tags = self.model_tags or ()
+            write_model_card(save_directory, self.config, self.num_parameters(), tags, weights=self._saved_weights)
         return saved
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
@@ -151,6 +154,7 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
             self._card_before,
             tags=ModelCard.load(Path(working_dir) / FILE_NAME, ignore_metadata_errors=True).data.tags or (),
             token=kwargs.get("token"),
+            weights=self._saved_weights,
         )
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 

@@ -1,12 +1,14 @@
 """What `Trainer` did -> `config.provenance["training"]`, from which the saved model's card is written."""
 
 import copy
+import json
 import logging
 from pathlib import Path, PurePath
 
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..model_card import read_card, settle_model_card, write_model_card
+from ..model_card import digest_to_compare, read_card, settle_model_card, weights_digest, write_model_card
 from .coco_data import CocoData
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class _TrainingRecord(TrainerCallback):
         self.compute_metrics = trainer.compute_metrics
         self.has_own_schedule = trainer.lr_scheduler is not None
         self.training: dict | None = None
+        self.digests: dict[int, str] = {}  # step -> of the weights that were evaluated there, as far as known
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
         self.training = {
@@ -70,7 +73,10 @@ class _TrainingRecord(TrainerCallback):
             "recipe": self._recipe(args, state, model, optimizer, lr_scheduler),
         }
         model.config.provenance = {**(model.config.provenance or {}), "training": self.training}
+        self.digests = {}
         if state.global_step:  # resumed: the checkpoint's log tells of earlier evaluations
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            self.digests = _evaluated_digest(state.best_model_checkpoint) | _evaluated_digest(checkpoint)
             self._take(next((entry for entry in reversed(state.log_history) if "eval_AP" in entry), None))
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -81,7 +87,10 @@ class _TrainingRecord(TrainerCallback):
         if self.training is None or self.trainer.compute_metrics is not self.compute_metrics:
             return  # another data set's evaluator
         # After training with load_best_model_at_end, `steps` is the step of the best weights, and they are what is evaluated.
-        self._take({**metrics, "step": self.training["steps"]}, eval_dataloader)
+        step = self.training["steps"]
+        if state.is_world_process_zero and (digest := weights_digest(self.trainer.model)):
+            self.digests[step] = digest
+        self._take({**metrics, "step": step}, eval_dataloader)
 
     def on_train_end(self, args, state, control, **kwargs):
         if (
@@ -116,6 +125,8 @@ class _TrainingRecord(TrainerCallback):
                 name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name.startswith(_METRICS)
             },
         }
+        if digest := self.digests.get(metrics["step"]):
+            self.training["evaluation"]["weights"] = digest
 
     def _recipe(self, args, state, model, optimizer, lr_scheduler) -> dict:
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps both
@@ -146,11 +157,22 @@ class _TrainingRecord(TrainerCallback):
 def _write(trainer: Trainer, tags: list[str]) -> None:
     folder, model = Path(trainer.args.output_dir), trainer.model
     folder.mkdir(parents=True, exist_ok=True)
-    parts = model.config, model.num_parameters()
+    parts, weights = (model.config, model.num_parameters()), digest_to_compare(model)
     if trainer.hub_model_id is None:
-        write_model_card(folder, *parts, tags)
+        write_model_card(folder, *parts, tags, weights=weights)
     else:
-        settle_model_card(folder, *parts, trainer.hub_model_id, read_card(folder), tags, trainer.args.hub_token)
+        own, token = read_card(folder), trainer.args.hub_token
+        settle_model_card(folder, *parts, trainer.hub_model_id, own, tags, token, weights)
+
+
+def _evaluated_digest(checkpoint: str | Path | None) -> dict[int, str]:
+    """Step and digest of the evaluation that a checkpoint tells of."""
+    try:
+        config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
+        evaluation = config["provenance"]["training"]["evaluation"]
+        return {evaluation["step"]: evaluation["weights"]}
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or without a record
+        return {}
 
 
 def _origin(model) -> str | None:

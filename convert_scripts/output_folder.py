@@ -1,0 +1,101 @@
+"""The folder that a conversion writes: whole or not at all, and in the place of nothing but a model."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from checkpoint_files import ConversionError
+from dino_hf import DinoDetrConfig
+from dino_hf.model_card import is_ours, read_card
+from dino_hf.sharing import shipped_files
+
+_MODEL_FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json"}
+
+
+def check_output(folder: Path, force: bool, inputs: list[Path]) -> None:
+    """
+    Args:
+        inputs: files that are read; they must not go with what is replaced.
+    Raises:
+        ConversionError: something would be lost, or written elsewhere.
+    """
+    if folder.is_symlink():
+        raise ConversionError(f"{folder} is a symbolic link; name the folder itself, or another --output.")
+    if not folder.exists():
+        return
+    here = folder.resolve()
+    if not folder.is_dir() or here == Path.cwd() or here in Path.cwd().parents:
+        raise ConversionError(f"{folder} is not a folder of its own; choose another --output.")
+    if inside := [path for path in inputs if here in path.resolve().parents]:
+        raise ConversionError(f"{inside[0]} lies in {folder} and would be replaced; choose another --output.")
+    entries = list(folder.iterdir())
+    if not entries:
+        return
+    if not force:
+        raise ConversionError(f"{folder} is not empty; choose another --output, or --force to replace the model in it.")
+    config = _config_of(folder)
+    if config.get("model_type") != DinoDetrConfig.model_type:
+        raise ConversionError(
+            f"{folder} does not hold a model of dino_hf, so it is not replaced; choose another --output."
+        )
+    if others := sorted(entry.name for entry in entries if not _is_of_a_model(entry, config)):
+        raise ConversionError(
+            f"{folder} holds {others[:5]}, which would be lost; move them, or choose another --output."
+        )
+
+
+def _config_of(folder: Path) -> dict:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _is_of_a_model(entry: Path, config: dict) -> bool:
+    """Whether saving a model has written it, and nobody has edited it where that can be told."""
+    if entry.is_symlink() or not entry.is_file():
+        return False
+    name = entry.name
+    if name == "README.md":
+        return is_ours(read_card(entry.parent) or "")
+    if name.endswith(".py"):  # saved with the model, if the model says so
+        return "auto_map" in config and name in {file.name for file in shipped_files()}
+    return name in _MODEL_FILES or (name.startswith("model-") and name.endswith(".safetensors"))
+
+
+@contextmanager
+def scratch_beside(folder: Path, force: bool, inputs: list[Path]) -> Iterator[Path]:
+    """A hidden folder to write into, which in the end takes the place of `folder`: whoever sees that sees a whole one.
+
+    Raises:
+        ConversionError: there is no place for it, or something else is there.
+    """
+    check_output(folder, force, inputs)
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise ConversionError(f"{folder} cannot be written ({error}); choose another --output.") from error
+    new, old = scratch / folder.name, scratch / ".old"  # the name stands in the model card
+    try:
+        new.mkdir(mode=0o755)
+        yield new
+        check_output(folder, force, inputs)  # it may have changed meanwhile
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        finally:
+            if old.exists() and not folder.exists():  # whatever stopped it in between
+                old.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{folder} cannot be written ({error}); choose another --output.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
