@@ -72,6 +72,7 @@ def small_config(data: CocoData) -> DinoDetrConfig:
         box_noise_scale=0.4,
         cls_loss_coefficient=3.0,
         id2label=data.id2label,
+        category_ids=data.category_ids,
     )
 
 
