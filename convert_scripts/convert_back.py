@@ -95,7 +95,9 @@ def load_folder(folder: Path) -> DinoDetrForObjectDetection:
     except ConversionError:
         raise
     except Exception as error:  # the library's, of many kinds
-        raise ConversionError(f"{folder} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+        raise ConversionError(
+            f"{folder} cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
+        ) from error
     for what, kind in (("lacks", "missing_keys"), ("has, beside those of a DINO,", "unexpected_keys")):
         if names := sorted(report[kind]):
             raise ConversionError(f"{folder} {what} {len(names)} tensors, e.g. {names[:3]}.")

@@ -77,7 +77,9 @@ def convert(
             raise
         except (TypeError, IndexError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
             # what a file that is made up can trip over, somewhere
-            raise ConversionError(f"{checkpoint} cannot be converted: {str(error).splitlines()[0][:300]}") from error
+            raise ConversionError(
+                f"{checkpoint} cannot be converted: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
+            ) from error
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
     print(f"  written to {output_dir}")

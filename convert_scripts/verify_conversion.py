@@ -266,7 +266,7 @@ def load_processor(folder: Path):
     try:
         return AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ConversionError(f"{folder} has no image processor that can be loaded: {reason}") from error
 
 
