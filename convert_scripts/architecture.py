@@ -86,19 +86,11 @@ def to_release_names(checkpoint: Checkpoint, project: str) -> tuple[dict[str, Te
             raise ConversionError(f"The backbone is not supported, because it is {reason}.")
     dropped = Counter()
     try:
-        if project == "detrex":
+        if project != "mmdet":
             tensors, dropped = _without_copies(tensors)
-            layers, maps = (
-                count(tensors, r"transformer\.decoder\.layers\.(\d+)\."),
-                count(tensors, r"neck\.convs\.(\d+)\."),
-            )
-            tensors, more = translate(tensors.items(), detrex(layers, maps))
+        if project != "original":
+            tensors, more = translate(tensors.items(), rules_to_release(project, tensors))
             dropped += more
-        elif project == "mmdet":
-            layers, maps = count(tensors, r"decoder\.layers\.(\d+)\."), count(tensors, r"neck\.convs\.(\d+)\.")
-            tensors, dropped = translate(tensors.items(), mmdet(layers, maps))
-        else:
-            tensors, dropped = _without_copies(tensors)
     except UnknownName as error:
         raise ConversionError(
             f"{checkpoint.path} has the tensor {error.name!r}, which no DINO of {project} has: it is of a variant or another model."
@@ -107,6 +99,14 @@ def to_release_names(checkpoint: Checkpoint, project: str) -> tuple[dict[str, Te
         raise ConversionError(f"{checkpoint.path} lacks {missing} (release's names): it is cut off, or not of a DINO.")
     _check_shapes(tensors, checkpoint)
     return tensors, dropped
+
+
+def rules_to_release(project: str, names) -> list[Rule]:
+    """detrex's or mmdetection's names -> the release's, for a checkpoint with tensors of these names."""
+    maps = count(names, r"neck\.convs\.(\d+)\.")
+    if project == "detrex":
+        return detrex(count(names, r"transformer\.decoder\.layers\.(\d+)\."), maps)
+    return mmdet(count(names, r"decoder\.layers\.(\d+)\."), maps)
 
 
 # Axes of the tensors that sizes are read from; by the release's names.

@@ -123,12 +123,9 @@ def _plain(content: dict) -> dict:
 def _is_safetensors(path: Path) -> bool:
     """By its beginning, whatever its name says: the length of a json header, and the header."""
     with path.open("rb") as file:
-        return file.read(9)[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not _is_torch_file(path))
-
-
-def _is_torch_file(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")  # an archive, or the pickle of older files
+        beginning = file.read(9)
+    of_torch = beginning.startswith((b"PK", b"\x80\x02"))  # an archive, or the pickle of older files
+    return beginning[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not of_torch)
 
 
 def _check_archive(path: Path) -> None:

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import Tensor
+from transformers import Trainer, TrainingArguments
 
 from dino_hf import DinoDetrConfig
 from dino_hf.feature_levels import FeatureLevels, describe_levels
 from dino_hf.tools.kernel_loading import kernel_builder
+from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, make_optimizer
 
 HAS_COMPILER = kernel_builder().find_compiler() is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler to build the CPU kernel")
@@ -100,3 +102,31 @@ def randomize(module: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
         for parameter in module.parameters():
             parameter.normal_(std=scale)
     return module
+
+
+def small_trainer(data, folder, model, processor, **settings) -> Trainer:
+    """The stock Trainer on `data`, a training and a held-out `CocoData`, as the README sets it up, quiet and on the CPU."""
+    train, held_out = data
+    transform = DetectionTransform(processor)
+    common = {
+        "per_device_train_batch_size": 3,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.1,
+        "save_strategy": "no",
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "use_cpu": True,
+    }
+    args = TrainingArguments(output_dir=str(folder), **common | settings)
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=train.dataset.with_transform(transform),
+        eval_dataset=held_out.dataset.with_transform(transform),
+        data_collator=DetectionCollator(),
+        processing_class=processor,
+        compute_metrics=CocoEvaluator(held_out, processor),
+        optimizers=(make_optimizer(model, args), None),
+    )

@@ -9,8 +9,8 @@ from transformers import AutoModelForObjectDetection, Trainer, TrainingArguments
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.tools.scenes import make_scenes
-from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
-from helpers import SWIN, tiny_config
+from dino_hf.training import CocoEvaluator, DetectionTransform, load_coco
+from helpers import SWIN, small_trainer, tiny_config
 
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 112})
 ARGUMENT_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -27,35 +27,10 @@ def data(tmp_path_factory):
 
 
 def make_trainer(data, folder, config=None, **changes) -> Trainer:
-    train, held_out = data
     set_seed(0)
-    model = DinoDetrForObjectDetection(config or tiny_config(num_denoising=10, id2label=train.id2label))
-    transform = DetectionTransform(PROCESSOR)
-    settings = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 3,
-        "per_device_eval_batch_size": 2,
-        "learning_rate": 1e-3,
-        "max_grad_norm": 0.1,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "remove_unused_columns": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": True,
-    }
-    args = TrainingArguments(output_dir=str(folder), **settings | changes)
-    return Trainer(
-        model=model,
-        args=args,
-        train_dataset=train.dataset.with_transform(transform),
-        eval_dataset=held_out.dataset.with_transform(transform),
-        data_collator=DetectionCollator(),
-        processing_class=PROCESSOR,
-        compute_metrics=CocoEvaluator(held_out, PROCESSOR),
-        optimizers=(make_optimizer(model, args), None),
-    )
+    model = DinoDetrForObjectDetection(config or tiny_config(num_denoising=10, id2label=data[0].id2label))
+    settings = {"max_steps": 4, "per_device_eval_batch_size": 2, "logging_steps": 1}
+    return small_trainer(data, folder, model, PROCESSOR, **settings | changes)
 
 
 def losses(trainer):

@@ -7,21 +7,18 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.model_card import is_ours, weights_digest
 from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import (
     CocoEvaluator,
-    DetectionCollator,
-    DetectionTransform,
     load_coco,
-    make_optimizer,
     record_training,
     transfer_classes,
 )
-from helpers import tiny_config
+from helpers import small_trainer, tiny_config
 
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 64})
 
@@ -35,36 +32,10 @@ def data(tmp_path_factory):
 
 
 def make_trainer(data, folder, model=None, **changes) -> Trainer:
-    train, held_out = data
     set_seed(0)
-    model = model or DinoDetrForObjectDetection(tiny_config(num_denoising=0, id2label=train.id2label))
-    transform = DetectionTransform(PROCESSOR)
-    settings = {
-        "max_steps": 2,
-        "per_device_train_batch_size": 3,
-        "per_device_eval_batch_size": 3,
-        "learning_rate": 1e-3,
-        "warmup_steps": 1,
-        "weight_decay": 1e-4,
-        "max_grad_norm": 0.1,
-        "save_strategy": "no",
-        "remove_unused_columns": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": True,
-    }
-    args = TrainingArguments(output_dir=str(folder), **settings | changes)
-    return Trainer(
-        model=model,
-        args=args,
-        train_dataset=train.dataset.with_transform(transform),
-        eval_dataset=held_out.dataset.with_transform(transform),
-        data_collator=DetectionCollator(),
-        processing_class=PROCESSOR,
-        compute_metrics=CocoEvaluator(held_out, PROCESSOR),
-        optimizers=(make_optimizer(model, args), None),
-    )
+    model = model or DinoDetrForObjectDetection(tiny_config(num_denoising=0, id2label=data[0].id2label))
+    settings = {"max_steps": 2, "per_device_eval_batch_size": 3, "warmup_steps": 1, "weight_decay": 1e-4}
+    return small_trainer(data, folder, model, PROCESSOR, **settings | changes)
 
 
 def saved(folder) -> tuple[dict, ModelCard]:

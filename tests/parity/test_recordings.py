@@ -14,12 +14,12 @@ from recipe import VARIANTS, load_manifest, load_recorded, make_checkpoint, make
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
-from architecture import count, rules_for
+from architecture import rules_for, rules_to_release
 from checkpoint_files import load_checkpoint
 from convert_back import convert_back
 from convert_checkpoint import convert
 from dino_hf import use_backend
-from key_mapping import detrex, mmdet, renamed
+from key_mapping import renamed
 from verify_conversion import Model
 
 
@@ -157,16 +157,12 @@ def trained(variant, folder):
 
 def our_names(variant, model, name):
     """Our parameters for a tensor of the project."""
-    project, names = project_of(variant), (name,)
-    if project == "mmdet":
-        tensors = load_manifest(variant)["tensors"]
-        names = renamed(name, mmdet(model.config.decoder_layers, count(tensors, r"neck\.convs\.(\d+)\.")))
-    else:
-        name = name.removeprefix("transformer.decoder.") if "_embed." in name and ".decoder." in name else name
-        names = (name,)
-        if project == "detrex":
-            tensors = load_manifest(variant)["tensors"]
-            names = renamed(name, detrex(model.config.decoder_layers, count(tensors, r"neck\.convs\.(\d+)\.")))
+    project = project_of(variant)
+    if "_embed." in name:
+        name = name.removeprefix("transformer.decoder.")  # heads, which are recorded under their second name
+    names = (name,)
+    if project != "original":
+        names = renamed(name, rules_to_release(project, load_manifest(variant)["tensors"]))
     return [ours for theirs in names for ours in renamed(theirs, rules_for(model.config))]
 
 
