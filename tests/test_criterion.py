@@ -14,7 +14,7 @@ from dino_hf.criterion import (
     focal_losses,
     mean_over_processes,
 )
-from dino_hf.matcher import CostWeights, Matches, match
+from dino_hf.matcher import CostWeights, Matches, NonFinitePredictionsError, match
 from dino_hf.targets import collect_targets
 from helpers import NUM_LABELS, tiny_config, tiny_labels
 from test_matcher import slow_costs, slow_giou
@@ -84,7 +84,7 @@ def test_the_loss_agrees_with_a_loop_over_layers_images_and_queries(counts):
     targets, denoising = random_targets(*counts), random_denoising(counts) if any(counts) else None
     loss, logs = DinoDetrLoss(config)(logits, boxes, targets, denoising)
 
-    matches = match(logits.detach(), boxes.detach(), targets, CostWeights(2, 5, 2), 0.25)
+    matches, _ = match(logits.detach(), boxes.detach(), targets, CostWeights(2, 5, 2), 0.25)
     num_boxes, expected = max(sum(counts), 1), {}
     for layer, suffix in enumerate(["_interm", "_0", "_1", ""]):
         losses = slow_losses(logits[layer], boxes[layer], targets, by_layer(matches, layer), num_boxes)
@@ -112,6 +112,66 @@ def test_the_matching_of_the_loss_is_the_cheapest_by_the_weights_of_the_config()
     costs = [row[0] for row in slow_costs(logits, boxes, targets)[1, 0]]
     best = (boxes[1, 0, costs.index(min(costs))] - targets.boxes[0]).abs().sum()
     torch.testing.assert_close(logs["loss_bbox"], best.detach())
+
+
+def test_the_boxes_that_losses_are_divided_by_can_be_given():
+    """Those of a whole accumulation window: then the sum over its batches is the loss of one large batch."""
+    logits, boxes = random_predictions(4, 2, 6)
+    targets, denoising, loss = random_targets(3, 1), random_denoising((3, 1)), DinoDetrLoss(tiny_config())
+    own, own_logs = loss(logits, boxes, targets, denoising)
+    for number in (10, torch.tensor(10), torch.tensor(10.0)):
+        value, logs = loss(logits, boxes, targets, denoising, number)
+        torch.testing.assert_close(value, own * 4 / 10)
+        torch.testing.assert_close(logs["loss_giou_dn_1"], own_logs["loss_giou_dn_1"] * 4 / 10)
+    assert torch.equal(loss(logits, boxes, targets, denoising, 0)[0], loss(logits, boxes, targets, denoising, 1)[0])
+
+
+def test_boxes_without_denoising_queries_are_stood_for_by_the_others():
+    logits, boxes = random_predictions(4, 2, 6)
+    targets, denoising, loss = random_targets(3, 1), random_denoising((3, 1)), DinoDetrLoss(tiny_config())
+    _, whole = loss(logits, boxes, targets, denoising)
+    _, part = loss(logits, boxes, targets, denoising._replace(share=0.5))
+    for name, value in whole.items():
+        expected = 2 * value if "_dn" in name and "cardinality" not in name else value
+        torch.testing.assert_close(part[name], expected)
+
+
+@pytest.mark.parametrize("where", ["logits", "boxes", "denoising logits", "denoising boxes"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_predictions_that_are_not_finite_are_named_or_left_out(where, value):
+    logits, boxes = random_predictions(4, 2, 6)
+    targets, denoising, loss = random_targets(3, 2), random_denoising((3, 2)), DinoDetrLoss(tiny_config())
+    parts = {"logits": logits, "boxes": boxes}
+    parts |= {"denoising logits": denoising.logits, "denoising boxes": denoising.boxes}
+    layer = 2 - where.startswith("denoising")  # the encoder's proposals have no denoising queries
+    with torch.no_grad():
+        parts[where][layer, 1, 3] = value
+    with pytest.raises(
+        NonFinitePredictionsError, match="predictions of layer 2 for image 1 are NaN or infinite"
+    ) as error:
+        loss(logits, boxes, targets, denoising)
+    assert (error.value.layer, error.value.image) == (2, 1)
+
+    loss.skip_non_finite = True
+    result, logs = loss(logits, boxes, targets, denoising)
+    result.backward()
+    assert result.isfinite()
+    assert all(value.isfinite() for value in logs.values())
+    for name, part in parts.items():
+        of_denoising = name.startswith("denoising")
+        gone = part.grad[2 - of_denoising, 1]
+        assert not gone.any()
+        assert part.grad.isfinite().all()
+        assert part.grad[1 - of_denoising, 1].any()
+        assert part.grad[2 - of_denoising, 0].any()
+
+
+def test_the_matches_of_the_last_call_are_kept_for_whoever_watches():
+    logits, boxes = random_predictions(4, 2, 6)
+    targets, loss = random_targets(3, 1), DinoDetrLoss(tiny_config())
+    loss(logits, boxes, targets)
+    expected, _ = match(logits.detach(), boxes.detach(), targets, CostWeights(2, 5, 2), 0.25)
+    assert all(map(torch.equal, loss.last_matches, expected))
 
 
 def test_the_names_are_those_of_the_original():
@@ -200,6 +260,29 @@ def test_the_focal_loss_without_focus_is_half_the_cross_entropy():
     target[0, 0, 1, 4] = target[1, 1, 3, 2] = 1
     expected = binary_cross_entropy_with_logits(logits, target, reduction="none").sum((1, 2, 3)) / 2
     torch.testing.assert_close(focal_losses(logits, labels, matches, alpha=0.5, gamma=0), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0, 3.0])
+def test_the_focal_loss_and_its_gradient_are_those_of_the_plain_formula(gamma):
+    logits = 4 * torch.randn(3, 2, 7, NUM_LABELS, dtype=torch.float64)
+    logits[0, 0, :2] = torch.tensor([[-80.0], [80.0]])  # far out, where a probability is 0 or 1
+    matches = Matches(*torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1], [2, 1, 6, 2]]).T)
+    labels, results = torch.tensor([4, 2, 0]), []
+
+    def plain(x, target):
+        prob = x.sigmoid()
+        error = (prob - target).abs()
+        weight = (0.3 * target + 0.7 * (1 - target)) * error**gamma
+        return (weight * binary_cross_entropy_with_logits(x, target, reduction="none")).sum((1, 2, 3))
+
+    target = torch.zeros_like(logits)
+    for layer, image, query, index in zip(*(part.tolist() for part in matches), strict=True):
+        target[layer, image, query, labels[index]] = 1
+    for loss in (lambda x: plain(x, target), lambda x: focal_losses(x, labels, matches, 0.3, gamma)):
+        x = logits.clone().requires_grad_()
+        values = loss(x)
+        results.append((values.detach(), *torch.autograd.grad((values * torch.tensor([1.0, -2, 0.5])).sum(), x)))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_of_the_losses_are_those_of_differences():

@@ -45,7 +45,7 @@ def test_every_image_gets_all_groups_of_its_fullest_image():
     total = denoising.num_groups * 2 * 3
     assert denoising.content.shape == (3, total, 64)
     assert denoising.references.shape == (3, total, 4)
-    assert denoising.attention_mask.shape == (total + 6, total + 6)
+    assert denoising.attention_mask.shape == (total, total + 6)
 
 
 def test_without_noise_positives_and_negatives_are_the_boxes_and_labels():
@@ -155,32 +155,111 @@ def test_half_the_ratio_of_the_labels_is_drawn_anew_from_all_classes(ratio):
     torch.testing.assert_close(counts, expected, rtol=0, atol=0.045)
 
 
-@pytest.mark.parametrize(("groups", "size", "queries"), [(1, 2, 3), (3, 4, 5), (2, 0, 4), (16, 6, 15)])
-def test_the_attention_mask_agrees_with_a_loop_over_pairs(groups, size, queries):
-    mask = denoising_attention_mask(groups, size, queries)
+@pytest.mark.parametrize(("groups", "size", "queries"), [(3, 4, 5), (2, 0, 4), (16, 6, 15)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_attention_mask_agrees_with_a_loop_over_pairs(groups, size, queries, padded):
     num_denoising = groups * size
+    is_padding = torch.rand(2, num_denoising) < 0.3 if padded else None
+    mask = denoising_attention_mask(groups, size, queries, is_padding)
     assert mask.dtype == torch.bool
-    assert mask.shape == (num_denoising + queries, num_denoising + queries)
-    for row in range(num_denoising + queries):
-        for column in range(num_denoising + queries):
-            if column >= num_denoising:
-                allowed = True  # all see the matching queries
-            elif row >= num_denoising:
-                allowed = False  # and those see no denoising query
-            else:
-                allowed = row // size == column // size
-            assert mask[row, column] == allowed, (row, column)
+    assert mask.shape == ((2,) if padded else ()) + (num_denoising, num_denoising + queries)
+    for image, of_image in enumerate(mask if padded else [mask]):
+        for row in range(num_denoising):
+            for column in range(num_denoising + queries):
+                allowed = column >= num_denoising or row // size == column // size  # matching queries, or its own group
+                hidden = padded and column < num_denoising and is_padding[image, column]
+                assert of_image[row, column] == (allowed and not hidden), (image, row, column)
+
+
+def test_one_group_needs_no_mask_but_for_padding():
+    assert denoising_attention_mask(1, 6, 4) is None
+    is_padding = torch.tensor([[False, True], [False, False]])
+    expected = [[[True, False, True, True, True]], [[True] * 5]]
+    assert denoising_attention_mask(1, 2, 3, is_padding).tolist() == expected  # for all rows
 
 
 def test_without_boxes_there_are_no_queries_but_the_label_embedding_gets_a_gradient():
     module, _, denoising = denoise(0, 0)
     assert denoising.content.shape == (2, 0, 64)
     assert denoising.references.shape == (2, 0, 4)
-    assert denoising.attention_mask.all()
-    assert denoising.attention_mask.shape == (6, 6)
+    assert denoising.attention_mask is None
     assert all(len(index) == 0 for index in denoising.matches)
     denoising.content.sum().backward()
     assert module.label_embedding.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit", "groups", "largest"),
+    [
+        ((3, 0, 2), 100, 16, 3),  # the release's own number
+        ((3, 0, 2), 96, 16, 3),
+        ((3, 0, 2), 95, 15, 3),
+        ((3, 0, 2), 6, 1, 3),
+        ((3, 0, 2), 5, 1, 2),  # not all boxes
+        ((40, 0, 7), 20, 1, 10),
+        ((2, 1), 2, 1, 1),
+        ((0, 0), 2, 1, 0),
+    ],
+    ids=str,
+)
+def test_a_limit_takes_groups_first_and_then_boxes(counts, limit, groups, largest):
+    _, targets, denoising = denoise(*counts, max_denoising_queries=limit)
+    assert denoising.num_groups == groups
+    assert denoising.content.shape[1] == 2 * groups * largest <= limit
+    kept = [min(count, largest) for count in counts]
+    assert denoising.share == pytest.approx(sum(kept) / sum(counts) if any(counts) else 1.0)
+    found = [
+        denoising.matches.image[denoising.matches.query < 2 * largest].tolist().count(i) for i in range(len(counts))
+    ]
+    assert found == kept
+    images, chosen = denoising.matches.image, denoising.matches.target
+    assert torch.equal(targets.image[chosen], images)
+    pairs = set(zip(chosen.tolist(), (denoising.matches.query // (2 * max(largest, 1))).tolist(), strict=True))
+    assert len(pairs) == len(chosen)  # no box twice in a group
+
+
+def test_boxes_beyond_the_limit_are_drawn_at_random_and_restored_as_the_others():
+    module, targets, _ = denoise(9, 2, max_denoising_queries=8, box_noise_scale=0, label_noise_ratio=0)
+    seen = torch.zeros(11)
+    for _ in range(60):
+        denoising = module(targets, 6)
+        positive = denoising.references[denoising.matches.image, denoising.matches.query]
+        # there and back through the logit
+        torch.testing.assert_close(positive, targets.boxes[denoising.matches.target])
+        label = module.label_embedding.weight[targets.class_labels[denoising.matches.target]]
+        assert torch.equal(denoising.content[denoising.matches.image, denoising.matches.query], label)
+        seen[denoising.matches.target] += 1
+    assert seen[9:].tolist() == [60, 60]
+    assert seen[:9].sum() == 4 * 60
+    # 60 draws of 4 of 9: 26.7 each, with a standard deviation of 3.8
+    assert 11 < seen[:9].min() <= seen[:9].max() < 43
+
+
+def test_a_limit_that_is_not_reached_changes_nothing():
+    results = []
+    for limit in (None, 96):
+        module = DinoDetrDenoising(tiny_config(max_denoising_queries=limit))
+        torch.manual_seed(3)
+        module.label_embedding.weight.data.normal_()
+        results.append(module(collect_targets(tiny_labels(3, 0, 2), 3, NUM_LABELS, "cpu"), 6))
+    first, second = ({**one._asdict(), **one.matches._asdict()} for one in results)
+    for name in set(first) - {"matches"}:
+        assert torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])), name
+
+
+def test_padding_is_hidden_on_request_where_there_is_any():
+    _, _, shown = denoise(3, 1)
+    assert shown.attention_mask.ndim == 2
+    _, targets, hidden = denoise(3, 1, mask_denoising_padding=True)
+    used = torch.zeros(hidden.content.shape[:2], dtype=torch.bool)
+    for _, image, _, positive, negative in places(targets, hidden.num_groups, 3):
+        used[image, [positive, negative]] = True
+    num_denoising = used.shape[1]
+    expected = shown.attention_mask[None] & torch.cat([used, torch.ones(2, 6, dtype=torch.bool)], dim=1)[:, None]
+    assert torch.equal(hidden.attention_mask, expected)
+    assert (~used).sum() == num_denoising * 2 // 3  # two of three boxes are missing in one of two images
+    _, _, full = denoise(2, 2, mask_denoising_padding=True)
+    assert full.attention_mask.ndim == 2
 
 
 def test_the_gradient_reaches_the_labels_that_were_looked_up():

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from dino_hf.matcher import CostWeights, Matches, match, matching_cost, repeat_matches
+from dino_hf import matcher
+from dino_hf.matcher import CostWeights, Matches, NonFinitePredictionsError, match, matching_cost, repeat_matches
 from dino_hf.targets import Targets, collect_targets
 from helpers import NUM_LABELS, tiny_labels
 
@@ -61,17 +62,18 @@ def slow_costs(logits, boxes, targets):
 def test_the_cost_agrees_with_a_loop_over_pairs():
     logits, boxes, targets = random_case(3, 0, 2)
     cost = matching_cost(logits, boxes, targets, WEIGHTS, ALPHA)
-    assert cost.shape == (2, 3, 4, 3)
+    assert cost.shape == (2, 3, 3 + 1, 4)
     for (layer, image), rows in slow_costs(logits, boxes, targets).items():
         expected = torch.tensor(rows).reshape(4, targets.counts[image])
         # float32 against Python's doubles
-        torch.testing.assert_close(cost[layer, image, :, : targets.counts[image]], expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(cost[layer, image, : targets.counts[image]].T, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("counts", [(3, 0), (0, 4), (6, 1), (2, 5)], ids=str)
 def test_matches_are_the_cheapest_of_all_assignments(counts):
     logits, boxes, targets = random_case(*counts)
-    matches = match(logits, boxes, targets, WEIGHTS, ALPHA)
+    matches, left_out = match(logits, boxes, targets, WEIGHTS, ALPHA)
+    assert left_out.tolist() == [[False, False]] * 2
     offsets = [0, counts[0]]
     found = set(zip(*(index.tolist() for index in matches), strict=True))
     expected = set()
@@ -90,7 +92,7 @@ def test_matches_are_the_cheapest_of_all_assignments(counts):
 
 
 def test_a_batch_without_targets_has_no_matches():
-    matches = match(*random_case(0, 0), WEIGHTS, ALPHA)
+    matches, _ = match(*random_case(0, 0), WEIGHTS, ALPHA)
     assert all(index.shape == (0,) and index.dtype == torch.int64 for index in matches)
 
 
@@ -102,9 +104,9 @@ def test_matching_follows_its_weights():
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.4]).repeat(1, 2, 2, 1)
     logits[0, 0, 0, 3] = 5.0  # query 0 has the right class, query 1 the right box
     boxes[0, 0, 0] = torch.tensor([0.2, 0.3, 0.2, 0.4])
-    assert match(logits, boxes, targets, CostWeights(1.0, 0.0, 0.0), ALPHA).query.tolist() == [0]
-    assert match(logits, boxes, targets, CostWeights(0.0, 1.0, 0.0), ALPHA).query.tolist() == [1]
-    assert match(logits, boxes, targets, CostWeights(0.0, 0.0, 1.0), ALPHA).query.tolist() == [1]
+    assert match(logits, boxes, targets, CostWeights(1.0, 0.0, 0.0), ALPHA)[0].query.tolist() == [0]
+    assert match(logits, boxes, targets, CostWeights(0.0, 1.0, 0.0), ALPHA)[0].query.tolist() == [1]
+    assert match(logits, boxes, targets, CostWeights(0.0, 0.0, 1.0), ALPHA)[0].query.tolist() == [1]
 
 
 @pytest.mark.parametrize(("broken", "value"), [("logits", math.nan), ("boxes", math.nan), ("boxes", math.inf)])
@@ -113,6 +115,34 @@ def test_predictions_that_are_not_finite_are_an_error_with_a_cure(broken, value)
     {"logits": logits, "boxes": boxes}[broken][1, 1, 2] = value
     with pytest.raises(ValueError, match=r"predictions of layer 1 for image 1 are NaN or infinite.*learning rate"):
         match(logits, boxes, targets, WEIGHTS, ALPHA)
+
+
+@pytest.mark.parametrize(("broken", "value"), [("logits", math.nan), ("logits", -math.inf), ("boxes", math.inf)])
+def test_predictions_that_are_not_finite_are_left_out_on_request(broken, value):
+    logits, boxes, targets = random_case(2, 3)
+    expected, _ = match(logits, boxes, targets, WEIGHTS, ALPHA)
+    {"logits": logits, "boxes": boxes}[broken][1, 0, 2] = value
+    matches, left_out = match(logits, boxes, targets, WEIGHTS, ALPHA, skip_non_finite=True)
+    assert left_out.tolist() == [[False, False], [True, False]]
+    kept = ~((expected.layer == 1) & (expected.image == 0))
+    assert [index.tolist() for index in matches] == [index[kept].tolist() for index in expected]
+
+
+def test_other_predictions_that_are_not_finite_count_too():
+    logits, boxes, targets = random_case(2, 3)
+    is_finite = torch.tensor([[True, True], [False, True]])
+    with pytest.raises(NonFinitePredictionsError) as caught:
+        match(logits, boxes, targets, WEIGHTS, ALPHA, is_finite)
+    assert (caught.value.layer, caught.value.image) == (1, 0)
+    assert match(logits, boxes, targets, WEIGHTS, ALPHA, is_finite, True)[1].tolist() == [[False, False], [True, False]]
+
+
+def test_layers_are_taken_one_by_one_where_there_are_many_pairs(monkeypatch):
+    case = random_case(3, 2, layers=5)
+    expected = matching_cost(*case, WEIGHTS, ALPHA)
+    for largest in (1, 60):  # 24 pairs in a layer: one layer, and two, at a time
+        monkeypatch.setattr(matcher, "_LARGEST_COST", largest)
+        assert torch.equal(matching_cost(*case, WEIGHTS, ALPHA), expected)
 
 
 def test_matching_has_no_gradient():

@@ -80,6 +80,16 @@ def test_content_is_learnt_and_the_same_for_every_image():
     assert torch.equal(content, selection.content.weight.expand(2, -1, -1))
 
 
+def test_pure_selection_takes_the_content_of_the_selected_tokens():
+    selection, memory = tiny_selection(mixed_query_selection=False), random_memory()
+    assert selection.content is None
+    proposals = selection(memory, LEVELS)
+    assert proposals.content.shape == (2, 15, 64)
+    assert not proposals.content.requires_grad  # as the original's
+    # The class head scores the same tokens.
+    torch.testing.assert_close(selection.head.classify(proposals.content), proposals.logits)
+
+
 def test_fewer_tokens_than_queries_give_as_many_proposals_as_there_are_tokens():
     levels = tiny_levels(((2, 3), (1, 2), (1, 1)), valid=((2, 3), (1, 2)))
     proposals = tiny_selection()(random_memory(levels), levels)

@@ -27,14 +27,14 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
         (...)
     """
 
-    def area(low: Tensor, high: Tensor) -> Tensor:
-        return (high - low).clamp(min=0).prod(-1)
+    def area(x0: Tensor, y0: Tensor, x1: Tensor, y1: Tensor) -> Tensor:
+        return (x1 - x0).clamp(min=0) * (y1 - y0).clamp(min=0)
 
-    a_low, a_high = a.split(2, dim=-1)
-    b_low, b_high = b.split(2, dim=-1)
-    overlap = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))
-    hull = area(torch.minimum(a_low, b_low), torch.maximum(a_high, b_high))  # smallest enclosing box
-    union = area(a_low, a_high) + area(b_low, b_high) - overlap
+    # Coordinates one by one: sums and products over an axis of two are several times slower.
+    a, b = a.unbind(-1), b.unbind(-1)  # each x0, y0, x1, y1
+    overlap = area(*map(torch.maximum, a[:2], b[:2]), *map(torch.minimum, a[2:], b[2:]))
+    hull = area(*map(torch.minimum, a[:2], b[:2]), *map(torch.maximum, a[2:], b[2:]))  # smallest enclosing box
+    union = area(*a) + area(*b) - overlap
     # Two empty boxes on one spot have no union: 0 / 0. A predicted and an annotated box may both have shrunk to nothing.
     tiny = torch.finfo(union.dtype).tiny
     return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)

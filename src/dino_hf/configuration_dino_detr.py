@@ -47,6 +47,11 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         num_denoising: pairs of positive and negative denoising queries that are aimed at, in training, if at least 50. Below 50,
             by the release's rule, twice the number counts groups instead, each with a pair for every box: 49 gives 98
             groups, far more queries than 50 does. 0 turns contrastive denoising (sec. 3.3) off.
+        max_denoising_queries: at most this many denoising queries N for each image, at least 2; None: no limit. Groups are given up
+            first; where a single one is still too large, as many boxes of the image are drawn at random as fit. A limit leaves a
+            batch that stays below it as it is.
+        mask_denoising_padding: keep the queries that fill up images with fewer boxes out of the others' attention. In the release
+            they are seen.
         num_extra_label_embeddings: rows that the label embedding of denoising has beyond one for each class; never looked up. 1
             in the release, 0 in detrex and mmdetection.
         label_noise_ratio: twice the share of denoising queries whose label is drawn anew; in [0, 2].
@@ -55,6 +60,9 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         class_cost, bbox_cost, giou_cost: weights of the matching cost.
         cls_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses.
         focal_alpha: weight of positives in the focal loss and in the matching cost.
+        mixed_query_selection: learnt content for all queries (sec. 3.4); False: that of the selected encoder tokens, as in
+            Deformable DETR (pure query selection). For ablations.
+        look_forward_twice: whether the box loss of a layer also trains the layer before (sec. 3.5). For ablations.
         ms_deform_attn_backend: name of the implementation of deformable attention ("reference", "torch", "cpu", "triton");
             None chooses by device and dtype. `dino_hf.use_backend` and the environment variable DINO_HF_MS_DEFORM_ATTN go first.
         num_labels, id2label, label2id: as in every configuration of transformers.
@@ -111,6 +119,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
     projection_bias: bool = True
     pred_boxes_eps: float = 1e-3
     num_denoising: int = 100
+    max_denoising_queries: int | None = None
+    mask_denoising_padding: bool = False
     num_extra_label_embeddings: int = 1
     label_noise_ratio: float | int = 0.5
     box_noise_scale: float | int = 1.0
@@ -121,6 +131,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0
     focal_alpha: float | int = 0.25
+    mixed_query_selection: bool = True
+    look_forward_twice: bool = True
     ms_deform_attn_backend: str | None = None
     category_ids: list[int] | None = None
     provenance: dict | None = None
@@ -245,6 +257,11 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 turns it off.")
+        if self.max_denoising_queries is not None and self.max_denoising_queries < 2:
+            raise ValueError(
+                f"max_denoising_queries={self.max_denoising_queries} must be at least 2, a positive and a negative; "
+                "num_denoising=0 turns denoising off, None sets no limit."
+            )
         if not 0 < self.pred_boxes_eps < 0.5:
             raise ValueError(f"pred_boxes_eps={self.pred_boxes_eps} must lie between 0 and 0.5; the release has 0.001.")
         _checked_category_ids(self.category_ids, self.id2label)

@@ -5,10 +5,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .box_ops import cxcywh_to_xyxy, generalized_iou
 from .configuration_dino_detr import DinoDetrConfig
-from .matcher import CostWeights, Matches, match, repeat_matches
+from .matcher import CostWeights, Matches, finite_images, match, repeat_matches
 from .targets import Targets
 
 
@@ -30,17 +31,41 @@ class DenoisingPredictions(NamedTuple):
     boxes: Tensor  # (D, B, N, 4)
     matches: Matches  # of one layer
     num_groups: int
+    share: float = 1.0  # of the boxes that have denoising queries, the others were left out to stay below a limit
+
+
+class _FocalLosses(torch.autograd.Function):
+    """Loss and gradient in one sweep: autograd would keep eight tensors of the size of the logits, where one is enough, and take
+    three times as long."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, place: tuple[Tensor, ...], alpha: float, gamma: float) -> Tensor:
+        """logits: (D, B, Q, K); place: where the target is 1, as one index for each axis."""
+        prob, cost = logits.sigmoid(), F.softplus(logits)  # cost: -log(1 - p), that of saying no
+        matched, matched_prob, matched_cost = logits[place], prob[place], cost[place]
+        weight = prob**gamma
+        loss = (weight * cost).mul_(1 - alpha)
+        rest = 1 - matched_prob
+        yes = matched_cost - matched  # -log(p), that of saying yes
+        loss[place] = alpha * rest**gamma * yes
+        result = loss.sum(dim=(1, 2, 3))
+        if ctx.needs_input_grad[0]:
+            # d/dx p = p (1 - p), d/dx -log(1 - p) = p
+            slope = torch.sub(1, prob, out=loss).mul_(cost).mul_(gamma).add_(prob).mul_(weight).mul_(1 - alpha)
+            slope[place] = -alpha * rest**gamma * (gamma * matched_prob * yes + rest)
+            ctx.save_for_backward(slope)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * gradient[:, None, None, None], None, None, None
 
 
 def focal_losses(logits: Tensor, labels: Tensor, matches: Matches, alpha: float, gamma: float = 2.0) -> Tensor:
     """Sigmoid focal loss (arXiv:1708.02002) of each layer, summed. logits: (D, B, Q, K), labels: (T,) -> (D,)."""
-    target = torch.zeros_like(logits)
-    target[matches.layer, matches.image, matches.query, labels[matches.target]] = 1.0
-    prob = logits.sigmoid()
-    error = (prob - target).abs()  # 1 - p_t
-    weight = (alpha * target + (1 - alpha) * (1 - target)) * error**gamma
-    loss = weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return loss.sum(dim=(1, 2, 3))
+    place = (matches.layer, matches.image, matches.query, labels[matches.target])
+    return _FocalLosses.apply(logits, place, alpha, gamma)
 
 
 def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +89,11 @@ def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[T
 @torch.no_grad()
 def cardinality_errors(logits: Tensor, counts: tuple[int, ...]) -> Tensor:
     """(D, B, Q, K) -> (D,). A query counts as an object unless its best class is the last: a rule of DETR, kept for its log."""
-    num_predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1).float()  # (D, B)
+    last = logits[..., -1]
+    others = logits[..., :-1].amax(-1) if logits.shape[-1] > 1 else torch.full_like(last, -torch.inf)
+    num_predicted = (
+        (others >= last).sum(-1).float()
+    )  # (D, B); of equal classes the first counts, as in argmax, which takes longer
     return (num_predicted - torch.tensor(counts, device=logits.device)).abs().mean(-1)
 
 
@@ -93,6 +122,11 @@ def set_losses(
     )
 
 
+def without(logits: Tensor, left_out: Tensor) -> Tensor:
+    """(D, B, Q, K), (D, B) -> a sure no of every query where an image of a layer is left out: no cost and no gradient."""
+    return logits.masked_fill(left_out[..., None, None], -100.0)
+
+
 def mean_over_processes(count: int, device) -> Tensor:
     """A count averaged over the processes of a distributed run, at least 1. Every process must call it in every step."""
     total = torch.tensor(float(count), device=device)
@@ -103,10 +137,16 @@ def mean_over_processes(count: int, device) -> Tensor:
 
 
 class DinoDetrLoss:
-    """The weighted sum of all losses, and each of them by the original's name. Holds settings only.
+    """The weighted sum of all losses, and each of them by the original's name.
 
     Args:
         config: weights and alpha of loss and matching cost.
+
+    Attributes:
+        skip_non_finite: what to do about NaN and infinite predictions. False: raise `NonFinitePredictionsError`. True: leave that
+            layer of that image out of the losses; its gradients may still be NaN, so whoever sets this must look at them
+            before a step is taken, as `dino_hf.training.DinoDetrTrainer` does.
+        last_matches: of the last call, over 1 + D layers (0: the encoder's proposals), for whoever watches training.
     """
 
     def __init__(self, config: DinoDetrConfig):
@@ -117,6 +157,8 @@ class DinoDetrLoss:
             "loss_bbox": config.bbox_loss_coefficient,
             "loss_giou": config.giou_loss_coefficient,
         }
+        self.skip_non_finite = False
+        self.last_matches: Matches | None = None
 
     @torch.compiler.disable
     def __call__(
@@ -125,19 +167,37 @@ class DinoDetrLoss:
         boxes: Tensor,
         targets: Targets,
         denoising: DenoisingPredictions | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Args:
             logits, boxes: (1 + D, B, Q, K) and (1 + D, B, Q, 4), the encoder's proposals first: they have the form of a
                 decoder layer and are matched and scored like one.
             denoising: predictions for the denoising queries, in training.
+            num_items_in_batch: boxes to divide the losses by, at least 1 is taken. None: those of this batch, averaged over
+                processes, as in the release. With gradient accumulation, those of all batches of a step, of all processes:
+                then the sum of their losses is that of one large batch.
         Returns:
             the loss (), and raw losses and figures for logs, each () and detached.
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits, boxes = logits.float(), boxes.float()
-            num_boxes = mean_over_processes(len(targets.boxes), logits.device)
-            matches = match(logits.detach(), boxes.detach(), targets, self.cost, self.alpha)
+            is_finite = None
+            if denoising is not None:
+                denoising = denoising._replace(logits=denoising.logits.float(), boxes=denoising.boxes.float())
+                is_finite = F.pad(
+                    finite_images(denoising.logits, denoising.boxes), (0, 0, 1, 0), value=True
+                )  # (1 + D, B)
+            if num_items_in_batch is None:
+                num_boxes = mean_over_processes(len(targets.boxes), logits.device)
+            else:
+                num_boxes = torch.as_tensor(num_items_in_batch, device=logits.device).float().clamp(min=1)
+            matches, left_out = match(
+                logits.detach(), boxes.detach(), targets, self.cost, self.alpha, is_finite, self.skip_non_finite
+            )
+            self.last_matches = matches
+            if self.skip_non_finite:
+                logits = without(logits, left_out)
             losses = set_losses(logits, boxes, targets, matches, num_boxes, self.alpha)
             last = len(logits) - 2
             names = ["_interm", *(f"_{layer}" for layer in range(last)), ""]
@@ -145,10 +205,13 @@ class DinoDetrLoss:
             logs["class_error"] = class_error(logits, targets.class_labels, matches)
             if denoising is not None:
                 matches = repeat_matches(denoising.matches, len(denoising.logits))
-                normalizer = num_boxes * denoising.num_groups
-                losses = set_losses(
-                    denoising.logits.float(), denoising.boxes.float(), targets, matches, normalizer, self.alpha
-                )
+                logits, left_out = denoising.logits, left_out[1:]
+                if self.skip_non_finite:
+                    logits = without(logits, left_out)
+                    kept = ~left_out[matches.layer, matches.image]
+                    matches = Matches(*(index[kept] for index in matches))
+                normalizer = num_boxes * denoising.num_groups * denoising.share
+                losses = set_losses(logits, denoising.boxes, targets, matches, normalizer, self.alpha)
                 loss = loss + self._weighted_sum(losses)
                 logs |= name_losses(losses, [*(f"_dn_{layer}" for layer in range(last)), "_dn"])
         return loss, logs

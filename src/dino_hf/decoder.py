@@ -49,20 +49,50 @@ class DinoDetrSelfAttention(nn.Module):
         self.o_proj = XavierLinear(config.d_model, config.d_model)
 
     def forward(
-        self, queries: Tensor, position: Tensor, attention_mask: Tensor | None, need_weights: bool
+        self, queries: Tensor, position: Tensor, num_denoising: int, attention_mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, Q, C), (B, Q, C), (Q, Q) True where the row may attend to the column -> (B, Q, C), (B, H, Q, Q) or None."""
+        """
+        Args:
+            queries, position: (B, N + Q, C), denoising queries first.
+            num_denoising: N
+            attention_mask: (N, N + Q) or (B, N or 1, N + Q) True where the row of a denoising query may attend to the column; None
+                where each may attend to all. Matching queries attend to matching queries.
+        Returns:
+            (B, N + Q, C) and, if they are wanted, the weights (B, H, N + Q, N + Q).
+        """
         placed = queries + position
         query, key, value = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, Q, D_head)
             for projection, x in ((self.q_proj, placed), (self.k_proj, placed), (self.v_proj, queries))
         )
-        attend = eager_attention
-        if not need_weights:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        mask = None if attention_mask is None else attention_mask[None, None]  # (1, 1, Q, Q)
-        out, weights = attend(self, query, key, value, mask, scaling=query.shape[-1] ** -0.5)
-        return self.o_proj(out.flatten(-2)), weights
+        if attention_mask is not None:
+            attention_mask = attention_mask.expand(len(queries), -1, -1)[:, None]  # (B, 1, N or 1, N + Q)
+        scaling = query.shape[-1] ** -0.5
+        if need_weights:
+            mask = None
+            if num_denoising:
+                mask = whole_mask(attention_mask, num_denoising, queries.shape[1], queries.device)
+            out, weights = eager_attention(self, query, key, value, mask, scaling)
+            return self.o_proj(out.flatten(-2)), weights
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        # Two calls: the matching queries need no mask, and often neither do the denoising queries, so that no matrix of all
+        # pairs is made.
+        first, query = query.split([num_denoising, query.shape[2] - num_denoising], dim=2)
+        out, _ = attend(self, query, key[:, :, num_denoising:], value[:, :, num_denoising:], None, scaling=scaling)
+        if num_denoising:
+            first, _ = attend(self, first, key, value, attention_mask, scaling=scaling)  # (B, N, H, D_head)
+            out = torch.cat([first, out], dim=1)  # (B, N + Q, H, D_head)
+        return self.o_proj(out.flatten(-2)), None
+
+
+def whole_mask(denoising_mask: Tensor | None, num_denoising: int, num_queries: int, device) -> Tensor:
+    """(B, 1, N or 1, N + Q) or None for the denoising queries -> (B or 1, 1, N + Q, N + Q) for all; num_queries: N + Q."""
+    mask = torch.ones(1, 1, num_queries, num_queries, dtype=torch.bool, device=device)
+    if denoising_mask is not None:
+        mask = mask.repeat(len(denoising_mask), 1, 1, 1)
+        mask[:, :, :num_denoising] = denoising_mask
+    mask[:, :, num_denoising:, :num_denoising] = False
+    return mask
 
 
 class DinoDetrDecoderLayer(GradientCheckpointingLayer):
@@ -88,6 +118,7 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
         references: Tensor,
         memory: Tensor,
         levels: FeatureLevels,
+        num_denoising: int,
         attention_mask: Tensor | None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -97,12 +128,12 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
             queries, position: (B, Q, C); position is added to the queries wherever they ask, never to what they carry.
             references: (B, Q, 4) cxcywh in [0, 1]; where the queries look.
             memory: (B, S, C) encoder output, laid out as `levels` says.
-            attention_mask: (Q, Q) True where the row may attend to the column.
+            num_denoising, attention_mask: see `DinoDetrSelfAttention`; the first of the queries are for denoising.
         Returns:
             (B, Q, C) and, if they are wanted, the weights of self-attention (B, H, Q, Q) and of cross-attention
             (B, Q, H, L, P).
         """
-        attended, self_weights = self.self_attn(queries, position, attention_mask, need_weights)
+        attended, self_weights = self.self_attn(queries, position, num_denoising, attention_mask, need_weights)
         queries = self.self_attn_norm(queries + attended)
         attended, cross_weights = self.cross_attn(queries + position, references, memory, levels, need_weights)
         queries = self.cross_attn_norm(queries + attended)
@@ -129,6 +160,7 @@ class DinoDetrDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.position_mlp = MLP([TransformerLinear(2 * width, width), TransformerLinear(width, width)])
         self.pred_boxes_eps = config.pred_boxes_eps
+        self.look_forward_twice = config.look_forward_twice
         num_heads = 1 if config.share_decoder_heads else config.decoder_layers
         self.heads = nn.ModuleList(DetectionHead(width, config.num_labels) for _ in range(num_heads))
 
@@ -138,6 +170,7 @@ class DinoDetrDecoder(nn.Module):
         references: Tensor,
         memory: Tensor,
         levels: FeatureLevels,
+        num_denoising: int,
         attention_mask: Tensor | None,
         record: Record,
     ) -> Decoded:
@@ -146,7 +179,7 @@ class DinoDetrDecoder(nn.Module):
             queries: (B, Q, C) content.
             references: (B, Q, 4) cxcywh in [0, 1] of the valid image: initial anchors.
             memory: (B, S, C)
-            attention_mask: (Q, Q) True where the row may attend to the column.
+            num_denoising, attention_mask: see `DinoDetrSelfAttention`; the first of the queries are for denoising.
         """
         hidden_states, logits, boxes = [], [], []
         start = references
@@ -155,7 +188,14 @@ class DinoDetrDecoder(nn.Module):
             head = self.heads[index % len(self.heads)]
             position = self._position(references, levels).to(queries.dtype)
             queries, self_weights, cross_weights = layer(
-                queries, position, references, memory, levels, attention_mask, record.attentions is not None
+                queries,
+                position,
+                references,
+                memory,
+                levels,
+                num_denoising,
+                attention_mask,
+                record.attentions is not None,
             )
             note(record.attentions, self_weights)
             note(record.cross_attentions, cross_weights)
@@ -170,6 +210,8 @@ class DinoDetrDecoder(nn.Module):
             if index + 1 < len(self.layers):
                 start = refine_boxes(references, head.box_delta(queries))
                 references = start.detach()
+                if not self.look_forward_twice:
+                    start = references
         return Decoded(torch.stack(hidden_states), torch.stack(logits), torch.stack(boxes))
 
     def _position(self, references: Tensor, levels: FeatureLevels) -> Tensor:

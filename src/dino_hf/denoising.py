@@ -1,5 +1,6 @@
 """Contrastive denoising (DINO sec. 3.3): in training, noised boxes and labels join the queries, to be restored or refused."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -17,15 +18,18 @@ class DenoisingQueries(NamedTuple):
 
     content: Tensor  # (B, N, C)
     references: Tensor  # (B, N, 4) cxcywh
-    attention_mask: Tensor  # (N + Q, N + Q) True where the row may attend to the column
+    attention_mask: Tensor | None  # see `denoising_attention_mask`
     matches: Matches  # of one layer: which positive restores which target
     num_groups: int
+    share: float  # of the boxes that have queries; below 1 if max_denoising_queries left some out
 
 
 class DinoDetrDenoising(nn.Module):
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
         self.num_denoising = config.num_denoising
+        self.max_queries = config.max_denoising_queries
+        self.masks_padding = config.mask_denoising_padding
         self.label_noise = 0.5 * config.label_noise_ratio
         self.box_noise = config.box_noise_scale
         self.num_labels = config.num_labels
@@ -34,8 +38,12 @@ class DinoDetrDenoising(nn.Module):
 
     @torch.compiler.disable
     def forward(self, targets: Targets, num_queries: int) -> DenoisingQueries:
+        num_boxes = len(targets.boxes)
+        targets, index = self._sample(targets)  # index: (T,) into the targets of the batch
         largest = max(targets.counts, default=0)
         num_groups = count_groups(self.num_denoising, largest)
+        if largest and self.max_queries is not None:
+            num_groups = min(num_groups, self.max_queries // (2 * largest))
         group_size = 2 * largest
         device = targets.boxes.device
 
@@ -55,15 +63,33 @@ class DinoDetrDenoising(nn.Module):
         references = boxes.new_full((batch_size, num_denoising, 4), 0.5)
         references[image, place] = inverse_sigmoid(boxes).sigmoid()  # (B, N, 4), a little inside [0, 1]
 
-        target = torch.arange(len(targets.boxes), device=device).expand(num_groups, -1)
         matches = Matches(
-            layer=torch.zeros_like(target).flatten(),
+            layer=torch.zeros_like(positive).flatten(),
             image=image[0].flatten(),
             query=positive.flatten(),
-            target=target.flatten(),
+            target=index.expand(num_groups, -1).flatten(),
         )
-        mask = denoising_attention_mask(num_groups, group_size, num_queries, device)
-        return DenoisingQueries(content, references, mask, matches, num_groups)
+        is_padding = None
+        if self.masks_padding and len(set(targets.counts)) > 1:
+            is_padding = torch.ones(batch_size, num_denoising, dtype=torch.bool, device=device)
+            is_padding[image, place] = False
+        mask = denoising_attention_mask(num_groups, group_size, num_queries, is_padding, device)
+        share = len(targets.boxes) / num_boxes if num_boxes else 1.0
+        return DenoisingQueries(content, references, mask, matches, num_groups, share)
+
+    def _sample(self, targets: Targets) -> tuple[Targets, Tensor]:
+        """As many boxes of each image as a group may have, drawn at random, and which of the T targets they are."""
+        device = targets.boxes.device
+        limit = max(targets.counts, default=0) if self.max_queries is None else self.max_queries // 2
+        if max(targets.counts, default=0) <= limit:
+            return targets, torch.arange(len(targets.boxes), device=device)
+        # Image after image, in random order within each.
+        order = (targets.image + torch.rand(len(targets.boxes), dtype=torch.float64, device=device)).argsort()
+        counts = tuple(min(count, limit) for count in targets.counts)
+        starts = itertools.accumulate(targets.counts, initial=0)
+        first = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts, strict=False)])
+        index = order[first.to(device)]
+        return Targets(targets.class_labels[index], targets.boxes[index], counts), index
 
     def _noised_labels(self, labels: Tensor) -> Tensor:
         """Some labels replaced by a random class, which may be the right one."""
@@ -93,12 +119,23 @@ def count_groups(num_denoising: int, largest: int) -> int:
     return max(1, doubled // (2 * largest)) if doubled >= 100 else max(1, doubled)
 
 
-def denoising_attention_mask(num_groups: int, group_size: int, num_queries: int, device=None) -> Tensor:
-    """(N + Q, N + Q), True where the row may attend to the column.
+def denoising_attention_mask(
+    num_groups: int, group_size: int, num_queries: int, is_padding: Tensor | None = None, device=None
+) -> Tensor | None:
+    """What the N denoising queries may attend to, of themselves and the Q matching queries after them: their own group and all
+    matching queries. Matching queries only see matching queries, for denoising queries carry the ground truth.
 
-    A denoising query sees its own group and all matching queries. A matching query sees matching queries only:
-    denoising queries carry the ground truth, so it must not look at them.
+    Args:
+        is_padding: (B, N) True for queries that nobody should see.
+    Returns:
+        (N, N + Q) or, with padding, (B, N, N + Q), True where the row may attend to the column. With one group, as crowded images
+        have, None or, with padding, (B, 1, N + Q) for all rows: so memory grows with their boxes and not with the square.
     """
-    group = torch.arange(num_groups, device=device).repeat_interleave(group_size)  # (N)
-    group = F.pad(group, (0, num_queries), value=num_groups)  # (N + Q) matching = last group
-    return (group[:, None] == group) | (group == num_groups)
+    mask = None
+    if num_groups > 1:
+        group = torch.arange(num_groups, device=device).repeat_interleave(group_size)  # (N)
+        mask = F.pad(group[:, None] == group, (0, num_queries), value=True)  # (N, N + Q)
+    if is_padding is not None:
+        seen = F.pad(~is_padding, (0, num_queries), value=True)[:, None]  # (B, 1, N + Q)
+        mask = seen if mask is None else mask & seen  # (B, 1 or N, N + Q)
+    return mask

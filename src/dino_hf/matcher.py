@@ -1,5 +1,7 @@
 """Which prediction answers for which target: Hungarian matching of all layers and images at once."""
 
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,6 +32,27 @@ class CostWeights(NamedTuple):
     giou: float
 
 
+class NonFinitePredictionsError(ValueError):
+    """Predictions that are NaN or infinite: those of `layer` (0: the encoder's proposals) for `image` of the batch."""
+
+    def __init__(self, layer: int, image: int):
+        super().__init__(
+            f"The predictions of layer {layer} for image {image} are NaN or infinite, so they cannot be matched with targets. "
+            "Check pixel_values for NaN; if they are fine, training has diverged: lower the learning rate, clip gradients at "
+            "0.1 as the paper does, and prefer bfloat16 to float16."
+        )
+        self.layer, self.image = layer, image
+
+
+def finite_images(logits: Tensor, boxes: Tensor) -> Tensor:
+    """(D, B, Q, K), (D, B, Q, 4) -> (D, B) True where no prediction of a layer and image is NaN or infinite."""
+    # A sum keeps both, and is the fastest way to see them; numbers whose sum overflows are of no use either.
+    return (logits.detach().sum(dim=(2, 3)) + boxes.detach().sum(dim=(2, 3))).isfinite()
+
+
+_LARGEST_COST = 2**22  # pairs that are computed in one go: 16 MiB for each of a dozen temporaries
+
+
 @torch.no_grad()
 def matching_cost(
     logits: Tensor, boxes: Tensor, targets: Targets, weights: CostWeights, alpha: float, gamma: float = 2.0
@@ -40,7 +63,8 @@ def matching_cost(
         logits, boxes: (D, B, Q, K) and (D, B, Q, 4), float32.
         alpha, gamma: of the focal loss, whose positive minus negative term is the cost of a class.
     Returns:
-        (D, B, Q, M), M being the largest number of targets in an image; beyond an image's own number it means nothing.
+        (D, B, M + 1, Q), M being the largest number of targets in an image; beyond an image's own number it means nothing. The last
+        row is NaN where a prediction of a layer and image is not finite, so that one copy brings all to the host.
     """
     num_layers, batch_size, num_queries, _ = logits.shape
     largest = max(targets.counts, default=0)
@@ -49,47 +73,77 @@ def matching_cost(
     labels[where] = targets.class_labels
     target_boxes = targets.boxes.new_zeros(batch_size, largest, 4)  # (B, M, 4)
     target_boxes[where] = targets.boxes
+    labels = labels[None, :, :, None].expand(num_layers, -1, -1, num_queries)  # (D, B, M, Q)
+    # Queries come last: the inner loops are long, and scipy wants the rows to be fewer than the columns.
+    class_logits, columns = logits.transpose(-1, -2), boxes.transpose(-1, -2)  # (D, B, K, Q), (D, B, 4, Q)
+    corners = cxcywh_to_xyxy(boxes).transpose(-1, -2).contiguous()
+    rows, target_corners = (
+        target_boxes[..., None],
+        cxcywh_to_xyxy(target_boxes)[:, :, None],
+    )  # (B, M, 4, 1), (B, M, 1, 4)
 
-    prob = logits.gather(-1, labels[None, :, None].expand(num_layers, -1, num_queries, -1)).sigmoid()  # (D, B, Q, M)
-    positive = alpha * (1 - prob) ** gamma * -(prob + 1e-8).log()
-    negative = (1 - alpha) * prob**gamma * -(1 - prob + 1e-8).log()
-    l1 = (boxes[..., None, :] - target_boxes[:, None]).abs().sum(-1)  # (D, B, Q, M)
-    giou = generalized_iou(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(target_boxes)[:, None])
-    return weights.classes * (positive - negative) + weights.l1 * l1 - weights.giou * giou
+    # One layer after the other where there are so many pairs that temporaries would need gigabytes.
+    num_pairs = max(1, batch_size * num_queries * largest)
+    cost = boxes.new_empty(num_layers, batch_size, largest + 1, num_queries)
+    for layers in torch.arange(num_layers).split(max(1, _LARGEST_COST // num_pairs)):
+        layers = slice(int(layers[0]), int(layers[-1]) + 1)
+        prob = class_logits[layers].gather(-2, labels[layers]).sigmoid_()  # (D, B, M, Q)
+        rest = 1 - prob
+        pairs = cost[layers, :, :largest]
+        torch.mul((prob + 1e-8).log_(), (rest**gamma).mul_(-alpha * weights.classes), out=pairs)
+        pairs += (rest + 1e-8).log_().mul_(prob**gamma).mul_((1 - alpha) * weights.classes)
+        for side in range(4):
+            pairs.add_((columns[layers, :, None, side] - rows[:, :, side]).abs_(), alpha=weights.l1)
+        giou = generalized_iou(corners[layers, :, None].movedim(-2, -1), target_corners)
+        pairs.sub_(giou, alpha=weights.giou)
+    cost[:, :, -1] = torch.where(finite_images(logits, boxes), 0.0, torch.nan)[..., None]
+    return cost
 
 
-def match(logits: Tensor, boxes: Tensor, targets: Targets, weights: CostWeights, alpha: float) -> Matches:
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    weights: CostWeights,
+    alpha: float,
+    is_finite: Tensor | None = None,
+    skip_non_finite: bool = False,
+) -> tuple[Matches, Tensor]:
     """The cheapest one-to-one assignment of each layer and image; with more targets than queries, some stay unmatched.
 
     Args:
         logits, boxes: (D, B, Q, K) and (D, B, Q, 4), float32.
+        is_finite: (D, B) False where other predictions, of the denoising queries, are known to be NaN or infinite.
+        skip_non_finite: leave out predictions that are not finite, instead of raising.
+    Returns:
+        the matches, and (D, B) True for those layers of images that were left out: they have none.
     Raises:
-        ValueError: predictions that are not finite.
+        NonFinitePredictionsError: predictions that are not finite.
         ImportError: scipy is not installed.
     """
     if not is_scipy_available():
         raise ImportError("Matching predictions with targets needs scipy: pip install scipy.")
     device = logits.device
-    cost = matching_cost(logits, boxes, targets, weights, alpha)  # (D, B, Q, M)
-    is_finite = logits.isfinite().all(-1) & boxes.isfinite().all(-1)  # (D, B, Q)
-    # The last column carries what is wrong with a query to the host, in the one copy that there is.
-    cost = torch.cat([cost, torch.where(is_finite, 0.0, torch.nan)[..., None]], dim=-1).cpu()
-    ends = torch.tensor(targets.counts).cumsum(0).tolist()
-    rows = []
+    cost = matching_cost(logits, boxes, targets, weights, alpha)  # (D, B, M + 1, Q)
+    if is_finite is not None:
+        cost[:, :, -1].masked_fill_(~is_finite[..., None], torch.nan)
+    cost = cost.cpu().numpy()
+    ends = list(itertools.accumulate(targets.counts))
+    rows, left_out = [], torch.zeros(cost.shape[:2], dtype=torch.bool)
     for layer, layer_cost in enumerate(cost):
         for image, (image_cost, count, end) in enumerate(zip(layer_cost, targets.counts, ends, strict=True)):
-            is_finite, image_cost = image_cost[:, -1].isfinite(), image_cost[:, :count]  # (Q), (Q, T_image)
-            if not is_finite.all():
-                raise ValueError(
-                    f"The predictions of layer {layer} for image {image} are NaN or infinite, so they cannot be matched with "
-                    "targets. Check pixel_values for NaN; if they are fine, training has diverged: lower the learning rate, clip "
-                    "gradients at 0.1 as the paper does, and prefer bfloat16 to float16."
-                )
-            query, target = (torch.as_tensor(index) for index in linear_sum_assignment(image_cost.numpy()))
-            place = torch.tensor([layer, image])[:, None].expand(-1, len(query))  # (2, M_image)
-            rows.append(torch.cat([place, query[None], target[None] + end - count]))  # (4, M_image)
+            if math.isnan(image_cost[-1, 0]):
+                if not skip_non_finite:
+                    raise NonFinitePredictionsError(layer, image)
+                left_out[layer, image] = True
+                continue
+            target, query = linear_sum_assignment(image_cost[:count])
+            match = torch.empty(4, len(query), dtype=torch.long)  # (4, M_image)
+            match[0], match[1] = layer, image
+            match[2], match[3] = torch.from_numpy(query), torch.from_numpy(target) + end - count
+            rows.append(match)
     index = torch.cat(rows, dim=1) if rows else torch.zeros(4, 0, dtype=torch.long)
-    return Matches(*index.to(device, torch.long))
+    return Matches(*index.to(device, non_blocking=True)), left_out.to(device, non_blocking=True)
 
 
 def repeat_matches(matches: Matches, num_layers: int) -> Matches:

@@ -200,7 +200,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         levels = describe_levels(masks)
         memory = self.encoder(flatten_maps(feature_maps), levels, encoder_record)  # (B, S, C)
         proposals = self.query_selection(memory, levels)
-        queries, references, attention_mask = proposals.content, proposals.references, None
+        queries, references, num_denoising, attention_mask = proposals.content, proposals.references, 0, None
 
         denoising = None
         if self.training and labels is not None and self.denoising is not None:
@@ -208,12 +208,14 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             denoising = self.denoising(targets, num_queries=queries.shape[1])
             queries = torch.cat([denoising.content, queries], dim=1)  # (B, N + Q, C)
             references = torch.cat([denoising.references, references], dim=1)  # (B, N + Q, 4)
-            attention_mask = denoising.attention_mask  # (N + Q, N + Q)
+            num_denoising, attention_mask = denoising.content.shape[1], denoising.attention_mask
 
-        decoded = self.decoder(queries, references, memory, levels, attention_mask, decoder_record)
+        decoded = self.decoder(queries, references, memory, levels, num_denoising, attention_mask, decoder_record)
         if denoising is not None:
-            denoised, decoded = decoded.split(denoising.content.shape[1])
-            denoising = DenoisingPredictions(denoised.logits, denoised.boxes, denoising.matches, denoising.num_groups)
+            denoised, decoded = decoded.split(num_denoising)
+            denoising = DenoisingPredictions(
+                denoised.logits, denoised.boxes, denoising.matches, denoising.num_groups, denoising.share
+            )
         encoder_record, decoder_record = encoder_record.as_tuples(), decoder_record.as_tuples()
         return DinoDetrModelOutput(
             last_hidden_state=decoded.hidden_states[-1],
@@ -267,6 +269,7 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         labels: list[dict] | dict | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> DinoDetrObjectDetectionOutput:
         """
         Args:
@@ -276,6 +279,8 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
                 and `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image; or one dictionary of padded tensors,
                 `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4).
             output_hidden_states, output_attentions: add those of every layer to the output.
+            num_items_in_batch: boxes to divide the losses by, in place of those of this batch averaged over processes: with
+                gradient accumulation, the boxes of all batches of a step, of all processes.
         Raises:
             ValueError: inputs or labels of a wrong form, in the user's words.
         """
@@ -292,7 +297,9 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         if labels is not None:
             logits = torch.cat([outputs.enc_topk_logits[:, None], outputs.intermediate_logits], dim=1)
             boxes = torch.cat([outputs.enc_topk_bboxes[:, None], outputs.intermediate_pred_boxes], dim=1)
-            loss, loss_dict = self.criterion(logits.transpose(0, 1), boxes.transpose(0, 1), labels, outputs.denoising)
+            loss, loss_dict = self.criterion(
+                logits.transpose(0, 1), boxes.transpose(0, 1), labels, outputs.denoising, num_items_in_batch
+            )
         parts = {name: value for name, value in outputs.items() if name != "denoising"}
         return DinoDetrObjectDetectionOutput(
             loss=loss,

@@ -1,4 +1,4 @@
-"""Mixed query selection (DINO sec. 3.4): the best encoder tokens say where to look, learnt embeddings say what for."""
+"""Query selection (DINO sec. 3.4): the best encoder tokens say where to look, and learnt embeddings, if mixed, what for."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from .layers import TransformerLinear
 class Proposals(NamedTuple):
     """The Q selected tokens. They have the form of a decoder layer's predictions and get a loss of their own."""
 
-    content: Tensor  # (B, Q, C) learnt, the same for every image
+    content: Tensor  # (B, Q, C) learnt, the same for every image; if not mixed, the selected tokens, detached
     references: Tensor  # (B, Q, 4) cxcywh, detached: where the decoder starts
     logits: Tensor  # (B, Q, K)
     boxes: Tensor  # (B, Q, 4) cxcywh, with gradient
@@ -26,7 +26,8 @@ class DinoDetrQuerySelection(nn.Module):
         self.memory_proj = TransformerLinear(config.d_model, config.d_model)
         self.memory_norm = nn.LayerNorm(config.d_model)
         self.head = DetectionHead(config.d_model, config.num_labels)
-        self.content = nn.Embedding(config.num_queries, config.d_model)
+        self.num_queries = config.num_queries
+        self.content = nn.Embedding(config.num_queries, config.d_model) if config.mixed_query_selection else None
 
     def forward(self, memory: Tensor, levels: FeatureLevels) -> Proposals:
         """
@@ -38,7 +39,7 @@ class DinoDetrQuerySelection(nn.Module):
         anchors, is_anchor = grid_anchors(levels)
         tokens = self.memory_norm(self.memory_proj(memory.masked_fill(~is_anchor[..., None], 0)))  # (B, S, C)
         logits = self.head.classify(tokens)  # (B, S, K)
-        num_queries = min(self.content.num_embeddings, logits.shape[1])
+        num_queries = min(self.num_queries, logits.shape[1])
         best = logits.amax(-1).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
 
         def select(x: Tensor) -> Tensor:
@@ -46,7 +47,10 @@ class DinoDetrQuerySelection(nn.Module):
 
         # The box head sees the selected tokens only: the release refines all S and drops the rest, with the same result.
         boxes = (select(anchors) + self.head.box_delta(select(tokens))).sigmoid()  # (B, Q, 4)
-        content = self.content(torch.arange(num_queries, device=memory.device)).expand(len(memory), -1, -1)  # (B, Q, C)
+        if self.content is None:
+            content = select(tokens).detach()  # (B, Q, C)
+        else:
+            content = self.content(torch.arange(num_queries, device=memory.device)).expand(len(memory), -1, -1)
         return Proposals(content, boxes.detach(), select(logits), boxes)
 
 

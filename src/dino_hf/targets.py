@@ -19,14 +19,15 @@ class Targets(NamedTuple):
     @property
     def image(self) -> Tensor:
         """(T,) index of the image that each box belongs to."""
-        counts = torch.tensor(self.counts, dtype=torch.long, device=self.boxes.device)
-        return torch.arange(len(self.counts), device=self.boxes.device).repeat_interleave(counts)
+        image = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts, dtype=torch.long))
+        return image.to(self.boxes.device, non_blocking=True)
 
     @property
     def position(self) -> Tensor:
         """(T,) index of each box within its image."""
-        positions = [torch.arange(count, device=self.boxes.device) for count in self.counts]
-        return torch.cat(positions) if positions else torch.zeros(0, dtype=torch.long, device=self.boxes.device)
+        positions = [torch.arange(count) for count in self.counts]
+        position = torch.cat(positions) if positions else torch.zeros(0, dtype=torch.long)
+        return position.to(self.boxes.device, non_blocking=True)
 
 
 def collect_targets(
@@ -82,15 +83,28 @@ def collect_targets(
             )
         if image_boxes.is_complex():
             raise ValueError(f"labels[{image}]: boxes have dtype {image_boxes.dtype}; pass torch.float32.")
-        class_labels.append(image_classes.to(device=device, dtype=torch.int64))
-        boxes.append(image_boxes.to(device=device, dtype=torch.float32))
-    targets = Targets(
-        class_labels=torch.cat(class_labels) if class_labels else torch.zeros(0, dtype=torch.int64, device=device),
-        boxes=torch.cat(boxes) if boxes else torch.zeros(0, 4, device=device),
-        counts=tuple(len(image_classes) for image_classes in class_labels),
-    )
-    _check_values(targets, num_labels)
-    return targets
+        class_labels.append(image_classes.to(torch.int64))
+        boxes.append(image_boxes.to(torch.float32))
+    counts = tuple(len(image_classes) for image_classes in class_labels)
+    if (
+        len({image_classes.device for image_classes in class_labels} | {image_boxes.device for image_boxes in boxes})
+        > 1
+    ):
+        class_labels, boxes = ([one.to(device) for one in many] for many in (class_labels, boxes))
+    classes = torch.cat(class_labels) if class_labels else torch.zeros(0, dtype=torch.int64)
+    targets = Targets(classes, torch.cat(boxes) if boxes else torch.zeros(0, 4), counts)
+    _check_values(Targets(*_on_host(targets.class_labels, targets.boxes), counts), num_labels)
+    return Targets(*(x.to(device, non_blocking=True) for x in targets[:2]), counts)
+
+
+def _on_host(class_labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """(...), (..., 4) as they are, on the CPU: in one copy, because each waits for everything that the device still computes."""
+    if class_labels.device.type == "cpu" and boxes.device.type == "cpu":
+        return class_labels, boxes
+    packed = torch.cat(
+        [class_labels[..., None].double(), boxes.double()], dim=-1
+    ).cpu()  # exact for classes up to 2**53
+    return packed[..., 0].to(class_labels.dtype), packed[..., 1:].to(boxes.dtype)
 
 
 def _unpad(labels: Mapping) -> list[dict]:
@@ -106,6 +120,7 @@ def _unpad(labels: Mapping) -> list[dict]:
             f"Padded labels: boxes have shape {tuple(boxes.shape)} for class_labels of shape {tuple(class_labels.shape)}; "
             f"expected (B, M, 4) and (B, M), rows padded with {PADDING_LABEL}."
         )
+    class_labels, boxes = _on_host(class_labels, boxes)
     kept = class_labels != PADDING_LABEL
     return [
         {"class_labels": classes[keep], "boxes": image_boxes[keep]}
@@ -125,7 +140,7 @@ def _as_tensors(target: Mapping, where: str, class_shape: str, box_shape: str) -
 
 def _check_values(targets: Targets, num_labels: int) -> None:
     """Fail early, in the user's words: a bad target otherwise shows up as an index error inside a CUDA kernel."""
-    classes, boxes = targets.class_labels.cpu(), targets.boxes.cpu()
+    classes, boxes = targets.class_labels, targets.boxes
     rounding = 1e-4  # an image processor divides pixels in float32: a box of the whole image can end just above 1
     box_is_wrong = ~((boxes >= 0) & (boxes <= 1 + rounding)).all(-1)  # also True for NaN
     class_is_wrong = (classes < 0) | (classes >= num_labels)

@@ -1,0 +1,145 @@
+"""What DINO's three ideas bring, at the size of the demo: AP after a fixed number of steps, with the spread of the seeds.
+
+python benchmarks/ablation.py --output-dir outputs/ablation
+
+Every variant trains on the same drawn scenes from random weights; a seed gives initial weights, order of images and noise. Runs
+that `runs.jsonl` in the output folder already has are not repeated, so a broken-off benchmark goes on where it was.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.tools.demo import small_config
+from dino_hf.tools.scenes import make_scenes
+from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
+
+VARIANTS = {
+    "DINO": {},
+    "without denoising": {"num_denoising": 0},
+    "pure query selection": {"mixed_query_selection": False},
+    "without look forward twice": {"look_forward_twice": False},
+}
+
+
+@dataclass
+class AblationArguments:
+    """Train each variant of the demo's model with several seeds and compare AP."""
+
+    output_dir: str = field(default="outputs/ablation", metadata={"help": "folder for scenes and results"})
+    num_train_images: int = field(default=4800, metadata={"help": "images to train on"})
+    num_eval_images: int = field(default=400, metadata={"help": "held-out images"})
+    steps: int = field(default=1500, metadata={"help": "optimizer steps of each run"})
+    batch_size: int = field(default=4, metadata={"help": "images per step"})
+    learning_rate: float = field(default=7e-4, metadata={"help": "highest learning rate"})
+    seeds: int = field(default=3, metadata={"help": "runs of each variant"})
+
+
+def load_data(folder: Path, arguments: AblationArguments):
+    """The scenes of the demo, drawn on the first run; those of other numbers are others."""
+    data = []
+    for part, num_images, seed in (("train", arguments.num_train_images, 0), ("eval", arguments.num_eval_images, 1)):
+        path = folder / f"{part}_{num_images}"
+        annotations = path / "annotations.json"
+        if not annotations.exists():
+            make_scenes(path, num_images, seed)
+        data.append(load_coco(annotations, path, like=data[0] if data else None))
+    return data
+
+
+def run(arguments: AblationArguments, variant: str, seed: int, train, held_out) -> dict:
+    """One training, as in the demo, and its COCO scores."""
+    started = time.perf_counter()
+    set_seed(seed)
+    config = small_config(train)
+    for name, value in VARIANTS[variant].items():
+        setattr(config, name, value)
+    model = DinoDetrForObjectDetection(config)
+    processor = DinoDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 120})
+    settings = TrainingArguments(
+        output_dir=str(Path(arguments.output_dir) / "training"),
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=20,
+        learning_rate=arguments.learning_rate,
+        weight_decay=1e-4,
+        max_grad_norm=5.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=60,
+        save_strategy="no",
+        remove_unused_columns=False,
+        batch_eval_metrics=True,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=True,
+    )
+    transform = DetectionTransform(processor)
+    trainer = Trainer(
+        model=model,
+        args=settings,
+        train_dataset=train.dataset.with_transform(transform),
+        eval_dataset=held_out.dataset.with_transform(transform),
+        data_collator=DetectionCollator(),
+        compute_metrics=CocoEvaluator(held_out, processor),
+        optimizers=(make_optimizer(model, settings, backbone_scale=1.0), None),
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    return {
+        "variant": variant,
+        "seed": seed,
+        "steps": arguments.steps,
+        "AP": metrics["eval_AP"],
+        "AP50": metrics["eval_AP50"],
+        "seconds": round(time.perf_counter() - started),
+    }
+
+
+def table(runs: list[dict]) -> str:
+    """Mean and range over seeds, and the mean difference from DINO of the same seed with its standard error."""
+    scores = {variant: {one["seed"]: one for one in runs if one["variant"] == variant} for variant in VARIANTS}
+    lines = ["| variant | AP, mean (lowest to highest) | AP50 | AP against DINO |", "| --- | --- | --- | --- |"]
+    for variant, by_seed in scores.items():
+        if not by_seed:
+            continue
+        ap, ap50 = ([100 * one[name] for one in by_seed.values()] for name in ("AP", "AP50"))
+        differences = [
+            100 * (one["AP"] - scores["DINO"][seed]["AP"]) for seed, one in by_seed.items() if seed in scores["DINO"]
+        ]
+        against = ""
+        if variant != "DINO" and len(differences) > 1:
+            error = statistics.stdev(differences) / len(differences) ** 0.5
+            against = f"{statistics.mean(differences):+.1f} ± {error:.1f}"
+        spread = f"{statistics.mean(ap):.1f} ({min(ap):.1f} to {max(ap):.1f})"
+        lines.append(f"| {variant} | {spread} | {statistics.mean(ap50):.1f} | {against} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = HfArgumentParser(AblationArguments).parse_args_into_dataclasses()[0]
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "runs.jsonl"
+    runs = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    runs = [one for one in runs if one["steps"] == arguments.steps]
+    done = {(one["variant"], one["seed"]) for one in runs}
+    train, held_out = load_data(folder, arguments)
+    for seed in range(arguments.seeds):
+        for variant in VARIANTS:
+            if (variant, seed) in done:
+                continue
+            runs.append(run(arguments, variant, seed, train, held_out))
+            with results.open("a") as file:
+                file.write(json.dumps(runs[-1]) + "\n")
+            print(runs[-1], flush=True)
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()
