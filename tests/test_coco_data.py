@@ -1,14 +1,22 @@
-"""Reading a COCO folder: class space, crowd and areas kept, padding in the collator, and errors in the user's words."""
+"""Reading a COCO folder: class space, crowd and areas kept, augmentation, padding in the collator, and errors in the user's
+words."""
 
 import copy
+import dataclasses
 import json
+import pickle
 
 import pytest
 import torch
+from datasets.fingerprint import Hasher
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
+from torch.utils.data import DataLoader
 
-from dino_hf import DinoDetrImageProcessor
+from dino_hf import DinoDetrImageProcessor, DinoDetrImageProcessorPil
 from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
+from dino_hf.training.augmentation import Augmentation
 
 CONTENT = {
     "images": [
@@ -232,3 +240,203 @@ def test_a_batch_of_two_sizes_is_padded_and_its_boxes_stay_relative_to_each_imag
     torch.testing.assert_close(labels["boxes"][0], expected)  # 73 is rounded: the box is scaled with the image
     assert labels["image_id"].tolist() == [7, 3]
     assert labels["orig_size"].tolist() == [[40, 60], [50, 36]]
+
+
+AUGMENTATION = Augmentation(
+    short_sides=(48, 64, 80), longest_side=110, crop_short_sides=(40, 50), crop_sizes=(30, 45), photometric=0.3
+)
+
+
+def augmented(data, augmentation=AUGMENTATION, seed=0, epoch=0, processor=None, **columns):
+    """All images through the transform, as they are in one epoch."""
+    transform = DetectionTransform(processor or DinoDetrImageProcessor(), augmentation, seed)
+    transform.set_epoch(epoch)
+    return transform(data.dataset[:] | columns)
+
+
+def same(first, second) -> bool:
+    """Whether two samples, or columns of them, are equal in every tensor."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    pairs = [(first[key], second[key]) for key in first] if isinstance(first, dict) else zip(first, second, strict=True)
+    return all(same(*pair) for pair in pairs)
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(width=st.integers(1, 200), height=st.integers(1, 200), short_side=st.integers(20, 120), more=st.floats(1, 3))
+def test_an_image_that_is_only_resized_is_the_one_of_inference(width, height, short_side, more):
+    """The arithmetic of pixels, sizes, boxes and areas is the image processor's."""
+    longest_side = int(short_side * more)
+    noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+    row = {
+        "image_id": [4],
+        "image": [Image.fromarray(noise.numpy())],
+        "width": [width],
+        "height": [height],
+        "objects": [
+            {
+                "category": [2, 1],
+                "bbox": [[0, 0, width / 2, height / 3], [-9, -9, 99, 99]],
+                "area": [5.5, 99.0],
+                "iscrowd": [0, 0],
+            }
+        ],
+    }
+    processor = DinoDetrImageProcessor(size={"shortest_edge": short_side, "longest_edge": longest_side})
+    augmentation = Augmentation(horizontal_flip=0.0, crop=0.0, short_sides=(short_side,), longest_side=longest_side)
+    plain, resized = DetectionTransform(processor)(row), DetectionTransform(processor, augmentation)(row)
+    assert torch.equal(plain["pixel_values"][0], resized["pixel_values"][0])
+    expected, labels = plain["labels"][0], resized["labels"][0]
+    assert set(labels) == set(expected)
+    for name, tensor in expected.items():
+        # float32: boxes come through other products
+        torch.testing.assert_close(labels[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_augmented_labels_are_of_the_augmented_image_and_leave_crowds_out(write):
+    data = load_coco(*write(CONTENT))
+    flip = dataclasses.replace(AUGMENTATION, horizontal_flip=1.0, crop=0.0, short_sides=(80,), longest_side=110)
+    transform = DetectionTransform(DinoDetrImageProcessor(), flip)
+    samples = transform(data.dataset[:])
+    assert [image.shape for image in samples["pixel_values"]] == [(3, 73, 110), (3, 110, 79)]
+    labels, without_boxes = samples["labels"]
+    assert labels["class_labels"].tolist() == [2, 0]
+    expected = torch.tensor([[1 - 21 / 60, 14 / 40, 30 / 60, 20 / 40], [1 - 6 / 60, 5 / 40, 12 / 60, 10 / 40]])
+    torch.testing.assert_close(labels["boxes"], expected)
+    torch.testing.assert_close(labels["area"], torch.tensor([600, 55.5]) * (73 * 110) / (60 * 40))
+    assert labels["orig_size"].tolist() == [40, 60]  # of the file
+    assert labels["size"].tolist() == [73, 110]
+    assert labels["image_id"].tolist() == [7]
+    assert without_boxes["boxes"].shape == (0, 4)
+    _, objects = transform.augment(7, data.dataset[0]["image"], data.dataset[0]["objects"])
+    assert objects["iscrowd"] == [0, 0, 1]
+    assert objects["category"] == [2, 0, 0]
+    plain = DetectionTransform(DinoDetrImageProcessor()).augment(
+        7, data.dataset[0]["image"], data.dataset[0]["objects"]
+    )
+    assert (plain[0].shape, plain[1]) == ((3, 40, 60), data.dataset[0]["objects"])
+
+
+def test_the_pixels_of_an_object_stay_under_its_box(write):
+    """A white object on black, found again in what the model gets."""
+    json_file, folder = write(CONTENT | {"annotations": CONTENT["annotations"][:1]})
+    picture = Image.new("RGB", (60, 40))
+    picture.paste((255, 255, 255), (6, 4, 36, 24))
+    picture.save(folder / "wide.png")
+    data = load_coco(json_file, folder)
+    seen = 0
+    for epoch in range(20):
+        samples = augmented(data, dataclasses.replace(AUGMENTATION, photometric=0.0), epoch=epoch)
+        image, boxes = samples["pixel_values"][0], samples["labels"][0]["boxes"]
+        white = image[0] > 0.2  # brighter than half, between -2.1 for black and 2.2 for white
+        if len(boxes) == 0:
+            assert not white.any()
+            continue
+        seen += 1
+        rows, columns = white.any(1).nonzero(), white.any(0).nonzero()
+        found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        center, size = boxes[0].split(2)
+        height, width = white.shape
+        corners = torch.cat([center - size / 2, center + size / 2]) * torch.tensor([width, height, width, height])
+        # an edge is blurred over a pixel of the first resize, which the second one enlarges up to twice
+        torch.testing.assert_close(corners, found.float(), rtol=0, atol=2.0)
+    assert seen > 10
+
+
+def test_what_a_crop_removed_is_no_error_and_a_sample_may_be_empty(write):
+    content = changed(bbox=[0, 0, 2, 2])
+    content["annotations"] = content["annotations"][:1]
+    data = load_coco(*write(content))
+    samples = augmented(data, dataclasses.replace(AUGMENTATION, crop=1.0, crop_sizes=(20, 20)))
+    assert samples["labels"][0]["boxes"].shape == (0, 4)
+    rows = [{name: values[index] for name, values in samples.items()} for index in range(2)]
+    batch = DetectionCollator()(rows)
+    assert batch["labels"]["boxes"].shape == (2, 0, 4)
+    assert batch["labels"]["orig_size"].tolist() == [[40, 60], [50, 36]]
+
+
+def test_the_original_is_checked_before_it_is_augmented(write):
+    content = without_sizes()
+    content["annotations"][0]["bbox"] = [60, 4, 30, 20]
+    with pytest.raises(ValueError, match="Image 7 is 60 wide and 40 high, and 1 of its boxes lie wholly outside"):
+        augmented(load_coco(*write(content)))
+    json_file, folder = write(CONTENT)
+    data = load_coco(json_file, folder)
+    Image.new("I;16", (60, 40)).save(folder / "wide.png")
+    with pytest.raises(ValueError, match="mode 'I;16'") as caught:
+        augmented(data)
+    assert caught.value.__notes__ == ["This is image 7."]
+    Image.new("RGB", (30, 20)).save(folder / "wide.png")
+    with pytest.raises(ValueError, match="Image 7 is 30 wide and 20 high, but 60 and 40 by its json"):
+        augmented(data)
+    Image.new("L", (60, 40), 99).save(folder / "wide.png")
+    assert len(augmented(data)["pixel_values"][0]) == 3
+
+
+def test_both_image_processors_give_the_same_augmented_pixels(write):
+    data = load_coco(*write(CONTENT))
+    for epoch in range(4):
+        first = augmented(data, epoch=epoch)
+        second = augmented(data, epoch=epoch, processor=DinoDetrImageProcessorPil())
+        for one, other in zip(first["pixel_values"], second["pixel_values"], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)  # float32, normalised in one step or two
+
+
+def test_a_sample_depends_on_seed_epoch_and_image_and_not_on_the_order(write):
+    data = load_coco(*write(CONTENT))
+    first = augmented(data, epoch=3)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert same(augmented(data, epoch=3), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    reversed_columns = {name: values[::-1] for name, values in data.dataset[:].items()}
+    assert same(augmented(data, epoch=3, **reversed_columns), {name: values[::-1] for name, values in first.items()})
+    shapes = {
+        name: {tuple(augmented(data, **{name: value})["pixel_values"][0].shape) for value in range(12)}
+        for name in ("seed", "epoch")
+    }
+    assert min(map(len, shapes.values())) > 3
+    same_image = data.dataset[:]["image"][:1] * 2
+    others = {"image": same_image, "width": [60, 60], "height": [40, 40], "objects": data.dataset[:]["objects"][:1] * 2}
+    drawn = [augmented(data, epoch=epoch, **others)["pixel_values"] for epoch in range(12)]
+    assert sum(one.shape == other.shape for one, other in drawn) < 9  # images 7 and 3 draw their own numbers
+
+
+def test_copies_and_pickles_follow_or_keep_the_epoch(write):
+    data = load_coco(*write(CONTENT))
+    transform = DetectionTransform(DinoDetrImageProcessor(), AUGMENTATION, seed=5)
+    transform.set_epoch(2)
+    rows = data.dataset[:]
+    assert same(pickle.loads(pickle.dumps(transform))(rows), transform(rows))
+    dataset = data.dataset.with_transform(transform)
+    copies = [copy.deepcopy(transform), copy.deepcopy(dataset).format["format_kwargs"]["transform"]]
+    transform.set_epoch(3)
+    for copied in copies:
+        assert same(copied(rows), transform(rows))
+    assert same(dataset[0]["pixel_values"], transform(rows)["pixel_values"][0])
+    assert Hasher.hash(transform) == Hasher.hash(copies[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # of Python 3.12, about any fork
+@pytest.mark.parametrize(
+    ("start_method", "num_workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)]
+)
+def test_epochs_reach_workers_that_are_running(write, start_method, num_workers):
+    data = load_coco(*write(CONTENT))
+    transform = DetectionTransform(DinoDetrImageProcessor(), AUGMENTATION)
+    loader = DataLoader(
+        data.dataset.with_transform(transform),
+        batch_size=1,
+        num_workers=num_workers,
+        persistent_workers=True,
+        multiprocessing_context=start_method,
+        collate_fn=DetectionCollator(),
+    )
+    found = []
+    for epoch in (0, 1, 5, 1):
+        transform.set_epoch(epoch)
+        batches = [batch["pixel_values"][0] for batch in loader]
+        assert same(batches, augmented(data, epoch=epoch)["pixel_values"])
+        found.append(batches)
+    assert same(found[3], found[1])
+    assert not all(one.shape == other.shape and torch.equal(one, other) for one, other in zip(*found[:2], strict=True))

@@ -1,7 +1,10 @@
 """The command `dino-hf`."""
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import torch
 import typer
@@ -14,11 +17,6 @@ app = typer.Typer(
 )
 
 _PACKAGES = ("dino_hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "triton", "kernels", "timm")
-
-
-@app.callback()
-def _commands() -> None:
-    """One command so far, but a command all the same."""
 
 
 @app.command()
@@ -52,6 +50,43 @@ def _vectors(name: str) -> str:
     if name != "cpu":
         return ""
     return {16: ", AVX-512", 8: ", AVX2", 4: ", vectors of 4 floats"}[load_kernel(native=True).vector_lanes()]
+
+
+@app.command()
+def augment(
+    annotations: Annotated[Path, typer.Argument(help="COCO json.", show_default=False)],
+    image_dir: Annotated[Path, typer.Argument(help="Folder of its images.", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="Training recipe whose augmentation is shown.")] = "paper-12ep",
+    output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("augmented.png"),
+    num_images: Annotated[int, typer.Option(min=1, help="Rows: images of the data.")] = 4,
+    num_samples: Annotated[int, typer.Option(min=1, help="Columns: epochs.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the augmentation and of the choice of images.")] = 0,
+) -> None:
+    """Draw images as training gets them: each as annotated, and beside it as augmented in the first epochs."""
+    # Imported here: they take seconds, which other commands need not wait for, and matplotlib may be missing.
+    from ..training import load_coco
+    from ..training.recipes import get_recipe
+
+    try:
+        from .augmentation_grid import save_augmentation_grid
+    except ImportError as error:
+        if error.name.partition(".")[0] != "matplotlib":
+            raise
+        _fail("matplotlib, which draws the picture, is not installed; pip install 'dino_hf[plots]'.")
+    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        _fail(f"{output} cannot be written; choose a file in a folder that exists, such as --output augmented.png.")
+    try:
+        augmentation = get_recipe(recipe).augmentation
+        data = load_coco(annotations, image_dir)
+        save_augmentation_grid(output, data, augmentation, num_images, num_samples, seed)
+    except (OSError, ValueError) as error:
+        _fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
+    print(f"Look at {output}.")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A folder of images with a COCO json -> batches for the model."""
 
+import copy
 import json
 import math
 import warnings
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..targets import PADDING_LABEL
+from .augmentation import SMALLEST_SIDE, Augmentation, augment
 
 _FEATURES = Features(
     {
@@ -27,7 +29,6 @@ _FEATURES = Features(
         },
     }
 )
-_SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
 
 
 class CocoData(NamedTuple):
@@ -135,21 +136,27 @@ def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
 
 def _has_size(box: list[float], image_size: tuple[int, int] | tuple[None, None], where: str) -> bool:
     """Whether there is something of a box in its image. Raises ValueError where there should be."""
-    x, y, width, height = box
+    width, height = box[2:]
     if width < 0 or height < 0:
         raise ValueError(
             f"{where} has bbox={box}, of negative size; it must be (x, y, width, height) in pixels, not two corners."
         )
-    if min(width, height) < _SMALLEST_SIDE:
+    if min(width, height) < SMALLEST_SIDE:
         return False
     image_width, image_height = image_size if None not in image_size else (math.inf, math.inf)
-    visible = min(min(x + width, image_width) - max(x, 0), min(y + height, image_height) - max(y, 0))
+    visible = _visible_side(box, image_width, image_height)
     if visible <= 0:
         raise ValueError(
             f"{where} has bbox={box}, wholly outside of its image, which is {image_width} wide and {image_height} high; it must be "
             "(x, y, width, height) in pixels of the image as listed: scale it as the image was scaled, or remove it."
         )
-    return visible >= _SMALLEST_SIDE
+    return visible >= SMALLEST_SIDE
+
+
+def _visible_side(box: list[float], image_width: float, image_height: float) -> float:
+    """The shorter side of what is inside the image, at most 0 if nothing is."""
+    x, y, width, height = box
+    return min(min(x + width, image_width) - max(x, 0), min(y + height, image_height) - max(y, 0))
 
 
 def _read_json(path: Path) -> dict:
@@ -201,19 +208,63 @@ def _check_image(image_id: int, image, size: tuple[int, int] | tuple[None, None]
     )
 
 
+def _num_inside(image, objects: dict[str, list]) -> int:
+    """How many boxes, crowds aside, have something inside the image."""
+    boxes = zip(objects["bbox"], objects["iscrowd"], strict=True)
+    return sum(not iscrowd and _visible_side(box, image.width, image.height) > 0 for box, iscrowd in boxes)
+
+
 class DetectionTransform:
     """Rows of `load_coco` -> inputs of the model, unpadded. For `dataset.with_transform(DetectionTransform(processor))`;
     `Trainer` then needs `remove_unused_columns=False`, or it takes the images away first.
 
+    What an augmentation does to an image depends on the seed, the epoch and the image's id, and on nothing else: not on the
+    worker, the process, the order of images or what was drawn before, so a resumed run repeats it. Call `set_epoch` at the
+    start of each epoch, or all are alike.
+
     Args:
         image_processor: a `DinoDetrImageProcessor`, or another one with its interface.
+        augmentation: for training images; the sizes are then its own, while the image processor rescales and normalises. None:
+            the image processor's resize, as in inference.
+        seed: of the augmentation.
     """
 
-    def __init__(self, image_processor):
+    def __init__(self, image_processor, augmentation: Augmentation | None = None, seed: int = 0):
         self.image_processor = image_processor
+        self.augmentation = augmentation
+        self.seed = seed
+        self._transforms = None if augmentation is None else augmentation.transforms()
+        # In shared memory, so that `set_epoch` reaches workers that are running.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __deepcopy__(self, memo):
+        # `datasets` copies the transform with every change of columns; epochs must reach the copies too.
+        return copy.copy(self)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._epoch.share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew from here on: in this process, in its copies, and in workers of a `DataLoader`, also in running ones."""
+        self._epoch.fill_(int(epoch))
+
+    def augment(self, image_id: int, image, objects: dict[str, list]) -> tuple[Tensor, dict[str, list]]:
+        """One image as it is in this epoch, (3, h, w) uint8, and its objects in its pixels, those of crowds included.
+
+        Args:
+            image: PIL, of the size that boxes are for.
+            objects: `category`, `bbox`, `area`, `iscrowd`, as in a row of `load_coco`.
+        """
+        convert_rgb = getattr(self.image_processor, "do_convert_rgb", None)
+        pixels = torch.as_tensor(self.image_processor.process_image(image, do_convert_rgb=convert_rgb))
+        if self.augmentation is None:
+            return pixels, objects
+        return augment(self._transforms, pixels, objects, seed=(self.seed, int(self._epoch), image_id))
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
-        """Columns as lists -> `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors.
+        """Columns as lists -> `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors: boxes relative to the
+        image as it is then, `orig_size` of the image as it was. An augmented image may be left without boxes.
 
         Raises:
             ValueError: the image has not the size that the json says, or a box lies outside of it.
@@ -222,31 +273,44 @@ class DetectionTransform:
         columns = (rows[name] for name in ("image_id", "image", "width", "height", "objects"))
         for image_id, image, width, height, objects in zip(*columns, strict=True):
             _check_image(image_id, image, (width, height))
-            annotations = [
-                {"bbox": bbox, "category_id": category, "area": area, "iscrowd": iscrowd}
-                for bbox, category, area, iscrowd in zip(
-                    objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True
-                )
-            ]
             try:
-                sample = self.image_processor(
-                    images=[image],
-                    annotations=[{"image_id": image_id, "annotations": annotations}],
-                    do_pad=False,  # one by one: images of a batch differ in size, the collator pads them
-                    return_tensors="pt",
-                )
+                if self.augmentation is None:
+                    pixel_values, labels = self._process(image_id, image, objects)
+                    num_inside = len(labels["class_labels"])
+                else:
+                    pixels, changed = self.augment(image_id, image, objects)
+                    pixel_values, labels = self._process(
+                        image_id, pixels, changed, do_resize=False, input_data_format="channels_first"
+                    )
+                    labels["size"], labels["orig_size"] = labels["orig_size"], torch.tensor([image.height, image.width])
+                    num_inside = _num_inside(image, objects)  # of the original: what a crop leaves out is not lost
             except ValueError as error:
                 error.add_note(f"This is image {image_id}.")
                 raise
-            labels = dict(sample["labels"][0])
-            if lost := objects["iscrowd"].count(0) - len(labels["class_labels"]):
+            if lost := objects["iscrowd"].count(0) - num_inside:
                 raise ValueError(
                     f"Image {image_id} is {image.width} wide and {image.height} high, and {lost} of its boxes lie wholly outside: "
                     f"{objects['bbox']}; they must be (x, y, width, height) in its pixels."
                 )
-            samples["pixel_values"].append(sample["pixel_values"][0])
+            samples["pixel_values"].append(pixel_values)
             samples["labels"].append(labels)
         return samples
+
+    def _process(self, image_id: int, image, objects: dict[str, list], **settings) -> tuple[Tensor, dict[str, Tensor]]:
+        annotations = [
+            {"bbox": bbox, "category_id": category, "area": area, "iscrowd": iscrowd}
+            for bbox, category, area, iscrowd in zip(
+                objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True
+            )
+        ]
+        sample = self.image_processor(
+            images=[image],
+            annotations=[{"image_id": image_id, "annotations": annotations}],
+            do_pad=False,  # one by one: images of a batch differ in size, the collator pads them
+            return_tensors="pt",
+            **settings,
+        )
+        return sample["pixel_values"][0], dict(sample["labels"][0])
 
 
 class DetectionCollator:

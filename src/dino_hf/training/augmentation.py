@@ -1,0 +1,202 @@
+"""Random changes of training images, which the boxes, areas and crowd flags follow."""
+
+import hashlib
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.tv_tensors import BoundingBoxes, Image
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN
+
+SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
+_MEAN_COLOUR = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]  # becomes 0 when the image is normalised
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens at random to a training image. The defaults are those of the release, which every DETR since the first
+    has used: a flip; then, with equal chance, a resize, or a resize, a crop and a resize.
+
+    Resizing is bilinear with antialiasing on 8-bit pixels and rounds sides as the image processor does: an image that is only
+    resized to a shortest side of 800 is, pixel for pixel, the one that `DinoDetrImageProcessor` makes for inference (its twin on
+    PIL resizes with other rounding).
+
+    Args:
+        horizontal_flip: probability that left and right change places.
+        short_sides: the shortest side becomes one of these, in pixels, each as likely.
+        longest_side: as far as the longest side then has at most this many pixels.
+        crop: probability that the image is cropped before that: its shortest side becomes one of `crop_short_sides`, however
+            long the other becomes, and a rectangle is cut out.
+        crop_short_sides: in pixels, each as likely.
+        crop_sizes: lowest and highest height and width of the rectangle, in pixels, drawn apart, at most the image's side.
+        scale_jitter: lowest and highest scale of large-scale jitter (arXiv:2012.07177, which has 0.1 and 2.0). It takes the place
+            of resize and crop: the image is scaled to fit into a square of `jitter_size`, times this; then a square is cut out
+            at random, or the image is put into one at random, on the mean colour of ImageNet. The square, with what is around
+            the image, is the image from then on, and every image of a batch has its size. None: no jitter.
+        jitter_size: side of that square in pixels.
+        photometric: probability that colours are distorted as in SSD (arXiv:1512.02325): brightness, contrast, saturation, hue
+            and the order of channels, each with a chance of one half.
+    Raises:
+        ValueError: a probability is not in [0, 1], or a size or range makes no sense.
+    """
+
+    horizontal_flip: float = 0.5
+    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    longest_side: int = 1333
+    crop: float = 0.5
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_sizes: tuple[int, int] = (384, 600)
+    scale_jitter: tuple[float, float] | None = None
+    jitter_size: int = 1024
+    photometric: float = 0.0
+
+    def __post_init__(self):
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), list):  # from a json
+                object.__setattr__(self, field.name, tuple(value))
+        for name in ("horizontal_flip", "crop", "photometric"):
+            if not _is_number(value := getattr(self, name)) or not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r} must be a probability, a number in [0, 1].")
+        for name in ("short_sides", "crop_short_sides"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not value or not all(map(_is_size, value)):
+                raise ValueError(
+                    f"{name}={value!r} must be numbers of pixels to choose from, each an int of at least 1."
+                )
+        for name in ("longest_side", "jitter_size"):
+            if not _is_size(value := getattr(self, name)):
+                raise ValueError(f"{name}={value!r} must be a number of pixels, an int of at least 1.")
+        if self.longest_side < max(self.short_sides):
+            raise ValueError(
+                f"longest_side={self.longest_side} is below the highest of short_sides={self.short_sides}, which no image "
+                "could then reach; raise it or leave out the higher short sides."
+            )
+        if not _is_range(self.crop_sizes, _is_size):
+            raise ValueError(
+                f"crop_sizes={self.crop_sizes!r} must be the lowest and the highest number of pixels, in this order."
+            )
+        if self.scale_jitter is not None and not (
+            _is_range(self.scale_jitter, _is_number) and self.scale_jitter[0] > 0
+        ):
+            raise ValueError(
+                f"scale_jitter={self.scale_jitter!r} must be the lowest and the highest scale, above 0, such as (0.1, 2.0), "
+                "or None."
+            )
+
+    def transforms(self) -> v2.Transform:
+        """The same as a chain of torchvision's transforms, for an image and its boxes. They draw from torch's generator of
+        the CPU."""
+        if self.scale_jitter is not None:
+            square = (self.jitter_size, self.jitter_size)
+            scaled = [
+                _ScaleJitter(square, self.scale_jitter),
+                v2.RandomCrop(square, pad_if_needed=True, fill=_MEAN_COLOUR),
+            ]
+        else:
+            crop = [_ResizeShortestSide(self.crop_short_sides), _RandomSizeCrop(*self.crop_sizes)]
+            scaled = [v2.RandomApply(crop, p=self.crop), _ResizeShortestSide(self.short_sides, self.longest_side)]
+        return v2.Compose(
+            [
+                v2.RandomApply([v2.RandomPhotometricDistort()], p=self.photometric),
+                v2.RandomHorizontalFlip(self.horizontal_flip),
+                *scaled,
+                v2.ClampBoundingBoxes(),  # ratios of sizes are rounded
+            ]
+        )
+
+
+def augment(transforms: v2.Transform, pixels: Tensor, objects: dict[str, list], seed: tuple[int, ...]):
+    """Change an image and what is annotated on it. Draws from a generator of its own: the caller's draw nothing.
+
+    Boxes are cut off at the border, of the image and of a crop. What is then without size is left out with all that belongs to
+    it, the rest keeps its order. An area changes by the same share as its box: exact for resizing, and for areas that are those
+    of their boxes; where a crop cuts through another object, the share of its box that is left.
+    (The release takes the whole box's area after a crop. Training uses no areas.)
+
+    Args:
+        transforms: of an `Augmentation`.
+        pixels: (3, h, w), uint8.
+        objects: `bbox` as (x, y, width, height) in pixels, `area`, and any other lists of the same length.
+        seed: whatever the random numbers are to depend on, and nothing else.
+    Returns:
+        (3, h', w'), uint8, and objects of the same form.
+    """
+    boxes = torch.tensor(objects["bbox"], dtype=torch.float64).reshape(-1, 4)  # (N, 4) xywh
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    before = BoundingBoxes(corners, format="XYXY", canvas_size=tuple(pixels.shape[-2:]))
+    before = v2.functional.clamp_bounding_boxes(before)
+    with torch.random.fork_rng(devices=[]):
+        # only that of the CPU: torch.manual_seed would also seed the caller's CUDA devices
+        torch.default_generator.manual_seed(_mix(seed))
+        pixels, after = transforms(Image(pixels), before)
+    sizes_before, after = _sizes(before), after.as_subclass(Tensor)
+    sizes = _sizes(after)  # (N, 2)
+    # torchvision's SanitizeBoundingBoxes would also drop boxes of up to one pixel
+    keep = ((sizes >= SMALLEST_SIDE) & (sizes_before > 0)).all(dim=1)
+    share = (sizes / sizes_before).prod(dim=1)
+    boxes, area = torch.cat([after[:, :2], sizes], dim=1), torch.tensor(objects["area"], dtype=torch.float64) * share
+    objects = {**objects, "bbox": boxes.tolist(), "area": area.tolist()}
+    kept = keep.nonzero().flatten().tolist()
+    return pixels.as_subclass(Tensor), {name: [values[index] for index in kept] for name, values in objects.items()}
+
+
+class _ResizeShortestSide(v2.RandomShortestSize):
+    """Rounds as the image processor does, torchvision otherwise; and a side that would vanish keeps one pixel."""
+
+    def make_params(self, flat_inputs):
+        short_side = self.min_size[int(torch.randint(len(self.min_size), ()))]
+        sides = get_size_with_aspect_ratio(v2.query_size(flat_inputs), short_side, self.max_size)
+        return {"size": tuple(max(1, side) for side in sides)}
+
+
+class _ScaleJitter(v2.ScaleJitter):
+    """As in torchvision, but a side that would vanish keeps one pixel."""
+
+    def make_params(self, flat_inputs):
+        return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
+
+
+class _RandomSizeCrop(v2.Transform):
+    """Cuts out a rectangle whose height and width are each drawn from lowest to highest, but at most the image's."""
+
+    def __init__(self, lowest: int, highest: int):
+        super().__init__()
+        self.lowest, self.highest = lowest, highest
+
+    def make_params(self, flat_inputs):
+        sides = v2.query_size(flat_inputs)
+        height, width = (_draw(min(self.lowest, side), min(self.highest, side)) for side in sides)
+        top, left = _draw(0, sides[0] - height), _draw(0, sides[1] - width)
+        return {"top": top, "left": left, "height": height, "width": width}
+
+    def transform(self, inpt, params):
+        return v2.functional.crop(inpt, **params)
+
+
+def _draw(lowest: int, highest: int) -> int:
+    return int(torch.randint(lowest, highest + 1, ()))
+
+
+def _mix(seed: tuple[int, ...]) -> int:
+    """One number of 64 bits, unlike that of any similar seed: generators seeded with 1, 2, 3 begin alike."""
+    text = " ".join(str(int(part)) for part in seed)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _sizes(corners: Tensor) -> Tensor:
+    """(N, 4) xyxy -> (N, 2) width and height."""
+    return corners.as_subclass(Tensor)[:, 2:] - corners.as_subclass(Tensor)[:, :2]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_size(value) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _is_range(value, is_valid) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_valid, value)) and value[0] <= value[1]

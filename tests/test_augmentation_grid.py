@@ -1,0 +1,139 @@
+"""The picture of augmented samples and its command: what training gets is what is drawn, and errors are one sentence."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from dino_hf import DinoDetrImageProcessor
+from dino_hf.tools import augmentation_grid
+from dino_hf.tools.augmentation_grid import save_augmentation_grid
+from dino_hf.tools.cli import app
+from dino_hf.tools.scenes import make_scenes
+from dino_hf.training import DetectionTransform, load_coco
+from dino_hf.training.augmentation import Augmentation
+
+AUGMENTATION = Augmentation(short_sides=(96, 128), longest_side=200, crop_short_sides=(80,), crop_sizes=(50, 70))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return make_scenes(tmp_path_factory.mktemp("scenes") / "images", 6, seed=8)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is drawn in each cell: image, boxes, labels, texts; and the title."""
+    cells = []
+
+    def record(axes, *content):
+        cells.append([axes, *content])
+
+    monkeypatch.setattr(augmentation_grid, "draw_boxes", record)
+    return cells
+
+
+def augment(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["augment", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_each_row_is_an_image_and_what_training_gets_of_it(scenes, drawn, tmp_path):
+    data = load_coco(scenes, scenes.parent)
+    save_augmentation_grid(tmp_path / "grid.png", data, AUGMENTATION, num_images=6, num_samples=2, seed=4)
+    assert len(drawn) == 6 * 3
+    rows = {row["image_id"]: row for row in data.dataset}
+    transform = DetectionTransform(DinoDetrImageProcessor(), AUGMENTATION, seed=4)
+    num_crowds, seen = 0, set()
+    for number in range(0, len(drawn), 3):
+        title = drawn[number][0].get_title()
+        row = rows[int(re.match(r"image (\d+): ", title)[1])]
+        seen.add(row["image_id"])
+        image, objects = row["image"], row["objects"]
+        assert title.endswith(f": {image.width} x {image.height}")
+        _, picture, boxes, labels, texts = drawn[number]
+        assert labels == objects["category"]
+        scale = picture.width / image.width
+        expected = [[x, y, x + w, y + h] for x, y, w, h in objects["bbox"]]
+        # the picture has whole pixels, 250 or more of them
+        np.testing.assert_allclose(np.reshape(boxes, (-1, 4)) / scale, np.reshape(expected, (-1, 4)), rtol=0.01)
+        for epoch in (0, 1):
+            transform.set_epoch(epoch)
+            sample = transform({name: [value] for name, value in row.items()})
+            pixels, targets = sample["pixel_values"][0], sample["labels"][0]
+            axes, picture, boxes, labels, texts = drawn[number + 1 + epoch]
+            height, width = pixels.shape[1:]
+            assert axes.get_title() == f"epoch {epoch}: {width} x {height}"
+            assert labels[: len(targets["class_labels"])] == targets["class_labels"].tolist()
+            crowds = texts[len(targets["class_labels"]) :]
+            assert all(text.endswith(" (crowd)") for text in crowds)
+            num_crowds += len(crowds)
+            corners = torch.tensor(boxes[: len(targets["boxes"])]).reshape(-1, 4)
+            center = (corners[:, :2] + corners[:, 2:]) / 2 / torch.tensor(picture.size)
+            torch.testing.assert_close(center, targets["boxes"][:, :2], rtol=0, atol=0.005)  # whole pixels, as above
+            colours = torch.tensor(np.asarray(picture)).float().mean((0, 1)) / 255
+            mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+            # 8 bits, and a resize for the picture
+            torch.testing.assert_close(colours, pixels.mean((1, 2)) * std + mean, rtol=0, atol=0.01)
+    assert seen == set(rows)
+    assert num_crowds > 0
+
+
+def test_the_command_draws_the_augmentation_of_a_recipe(scenes, tmp_path):
+    output = tmp_path / "grid.png"
+    arguments = (scenes, scenes.parent, "--output", output, "--num-images", 2, "--num-samples", 1)
+    assert augment(*arguments) == (0, f"Look at {output}.\n")
+    with Image.open(output) as picture:
+        first = picture.convert("RGB")
+    assert first.size == (600, 550)
+    assert len(first.resize((64, 64)).getcolors(4096)) > 100  # not blank
+    assert augment(*arguments, "--recipe", "finetune", "--seed", 1)[0] == 0
+    with Image.open(output) as picture:
+        assert picture.convert("RGB").tobytes() != first.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.json", "."), "There is no annotation file none.json."),
+        (("{scenes}", "nowhere"), "nowhere/000001.png, listed in {scenes}, does not exist."),
+        (("{scenes}", ".", "--recipe", "paper"), "There is no recipe 'paper'"),
+        (("{scenes}", ".", "--output", "none/grid.png"), "none/grid.png cannot be written; choose a file in a folder"),
+        (("{scenes}", ".", "--output", "."), ". cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(scenes, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exit_code, output = augment(*(argument.format(scenes=scenes) for argument in arguments))
+    assert exit_code == 1
+    assert output.startswith("error: " + message.format(scenes=scenes))
+    assert output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_does_not_fit_is_named(scenes, tmp_path):
+    content = json.loads(scenes.read_text())
+    content["images"] = content["images"][:1]
+    content["annotations"] = []
+    Image.new("I;16", (content["images"][0]["width"], content["images"][0]["height"])).save(tmp_path / "000001.png")
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    exit_code, output = augment(tmp_path / "annotations.json", tmp_path, "--output", tmp_path / "grid.png")
+    assert exit_code == 1
+    assert output.startswith("error: An image has mode 'I;16'")
+    assert output.endswith("This is image 1.\n")
+
+
+def test_without_matplotlib_the_command_says_how_to_get_it(scenes, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("augmentation_grid", "drawing"):
+        monkeypatch.delitem(sys.modules, f"dino_hf.tools.{name}")
+    exit_code, output = augment(scenes, scenes.parent)
+    assert exit_code == 1
+    assert "matplotlib, which draws the picture, is not installed; pip install 'dino_hf[plots]'." in output
