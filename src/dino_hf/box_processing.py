@@ -70,6 +70,35 @@ class DinoDetrProcessingMixin(CarriesCode):
             target = {**target, "annotations": [_complete(entry) for entry in target["annotations"]]}
         return super().prepare_annotation(image, target, *args, **kwargs)
 
+    def top_detections(
+        self, outputs, target_sizes: Tensor | Sequence[tuple[int, int]] | None = None, top_k: int = 300
+    ) -> dict[str, Tensor]:
+        """The best pairs of a query and a class as tensors of one shape for all images, on the device of the outputs.
+
+        The detections of an image do not depend on the other images of the batch, to the last bit.
+
+        Args:
+            outputs, target_sizes, top_k: as in `post_process_object_detection`.
+        Returns:
+            `scores` (B, N) in [0, 1], highest first; `labels` (B, N) int64 in [0, K); `boxes` (B, N, 4) as (x0, y0, x1, y1),
+            float32; N is top_k, or Q * K if that is less.
+        Raises:
+            ValueError: target_sizes are not one (height, width) per image, or top_k is below 1.
+        """
+        logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} must be at least 1; a high threshold leaves detections out.")
+        num_labels = logits.shape[-1]
+        # Image by image: on the CPU, the last bit of a sigmoid depends on the place in the tensor, and would on the batch.
+        scores = torch.stack([image.sigmoid() for image in logits.flatten(1)])  # (B, Q * K)
+        scores, index = scores.topk(min(top_k, scores.shape[1]), dim=1)  # (B, N)
+        query = (index // num_labels)[..., None].expand(-1, -1, 4)
+        boxes = cxcywh_to_xyxy(boxes).gather(1, query)  # (B, N, 4)
+        if target_sizes is not None:
+            height, width = _read_sizes(target_sizes, len(logits)).to(boxes.device).unbind(1)
+            boxes = boxes * torch.stack([width, height, width, height], dim=1)[:, None]
+        return {"scores": scores, "labels": index % num_labels, "boxes": boxes}
+
     def post_process_object_detection(
         self,
         outputs,
@@ -95,22 +124,11 @@ class DinoDetrProcessingMixin(CarriesCode):
             ValueError: target_sizes are not one (height, width) per image, or top_k is below 1, or the config has another number
                 of classes than the logits.
         """
-        logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        if top_k < 1:
-            raise ValueError(f"top_k={top_k} must be at least 1; a high threshold leaves detections out.")
-        num_labels = logits.shape[-1]
-        _check_classes(config, num_labels)
-        scores, index = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)  # (B, N)
-        query = (index // num_labels)[..., None].expand(-1, -1, 4)
-        boxes = cxcywh_to_xyxy(boxes).gather(1, query)  # (B, N, 4)
-        if target_sizes is not None:
-            height, width = _read_sizes(target_sizes, len(logits)).to(boxes.device).unbind(1)
-            boxes = boxes * torch.stack([width, height, width, height], dim=1)[:, None]
+        _check_classes(config, outputs.logits.shape[-1])
+        detections = self.top_detections(outputs, target_sizes, top_k)
         results = [
-            {"scores": image_scores[keep], "labels": labels[keep], "boxes": image_boxes[keep]}
-            for image_scores, labels, image_boxes, keep in zip(
-                scores, index % num_labels, boxes, scores > threshold, strict=True
-            )
+            {name: values[image, keep] for name, values in detections.items()}
+            for image, keep in enumerate(detections["scores"] > threshold)
         ]
         if config is not None:
             category_ids = getattr(config, "category_ids", None)
@@ -119,7 +137,7 @@ class DinoDetrProcessingMixin(CarriesCode):
                 result["text_labels"] = [config.id2label[label] for label in labels]
                 if category_ids is not None:
                     ids = [category_ids[label] for label in labels]
-                    result["category_ids"] = torch.tensor(ids, dtype=torch.int64, device=logits.device)
+                    result["category_ids"] = torch.tensor(ids, dtype=torch.int64, device=result["labels"].device)
         return results
 
 

@@ -2,16 +2,18 @@
 
 import contextlib
 import io
-import math
+from collections import Counter
 from collections.abc import Mapping
 from types import SimpleNamespace
 
 import datasets
 import evaluate
+import numpy as np
 import torch
 from datasets import List, Value
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import Tensor
 from transformers import EvalPrediction
 
 from ..box_ops import xyxy_to_cxcywh
@@ -40,10 +42,17 @@ _INPUTS = """
     references: for each image {"image_id", "boxes" (T, 4) as (x, y, width, height) in pixels, "labels" (T,), "area" (T,),
         "iscrowd" (T,)}. Labels are category ids of any kind, the same on both sides.
 """
+_TRUTH = {"boxes": np.float64, "labels": np.int64, "area": np.float64, "iscrowd": np.int64}
+_DETECTIONS = {"boxes": np.float64, "scores": np.float64, "labels": np.int64}
+_LABELS = ("image_id", "orig_size", "class_labels", "boxes")  # of those that DetectionCollator makes
+
+Columns = dict[str, np.ndarray]  # one row for each of many boxes: image_id, labels (category ids), boxes (N, 4), ...
+ClassResult = tuple[np.ndarray, np.ndarray]  # precision (T, R, 1, A, M) and recall (T, 1, A, M) of pycocotools
 
 
 class CocoDetectionMetric(evaluate.Metric):
-    """The 12 numbers of COCO, and `AP_class_<name>` for each class of `class_names`.
+    """The 12 numbers of COCO, and `AP_class_<name>` for each class of `class_names`: to the last bit what pycocotools gives for
+    the boxes (x0, y0, x1 - x0, y1 - y0).
 
     A number without any ground truth is -1, as pycocotools has it.
 
@@ -77,144 +86,251 @@ class CocoDetectionMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[dict], references: list[dict]) -> dict[str, float]:
-        image_ids = [reference["image_id"] for reference in references]
-        if len(set(image_ids)) != len(image_ids):
-            twice = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)
-            raise ValueError(f"Image {twice} was added twice; every image must be evaluated once.")
-        self._check(predictions, "prediction", set(image_ids))
-        self._check(references, "reference", set(image_ids))
-        truth = [
-            {"image_id": image["image_id"], "bbox": box, "category_id": label, "area": area, "iscrowd": iscrowd}
-            for image in references
-            for box, label, area, iscrowd in zip(
-                image["boxes"], image["labels"], image["area"], image["iscrowd"], strict=True
+        known = _image_ids(references)
+        if missing := [image_id for image_id in _image_ids(predictions) if image_id not in known]:
+            raise ValueError(
+                f"The prediction for image {missing[0]} has no reference; an image without objects needs one with empty lists."
             )
-        ]
-        found = [
-            {
-                "image_id": image["image_id"],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "category_id": label,
-                "score": score,
-                "area": (x1 - x0) * (y1 - y0),
-                "iscrowd": 0,
-            }
-            for image in predictions
-            for (x0, y0, x1, y1), label, score in zip(image["boxes"], image["labels"], image["scores"], strict=True)
-        ]
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            evaluation = COCOeval(self._index(truth, image_ids), self._index(found, image_ids), iouType="bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        scores = dict(zip(NAMES, map(float, evaluation.stats), strict=True))
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) for all areas, 100 detections
-        for index, category_id in enumerate(evaluation.params.catIds):
-            values = precision[:, :, index]
-            values = values[values > -1]
-            scores[f"AP_class_{self.class_names[category_id]}"] = float(values.mean()) if values.size else -1.0
-        return scores
+        truth = _columns(references, "reference", _TRUTH)
+        detections = _columns(predictions, "prediction", _DETECTIONS)
+        _check(truth, "reference", self.class_names)
+        _check(detections, "prediction", self.class_names)
+        return _summarize(_evaluate(truth, detections, sorted(self.class_names)), self.class_names)
 
-    def _check(self, images: list[dict], kind: str, image_ids: set[int]) -> None:
-        for image in images:
-            where = f"The {kind} for image {image['image_id']}"
-            if image["image_id"] not in image_ids:
-                raise ValueError(f"{where} has no reference; an image without objects needs one with empty lists.")
-            if unknown := set(image["labels"]) - set(self.class_names):
-                raise ValueError(
-                    f"{where} has the labels {sorted(unknown)}, but class_names has {sorted(self.class_names)}; labels are "
-                    "category ids, not class indices."
-                )
-            numbers = [*image.get("scores", []), *(value for box in image["boxes"] for value in box)]
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(f"{where} has scores or boxes that are NaN or infinite, which cannot be ranked.")
 
-    def _index(self, annotations: list[dict], image_ids: list[int]) -> COCO:
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": image_id} for image_id in image_ids],
-            "categories": [{"id": category_id, "name": name} for category_id, name in self.class_names.items()],
-            "annotations": [{**entry, "id": index + 1} for index, entry in enumerate(annotations)],
-        }
-        coco.createIndex()
-        return coco
+def _image_ids(images: list[dict]) -> set[int]:
+    counts = Counter(image["image_id"] for image in images)
+    if twice := [image_id for image_id, count in counts.items() if count > 1]:
+        raise ValueError(f"Image {twice[0]} was added twice; every image must be evaluated once.")
+    return set(counts)
+
+
+def _columns(images: list[dict], kind: str, fields: dict[str, type]) -> Columns:
+    for image in images:
+        if len({len(image[name]) for name in fields}) > 1:
+            raise ValueError(
+                f"The {kind} for image {image['image_id']} has lists of different lengths: "
+                f"{ {name: len(image[name]) for name in fields} }; each box needs one value in each."
+            )
+    counts = [len(image["labels"]) for image in images]
+    columns = {"image_id": np.repeat(np.array([image["image_id"] for image in images], dtype=np.int64), counts)}
+    for name, dtype in fields.items():
+        values = np.array([value for image in images for value in image[name]], dtype=dtype)
+        columns[name] = values.reshape(-1, 4) if name == "boxes" else values
+    return columns
+
+
+def _check(columns: Columns, kind: str, class_names: dict[int, str]) -> None:
+    unknown = ~np.isin(columns["labels"], list(class_names))
+    if unknown.any():
+        image_id = columns["image_id"][unknown][0]
+        labels = columns["labels"][unknown & (columns["image_id"] == image_id)]
+        raise ValueError(
+            f"The {kind} for image {image_id} has the labels {np.unique(labels).tolist()}, but class_names has "
+            f"{sorted(class_names)}; labels are category ids, not class indices."
+        )
+    finite = np.isfinite(columns["boxes"]).all(axis=1)
+    for name in ("scores", "area"):
+        if name in columns:
+            finite &= np.isfinite(columns[name])
+    if not finite.all():
+        raise ValueError(
+            f"The {kind} for image {columns['image_id'][~finite][0]} has scores or boxes that are NaN or infinite, which cannot "
+            "be ranked."
+        )
+
+
+def _evaluate(truth: Columns, detections: Columns, category_ids: list[int]) -> dict[int, ClassResult]:
+    """One class after another: of all at once, pycocotools would hold gigabytes for 300 detections in each of 5,000 images."""
+    return {
+        category_id: _evaluate_class(
+            {name: column[truth["labels"] == category_id] for name, column in truth.items()},
+            {name: column[detections["labels"] == category_id] for name, column in detections.items()},
+        )
+        for category_id in category_ids
+    }
+
+
+def _evaluate_class(truth: Columns, detections: Columns) -> ClassResult:
+    image_ids = np.union1d(truth["image_id"], detections["image_id"])
+    corners = detections["boxes"].astype(np.float64)
+    sizes = corners[:, 2:] - corners[:, :2]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        true = _index(
+            image_ids,
+            image_id=truth["image_id"],
+            bbox=truth["boxes"],
+            area=truth["area"],
+            iscrowd=truth["iscrowd"],
+        )
+        found = _index(
+            image_ids,
+            image_id=detections["image_id"],
+            bbox=np.concatenate([corners[:, :2], sizes], axis=1),
+            area=sizes.prod(axis=1),
+            score=detections["scores"],
+        )
+        evaluation = COCOeval(true, found, iouType="bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def _index(image_ids: np.ndarray, **columns: np.ndarray) -> COCO:
+    """The boxes of one class, which has the id 1 here, in the form of pycocotools, whose names the columns have."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image_id} for image_id in image_ids.tolist()],
+        "categories": [{"id": 1}],
+        # the ids begin at 1, for pycocotools takes a match with 0 for none
+        "annotations": [
+            {"id": number, "category_id": 1, **dict(zip(columns, row, strict=True))}
+            for number, row in enumerate(rows, start=1)
+        ],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _evaluate_together(truth: Columns, detections: Columns, category_ids: list[int]) -> dict[int, ClassResult]:
+    """`_evaluate`, the classes shared out over the processes of a distributed run, each of which gets the results of all."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return _evaluate(truth, detections, category_ids)
+    parts = [None] * torch.distributed.get_world_size()
+    own = category_ids[torch.distributed.get_rank() :: len(parts)]
+    torch.distributed.all_gather_object(parts, _evaluate(truth, detections, own))
+    return {category_id: result for part in parts for category_id, result in part.items()}
+
+
+def _summarize(results: dict[int, ClassResult], class_names: dict[int, str]) -> dict[str, float]:
+    category_ids = sorted(results)
+    precision = np.concatenate([results[category_id][0] for category_id in category_ids], axis=2)
+    recall = np.concatenate([results[category_id][1] for category_id in category_ids], axis=1)
+    evaluation = COCOeval(iouType="bbox")
+    evaluation.eval = {"precision": precision, "recall": recall}
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    scores = dict(zip(NAMES, map(float, evaluation.stats), strict=True))
+    for index, category_id in enumerate(category_ids):
+        values = precision[:, :, index, 0, -1]  # (T, R) for all areas, 100 detections
+        values = values[values > -1]
+        scores[f"AP_class_{class_names[category_id]}"] = float(values.mean()) if values.size else -1.0
+    return scores
 
 
 class CocoEvaluator:
-    """`compute_metrics` of `Trainer`: COCO AP of the predictions on `data`, crowd regions and areas as annotated.
+    """`compute_metrics` of `Trainer`: what `CocoDetectionMetric` gives for the predictions on `data`, crowd regions and areas as
+    annotated, the same in each process of a distributed run.
 
-    Works with `batch_eval_metrics=True`, which keeps memory flat, and without. Batches must come from `DetectionCollator`.
+        evaluator = CocoEvaluator(held_out, image_processor)
+        Trainer(..., compute_metrics=evaluator, preprocess_logits_for_metrics=evaluator.keep_top)
+
+    with `batch_eval_metrics=True`, so that of each image only its best 300 detections are kept, and `DetectionCollator`. Without
+    one of the two, the numbers are the same, but `Trainer` gathers all logits, or joins the batches of the whole evaluation.
+
+    In a distributed run every process must call it, as `Trainer` does. An image that the sampler repeats to fill up the last
+    batch counts once.
 
     Each data set needs an evaluator of its own: a dictionary of `eval_dataset`s, for which `Trainer` has but one
     `compute_metrics`, is evaluated by setting `trainer.compute_metrics` before each `trainer.evaluate(one_of_them)`.
 
     Args:
         data: the evaluation data; detections are scored under their original category ids.
-        image_processor: its `post_process_object_detection` makes the detections.
+        image_processor: its `top_detections` makes the detections.
     """
 
     def __init__(self, data: CocoData, image_processor):
-        self.category_ids = torch.tensor(data.category_ids)
+        self.category_ids = np.array(data.category_ids)
+        self.class_names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
         self.image_processor = image_processor
-        names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
-        self.metric = CocoDetectionMetric(names)
-        self.predictions: dict[int, dict] = {}  # image id -> detections of the evaluation that is under way
+        # image id -> scores, labels, boxes of the evaluation that is under way
+        self.detections: dict[int, dict[str, np.ndarray]] = {}
         rows = data.dataset.select_columns(["image_id", "width", "height", "objects"])
         self.rows = {row["image_id"]: row for row in rows}
-        self.references = {
-            image_id: {
-                "image_id": image_id,
-                "boxes": row["objects"]["bbox"],
-                "labels": [data.category_ids[index] for index in row["objects"]["category"]],
-                "area": row["objects"]["area"],
-                "iscrowd": row["objects"]["iscrowd"],
-            }
-            for image_id, row in self.rows.items()
-        }
+
+    def keep_top(self, predictions: tuple, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`preprocess_logits_for_metrics` of `Trainer`: the best 300 detections of each image, on the device of the predictions.
+
+        Args:
+            predictions: loss_dict, logits (B, Q, K) and boxes (B, Q, 4) cxcywh in [0, 1], as `Trainer` has them.
+            labels: of `DetectionCollator`.
+        Returns:
+            `scores` (B, N) float32 in [0, 1], highest first, `labels` (B, N) int32 in [0, K), `boxes` (B, N, 4) float32
+            as (x0, y0, x1, y1) in pixels of the original image; N is 300, or Q * K if that is less. Where a label is -100 there
+            is no detection, for small images have fewer queries. `Trainer.predict` returns them too, as arrays.
+        Raises:
+            ValueError: the labels are not of `DetectionCollator`.
+        """
+        _check_form(labels)
+        _, logits, boxes = predictions[:3]
+        detections = self.image_processor.top_detections(
+            SimpleNamespace(logits=torch.as_tensor(logits), pred_boxes=torch.as_tensor(boxes)), labels["orig_size"]
+        )
+        x0, _, x1, _ = detections["boxes"].unbind(-1)
+        # `Trainer` fills up the queries of images, and later the detections, with -100. Such a box has a negative size.
+        return detections | {"labels": detections["labels"].int().masked_fill(x1 < x0, PADDING_LABEL)}
 
     def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        labels, names = evaluation.label_ids, ("image_id", "orig_size", "class_labels", "boxes")
-        if not isinstance(labels, Mapping) or not set(names) <= set(labels):
-            found = f"a {type(labels).__name__}" + (f" of {sorted(labels)}" if isinstance(labels, Mapping) else "")
-            raise ValueError(
-                f"The labels of the evaluation are {found}, but must be a dictionary of {sorted(names)}: pass DetectionCollator "
-                "to Trainer as data_collator, and leave eval_do_concat_batches=True."
-            )
-        labels = {name: torch.as_tensor(labels[name]).cpu() for name in names}
-        logits, boxes = evaluation.predictions[1:3]  # after loss_dict
+        labels, predictions = evaluation.label_ids, evaluation.predictions
+        _check_form(labels)
+        labels = {name: torch.as_tensor(labels[name]).cpu() for name in _LABELS}
         image_ids = labels["image_id"].tolist()
         try:
             self._check_images(image_ids, labels)
+            num_new = self._count_new(image_ids, is_last=compute_result)
         except ValueError:
-            self.predictions.clear()
+            self.detections.clear()
             raise
-        if twice := sorted(image_id for image_id in image_ids if image_id in self.predictions):
-            self.predictions.clear()
+        detections = predictions if isinstance(predictions, Mapping) else self.keep_top(predictions, labels)
+        detections = {name: torch.as_tensor(values).cpu().numpy() for name, values in detections.items()}
+        for index, image_id in enumerate(image_ids[:num_new]):
+            kept = detections["labels"][index] != PADDING_LABEL
+            self.detections[image_id] = {name: values[index][kept] for name, values in detections.items()}
+        return self._compute() if compute_result else {}
+
+    def _count_new(self, image_ids: list[int], is_last: bool) -> int:
+        """How many images of a batch come for the first time; others may follow them where a sampler fills up the last batch."""
+        new = [image_id for image_id in dict.fromkeys(image_ids) if image_id not in self.detections]
+        fills_up = is_last and new and new == image_ids[: len(new)]
+        if len(new) < len(image_ids) and not fills_up:
+            counts = Counter([*self.detections, *image_ids])
+            twice = sorted(image_id for image_id, count in counts.items() if count > 1)
             raise ValueError(
                 f"The images {twice[:5]} were evaluated before: an earlier evaluation was broken off, and what it left has been "
                 "dropped now, so evaluate again; or the data are sampled with repetition, which COCO AP cannot be."
             )
-        detections = self.image_processor.post_process_object_detection(
-            SimpleNamespace(logits=torch.as_tensor(logits), pred_boxes=torch.as_tensor(boxes)),
-            threshold=-1.0,  # AP wants the whole ranking
-            target_sizes=labels["orig_size"],
-        )
-        for image_id, detection in zip(image_ids, detections, strict=True):
-            self.predictions[image_id] = {
-                "image_id": image_id,
-                "boxes": detection["boxes"].tolist(),
-                "scores": detection["scores"].tolist(),
-                "labels": self.category_ids[detection["labels"].cpu()].tolist(),
-            }
-        if not compute_result:
-            return {}
-        predictions, self.predictions = self.predictions, {}
-        references = [self.references[image_id] for image_id in predictions]
-        return self.metric.compute(predictions=list(predictions.values()), references=references)
+        return len(new)
 
-    def _check_images(self, image_ids: list[int], labels: dict[str, torch.Tensor]) -> None:
+    def _compute(self) -> dict[str, float]:
+        found, self.detections = self.detections, {}
+        scores, labels, boxes = (
+            np.concatenate([image[name] for image in found.values()]) for name in ("scores", "labels", "boxes")
+        )
+        detections = {
+            "image_id": np.repeat(list(found), [len(image["scores"]) for image in found.values()]),
+            "boxes": boxes,
+            "scores": scores,
+            "labels": self.category_ids[labels],
+        }
+        _check(detections, "prediction", self.class_names)
+        truth = _columns([self._reference(image_id) for image_id in found], "reference", _TRUTH)
+        return _summarize(_evaluate_together(truth, detections, sorted(self.class_names)), self.class_names)
+
+    def _reference(self, image_id: int) -> dict:
+        objects = self.rows[image_id]["objects"]
+        labels = [int(self.category_ids[index]) for index in objects["category"]]
+        return {
+            "image_id": image_id,
+            "boxes": objects["bbox"],
+            "labels": labels,
+            "area": objects["area"],
+            "iscrowd": objects["iscrowd"],
+        }
+
+    def _check_images(self, image_ids: list[int], labels: dict[str, Tensor]) -> None:
         """Two data sets may number their images alike: that these are ours is seen from sizes and annotations."""
-        if unknown := sorted(set(image_ids) - set(self.references)):
+        if unknown := sorted(set(image_ids) - set(self.rows)):
             raise ValueError(
                 f"The images {unknown[:5]} are not in the data that this CocoEvaluator was made for; each data set needs an "
                 "evaluator of its own."
@@ -235,7 +351,16 @@ class CocoEvaluator:
                 )
 
 
-def _labels_of(objects: dict[str, list], height: int, width: int) -> tuple[list[int], torch.Tensor]:
+def _check_form(labels) -> None:
+    if not isinstance(labels, Mapping) or not set(_LABELS) <= set(labels):
+        found = f"a {type(labels).__name__}" + (f" of {sorted(labels)}" if isinstance(labels, Mapping) else "")
+        raise ValueError(
+            f"The labels of the evaluation are {found}, but must be a dictionary of {sorted(_LABELS)}: pass DetectionCollator "
+            "to Trainer as data_collator, and leave eval_do_concat_batches=True."
+        )
+
+
+def _labels_of(objects: dict[str, list], height: int, width: int) -> tuple[list[int], Tensor]:
     """Class indices and boxes, (T, 4) cxcywh in [0, 1], that image processors make of the objects of an image."""
     kept = [index for index, iscrowd in enumerate(objects["iscrowd"]) if not iscrowd]
     boxes = torch.tensor([objects["bbox"][index] for index in kept]).reshape(-1, 4)
