@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import DeformableDetrConfig
+from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 
 from dino_hf import criterion
 from dino_hf.criterion import (
@@ -328,3 +330,19 @@ def test_the_number_of_boxes_is_averaged_over_processes(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(3))
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     assert mean_over_processes(7, "cpu").item() == pytest.approx(10 / 3)
+
+
+@pytest.mark.parametrize("counts", [(3, 0), (2, 4), (0, 0)], ids=str)
+def test_value_and_gradients_are_those_of_the_loss_of_transformers(counts):
+    """Its Deformable DETR has the same losses, as a loop over dictionaries; there, proposals are one more layer."""
+    logits, boxes = random_predictions(4, 2, 6)
+    labels = tiny_labels(*counts)
+    theirs = DeformableDetrConfig(auxiliary_loss=True, num_labels=NUM_LABELS, decoder_layers=4, class_cost=2)
+    expected, *_ = DeformableDetrForObjectDetectionLoss(
+        logits[-1], labels, "cpu", boxes[-1], theirs, outputs_class=logits, outputs_coord=boxes
+    )
+    ours, _ = DinoDetrLoss(tiny_config())(logits, boxes, collect_targets(labels, 2, NUM_LABELS, "cpu"))
+    gradients = [torch.autograd.grad(loss, (logits, boxes), materialize_grads=True) for loss in (ours, expected)]
+    # float32, and sums in another order
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)

@@ -622,3 +622,21 @@ def test_what_is_frozen_stays_frozen_through_saving_and_loading(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = DinoDetrForObjectDetection.from_pretrained(tmp_path)
     assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_trains_with_a_loss_in_float32(dtype):
+    model = make_model("resnet", num_denoising=10).train()
+    labels, losses = tiny_labels(3, 0), []
+    images = tiny_images()
+    for enabled in (False, True):
+        torch.manual_seed(1)  # the same noise
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            outputs = model(*images, labels)
+        losses.append(outputs.loss.item())
+    assert outputs.logits.dtype == dtype
+    assert outputs.loss.dtype == outputs.pred_boxes.dtype == torch.float32
+    outputs.loss.backward()
+    assert all(one.grad.isfinite().all() for one in model.parameters() if one.requires_grad)
+    # 8 bits of bfloat16 choose other queries; float16 has 11
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
