@@ -1,21 +1,37 @@
-"""What training with the stock `transformers.Trainer` needs: data, new classes, collator, COCO metric, parameter groups."""
+"""What training with the stock `transformers.Trainer` needs, and a trainer that puts all of it together."""
 
+from .augmentation import Augmentation
 from .class_transfer import ClassTransfer, transfer_classes
 from .coco_data import CocoData, DetectionCollator, DetectionTransform, load_coco
 from .coco_metric import CocoDetectionMetric, CocoEvaluator
+from .doctor import TrainingDoctor
+from .freezing import freeze, unfreeze
+from .lora import add_lora, lora_config
 from .model_card import record_training
 from .parameter_groups import make_optimizer, parameter_groups
+from .recipes import RECIPES, Recipe, get_recipe
+from .trainer import DinoDetrTrainer
 
 __all__ = [
+    "RECIPES",
+    "Augmentation",
     "ClassTransfer",
     "CocoData",
     "CocoDetectionMetric",
     "CocoEvaluator",
     "DetectionCollator",
     "DetectionTransform",
+    "DinoDetrTrainer",
+    "Recipe",
+    "TrainingDoctor",
+    "add_lora",
+    "freeze",
+    "get_recipe",
     "load_coco",
+    "lora_config",
     "make_optimizer",
     "parameter_groups",
     "record_training",
     "transfer_classes",
+    "unfreeze",
 ]

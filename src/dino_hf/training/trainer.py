@@ -1,0 +1,544 @@
+"""`transformers.Trainer` for a recipe: average of the weights, exact resume, whole checkpoints, losses of a whole window."""
+
+import copy
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.utils import CONFIG_NAME, is_peft_available
+
+from ..matcher import NonFinitePredictionsError
+from ..model_card import weights_digest
+from ..targets import PADDING_LABEL
+from .coco_data import CocoData, DetectionCollator, DetectionTransform
+from .coco_metric import CocoEvaluator
+from .doctor import TrainingDoctor
+from .ema import FOLDER_NAME, ModelEma
+from .model_card import record_training
+from .recipes import Recipe
+
+if is_peft_available():
+    from peft import PeftModel
+
+logger = logging.getLogger(__name__)
+
+RECIPE_NAME = "recipe.json"
+# Uploads leave out what begins with an underscore.
+_UNFINISHED = "_unfinished"
+# More in a row are no accident of the data: weights that are broken spoil every step. At the start of float16 training, the
+# loss scale may need 16 of them, from 65,536 down to 1.
+_MOST_SKIPPED_IN_A_ROW = 20
+
+
+class DinoDetrTrainer(Trainer):
+    """`Trainer` that does what a recipe says, on COCO data. Whatever else `TrainingArguments` ask for is done as usual.
+
+    - Training images are augmented, the optimizer, schedule and model settings are the recipe's; where arguments depart from the
+      recipe, that is logged. `recipe.json` in the output folder keeps both.
+    - `evaluate` gives COCO's numbers, as `eval_AP` and so on. With an average of the weights (`recipe.ema_decay`), it runs a
+      second time with these, as `eval_ema_AP` and so on; all are in one dictionary, so `metric_for_best_model="ema_AP"` works. The
+      average is saved as a model of its own in the folder `ema` of every checkpoint, and beside what `save_model` saves.
+    - With gradient accumulation, losses are divided by the boxes of all batches of a step (`recipe.normalize_over_window`), also
+      of all processes: batches of many and of few boxes then weigh as they would in one large batch.
+    - A run that is killed, at any moment, and resumed ends with the weights of one that was not, bit by bit: everything random in
+      a step depends on seed, epoch, image, step and process, and on nothing drawn before. A checkpoint gets its name when all of
+      it is written. `train(resume_from_checkpoint=True)` also starts a run of which there is no checkpoint yet, so one command
+      starts and continues it; one that was stopped early stays stopped.
+    - Predictions that are NaN or infinite raise an error that names layer, image and epoch; a gradient that is raises one that
+      names the images of the step. Or such a step is skipped, as `recipe.on_non_finite` says, and counted in the logs.
+
+    `predict` uses the model's own weights; the average's do with `with trainer.ema.applied():`.
+
+    Args:
+        model: `DinoDetrForObjectDetection`, with the classes of the data; frozen as wanted, or of `add_lora`.
+        args: of `recipe.training_arguments`.
+        recipe: of `get_recipe`. It configures the model.
+        train: to train on.
+        held_out: to evaluate on, loaded with `like=train`; None: there is no evaluation.
+        image_processor: a `DinoDetrImageProcessor`; saved with the model. Its size is that of evaluation.
+        callbacks: more `TrainerCallback`s.
+
+    Attributes:
+        ema: `ModelEma`, None without.
+        evaluator: the `CocoEvaluator`, None without held-out data.
+
+    Raises:
+        ValueError: classes, arguments or devices that do not go with the recipe or each other.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        recipe: Recipe,
+        train: CocoData,
+        held_out: CocoData | None = None,
+        image_processor,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        _check(model, args, recipe, train, held_out)
+        detector = _detector(model)
+        recipe.configure(detector)
+        self.recipe = recipe
+        self._data_seed = args.seed if args.data_seed is None else args.data_seed
+        self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed)
+        self.evaluator = None if held_out is None else CocoEvaluator(held_out, image_processor)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=DetectionCollator(),
+            train_dataset=train.dataset.with_transform(self._train_transform),
+            eval_dataset=(
+                None if held_out is None else held_out.dataset.with_transform(DetectionTransform(image_processor))
+            ),
+            processing_class=image_processor,
+            compute_metrics=self.evaluator,
+            preprocess_logits_for_metrics=None if held_out is None else self.evaluator.keep_top,
+            callbacks=callbacks,
+        )
+        self.model_accepts_loss_kwargs = recipe.normalize_over_window
+        detector.criterion.skip_non_finite = recipe.on_non_finite == "skip"
+        self._check_sharding()
+        self.ema = None
+        if recipe.ema_decay is not None:
+            self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
+        self.departures = recipe.departures(args, detector.config, len(train.dataset))
+        self._held_out = held_out
+        self._ema_evaluation: dict | None = None  # for the card of the averaged model
+        self._stopped_early = False  # the run that is resumed
+        self._steps_per_epoch = 1
+        self._image_ids: list[Tensor] = []  # of the batches of this step
+        self._batch_in_step = 0
+        self._num_skipped = 0  # since the last log
+        self._unfinished: Path | None = None  # where a checkpoint is being written
+        record_training(self, train, held_out)
+        patience = recipe.early_stopping_patience
+        if patience is not None and not any(isinstance(one, EarlyStoppingCallback) for one in callbacks or ()):
+            self.add_callback(EarlyStoppingCallback(patience))
+        self.add_callback(_Steps(self))
+        self._doctor = TrainingDoctor(self)
+        self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
+
+    def _check_sharding(self) -> None:
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and (
+            self.recipe.ema_decay is not None or self.recipe.on_non_finite == "skip"
+        ):
+            raise ValueError(
+                "FSDP and DeepSpeed shard weights and gradients, which can then neither be averaged nor looked at as a whole: use "
+                f"get_recipe({self.recipe.name!r}, ema_decay=None, on_non_finite='raise'), or train without them."
+            )
+
+    # The recipe
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The recipe's."""
+        if self.optimizer is None:
+            self.optimizer = self.recipe.make_optimizer(self.model if model is None else model, self.args)
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> torch.optim.lr_scheduler.LRScheduler:
+        """The recipe's, anew in each `train`."""
+        optimizer = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = self.recipe.make_scheduler(optimizer, num_training_steps, self._steps_per_epoch)
+        return self.lr_scheduler
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader) -> tuple:
+        """As in `Trainer`, whose steps per epoch are kept. A run that was stopped early has no epochs left."""
+        num_epochs, self._steps_per_epoch, *others = super().set_initial_training_values(args, dataloader)
+        return (0 if self._stopped_early else num_epochs, self._steps_per_epoch, *others)
+
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As in `Trainer`, but True begins anew where there is no checkpoint yet, and goes on from the newest that is whole."""
+        output_dir = Path(self.args.output_dir)
+        if self.args.should_save:
+            shutil.rmtree(output_dir / _UNFINISHED, ignore_errors=True)  # of a run that was killed
+            self._save_recipe(output_dir)
+        self.accelerator.wait_for_everyone()
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = _newest_checkpoint(output_dir)
+            if resume_from_checkpoint is None:
+                logger.warning("There is no checkpoint in %s yet: training starts from the beginning.", output_dir)
+        self._stopped_early = False
+        if resume_from_checkpoint:
+            self._stopped_early = self.args.restore_callback_states_from_checkpoint and _was_stopped_early(
+                resume_from_checkpoint
+            )
+            if self._stopped_early:
+                logger.warning(
+                    "The run of %s had been stopped early and is not continued; restore_callback_states_from_checkpoint=False "
+                    "forgets that.",
+                    resume_from_checkpoint,
+                )
+            self._load_ema(resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_ema(self.state.best_model_checkpoint)
+        return output
+
+    def _save_recipe(self, output_dir: Path) -> None:
+        for line in self.departures:
+            logger.warning("Departs from the recipe %s: %s", self.recipe.name, line)
+        content = {"recipe": self.recipe.as_dict(), "departures": self.departures}
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / RECIPE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def get_train_dataloader(self):
+        """As in `Trainer`; the order of images depends on the seed only, not on what was seeded since."""
+        with _random_numbers_of((self._data_seed,), self.args.device):
+            return super().get_train_dataloader()
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """As in `Trainer`, which cannot count boxes: the batches of a step, and their boxes in all processes, at least 1."""
+        batches, num_boxes = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._image_ids, self._batch_in_step = [batch["labels"]["image_id"] for batch in batches], 0
+        if self.recipe.normalize_over_window:
+            counts = [(batch["labels"]["class_labels"] != PADDING_LABEL).sum() for batch in batches]
+            num_boxes = torch.zeros((), device=device) + sum(counts)
+            num_boxes = self.accelerator.reduce(num_boxes, "sum")  # every process must come here in every step
+            if not self.args.average_tokens_across_devices:
+                # Trainer then leaves the mean of the processes' gradients, where it is to be their sum.
+                num_boxes = num_boxes / self.args.world_size
+            num_boxes = num_boxes.clamp(min=1)
+        return batches, num_boxes
+
+    def training_step(self, model, inputs: dict, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """As in `Trainer`, with random numbers that depend on seed, step, batch and process only. Those of the caller go on as if
+        nothing had been drawn."""
+        where = (self.args.seed, self.state.global_step, self._batch_in_step, self.args.process_index)
+        self._batch_in_step += 1
+        with _random_numbers_of(where, self.args.device):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model, inputs: dict, *args, **kwargs):
+        """As in `Trainer`.
+
+        Raises:
+            NonFinitePredictionsError: with the image's id, step and epoch.
+        """
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        except NonFinitePredictionsError as error:
+            image_id = int(inputs["labels"]["image_id"][error.image])
+            where = f"It is the image of id {image_id}, {'in training' if model.training else 'in evaluation'} {self._when()}."
+            error.args = (f"{error} {where} A recipe with on_non_finite='skip' leaves out what it spoils.",)
+            raise
+
+    def _when(self) -> str:
+        return f"after step {self.state.global_step}, in epoch {(self.state.epoch or 0.0):.2f}"
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As in `Trainer`; where steps may be skipped, with the number since the last log as `skipped_steps`."""
+        if "loss" in logs and self.recipe.on_non_finite == "skip":
+            logs["skipped_steps"] = self._num_skipped
+            self._num_skipped = 0
+        super().log(logs, *args, **kwargs)
+
+    # Evaluation
+
+    def evaluation_loop(
+        self, dataloader, description: str, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ):
+        """As in `Trainer`, and for `evaluate` once more with the averaged weights, whose metrics are named `eval_ema_...`."""
+        arguments = (dataloader, description, prediction_loss_only, ignore_keys)
+        output = super().evaluation_loop(*arguments, metric_key_prefix)
+        if self.ema is None or description == "Prediction":
+            return output
+        prefix = f"{metric_key_prefix}_ema"
+        if self.ema.num_updates == 0:  # nothing is averaged yet
+            averaged = {prefix + name.removeprefix(metric_key_prefix): value for name, value in output.metrics.items()}
+            return output._replace(metrics=output.metrics | averaged)
+        with self.ema.applied(), self._doctor.paused():
+            averaged = super().evaluation_loop(*arguments, prefix)
+        if metric_key_prefix == "eval" and self.compute_metrics is self.evaluator is not None:
+            self._record_ema_evaluation(averaged.metrics, len(dataloader.dataset))
+        # The number of samples is only used for their rate, and there were twice as many.
+        return output._replace(
+            metrics=output.metrics | averaged.metrics, num_samples=output.num_samples + averaged.num_samples
+        )
+
+    def _record_ema_evaluation(self, metrics: dict[str, float], num_images: int) -> None:
+        training = (self.model.config.provenance or {}).get("training", {})
+        scores = {name.removeprefix("eval_ema_"): value for name, value in metrics.items()}
+        self._ema_evaluation = {
+            "dataset": self._held_out.name,
+            "num_images": num_images,
+            "step": training.get("steps", self.state.global_step),  # of the best weights, after training
+            "metrics": {name: float(value) for name, value in scores.items() if name.startswith(("AP", "AR_"))},
+        }
+        if self.is_world_process_zero() and (digest := weights_digest(self.ema.module)):
+            self._ema_evaluation["weights"] = digest
+
+    # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`, and the averaged model in the folder `ema` of that."""
+        if self.ema is not None and self.ema.num_updates and self.args.should_save:
+            folder = Path(self.args.output_dir if output_dir is None else output_dir) / FOLDER_NAME
+            _detector(self.ema.module).config = self._ema_config()
+            self.ema.save(folder)
+            self.processing_class.save_pretrained(folder)
+        super().save_model(output_dir, _internal_call)
+
+    def _ema_config(self):
+        """The model's, with what was measured with the averaged weights."""
+        config = copy.deepcopy(self.model.config)
+        training = (config.provenance or {}).get("training")
+        if training is not None:
+            training["evaluation"] = self._ema_evaluation
+            training["recipe"]["average_of_weights"] = (
+                f"exponential, decay {self.ema.decay}, {self.ema.warmup_steps} warm-up steps"
+            )
+        return config
+
+    def _load_ema(self, checkpoint: str | Path) -> None:
+        if self.ema is None:
+            return
+        folder = Path(checkpoint) / FOLDER_NAME
+        if not folder.is_dir():
+            logger.warning("There is no average of the weights in %s: a new one begins with its weights.", checkpoint)
+            self.ema.restart()
+            return
+        self.ema.load(folder)
+        if (folder / CONFIG_NAME).is_file():  # adapters have none
+            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+            training = (config.get("provenance") or {}).get("training") or {}
+            self._ema_evaluation = training.get("evaluation")
+
+    # Trainer writes a checkpoint under its final name, file by file, and deletes old ones in place: a run that is killed then
+    # leaves half of one, which looks whole. There is no public method to change that in.
+
+    def _save_checkpoint(self, model, trial) -> None:
+        run_dir, name = Path(self._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        best = self.state.best_global_step
+        best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{best}" if best else None
+        if best is None or not (best.name == name or best.is_dir()):
+            best = self.state.best_model_checkpoint
+        unfinished = run_dir / _UNFINISHED
+        if self.args.should_save:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._unfinished = unfinished
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._unfinished = None
+        self.state.best_model_checkpoint = None if best is None else str(best)
+        self.accelerator.wait_for_everyone()  # every process has written its part
+        if self.args.should_save:
+            self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
+            _flush(unfinished / name)
+            if (run_dir / name).exists():
+                _discard(run_dir / name)
+            (unfinished / name).rename(run_dir / name)
+            self._rotate_checkpoints(run_dir)
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / name))
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._unfinished is not None:
+            return  # it is done when the folder has its name
+        averaged = Path(checkpoint_folder) / FOLDER_NAME
+        if averaged.is_dir() and self.is_world_process_zero():
+            shutil.copytree(averaged, Path(self.args.output_dir) / FOLDER_NAME, dirs_exist_ok=True)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _rotate_checkpoints(self, run_dir: Path) -> None:
+        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+        if limit is None or limit <= 0:
+            return
+        # Oldest first; the best comes second to last if it is not the last, and both are kept.
+        checkpoints = sort_checkpoints(str(run_dir), use_mtime=True, best_model_checkpoint=best)
+        keep = max(limit, 1 if best in (None, checkpoints[-1]) else 2)
+        for checkpoint in checkpoints[:-keep]:
+            _discard(Path(checkpoint))
+
+    def _finalize_training(self, trial, *args, **kwargs):
+        best = self.state.best_model_checkpoint
+        if self.args.save_total_limit == 1 and best is not None and self.args.should_save:
+            for checkpoint in sort_checkpoints(self._get_output_dir(trial)):
+                if not os.path.samefile(checkpoint, best):
+                    _discard(Path(checkpoint))
+            shutil.rmtree(Path(self._get_output_dir(trial)) / _UNFINISHED, ignore_errors=True)
+        return super()._finalize_training(trial, *args, **kwargs)
+
+
+class _Steps(TrainerCallback):
+    """What a `DinoDetrTrainer` does at the ends of epochs and steps."""
+
+    def __init__(self, trainer: DinoDetrTrainer):
+        self.trainer = trainer
+        self.epoch = 0
+        self.is_dropped = False
+        self.num_skipped_in_a_row = 0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        trainer = self.trainer
+        self.epoch = state.global_step // trainer._steps_per_epoch
+        self.num_skipped_in_a_row = 0
+        if trainer.ema is not None:
+            trainer.ema.module.to(trainer.model.device)
+            if state.global_step == 0:
+                trainer.ema.restart()
+        # Trainer cannot save the state of a callback that the checkpoint it resumes from did not know.
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+        self._record_recipe()
+
+    def _record_recipe(self) -> None:
+        record = self.trainer.model.config.provenance["training"]["recipe"]  # of record_training
+        record["recipe"], record["schedule"] = self.trainer.recipe.name, self.trainer.recipe.lr_scheduler
+        if self.trainer.departures:
+            record["departures_from_the_recipe"] = "; ".join(self.trainer.departures)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._record_recipe()  # also in the record of a user who called record_training once more
+        self.trainer._train_transform.set_epoch(self.epoch)
+        self.epoch += 1
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        trainer = self.trainer
+        self.is_dropped = False
+        if (
+            getattr(trainer.accelerator, "scaler", None) is not None
+            or trainer.is_fsdp_enabled
+            or trainer.is_deepspeed_enabled
+        ):
+            return  # the scaler of float16 looks itself
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        # Of the sum over processes: all see the same.
+        if torch.nn.utils.get_total_norm(gradients).isfinite():
+            return
+        image_ids = [image_id for batch in trainer._image_ids for image_id in batch.tolist()]
+        what = f"The gradient of the images {image_ids} is NaN or infinite, {trainer._when()}"
+        if trainer.recipe.on_non_finite == "raise":
+            raise ValueError(
+                f"{what}: training has diverged, or an image has extreme values. Look at them, lower the learning rate, or leave "
+                "such steps out by a recipe with on_non_finite='skip'."
+            )
+        logger.warning("%s: the step is skipped.", what)
+        optimizer.zero_grad()
+        self.is_dropped = True
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if self.is_dropped or trainer.accelerator.optimizer_step_was_skipped:
+            trainer._num_skipped += 1
+            self.num_skipped_in_a_row += 1
+            if self.num_skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW:
+                raise ValueError(
+                    f"{self.num_skipped_in_a_row} steps in a row had a gradient that is NaN or infinite, {trainer._when()}: the "
+                    "weights must be broken, not the data. Resume from an earlier checkpoint with a lower learning rate."
+                )
+            return
+        self.num_skipped_in_a_row = 0
+        if trainer.ema is not None:
+            trainer.ema.update()
+
+
+def _check(model, args, recipe, train, held_out) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process has {args.n_gpu} GPUs; start one process for each: torchrun --nproc-per-node={args.n_gpu} your_script.py."
+        )
+    if args.remove_unused_columns:
+        raise ValueError(
+            "remove_unused_columns=True takes away the images; use recipe.training_arguments(...), or set it to False."
+        )
+    classes = model.config.id2label
+    if classes != train.id2label:
+        raise ValueError(
+            f"The model has {_some(classes)}, the training data {_some(train.id2label)}: call transfer_classes(model, "
+            "train.id2label, train.category_ids) first."
+        )
+    if held_out is not None and held_out.id2label != train.id2label:
+        raise ValueError(
+            f"The held-out data have {_some(held_out.id2label)}, the training data {_some(train.id2label)}: load them with "
+            "load_coco(..., like=train)."
+        )
+    if held_out is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value!r} needs held_out data; without them, set eval_strategy='no'."
+        )
+    if recipe.early_stopping_patience is not None and (
+        args.eval_strategy == "no" or args.metric_for_best_model is None
+    ):
+        raise ValueError(
+            f"early_stopping_patience={recipe.early_stopping_patience} needs evaluations and a metric_for_best_model, e.g. 'AP', "
+            f"but eval_strategy={args.eval_strategy.value!r} and metric_for_best_model={args.metric_for_best_model!r}."
+        )
+
+
+def _some(id2label: dict[int, str]) -> str:
+    names = list(id2label.values())
+    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+
+
+def _detector(model) -> PreTrainedModel:
+    return model.get_base_model() if is_peft_available() and isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def _random_numbers_of(where: tuple[int, ...], device: torch.device) -> Iterator[None]:
+    seed = int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _newest_checkpoint(output_dir: Path) -> str | None:
+    """The state of the run is what is written last, by `Trainer` itself too."""
+    checkpoints = {
+        int(match[1]): folder
+        for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name))
+        and (folder / TRAINER_STATE_NAME).is_file()
+    }
+    return str(checkpoints[max(checkpoints)]) if checkpoints else None
+
+
+def _was_stopped_early(checkpoint: str | Path) -> bool:
+    state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    stoppers = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__, [])
+    return any(
+        one["attributes"]["early_stopping_patience_counter"] >= one["args"]["early_stopping_patience"]
+        for one in (stoppers if isinstance(stoppers, list) else [stoppers])
+    )
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete at once, as far as names go."""
+    doomed = checkpoint.parent / _UNFINISHED / f"discarded-{checkpoint.name}"
+    doomed.parent.mkdir(exist_ok=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """To the disk, so that the name is not there before the content if the machine stops."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
