@@ -3,7 +3,7 @@
 python benchmarks/ablation.py --output-dir outputs/ablation
 
 Every variant trains on the same drawn scenes from random weights; a seed gives initial weights, order of images and noise. Runs
-that `runs.jsonl` in the output folder already has are not repeated, so a broken-off benchmark goes on where it was.
+that `runs.jsonl` in the output folder already has, of the same settings, are not repeated: what was broken off goes on.
 """
 
 import json
@@ -12,12 +12,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import HfArgumentParser, set_seed
 
-from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.tools.demo import small_config
+from dino_hf.tools.demo import DemoArguments, make_trainer, small_config
 from dino_hf.tools.scenes import make_scenes
-from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
+from dino_hf.training import load_coco
 
 VARIANTS = {
     "DINO": {},
@@ -59,46 +58,25 @@ def run(arguments: AblationArguments, variant: str, seed: int, train, held_out) 
     config = small_config(train)
     for name, value in VARIANTS[variant].items():
         setattr(config, name, value)
-    model = DinoDetrForObjectDetection(config)
-    processor = DinoDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 120})
-    settings = TrainingArguments(
-        output_dir=str(Path(arguments.output_dir) / "training"),
-        max_steps=arguments.steps,
-        per_device_train_batch_size=arguments.batch_size,
-        per_device_eval_batch_size=20,
-        learning_rate=arguments.learning_rate,
-        weight_decay=1e-4,
-        max_grad_norm=5.0,
-        lr_scheduler_type="cosine",
-        warmup_steps=60,
-        save_strategy="no",
-        remove_unused_columns=False,
-        batch_eval_metrics=True,
-        report_to="none",
-        disable_tqdm=True,
-        seed=seed,
-        use_cpu=True,
-    )
-    transform = DetectionTransform(processor)
-    trainer = Trainer(
-        model=model,
-        args=settings,
-        train_dataset=train.dataset.with_transform(transform),
-        eval_dataset=held_out.dataset.with_transform(transform),
-        data_collator=DetectionCollator(),
-        compute_metrics=CocoEvaluator(held_out, processor),
-        optimizers=(make_optimizer(model, settings, backbone_scale=1.0), None),
-    )
+    demo = DemoArguments(batch_size=arguments.batch_size, learning_rate=arguments.learning_rate, seed=seed)
+    folder = Path(arguments.output_dir) / "training"
+    settings = {"max_steps": arguments.steps, "logging_steps": 500, "eval_strategy": "no", "disable_tqdm": True}
+    trainer = make_trainer(demo, train, held_out, folder, config, **settings)
     trainer.train()
     metrics = trainer.evaluate()
     return {
         "variant": variant,
         "seed": seed,
-        "steps": arguments.steps,
+        "settings": settings_of(arguments),
         "AP": metrics["eval_AP"],
         "AP50": metrics["eval_AP50"],
         "seconds": round(time.perf_counter() - started),
     }
+
+
+def settings_of(arguments: AblationArguments) -> dict:
+    """What runs must agree in to be compared."""
+    return {name: value for name, value in vars(arguments).items() if name not in ("output_dir", "seeds")}
 
 
 def table(runs: list[dict]) -> str:
@@ -127,7 +105,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "runs.jsonl"
     runs = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    runs = [one for one in runs if one["steps"] == arguments.steps]
+    runs = [one for one in runs if one["settings"] == settings_of(arguments)]
     done = {(one["variant"], one["seed"]) for one in runs}
     train, held_out = load_data(folder, arguments)
     for seed in range(arguments.seeds):

@@ -9,20 +9,16 @@ import loss as loss_benchmark
 
 
 def test_the_ablation_trains_every_variant_once_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    settings = {"num_train_images": 6, "num_eval_images": 4, "steps": 2, "batch_size": 2, "seeds": 2}
-    arguments = [
-        "ablation",
-        "--output_dir",
-        str(tmp_path),
-        *(x for k, v in settings.items() for x in (f"--{k}", str(v))),
-    ]
-    monkeypatch.setattr("sys.argv", arguments)
-    done = [{"variant": name, "seed": 0, "steps": 2, "AP": 0.25, "AP50": 0.5} for name in list(ablation.VARIANTS)[:3]]
-    others = [{"variant": "DINO", "seed": 0, "steps": 9, "AP": 0.9, "AP50": 0.9}]  # of another length
+    settings = {"num_train_images": 6, "num_eval_images": 4, "steps": 2, "batch_size": 2, "learning_rate": 1e-3}
+    options = (x for name, value in settings.items() for x in (f"--{name}", str(value)))
+    monkeypatch.setattr("sys.argv", ["ablation", "--output_dir", str(tmp_path), "--seeds", "2", *options])
+    scores = {"seed": 0, "AP": 0.25, "AP50": 0.5}
+    done = [{"variant": name, "settings": settings, **scores} for name in list(ablation.VARIANTS)[:3]]
+    others = [{"variant": "DINO", "settings": settings | {"steps": 9}, **scores}]
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in done + others))
     ablation.main()
     runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
-    pairs = [(one["variant"], one["seed"]) for one in runs if one["steps"] == 2]
+    pairs = [(one["variant"], one["seed"]) for one in runs if one["settings"] == settings]
     assert sorted(pairs) == sorted((name, seed) for name in ablation.VARIANTS for seed in range(2))
     table = capsys.readouterr().out.strip().splitlines()[-6:]
     assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == list(ablation.VARIANTS)

@@ -3,8 +3,6 @@ import math
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import DeformableDetrConfig
-from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 
 from dino_hf import criterion
 from dino_hf.criterion import (
@@ -19,6 +17,7 @@ from dino_hf.criterion import (
 from dino_hf.matcher import CostWeights, Matches, NonFinitePredictionsError, match
 from dino_hf.targets import collect_targets
 from helpers import NUM_LABELS, tiny_config, tiny_labels
+from loss import their_config, their_loss
 from test_matcher import slow_costs, slow_giou
 
 NAMES = ["loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error"]
@@ -157,15 +156,24 @@ def test_predictions_that_are_not_finite_are_named_or_left_out(where, value):
     loss.skip_non_finite = True
     result, logs = loss(logits, boxes, targets, denoising)
     result.backward()
-    assert result.isfinite()
+    assert result.isnan()  # and so is every gradient, whatever the prediction was a part of: the step is to be dropped
+    assert all(part.grad[part.grad.isfinite()].abs().sum() == 0 for part in parts.values())
+    assert logits.grad.isnan().any()
     assert all(value.isfinite() for value in logs.values())
-    for name, part in parts.items():
-        of_denoising = name.startswith("denoising")
-        gone = part.grad[2 - of_denoising, 1]
-        assert not gone.any()
-        assert part.grad.isfinite().all()
-        assert part.grad[1 - of_denoising, 1].any()
-        assert part.grad[2 - of_denoising, 0].any()
+
+
+def test_what_is_left_out_counts_in_no_log():
+    logits, boxes = random_predictions(4, 2, 6)
+    targets, loss = random_targets(3, 2), DinoDetrLoss(tiny_config())
+    expected, expected_logs = loss(logits, boxes, targets)
+    loss.skip_non_finite = True
+    same, _ = loss(logits, boxes, targets)
+    assert torch.equal(same, expected)  # nothing is left out
+    with torch.no_grad():
+        logits[2, 1, 3] = torch.inf
+    _, logs = loss(logits, boxes, targets)
+    changed = {name for name in logs if not torch.equal(logs[name], expected_logs[name])}
+    assert changed - {"cardinality_error_1"} == {f"loss_{name}_1" for name in ("ce", "bbox", "giou", "xy", "hw")}
 
 
 def test_the_matches_of_the_last_call_are_kept_for_whoever_watches():
@@ -334,13 +342,10 @@ def test_the_number_of_boxes_is_averaged_over_processes(monkeypatch):
 
 @pytest.mark.parametrize("counts", [(3, 0), (2, 4), (0, 0)], ids=str)
 def test_value_and_gradients_are_those_of_the_loss_of_transformers(counts):
-    """Its Deformable DETR has the same losses, as a loop over dictionaries; there, proposals are one more layer."""
+    """Its Deformable DETR has the same losses, as a loop over dictionaries."""
     logits, boxes = random_predictions(4, 2, 6)
     labels = tiny_labels(*counts)
-    theirs = DeformableDetrConfig(auxiliary_loss=True, num_labels=NUM_LABELS, decoder_layers=4, class_cost=2)
-    expected, *_ = DeformableDetrForObjectDetectionLoss(
-        logits[-1], labels, "cpu", boxes[-1], theirs, outputs_class=logits, outputs_coord=boxes
-    )
+    expected = their_loss(logits, boxes, labels, their_config(NUM_LABELS, output_sets=4))
     ours, _ = DinoDetrLoss(tiny_config())(logits, boxes, collect_targets(labels, 2, NUM_LABELS, "cpu"))
     gradients = [torch.autograd.grad(loss, (logits, boxes), materialize_grads=True) for loss in (ours, expected)]
     # float32, and sums in another order

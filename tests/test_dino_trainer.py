@@ -412,7 +412,7 @@ def test_the_best_average_comes_with_the_best_weights(data, tmp_path, monkeypatc
 
 
 def spoil(trainer, *steps, which="pixels") -> None:
-    """NaN in the images, or in a gradient, of these steps."""
+    """NaN in the images or in a gradient of these steps, or one infinite logit, which no gradient tells of."""
 
     def pixels(model, args, kwargs):
         if model.training and trainer.state.global_step in steps:
@@ -424,8 +424,16 @@ def spoil(trainer, *steps, which="pixels") -> None:
     def gradient(gradient):
         return gradient * math.nan if trainer.state.global_step in steps else gradient
 
+    def logits(module, args, output):
+        if module.training and trainer.state.global_step in steps:
+            output = output.clone()
+            output[0, -1, 2] = math.inf
+        return output
+
     if which == "pixels":
         trainer.model.register_forward_pre_hook(pixels, with_kwargs=True)
+    elif which == "logits":
+        trainer.model.model.decoder.heads[0].class_head.register_forward_hook(logits)
     else:
         trainer.model.model.decoder.layers[0].self_attn_norm.weight.register_hook(gradient)
 
@@ -457,7 +465,7 @@ def test_a_gradient_that_is_not_finite_names_the_images_and_spoils_nothing(data,
     assert_same(state(trainer.model), before)
 
 
-@pytest.mark.parametrize("which", ["pixels", "gradient"])
+@pytest.mark.parametrize("which", ["pixels", "gradient", "logits"])
 def test_steps_without_numbers_are_skipped_on_request(which, data, tmp_path, caplog):
     trainer = make_trainer(data, tmp_path, make_recipe(on_non_finite="skip"), max_steps=5, logging_steps=2)
     spoil(trainer, 1, 3, which=which)
@@ -655,12 +663,18 @@ def test_classes_of_model_and_data_must_agree(data, tmp_path):
         make_trainer(data, tmp_path, model=model)
     with pytest.raises(ValueError, match=r"held-out data have 2 classes .*like=train"):
         make_trainer((data[0], data[1]._replace(id2label=others)), tmp_path)
+    model = DinoDetrForObjectDetection(tiny_config(id2label=data[0].id2label, category_ids=[5, 6, 7, 8, 9]))
+    with pytest.raises(
+        ValueError, match=r"category ids \[5, 6, 7, 8, 9\], .* data \[3, 7, 12, 21, 40\] .*transfer_classes"
+    ):
+        make_trainer(data, tmp_path, model=model)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"remove_unused_columns": True}, "takes away the images"),
+        ({"dataloader_drop_last": True}, "would also leave out held-out images"),
         ({"held_out": False, "eval_strategy": "epoch"}, r"eval_strategy='epoch' needs held_out data"),
         ({"recipe": make_recipe(early_stopping_patience=2)}, r"early_stopping_patience=2 needs evaluations"),
     ],

@@ -491,7 +491,7 @@ def test_labels_without_image_ids_are_told(data, tmp_path, caplog):
 
 
 def test_another_model_is_refused():
-    with pytest.raises(ValueError, match="there is none in the Linear that is trained"):
+    with pytest.raises(ValueError, match="no DinoDetrForObjectDetection in the Linear that is trained"):
         find_detector(torch.nn.Linear(2, 3))
 
 

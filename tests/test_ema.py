@@ -152,10 +152,3 @@ def test_a_decay_out_of_range_is_refused(decay):
 def test_weights_of_low_precision_are_refused():
     with pytest.raises(ValueError, match=r"weights in \['torch.bfloat16'\], too coarse .* dtype=torch.float32"):
         ModelEma(make_model().bfloat16(), 0.9)
-
-
-def test_half_precision_would_indeed_not_move():
-    """The reason for the refusal: a step of 1 - d of the difference is lost in rounding."""
-    average, weights = torch.ones(3, dtype=torch.bfloat16), torch.full((3,), 1.5, dtype=torch.bfloat16)
-    torch._foreach_lerp_([average], [weights], 1 - 0.9997)
-    assert torch.equal(average, torch.ones(3, dtype=torch.bfloat16))

@@ -362,10 +362,9 @@ def test_steps_are_planned_as_the_trainer_counts_them(arguments, data, tmp_path)
 # The model
 
 
-SETTINGS = {
+LIMITS = {"max_denoising_queries": 40, "mask_denoising_padding": True}
+SETTINGS = LIMITS | {
     "num_denoising": 70,
-    "max_denoising_queries": 40,
-    "mask_denoising_padding": True,
     "label_noise_ratio": 0.8,
     "box_noise_scale": 0.3,
     "class_cost": 1.5,
@@ -383,7 +382,7 @@ def settings_of(module) -> dict:
 
 
 def test_configure_sets_every_setting_in_the_configuration_and_in_what_was_built_from_it():
-    assert set(SETTINGS) == set(get_recipe("paper-12ep").model_settings)
+    assert set(SETTINGS) == set(get_recipe("paper-12ep").model_settings) | set(LIMITS)
     model = DinoDetrForObjectDetection(tiny_config()).train()
     model.criterion.skip_non_finite = True
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -396,6 +395,20 @@ def test_configure_sets_every_setting_in_the_configuration_and_in_what_was_built
     assert settings_of(model.criterion) == settings_of(DinoDetrLoss(expected)) | {"skip_non_finite": True}
     assert model.model.denoising.training
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_limit_that_somebody_set_stays_unless_a_recipe_names_it(name):
+    model = DinoDetrForObjectDetection(tiny_config(**LIMITS))
+    recipe = get_recipe(name)
+    recipe.configure(model)
+    assert {field: getattr(model.config, field) for field in LIMITS} == LIMITS
+    assert model.model.denoising.max_queries == LIMITS["max_denoising_queries"]
+    lines = recipe.departures(recipe.training_arguments("out", use_cpu=True), model.config)
+    assert f"max_denoising_queries {LIMITS['max_denoising_queries']}, the recipe has none" in lines
+    assert "mask_denoising_padding True, the recipe has False" in lines
+    get_recipe(name, model_settings={"max_denoising_queries": None}).configure(model)
+    assert model.config.max_denoising_queries is model.model.denoising.max_queries is None
 
 
 def test_a_configured_model_has_the_loss_of_one_that_is_built_so():

@@ -60,8 +60,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         class_cost, bbox_cost, giou_cost: weights of the matching cost.
         cls_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses.
         focal_alpha: weight of positives in the focal loss and in the matching cost.
-        mixed_query_selection: learnt content for all queries (sec. 3.4); False: that of the selected encoder tokens, as in
-            Deformable DETR (pure query selection). For ablations.
+        mixed_query_selection: learnt content for all queries (sec. 3.4); False: the selected encoder tokens themselves (pure query
+            selection). For ablations.
         look_forward_twice: whether the box loss of a layer also trains the layer before (sec. 3.5). For ablations.
         ms_deform_attn_backend: name of the implementation of deformable attention ("reference", "torch", "cpu", "triton");
             None chooses by device and dtype. `dino_hf.use_backend` and the environment variable DINO_HF_MS_DEFORM_ATTN go first.

@@ -91,9 +91,8 @@ def cardinality_errors(logits: Tensor, counts: tuple[int, ...]) -> Tensor:
     """(D, B, Q, K) -> (D,). A query counts as an object unless its best class is the last: a rule of DETR, kept for its log."""
     last = logits[..., -1]
     others = logits[..., :-1].amax(-1) if logits.shape[-1] > 1 else torch.full_like(last, -torch.inf)
-    num_predicted = (
-        (others >= last).sum(-1).float()
-    )  # (D, B); of equal classes the first counts, as in argmax, which takes longer
+    # Of equal classes the first counts, as in argmax, which takes longer.
+    num_predicted = (others >= last).sum(-1).float()  # (D, B)
     return (num_predicted - torch.tensor(counts, device=logits.device)).abs().mean(-1)
 
 
@@ -144,8 +143,8 @@ class DinoDetrLoss:
 
     Attributes:
         skip_non_finite: what to do about NaN and infinite predictions. False: raise `NonFinitePredictionsError`. True: leave that
-            layer of that image out of the losses; its gradients may still be NaN, so whoever sets this must look at them
-            before a step is taken, as `dino_hf.training.DinoDetrTrainer` does.
+            layer of that image out of the logged losses, and return a loss of NaN, so that all gradients are NaN, in every process,
+            and whoever looks at them drops the step: `dino_hf.training.DinoDetrTrainer` does, and so does a gradient scaler.
         last_matches: of the last call, over 1 + D layers (0: the encoder's proposals), for whoever watches training.
     """
 
@@ -192,12 +191,12 @@ class DinoDetrLoss:
                 num_boxes = mean_over_processes(len(targets.boxes), logits.device)
             else:
                 num_boxes = torch.as_tensor(num_items_in_batch, device=logits.device).float().clamp(min=1)
-            matches, left_out = match(
+            matches, is_left_out = match(
                 logits.detach(), boxes.detach(), targets, self.cost, self.alpha, is_finite, self.skip_non_finite
             )
             self.last_matches = matches
             if self.skip_non_finite:
-                logits = without(logits, left_out)
+                logits = without(logits, is_left_out)
             losses = set_losses(logits, boxes, targets, matches, num_boxes, self.alpha)
             last = len(logits) - 2
             names = ["_interm", *(f"_{layer}" for layer in range(last)), ""]
@@ -205,15 +204,17 @@ class DinoDetrLoss:
             logs["class_error"] = class_error(logits, targets.class_labels, matches)
             if denoising is not None:
                 matches = repeat_matches(denoising.matches, len(denoising.logits))
-                logits, left_out = denoising.logits, left_out[1:]
+                logits = denoising.logits
                 if self.skip_non_finite:
-                    logits = without(logits, left_out)
-                    kept = ~left_out[matches.layer, matches.image]
+                    logits = without(logits, is_left_out[1:])
+                    kept = ~is_left_out[1:][matches.layer, matches.image]
                     matches = Matches(*(index[kept] for index in matches))
                 normalizer = num_boxes * denoising.num_groups * denoising.share
                 losses = set_losses(logits, denoising.boxes, targets, matches, normalizer, self.alpha)
                 loss = loss + self._weighted_sum(losses)
                 logs |= name_losses(losses, [*(f"_dn_{layer}" for layer in range(last)), "_dn"])
+            if self.skip_non_finite:
+                loss = loss * torch.where(is_left_out.any(), torch.nan, 1.0)
         return loss, logs
 
     def _weighted_sum(self, losses: SetLosses) -> Tensor:

@@ -83,8 +83,8 @@ class DinoDetrDenoising(nn.Module):
         limit = max(targets.counts, default=0) if self.max_queries is None else self.max_queries // 2
         if max(targets.counts, default=0) <= limit:
             return targets, torch.arange(len(targets.boxes), device=device)
-        # Image after image, in random order within each.
-        order = (targets.image + torch.rand(len(targets.boxes), dtype=torch.float64, device=device)).argsort()
+        shuffled = torch.rand(len(targets.boxes), device=device).argsort()
+        order = shuffled[targets.image[shuffled].argsort(stable=True)]  # image after image, in random order within each
         counts = tuple(min(count, limit) for count in targets.counts)
         starts = itertools.accumulate(targets.counts, initial=0)
         first = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts, strict=False)])

@@ -77,10 +77,8 @@ def matching_cost(
     # Queries come last: the inner loops are long, and scipy wants the rows to be fewer than the columns.
     class_logits, columns = logits.transpose(-1, -2), boxes.transpose(-1, -2)  # (D, B, K, Q), (D, B, 4, Q)
     corners = cxcywh_to_xyxy(boxes).transpose(-1, -2).contiguous()
-    rows, target_corners = (
-        target_boxes[..., None],
-        cxcywh_to_xyxy(target_boxes)[:, :, None],
-    )  # (B, M, 4, 1), (B, M, 1, 4)
+    rows = target_boxes[..., None]  # (B, M, 4, 1)
+    target_corners = cxcywh_to_xyxy(target_boxes)[:, :, None]  # (B, M, 1, 4)
 
     # One layer after the other where there are so many pairs that temporaries would need gigabytes.
     num_pairs = max(1, batch_size * num_queries * largest)

@@ -101,10 +101,10 @@ def _on_host(class_labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """(...), (..., 4) as they are, on the CPU: in one copy, because each waits for everything that the device still computes."""
     if class_labels.device.type == "cpu" and boxes.device.type == "cpu":
         return class_labels, boxes
-    packed = torch.cat(
-        [class_labels[..., None].double(), boxes.double()], dim=-1
-    ).cpu()  # exact for classes up to 2**53
-    return packed[..., 0].to(class_labels.dtype), packed[..., 1:].to(boxes.dtype)
+    bits = boxes.float().contiguous().view(torch.int32).long()  # not every device has float64
+    packed = torch.cat([class_labels[..., None].long(), bits], dim=-1).cpu()
+    boxes_on_host = packed[..., 1:].int().contiguous().view(torch.float32).to(boxes.dtype)
+    return packed[..., 0].to(class_labels.dtype), boxes_on_host
 
 
 def _unpad(labels: Mapping) -> list[dict]:

@@ -91,31 +91,38 @@ class QuietProgress(ProgressCallback):
             )
 
 
-def train(arguments: DemoArguments, train_data: CocoData, eval_data: CocoData, folder: Path) -> Trainer:
-    """Train with the stock Trainer, scoring AP after every epoch; returns it with the last weights."""
+def make_trainer(
+    arguments: DemoArguments,
+    train_data: CocoData,
+    eval_data: CocoData,
+    folder: Path,
+    config: DinoDetrConfig | None = None,
+    **settings,
+) -> Trainer:
+    """The stock Trainer, for a model with random weights; `settings` of TrainingArguments go first."""
     image_processor = DinoDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 120})
-    model = DinoDetrForObjectDetection(small_config(train_data))
+    model = DinoDetrForObjectDetection(small_config(train_data) if config is None else config)
     transform = DetectionTransform(image_processor)
-    training_arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=arguments.epochs,
-        per_device_train_batch_size=arguments.batch_size,
-        per_device_eval_batch_size=20,
-        learning_rate=arguments.learning_rate,
-        weight_decay=1e-4,
-        max_grad_norm=5.0,
-        lr_scheduler_type="cosine",
-        warmup_steps=60,
-        logging_steps=20,
-        eval_strategy="epoch",
-        save_strategy="no",
-        remove_unused_columns=False,
-        batch_eval_metrics=True,
-        report_to="none",
-        seed=arguments.seed,
-        use_cpu=True,
-    )
-    trainer = Trainer(
+    common = {
+        "num_train_epochs": arguments.epochs,
+        "per_device_train_batch_size": arguments.batch_size,
+        "per_device_eval_batch_size": 20,
+        "learning_rate": arguments.learning_rate,
+        "weight_decay": 1e-4,
+        "max_grad_norm": 5.0,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 60,
+        "logging_steps": 20,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "remove_unused_columns": False,
+        "batch_eval_metrics": True,
+        "report_to": "none",
+        "seed": arguments.seed,
+        "use_cpu": True,
+    }
+    training_arguments = TrainingArguments(output_dir=str(folder), **common | settings)
+    return Trainer(
         model=model,
         args=training_arguments,
         train_dataset=train_data.dataset.with_transform(transform),
@@ -126,6 +133,11 @@ def train(arguments: DemoArguments, train_data: CocoData, eval_data: CocoData, f
         # Everything starts from scratch here, so the backbone learns as fast as the rest; a pretrained one takes a tenth.
         optimizers=(make_optimizer(model, training_arguments, backbone_scale=1.0), None),
     )
+
+
+def train(arguments: DemoArguments, train_data: CocoData, eval_data: CocoData, folder: Path) -> Trainer:
+    """Train, scoring AP after every epoch; returns the trainer with the last weights."""
+    trainer = make_trainer(arguments, train_data, eval_data, folder)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(QuietProgress)
     record_training(trainer, train_data, eval_data)  # for the model card

@@ -129,7 +129,7 @@ def augment(transforms: v2.Transform, pixels: Tensor, objects: dict[str, list], 
     before = v2.functional.clamp_bounding_boxes(before)
     with torch.random.fork_rng(devices=[]):
         # only that of the CPU: torch.manual_seed would also seed the caller's CUDA devices
-        torch.default_generator.manual_seed(_mix(seed))
+        torch.default_generator.manual_seed(mix_seeds(seed))
         pixels, after = transforms(Image(pixels), before)
     sizes_before, after = _sizes(before), after.as_subclass(Tensor)
     sizes = _sizes(after)  # (N, 2)
@@ -179,7 +179,7 @@ def _draw(lowest: int, highest: int) -> int:
     return int(torch.randint(lowest, highest + 1, ()))
 
 
-def _mix(seed: tuple[int, ...]) -> int:
+def mix_seeds(seed: tuple[int, ...]) -> int:
     """One number of 64 bits, unlike that of any similar seed: generators seeded with 1, 2, 3 begin alike."""
     text = " ".join(str(int(part)) for part in seed)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -231,10 +231,7 @@ def find_detector(model: nn.Module) -> nn.Module:
         is_ours = getattr(getattr(module, "config", None), "model_type", None) == "dino_detr"
         if is_ours and "criterion" in vars(module):
             return module
-    raise ValueError(
-        f"TrainingDoctor is for DinoDetrForObjectDetection, but there is none in the {type(model).__name__} that is trained; "
-        "remove the callback."
-    )
+    raise ValueError(f"There is no DinoDetrForObjectDetection in the {type(model).__name__} that is trained.")
 
 
 def weighted_losses(loss_dict: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

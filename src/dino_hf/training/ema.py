@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, is_peft_available
 if is_peft_available():
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
-FOLDER_NAME = "ema"  # beside the raw weights, in checkpoints and in what is saved at the end
+EMA_FOLDER = "ema"  # beside the raw weights, in checkpoints and in what is saved at the end
 _STATE_NAME = "ema.json"
 
 

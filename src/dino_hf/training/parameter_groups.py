@@ -56,9 +56,7 @@ def make_optimizer(
     return adamw(groups, args.weight_decay, (args.adam_beta1, args.adam_beta2), args.adam_epsilon)
 
 
-def adamw(
-    groups: list[dict], weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-) -> torch.optim.AdamW:
-    """torch's AdamW, by default with torch's values, which are the release's."""
+def adamw(groups: list[dict], weight_decay: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+    """torch's AdamW."""
     # fused: the same update in one pass over memory: a tenth of a small model's step on a CPU
     return torch.optim.AdamW(groups, weight_decay=weight_decay, betas=betas, eps=eps, fused=True)

@@ -21,8 +21,6 @@ from .parameter_groups import adamw, group_parameters
 # What the launch scripts of the release set; its configuration files and the paper's table have a box noise of 0.4.
 _RELEASE_SETTINGS = {
     "num_denoising": 100,
-    "max_denoising_queries": None,
-    "mask_denoising_padding": False,
     "label_noise_ratio": 0.5,
     "box_noise_scale": 1.0,
     "class_cost": 2.0,
@@ -43,9 +41,10 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's defaults and the release's
 _ARGUMENTS = {argument.name for argument in dataclasses.fields(TrainingArguments) if argument.init}
 _CHECKPOINTING = "activation" if "activation_checkpointing" in _ARGUMENTS else "gradient"
 # Fields that only DinoDetrTrainer reads.
-_OF_THE_TRAINER = (
-    *("ema_decay", "ema_warmup_steps", "early_stopping_patience", "normalize_over_window", "on_non_finite"),
-)
+_OF_THE_TRAINER = ("ema_decay", "ema_warmup_steps", "early_stopping_patience", "normalize_over_window", "on_non_finite")
+# May be set too, and are the configuration's otherwise: what keeps a run within its memory is not a recipe's to undo.
+_LIMITS = {"max_denoising_queries": None, "mask_denoising_padding": False}
+_SETTINGS = {*_RELEASE_SETTINGS, *_LIMITS}
 # What is set by a recipe alone: as arguments, they would do nothing.
 _OF_THE_RECIPE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 
@@ -137,10 +136,9 @@ class Recipe:
             raise ValueError(
                 f"ema_decay={self.ema_decay} must lie between 0 and 1, e.g. 0.9997; None keeps no average."
             )
-        if unknown := sorted(set(self.model_settings) - set(_RELEASE_SETTINGS)):
+        if unknown := sorted(set(self.model_settings) - _SETTINGS):
             raise ValueError(
-                f"model_settings has {unknown}, which a model that is built cannot be given; it can be given "
-                f"{sorted(_RELEASE_SETTINGS)}."
+                f"model_settings has {unknown}, which a model that is built cannot be given; it can be given {sorted(_SETTINGS)}."
             )
 
     def as_dict(self) -> dict:
@@ -333,7 +331,7 @@ class Recipe:
         ]
         for name in ("lr_scheduler", "lr_drop_epochs", "warmup_steps", *_OF_THE_TRAINER):
             pairs.append((name, getattr(self, name), getattr(published, name)))
-        for name, value in published.model_settings.items():
+        for name, value in (_LIMITS | published.model_settings).items():
             pairs.append((name, getattr(config, name), value))
         for name, value in vars(published.augmentation).items():
             pairs.append((f"augmentation.{name}", getattr(self.augmentation, name), value))
@@ -424,7 +422,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("paper-24ep", 24, lr_drop_epochs=(20,)),
         Recipe("paper-36ep", 36, lr_drop_epochs=(30,)),
         # detrex: 50.0 AP instead of 49.2 with an R50 in 12 epochs. There, the class weight of denoising stays 1; here, one is for
-        # both. mmdetection's "improved" (50.1 AP) has one for both too, and twice these learning rates, but of sampling offsets.
+        # both, as in mmdetection's "improved" (50.1 AP), which also has 2e-4 for all but backbone and sampling offsets.
         Recipe(
             "better-hyper",
             12,
@@ -466,7 +464,7 @@ def get_recipe(name: str, /, **changes) -> Recipe:
         raise ValueError(f"There is no recipe {name!r}; there are {sorted(RECIPES)}.")
     fields = [field.name for field in dataclasses.fields(Recipe)]
     if unknown := sorted(set(changes) - set(fields)):
-        settings = {field: changes[field] for field in unknown if field in _RELEASE_SETTINGS}
+        settings = {field: changes[field] for field in unknown if field in _SETTINGS}
         hint = f"; model_settings={settings} sets what belongs to the model" if settings else ""
         raise ValueError(f"A recipe has no {unknown}; it has {fields}{hint}.")
     if changes.get("lr_scheduler", "step") != "step":

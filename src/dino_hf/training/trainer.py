@@ -10,27 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
-from transformers.utils import CONFIG_NAME, is_peft_available
+from transformers.utils import CONFIG_NAME
 
 from ..matcher import NonFinitePredictionsError
 from ..model_card import weights_digest
 from ..targets import PADDING_LABEL
+from .augmentation import mix_seeds
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
 from .coco_metric import CocoEvaluator
-from .doctor import TrainingDoctor
-from .ema import FOLDER_NAME, ModelEma
+from .doctor import TrainingDoctor, find_detector
+from .ema import EMA_FOLDER, ModelEma
 from .model_card import record_training
 from .recipes import Recipe
-
-if is_peft_available():
-    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +49,14 @@ class DinoDetrTrainer(Trainer):
       average is saved as a model of its own in the folder `ema` of every checkpoint, and beside what `save_model` saves.
     - With gradient accumulation, losses are divided by the boxes of all batches of a step (`recipe.normalize_over_window`), also
       of all processes: batches of many and of few boxes then weigh as they would in one large batch.
-    - A run that is killed, at any moment, and resumed ends with the weights of one that was not, bit by bit: everything random in
-      a step depends on seed, epoch, image, step and process, and on nothing drawn before. A checkpoint gets its name when all of
-      it is written. `train(resume_from_checkpoint=True)` also starts a run of which there is no checkpoint yet, so one command
-      starts and continues it; one that was stopped early stays stopped.
+    - A run that is killed, at any moment, and resumed ends with the weights of one that was not: bit by bit on a CPU, on a GPU as
+      far as its operators repeat themselves. Everything random in a step depends on seed, epoch, image, step and process, and
+      on nothing drawn before. A checkpoint gets its name when all of it is written. `train(resume_from_checkpoint=True)` also
+      starts a run of which there is no checkpoint yet, so one command starts and continues it; one that was stopped early stays
+      stopped, unless the recipe now has more patience.
     - Predictions that are NaN or infinite raise an error that names layer, image and epoch; a gradient that is raises one that
-      names the images of the step. Or such a step is skipped, as `recipe.on_non_finite` says, and counted in the logs.
+      names the images of the step (in float16, the loss scaler looks at gradients, and skips). Or such a step is skipped, as
+      `recipe.on_non_finite` says, and counted in the logs.
 
     `predict` uses the model's own weights; the average's do with `with trainer.ema.applied():`.
 
@@ -90,7 +89,7 @@ class DinoDetrTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         _check(model, args, recipe, train, held_out)
-        detector = _detector(model)
+        detector = find_detector(model)
         recipe.configure(detector)
         self.recipe = recipe
         self._data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -125,9 +124,11 @@ class DinoDetrTrainer(Trainer):
         self._num_skipped = 0  # since the last log
         self._unfinished: Path | None = None  # where a checkpoint is being written
         record_training(self, train, held_out)
-        patience = recipe.early_stopping_patience
-        if patience is not None and not any(isinstance(one, EarlyStoppingCallback) for one in callbacks or ()):
-            self.add_callback(EarlyStoppingCallback(patience))
+        self._patience = None  # of a callback of ours
+        if not any(isinstance(one, EarlyStoppingCallback) for one in callbacks or ()):
+            self._patience = recipe.early_stopping_patience
+        if self._patience is not None:
+            self.add_callback(EarlyStoppingCallback(self._patience))
         self.add_callback(_Steps(self))
         self._doctor = TrainingDoctor(self)
         self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
@@ -176,7 +177,7 @@ class DinoDetrTrainer(Trainer):
         self._stopped_early = False
         if resume_from_checkpoint:
             self._stopped_early = self.args.restore_callback_states_from_checkpoint and _was_stopped_early(
-                resume_from_checkpoint
+                resume_from_checkpoint, self._patience
             )
             if self._stopped_early:
                 logger.warning(
@@ -288,8 +289,8 @@ class DinoDetrTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`, and the averaged model in the folder `ema` of that."""
         if self.ema is not None and self.ema.num_updates and self.args.should_save:
-            folder = Path(self.args.output_dir if output_dir is None else output_dir) / FOLDER_NAME
-            _detector(self.ema.module).config = self._ema_config()
+            folder = Path(self.args.output_dir if output_dir is None else output_dir) / EMA_FOLDER
+            find_detector(self.ema.module).config = self._ema_config()
             self.ema.save(folder)
             self.processing_class.save_pretrained(folder)
         super().save_model(output_dir, _internal_call)
@@ -308,7 +309,7 @@ class DinoDetrTrainer(Trainer):
     def _load_ema(self, checkpoint: str | Path) -> None:
         if self.ema is None:
             return
-        folder = Path(checkpoint) / FOLDER_NAME
+        folder = Path(checkpoint) / EMA_FOLDER
         if not folder.is_dir():
             logger.warning("There is no average of the weights in %s: a new one begins with its weights.", checkpoint)
             self.ema.restart()
@@ -357,9 +358,9 @@ class DinoDetrTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._unfinished is not None:
             return  # it is done when the folder has its name
-        averaged = Path(checkpoint_folder) / FOLDER_NAME
+        averaged = Path(checkpoint_folder) / EMA_FOLDER
         if averaged.is_dir() and self.is_world_process_zero():
-            shutil.copytree(averaged, Path(self.args.output_dir) / FOLDER_NAME, dirs_exist_ok=True)
+            shutil.copytree(averaged, Path(self.args.output_dir) / EMA_FOLDER, dirs_exist_ok=True)
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _rotate_checkpoints(self, run_dir: Path) -> None:
@@ -403,6 +404,8 @@ class _Steps(TrainerCallback):
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+            if isinstance(callback, EarlyStoppingCallback) and trainer._patience is not None:
+                callback.early_stopping_patience = trainer._patience  # Trainer restores that of the run that is resumed
         self._record_recipe()
 
     def _record_recipe(self) -> None:
@@ -465,11 +468,22 @@ def _check(model, args, recipe, train, held_out) -> None:
         raise ValueError(
             "remove_unused_columns=True takes away the images; use recipe.training_arguments(...), or set it to False."
         )
+    if args.dataloader_drop_last and held_out is not None:
+        raise ValueError(
+            "dataloader_drop_last=True would also leave out held-out images, of which COCO AP needs all; leave it False: a last "
+            "batch of fewer images trains as well."
+        )
     classes = model.config.id2label
     if classes != train.id2label:
         raise ValueError(
             f"The model has {_some(classes)}, the training data {_some(train.id2label)}: call transfer_classes(model, "
             "train.id2label, train.category_ids) first."
+        )
+    if model.config.category_ids not in (None, train.category_ids):
+        raise ValueError(
+            f"The model's classes have the category ids {model.config.category_ids[:5]}, those of the same names in the training "
+            f"data {train.category_ids[:5]} (the first of each): call transfer_classes(model, train.id2label, train.category_ids) "
+            "first."
         )
     if held_out is not None and held_out.id2label != train.id2label:
         raise ValueError(
@@ -494,15 +508,10 @@ def _some(id2label: dict[int, str]) -> str:
     return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
-def _detector(model) -> PreTrainedModel:
-    return model.get_base_model() if is_peft_available() and isinstance(model, PeftModel) else model
-
-
 @contextmanager
 def _random_numbers_of(where: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    seed = int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(mix_seeds(where))
         yield
 
 
@@ -517,11 +526,12 @@ def _newest_checkpoint(output_dir: Path) -> str | None:
     return str(checkpoints[max(checkpoints)]) if checkpoints else None
 
 
-def _was_stopped_early(checkpoint: str | Path) -> bool:
+def _was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:
+    """By the patience of this run, or, if its early stopping is the user's own, by that of the run that is resumed."""
     state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     stoppers = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__, [])
     return any(
-        one["attributes"]["early_stopping_patience_counter"] >= one["args"]["early_stopping_patience"]
+        one["attributes"]["early_stopping_patience_counter"] >= (patience or one["args"]["early_stopping_patience"])
         for one in (stoppers if isinstance(stoppers, list) else [stoppers])
     )
 
@@ -537,6 +547,8 @@ def _discard(checkpoint: Path) -> None:
 def _flush(folder: Path) -> None:
     """To the disk, so that the name is not there before the content if the machine stops."""
     for path in (*folder.rglob("*"), folder):
+        if path.is_dir() and os.name == "nt":
+            continue  # Windows opens no folders
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
