@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 WORKERS ?= 2
 
-.PHONY: demo test test-oldest bench-kernels parity lint clean
+.PHONY: demo test test-oldest bench-kernels bench-loss ablation parity lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,14 @@ test-oldest: $(OLDEST)/installed
 # Ratios of the deformable attention backends, and of the whole model with them.
 bench-kernels: $(VENV)/installed
 	$(BIN)/python -m dino_hf.tools.kernel_benchmark
+
+# The loss against that of transformers' Deformable DETR, side by side.
+bench-loss: $(VENV)/installed
+	$(BIN)/python benchmarks/loss.py
+
+# What DINO's three ideas bring, three seeds each; an hour and more.
+ablation: $(VENV)/installed
+	$(BIN)/python benchmarks/ablation.py
 
 # How far the port is from the recordings of the three projects, in numbers.
 parity: $(VENV)/installed

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 
 import numpy as np
@@ -309,6 +310,8 @@ def test_settings_survive_json_and_compare():
         ({"crop_sizes": (384,)}, r"crop_sizes=\(384,\) must be the lowest and the highest"),
         ({"scale_jitter": (0, 2.0)}, r"scale_jitter=\(0, 2.0\) must be .* above 0"),
         ({"scale_jitter": (2.0, 0.1)}, r"scale_jitter=\(2.0, 0.1\) must be the lowest and the highest scale"),
+        ({"scale_jitter": (1.0, math.inf)}, r"scale_jitter=\(1.0, inf\) must be .* finite and above 0"),
+        ({"scale_jitter": (math.nan, 2.0)}, r"scale_jitter=\(nan, 2.0\) must be .* finite and above 0"),
         ({"scale_jitter": True}, "scale_jitter=True must be the lowest and the highest scale"),
     ],
 )

@@ -105,6 +105,11 @@ def test_the_command_draws_the_augmentation_of_a_recipe(scenes, tmp_path):
         (("{scenes}", ".", "--recipe", "paper"), "There is no recipe 'paper'"),
         (("{scenes}", ".", "--output", "none/grid.png"), "none/grid.png cannot be written; choose a file in a folder"),
         (("{scenes}", ".", "--output", "."), ". cannot be written"),
+        (
+            ("{scenes}", ".", "--output", "grid"),
+            "grid does not end in one of .png, .jpg, .jpeg, .pdf, .svg, the pictures",
+        ),
+        (("{scenes}", ".", "--output", "grid.foo"), "grid.foo does not end in one of .png, .jpg,"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(scenes, arguments, message, tmp_path, monkeypatch):
@@ -114,6 +119,21 @@ def test_what_is_wrong_is_said_in_a_sentence(scenes, arguments, message, tmp_pat
     assert output.startswith("error: " + message.format(scenes=scenes))
     assert output.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["grid.jpg", "grid.PNG", "grid.jpeg", "grid.pdf", "grid.svg"])
+def test_the_picture_is_written_under_the_name_that_is_told(scenes, tmp_path, name):
+    output = tmp_path / name
+    assert augment(scenes, scenes.parent, "--output", output, "--num-images", 1, "--num-samples", 1) == (
+        0,
+        f"Look at {output}.\n",
+    )
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_without_a_suffix_the_name_to_write_is_told(scenes, tmp_path):
+    output = augment(scenes, scenes.parent, "--output", tmp_path / "grid")[1]
+    assert output.endswith(f"choose for example --output {tmp_path / 'grid.png'}.\n")
 
 
 def test_an_image_that_does_not_fit_is_named(scenes, tmp_path):

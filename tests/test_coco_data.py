@@ -3,8 +3,10 @@ words."""
 
 import copy
 import dataclasses
+import gc
 import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -224,6 +226,24 @@ def test_an_image_that_the_processor_refuses_is_named(write):
     with pytest.raises(ValueError, match="mode 'I;16'") as caught:
         prepare(load_coco(json_file, folder))
     assert caught.value.__notes__ == ["This is image 7."]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # by `datasets`, where Pillow fails
+@pytest.mark.parametrize("cut", [slice(None, 60), slice(None, 20), slice(8, None)])
+def test_a_damaged_image_is_named(write, cut):
+    paths = write(CONTENT)
+    data = load_coco(*paths)
+    file = paths[1] / "tall.png"
+    file.write_bytes(file.read_bytes()[cut])
+    message = rf"(?s){re.escape(str(file))} cannot be read, \w+: .*; it may be damaged: copy it anew, or take its entry"
+    assert isinstance(data.dataset[0]["image"], Image.Image)
+    with pytest.raises(OSError, match=message):
+        data.dataset[1]
+    dataset = data.dataset.select(range(2)).with_transform(DetectionTransform(DinoDetrImageProcessor()))
+    for copied in (dataset, copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):  # workers get a pickle
+        with pytest.raises(OSError, match=message):
+            copied[:]
+    gc.collect()  # the unclosed files, while their warning is ignored
 
 
 def test_a_batch_of_two_sizes_is_padded_and_its_boxes_stay_relative_to_each_image(write):

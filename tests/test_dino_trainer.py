@@ -525,6 +525,111 @@ def test_a_run_without_checkpoints_begins_and_one_with_them_goes_on(data, tmp_pa
     assert not (tmp_path / "_unfinished").exists()
 
 
+def test_a_resumed_run_takes_up_the_rates_of_its_recipe_and_tells_of_the_other(data, tmp_path, caplog):
+    make_trainer(data, tmp_path, max_steps=4, **SAVING).train()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    changes = {"learning_rate": 3e-3, "backbone_learning_rate": 2e-4, "weight_decay": 0.5}
+    trainer = make_trainer(data, tmp_path, make_recipe(**changes), max_steps=4, **SAVING)
+    found = {}
+
+    def look(state):
+        groups = trainer.optimizer.param_groups
+        found[state.global_step] = [(group["lr"], group["weight_decay"]) for group in groups]
+
+    trainer.add_callback(At(on_step_begin=look))
+    trainer.train(resume_from_checkpoint=True)
+    fresh = make_trainer(data, tmp_path / "fresh", make_recipe(**changes), max_steps=4)
+    fresh.create_optimizer_and_scheduler(4)
+    for step in range(4):
+        if step >= 2:
+            expected = [(group["lr"], group["weight_decay"]) for group in fresh.optimizer.param_groups]
+            assert found[step] == expected
+        fresh.optimizer.step()
+        fresh.lr_scheduler.step()
+    assert sorted(found) == [2, 3]
+    assert "resumed had another recipe, {'learning_rate': 0.001, " in caplog.text
+    assert "it goes on with {'learning_rate': 0.003, " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "model.safetensors",
+        "ema/ema.json",
+        "ema/model.safetensors",
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_what_to_do(name, data, tmp_path):
+    make_trainer(data, tmp_path, max_steps=4, **SAVING).train()
+    path = tmp_path / "checkpoint-4" / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    trainer = make_trainer(data, tmp_path, max_steps=6)
+    message = (
+        rf"{path} is damaged .*Delete the folder .*checkpoint-4 and run again .* from the newest of \['checkpoint-2'\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.train(resume_from_checkpoint=True)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+
+
+def test_a_checkpoint_of_weights_alone_is_told_of(data, tmp_path, caplog):
+    make_trainer(data, tmp_path, max_steps=2, save_only_model=True, **SAVING).train()
+    make_trainer(data, tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+    assert "checkpoint-2 has no optimizer.pt and scheduler.pt: what they would tell begins anew" in caplog.text
+
+
+def test_the_average_of_an_earlier_run_does_not_pass_for_this_ones(data, tmp_path, caplog):
+    first = make_trainer(data, tmp_path, max_steps=1)
+    first.train()
+    first.save_model()
+    assert (tmp_path / "ema/model.safetensors").is_file()
+    (tmp_path / "other/ema").mkdir(parents=True)
+    (tmp_path / "other/ema/mine.txt").write_text("not an average")
+    second = make_trainer(data, tmp_path, make_recipe(ema_decay=None), max_steps=1)
+    second.train()
+    second.save_model()
+    assert not (tmp_path / "ema").exists()
+    assert "ema is the average of an earlier run and is deleted" in caplog.text
+    second.save_model(tmp_path / "other")
+    assert (tmp_path / "other/ema/mine.txt").is_file()
+
+
+def test_an_average_is_kept_where_the_best_checkpoint_has_none(data, tmp_path):
+    """As after a resume from a run without one."""
+    trainer = make_trainer(
+        data,
+        tmp_path,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="rank",
+        greater_is_better=False,
+        **SAVING,
+    )
+
+    class Rank(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            metrics["eval_rank"] = state.global_step
+
+        def on_save(self, args, state, control, **kwargs):
+            shutil.rmtree(tmp_path / "checkpoint-2/ema", ignore_errors=True)
+
+    trainer.add_callback(Rank())
+    trainer.train()
+    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-2"
+    assert trainer.ema.num_updates == 4
+    trainer.save_model()
+    assert (tmp_path / "ema/model.safetensors").is_file()
+
+
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(data, tmp_path, monkeypatch):
     flushed = {}
 
@@ -584,7 +689,8 @@ def test_a_run_that_was_stopped_early_stays_stopped(data, tmp_path, caplog):
     assert "had been stopped early and is not continued" in caplog.text
     assert_same(state(first.model), state(again.model))
     assert again.ema.num_updates == 2  # of the best, at step 2, as in the first run
-    assert run(patience=5, restore_callback_states_from_checkpoint=False).state.global_step == 8
+    assert run(restore_callback_states_from_checkpoint=False).state.global_step == 6  # by one more evaluation
+    assert run(patience=5).state.global_step == 8
 
 
 def test_pushes_wait_until_a_checkpoint_has_its_name_and_bring_the_average(data, tmp_path, monkeypatch):
@@ -675,6 +781,12 @@ def test_classes_of_model_and_data_must_agree(data, tmp_path):
     [
         ({"remove_unused_columns": True}, "takes away the images"),
         ({"dataloader_drop_last": True}, "would also leave out held-out images"),
+        ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor=0.1, .* softmax losses"),
+        ({"prediction_loss_only": True}, r"prediction_loss_only=True: leave both out"),
+        (
+            {"recipe": make_recipe(early_stopping_patience=2), "eval_strategy": "epoch", "save_strategy": "steps"},
+            r"eval_strategy='epoch', save_strategy='steps' .* make the strategies equal",
+        ),
         ({"held_out": False, "eval_strategy": "epoch"}, r"eval_strategy='epoch' needs held_out data"),
         ({"recipe": make_recipe(early_stopping_patience=2)}, r"early_stopping_patience=2 needs evaluations"),
     ],
@@ -682,3 +794,9 @@ def test_classes_of_model_and_data_must_agree(data, tmp_path):
 def test_arguments_that_do_not_go_together_are_refused(changes, message, data, tmp_path):
     with pytest.raises(ValueError, match=message):
         make_trainer(data, tmp_path, **changes)
+
+
+def test_a_file_is_no_output_folder(data, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ValueError, match=r"output_dir='.*out' is a file; name a folder"):
+        make_trainer(data, tmp_path / "out")

@@ -1,5 +1,7 @@
 """What is frozen by name, stage or pattern, and what is not."""
 
+import re
+
 import pytest
 import torch
 
@@ -125,6 +127,29 @@ def test_what_matches_nothing_is_refused_and_nothing_is_changed(function):
     with pytest.raises(ValueError, match=r"model is a Linear, .* is frozen before that"):
         function(torch.nn.Linear(3, 2), "encoder")
     assert trained(model) == before
+
+
+@pytest.mark.parametrize("what", ["", None, 3, ["encoder", ""], ["encoder", None]])
+def test_what_is_empty_or_no_string_is_refused_and_nothing_is_changed(what):
+    model = make_model()
+    before = trained(model)
+    with pytest.raises(
+        ValueError, match=r"^('|None|3).* names nothing of the model; give one of the parts \['backbone', "
+    ):
+        freeze(model, what)
+    assert trained(model) == before
+
+
+@pytest.mark.parametrize("word", ["class_head", "sampling_offsets|class_head"])
+def test_a_word_from_the_middle_of_names_is_told_how_to_be_written(word):
+    model = make_model()
+    with pytest.raises(
+        ValueError, match=r"matches nothing: .*\.weight' has it further on, one of \d+: write r"
+    ) as caught:
+        freeze(model, word)
+    pattern = re.search('write r"(.*)"', str(caught.value))[1]
+    expected = [name for name, _ in model.named_parameters() if re.search(word, name)]
+    assert freeze(model, pattern).names == expected
 
 
 def test_stages_of_timm_are_not_known():

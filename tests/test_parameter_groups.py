@@ -6,6 +6,7 @@ from transformers import TrainingArguments
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrModel
 from dino_hf.training import make_optimizer, parameter_groups
+from dino_hf.training.recipes import get_recipe
 from helpers import SWIN, tiny_config, tiny_images, tiny_labels
 
 MODELS = [DinoDetrForObjectDetection, DinoDetrModel]
@@ -52,6 +53,15 @@ def test_a_part_that_is_frozen_has_no_group():
     groups = parameter_groups(model, learning_rate=1e-3)
     assert [group["name"] for group in groups] == ["transformer"]
     assert_every_trained_parameter_once(model, groups)
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path):
+    model = DinoDetrForObjectDetection(tiny_config()).requires_grad_(False)
+    message = r"Nothing of the DinoDetrForObjectDetection is trained: all of it is frozen; unfreeze\(model, \.\.\.\)"
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(model, TrainingArguments(str(tmp_path), report_to="none"))
+    with pytest.raises(ValueError, match=message):
+        get_recipe("finetune").make_optimizer(model)
 
 
 def test_a_model_that_is_wrapped_has_the_same_groups():

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -136,6 +137,19 @@ def test_any_field_can_be_changed_and_the_recipe_stays():
         ),
         ({"early_stopping_patience": 0}, r"early_stopping_patience=0 must be at least 1; None trains to the end"),
         ({"ema_decay": 1.0}, r"ema_decay=1\.0 must lie between 0 and 1"),
+        ({"sampling_offsets_learning_rate": 0}, r"sampling_offsets_learning_rate=0 must be positive"),
+        ({"name": None}, r"name=None must be a string\."),
+        ({"normalize_over_window": 1}, r"normalize_over_window=1 must be True or False\."),
+        ({"model_settings": None}, r"model_settings=None must be a dict, such as \{'num_denoising': 50\}\."),
+        ({"model_settings": [("num_denoising", 50)]}, r"model_settings=\[.*\] must be a dict"),
+        ({"model_settings": {3: 4, "queries": 5}}, r"model_settings has \[3, 'queries'\], which"),
+        ({"augmentation": {"crop": 0.5}}, r"augmentation=\{'crop': 0\.5\} must be an Augmentation\(\.\.\.\)\."),
+        ({"lr_drop_epochs": 11}, r"lr_drop_epochs=11 must be a tuple of epochs .*; write \(11,\)\."),
+        ({"lr_drop_epochs": "11"}, r"lr_drop_epochs='11' must be a tuple of epochs .* such as \(27, 33\)\."),
+        ({"lr_drop_epochs": None}, r"lr_drop_epochs=None must be a tuple of epochs"),
+        ({"lr_drop_epochs": (11, 8)}, r"lr_drop_epochs=\(11, 8\) must be .* each after the one before it"),
+        ({"lr_drop_epochs": (0, 8)}, r"lr_drop_epochs=\(0, 8\) must be a tuple of epochs above 0"),
+        ({"lr_drop_epochs": ["8"]}, r"lr_drop_epochs=\['8'\] must be a tuple of epochs"),
     ],
 )
 def test_what_nothing_can_be_trained_with_is_refused(changes, message):
@@ -143,9 +157,39 @@ def test_what_nothing_can_be_trained_with_is_refused(changes, message):
         get_recipe("paper-12ep", **changes)
 
 
+@pytest.mark.parametrize("value", ["1e-4", True, math.nan, math.inf, (1,)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("num_train_epochs", r"a finite number\."),
+        ("learning_rate", r"a finite number\."),
+        ("backbone_learning_rate", r"a finite number\."),
+        ("sampling_offsets_learning_rate", r"a finite number or None\."),
+        ("warmup_steps", r"a finite number\."),
+        ("weight_decay", r"a finite number\."),
+        ("max_grad_norm", r"a finite number\."),
+        ("ema_decay", r"a finite number or None\."),
+        ("total_batch_size", r"an int\."),
+        ("ema_warmup_steps", r"an int\."),
+        ("early_stopping_patience", r"an int or None\."),
+    ],
+)
+def test_what_is_no_number_is_refused(name, kind, value):
+    with pytest.raises(ValueError, match=f"^{name}={re.escape(repr(value))} must be {kind}$"):
+        get_recipe("paper-12ep", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["total_batch_size", "ema_warmup_steps", "early_stopping_patience"])
+def test_what_is_counted_is_whole(name):
+    with pytest.raises(ValueError, match=rf"^{name}=2\.5 must be an int( or None)?\.$"):
+        get_recipe("paper-12ep", **{name: 2.5})
+
+
 def test_an_unknown_recipe_is_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match=r"no recipe 'paper'; there are \['better-hyper', 'finetune', 'paper-12ep'"):
-        get_recipe("paper")
+    for name in ("paper", ["finetune"], None):
+        known = r"; there are \['better-hyper', 'finetune', 'paper-12ep'"
+        with pytest.raises(ValueError, match=f"no recipe {re.escape(repr(name))}{known}"):
+            get_recipe(name)
 
 
 # Arguments
@@ -190,7 +234,11 @@ def test_checkpointing_has_two_names_in_every_version(name, tmp_path):
             r"no training argument 'train_batch_size'; did you mean .*per_device_train_batch_size",
         ),
         ({"xyzzy": 4}, r"no training argument 'xyzzy'; see transformers\.TrainingArguments"),
-        ({"warmup_steps": 4}, r"warmup_steps is set by the recipe; change that: get_recipe\('paper-12ep', "),
+        ({"warmup_steps": 4}, r"warmup_steps is set by the recipe, .* schedule by get_recipe\('paper-12ep', "),
+        (
+            {"optim": "sgd"},
+            r"optim is set by the recipe, which trains with AdamW: .* another optimizer is for the stock Trainer",
+        ),
         ({"lr_scheduler_type": "linear"}, r"lr_scheduler_type is set by the recipe"),
     ],
 )

@@ -16,6 +16,7 @@ app = typer.Typer(
     help="DINO object detection with Hugging Face Transformers.", no_args_is_help=True, add_completion=False
 )
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 _PACKAGES = ("dino_hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "triton", "kernels", "timm")
 
 
@@ -75,6 +76,11 @@ def augment(
         _fail("matplotlib, which draws the picture, is not installed; pip install 'dino_hf[plots]'.")
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         _fail(f"{output} cannot be written; choose a file in a folder that exists, such as --output augmented.png.")
+    if output.suffix.lower() not in _PICTURES:
+        _fail(
+            f"{output} does not end in one of {', '.join(_PICTURES)}, the pictures that can be written; choose for example "
+            f"--output {output.with_suffix('.png')}."
+        )
     try:
         augmentation = get_recipe(recipe).augmentation
         data = load_coco(annotations, image_dir)

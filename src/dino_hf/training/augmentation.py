@@ -1,6 +1,7 @@
 """Random changes of training images, which the boxes, areas and crowd flags follow."""
 
 import hashlib
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -81,8 +82,8 @@ class Augmentation:
             _is_range(self.scale_jitter, _is_number) and self.scale_jitter[0] > 0
         ):
             raise ValueError(
-                f"scale_jitter={self.scale_jitter!r} must be the lowest and the highest scale, above 0, such as (0.1, 2.0), "
-                "or None."
+                f"scale_jitter={self.scale_jitter!r} must be the lowest and the highest scale, finite and above 0, such as "
+                "(0.1, 2.0), or None."
             )
 
     def transforms(self) -> v2.Transform:
@@ -191,7 +192,7 @@ def _sizes(corners: Tensor) -> Tensor:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _is_size(value) -> bool:

@@ -15,10 +15,25 @@ from torch.nn.utils.rnn import pad_sequence
 from ..targets import PADDING_LABEL
 from .augmentation import SMALLEST_SIDE, Augmentation, augment
 
+
+class _ImageFile(Image):
+    """Of `datasets`, which reads images before any transform sees them: it does not say which file is damaged."""
+
+    def decode_example(self, value, token_per_repo_id=None):
+        try:
+            return super().decode_example(value, token_per_repo_id)
+        except Exception as error:  # those of Pillow have no common type
+            path = value.get("path") if isinstance(value, dict) else None
+            raise OSError(
+                f"{path or 'An image'} cannot be read, {type(error).__name__}: {error}; it may be damaged: copy it anew, or take "
+                "its entry and annotations out of the json."
+            ) from error
+
+
 _FEATURES = Features(
     {
         "image_id": Value("int64"),
-        "image": Image(),
+        "image": _ImageFile(),
         "width": Value("int64"),
         "height": Value("int64"),
         "objects": {

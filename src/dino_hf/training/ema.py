@@ -96,6 +96,11 @@ class ModelEma:
         state = {"num_updates": self.num_updates, "decay": self.decay, "warmup_steps": self.warmup_steps}
         (Path(folder) / _STATE_NAME).write_text(json.dumps(state), encoding="utf-8")
 
+    @staticmethod
+    def is_saved(folder: str | Path) -> bool:
+        """Whether `save` has written there."""
+        return (Path(folder) / _STATE_NAME).is_file()
+
     def _weights_folder(self, folder: str | Path) -> Path:
         # Trainer takes a folder with adapters that is in a checkpoint for one more adapter of the model that it resumes.
         return Path(folder) / "adapter" if _is_peft(self.module) else Path(folder)

@@ -33,7 +33,8 @@ def freeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
     Returns:
         the parameters that were trained before.
     Raises:
-        ValueError: the model is none of ours; or one of `what` is no part, stage or pattern of it. Nothing is changed then.
+        ValueError: the model is none of ours; or one of `what` is no part, stage or pattern of it, or empty. Nothing is changed
+            then.
     """
     return _set_trainable(model, what, False)
 
@@ -60,9 +61,8 @@ def backbone_stages(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _set_trainable(model: PreTrainedModel, what: str | Iterable[str], trainable: bool) -> Changed:
-    chosen = [
-        parameter for pattern in ([what] if isinstance(what, str) else what) for parameter in _find(model, pattern)
-    ]
+    patterns = list(what) if isinstance(what, Iterable) and not isinstance(what, str) else [what]
+    chosen = [parameter for pattern in patterns for parameter in _find(model, pattern)]
     was_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for parameter in chosen:
         parameter.requires_grad_(trainable)
@@ -86,6 +86,11 @@ def _find(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]:
         **({} if detector.denoising is None else {"denoising": [detector.denoising]}),
         **{name: [stage] for name, stage in stages.items()},
     }
+    if not isinstance(pattern, str) or not pattern:
+        raise ValueError(
+            f"{pattern!r} names nothing of the model; give one of the parts {sorted(parts)} or a regular expression that names of "
+            "parameters begin with."
+        )
     if pattern in parts:
         return [parameter for module in parts[pattern] for parameter in module.parameters()]
     try:
@@ -100,6 +105,12 @@ def _find(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]:
     ]
     if not found:
         names = [name for name, _ in detector.named_parameters()]
+        if containing := [name for name in names if expression.search(name)]:
+            anywhere = f".*({pattern})" if "|" in pattern else f".*{pattern}"
+            raise ValueError(
+                f"{pattern!r} matches nothing: names of parameters must match from the beginning; {containing[0]!r} has it further "
+                f'on, one of {len(containing)}: write r"{anywhere}".'
+            )
         unknown = "" if stages else f" (the stages of {type(detector.backbone.model).__name__} are not known here)"
         raise ValueError(
             f"{pattern!r} matches nothing: there are the parts {sorted(parts)}{unknown}, and {len(names)} parameters from "

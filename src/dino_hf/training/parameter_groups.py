@@ -13,6 +13,8 @@ def group_parameters(model: nn.Module, separate_sampling_offsets: bool = False) 
         model: `DinoDetrForObjectDetection` or `DinoDetrModel`, also wrapped by peft, for distributed training or compiled.
         separate_sampling_offsets: the linears that tell deformable attention where to look; Deformable DETR trains them at a
             tenth of the rate (arXiv:2010.04159, sec. 5). Otherwise they are transformer, as in the release of DINO.
+    Raises:
+        ValueError: the whole model is frozen.
     """
     groups = {"transformer": [], "backbone": [], "sampling_offsets": []}
     for name, parameter in model.named_parameters():
@@ -24,6 +26,11 @@ def group_parameters(model: nn.Module, separate_sampling_offsets: bool = False) 
             else:
                 group = "transformer"
             groups[group].append(parameter)
+    if not any(groups.values()):
+        raise ValueError(
+            f"Nothing of the {type(model).__name__} is trained: all of it is frozen; unfreeze(model, ...) a part of it, such as "
+            '"decoder".'
+        )
     return {group: parameters for group, parameters in groups.items() if parameters}
 
 

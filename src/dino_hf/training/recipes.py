@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import re
@@ -46,7 +47,14 @@ _OF_THE_TRAINER = ("ema_decay", "ema_warmup_steps", "early_stopping_patience", "
 _LIMITS = {"max_denoising_queries": None, "mask_denoising_padding": False}
 _SETTINGS = {*_RELEASE_SETTINGS, *_LIMITS}
 # What is set by a recipe alone: as arguments, they would do nothing.
-_OF_THE_RECIPE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
+_OF_THE_RECIPE = (
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class Recipe:
     on_non_finite: str = "raise"
 
     def __post_init__(self):
+        _check_types(self)
         for name, known in (
             ("lr_scheduler", tuple(_SCHEDULERS)),
             ("scale_learning_rate", (None, "linear", "sqrt")),
@@ -114,8 +123,9 @@ class Recipe:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {known}.")
-        for name in ("num_train_epochs", "learning_rate", "backbone_learning_rate", "total_batch_size"):
-            if not getattr(self, name) > 0:
+        rates = ("learning_rate", "backbone_learning_rate", "sampling_offsets_learning_rate")
+        for name in ("num_train_epochs", *rates, "total_batch_size"):
+            if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be positive; to train no part of the model, freeze it."
                 )
@@ -136,7 +146,7 @@ class Recipe:
             raise ValueError(
                 f"ema_decay={self.ema_decay} must lie between 0 and 1, e.g. 0.9997; None keeps no average."
             )
-        if unknown := sorted(set(self.model_settings) - _SETTINGS):
+        if unknown := sorted(set(self.model_settings) - _SETTINGS, key=str):
             raise ValueError(
                 f"model_settings has {unknown}, which a model that is built cannot be given; it can be given {sorted(_SETTINGS)}."
             )
@@ -164,7 +174,8 @@ class Recipe:
         for name in arguments:
             if name in _OF_THE_RECIPE:
                 raise ValueError(
-                    f"{name} is set by the recipe; change that: get_recipe({self.name!r}, lr_scheduler=..., warmup_steps=...)."
+                    f"{name} is set by the recipe, which trains with AdamW: change its schedule by get_recipe({self.name!r}, "
+                    "lr_scheduler=..., warmup_steps=...); another optimizer is for the stock Trainer(optimizers=...)."
                 )
             if name not in _ARGUMENTS:
                 close = difflib.get_close_matches(name, _ARGUMENTS, n=3)
@@ -188,6 +199,8 @@ class Recipe:
             "save_strategy": "epoch",
             "remove_unused_columns": False,  # the transform needs the image column
             "batch_eval_metrics": True,  # flat memory in evaluation
+            "logging_steps": 20,  # epochs of small data sets are short
+            "ddp_find_unused_parameters": False,  # every parameter that is trained gets a gradient in every step
             "restore_callback_states_from_checkpoint": True,
         } | arguments
         evaluated = settings["eval_strategy"] != "no" and settings["eval_strategy"] == settings["save_strategy"]
@@ -415,6 +428,38 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _check_types(recipe: Recipe) -> None:
+    numbers = ("num_train_epochs", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay")
+    rates = ("learning_rate", "backbone_learning_rate", "sampling_offsets_learning_rate")
+    counts = ("total_batch_size", "ema_warmup_steps", "early_stopping_patience")
+    may_be_none = {field.name for field in dataclasses.fields(recipe) if field.default is None}
+    for names, is_valid, kind in (
+        ((*numbers, *rates), _is_number, "a finite number"),
+        (counts, lambda value: _is_number(value) and isinstance(value, int), "an int"),
+        (("normalize_over_window",), lambda value: isinstance(value, bool), "True or False"),
+        (("name",), lambda value: isinstance(value, str), "a string"),
+        (("model_settings",), lambda value: isinstance(value, dict), "a dict, such as {'num_denoising': 50}"),
+        (("augmentation",), lambda value: isinstance(value, Augmentation), "an Augmentation(...)"),
+        (("lr_drop_epochs",), _are_epochs, "a tuple of epochs above 0, each after the one before it, such as (27, 33)"),
+    ):
+        for name in names:
+            value = getattr(recipe, name)
+            if not is_valid(value) and not (value is None and name in may_be_none):
+                kind += " or None" if name in may_be_none else ""
+                kind += f"; write ({value},)" if name == "lr_drop_epochs" and _is_number(value) else ""
+                raise ValueError(f"{name}={value!r} must be {kind}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_epochs(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or not all(_is_number(epoch) and epoch > 0 for epoch in value):
+        return False
+    return all(earlier < later for earlier, later in itertools.pairwise(value))
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -460,7 +505,7 @@ def get_recipe(name: str, /, **changes) -> Recipe:
     Raises:
         ValueError: an unknown name or field, or a value that nothing can be trained with.
     """
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ValueError(f"There is no recipe {name!r}; there are {sorted(RECIPES)}.")
     fields = [field.name for field in dataclasses.fields(Recipe)]
     if unknown := sorted(set(changes) - set(fields)):
@@ -469,5 +514,7 @@ def get_recipe(name: str, /, **changes) -> Recipe:
         raise ValueError(f"A recipe has no {unknown}; it has {fields}{hint}.")
     if changes.get("lr_scheduler", "step") != "step":
         changes.setdefault("lr_drop_epochs", ())
-    changes["model_settings"] = RECIPES[name].model_settings | changes.get("model_settings", {})
+    settings = changes.get("model_settings", {})
+    if isinstance(settings, dict):
+        changes["model_settings"] = RECIPES[name].model_settings | settings
     return dataclasses.replace(RECIPES[name], **changes)

@@ -6,14 +6,16 @@ import logging
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import CONFIG_NAME
@@ -166,14 +168,17 @@ class DinoDetrTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As in `Trainer`, but True begins anew where there is no checkpoint yet, and goes on from the newest that is whole."""
         output_dir = Path(self.args.output_dir)
-        if self.args.should_save:
-            shutil.rmtree(output_dir / _UNFINISHED, ignore_errors=True)  # of a run that was killed
-            self._save_recipe(output_dir)
-        self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = _newest_checkpoint(output_dir)
-            if resume_from_checkpoint is None:
+            if resume_from_checkpoint is None and self.is_world_process_zero():
                 logger.warning("There is no checkpoint in %s yet: training starts from the beginning.", output_dir)
+        if resume_from_checkpoint:
+            _check_checkpoint(Path(resume_from_checkpoint))
+        self.accelerator.wait_for_everyone()  # all have looked
+        if self.args.should_save:
+            shutil.rmtree(output_dir / _UNFINISHED, ignore_errors=True)  # of a run that was killed
+            self._save_recipe(output_dir, is_resumed=bool(resume_from_checkpoint))
+        self.accelerator.wait_for_everyone()
         self._stopped_early = False
         if resume_from_checkpoint:
             self._stopped_early = self.args.restore_callback_states_from_checkpoint and _was_stopped_early(
@@ -187,16 +192,24 @@ class DinoDetrTrainer(Trainer):
                 )
             self._load_ema(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            self._load_ema(self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if best is not None and (Path(best) / EMA_FOLDER).is_dir():
+            self._load_ema(best)
         return output
 
-    def _save_recipe(self, output_dir: Path) -> None:
+    def _save_recipe(self, output_dir: Path, is_resumed: bool) -> None:
         for line in self.departures:
             logger.warning("Departs from the recipe %s: %s", self.recipe.name, line)
         content = {"recipe": self.recipe.as_dict(), "departures": self.departures}
+        path = output_dir / RECIPE_NAME
+        if is_resumed and path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+            changed = [name for name, value in content["recipe"].items() if before.get(name) != value]
+            if changed:
+                old, new = ({name: one.get(name) for name in changed} for one in (before, content["recipe"]))
+                logger.warning("The run that is resumed had another recipe, %s; it goes on with %s.", old, new)
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / RECIPE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def get_train_dataloader(self):
         """As in `Trainer`; the order of images depends on the seed only, not on what was seeded since."""
@@ -288,11 +301,14 @@ class DinoDetrTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`, and the averaged model in the folder `ema` of that."""
-        if self.ema is not None and self.ema.num_updates and self.args.should_save:
-            folder = Path(self.args.output_dir if output_dir is None else output_dir) / EMA_FOLDER
+        folder = Path(self.args.output_dir if output_dir is None else output_dir) / EMA_FOLDER
+        if self.args.should_save and self.ema is not None and self.ema.num_updates:
             find_detector(self.ema.module).config = self._ema_config()
             self.ema.save(folder)
             self.processing_class.save_pretrained(folder)
+        elif self.args.should_save and ModelEma.is_saved(folder):
+            logger.warning("%s is the average of an earlier run and is deleted: this one has none.", folder)
+            shutil.rmtree(folder)
         super().save_model(output_dir, _internal_call)
 
     def _ema_config(self):
@@ -392,7 +408,7 @@ class _Steps(TrainerCallback):
         self.is_dropped = False
         self.num_skipped_in_a_row = 0
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
         trainer = self.trainer
         self.epoch = state.global_step // trainer._steps_per_epoch
         self.num_skipped_in_a_row = 0
@@ -406,7 +422,20 @@ class _Steps(TrainerCallback):
                 state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
             if isinstance(callback, EarlyStoppingCallback) and trainer._patience is not None:
                 callback.early_stopping_patience = trainer._patience  # Trainer restores that of the run that is resumed
+        if state.global_step and not trainer.is_deepspeed_enabled:
+            self._take_up_rates(args, optimizer, lr_scheduler)
         self._record_recipe()
+
+    def _take_up_rates(self, args, optimizer, lr_scheduler) -> None:
+        """A run that is resumed has the learning rates and weight decay of the checkpoint: those of the recipe go first, as its
+        schedule does."""
+        wanted = self.trainer.recipe.make_optimizer(self.trainer.model, args).param_groups
+        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
+        scheduler.base_lrs = [group["lr"] for group in wanted]
+        for group, new, factor in zip(optimizer.param_groups, wanted, scheduler.lr_lambdas, strict=True):
+            group.update({name: new[name] for name in ("weight_decay", "betas", "eps")})
+            group["initial_lr"] = new["lr"]
+            group["lr"] = new["lr"] * factor(scheduler.last_epoch)
 
     def _record_recipe(self) -> None:
         record = self.trainer.model.config.provenance["training"]["recipe"]  # of record_training
@@ -464,6 +493,13 @@ def _check(model, args, recipe, train, held_out) -> None:
         raise ValueError(
             f"One process has {args.n_gpu} GPUs; start one process for each: torchrun --nproc-per-node={args.n_gpu} your_script.py."
         )
+    if Path(args.output_dir).is_file():
+        raise ValueError(f"output_dir={args.output_dir!r} is a file; name a folder.")
+    if args.label_smoothing_factor or args.prediction_loss_only:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor}, prediction_loss_only={args.prediction_loss_only}: leave both "
+            "out. The first is of softmax losses, and AP needs more than the loss."
+        )
     if args.remove_unused_columns:
         raise ValueError(
             "remove_unused_columns=True takes away the images; use recipe.training_arguments(...), or set it to False."
@@ -492,14 +528,17 @@ def _check(model, args, recipe, train, held_out) -> None:
         )
     if held_out is None and args.eval_strategy != "no":
         raise ValueError(
-            f"eval_strategy={args.eval_strategy.value!r} needs held_out data; without them, set eval_strategy='no'."
+            f"eval_strategy={args.eval_strategy.value!r} needs held_out data; without them, set eval_strategy='no' (and, in a "
+            "recipe with early stopping, early_stopping_patience=None)."
         )
     if recipe.early_stopping_patience is not None and (
         args.eval_strategy == "no" or args.metric_for_best_model is None
     ):
         raise ValueError(
-            f"early_stopping_patience={recipe.early_stopping_patience} needs evaluations and a metric_for_best_model, e.g. 'AP', "
-            f"but eval_strategy={args.eval_strategy.value!r} and metric_for_best_model={args.metric_for_best_model!r}."
+            f"early_stopping_patience={recipe.early_stopping_patience} needs evaluations, checkpoints at the same steps and a "
+            f"metric_for_best_model, e.g. 'AP', but eval_strategy={args.eval_strategy.value!r}, "
+            f"save_strategy={args.save_strategy.value!r} and metric_for_best_model={args.metric_for_best_model!r}: make the "
+            "strategies equal, or change the recipe by early_stopping_patience=None."
         )
 
 
@@ -516,14 +555,40 @@ def _random_numbers_of(where: tuple[int, ...], device: torch.device) -> Iterator
 
 
 def _newest_checkpoint(output_dir: Path) -> str | None:
-    """The state of the run is what is written last, by `Trainer` itself too."""
-    checkpoints = {
+    checkpoints = _checkpoints(output_dir)
+    return str(checkpoints[max(checkpoints)]) if checkpoints else None
+
+
+def _checkpoints(output_dir: Path) -> dict[int, Path]:
+    """By step. The state of the run is what is written last, by `Trainer` itself too."""
+    return {
         int(match[1]): folder
         for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name))
         and (folder / TRAINER_STATE_NAME).is_file()
     }
-    return str(checkpoints[max(checkpoints)]) if checkpoints else None
+
+
+def _check_checkpoint(checkpoint: Path) -> None:
+    """What is damaged is named before anything is loaded; what is missing begins anew, with a warning."""
+    for path in sorted(checkpoint.rglob("*")):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
+                raise ValueError("it is cut off")
+        except (OSError, ValueError, SafetensorError) as error:
+            others = [one for one in _checkpoints(checkpoint.parent).values() if one != checkpoint]
+            after = f"the newest of {sorted(one.name for one in others)}" if others else "the beginning"
+            raise ValueError(
+                f"{path} is damaged ({error}). Delete the folder {checkpoint} and run again with resume_from_checkpoint=True: "
+                f"training then goes on from {after}."
+            ) from error
+    if missing := [name for name in (OPTIMIZER_NAME, SCHEDULER_NAME) if not (checkpoint / name).is_file()]:
+        logger.warning("%s has no %s: what they would tell begins anew.", checkpoint, " and ".join(missing))
 
 
 def _was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:
