@@ -256,6 +256,7 @@ def test_a_model_with_other_classes_trains_saves_and_loads(changes, tmp_path):
 def test_kept_classes_score_as_before():
     model, inputs = make_model().eval(), tiny_images()
     # Which tokens become queries depends on the best class of all; with as many queries as tokens, only their order does.
+    model.model.query_selection.num_queries = 142
     model.model.query_selection.content = nn.Embedding(142, 64)
     before = model(*inputs).enc_topk_logits
     transfer_classes(model, named(NEW))
