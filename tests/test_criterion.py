@@ -295,14 +295,6 @@ def test_the_focal_loss_and_its_gradient_are_those_of_the_plain_formula(gamma):
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_cost_of_saying_no_is_exact_far_out_too(dtype):
-    x = torch.cat([torch.linspace(-120, 120, 9601), torch.tensor([0.0, -1e-9, -700.0, 700.0])]).to(dtype)
-    expected = torch.nn.functional.softplus(x.double(), threshold=1e9)
-    # a few roundings
-    torch.testing.assert_close(criterion._softplus(x).double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-45)
-
-
 def test_gradients_of_the_losses_are_those_of_differences():
     logits, boxes = random_predictions(2, 2, 3, dtype=torch.float64)
     matches = Matches(*torch.tensor([[0, 0, 1, 0], [1, 0, 2, 1], [1, 0, 0, 0]]).T)

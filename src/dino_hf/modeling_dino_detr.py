@@ -295,11 +295,12 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         )
         loss, loss_dict = None, None
         if labels is not None:
-            logits = torch.cat([outputs.enc_topk_logits[:, None], outputs.intermediate_logits], dim=1)
-            boxes = torch.cat([outputs.enc_topk_bboxes[:, None], outputs.intermediate_pred_boxes], dim=1)
-            loss, loss_dict = self.criterion(
-                logits.transpose(0, 1), boxes.transpose(0, 1), labels, outputs.denoising, num_items_in_batch
-            )
+            # The encoder's proposals first, as if they came from a layer.
+            logits = torch.cat(
+                [outputs.enc_topk_logits[None], outputs.intermediate_logits.transpose(0, 1)]
+            )  # (1 + D, B, Q, K)
+            boxes = torch.cat([outputs.enc_topk_bboxes[None], outputs.intermediate_pred_boxes.transpose(0, 1)])
+            loss, loss_dict = self.criterion(logits, boxes, labels, outputs.denoising, num_items_in_batch)
         parts = {name: value for name, value in outputs.items() if name != "denoising"}
         return DinoDetrObjectDetectionOutput(
             loss=loss,
