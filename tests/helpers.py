@@ -36,6 +36,8 @@ TIMM = {
     "use_pretrained_backbone": False,
 }
 
+# Arguments of a Trainer that says nothing and stays on the CPU.
+QUIET = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, "use_cpu": True}
 SIZES = ((64, 104), (48, 40))  # (height, width) of the two images of a batch
 NUM_LABELS = 5
 
@@ -114,12 +116,8 @@ def small_trainer(data, folder, model, processor, **settings) -> Trainer:
         "max_grad_norm": 0.1,
         "save_strategy": "no",
         "remove_unused_columns": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": True,
     }
-    args = TrainingArguments(output_dir=str(folder), **common | settings)
+    args = TrainingArguments(output_dir=str(folder), **QUIET | common | settings)
     return Trainer(
         model=model,
         args=args,

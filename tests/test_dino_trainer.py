@@ -22,7 +22,7 @@ from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.lora import add_lora
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.trainer import DinoDetrTrainer
-from helpers import tiny_config
+from helpers import QUIET, tiny_config
 from processes import run_processes
 
 pytestmark = pytest.mark.usefixtures("_no_waiting_for_disks")
@@ -103,12 +103,8 @@ def make_trainer(data, folder, recipe=None, model=None, held_out=True, **changes
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": True,
     }
-    args = recipe.training_arguments(folder, **settings | changes)
+    args = recipe.training_arguments(folder, **QUIET | settings | changes)
     return DinoDetrTrainer(
         model, args, recipe=recipe, train=train, held_out=data[1] if held_out else None, image_processor=PROCESSOR
     )

@@ -35,8 +35,8 @@ class DenoisingPredictions(NamedTuple):
 
 
 class _FocalLosses(torch.autograd.Function):
-    """Loss and gradient in one sweep: autograd would keep eight tensors of the size of the logits, where one is enough, and take
-    three times as long."""
+    """Loss and gradient in one sweep: autograd would keep a tensor of the size of the logits for each operation, where one is
+    enough."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, place: tuple[Tensor, ...], alpha: float, gamma: float) -> Tensor:

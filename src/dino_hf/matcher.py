@@ -15,6 +15,9 @@ if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
 
 
+_LARGEST_COST = 2**22  # pairs that are computed in one go: 16 MiB for each of a dozen temporaries
+
+
 class Matches(NamedTuple):
     """Which query answers for which target, over all layers and images. Four index vectors of length M."""
 
@@ -50,9 +53,6 @@ def finite_images(logits: Tensor, boxes: Tensor) -> Tensor:
     return (logits.detach().sum(dim=(2, 3)) + boxes.detach().sum(dim=(2, 3))).isfinite()
 
 
-_LARGEST_COST = 2**22  # pairs that are computed in one go: 16 MiB for each of a dozen temporaries
-
-
 @torch.no_grad()
 def matching_cost(
     logits: Tensor, boxes: Tensor, targets: Targets, weights: CostWeights, alpha: float, gamma: float = 2.0
@@ -81,10 +81,10 @@ def matching_cost(
     target_corners = cxcywh_to_xyxy(target_boxes)[:, :, None]  # (B, M, 1, 4)
 
     # One layer after the other where there are so many pairs that temporaries would need gigabytes.
-    num_pairs = max(1, batch_size * num_queries * largest)
+    num_at_once = max(1, _LARGEST_COST // max(1, batch_size * num_queries * largest))
     cost = boxes.new_empty(num_layers, batch_size, largest + 1, num_queries)
-    for layers in torch.arange(num_layers).split(max(1, _LARGEST_COST // num_pairs)):
-        layers = slice(int(layers[0]), int(layers[-1]) + 1)
+    for start in range(0, num_layers, num_at_once):
+        layers = slice(start, start + num_at_once)
         prob = class_logits[layers].gather(-2, labels[layers]).sigmoid_()  # (D, B, M, Q)
         rest = 1 - prob
         pairs = cost[layers, :, :largest]
@@ -136,10 +136,10 @@ def match(
                 left_out[layer, image] = True
                 continue
             target, query = linear_sum_assignment(image_cost[:count])
-            match = torch.empty(4, len(query), dtype=torch.long)  # (4, M_image)
-            match[0], match[1] = layer, image
-            match[2], match[3] = torch.from_numpy(query), torch.from_numpy(target) + end - count
-            rows.append(match)
+            row = torch.empty(4, len(query), dtype=torch.long)  # (4, M_image)
+            row[0], row[1] = layer, image
+            row[2], row[3] = torch.from_numpy(query), torch.from_numpy(target) + end - count
+            rows.append(row)
     index = torch.cat(rows, dim=1) if rows else torch.zeros(4, 0, dtype=torch.long)
     return Matches(*index.to(device, non_blocking=True)), left_out.to(device, non_blocking=True)
 

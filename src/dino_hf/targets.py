@@ -86,10 +86,7 @@ def collect_targets(
         class_labels.append(image_classes.to(torch.int64))
         boxes.append(image_boxes.to(torch.float32))
     counts = tuple(len(image_classes) for image_classes in class_labels)
-    if (
-        len({image_classes.device for image_classes in class_labels} | {image_boxes.device for image_boxes in boxes})
-        > 1
-    ):
+    if len({one.device for one in (*class_labels, *boxes)}) > 1:
         class_labels, boxes = ([one.to(device) for one in many] for many in (class_labels, boxes))
     classes = torch.cat(class_labels) if class_labels else torch.zeros(0, dtype=torch.int64)
     targets = Targets(classes, torch.cat(boxes) if boxes else torch.zeros(0, 4), counts)

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dino_hf import DinoDetrForObjectDetection
 from helpers import tiny_config, tiny_labels
+from processes import leave
 
 
 def gradients(model):
@@ -100,6 +101,7 @@ def main():
                 torch.testing.assert_close(value.item(), recorded[name], rtol=2e-5, atol=1e-6)
         assert len([name for name in recorded if "_dn" not in name and name in losses]) > 30
     distributed.destroy_process_group()
+    leave()
 
 
 main()

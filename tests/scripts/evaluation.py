@@ -18,6 +18,7 @@ from coco_reference import by_pycocotools
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco
 from helpers import small_trainer, tiny_config
+from processes import leave
 
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 80})
 NUM_QUERIES, NUM_CLASSES = 100, 5  # more than 300 candidates
@@ -202,3 +203,4 @@ def main(annotations: str, folder: str) -> None:
 if __name__ == "__main__":
     main(*sys.argv[1:])
     torch.distributed.destroy_process_group()
+    leave()

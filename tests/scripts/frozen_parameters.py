@@ -11,6 +11,7 @@ from dino_hf.training.freezing import freeze, unfreeze
 from dino_hf.training.lora import add_lora
 from dino_hf.training.recipes import get_recipe
 from helpers import SWIN, tiny_config, tiny_images, tiny_labels
+from processes import leave
 
 CASES = {  # name -> what is done to the model, and whether activations are computed again
     "frozen": (lambda model: freeze(model, ["backbone", "encoder", r"decoder\.layers\.0\."]), False),
@@ -50,3 +51,4 @@ if __name__ == "__main__":
         torch.distributed.broadcast(first, src=0)
         assert torch.equal(ours, first), f"{name}: the processes have different weights"
     torch.distributed.destroy_process_group()
+    leave()

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from dino_hf import DinoDetrForObjectDetection
 from helpers import tiny_config, tiny_images, tiny_labels
+from processes import leave
 
 
 def make_model():
@@ -59,6 +60,7 @@ def main(folder):
         outputs = [model.eval()(*batch[:2]).logits for model in (loaded, expected)]
     assert torch.equal(*outputs)
     distributed.destroy_process_group()
+    leave()
 
 
 main(sys.argv[1])

@@ -11,6 +11,7 @@ from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import load_coco
 from helpers import small_trainer, tiny_config
+from processes import leave
 
 
 def main(folder):
@@ -37,6 +38,7 @@ def main(folder):
     model = AutoModelForObjectDetection.from_pretrained(folder / "model")
     assert all(value.isfinite().all() for value in model.state_dict().values())
     torch.distributed.destroy_process_group()
+    leave()
 
 
 main(Path(sys.argv[1]))

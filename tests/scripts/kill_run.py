@@ -21,7 +21,7 @@ from dino_hf.training import trainer as trainer_module
 from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.trainer import DinoDetrTrainer
-from helpers import tiny_config
+from helpers import QUIET, tiny_config
 
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 64})
 RECIPE = get_recipe(
@@ -50,10 +50,6 @@ SETTINGS = {
     "logging_steps": 1,
     "load_best_model_at_end": False,
     "metric_for_best_model": "step",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "dataloader_pin_memory": False,
-    "use_cpu": True,
 }
 
 
@@ -67,7 +63,7 @@ def make_trainer(data: Path, output_dir: Path, **settings) -> DinoDetrTrainer:
     held_out = load_coco(data / "eval/annotations.json", data / "eval", like=train)
     set_seed(0)
     model = DinoDetrForObjectDetection(tiny_config(num_denoising=10, id2label=train.id2label))
-    args = RECIPE.training_arguments(output_dir, **SETTINGS | settings)
+    args = RECIPE.training_arguments(output_dir, **QUIET | SETTINGS | settings)
     return DinoDetrTrainer(
         model,
         args,
@@ -141,7 +137,7 @@ def while_writing(trainer: DinoDetrTrainer, step: int) -> None:
 
 def before_naming(trainer: DinoDetrTrainer, step: int) -> None:
     """All is written, under another name."""
-    trainer_module._flush = lambda folder: kill() if trainer.state.global_step == step else None
+    trainer_module.flush = lambda folder: kill() if trainer.state.global_step == step else None
 
 
 def while_deleting(trainer: DinoDetrTrainer, step: int) -> None:

@@ -14,7 +14,8 @@ from dino_hf.training import DetectionCollator, load_coco
 from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.trainer import DinoDetrTrainer
-from helpers import tiny_config
+from helpers import QUIET, tiny_config
+from processes import leave
 
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 64})
 SMALL = {"short_sides": (40,), "longest_side": 60, "crop_short_sides": (40,), "crop_sizes": (32, 38)}
@@ -40,12 +41,8 @@ def make_trainer(data, folder, num_denoising=0, augmentation=None, callbacks=Non
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": True,
     }
-    args = recipe.training_arguments(folder, **common | settings)
+    args = recipe.training_arguments(folder, **QUIET | common | settings)
     return DinoDetrTrainer(
         model, args, recipe=recipe, train=data, held_out=held_out, image_processor=PROCESSOR, callbacks=callbacks
     )
@@ -185,6 +182,7 @@ def main(data: Path, folder: Path) -> None:
     check_resume(train, held_out, folder)
     check_skip(train, folder)
     dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .detector import base_detector
+
+_WRAPPED = "one that is wrapped, for distributed training, compilation or PEFT, gets its classes before that."
 NO_CLASS = "N/A"  # the outputs of the release's 91 that have no category
 _PLACEHOLDER = re.compile(r"LABEL_\d+")  # what the library calls a class without a name: it says nothing of what it is
 
@@ -83,7 +86,7 @@ def transfer_classes(
         ValueError: the model is none of ours, or does not fit its own config; or `id2label` is no dictionary of K different
             names; or `category_ids` are not K different whole numbers. The model is not changed then.
     """
-    detector = _detector(model)
+    detector = base_detector(model, _WRAPPED)
     config = copy.deepcopy(model.config)
     config.set_classes(id2label, category_ids)
     old_names, names = list(model.config.id2label.values()), list(config.id2label.values())
@@ -156,16 +159,6 @@ _COCO_NAME = {_normalised(synonym): _normalised(name) for name, synonyms in SYNO
 
 def _canonical(name: str) -> str:
     return _COCO_NAME.get(_normalised(name), _normalised(name))
-
-
-def _detector(model: PreTrainedModel) -> PreTrainedModel:
-    # By the type's name, not its class: a model that came with its own code from the Hub has classes of its own.
-    if not isinstance(model, PreTrainedModel) or model.config.model_type != "dino_detr":
-        raise ValueError(
-            f"model is a {type(model).__name__}, but must be a DinoDetrForObjectDetection or DinoDetrModel; one that is wrapped, "
-            "for distributed training, compilation or PEFT, gets its classes before that."
-        )
-    return model.base_model
 
 
 def _check_head(head: nn.Module, num_labels: int) -> None:

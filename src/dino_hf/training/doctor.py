@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 from ..box_ops import cxcywh_to_xyxy, generalized_iou
 from ..matcher import Matches
 from ..targets import PADDING_LABEL
+from .detector import find_detector
 
 _SMALL_AREA = 32**2  # square pixels; COCO's bound of small objects
 _SAME_PLACE = 0.5  # GIoU above which two anchors are one, as a detection of that IoU is COCO's easiest hit
@@ -222,16 +223,6 @@ class TrainingDoctor(TrainerCallback):
 
     def _report(self, figures: dict[str, float]) -> None:
         self.trainer.log({f"doctor/{name}": value for name, value in figures.items()})
-
-
-def find_detector(model: nn.Module) -> nn.Module:
-    """The `DinoDetrForObjectDetection` in a model that something may have been wrapped around."""
-    for module in model.modules():
-        # Not by its class, which is another one when the code came with the checkpoint; not by hasattr, which sees through PEFT.
-        is_ours = getattr(getattr(module, "config", None), "model_type", None) == "dino_detr"
-        if is_ours and "criterion" in vars(module):
-            return module
-    raise ValueError(f"There is no DinoDetrForObjectDetection in the {type(model).__name__} that is trained.")
 
 
 def weighted_losses(loss_dict: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -7,6 +7,10 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
+from .detector import base_detector
+
+_WRAPPED = "one that is wrapped, for distributed training, compilation or PEFT, is frozen before that."
+
 
 class Changed(NamedTuple):
     """What `freeze` or `unfreeze` changed."""
@@ -50,7 +54,7 @@ def unfreeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
 
 def backbone_stages(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Stages of the backbone, "backbone.stem" first; none where they are not known, as those of timm."""
-    backbone = _detector(model).backbone.model
+    backbone = base_detector(model, _WRAPPED).backbone.model
     body = getattr(backbone, "swin", getattr(backbone, "bit", backbone))
     stem = getattr(body, "embedder", getattr(body, "embeddings", None))
     encoder = getattr(body, "encoder", None)
@@ -67,7 +71,7 @@ def _set_trainable(model: PreTrainedModel, what: str | Iterable[str], trainable:
     for parameter in chosen:
         parameter.requires_grad_(trainable)
     if trainable:
-        backbone = _detector(model).backbone
+        backbone = base_detector(model, _WRAPPED).backbone
         num_stages, backbone.num_frozen_stages = backbone.num_frozen_stages, 0
         backbone.freeze_stages()  # with none of the first, it freezes what no gradient reaches
         backbone.num_frozen_stages = num_stages
@@ -77,7 +81,7 @@ def _set_trainable(model: PreTrainedModel, what: str | Iterable[str], trainable:
 
 def _find(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]:
     """The parameters of a part, of a stage, or whose names a pattern matches."""
-    detector = _detector(model)
+    detector = base_detector(model, _WRAPPED)
     stages = backbone_stages(model)
     parts = {
         "backbone": [detector.backbone.model],
@@ -117,13 +121,3 @@ def _find(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]:
             f"{names[0]!r} to {names[-1]!r}, whose names a regular expression must match from the beginning."
         )
     return found
-
-
-def _detector(model: PreTrainedModel) -> PreTrainedModel:
-    # By the type's name, not its class: a model that came with its own code from the Hub has classes of its own.
-    if not isinstance(model, PreTrainedModel) or model.config.model_type != "dino_detr":
-        raise ValueError(
-            f"model is a {type(model).__name__}, but must be a DinoDetrForObjectDetection or DinoDetrModel; one that is wrapped, "
-            "for distributed training, compilation or PEFT, is frozen before that."
-        )
-    return model.base_model

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
+from .detector import check_detector
+
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
@@ -35,11 +37,11 @@ def lora_config(
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("LoRA needs peft: pip install 'dino_hf[lora]', or pip install 'peft>=0.20'.") from error
-    if not isinstance(model, PreTrainedModel) or model.config.model_type != "dino_detr":
-        raise ValueError(
-            f"model is a {type(model).__name__}, but must be a DinoDetrForObjectDetection; adapters come before it is wrapped for "
-            "distributed training or compilation, and once."
-        )
+    check_detector(
+        model,
+        "DinoDetrForObjectDetection",
+        "adapters come before it is wrapped for distributed training or compilation, and once.",
+    )
     trained_whole = ["class_head"] + ([] if model.base_model.denoising is None else ["label_embedding"])
     defaults = {"target_modules": TARGET_MODULES, "modules_to_save": trained_whole}
     return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **defaults | settings)

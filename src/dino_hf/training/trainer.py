@@ -4,18 +4,15 @@ import copy
 import json
 import logging
 import os
-import re
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import CONFIG_NAME
@@ -24,9 +21,11 @@ from ..matcher import NonFinitePredictionsError
 from ..model_card import weights_digest
 from ..targets import PADDING_LABEL
 from .augmentation import mix_seeds
+from .checkpoints import UNFINISHED, check_checkpoint, discard, flush, newest_checkpoint, was_stopped_early
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
 from .coco_metric import CocoEvaluator
-from .doctor import TrainingDoctor, find_detector
+from .detector import find_detector
+from .doctor import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
 from .model_card import record_training
 from .recipes import Recipe
@@ -34,8 +33,6 @@ from .recipes import Recipe
 logger = logging.getLogger(__name__)
 
 RECIPE_NAME = "recipe.json"
-# Uploads leave out what begins with an underscore.
-_UNFINISHED = "_unfinished"
 # More in a row are no accident of the data: weights that are broken spoil every step. At the start of float16 training, the
 # loss scale may need 16 of them, from 65,536 down to 1.
 _MOST_SKIPPED_IN_A_ROW = 20
@@ -169,19 +166,19 @@ class DinoDetrTrainer(Trainer):
         """As in `Trainer`, but True begins anew where there is no checkpoint yet, and goes on from the newest that is whole."""
         output_dir = Path(self.args.output_dir)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = _newest_checkpoint(output_dir)
+            resume_from_checkpoint = newest_checkpoint(output_dir)
             if resume_from_checkpoint is None and self.is_world_process_zero():
                 logger.warning("There is no checkpoint in %s yet: training starts from the beginning.", output_dir)
         if resume_from_checkpoint:
-            _check_checkpoint(Path(resume_from_checkpoint))
+            check_checkpoint(Path(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()  # all have looked
         if self.args.should_save:
-            shutil.rmtree(output_dir / _UNFINISHED, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)  # of a run that was killed
             self._save_recipe(output_dir, is_resumed=bool(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()
         self._stopped_early = False
         if resume_from_checkpoint:
-            self._stopped_early = self.args.restore_callback_states_from_checkpoint and _was_stopped_early(
+            self._stopped_early = self.args.restore_callback_states_from_checkpoint and was_stopped_early(
                 resume_from_checkpoint, self._patience
             )
             if self._stopped_early:
@@ -345,7 +342,7 @@ class DinoDetrTrainer(Trainer):
         best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{best}" if best else None
         if best is None or not (best.name == name or best.is_dir()):
             best = self.state.best_model_checkpoint
-        unfinished = run_dir / _UNFINISHED
+        unfinished = run_dir / UNFINISHED
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -358,9 +355,9 @@ class DinoDetrTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process has written its part
         if self.args.should_save:
             self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
-            _flush(unfinished / name)
+            flush(unfinished / name)
             if (run_dir / name).exists():
-                _discard(run_dir / name)
+                discard(run_dir / name)
             (unfinished / name).rename(run_dir / name)
             self._rotate_checkpoints(run_dir)
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -387,15 +384,15 @@ class DinoDetrTrainer(Trainer):
         checkpoints = sort_checkpoints(str(run_dir), use_mtime=True, best_model_checkpoint=best)
         keep = max(limit, 1 if best in (None, checkpoints[-1]) else 2)
         for checkpoint in checkpoints[:-keep]:
-            _discard(Path(checkpoint))
+            discard(Path(checkpoint))
 
     def _finalize_training(self, trial, *args, **kwargs):
         best = self.state.best_model_checkpoint
         if self.args.save_total_limit == 1 and best is not None and self.args.should_save:
             for checkpoint in sort_checkpoints(self._get_output_dir(trial)):
                 if not os.path.samefile(checkpoint, best):
-                    _discard(Path(checkpoint))
-            shutil.rmtree(Path(self._get_output_dir(trial)) / _UNFINISHED, ignore_errors=True)
+                    discard(Path(checkpoint))
+            shutil.rmtree(Path(self._get_output_dir(trial)) / UNFINISHED, ignore_errors=True)
         return super()._finalize_training(trial, *args, **kwargs)
 
 
@@ -552,70 +549,3 @@ def _random_numbers_of(where: tuple[int, ...], device: torch.device) -> Iterator
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(mix_seeds(where))
         yield
-
-
-def _newest_checkpoint(output_dir: Path) -> str | None:
-    checkpoints = _checkpoints(output_dir)
-    return str(checkpoints[max(checkpoints)]) if checkpoints else None
-
-
-def _checkpoints(output_dir: Path) -> dict[int, Path]:
-    """By step. The state of the run is what is written last, by `Trainer` itself too."""
-    return {
-        int(match[1]): folder
-        for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name))
-        and (folder / TRAINER_STATE_NAME).is_file()
-    }
-
-
-def _check_checkpoint(checkpoint: Path) -> None:
-    """What is damaged is named before anything is loaded; what is missing begins anew, with a warning."""
-    for path in sorted(checkpoint.rglob("*")):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-            elif path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
-                raise ValueError("it is cut off")
-        except (OSError, ValueError, SafetensorError) as error:
-            others = [one for one in _checkpoints(checkpoint.parent).values() if one != checkpoint]
-            after = f"the newest of {sorted(one.name for one in others)}" if others else "the beginning"
-            raise ValueError(
-                f"{path} is damaged ({error}). Delete the folder {checkpoint} and run again with resume_from_checkpoint=True: "
-                f"training then goes on from {after}."
-            ) from error
-    if missing := [name for name in (OPTIMIZER_NAME, SCHEDULER_NAME) if not (checkpoint / name).is_file()]:
-        logger.warning("%s has no %s: what they would tell begins anew.", checkpoint, " and ".join(missing))
-
-
-def _was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:
-    """By the patience of this run, or, if its early stopping is the user's own, by that of the run that is resumed."""
-    state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    stoppers = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__, [])
-    return any(
-        one["attributes"]["early_stopping_patience_counter"] >= (patience or one["args"]["early_stopping_patience"])
-        for one in (stoppers if isinstance(stoppers, list) else [stoppers])
-    )
-
-
-def _discard(checkpoint: Path) -> None:
-    """Delete at once, as far as names go."""
-    doomed = checkpoint.parent / _UNFINISHED / f"discarded-{checkpoint.name}"
-    doomed.parent.mkdir(exist_ok=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """To the disk, so that the name is not there before the content if the machine stops."""
-    for path in (*folder.rglob("*"), folder):
-        if path.is_dir() and os.name == "nt":
-            continue  # Windows opens no folders
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
