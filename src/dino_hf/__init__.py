@@ -22,6 +22,7 @@ from .modeling_dino_detr import (
 )
 from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from .tools import kernel_loading as _kernel_loading  # noqa: F401  (registers the kernels as backends)
+from .tools.pipeline import register_pipeline
 
 __version__ = version("dino_hf")
 
@@ -36,6 +37,7 @@ AutoImageProcessor.register(
 )
 # The pipeline looks for the name of a model's class here, and prints the whole table as an error where it finds none.
 MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DinoDetrConfig.model_type, DinoDetrForObjectDetection.__name__)
+register_pipeline()
 
 __all__ = [
     "BackendUnavailable",

@@ -141,6 +141,25 @@ class DinoDetrProcessingMixin(CarriesCode):
         return results
 
 
+def pad_images(images: Sequence[Tensor], masks: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Images of different sizes -> a batch, padded with zeros at the right and bottom.
+
+    Args:
+        images: B of (3, h, w).
+        masks: B of (h, w), 1 on the image; None: the images have no padding yet.
+    Returns:
+        pixel_values (B, 3, h, w) and pixel_mask (B, h, w), int64, 1 on the image.
+    """
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    pixel_values = images[0].new_zeros(len(images), 3, height, width)
+    pixel_mask = images[0].new_zeros(len(images), height, width, dtype=torch.int64)
+    for index, image in enumerate(images):
+        _, h, w = image.shape
+        pixel_values[index, :, :h, :w] = image
+        pixel_mask[index, :h, :w] = 1 if masks is None else masks[index]
+    return pixel_values, pixel_mask
+
+
 def _check_classes(config: PreTrainedConfig | None, num_labels: int) -> None:
     if config is None:
         return

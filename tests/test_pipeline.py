@@ -1,0 +1,109 @@
+"""`pipeline` on images of different sizes, alone and in batches."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import DeformableDetrImageProcessor, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrImageProcessorPil
+from dino_hf.box_processing import pad_images
+from dino_hf.tools.pipeline import DinoDetrObjectDetectionPipeline
+from helpers import tiny_config
+
+SIZES = ((60, 41), (33, 70), (90, 52), (47, 47), (64, 30))  # (width, height)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(256, size=(h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+
+
+@pytest.fixture(scope="module")
+def model() -> DinoDetrForObjectDetection:
+    torch.manual_seed(0)
+    return DinoDetrForObjectDetection(tiny_config()).eval()
+
+
+def make(model, processor=DinoDetrImageProcessor, **settings):
+    image_processor = processor(size={"shortest_edge": 48, "longest_edge": 72}, **settings)
+    return pipeline("object-detection", model=model, image_processor=image_processor, device="cpu")
+
+
+def by_hand(detector, images, batch_size: int) -> list[list[dict]]:
+    """Processor and model called on whole batches: padding changes what a backbone sees at the border, in any DETR, so images alone
+    are no reference."""
+    results = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        with torch.no_grad():
+            outputs = detector.model(**detector.image_processor(images=batch, return_tensors="pt"))
+        sizes = [(image.height, image.width) for image in batch]
+        found = detector.image_processor.post_process_object_detection(
+            outputs, 0.0, sizes, config=detector.model.config
+        )
+        for one in found:
+            columns = zip(one["scores"].tolist(), one["text_labels"], one["boxes"].int().tolist(), strict=True)
+            results.append(
+                [
+                    {
+                        "score": score,
+                        "label": label,
+                        "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
+                    }
+                    for score, label, box in columns
+                ]
+            )
+    return results
+
+
+@pytest.mark.parametrize("processor", [DinoDetrImageProcessor, DinoDetrImageProcessorPil])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_images_of_different_sizes_are_batched(model, images, processor, batch_size):
+    detector = make(model, processor)
+    assert isinstance(detector, DinoDetrObjectDetectionPipeline)
+    found = detector(images, threshold=0.0, batch_size=batch_size)
+    assert all(found)
+    assert found == by_hand(detector, images, batch_size)
+
+
+def test_a_stream_and_half_precision(model, images):
+    detector = make(model)
+    streamed = list(detector((image for image in images), threshold=0.0, batch_size=3))
+    assert streamed == by_hand(detector, images, 3)
+    half = make(copy.deepcopy(model).bfloat16())
+    assert [len(found) for found in half(images, threshold=0.0, batch_size=3)] == [len(found) for found in streamed]
+
+
+def test_one_image_gives_what_the_library_gives(model, images):
+    """Without batches nothing is padded, so nothing may change, not by a bit."""
+    ours = make(model)
+    library = type(ours).__mro__[1](model=model, image_processor=ours.image_processor, device="cpu")
+    assert ours(images[0], threshold=0.0) == library(images[0], threshold=0.0)
+
+
+def test_a_common_size_set_by_hand_still_works(model, images):
+    detector = make(model, pad_size={"height": 80, "width": 80})
+    assert detector(images, threshold=0.0, batch_size=5) == by_hand(detector, images, 5)
+
+
+def test_other_image_processors_are_left_alone(model, images):
+    """Of Deformable DETR: the library's way, with its limit."""
+    detector = make(model, DeformableDetrImageProcessor)
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        detector(images, batch_size=2)
+    assert detector(images[:1] * 2, batch_size=2, threshold=0.0)
+    assert PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] is DinoDetrObjectDetectionPipeline
+
+
+def test_pad_images():
+    batch, mask = pad_images([torch.ones(3, 2, 5), torch.ones(3, 4, 3)])
+    assert batch.shape == (2, 3, 4, 5)
+    assert torch.equal(batch[:, 0].long(), mask)
+    assert mask.sum(dim=(1, 2)).tolist() == [10, 12]
+    _, mask = pad_images([torch.ones(3, 2, 5)] * 2, [torch.eye(2, 5, dtype=torch.int64)] * 2)
+    assert mask.sum() == 4
