@@ -1,13 +1,13 @@
 # Two commands, each of which does all the set-up it needs:
 #   make demo   fine-tune a small DINO on drawn scenes and look at what it finds
-#   make test   the whole test suite
+#   make test   the test suite, without what takes long: make test-slow
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 WORKERS ?= 2
 
-.PHONY: demo test test-oldest bench-kernels bench-loss ablation parity lint clean
+.PHONY: demo test test-slow test-oldest bench-kernels bench-loss ablation parity lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,7 +24,11 @@ demo: $(VENV)/installed
 
 # Two workers with one thread each: faster on two cores than one worker with two threads.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+
+# Recordings of whole checkpoints, runs that are killed, several processes: each more than 20 seconds.
+test-slow: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 # The same suite with exactly the lower bounds of pyproject.toml, in an environment of its own.
 $(OLDEST)/installed: pyproject.toml

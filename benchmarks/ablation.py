@@ -12,11 +12,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser, set_seed
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from dino_hf.tools.demo import DemoArguments, make_trainer, small_config
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.tools.demo import small_config
 from dino_hf.tools.scenes import make_scenes
-from dino_hf.training import load_coco
+from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
 
 VARIANTS = {
     "DINO": {},
@@ -51,17 +52,51 @@ def load_data(folder: Path, arguments: AblationArguments):
     return data
 
 
+def make_trainer(arguments: AblationArguments, config, seed: int, train, held_out) -> Trainer:
+    """The stock Trainer, for a model with random weights."""
+    image_processor = DinoDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 120})
+    model = DinoDetrForObjectDetection(config)
+    transform = DetectionTransform(image_processor)
+    training_arguments = TrainingArguments(
+        output_dir=str(Path(arguments.output_dir) / "training"),
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=20,
+        learning_rate=arguments.learning_rate,
+        weight_decay=1e-4,
+        max_grad_norm=5.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=60,
+        logging_steps=500,
+        save_strategy="no",
+        remove_unused_columns=False,
+        batch_eval_metrics=True,
+        disable_tqdm=True,
+        report_to="none",
+        seed=seed,
+        use_cpu=True,
+    )
+    return Trainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=train.dataset.with_transform(transform),
+        eval_dataset=held_out.dataset.with_transform(transform),
+        data_collator=DetectionCollator(),
+        processing_class=image_processor,
+        compute_metrics=CocoEvaluator(held_out, image_processor),
+        # Everything starts from scratch here, so the backbone learns as fast as the rest; a pretrained one takes a tenth.
+        optimizers=(make_optimizer(model, training_arguments, backbone_scale=1.0), None),
+    )
+
+
 def run(arguments: AblationArguments, variant: str, seed: int, train, held_out) -> dict:
-    """One training, as in the demo, and its COCO scores."""
+    """One training, with the model of the demo, and its COCO scores."""
     started = time.perf_counter()
     set_seed(seed)
-    config = small_config(train)
+    config = small_config(id2label=train.id2label, category_ids=train.category_ids)
     for name, value in VARIANTS[variant].items():
         setattr(config, name, value)
-    demo = DemoArguments(batch_size=arguments.batch_size, learning_rate=arguments.learning_rate, seed=seed)
-    folder = Path(arguments.output_dir) / "training"
-    settings = {"max_steps": arguments.steps, "logging_steps": 500, "eval_strategy": "no", "disable_tqdm": True}
-    trainer = make_trainer(demo, train, held_out, folder, config, **settings)
+    trainer = make_trainer(arguments, config, seed, train, held_out)
     trainer.train()
     metrics = trainer.evaluate()
     return {

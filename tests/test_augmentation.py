@@ -318,3 +318,13 @@ def test_settings_survive_json_and_compare():
 def test_settings_without_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**settings)
+
+
+def test_sizes_follow_the_image_processor():
+    assert Augmentation().resized(800, 1333) == Augmentation()
+    small = Augmentation(photometric=0.5).resized(96, 120)
+    assert small.short_sides[0] == 58
+    assert small.short_sides[-1] == 96
+    assert (small.longest_side, small.crop_short_sides, small.crop_sizes) == (120, (48, 60, 72), (46, 72))
+    assert (small.jitter_size, small.photometric) == (123, 0.5)
+    assert Augmentation().resized(4, 5).short_sides == (2, 3, 4)

@@ -86,7 +86,7 @@ def test_each_row_is_an_image_and_what_training_gets_of_it(scenes, drawn, tmp_pa
 
 def test_the_command_draws_the_augmentation_of_a_recipe(scenes, tmp_path):
     output = tmp_path / "grid.png"
-    arguments = (scenes, scenes.parent, "--output", output, "--num-images", 2, "--num-samples", 1)
+    arguments = (scenes, "--output", output, "--num-images", 2, "--num-samples", 1)
     assert augment(*arguments) == (0, f"Look at {output}.\n")
     with Image.open(output) as picture:
         first = picture.convert("RGB")
@@ -100,16 +100,15 @@ def test_the_command_draws_the_augmentation_of_a_recipe(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("none.json", "."), "There is no annotation file none.json."),
-        (("{scenes}", "nowhere"), "nowhere/000001.png, listed in {scenes}, does not exist."),
-        (("{scenes}", ".", "--recipe", "paper"), "There is no recipe 'paper'"),
-        (("{scenes}", ".", "--output", "none/grid.png"), "none/grid.png cannot be written; choose a file in a folder"),
-        (("{scenes}", ".", "--output", "."), ". cannot be written"),
+        (("none.json",), "There is no file or folder none.json."),
+        (("{scenes}", "--recipe", "paper"), "There is no recipe 'paper'"),
+        (("{scenes}", "--output", "none/grid.png"), "none/grid.png cannot be written; choose a file in a folder"),
+        (("{scenes}", "--output", "."), ". cannot be written"),
         (
-            ("{scenes}", ".", "--output", "grid"),
+            ("{scenes}", "--output", "grid"),
             "grid does not end in one of .png, .jpg, .jpeg, .pdf, .svg, the pictures",
         ),
-        (("{scenes}", ".", "--output", "grid.foo"), "grid.foo does not end in one of .png, .jpg,"),
+        (("{scenes}", "--output", "grid.foo"), "grid.foo does not end in one of .png, .jpg,"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(scenes, arguments, message, tmp_path, monkeypatch):
@@ -124,7 +123,7 @@ def test_what_is_wrong_is_said_in_a_sentence(scenes, arguments, message, tmp_pat
 @pytest.mark.parametrize("name", ["grid.jpg", "grid.PNG", "grid.jpeg", "grid.pdf", "grid.svg"])
 def test_the_picture_is_written_under_the_name_that_is_told(scenes, tmp_path, name):
     output = tmp_path / name
-    assert augment(scenes, scenes.parent, "--output", output, "--num-images", 1, "--num-samples", 1) == (
+    assert augment(scenes, "--output", output, "--num-images", 1, "--num-samples", 1) == (
         0,
         f"Look at {output}.\n",
     )
@@ -132,7 +131,7 @@ def test_the_picture_is_written_under_the_name_that_is_told(scenes, tmp_path, na
 
 
 def test_without_a_suffix_the_name_to_write_is_told(scenes, tmp_path):
-    output = augment(scenes, scenes.parent, "--output", tmp_path / "grid")[1]
+    output = augment(scenes, "--output", tmp_path / "grid")[1]
     assert output.endswith(f"choose for example --output {tmp_path / 'grid.png'}.\n")
 
 
@@ -142,7 +141,7 @@ def test_an_image_that_does_not_fit_is_named(scenes, tmp_path):
     content["annotations"] = []
     Image.new("I;16", (content["images"][0]["width"], content["images"][0]["height"])).save(tmp_path / "000001.png")
     (tmp_path / "annotations.json").write_text(json.dumps(content))
-    exit_code, output = augment(tmp_path / "annotations.json", tmp_path, "--output", tmp_path / "grid.png")
+    exit_code, output = augment(tmp_path / "annotations.json", "--output", tmp_path / "grid.png")
     assert exit_code == 1
     assert output.startswith("error: An image has mode 'I;16'")
     assert output.endswith("This is image 1.\n")
@@ -154,6 +153,6 @@ def test_without_matplotlib_the_command_says_how_to_get_it(scenes, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in ("augmentation_grid", "drawing"):
         monkeypatch.delitem(sys.modules, f"dino_hf.tools.{name}")
-    exit_code, output = augment(scenes, scenes.parent)
+    exit_code, output = augment(scenes)
     assert exit_code == 1
     assert "matplotlib, which draws the picture, is not installed; pip install 'dino_hf[plots]'." in output

@@ -66,6 +66,7 @@ def test_areas_crowd_and_images_without_boxes_are_kept(write):
     assert dataset[1]["image_id"] == 3
     assert dataset[1]["objects"]["bbox"] == []
     assert dataset[1]["image"].size == (36, 50)
+    assert dataset["file_name"][:] == ["wide.png", "tall.png"]
 
 
 def test_an_object_without_area_or_crowd_flag_gets_the_area_of_its_box(write):

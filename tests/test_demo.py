@@ -1,12 +1,13 @@
 """The demo at toy size: every stage runs and leaves what it says."""
 
-import json
-
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+from typer import Typer
+from typer.testing import CliRunner
 
+from dino_hf.tools.cli_scenes import scenes
 from dino_hf.tools.demo import DemoArguments, prepare, run
 
 
@@ -19,15 +20,13 @@ def demo(tmp_path_factory):
 
 def test_scores_model_and_pictures_are_left(demo):
     output, _, scores = demo
-    assert json.loads((output / "results.json").read_text()) == scores
-    assert 0 <= scores["eval_AP"] <= 1
+    assert 0 <= scores["AP"] <= 1
     model = AutoModelForObjectDetection.from_pretrained(output / "model")
     assert model.config.id2label == {0: "disc", 1: "box", 2: "triangle", 3: "star", 4: "ring"}
     assert AutoImageProcessor.from_pretrained(output / "model").size["shortest_edge"] == 96
     card = ModelCard.load(output / "model/README.md")
-    assert card.data.eval_results[0].metric_value == round(scores["eval_AP"], 4)
-    assert "trained on 6 images of `scenes drawn by the demo of dino_hf`" in card.text
-    for name in ("detections.png", "curves.png"):
+    assert card.data.eval_results[0].metric_value == round(scores["AP"], 4)
+    for name in ("detections.png", "model/curves.png"):
         with Image.open(output / name) as picture:
             assert picture.width > 500
             assert len(picture.convert("L").resize((64, 32)).getcolors()) > 10  # not blank
@@ -43,7 +42,7 @@ def test_a_second_run_replaces_the_first_and_leaves_what_is_not_its_own(demo):
 def test_a_broken_off_run_can_be_repeated(tmp_path):
     arguments = DemoArguments(str(tmp_path / "out"))
     prepare(arguments)
-    (tmp_path / "out" / "data").mkdir()
+    (tmp_path / "out" / "scenes").mkdir()
     prepare(arguments)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".dino_hf_demo"]
 
@@ -60,3 +59,16 @@ def test_settings_are_checked_before_anything_is_touched(tmp_path):
     with pytest.raises(SystemExit, match="num_eval_images=0 must be at least 1"):
         run(DemoArguments(str(tmp_path / "out"), num_eval_images=0))
     assert not (tmp_path / "out").exists()
+
+
+def test_scenes_command(tmp_path):
+    app = Typer()
+    app.command()(scenes)
+    folder = tmp_path / "scenes"
+    result = CliRunner().invoke(app, [str(folder), "--num-train", "3", "--num-validation", "2"])
+    assert result.exit_code == 0, result.output
+    assert len(list((folder / "train").glob("*.png"))) == 3
+    assert AutoConfig.from_pretrained(folder / "untrained").category_ids == [3, 7, 12, 21, 40]
+    result = CliRunner().invoke(app, [str(folder)])
+    assert result.exit_code == 1
+    assert f"error: {folder} exists; name a new folder" in result.stderr

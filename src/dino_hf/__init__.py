@@ -4,6 +4,7 @@ Importing the package registers its classes with `AutoConfig`, `AutoModel`, `Aut
 `AutoImageProcessor`.
 """
 
+from importlib import import_module
 from importlib.metadata import version
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
@@ -39,6 +40,20 @@ AutoImageProcessor.register(
 MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DinoDetrConfig.model_type, DinoDetrForObjectDetection.__name__)
 register_pipeline()
 
+# What needs more than a model does: imported when it is asked for.
+_COMMANDS = {"train": ".training.run", "evaluate": ".evaluation", "predict": ".inference"}
+
+
+def __getattr__(name: str):
+    if name not in _COMMANDS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_COMMANDS[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_COMMANDS})
+
+
 __all__ = [
     "BackendUnavailable",
     "DinoDetrConfig",
@@ -50,7 +65,10 @@ __all__ = [
     "DinoDetrObjectDetectionOutput",
     "DinoDetrPreTrainedModel",
     "__version__",
+    "evaluate",
     "ms_deform_attn",
     "ms_deform_attn_fused",
+    "predict",
+    "train",
     "use_backend",
 ]

@@ -43,6 +43,7 @@ _METRICS = {
 }
 _OF_CLASS = "AP_class_"
 _MOST_CLASSES = 400  # that are listed
+_THRESHOLD = 0.4  # in the example, where the best one is not known
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def write_model_card(
     present = read_card(folder)
     if present is not None and not is_ours(present):
         return False
-    text = model_card(config, num_parameters, name or folder.resolve().name, tags, weights)
+    text = model_card(config, num_parameters, name or folder.resolve().name, tags, weights, folder)
     (folder / FILE_NAME).write_text(text, encoding="utf-8", newline="\n")
     return True
 
@@ -144,7 +145,7 @@ def settle_model_card(
     texts = (own, None if remote is None else str(remote))
     theirs = next((text for text in texts if text is not None and not is_ours(text)), None)
     if theirs is None:
-        text = model_card(config, num_parameters, repo_id, [*known, *new], weights)
+        text = model_card(config, num_parameters, repo_id, [*known, *new], weights, folder)
     else:
         text = _with_tags(theirs, new)
     (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8", newline="")
@@ -195,7 +196,14 @@ def _digest(text: str) -> str:
 # Text
 
 
-def model_card(config, num_parameters: int, name: str, tags: Sequence[str] = (), weights: str | None = None) -> str:
+def model_card(
+    config,
+    num_parameters: int,
+    name: str,
+    tags: Sequence[str] = (),
+    weights: str | None = None,
+    folder: str | Path | None = None,
+) -> str:
     """The whole file. What `config.provenance` says in a form that nobody foresaw is left out, and named.
 
     Args:
@@ -203,6 +211,7 @@ def model_card(config, num_parameters: int, name: str, tags: Sequence[str] = (),
         name: folder or repository that the code in the card loads.
         tags: more than the usual ones.
         weights: digest of those that the card is about; without it, they are taken to be those of the record.
+        folder: that the card is for; pictures of the record that lie there are shown.
     """
     facts = _Facts(config.provenance, weights)
     sections = [
@@ -211,11 +220,11 @@ def model_card(config, num_parameters: int, name: str, tags: Sequence[str] = (),
         "implements it for Transformers: the object detector, not the self-supervised DINO.",
         "## Weights",
         *_weights(facts),
-        *_training(facts),
+        *_training(facts, folder),
         "## Classes",
         _classes(config),
         "## Use",
-        *_use(name),
+        *_use(name, facts),
         "## Architecture",
         _table(("", ""), _architecture(config, num_parameters)),
         "## Licence",
@@ -250,14 +259,18 @@ class _Facts:
         self.converted = converted
         self.base_model = self._text(everything, "", "base_model")
         self.license = self._text(everything, "", "license")
+        self.start = self._text(everything, "", "start")  # of training, where that was no model
         self.training = training = self._part(everything, "", "training")
         if training is None and everything.get("training") is not None:
             training = {}  # unreadable, but no reason to call the weights untrained
-        self.evaluation, self.metrics = None, {}
+        self.evaluation, self.metrics, self.intervals = None, {}, {}
+        self.objects, self.best, self.pictures, self.test = {}, {}, {}, None
+        self.is_measured_after = False
         if training is not None:
             self.training = self._data(training, "training.")
             self.training["steps"] = self._number(training, "training.", "steps")
             self.training["recipe"] = self._part(training, "training.", "recipe") or {}
+            self.training["selected"] = self._text(training, "training.", "selected")
             evaluation = self._part(training, "training.", "evaluation")
             if evaluation is not None:
                 where = "training.evaluation."
@@ -265,10 +278,15 @@ class _Facts:
                     "step": self._number(evaluation, where, "step"),
                     "weights": self._text(evaluation, where, "weights"),
                 }
-                metrics = self._part(evaluation, where, "metrics") or {}
-                values = {_line(key): self._number(metrics, f"{where}metrics.", key) for key in metrics}
-                # -1 is COCO's word for "nothing to measure".
-                self.metrics = {key: value for key, value in values.items() if value is not None and value >= 0}
+                self.metrics, self.intervals = self._scores(evaluation, where)
+                self.objects = self._numbers(evaluation, where, "objects")
+                self.best = self._numbers(evaluation, where, "best")
+                self.is_measured_after = evaluation.get("after_training") is True
+                pictures = self._part(evaluation, where, "pictures") or {}
+                self.pictures = {key: self._text(pictures, f"{where}pictures.", key) for key in pictures}
+                if test := self._part(evaluation, where, "test"):
+                    self.test = self._data(test, f"{where}test.")
+                    self.test["metrics"], self.test["intervals"] = self._scores(test, f"{where}test.")
 
     @property
     def recorded_digest(self) -> str | None:
@@ -290,6 +308,19 @@ class _Facts:
 
     def _data(self, part: dict, where: str) -> dict:
         return {"dataset": self._text(part, where, "dataset"), "num_images": self._number(part, where, "num_images")}
+
+    def _scores(self, part: dict, where: str) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Metrics and their intervals."""
+        # -1 is COCO's word for "nothing to measure".
+        metrics = {key: value for key, value in self._numbers(part, where, "metrics").items() if value >= 0}
+        intervals = self._part(part, where, "intervals") or {}
+        pairs = {_line(key): self._checked(intervals, f"{where}intervals.", key, _is_interval) for key in intervals}
+        return metrics, {key: pair for key, pair in pairs.items() if pair is not None}
+
+    def _numbers(self, parent: dict, where: str, key: str) -> dict[str, float]:
+        part = self._part(parent, where, key) or {}
+        values = {_line(name): self._number(part, f"{where}{key}.", name) for name in part}
+        return {name: value for name, value in values.items() if value is not None}
 
     def _part(self, parent: dict, where: str, key: str) -> dict | None:
         return self._checked(parent, where, key, lambda value: isinstance(value, dict))
@@ -321,11 +352,15 @@ def _weights(facts: _Facts) -> list[str]:
                 "There is no record of where the weights come from. They may be random: nothing here says that they were trained."
             )
         return [" ".join(sentences)]
-    start = f"`{_place(facts.base_model)}`" if facts.base_model else "weights of which there is no record"
+    start = (
+        f"`{_place(facts.base_model)}`" if facts.base_model else facts.start or "weights of which there is no record"
+    )
     if facts.converted is not None and not facts.base_model:
         start = "the converted weights"
     data = _of_data(facts.training)
     sentences.append(f"The weights here were trained{f' on {data}' if data else ''}, starting from {start}.")
+    if facts.training["selected"]:
+        sentences.append(f"They are {facts.training['selected']}.")
     return [" ".join(sentences)]
 
 
@@ -355,7 +390,7 @@ def _conversion(facts: _Facts) -> list[str]:
     return sentences
 
 
-def _training(facts: _Facts) -> list[str]:
+def _training(facts: _Facts, folder: str | Path | None) -> list[str]:
     if facts.training is None:
         return []
     sections = []
@@ -369,7 +404,8 @@ def _training(facts: _Facts) -> list[str]:
     if not facts.metrics:
         return [*sections, "No AP of these weights was recorded."]
     data = _of_data(facts.evaluation)
-    sections.append(f"Measured in training{f', on {data}' if data else ''}.")
+    when = "after training" if facts.is_measured_after else "in training"
+    sections.append(f"Measured {when}{f', on {data}' if data else ''}.")
     if not facts.is_of_these_weights:
         measured, now = (
             "an unknown step" if step is None else f"step {step:,}" for step in (facts.evaluation["step"], steps)
@@ -380,10 +416,57 @@ def _training(facts: _Facts) -> list[str]:
             sections[-1] += (
                 " The weights were changed since, and nothing is recorded of how; AP was not measured for the weights here."
             )
-    of_class = {key: value for key, value in facts.metrics.items() if key.startswith(_OF_CLASS)}
-    rows = [(_METRICS.get(key, key), f"{value:.3f}") for key, value in facts.metrics.items() if key not in of_class]
-    rows += [(f"AP of {key.removeprefix(_OF_CLASS)}", f"{value:.3f}") for key, value in of_class.items()]
-    return [*sections, _table(("", "value"), rows)]
+    return [*sections, *_scores(facts), *_pictures(facts, folder)]
+
+
+def _scores(facts: _Facts) -> list[str]:
+    """Tables, and sentences on the threshold and on test images."""
+    sections = []
+    of_class = [key for key in facts.metrics if key.startswith(_OF_CLASS)]
+    known = [key for key in _METRICS if key in facts.metrics]  # json may have brought another order
+    labels = {key: _METRICS.get(key, key) for key in [*known, *facts.metrics] if key not in of_class}
+    if not facts.objects:  # else the classes have a table of their own
+        labels |= {key: f"AP of {key.removeprefix(_OF_CLASS)}" for key in of_class}
+    rows = [(label, f"{facts.metrics[key]:.3f}", _interval(facts.intervals, key)) for key, label in labels.items()]
+    if facts.intervals:
+        sections += ["Intervals are of 95 %, by a bootstrap over the images.", _table(("", "value", "interval"), rows)]
+    else:
+        sections.append(_table(("", "value"), [row[:2] for row in rows]))
+    if {"threshold", "f1", "precision", "recall"} <= facts.best.keys():
+        threshold, f1, precision, recall = (facts.best[key] for key in ("threshold", "f1", "precision", "recall"))
+        sections.append(
+            f"**Best threshold: {threshold:.2f}**, where F1 is highest over all classes: {f1:.3f}, with precision {precision:.3f} "
+            f"and recall {recall:.3f} at IoU 0.50."
+        )
+    if facts.test is not None and "AP" in facts.test["metrics"]:
+        interval = _interval(facts.test["intervals"], "AP")
+        sections.append(
+            f"On {_of_data(facts.test) or 'test images'}, which nothing was chosen by: **AP {facts.test['metrics']['AP']:.3f}**"
+            + (f" ({interval})." if interval else ".")
+        )
+    if facts.objects:
+        rows = [
+            (name, count, f"{value:.3f}" if (value := facts.metrics.get(_OF_CLASS + name)) is not None else "")
+            for name, count in facts.objects.items()
+        ]
+        rows = [(*row, _interval(facts.intervals, _OF_CLASS + row[0])) for row in rows[:_MOST_CLASSES]]
+        sections.append(_table(("class", "objects", "AP", "interval"), rows))
+    return sections
+
+
+def _interval(intervals: dict[str, list[float]], key: str) -> str:
+    return "{:.3f} to {:.3f}".format(*intervals[key]) if key in intervals else ""
+
+
+def _pictures(facts: _Facts, folder: str | Path | None) -> list[str]:
+    """Of those that lie beside the card, and only for the weights that they show."""
+    if folder is None or not facts.is_of_these_weights:
+        return []
+    return [
+        f"![{_escape(caption).replace(']', '')}]({name})"
+        for name, caption in facts.pictures.items()
+        if caption and re.fullmatch(r"[\w-]+\.png", name) and (Path(folder) / name).is_file()
+    ]
 
 
 def _classes(config) -> str:
@@ -415,8 +498,12 @@ def _classes(config) -> str:
     return f"{what}\n\n{', '.join(listed[:_MOST_CLASSES])}{rest}"
 
 
-def _use(name: str) -> list[str]:
-    call = """detector("street.jpg", threshold=0.4)  # [{"score": ..., "label": ..., "box": {"xmin": ..., ...}}, ...]"""
+def _use(name: str, facts: _Facts) -> list[str]:
+    threshold = facts.best.get("threshold", _THRESHOLD) if facts.is_of_these_weights else _THRESHOLD
+    call = (
+        f'detector("street.jpg", threshold={round(threshold, 2)})'
+        '  # [{"score": ..., "label": ..., "box": {"xmin": ..., ...}}, ...]'
+    )
     return [
         "With dino_hf installed, whose kernels make it faster:",
         f'```python\nimport dino_hf\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model="{name}")\n'
@@ -493,8 +580,8 @@ def _of_data(part: dict) -> str:
     return f"{images} of {data}" if images and data else images or data
 
 
-def _table(head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> str:
-    lines = [head, ("---", "---"), *rows]
+def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(_escape(_line(cell)) for cell in line)} |" for line in lines)
 
 
@@ -520,6 +607,10 @@ def _is_repository(name: str) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _slug(name: str) -> str:

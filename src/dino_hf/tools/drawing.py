@@ -59,25 +59,48 @@ def save_comparison(path: Path, rows: Sequence[dict], detections_title: str) -> 
 
 
 def save_curves(path: Path, state: TrainerState) -> None:
-    """Loss of training and evaluation, and AP, over steps, from what `Trainer` logged."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=140)
-    loss_axes, ap_axes = figure.subplots(1, 2)
+    """Loss of training and evaluation, AP and its best, learning rate, over epochs, from what `Trainer` logged."""
+    figure = Figure(figsize=(13, 3.8), layout="constrained", dpi=110)
+    loss_axes, ap_axes, rate_axes = figure.subplots(1, 3)
 
-    def curve(axes: Axes, name: str, label: str, colour: str, **style) -> None:
-        points = [(entry["step"], entry[name]) for entry in state.log_history if name in entry]
+    def curve(axes: Axes, name: str, label: str, colour: str, **style) -> list[tuple[float, float]]:
+        points = [(entry["epoch"], entry[name]) for entry in state.log_history if name in entry]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, color=colour, **style)
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=1.6, **style)
+        return points
 
     curve(loss_axes, "loss", "training (with denoising)", COLOURS[0])
     curve(loss_axes, "eval_loss", "held-out (matching only)", COLOURS[1], marker="o", markersize=4)
-    loss_axes.set_ylabel("loss")
-    curve(ap_axes, "eval_AP", "AP (0.50:0.95)", COLOURS[0], marker="o", markersize=4)
-    curve(ap_axes, "eval_AP50", "AP at IoU 0.50", COLOURS[1], marker="s", markersize=4)
-    ap_axes.set_ylabel("average precision")
-    ap_axes.set_ylim(0, 1)
-    for axes in (loss_axes, ap_axes):
-        axes.set_xlabel("step")
+    curve(loss_axes, "eval_ema_loss", "held-out, averaged weights", COLOURS[2], marker="s", markersize=4)
+    loss_axes.set_title("Loss", loc="left", fontsize=11)
+    curve(ap_axes, "eval_AP50", "AP at IoU 0.50", COLOURS[5], linestyle="--", marker="o", markersize=3)
+    curve(
+        ap_axes,
+        "eval_ema_AP50",
+        "AP at IoU 0.50, averaged weights",
+        COLOURS[4],
+        linestyle="--",
+        marker="s",
+        markersize=3,
+    )
+    scores = curve(ap_axes, "eval_AP", "AP (0.50:0.95)", COLOURS[0], marker="o", markersize=4)
+    scores += curve(ap_axes, "eval_ema_AP", "AP (0.50:0.95), averaged weights", COLOURS[2], marker="s", markersize=4)
+    if scores:
+        epoch, ap = max(scores, key=lambda point: point[1])
+        ap_axes.plot(epoch, ap, marker="*", markersize=14, color=COLOURS[1], linestyle="none", label=f"best: {ap:.3f}")
+    ap_axes.set_title("Average precision on held-out images", loc="left", fontsize=11)
+    ap_axes.set_ylim(bottom=0)
+    rates = curve(rate_axes, "learning_rate", "all but the backbone", COLOURS[0])
+    rate_axes.set_title("Learning rate", loc="left", fontsize=11)
+    rate_axes.set_ylim(bottom=0)
+    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    for axes in (loss_axes, ap_axes, rate_axes):
+        axes.set_xlabel("epoch")
+        if rates and rates[-1][0] >= 2:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, facecolor="white")

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torchvision.tv_tensors import BoundingBoxes, Image
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
-SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
+from ..data.rows import SMALLEST_SIDE
+
 _MEAN_COLOUR = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]  # becomes 0 when the image is normalised
 
 
@@ -85,6 +86,23 @@ class Augmentation:
                 f"scale_jitter={self.scale_jitter!r} must be the lowest and the highest scale, finite and above 0, such as "
                 "(0.1, 2.0), or None."
             )
+
+    def resized(self, shortest_edge: int, longest_edge: int) -> "Augmentation":
+        """The same for images of another size: the highest short side becomes `shortest_edge`, in pixels, the other sizes change
+        with it, and `longest_side` is `longest_edge`, as in the `size` of an image processor."""
+        factor = shortest_edge / max(self.short_sides)
+
+        def scaled(sizes: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(max(1, round(size * factor)) for size in sizes)
+
+        return replace(
+            self,
+            short_sides=tuple(dict.fromkeys(scaled(self.short_sides))),
+            longest_side=longest_edge,
+            crop_short_sides=tuple(dict.fromkeys(scaled(self.crop_short_sides))),
+            crop_sizes=scaled(self.crop_sizes),
+            jitter_size=scaled((self.jitter_size,))[0],
+        )
 
     def transforms(self) -> v2.Transform:
         """The same as a chain of torchvision's transforms, for an image and its boxes. They draw from torch's generator of

@@ -93,9 +93,9 @@ class CocoDetectionMetric(evaluate.Metric):
             )
         truth = _columns(references, "reference", _TRUTH)
         detections = _columns(predictions, "prediction", _DETECTIONS)
-        _check(truth, "reference", self.class_names)
-        _check(detections, "prediction", self.class_names)
-        return _summarize(_evaluate(truth, detections, sorted(self.class_names)), self.class_names)
+        check_columns(truth, "reference", self.class_names)
+        check_columns(detections, "prediction", self.class_names)
+        return summarize(_evaluate(truth, detections, sorted(self.class_names)), self.class_names)
 
 
 def _image_ids(images: list[dict]) -> set[int]:
@@ -120,7 +120,7 @@ def _columns(images: list[dict], kind: str, fields: dict[str, type]) -> Columns:
     return columns
 
 
-def _check(columns: Columns, kind: str, class_names: dict[int, str]) -> None:
+def check_columns(columns: Columns, kind: str, class_names: dict[int, str]) -> None:
     unknown = ~np.isin(columns["labels"], list(class_names))
     if unknown.any():
         image_id = columns["image_id"][unknown][0]
@@ -142,16 +142,19 @@ def _check(columns: Columns, kind: str, class_names: dict[int, str]) -> None:
 
 def _evaluate(truth: Columns, detections: Columns, category_ids: list[int]) -> dict[int, ClassResult]:
     """One class after another: of all at once, pycocotools would hold gigabytes for 300 detections in each of 5,000 images."""
-    return {
-        category_id: _evaluate_class(
-            {name: column[truth["labels"] == category_id] for name, column in truth.items()},
-            {name: column[detections["labels"] == category_id] for name, column in detections.items()},
-        )
-        for category_id in category_ids
-    }
+    results = {}
+    for category_id in category_ids:
+        evaluation = evaluate_class(of_class(truth, category_id), of_class(detections, category_id)).eval
+        results[category_id] = evaluation["precision"], evaluation["recall"]
+    return results
 
 
-def _evaluate_class(truth: Columns, detections: Columns) -> ClassResult:
+def of_class(columns: Columns, category_id: int) -> Columns:
+    return {name: column[columns["labels"] == category_id] for name, column in columns.items()}
+
+
+def evaluate_class(truth: Columns, detections: Columns) -> COCOeval:
+    """What pycocotools makes of the boxes of one class: its matches in `evalImgs`, its precision and recall in `eval`."""
     image_ids = np.union1d(truth["image_id"], detections["image_id"])
     corners = detections["boxes"].astype(np.float64)
     sizes = corners[:, 2:] - corners[:, :2]
@@ -173,7 +176,7 @@ def _evaluate_class(truth: Columns, detections: Columns) -> ClassResult:
         evaluation = COCOeval(true, found, iouType="bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"], evaluation.eval["recall"]
+    return evaluation
 
 
 def _index(image_ids: np.ndarray, **columns: np.ndarray) -> COCO:
@@ -203,7 +206,8 @@ def _evaluate_together(truth: Columns, detections: Columns, category_ids: list[i
     return {category_id: result for part in parts for category_id, result in part.items()}
 
 
-def _summarize(results: dict[int, ClassResult], class_names: dict[int, str]) -> dict[str, float]:
+def summarize(results: dict[int, ClassResult], class_names: dict[int, str]) -> dict[str, float]:
+    """The 12 numbers of COCO and `AP_class_<name>` of each class; -1 where there is no ground truth."""
     category_ids = sorted(results)
     precision = np.concatenate([results[category_id][0] for category_id in category_ids], axis=2)
     recall = np.concatenate([results[category_id][1] for category_id in category_ids], axis=1)
@@ -313,9 +317,9 @@ class CocoEvaluator:
             "scores": scores,
             "labels": self.category_ids[labels],
         }
-        _check(detections, "prediction", self.class_names)
+        check_columns(detections, "prediction", self.class_names)
         truth = _columns([self._reference(image_id) for image_id in found], "reference", _TRUTH)
-        return _summarize(_evaluate_together(truth, detections, sorted(self.class_names)), self.class_names)
+        return summarize(_evaluate_together(truth, detections, sorted(self.class_names)), self.class_names)
 
     def _reference(self, image_id: int) -> dict:
         objects = self.rows[image_id]["objects"]

@@ -1,0 +1,18 @@
+"""Data sets of any format, read and checked."""
+
+from .load import DetectionData, load_data
+from .raw import Problem, RawDataset, RawSplit, canonical_split, open_image
+from .recognise import read_raw
+from .rows import CocoData
+
+__all__ = [
+    "CocoData",
+    "DetectionData",
+    "Problem",
+    "RawDataset",
+    "RawSplit",
+    "canonical_split",
+    "load_data",
+    "open_image",
+    "read_raw",
+]

@@ -1,0 +1,310 @@
+"""What is wrong with a data set, before an hour of training tells."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from .box_table import LAYOUT_TEXTS, BoxTable, Reading, count_boxes, guess_reading, make_box_table, stated_sizes
+from .data_statistics import describe
+from .findings import Finding, FindingCollector, Offender, box_text
+from .image_checks import check_copies, check_entries_of_images, check_files, is_not_here, repeated_places
+from .image_facts import ImageFacts, look_at_images
+from .raw import RawDataset
+from .rows import SMALLEST_SIDE
+
+_MANY_BOXES = 300  # detections that post-processing keeps
+_WHOLE_IMAGE = 0.99  # share of the sides
+_RARE = 0.01  # share of the boxes of the commonest class
+_BACKGROUND = {"background", "bg", "na", "none"}  # letters only; `load_data` leaves them out where no box has them
+
+
+class Report(NamedTuple):
+    """What `inspect` found."""
+
+    origin: str
+    format: str
+    findings: list[Finding]  # worst first
+    statistics: dict  # see `describe`
+    facts: dict[str, list[ImageFacts]]  # of the images of each split
+    readings: dict[str, Reading]  # what the boxes of each split are
+    images_were_decoded: bool
+
+    @property
+    def has_errors(self) -> bool:
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def as_dict(self) -> dict:
+        """For json: findings with their first 1,000 offenders, and statistics."""
+        return {
+            "dataset": self.origin,
+            "format": self.format,
+            "images_were_decoded": self.images_were_decoded,
+            "findings": [finding.as_dict() for finding in self.findings],
+            "statistics": self.statistics,
+        }
+
+
+def inspect(
+    raw: RawDataset, *, check_images: bool = True, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Look for everything that is known to go wrong with detection data; nothing is changed.
+
+    Args:
+        check_images: open and decode every image, compare its size with the stated one, and look for copies. Otherwise only
+            whether its file exists is looked at, which takes seconds for a hundred thousand images.
+        progress: called with the number of images done, and of all.
+    """
+    facts = look_at_images(raw.splits, check_images, progress)
+    sizes = {name: _known_sizes(stated_sizes(split), facts[name]) for name, split in raw.splits.items()}
+    tables = {name: make_box_table(split, raw.categories, sizes[name]) for name, split in raw.splits.items()}
+    readings = _guess_readings(tables, raw.format)
+    found = FindingCollector(raw, tables)
+    _check_problems(found, check_images)
+    _check_categories(found)
+    for name in raw.splits:
+        check_entries_of_images(found, name)
+        check_files(found, name, facts[name])
+        _check_references(found, name)
+        _check_reading(found, name, readings[name])
+        if readings[name].is_as_read:  # else each box would be wrong in ways that mean nothing
+            _check_geometry(found, name)
+        _check_repetitions(found, name)
+        _check_counts(found, name, facts[name])
+    check_copies(found, facts)
+    pixels = {name: readings[name].to_xywh(table, raw.format) for name, table in tables.items()}
+    statistics = describe(raw, tables, pixels, sizes)
+    return Report(str(raw.origin), raw.format, found.findings(), statistics, facts, readings, check_images)
+
+
+def _known_sizes(stated: np.ndarray, facts: list[ImageFacts]) -> np.ndarray:
+    """(I, 2) as stated, which is what the boxes are for; as found where nothing is stated."""
+    found = np.array([(np.nan, np.nan) if fact.size is None else fact.size for fact in facts]).reshape(-1, 2)
+    return np.where(np.isnan(stated), found, stated)
+
+
+def _guess_readings(tables: dict[str, BoxTable], raw_format: str) -> dict[str, Reading]:
+    """Of the whole data set if one wrong reading explains it, else of each split by itself."""
+    if not tables:
+        return {}
+    of_all = guess_reading(list(tables.values()), raw_format)
+    if not of_all.is_as_read:
+        return dict.fromkeys(tables, of_all)
+    return {name: guess_reading([table], raw_format) for name, table in tables.items()}
+
+
+def _check_problems(found: FindingCollector, images_are_decoded: bool) -> None:
+    for problem in found.raw.problems:
+        if images_are_decoded and problem.kind == "unreadable-image":
+            continue  # of YOLO's reader, and found again with the images of all formats
+        found.add(problem.kind, [Offender(None, problem.where, None, problem.message)])
+
+
+def _check_categories(found: FindingCollector) -> None:
+    categories = found.raw.categories
+    if not categories:
+        found.add("no-categories", [Offender(None, str(found.raw.origin), None, "no categories")])
+    names = [str(entry.get("name")) for entry in categories]
+
+    def add(kind: str, places: Iterable[int], value: Callable[[int], str]) -> None:
+        found.add(kind, [Offender(None, f"categories[{place}]", None, value(place)) for place in places])
+
+    def entry_text(place: int) -> str:
+        return f"id {categories[place].get('id')}, name {names[place]!r}"
+
+    add("duplicate-category-id", repeated_places([entry.get("id") for entry in categories]), entry_text)
+    add("duplicate-category-name", repeated_places(names), entry_text)
+    plain = [re.sub(r"[\W_]", "", name).casefold() for name in names]
+    first = {key: names[place] for place, key in reversed(list(enumerate(plain)))}
+    similar = [place for place, name in enumerate(names) if plain[place] and first[plain[place]] != name]
+    add("similar-category-name", similar, lambda place: f"{names[place]!r} and {first[plain[place]]!r}")
+    parents = {entry.get("supercategory") for entry in categories if entry.get("supercategory") != entry.get("name")}
+    is_background = [key in _BACKGROUND for key in plain]
+    used = {place for table in found.tables.values() for place in np.unique(table.category).tolist()}
+    add("background-class", [place for place in used - {-1} if is_background[place]], entry_text)
+    is_group = [entry.get("name") in parents for entry in categories]
+    placeholders = {
+        place for place in range(len(names)) if place not in used and (is_background[place] or is_group[place])
+    }
+    add("placeholder-category", sorted(placeholders), entry_text)
+    _check_class_counts(found, entry_text, placeholders)
+
+
+def _check_class_counts(found: FindingCollector, entry_text: Callable[[int], str], left_out: set[int]) -> None:
+    categories, labelled = found.raw.categories, {}
+    first_of_id = {entry.get("id"): place for place, entry in reversed(list(enumerate(categories)))}
+    for name, table in found.tables.items():
+        if len(table.category):
+            labelled[name] = np.bincount(table.category[table.category >= 0], minlength=len(categories))  # (K,)
+    if not labelled or not categories:
+        return
+    total = sum(labelled.values())
+    # What repeats an id is another error, and has its boxes counted at the first entry.
+    places = [p for p, entry in enumerate(categories) if first_of_id[entry.get("id")] == p and p not in left_out]
+
+    def add(kind: str, is_wrong: Callable[[int], bool], value: Callable[[int], str]) -> None:
+        wrong = [place for place in places if is_wrong(place)]
+        texts = [f"{entry_text(place)}{value(place)}" for place in wrong]
+        found.add(kind, [Offender(None, f"categories[{p}]", None, t) for p, t in zip(wrong, texts, strict=True)])
+
+    add("category-without-boxes", lambda place: not total[place], lambda place: "")
+    if "train" in labelled:
+        train = labelled["train"]
+        add(
+            "category-not-in-train",
+            lambda place: total[place] and not train[place],
+            lambda place: ": " + ", ".join(f"{counts[place]} in {name}" for name, counts in labelled.items()),
+        )
+        if "validation" in labelled:
+            add(
+                "category-not-in-validation",
+                lambda place: train[place] and not labelled["validation"][place],
+                lambda place: f": {train[place]} in train",
+            )
+    trained = labelled.get("train", total)
+    most = trained[places].max() if places else 0
+    add(
+        "class-imbalance",
+        lambda place: 0 < trained[place] < _RARE * most,
+        lambda place: f": {trained[place]} of {most} of the commonest",
+    )
+
+
+def images_of_others(raw: RawDataset, name: str) -> dict[int | str, str]:
+    """Ids of the images of all splits but one -> their split."""
+    return {
+        image["id"]: other
+        for other, split in raw.splits.items()
+        if other != name
+        for image in split.images
+        if isinstance(image.get("id"), int | str)
+    }
+
+
+def _check_references(found: FindingCollector, name: str) -> None:
+    split, table = found.raw.splits[name], found.tables[name]
+    others = images_of_others(found.raw, name)
+    is_unknown = table.image < 0
+    in_other = np.zeros_like(is_unknown)
+    for place in np.flatnonzero(is_unknown).tolist():
+        image_id = split.annotations[place].get("image_id")
+        in_other[place] = isinstance(image_id, int | str) and image_id in others
+
+    def image_text(place: int) -> str:
+        image_id = split.annotations[place].get("image_id")
+        return f"image_id {image_id!r}" + (f", which is in {others[image_id]}" if in_other[place] else "")
+
+    found.add_boxes("image-of-other-split", name, in_other, image_text)
+    found.add_boxes("unknown-image", name, is_unknown & ~in_other, image_text)
+    found.add_boxes(
+        "unknown-category",
+        name,
+        table.category < 0,
+        lambda place: f"category_id {split.annotations[place].get('category_id')!r}",
+    )
+
+
+def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None:
+    """The finding names every box of the split: which of them fit by chance does not matter."""
+    table = found.tables[name]
+    found.add_boxes("box-not-numbers", name, ~table.is_number)
+    if reading.is_as_read:
+        return
+    outside = [f"{count} as {LAYOUT_TEXTS[layout]}" for layout, count in reading.num_leaving.items()]
+    detail = (
+        f"{'certainly' if reading.is_sure else 'probably'} {LAYOUT_TEXTS[reading.layout]}: of {reading.num_boxes} boxes, "
+        f"{', '.join(outside)} do not fit their images"
+    )
+    found.add_boxes(kind_of_reading(reading, found.raw.format), name, table.is_number, detail=detail)
+
+
+def kind_of_reading(reading: Reading, raw_format: str) -> str:
+    """Of finding, for boxes that are not what the format says."""
+    if reading.is_relative != (raw_format == "yolo"):
+        return "boxes-are-normalised" if reading.is_relative else "boxes-are-pixels"
+    return {"xyxy": "boxes-are-corners", "xywh": "boxes-are-xywh", "cxcywh": "boxes-are-centres"}[reading.layout]
+
+
+def _check_geometry(found: FindingCollector, name: str) -> None:
+    """Boxes of the layout that the format says, in pixels; a box has one thing wrong with it at most."""
+    table = found.tables[name]
+    with np.errstate(invalid="ignore"):  # not a number, where a size is unknown, compares as False
+        boxes, sizes = table.boxes, np.where(np.isnan(table.sizes), np.inf, table.sizes)
+        smaller = boxes[:, 2:].min(1)  # (N,)
+        visible = (np.minimum(table.corners[:, 2:], sizes) - np.maximum(boxes[:, :2], 0)).min(1)  # (N,) shorter side
+        sticking = np.maximum(-boxes[:, :2], table.corners[:, 2:] - sizes).max(1)  # (N,) pixels
+        is_whole = (boxes[:, 2:] >= _WHOLE_IMAGE * sizes).all(1)
+        box_areas = boxes[:, 2] * boxes[:, 3]
+    has_size = smaller >= SMALLEST_SIDE
+    is_inside = has_size & (visible >= SMALLEST_SIDE)
+    found.add_boxes("box-negative", name, smaller < 0)
+    found.add_boxes("box-empty", name, (smaller >= 0) & ~has_size | has_size & (visible > 0) & ~is_inside)
+    found.add_boxes("box-outside", name, has_size & (visible <= 0))
+    found.add_boxes("box-sticks-out", name, is_inside & (sticking > 1))  # a pixel: rounding, and counting from 1
+    found.add_boxes("box-tiny", name, is_inside & (smaller < 1))
+    found.add_boxes("box-whole-image", name, is_inside & is_whole & ~table.is_crowd)
+    is_area_wrong = ~np.isnan(table.area) & ((table.area <= 0) | (table.area > 1.01 * box_areas + 1))
+    annotations = found.raw.splits[name].annotations
+    found.add_boxes(
+        "area-wrong",
+        name,
+        is_inside & is_area_wrong,
+        lambda place: f"area {annotations[place]['area']} of {box_text(annotations[place]['bbox'])}",
+    )
+
+
+def _check_repetitions(found: FindingCollector, name: str) -> None:
+    split, table = found.raw.splits[name], found.tables[name]
+    same_class, other_class = repeated_boxes(table)
+    found.add_boxes("duplicate-box", name, same_class)
+    names = [entry.get("name") for entry in found.raw.categories]
+
+    def class_text(place: int) -> str:
+        category = table.category[place]
+        text = names[category] if category >= 0 else split.annotations[place].get("category_id")
+        return f"{box_text(split.annotations[place]['bbox'])} as {text!r}"
+
+    found.add_boxes("duplicate-box-other-class", name, other_class, class_text)
+    ids = [entry.get("id") for entry in split.annotations]
+    is_repeated = np.zeros(len(ids), dtype=bool)
+    is_repeated[repeated_places(ids)] = True
+    found.add_boxes("duplicate-annotation-id", name, is_repeated, lambda place: f"id {ids[place]}")
+
+
+def repeated_boxes(table: BoxTable) -> tuple[np.ndarray, np.ndarray]:
+    """(N,), (N,): whether a box repeats an earlier one of its image and class, and whether it repeats one of another class."""
+    same_class, other_class = np.zeros((2, len(table.boxes)), dtype=bool)
+    compared = np.flatnonzero(table.is_number & (table.image >= 0) & ~table.is_crowd)
+    keys = np.column_stack([table.image[compared], table.boxes[compared], table.category[compared]])  # (M, 6)
+    order = np.lexsort(keys.T[::-1])  # stable: the first one of equals stays first
+    is_same = keys[order][1:] == keys[order][:-1]  # (M - 1, 6)
+    same_box = is_same[:, :5].all(1)
+    repeating = compared[order][1:]
+    same_class[repeating[same_box & is_same[:, 5]]] = True
+    other_class[repeating[same_box & ~is_same[:, 5]]] = True
+    return same_class, other_class
+
+
+def _check_counts(found: FindingCollector, name: str, facts: list[ImageFacts]) -> None:
+    split, table = found.raw.splits[name], found.tables[name]
+    if not split.images:
+        found.add("no-images", [Offender(name, str(split.origin), None, f"split {name!r}")])
+        return
+    if not split.annotations:
+        if is_not_here(split, facts):
+            return
+        is_all = not any(other.annotations for other in found.raw.splits.values())
+        if name == next(iter(found.raw.splits)) or not is_all:
+            kind = "no-boxes" if is_all else "unlabelled-split"
+            found.add(kind, [Offender(name, str(split.origin), None, f"{len(split.images)} images")])
+        return
+    found.add_boxes("crowd", name, table.is_crowd)
+    known = table.image >= 0
+    counts = count_boxes(table, len(split.images))  # (I,)
+    without = np.flatnonzero(counts == 0).tolist()
+    found.add_images("image-without-boxes", name, without, lambda place: "0 boxes")
+    targets = np.bincount(table.image[known & ~table.is_crowd], minlength=len(split.images))
+    many = np.flatnonzero(targets > _MANY_BOXES)
+    most_first = many[np.argsort(-targets[many], kind="stable")].tolist()
+    found.add_images("many-boxes", name, most_first, lambda place: f"{targets[place]} boxes")

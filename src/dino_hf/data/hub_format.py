@@ -1,0 +1,268 @@
+"""Data sets of the library `datasets`, under whatever names they have boxes and classes."""
+
+from collections.abc import Iterator
+from numbers import Integral, Real
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Image
+
+from .categories import merge_categories
+from .hub_loading import load_datasets
+from .raw import Problem, RawDataset, RawSplit, StoredImage, canonical_split, image_size, in_order, open_image
+
+BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn")
+
+# in the order in which they are tried
+_IMAGES = ("image", "img", "picture", "images", "file_name", "image_path", "filename", "path", "filepath")
+_BOXES = ("bbox", "bboxes", "boxes", "box")
+_CATEGORIES = (
+    *("category_id", "category_ids", "category", "categories", "class_id", "class_ids", "class", "classes"),
+    *("label_id", "label_ids", "label", "labels", "class_label", "class_labels", "category_name", "category_names"),
+    *("class_name", "class_names", "label_name", "label_names", "name", "names"),
+)
+_AREAS = ("area", "areas")
+_CROWDS = ("iscrowd", "is_crowd", "crowd")
+_IDS = ("id", "ids", "bbox_id")
+
+
+def read_hub(source, box_format: str | None = None) -> RawDataset:
+    """A `Dataset`, `DatasetDict` or their iterable kinds, a folder of `save_to_disk`, of parquet, arrow or jsonl files or of images
+    with a metadata.jsonl, one such file, or an id of the Hub.
+
+    A stream is first written to Arrow files in the cache of `datasets`, which are removed when Python ends: it needs room on the
+    disk, not in memory.
+
+    Boxes and classes are looked for in `objects` (a dictionary of lists, or a list of dictionaries) and in columns of their own,
+    under the usual names. Category ids are those of a ClassLabel or the numbers there are; where classes are strings only, 1 to
+    K in their order over all splits. Image ids are those of a column `image_id`, if they are whole numbers and differ, else 1 to
+    N in each split.
+
+    Args:
+        box_format: one of BOX_FORMATS, with an n where boxes are relative to the image's size. Default: "xywh", in pixels, as
+            COCO has it. It is never guessed.
+    Raises:
+        ValueError: there are no images or no boxes under names that are known.
+        OSError: there is no such data set here or on the Hub, or the Hub cannot be reached.
+    """
+    if box_format not in (None, *BOX_FORMATS):
+        raise ValueError(f"box_format={box_format!r} is unknown; choose one of {', '.join(BOX_FORMATS)}.")
+    origin, parts = load_datasets(source)
+    problems, notes, read = [], [], []
+    words = {}
+    for word, dataset in parts.items():
+        name = canonical_split(word)
+        if words.setdefault(name, word) != word:
+            message = f"{origin} has {words[name]} and {word}, which both are {name} data; pass a DatasetDict with one of them."
+            problems.append(Problem("two-files-for-a-split", f"{origin}, {word}", message))
+            name = word
+        reader = _Reader(f"{origin}, {word}", dataset, source, box_format or "xywh", problems)
+        read.append((*reader.read(name), reader.unnamed))
+    names = sorted({entry["category_id"] for split, own, _ in read if own is None for entry in split.annotations})
+    ids = {name: number for number, name in enumerate(names, start=1)}
+    splits, categories = {}, []
+    for split, own, unnamed in read:
+        if own is None:
+            own = [{"id": number, "name": name} for name, number in ids.items()]
+            named = [entry | {"category_id": ids[entry["category_id"]]} for entry in split.annotations]
+            split = split._replace(annotations=named)
+        split, own_notes = merge_categories(categories, split, own)
+        splits[split.name] = split
+        notes += own_notes
+        if unnamed:
+            notes.append(f"{split.origin}: the classes are numbers without names, so they are called class_<number>.")
+    if box_format is None:
+        notes.append(
+            "Boxes are read as (x, y, width, height) in pixels; box_format tells another layout, such as xyxy."
+        )
+    return RawDataset("huggingface", origin, in_order(splits), categories, problems, list(dict.fromkeys(notes)))
+
+
+class _Layout(NamedTuple):
+    """Names of columns; those of an object are in column `group`, or columns of their own if it is None."""
+
+    image: str
+    group: str | None
+    box: str
+    category: str
+    category_name: str | None  # beside a numeric category
+    area: str | None
+    iscrowd: str | None
+    annotation_id: str | None
+
+
+def _find_layout(dataset: Dataset, where: str) -> tuple[_Layout, object]:
+    """The layout, and the feature of the classes."""
+    features = dataset.features
+    groups = {None: dict(features)}
+    for name, feature in features.items():
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, dict):
+            groups[name] = inner
+    image = next((name for name in _IMAGES if isinstance(features.get(name), Image)), None) or next(
+        (name for name, feature in features.items() if isinstance(feature, Image)), None
+    )
+    image = image or next((name for name in _IMAGES if _is_path_or_bytes(features.get(name))), None)
+    ordered = sorted(groups, key=lambda name: (name is None, name != "objects"))
+    group = next((name for name in ordered if _first(_BOXES, groups[name]) and _first(_CATEGORIES, groups[name])), "")
+    if image is None or group == "":
+        columns = {name: list(groups[name]) if name in groups else None for name in features}
+        shown = ", ".join(name if inner is None else f"{name} {inner}" for name, inner in columns.items())
+        lacking = "images" if image is None else "boxes and classes"
+        raise ValueError(
+            f"{where} has the columns {shown}, but no {lacking} under a known name; rename them to image, and objects with bbox "
+            "and category."
+        )
+    inner = groups[group]
+    kinds = {name: getattr(inner[name], "feature", inner[name]) for name in _CATEGORIES if name in inner}
+    numeric = [name for name, kind in kinds.items() if isinstance(kind, ClassLabel) or "int" in _dtype(kind)]
+    texts = [name for name, kind in kinds.items() if "string" in _dtype(kind)]
+    labels = [name for name in numeric if isinstance(kinds[name], ClassLabel)]
+    category = (labels or numeric or texts or list(kinds))[0]
+    layout = _Layout(
+        image,
+        group,
+        _first(_BOXES, inner),
+        category,
+        texts[0] if texts and category in numeric and category not in labels else None,
+        _first(_AREAS, inner),
+        _first(_CROWDS, inner),
+        _first(_IDS, inner) if group else None,
+    )
+    return layout, kinds[category]
+
+
+def _first(names: tuple[str, ...], among: dict) -> str | None:
+    return next((name for name in names if name in among), None)
+
+
+def _is_path_or_bytes(feature) -> bool:
+    return (isinstance(feature, dict) and "bytes" in feature) or _dtype(feature) in ("string", "binary")
+
+
+def _dtype(feature) -> str:
+    return str(getattr(feature, "dtype", ""))
+
+
+class _Reader:
+    """Reads one split."""
+
+    def __init__(self, where: str, dataset: Dataset, source, box_format: str, problems: list[Problem]):
+        self.where, self.dataset, self.box_format, self.problems = where, dataset, box_format, problems
+        self.layout, self.label = _find_layout(dataset, where)
+        self.folder = None
+        if isinstance(source, str | Path) and Path(source).exists():
+            self.folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        self.unnamed = False
+
+    def read(self, name: str) -> tuple[RawSplit, list[dict] | None]:
+        """The split, and its categories; None if its annotations have names in place of category ids."""
+        images, stored = self._images()
+        annotations, name_of = [], {}
+        group = self.layout.group
+        wanted = [group] if group else [column for column in self.layout[2:] if column]
+        for row, objects in enumerate(self.dataset.select_columns(wanted)):
+            columns = _as_columns(objects[group] if group else objects)
+            for number, entry in enumerate(self._objects(columns, f"row {row}")):
+                where = f"row {row}, object {number}"
+                if annotation := self._annotation(entry, images[row], where):
+                    annotations.append(annotation)
+                    if self.layout.category_name and isinstance(entry[self.layout.category_name], str):
+                        name_of.setdefault(annotation["category_id"], entry[self.layout.category_name])
+        split = RawSplit(name, self.where, images, annotations, stored)
+        if isinstance(self.label, ClassLabel):
+            return split, [{"id": number, "name": name} for number, name in enumerate(self.label.names)]
+        if "string" in _dtype(self.label):
+            return split, None
+        self.unnamed = not name_of
+        ids = sorted({entry["category_id"] for entry in annotations})
+        return split, [{"id": number, "name": name_of.get(number, f"class_{number}")} for number in ids]
+
+    def _images(self) -> tuple[list[dict], Dataset | None]:
+        features, column = self.dataset.features, self.layout.image
+        ids = self._whole_numbers("image_id")
+        if ids is None or None in ids or len(set(ids)) < len(ids):
+            ids = list(range(1, len(self.dataset) + 1))
+        widths, heights = (self._whole_numbers(side) or [None] * len(ids) for side in ("width", "height"))
+        images = [
+            {"id": image_id, "width": width or None, "height": height or None}
+            for image_id, width, height in zip(ids, widths, heights, strict=True)
+        ]
+        if _dtype(features[column]) == "string":
+            for entry, path in zip(images, self.dataset[column][:], strict=True):
+                entry["file_name"] = path or ""
+                entry["path"] = ((self.folder or Path()) / (path or "")).absolute()
+            return images, None
+        stored = self.dataset.select_columns(column)
+        stored = stored if column == "image" else stored.rename_column(column, "image")
+        stored = stored.cast_column("image", Image(decode=False))
+        names = list(_stored_names(stored))
+        for row in (row for row, name in enumerate(names) if name is None):
+            message = f"{self.where}: row {row} has no image, neither bytes nor a path."
+            self.problems.append(Problem("missing-file", f"{self.where}: row {row}", message))
+        if _dtype(features.get("file_name")) == "string":
+            names = self.dataset["file_name"][:]
+        for row, (entry, name) in enumerate(zip(images, names, strict=True)):
+            entry["file_name"] = name or f"{row}"
+            entry["image"] = StoredImage(stored, row)
+        return images, stored
+
+    def _whole_numbers(self, column: str) -> list[int] | None:
+        return self.dataset[column][:] if "int" in _dtype(self.dataset.features.get(column)) else None
+
+    def _objects(self, columns: dict[str, list], where: str) -> Iterator[dict]:
+        fields = [field for field in self.layout[2:] if field]
+        lengths = {field: len(columns.get(field) or ()) for field in (self.layout.box, self.layout.category)}
+        if len(set(lengths.values())) > 1:
+            message = f"{self.where}: {where} has lists of different lengths: {lengths}; each box needs one class."
+            self.problems.append(Problem("bad-entry", f"{self.where}: {where}", message))
+            return
+        for index in range(lengths[self.layout.box]):
+            values = {field: columns.get(field) or () for field in fields}
+            yield {field: listed[index] if index < len(listed) else None for field, listed in values.items()}
+
+    def _annotation(self, entry: dict, image: dict, where: str) -> dict | None:
+        category_id, box = entry[self.layout.category], entry[self.layout.box]
+        box = list(box.values()) if isinstance(box, dict) else box
+        if not isinstance(category_id, Integral | str):
+            wrong = f"has {self.layout.category}={category_id!r}; it must be a class"
+        elif box is None or len(box) != 4 or not all(isinstance(value, Real) for value in box):
+            wrong = f"has {self.layout.box}={box}; it must be four numbers"
+        else:
+            annotation = {"image_id": image["id"], "category_id": category_id, "where": where}
+            annotation["bbox"] = self._to_xywh(box, image)
+            for field, key in zip(("area", "iscrowd", "id"), self.layout[5:], strict=True):
+                if key and entry[key] is not None:
+                    annotation[field] = entry[key]
+            return annotation
+        self.problems.append(Problem("bad-entry", f"{self.where}: {where}", f"{self.where}: {where} {wrong}."))
+        return None
+
+    def _to_xywh(self, box: list[float], image: dict) -> list[float]:
+        a, b, c, d = box
+        if self.box_format.startswith("xyxy"):
+            c, d = c - a, d - b
+        elif self.box_format.startswith("cxcywh"):
+            a, b = a - c / 2, b - d / 2
+        if not self.box_format.endswith("n"):
+            return [a, b, c, d]
+        if image["width"] is None:
+            with open_image(image) as opened:
+                image["width"], image["height"] = image_size(opened)
+        return [a * image["width"], b * image["height"], c * image["width"], d * image["height"]]
+
+
+def _as_columns(objects) -> dict[str, list]:
+    """A dictionary of lists, of what may be that, a list of dictionaries, or nothing."""
+    if not isinstance(objects, list):
+        return objects or {}
+    return {key: [entry[key] for entry in objects] for key in (objects[0] if objects else ())}
+
+
+def _stored_names(stored: Dataset) -> Iterator[str | None]:
+    """File names as stored, "" where there are bytes only, None where there is nothing. The bytes are not read."""
+    for batch in stored.with_format("arrow").iter(batch_size=1000):
+        paths, contents = (pc.struct_field(batch["image"], name) for name in ("path", "bytes"))
+        for path, has_bytes in zip(paths.to_pylist(), contents.is_valid().to_pylist(), strict=True):
+            yield Path(path.replace("\\", "/")).name if path else "" if has_bytes else None

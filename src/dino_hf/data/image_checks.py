@@ -1,0 +1,152 @@
+"""Images that are missing, damaged, of another size than stated, or in a data set twice."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .box_table import count_boxes, stated_sizes
+from .findings import FindingCollector, Offender
+from .image_facts import ImageFacts, exact_copies, image_key, near_copies
+from .raw import RawDataset, RawSplit
+
+_FLIPPING, _TURNING = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations that keep, and that swap width and height
+_HELD_OUT = {
+    "train": 0,
+    "validation": 2,
+    "test": 3,
+}  # of two splits with the same image, the higher one keeps it; others: 1
+_DEEP_MODES = ("I", "F")  # how the names of Pillow's modes of more than 8 bits start
+
+
+def check_entries_of_images(found: FindingCollector, name: str) -> None:
+    images, stated = found.raw.splits[name].images, stated_sizes(found.raw.splits[name])
+    sizes = [(image.get("width"), image.get("height")) for image in images]
+    is_known = ~np.isnan(stated).any(1)  # (I,)
+    unknown = [place for place, size in enumerate(sizes) if None in size]
+    wrong = [place for place, size in enumerate(sizes) if None not in size and not is_known[place]]
+    found.add_images("image-size-unknown", name, unknown, lambda place: "no width and height")
+    found.add_images(
+        "image-size-wrong", name, wrong, lambda place: f"width {sizes[place][0]!r}, height {sizes[place][1]!r}"
+    )
+    ids = [image.get("id") for image in images]
+    found.add_images("duplicate-image-id", name, repeated_places(ids), lambda place: f"id {ids[place]!r}")
+    keys = [image_key(image) for image in images]
+    found.add_images("duplicate-file", name, repeated_places(keys), lambda place: f"id {ids[place]!r}")
+
+
+def repeated_places(values: list) -> list[int]:
+    """Places of values that stood before; None repeats nothing."""
+    seen, repeated = set(), []
+    for place, value in enumerate(values):
+        if value is not None and value in seen:
+            repeated.append(place)
+        seen.add(value)
+    return repeated
+
+
+def is_not_here(split: RawSplit, facts: list[ImageFacts]) -> bool:
+    """Whether it is test data that nobody meant to copy: only the list of its images came along, as in COCO's downloads."""
+    return split.name == "test" and not split.annotations and bool(facts) and all(fact.is_missing for fact in facts)
+
+
+def check_files(found: FindingCollector, name: str, facts: list[ImageFacts]) -> None:
+    images, stated = found.raw.splits[name].images, stated_sizes(found.raw.splits[name])
+    problems = [fit_of_size(fact, size) for fact, size in zip(facts, stated, strict=True)]
+
+    def add(kind: str, places: list[int], value) -> None:
+        found.add_images(kind, name, places, value)
+
+    def size_text(place: int) -> str:
+        size, orientation = facts[place].size, facts[place].orientation
+        text = f"{size[0]} x {size[1]}, stated {stated[place][0]:g} x {stated[place][1]:g}"
+        return text if orientation == 1 else f"{text}, EXIF orientation {orientation}"
+
+    if is_not_here(found.raw.splits[name], facts):
+        found.add("split-not-here", [Offender(name, str(found.raw.splits[name].origin), None, f"{len(images)} images")])
+        return
+    missing = [place for place, fact in enumerate(facts) if fact.is_missing]
+    add("image-missing", missing, lambda place: str(images[place].get("path") or "no bytes and no path"))
+    broken = [place for place, fact in enumerate(facts) if fact.error is not None]
+    add("image-broken", broken, lambda place: facts[place].error)
+    for kind in ("image-resized", "image-rotated", "image-orientation-unclear"):
+        add(kind, [place for place, problem in enumerate(problems) if problem == kind], size_text)
+    deep = [place for place, fact in enumerate(facts) if (fact.mode or "").startswith(_DEEP_MODES)]
+    add("image-mode", deep, lambda place: f"mode {facts[place].mode}")
+
+
+def fit_of_size(fact: ImageFacts, stated: np.ndarray) -> str | None:
+    """Which kind of finding an image's size is; None if it is as stated.
+
+    Args:
+        stated: (2,) width and height; not a number if unknown.
+    """
+    if fact.size is None:
+        return None
+    is_stated = not np.isnan(stated).any()
+    if is_stated and fact.size != tuple(stated):
+        return "image-rotated" if fact.stored_size == tuple(stated) else "image-resized"
+    is_square = fact.size[0] == fact.size[1]
+    if fact.orientation in _FLIPPING or (fact.orientation in _TURNING and (is_square or not is_stated)):
+        return "image-orientation-unclear"
+    return None
+
+
+class Copy(NamedTuple):
+    """An image that another one makes superfluous."""
+
+    split: str
+    image: int  # place
+    original: tuple[str, int]  # split and place of the one to keep
+    is_exact: bool  # the same bytes
+
+    @property
+    def kind(self) -> str:
+        """Of finding."""
+        if self.split != self.original[0]:
+            return "leak" if self.is_exact else "near-leak"
+        return "duplicate-image" if self.is_exact else "near-copy"
+
+
+def find_copies(raw: RawDataset, facts: dict[str, list[ImageFacts]], num_boxes: dict[str, np.ndarray]) -> list[Copy]:
+    """Copies, in the order of their originals. Of two splits the held-out one keeps the image; in a split the one with most
+    boxes does. A file that is listed twice in a split is another matter.
+
+    Args:
+        num_boxes: (I,) of each split.
+    """
+    places = [(name, place) for name, split in raw.splits.items() for place in range(len(split.images))]
+    all_facts = [facts[name][place] for name, place in places]
+    keys = [image_key(raw.splits[name].images[place]) for name, place in places]
+
+    def rank(number: int) -> tuple[int, int, int]:
+        name, place = places[number]
+        return -_HELD_OUT.get(name, 1), -int(num_boxes[name][place]), number
+
+    copies, seen = [], set()
+    groups = [(group, True) for group in exact_copies(all_facts, keys)]
+    groups += [(list(pair), False) for pair in near_copies(all_facts)]
+    for group, is_exact in groups:
+        kept, *others = sorted(group, key=rank)
+        for number in others:
+            is_listed_twice = (
+                places[number][0] == places[kept][0] and keys[number] is not None and keys[number] == keys[kept]
+            )
+            if number not in seen and not is_listed_twice:
+                seen.add(number)
+                copies.append(Copy(*places[number], places[kept], is_exact))
+    return copies
+
+
+def check_copies(found: FindingCollector, facts: dict[str, list[ImageFacts]]) -> None:
+    splits = found.raw.splits
+    num_boxes = {name: count_boxes(table, len(splits[name].images)) for name, table in found.tables.items()}
+    for copy in find_copies(found.raw, facts, num_boxes):
+        other, place = copy.original
+        file, original = (
+            splits[copy.split].images[copy.image].get("file_name"),
+            splits[other].images[place].get("file_name"),
+        )
+        value = f"as {original} of {other}"
+        found.add(
+            copy.kind, [Offender(copy.split, f"images[{copy.image}]", file, value, copy.image, other=copy.original)]
+        )

@@ -1,0 +1,192 @@
+"""What can be told of an image without a model: whether it opens, how large it is, and what it is a copy of."""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from scipy.spatial import cKDTree
+
+from .raw import RawSplit
+
+THUMBNAIL_SIDE = 32
+_COARSE_SIDE = 8  # of the thumbnails that candidates are found by
+# Measured on 60 scenes of about 900 x 800 pixels, in grey levels: JPEG of quality 30, or half the size, moves the coarse thumbnail
+# by at most 1.0 (root mean square) and no place of the fine one by more than 19; a thing of a tenth of the sides that has moved on,
+# as in the next frame of a video, changes some place by 60 in the median.
+_COARSE_DISTANCE = 2.0
+_TREE_DIMENSIONS = 8
+_MAX_DIFFERENCE = 24
+_MAX_MEAN_DIFFERENCE = 2.5
+_MIN_CONTRAST = 4.0  # standard deviation in grey levels: even images are all alike and prove nothing
+_MAX_ASPECT_RATIO = 1.02  # of the aspect ratios of two copies
+
+_PAIRS = 10_000  # that are compared at once
+_CHUNK = 64  # images between two reports of progress
+
+
+class ImageFacts(NamedTuple):
+    """Of one image. Only `is_missing` is known of images that were not opened."""
+
+    is_missing: bool = False
+    error: str | None = None  # why it cannot be decoded
+    size: tuple[int, int] | None = None  # width and height, upright
+    stored_size: tuple[int, int] | None = None  # before its EXIF orientation turns it
+    orientation: int = 1  # EXIF's; 5 to 8 swap width and height
+    mode: str | None = None  # Pillow's
+    format: str | None = None  # Pillow's: "JPEG", "PNG", ...
+    digest: bytes | None = None  # of the file's bytes
+    thumbnail: np.ndarray | None = None  # (THUMBNAIL_SIDE, THUMBNAIL_SIDE) uint8, grey
+
+
+def image_key(image: Mapping) -> str | None:
+    """Where an image lies; None for one without a file of its own."""
+    return None if image.get("path") is None else os.path.abspath(image["path"])
+
+
+def image_bytes(image: Mapping) -> bytes:
+    """The file of an image of a `RawSplit`, as it is.
+
+    Raises:
+        OSError: there is none.
+    """
+    if image.get("image") is None:
+        return Path(image["path"]).read_bytes()
+    content = image["image"]["bytes"]
+    if content is None:
+        path = image["image"]["path"]
+        if not path:
+            raise FileNotFoundError("The data set has neither bytes nor a path for it.")
+        content = Path(path).read_bytes()
+    return content
+
+
+def open_upright(image: Mapping) -> Image.Image:
+    """As RGB, turned as its EXIF orientation says, as people and training see it."""
+    with Image.open(io.BytesIO(image_bytes(image))) as opened:
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def look_at_images(
+    splits: Mapping[str, RawSplit], decode: bool, progress: Callable[[int, int], None] | None = None
+) -> dict[str, list[ImageFacts]]:
+    """Facts of all images, by split and in their order.
+
+    Args:
+        decode: open and decode each; otherwise only whether its file exists is looked at.
+        progress: called with the number of images done, and of all.
+    """
+    look = _look if decode else _look_for
+    images = [image for split in splits.values() for image in split.images]
+    chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
+    facts = []
+    pool = ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2))  # decoding lets other threads run, reading waits
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata; what matters here is whether pixels come out.
+            warnings.simplefilter("ignore")
+            for done in pool.map(lambda chunk: [look(image) for image in chunk], chunks):
+                facts += done
+                if progress is not None:
+                    progress(len(facts), len(images))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    of_all = iter(facts)
+    return {name: [next(of_all) for _ in split.images] for name, split in splits.items()}
+
+
+def _look_for(image: Mapping) -> ImageFacts:
+    # What is stored in Arrow tables is there; whether it is an image only decoding tells.
+    return ImageFacts(is_missing=image.get("image") is None and not os.path.isfile(image.get("path") or ""))
+
+
+def _look(image: Mapping) -> ImageFacts:
+    try:
+        content = image_bytes(image)
+    except (FileNotFoundError, IsADirectoryError):
+        return ImageFacts(is_missing=True)
+    except OSError as error:
+        return ImageFacts(error=str(error))
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            stored_size, mode, file_format = opened.size, opened.mode, opened.format
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+            # JPEG of an eighth of the size takes a fraction of the time; all of the file is read all the same.
+            opened.draft("RGB", (4 * THUMBNAIL_SIDE, 4 * THUMBNAIL_SIDE))
+            opened.load()
+            thumbnail = _thumbnail(opened)
+    except UnidentifiedImageError:  # its message has the address of the bytes
+        return ImageFacts(error="no image, or of a kind that Pillow does not know")
+    except Exception as error:  # those of Pillow have no common type
+        return ImageFacts(error=" ".join(f"{type(error).__name__}: {error}".split()))
+    size = stored_size[::-1] if orientation in (5, 6, 7, 8) else stored_size
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return ImageFacts(False, None, size, stored_size, orientation, mode, file_format, digest, thumbnail)
+
+
+def _thumbnail(image: Image.Image) -> np.ndarray:
+    """(THUMBNAIL_SIDE, THUMBNAIL_SIDE) uint8, upright."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((255 * (values - values.min()) / max(np.ptp(values), 1)).astype(np.uint8))
+    else:
+        image = ImageOps.exif_transpose(image).convert("L")
+    return np.asarray(image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
+
+
+def exact_copies(facts: Sequence[ImageFacts], keys: Sequence[str | None]) -> list[list[int]]:
+    """Groups of images that are the same bytes, or the same file where bytes were not looked at; each in ascending order."""
+    groups = {}
+    for place, (fact, key) in enumerate(zip(facts, keys, strict=True)):
+        identity = fact.digest or (None if fact.is_missing else key)
+        if identity is not None:
+            groups.setdefault(identity, []).append(place)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def near_copies(facts: Sequence[ImageFacts]) -> Iterator[tuple[int, int]]:
+    """Pairs of images that look the same but are other bytes: compressed again, or scaled. A crop or a mirror image is none.
+
+    Of images of the same bytes only the first one is compared.
+    """
+    seen, places = set(), []
+    for place, fact in enumerate(facts):
+        if fact.thumbnail is None or fact.digest in seen or fact.thumbnail.std() < _MIN_CONTRAST:
+            continue
+        seen.add(fact.digest)
+        places.append(place)
+    if len(places) < 2:
+        return
+    thumbnails = np.stack([facts[place].thumbnail for place in places])  # (P, side, side)
+    block = THUMBNAIL_SIDE // _COARSE_SIDE
+    coarse = thumbnails.reshape(-1, _COARSE_SIDE, block, _COARSE_SIDE, block).mean((2, 4), dtype=np.float32)
+    aspect_ratios = np.array([facts[place].size[0] / facts[place].size[1] for place in places])
+    # A projection brings images nearer to each other, never apart: no pair is lost, and a tree of few dimensions is fast.
+    coarse = coarse.reshape(len(places), -1)
+    coarse = coarse - coarse.mean(0)
+    _, directions = np.linalg.eigh(coarse.T @ coarse)  # columns, those of the largest variance last
+    tree = cKDTree(coarse @ directions[:, -_TREE_DIMENSIONS:])
+    pairs = tree.query_pairs(_COARSE_DISTANCE * _COARSE_SIDE, output_type="ndarray")  # (pairs, 2), smaller place first
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    for start in range(0, len(pairs), _PAIRS):
+        some = pairs[start : start + _PAIRS]
+        for first, second in some[_are_alike(some, thumbnails, aspect_ratios)]:
+            yield places[first], places[second]
+
+
+def _are_alike(pairs: np.ndarray, thumbnails: np.ndarray, aspect_ratios: np.ndarray) -> np.ndarray:
+    """(len(pairs),)"""
+    first, second = pairs.T
+    difference = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second])  # (len(pairs), side, side)
+    ratio = aspect_ratios[first] / aspect_ratios[second]
+    return (
+        (difference.max((1, 2)) <= _MAX_DIFFERENCE)
+        & (difference.mean((1, 2)) <= _MAX_MEAN_DIFFERENCE)
+        & (np.maximum(ratio, 1 / ratio) <= _MAX_ASPECT_RATIO)
+    )

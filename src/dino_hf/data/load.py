@@ -1,0 +1,165 @@
+"""A data set in any format -> what models are trained and evaluated on."""
+
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from .coco_format import read_json, read_split
+from .raw import SPLITS, RawDataset, RawSplit
+from .recognise import read_raw
+from .rows import ClassSpace, CocoData, class_space, raise_problem, to_rows
+from .splits import stratified_split
+
+_BACKGROUND = {"background", "__background__", "_background_", "bg", "n/a", "none"}
+
+
+class DetectionData(NamedTuple):
+    """The parts of a data set, of one class space; None where there is none."""
+
+    train: CocoData | None
+    validation: CocoData | None
+    test: CocoData | None
+    notes: list[str]  # what was decided: format, split and its seed, a background class that was left out, ...
+    origin: str
+
+
+def load_data(
+    source, *, validation_fraction: float = 0.2, seed: int = 0, box_format: str | None = None
+) -> DetectionData:
+    """Read a data set in COCO, YOLO, Pascal VOC or Hugging Face format, which is recognised by its files.
+
+    Validation data are the data set's own, else a part of its training data in which each class has its share; never test data.
+    Classes are numbered 0 to K - 1 in the order of their original ids, which the data have in `category_ids`. All parts have
+    the classes of all; where parts number them otherwise, those of the same name are one. A category that is the supercategory of
+    others or called background, and that no object has, is left out.
+
+    Args:
+        source: as in `read_raw`: a folder, a json, a yaml, a parquet, arrow or jsonl file, an id of the Hub, or an object of
+            `datasets`.
+        validation_fraction: of the training images, in [0, 1), if there are no validation data; 0: none are held out.
+        seed: of that split.
+        box_format: as in `read_raw`, for Hugging Face data sets whose boxes are not (x, y, width, height) in pixels.
+    Raises:
+        ValueError, OSError: nothing is recognised, or something is wrong with the data: what, and in which entry.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction} must be at least 0 and less than 1.")
+    raw = read_raw(source, box_format=box_format)
+    try:
+        return _checked(raw, validation_fraction, seed)
+    except (ValueError, FileNotFoundError) as error:
+        if not isinstance(source, str | Path):
+            raise
+        advice = f"`dino-hf doctor {source}` lists everything that is wrong, and --fix writes a cleaned copy."
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{error} {advice}") from error
+
+
+def _checked(raw: RawDataset, validation_fraction: float, seed: int) -> DetectionData:
+    raise_problem(raw.problems)
+    notes = [f"{raw.origin} is read in {raw.format} format.", *raw.notes]
+    classes, left_out = _classes(raw)
+    notes += left_out
+    if others := [name for name in raw.splits if name not in SPLITS]:
+        notes.append(f"Only {', '.join(SPLITS)} are used; passed over: {', '.join(others)}.")
+    if not set(SPLITS) & set(raw.splits):
+        raise ValueError(
+            f"{raw.origin} has the parts {others}, none of which is train, validation or test by its name; rename one, or give "
+            "the path of one."
+        )
+    parts = {}
+    for name in SPLITS:
+        split = raw.splits.get(name)
+        if split is not None and name == "test" and not split.annotations and not _has_images(split):
+            notes.append(f"{split.origin}: none of the test images is here, so there are no test data.")
+            split = None
+        if split is not None:
+            parts[name], own_notes = to_rows(split, classes, f"{_name(raw.origin)}, {name}")
+            notes += own_notes
+    if "train" in parts and "validation" not in parts and validation_fraction > 0:
+        train, held_out = _split(parts["train"], validation_fraction, seed)
+        notes.append(
+            f"There are no validation data: {len(held_out.dataset)} of {len(parts['train'].dataset)} training images are held out, "
+            f"each class by its share, with seed {seed}."
+        )
+        parts |= {"train": train, "validation": held_out}
+    return DetectionData(*(parts.get(name) for name in SPLITS), notes, str(raw.origin))
+
+
+def _name(origin: Path | str) -> str:
+    path = Path(origin)
+    if not path.exists():
+        return str(origin)
+    return path.absolute().name if path.is_dir() else "/".join(path.absolute().parts[-2:])
+
+
+def _classes(raw: RawDataset) -> tuple[ClassSpace, list[str]]:
+    """Without a category for background that nothing belongs to."""
+    used = {entry["category_id"] for split in raw.splits.values() for entry in split.annotations}
+    parents = Counter(
+        entry.get("supercategory") for entry in raw.categories if entry.get("supercategory") != entry["name"]
+    )
+    kept, notes = [], []
+    for entry in raw.categories:
+        is_background = entry["name"].strip().lower() in _BACKGROUND or entry["name"] in parents
+        if entry["id"] not in used and is_background:
+            notes.append(
+                f"Category {entry['id']}, {entry['name']!r}, has no objects and stands for background: left out."
+            )
+        else:
+            kept.append(entry)
+    return class_space(kept, raw.origin), notes
+
+
+def _has_images(split: RawSplit) -> bool:
+    return any("image" in entry or entry["path"].is_file() for entry in split.images)
+
+
+def _split(data: CocoData, fraction: float, seed: int) -> tuple[CocoData, CocoData]:
+    columns = data.dataset.select_columns(["file_name", "objects"])[:]
+    classes = [set(objects["category"]) for objects in columns["objects"]]
+    # Roboflow names augmented copies of one photo <photo>.rf.<hash>.jpg: held out together
+    groups = [
+        name.split(".rf.")[0] if ".rf." in name else f"{index}" for index, name in enumerate(columns["file_name"])
+    ]
+    parts = stratified_split(classes, fraction, seed, groups)
+    names = (f"{data.name}, without {fraction:g} held out", f"{data.name}, {fraction:g} held out by seed {seed}")
+    return tuple(
+        data._replace(dataset=data.dataset.select(indices), name=name)
+        for indices, name in zip(parts, names, strict=True)
+    )
+
+
+def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData | None = None) -> CocoData:
+    """Read COCO annotations. Categories are numbered 0 to K - 1 in the order of their original ids.
+
+    A box that sticks out of its image is kept as it is; one of no size is left out, of training and evaluation, with a warning.
+
+    Args:
+        annotation_file: json with `images`, `annotations` and `categories`.
+        image_dir: folder that the `file_name`s are relative to.
+        like: the training data, whose categories these data must have (they may lack some).
+    Returns:
+        the data in Arrow form; images are read when they are asked for.
+    Raises:
+        FileNotFoundError: the json or an image is missing.
+        ValueError: what is wrong with the json, and in which entry.
+    """
+    annotation_file, image_dir = Path(annotation_file), Path(image_dir)
+    content = read_json(annotation_file)
+    split, categories, problems = read_split(content, annotation_file, "train", lambda name: image_dir / name)
+    raise_problem(problems)
+    classes = class_space(categories, annotation_file)
+    if like is not None:
+        known = {category_id: like.id2label[index] for index, category_id in enumerate(like.category_ids)}
+        others = {entry["id"]: entry["name"] for entry in categories if known.get(entry["id"]) != entry["name"]}
+        if others:
+            raise ValueError(
+                f"{annotation_file} has the categories {others}, which the training data do not have: {known}."
+            )
+        classes = ClassSpace(like.id2label, like.category_ids)
+    data, notes = to_rows(split, classes, "/".join(annotation_file.parts[-2:]))
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return data

@@ -1,0 +1,117 @@
+"""What the files of a data set say, unchecked, so that broken data can be looked at; all formats in the words of COCO."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+from PIL import Image
+
+SPLITS = ("train", "validation", "test")
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+_SPLIT_WORDS = {
+    "train": "train training trainval trn",
+    "validation": "val valid validation validate dev development eval evaluation minival",
+    "test": "test testing testdev",
+}
+_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
+
+
+class Problem(NamedTuple):
+    """Something that could not even be read."""
+
+    # "unreadable-file", "unreadable-image", "missing-file", "missing-folder", "missing-list", "bad-entry", "bad-line",
+    # "two-files-for-a-split"
+    kind: str
+    where: str  # the file, and the entry or line in it
+    message: str  # one sentence
+
+
+class RawSplit(NamedTuple):
+    """Images and annotations of one part of a data set, as the files have them.
+
+    What a reader gives has the right types: an image has a whole `id` and a `file_name`, an annotation a whole `image_id` and
+    `category_id` and four numbers as `bbox`. Entries that have not are among the problems. Nothing else is checked: sizes
+    may be negative, numbers NaN, ids repeated or unknown.
+    """
+
+    name: str  # "train", "validation" or "test"; else the data's own word
+    origin: Path | str  # json, folder or Hub id that it was read from, for messages
+    # COCO's fields: id, file_name, width, height (None where the data do not tell), and `path` (absolute, may be missing) or
+    # `image` (a mapping with bytes and path that reads them when asked)
+    images: list[dict]
+    # COCO's fields: id?, image_id, category_id, bbox (x, y, width, height) in pixels, area?, iscrowd?, and `where`, as in
+    # "annotations[3]" or "labels/7.txt, line 3"
+    annotations: list[dict]
+    stored: Dataset | None = None  # column `image`, undecoded: where the `image`s of a Hugging Face data set are
+
+
+class RawDataset(NamedTuple):
+    """All parts of a data set."""
+
+    format: str  # "coco", "yolo", "voc", "huggingface"
+    origin: Path | str
+    splits: dict[str, RawSplit]
+    categories: list[dict]  # of all splits: id, name, supercategory?; ids as in the first split that has the class
+    problems: list[Problem]
+    notes: list[str] = []  # noqa: RUF012  what was decided in reading; never changed
+
+
+class StoredImage(Mapping):
+    """{"bytes", "path"} of one row, read when asked for: the images of a data set would not fit in memory."""
+
+    __slots__ = ("dataset", "row")
+
+    def __init__(self, dataset: Dataset, row: int):
+        self.dataset, self.row = dataset, row
+
+    def __getitem__(self, key: str):
+        return (self.dataset[self.row]["image"] or dict.fromkeys(self))[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("bytes", "path"))
+
+    def __len__(self) -> int:
+        return 2
+
+
+def open_image(entry: dict) -> Image.Image:
+    """The image of an entry of `RawSplit.images`, opened but not decoded, not turned by its EXIF orientation.
+
+    Raises:
+        OSError: it is missing, or Pillow cannot read it.
+    """
+    if entry.get("image") is None:
+        return Image.open(entry["path"])
+    stored = entry["image"]
+    if (content := stored["bytes"]) is not None:
+        return Image.open(io.BytesIO(content))
+    if not stored["path"]:
+        raise OSError(f"Image {entry['id']} is empty: it has neither bytes nor a path.")
+    return Image.open(stored["path"])
+
+
+def image_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened image as it is seen: turned by its EXIF orientation."""
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
+
+
+def in_order(splits: dict) -> dict:
+    """Train, validation, test, others."""
+    return dict(sorted(splits.items(), key=lambda item: SPLITS.index(item[0]) if item[0] in SPLITS else len(SPLITS)))
+
+
+def canonical_split(word: str) -> str:
+    """ "train", "validation" or "test" for what data sets call them ("valid", "val2017", "dev", ...), else the word itself."""
+    return _SPLIT_OF.get(re.sub(r"[-_ ]?\d*$", "", word.lower()), word)
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file's or folder's name tells, as "instances_val2017" does; None if it tells none, or two."""
+    words = [name, *re.split(r"[^a-zA-Z0-9]+", name.replace("test-dev", "test"))]
+    found = {split for split in map(canonical_split, words) if split in SPLITS}
+    return found.pop() if len(found) == 1 else None

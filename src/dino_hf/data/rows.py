@@ -1,0 +1,192 @@
+"""What the files say -> rows in Arrow, for training and evaluation, checked on the way."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
+
+from .raw import Problem, RawSplit
+
+SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
+
+
+class _ImageFile(Image):
+    """Of `datasets`, which reads images before any transform sees them: it does not say which file is damaged."""
+
+    def decode_example(self, value, token_per_repo_id=None):
+        try:
+            return super().decode_example(value, token_per_repo_id)
+        except Exception as error:  # those of Pillow have no common type
+            path = value.get("path") if isinstance(value, dict) else None
+            raise OSError(
+                f"{path or 'An image'} cannot be read, {type(error).__name__}: {error}; it may be damaged: copy it anew, or take "
+                "its entry and annotations out of the data."
+            ) from error
+
+
+_FEATURES = Features(
+    {
+        "image_id": Value("int64"),
+        "image": _ImageFile(),
+        "file_name": Value("string"),
+        "width": Value("int64"),
+        "height": Value("int64"),
+        "objects": {
+            "category": List(Value("int64")),
+            "bbox": List(List(Value("float64"), length=4)),
+            "area": List(Value("float64")),
+            "iscrowd": List(Value("int64")),
+        },
+    }
+)
+
+
+class CocoData(NamedTuple):
+    """A data set and its class space."""
+
+    # image_id, image, file_name as annotated, width and height (None where the annotations have none), objects: {category
+    # (index), bbox (x, y, w, h) in pixels, area, iscrowd}
+    dataset: Dataset
+    id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
+    category_ids: list[int]  # class index -> original category id of the data, which may have gaps
+    name: str | None = None  # in a model card
+
+
+class ClassSpace(NamedTuple):
+    id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
+    category_ids: list[int]  # class index -> original category id
+
+
+def raise_problem(problems: list[Problem]) -> None:
+    """The first one, as an error."""
+    for problem in problems:
+        kind = FileNotFoundError if problem.kind in ("missing-file", "missing-folder") else ValueError
+        raise kind(problem.message)
+
+
+def class_space(categories: list[dict], origin: Path | str) -> ClassSpace:
+    """Categories in the order of their ids.
+
+    Raises:
+        ValueError: there are none, or two of one id or name.
+    """
+    names = {category_id: entry["name"] for category_id, entry in _by_id(categories, "category", origin).items()}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{origin} has categories of the same name: {sorted(names.values())}; names must differ.")
+    if not names:
+        raise ValueError(f"{origin} has no categories; each needs an id and a name.")
+    category_ids = sorted(names)
+    return ClassSpace({index: names[category_id] for index, category_id in enumerate(category_ids)}, category_ids)
+
+
+def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tuple[CocoData, list[str]]:
+    """One split in Arrow, and what the user should know about it. Embedded images stay where they are.
+
+    A box that sticks out of its image is kept as it is; one of no size is left out, which a note says.
+
+    Raises:
+        FileNotFoundError: an image is missing.
+        ValueError: what is wrong with an entry, and with which.
+    """
+    images = _by_id(split.images, "image", split.origin)
+    if not images:
+        raise ValueError(f"{split.origin} lists no images.")
+    for image in images.values():
+        if image.get("image") is None and not image["path"].is_file():
+            raise FileNotFoundError(f"{image['path']}, listed in {split.origin}, does not exist.")
+    sizes = {image_id: _size(image, f"{split.origin}: image {image_id}") for image_id, image in images.items()}
+    objects, notes = _objects(split, classes, sizes)
+    columns = {
+        "image_id": list(images),
+        "file_name": [image["file_name"] for image in images.values()],
+        "width": [width for width, _ in sizes.values()],
+        "height": [height for _, height in sizes.values()],
+        "objects": list(objects.values()),
+    }
+    if split.stored is None:
+        columns["image"] = [str(image["path"]) for image in images.values()]
+        dataset = Dataset.from_dict(columns, features=_FEATURES)
+    else:
+        rows = [image["image"].row for image in images.values()]
+        stored = split.stored if rows == list(range(len(split.stored))) else split.stored.select(rows)
+        others = Features({name: _FEATURES[name] for name in columns})
+        dataset = concatenate_datasets([Dataset.from_dict(columns, features=others), stored], axis=1)
+        dataset = dataset.cast_column("image", _ImageFile())
+    return CocoData(dataset, *classes, name), notes
+
+
+def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> tuple[dict[int, dict], list[str]]:
+    """Image id -> its objects as columns."""
+    index_of = {category_id: index for index, category_id in enumerate(classes.category_ids)}
+    objects = {image_id: {name: [] for name in _FEATURES["objects"]} for image_id in sizes}
+    without_size = []
+    for entry in split.annotations:
+        where, box = f"{split.origin}: {entry['where']}", entry["bbox"]
+        if entry["category_id"] not in index_of:
+            raise ValueError(
+                f"{where} has category_id={entry['category_id']}, but the categories are {classes.category_ids}."
+            )
+        if entry["image_id"] not in sizes:
+            raise ValueError(f"{where} has image_id={entry['image_id']}, which is not among the images.")
+        if not all(map(math.isfinite, box)):
+            raise ValueError(f"{where} has bbox={box}; it must be (x, y, width, height) in pixels.")
+        if not _has_size(box, sizes[entry["image_id"]], where):
+            without_size.append(f"{entry['where']} with bbox={box}")
+            continue
+        area = entry.get("area")
+        of_image = objects[entry["image_id"]]
+        of_image["category"].append(index_of[entry["category_id"]])
+        of_image["bbox"].append(box)
+        of_image["area"].append(box[2] * box[3] if area is None else area)
+        of_image["iscrowd"].append(int(entry.get("iscrowd") or 0))
+    if not without_size:
+        return objects, []
+    return objects, [
+        f"{split.origin}: {len(without_size)} boxes have no size and are left out of training and evaluation; the first is "
+        f"{without_size[0]}."
+    ]
+
+
+def _by_id(entries: list[dict], kind: str, origin: Path | str) -> dict[int, dict]:
+    by_id = {}
+    for entry in entries:
+        if entry["id"] in by_id:
+            raise ValueError(f"{origin} has two {kind} entries with id={entry['id']}; ids must differ.")
+        by_id[entry["id"]] = entry
+    return by_id
+
+
+def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
+    """Width and height of an image, if the data have them."""
+    size = image.get("width"), image.get("height")
+    if None in size:
+        return None, None
+    if not all(isinstance(side, int | float) and side > 0 for side in size):
+        raise ValueError(f"{where} has width={size[0]!r} and height={size[1]!r}; they must be numbers of pixels.")
+    return int(size[0]), int(size[1])
+
+
+def _has_size(box: list[float], image_size: tuple[int, int] | tuple[None, None], where: str) -> bool:
+    """Whether there is something of a box in its image. Raises ValueError where there should be."""
+    width, height = box[2:]
+    if width < 0 or height < 0:
+        raise ValueError(
+            f"{where} has bbox={box}, of negative size; it must be (x, y, width, height) in pixels, not two corners."
+        )
+    if min(width, height) < SMALLEST_SIDE:
+        return False
+    image_width, image_height = image_size if None not in image_size else (math.inf, math.inf)
+    visible = visible_side(box, image_width, image_height)
+    if visible <= 0:
+        raise ValueError(
+            f"{where} has bbox={box}, wholly outside of its image, which is {image_width} wide and {image_height} high; it must be "
+            "(x, y, width, height) in pixels of the image as listed: scale it as the image was scaled, or remove it."
+        )
+    return visible >= SMALLEST_SIDE
+
+
+def visible_side(box: list[float], image_width: float, image_height: float) -> float:
+    """The shorter side of what is inside the image, at most 0 if nothing is."""
+    x, y, width, height = box
+    return min(min(x + width, image_width) - max(x, 0), min(y + height, image_height) - max(y, 0))

@@ -1,0 +1,130 @@
+"""How far AP would move with other images: the images are drawn anew, with replacement, and AP is computed from the matches that
+are there (percentile bootstrap, Efron and Tibshirani, 1993, chapter 13, less its bias, see `centre`).
+
+An image that is drawn twice counts twice, and so do its objects and detections, wherever pycocotools counts something: matching is
+within an image, so it does not change.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .matching import IOU_THRESHOLDS, RECALLS, SIZES, ClassMatches
+
+# What is resampled of each class; the mean over classes has the same names.
+STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+LEVEL = 0.95
+_MAX_ELEMENTS = 2**22  # of an array (resamples, detections): what is in work stays at some tens of megabytes
+AP75_INDEX = int(np.argmin(np.abs(IOU_THRESHOLDS - 0.75)))  # its index among the IoU thresholds
+
+
+def draw_images(num_images: int, num_bootstrap: int, seed: int) -> np.ndarray:
+    """(B, I) int32: how often each image is in each resample; the same for the same arguments."""
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((num_bootstrap, num_images), dtype=np.int32)
+    for row in weights:
+        row += np.bincount(rng.integers(num_images, size=num_images), minlength=num_images).astype(np.int32)
+    return weights
+
+
+def resample(
+    matches: Sequence[ClassMatches], weights: np.ndarray, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+    """AP of each class in each resample.
+
+    Args:
+        weights: (B, I) how often each image counts.
+        progress: called with how many classes are done, and of how many.
+    Returns:
+        (B, K, 6) the `STATISTICS`, in [0, 1]; NaN where a resample has no object of the class.
+    """
+    samples = np.full((len(weights), len(matches), len(STATISTICS)), np.nan)
+    for index, of_class in enumerate(matches):
+        step = max(1, _MAX_ELEMENTS // max(1, len(of_class.scores)))
+        for start in range(0, len(weights), step):
+            part = slice(start, start + step)
+            samples[part, index] = _class_statistics(of_class, weights[part])
+        if progress is not None:
+            progress(index + 1, len(matches))
+    return samples
+
+
+def _class_statistics(matches: ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """(B, 6)"""
+    by_threshold = precision_at_recalls(matches, weights, 0).mean(axis=2)  # (B, T)
+    columns = [by_threshold.mean(axis=1), by_threshold[:, 0], by_threshold[:, AP75_INDEX]]
+    columns += [precision_at_recalls(matches, weights, area).mean(axis=(1, 2)) for area in range(1, len(SIZES))]
+    return np.stack(columns, axis=1)
+
+
+def precision_at_recalls(matches: ClassMatches, weights: np.ndarray, area: int) -> np.ndarray:
+    """What pycocotools has as `precision` of a class and a range of sizes; with weights of 1, to the last bit.
+
+    Precision is highest right after a right detection, and recall grows there only: only those are looked at.
+
+    Args:
+        weights: (B, I) how often each image counts.
+        area: index into `SIZES`.
+    Returns:
+        (B, T, R) in [0, 1], R for the recalls 0, 0.01, ..., 1; NaN in a resample without objects.
+    """
+    num_objects = weights.take(matches.objects[area], axis=1).sum(axis=1)  # (B,)
+    precision = np.zeros((len(weights), len(IOU_THRESHOLDS), len(RECALLS)))
+    precision[num_objects == 0] = np.nan
+    kept = np.flatnonzero(num_objects)
+    if not kept.size:
+        return precision
+    weights, num_objects = weights[kept], num_objects[kept, None]
+    last = max((hits.positions[-1] + 1 for hits in matches.hits[area] if len(hits.positions)), default=0)
+    in_range = matches.in_range[area, :last]
+    places = np.flatnonzero(in_range)
+    num_before = np.cumsum(in_range)  # (last,) how many of the range up to each place
+    # One cumulative sum over all detections of the range; what is different at a threshold are the hits alone.
+    ranked = np.zeros((len(weights), len(places) + 1), dtype=np.int32)
+    np.cumsum(weights.take(matches.images[places], axis=1), axis=1, out=ranked[:, 1:])
+    for index, (positions, counted) in enumerate(matches.hits[area]):
+        if not counted.any():
+            continue
+        own = weights.take(matches.images[positions], axis=1)  # (B, M)
+        num_ranked = ranked.take(num_before[positions], axis=1)
+        correction = counted.astype(np.int32) - in_range[positions]
+        if correction.any():
+            num_ranked += np.cumsum(own * correction, axis=1, dtype=np.int32)
+        if not counted.all():
+            own, num_ranked = own[:, counted], num_ranked[:, counted]
+        num_true = np.cumsum(own, axis=1, dtype=np.int32)
+        # Its very formula, which keeps a precision of 1 a trifle below it.
+        values = num_true / (num_ranked + np.spacing(1))
+        values = np.maximum.accumulate(values[:, ::-1], axis=1)[:, ::-1]
+        # To how many of the recalls each right detection is the first that reaches them.
+        reached = np.searchsorted(RECALLS, num_true / num_objects, side="right")
+        times = np.diff(reached, axis=1, prepend=0, append=len(RECALLS))
+        values = np.concatenate([values, np.zeros((len(values), 1))], axis=1)
+        precision[kept, index] = np.repeat(values.ravel(), times.ravel()).reshape(-1, len(RECALLS))
+    return precision
+
+
+def mean_over_classes(samples: np.ndarray) -> np.ndarray:
+    """(B, K, 6) -> (B, 6), as COCO's AP: of the classes that have objects; NaN where none has."""
+    known = ~np.isnan(samples)
+    return np.where(known, samples, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
+
+
+def centre(samples: np.ndarray, estimate: float) -> np.ndarray:
+    """Samples (B,) without those that have no objects, moved so that their mean is the estimate.
+
+    AP is too high on few objects, for its precision is the highest at each recall or a higher one: it gains by chance. A resample,
+    whose objects partly are the same ones, gains once more, and would show as a better detector than was measured.
+    """
+    samples = samples[~np.isnan(samples)]
+    return samples if not samples.size else samples + (estimate - samples.mean())
+
+
+def interval(samples: np.ndarray, estimate: float) -> tuple[float, float] | None:
+    """The middle 95 % of (B,) samples, centred: where the AP of this detector on as many other images is to be expected. None if no
+    sample has objects."""
+    samples = centre(samples, estimate)
+    if not samples.size:
+        return None
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

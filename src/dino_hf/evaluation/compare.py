@@ -1,0 +1,118 @@
+"""Is detector B better than A? Both on the same images, and on the same resamples of them (paired bootstrap)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .bootstrap import STATISTICS, centre, interval, mean_over_classes
+from .evaluate import Evaluation
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one number, B minus A; from -1 to 1."""
+
+    name: str  # AP, AP50, ..., AP_class_<name>
+    a: float  # in [0, 1]
+    b: float
+    interval: tuple[float, float]  # 95 %
+    share_better: float  # of the resamples, in which B is higher
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+    @property
+    def is_shown(self) -> bool:
+        """Zero, which is no difference, lies outside of the interval."""
+        low, high = self.interval
+        return low > 0 or high < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences between two detectors, of the numbers that the ground truth allows. Intervals are for one number each: among
+    those of 80 classes, 4 are expected to exclude zero for detectors that are equal."""
+
+    model_a: str
+    model_b: str
+    data_name: str | None
+    num_resamples: int
+    differences: list[Difference]  # AP, AP50, AP75, AP by size, and of each class
+
+    @property
+    def verdict(self) -> str:
+        """One sentence about AP, in percent."""
+        overall = self.differences[0]
+        low, high = (100 * bound for bound in overall.interval)
+        numbers = f"{100 * overall.difference:+.1f} AP [{low:.1f}, {high:.1f}]"
+        if not overall.is_shown:
+            return f"No difference can be shown: {numbers}"
+        return f"B is better: {numbers}" if low > 0 else f"A is better: B has {numbers}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For json."""
+        return {
+            "model_a": self.model_a,
+            "model_b": self.model_b,
+            "dataset": self.data_name,
+            "resamples": self.num_resamples,
+            "verdict": self.verdict,
+            "differences": [
+                {
+                    "name": entry.name,
+                    "a": entry.a,
+                    "b": entry.b,
+                    "difference": entry.difference,
+                    "interval_95": list(entry.interval),
+                    "share_b_better": entry.share_better,
+                }
+                for entry in self.differences
+            ],
+        }
+
+
+def compare(a: Evaluation, b: Evaluation) -> Comparison:
+    """
+    Raises:
+        ValueError: the two were not evaluated on the same images and resamples, or nothing can be compared.
+    """
+    _check_alike(a, b)
+    pairs = [
+        (name, mean_over_classes(a.samples)[:, i], mean_over_classes(b.samples)[:, i])
+        for i, name in enumerate(STATISTICS)
+    ]
+    pairs += [
+        (f"AP_class_{name}", a.samples[:, index, 0], b.samples[:, index, 0])
+        for index, name in enumerate(a.class_names.values())
+    ]
+    differences = []
+    for name, of_a, of_b in pairs:
+        score_a, score_b = a.metrics[name], b.metrics[name]
+        bounds = interval(of_b - of_a, score_b - score_a)
+        if bounds is None or score_a < 0:
+            continue
+        bounds = max(-1.0, bounds[0]), min(1.0, bounds[1])
+        share = (centre(of_b - of_a, score_b - score_a) > 0).mean()
+        differences.append(Difference(name, score_a, score_b, bounds, float(share)))
+    if not differences:
+        raise ValueError(f"{a.data_name or 'The data'} have no annotated objects, so nothing can be compared.")
+    return Comparison(a.model, b.model, a.data_name, len(a.samples), differences)
+
+
+def _check_alike(a: Evaluation, b: Evaluation) -> None:
+    if (
+        not all(np.array_equal(a.truth[name], b.truth[name]) for name in a.truth)
+        or not np.array_equal(a.image_ids, b.image_ids)
+        or a.class_names != b.class_names
+    ):
+        raise ValueError(
+            f"The evaluations are of different data, {a.data_name!r} with {len(a.image_ids)} images and {b.data_name!r} with "
+            f"{len(b.image_ids)}; evaluate both detectors on the same images."
+        )
+    if a.seed != b.seed or len(a.samples) != len(b.samples) or not len(a.samples):
+        raise ValueError(
+            f"The evaluations have {len(a.samples)} resamples of seed {a.seed} and {len(b.samples)} of seed {b.seed}; evaluate "
+            "both with the same num_bootstrap, at least 1, and the same seed."
+        )

@@ -1,0 +1,84 @@
+"""Precision, recall and F1 over the score threshold, at an IoU of 0.5, and the threshold at which F1 is best."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .matching import RECALLS, ClassMatches
+
+THRESHOLDS = np.linspace(0, 1, 501)  # of the drawn curves; the best threshold is searched among all scores
+
+
+class Best(NamedTuple):
+    """The threshold with the highest F1: detections with a higher score are kept. It lies in the middle between two scores."""
+
+    threshold: float
+    f1: float
+    precision: float
+    recall: float
+
+
+class Curves(NamedTuple):
+    """All at an IoU of 0.5, for objects of all sizes; K classes."""
+
+    recalls: np.ndarray  # (R,) 0, 0.01, ..., 1
+    precision: np.ndarray  # (K, R) highest precision at this recall or a higher one; NaN for a class without objects
+    thresholds: np.ndarray  # (S,)
+    f1: np.ndarray  # (S,) of the detections of all classes together
+    class_f1: np.ndarray  # (K, S); NaN for a class without objects
+    best: Best | None  # of all classes together; None if nothing was found
+    class_best: list[Best | None]
+
+    @property
+    def mean_precision(self) -> np.ndarray:
+        """(R,) over the classes that have objects; NaN if none has."""
+        known = self.precision[~np.isnan(self.precision[:, 0])]
+        return known.mean(axis=0) if len(known) else np.full(len(self.recalls), np.nan)
+
+
+def make_curves(matches: Sequence[ClassMatches], precision: np.ndarray) -> Curves:
+    """
+    Args:
+        precision: (K, R) at an IoU of 0.5, as pycocotools has it, -1 for a class without objects.
+    """
+    rankings = []
+    for of_class in matches:
+        is_true, counts = of_class.is_true()
+        rankings.append((of_class.scores[counts], is_true[counts], len(of_class.objects[0])))
+    scores, is_true = (np.concatenate([ranking[part] for ranking in rankings]) for part in (0, 1))
+    order = np.argsort(-scores, kind="stable")
+    together = scores[order], is_true[order], sum(count for *_, count in rankings)
+    return Curves(
+        recalls=RECALLS,
+        precision=np.where(precision < 0, np.nan, precision),
+        thresholds=THRESHOLDS,
+        f1=_f1_at(*together),
+        class_f1=np.stack([_f1_at(*ranking) for ranking in rankings]),
+        best=_best(*together),
+        class_best=[_best(*ranking) for ranking in rankings],
+    )
+
+
+def _f1_at(scores: np.ndarray, is_true: np.ndarray, num_objects: int) -> np.ndarray:
+    """(S,) at `THRESHOLDS`; NaN without objects. Scores fall."""
+    if not num_objects:
+        return np.full(len(THRESHOLDS), np.nan)
+    num_kept = np.searchsorted(-scores, -THRESHOLDS, side="left")  # with a score above the threshold
+    num_true = np.concatenate([[0], np.cumsum(is_true)])[num_kept]
+    return 2 * num_true / (num_kept + num_objects)
+
+
+def _best(scores: np.ndarray, is_true: np.ndarray, num_objects: int) -> Best | None:
+    num_true = np.cumsum(is_true)
+    if not num_objects or not num_true.size or not num_true[-1]:
+        return None
+    last_of_equals = np.append(scores[1:] < scores[:-1], True)  # a threshold keeps all of a score or none
+    f1 = np.where(last_of_equals, 2 * num_true / (np.arange(1, len(scores) + 1) + num_objects), -1)
+    place = int(f1.argmax())
+    below = scores[place + 1] if place + 1 < len(scores) else 0.0
+    middle = below + (scores[place] - below) / 2
+    threshold = middle if middle < scores[place] else below
+    return Best(
+        float(threshold), float(f1[place]), float(num_true[place] / (place + 1)), float(num_true[place] / num_objects)
+    )

@@ -1,0 +1,137 @@
+"""A page of the worst mistakes: each as annotated, and beside it as detected."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from ..tools.drawing import COLOURS
+from ..training.coco_data import CocoData
+from .evaluate import NUM_MISTAKES, Evaluation, image_name
+from .mistakes import KINDS, Mistake
+from .plots import shortened, tail
+
+_TITLES = {
+    "wrong class": "Wrong class: on an object of another class (IoU from 0.5)",
+    "poor localisation": "Poor localisation: of the right class, but with an IoU of 0.1 to 0.5",
+    "duplicate": "Duplicate: the object has been found already, with a higher score",
+    "background": "Background: no such object there",
+    "miss": "Missed: the largest objects that were not found",
+}
+_TRUE, _FOUND = COLOURS[0], COLOURS[1]
+_PIXELS = 260  # of the longer side of a panel
+_CHARACTER = (9.5, 24)  # width, on average, and height of a line of text, in pixels of a panel
+
+_Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels
+
+
+def save_mistakes(path: Path, evaluation: Evaluation, data: CocoData) -> None:
+    """The false positives with the highest scores, by kind, and the largest misses: annotations at the left, detections above the
+    threshold at the right; what it is about in thick lines."""
+    index_of = {image_id: index for index, image_id in enumerate(data.dataset["image_id"])}
+    rows = {kind: [mistake for mistake in evaluation.mistakes if mistake.kind == kind] for kind in (*KINDS, "miss")}
+    heights = [2.05 if chosen else 0.35 for chosen in rows.values()]
+    figure = Figure(figsize=(12.4, sum(heights) + 0.35), layout="constrained", dpi=120)
+    parts = figure.subfigures(len(rows), 1, height_ratios=heights)
+    for part, (kind, chosen) in zip(parts, rows.items(), strict=True):
+        part.suptitle(
+            _TITLES[kind] + ("" if chosen else " - none"), x=0.005, ha="left", fontsize=9.5, fontweight="bold"
+        )
+        if not chosen:
+            continue
+        grid = part.subplots(1, 2 * NUM_MISTAKES)
+        for axes in grid:
+            axes.set_axis_off()
+        for number, mistake in enumerate(chosen):
+            index = index_of[mistake.image_id]
+            _draw_pair(grid[2 * number : 2 * number + 2], mistake, evaluation, data, index)
+    title = f"{tail(evaluation.model)}: annotated, and beside it detected with a score above {evaluation.threshold:.3f}"
+    figure.suptitle(title, x=0.005, ha="left", fontsize=10)
+    figure.savefig(path, facecolor="white")
+
+
+def _draw_pair(pair, mistake: Mistake, evaluation: Evaluation, data: CocoData, index: int) -> None:
+    image, names = data.dataset[index]["image"], evaluation.class_names
+    true_rows = np.flatnonzero(evaluation.truth["image_id"] == mistake.image_id)
+    found_rows = np.flatnonzero(
+        (evaluation.found["image_id"] == mistake.image_id) & (evaluation.found["scores"] > evaluation.threshold)
+    )
+    sizes = evaluation.truth["boxes"][true_rows]
+    true_boxes = np.concatenate([sizes[:, :2], sizes[:, :2] + sizes[:, 2:]], axis=1)
+    true_texts = [
+        shortened(names[label], 16) + (" (crowd)" if is_crowd else "")
+        for label, is_crowd in zip(
+            evaluation.truth["labels"][true_rows].tolist(), evaluation.truth["iscrowd"][true_rows], strict=True
+        )
+    ]
+    found_boxes = evaluation.found["boxes"][found_rows]
+    labels, scores = (evaluation.found[name][found_rows].tolist() for name in ("labels", "scores"))
+    found_texts = [f"{shortened(names[label], 12)} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    is_it = (found_boxes == np.array(mistake.box)).all(axis=1) & (np.array(labels) == mistake.category_id)
+    crop = _crop(image, [mistake.box, *true_boxes[true_rows == mistake.truth]])
+    _draw_panel(pair[0], image, crop, true_boxes, true_texts, true_rows == mistake.truth, _TRUE)
+    _draw_panel(pair[1], image, crop, found_boxes, found_texts, is_it, _FOUND)
+    pair[0].set_title(shortened(Path(image_name(data, index)).name, 26), fontsize=7, loc="left", color="#555555")
+    score = "" if mistake.score is None else f" {mistake.score:.2f}"
+    pair[1].set_title(shortened(names[mistake.category_id], 20) + score, fontsize=7, loc="left", color="#555555")
+
+
+def _crop(image: Image.Image, boxes: list) -> tuple[int, int, int, int]:
+    """A part of the image with the boxes and as much around them, not much longer than wide."""
+    corners = np.array(boxes)
+    low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+    middle, extent = (low + high) / 2, np.maximum(high - low, 24)
+    half = np.maximum(extent, 0.6 * extent.max())
+    size = np.array(image.size)
+    low, high = np.clip(np.floor(middle - half), 0, size - 1), np.clip(np.ceil(middle + half), 1, size)
+    high = np.maximum(high, low + 1)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _draw_panel(
+    axes: Axes,
+    image: Image.Image,
+    crop: tuple[int, int, int, int],
+    boxes: np.ndarray,
+    texts: list[str],
+    is_it: np.ndarray,
+    colour: str,
+) -> None:
+    part = image.convert("RGB").crop(crop)
+    scale = _PIXELS / max(part.size)
+    part = part.resize([max(1, round(side * scale)) for side in part.size])
+    axes.imshow(np.asarray(part))
+    boxes = (boxes - np.array([crop[0], crop[1]] * 2)) * scale - 0.5  # (N, 4)
+    visible = np.maximum(0, np.minimum(boxes[:, 2:], part.size) - np.maximum(boxes[:, :2], 0)).prod(axis=1)
+    texted: list[_Box] = []
+    for index in np.lexsort((-visible, ~is_it)).tolist():  # what it is about gets its text first
+        if visible[index] <= 0:
+            continue
+        x0, y0, x1, y1 = boxes[index]
+        for edge, extra in (("white", 1.4), (colour, 0.0)):
+            width = (2.4 if is_it[index] else 1.1) + extra
+            outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width)
+            axes.add_patch(outline)
+            outline.set_clip_path(Rectangle((-0.5, -0.5), *part.size, transform=axes.transData))
+        if place := _place(boxes[index], texts[index], part.size, texted):
+            texted.append(place)
+            style = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
+            axes.text(place[0] + 3, place[3] - 5, texts[index], fontsize=6.5, color="white", zorder=4, bbox=style)
+    # All panels have one scale: what is narrower or lower leaves its rest of the square white.
+    axes.set_xlim(-0.5, _PIXELS - 0.5)
+    axes.set_ylim(_PIXELS - 0.5, -0.5)
+
+
+def _place(box: np.ndarray, text: str, size: tuple[int, int], taken: list[_Box]) -> _Box | None:
+    """Where a text fits into the panel: above the box, inside at its upper or lower edge, or below; None if others are there."""
+    width, height = _CHARACTER[0] * len(text) + 6, _CHARACTER[1]
+    x0 = min(max(box[0], 0), max(0, size[0] - width))
+    for bottom in (box[1], box[1] + height, box[3], box[3] + height):
+        place = (x0, bottom - height, x0 + width, bottom)
+        is_free = all(place[0] >= b[2] or b[0] >= place[2] or place[1] >= b[3] or b[1] >= place[3] for b in taken)
+        if place[1] >= 0 and bottom <= size[1] and is_free:
+            return place
+    return None

@@ -1,0 +1,266 @@
+"""Pictures of an evaluation: curves, intervals, confusions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from ..tools.drawing import COLOURS
+from .bootstrap import STATISTICS
+from .compare import Comparison
+from .evaluate import Evaluation
+
+_DPI = 130
+_NUM_LABELLED = 6  # classes with a colour of their own; black is that of all together
+_GREY, _PALE = "#666666", "#c4c4c4"
+_LINES = ("-", "--", "-.")
+_BLUES = LinearSegmentedColormap.from_list("", ["#ffffff", COLOURS[5], COLOURS[0], "#00324f"])
+SIZE_NAMES = {
+    "AP": "AP",
+    "AP50": "AP at IoU 0.50",
+    "AP75": "AP at IoU 0.75",
+    "AP_small": "small, up to 32²",
+    "AP_medium": "medium",
+    "AP_large": "large, from 96²",
+}
+
+
+def shortened(text: str, length: int = 24) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def save_precision_recall(path: Path, evaluation: Evaluation) -> None:
+    """Precision over recall at an IoU of 0.5: the mean over classes, and each class; many classes are grey but for the best and the
+    worst."""
+    curves, names = evaluation.curves, list(evaluation.class_names.values())
+    figure, axes = _figure_with_legend()
+    averages = curves.precision.mean(axis=1)
+    labels = [f"{shortened(name)}  {100 * average:.1f}" for name, average in zip(names, averages, strict=True)]
+    _class_lines(axes, curves.recalls, curves.precision, labels, averages)
+    mean = curves.mean_precision
+    if not np.isnan(mean).any():
+        label = f"mean of classes  {100 * mean.mean():.1f}"
+        axes.plot(curves.recalls, mean, color=COLOURS[6], linewidth=3, label=label, zorder=5)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+    _legend(axes, "AP50 (%)")
+    axes.set_title("Precision and recall at IoU 0.5", loc="left", fontsize=11)
+    figure.savefig(path, facecolor="white")
+
+
+def save_f1(path: Path, evaluation: Evaluation) -> None:
+    """F1 over the score threshold at an IoU of 0.5, of all detections together and of each class, and where it is best."""
+    curves, names = evaluation.curves, list(evaluation.class_names.values())
+    figure, axes = _figure_with_legend()
+    heights = np.array([np.nan if np.isnan(line[0]) else line.max() for line in curves.class_f1])
+    labels = [
+        f"{shortened(name)}  " + ("0.00" if best is None else f"{best.f1:.2f} at {best.threshold:.2f}")
+        for name, best in zip(names, curves.class_best, strict=True)
+    ]
+    _class_lines(axes, curves.thresholds, curves.class_f1, labels, heights)
+    title = "F1 over score threshold: nothing was found"
+    if not np.isnan(curves.f1[0]):
+        axes.plot(curves.thresholds, curves.f1, color=COLOURS[6], linewidth=3, label="all together", zorder=5)
+    if curves.best is not None:
+        title = f"F1 over score threshold: best {curves.best.f1:.2f} at {curves.best.threshold:.3f}"
+        axes.axvline(curves.best.threshold, color=COLOURS[6], linewidth=1, linestyle=":")
+        axes.plot(curves.best.threshold, curves.best.f1, "o", color=COLOURS[6], markersize=9, zorder=6)
+    axes.set(xlabel="score threshold", ylabel="F1 at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+    _legend(axes, "best F1 and where")
+    axes.set_title(title, loc="left", fontsize=11)
+    figure.savefig(path, facecolor="white")
+
+
+def save_confusion(path: Path, evaluation: Evaluation) -> None:
+    """The confusion matrix: counts as text, colours as shares of each row."""
+    counts = evaluation.confusion
+    names = [shortened(name, 22) for name in evaluation.class_names.values()]
+    cell = min(0.95, max(0.27, 5 / len(counts)))
+    side = cell * len(counts)
+    figure = Figure(
+        figsize=(max(side, 2.4) + 2.5, max(side, 2) + 1.3 + 0.06 * max(map(len, names))),
+        layout="constrained",
+        dpi=100 if side > 12 else _DPI,
+    )
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    picture = axes.imshow(shares, cmap=_BLUES, vmin=0, vmax=1)
+    is_large = side > 12  # it is looked at as a whole first, then from near
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if shares[row, column] > 0.45 else "black"
+            size = 10 if cell > 0.6 else 8 if count < 100 or cell > 0.35 else 6
+            axes.text(column, row, _count(count), ha="center", va="center", fontsize=size, color=colour)
+    ticks = range(len(counts))
+    label_size = 9 if cell > 0.35 else 8.5
+    turn = 0 if cell > 0.6 and max(map(len, names)) < 10 else 90
+    axes.set_xticks(ticks, [*names, "missed"], rotation=turn, fontsize=label_size)
+    axes.set_yticks(ticks, [*names, "background"], fontsize=label_size)
+    edges = np.arange(len(counts) + 1) - 0.5
+    axes.hlines(edges, -0.5, len(counts) - 0.5, color="#e2e2e2", linewidth=0.5)
+    axes.vlines(edges, -0.5, len(counts) - 0.5, color="#e2e2e2", linewidth=0.5)
+    for line in (axes.axhline, axes.axvline):
+        line(len(counts) - 1.5, color=_GREY, linewidth=1.2)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted", fontsize=20 if is_large else 10)
+    axes.set_ylabel("annotated", fontsize=20 if is_large else 10)
+    title = f"Confusions at IoU 0.5, scores above {evaluation.threshold:.3f}"
+    axes.set_title(title, loc="left", fontsize=22 if is_large else 11)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.5 if is_large else 0.9, aspect=18)
+    bar.set_label("share of the row", fontsize=16 if is_large else 10)
+    bar.ax.tick_params(labelsize=14 if is_large else 9)
+    bar.outline.set_visible(False)
+    figure.savefig(path, facecolor="white", bbox_inches="tight", pad_inches=0.15)
+
+
+def save_ap_per_class(path: Path, evaluation: Evaluation) -> None:
+    """AP of each class with its interval, the best first; those without objects at the end."""
+    rows = sorted(evaluation.per_class, key=lambda row: -row["AP"])
+    figure, axes = _figure_of_rows(len(rows))
+    labels = [f"{shortened(row['name'], 30)}  ({row['num_objects']})" for row in rows]
+    _bars(axes, labels, [row["AP"] for row in rows], [row["intervals"].get("AP") for row in rows])
+    if (overall := evaluation.metrics["AP"]) >= 0:
+        axes.axvline(100 * overall, color=COLOURS[1], linewidth=1.2, linestyle="--", zorder=1)
+    note = " (dashed: mean)" if overall >= 0 else ""
+    _title_rows(axes, f"AP of each class{note}", "class (objects)", evaluation)
+    figure.savefig(path, facecolor="white")
+
+
+def save_ap_per_size(path: Path, evaluation: Evaluation) -> None:
+    """AP, AP50, AP75 and AP by size of the objects, with intervals."""
+    figure, axes = _figure_of_rows(len(STATISTICS))
+    values = [evaluation.metrics[name] for name in STATISTICS]
+    counts = evaluation.counts
+    labels = [
+        f"{text}  ({counts.get(name.replace('AP', 'objects'), counts['objects'])})" for name, text in SIZE_NAMES.items()
+    ]
+    _bars(axes, labels, values, [evaluation.intervals.get(name) for name in STATISTICS])
+    _title_rows(axes, "AP of all classes, and by size (area in pixels)", "number (objects)", evaluation)
+    figure.savefig(path, facecolor="white")
+
+
+def save_comparison_plot(path: Path, comparison: Comparison) -> None:
+    """Differences with intervals: B is better to the right of zero."""
+    fixed = [entry for entry in comparison.differences if not entry.name.startswith("AP_class_")]
+    classes = sorted(comparison.differences[len(fixed) :], key=lambda entry: -entry.difference)
+    rows = [*fixed, *classes]
+    figure, axes = _figure_of_rows(len(rows))
+    for y, entry in enumerate(rows):
+        low, high = entry.interval
+        better = entry.is_shown and entry.difference > 0
+        colour, marker = (COLOURS[0], "o") if better else (COLOURS[1], "s") if entry.is_shown else (_GREY, "D")
+        axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(100 * entry.difference, y, marker, color=colour, markersize=6)
+        text = f"{100 * entry.difference:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    labels = [SIZE_NAMES.get(entry.name, shortened(entry.name.removeprefix("AP_class_"), 30)) for entry in rows]
+    _set_rows(axes, labels)
+    axes.axvline(0, color="black", linewidth=1)
+    if classes:
+        axes.axhline(len(fixed) - 0.5, color=_PALE, linewidth=1)
+    widest = max(1.0, *(100 * abs(bound) for entry in rows for bound in entry.interval)) * 1.05
+    axes.set(xlabel="AP of B less AP of A, in percent, with 95 % intervals", xlim=(-widest, widest))
+    title = [comparison.verdict, f"A: {tail(comparison.model_a)}", f"B: {tail(comparison.model_b)}"]
+    figure.suptitle("\n".join(title), x=0.01, ha="left", fontsize=10)
+    figure.savefig(path, facecolor="white")
+
+
+def tail(name: str, length: int = 70) -> str:
+    """The end of a long path tells more than its beginning."""
+    return name if len(name) <= length else "…" + name[-length + 1 :]
+
+
+def _count(count: int) -> str:
+    return str(count) if count < 10_000 else f"{round(count / 1000)}k"
+
+
+def _figure_with_legend() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.4, 4.8), layout="constrained", dpi=_DPI)
+    axes = figure.subplots()
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _class_lines(axes: Axes, x: np.ndarray, lines: np.ndarray, labels: Sequence[str], ranks: np.ndarray) -> None:
+    """A thin line for each class that has objects: coloured and in the legend, or grey if there are too many."""
+    known = np.flatnonzero(~np.isnan(ranks))
+    known = known[np.argsort(-ranks[known], kind="stable")]
+    half = _NUM_LABELLED // 2
+    chosen = known if len(known) <= _NUM_LABELLED else np.concatenate([known[:half], known[-half:]])
+    others = np.setdiff1d(known, chosen)
+    for number, index in enumerate(chosen):
+        style = {"color": COLOURS[number], "linestyle": _LINES[number % len(_LINES)]}
+        axes.plot(x, lines[index], linewidth=1.3, label=labels[index], zorder=3, **style)
+        if len(others) and number == half - 1:
+            axes.plot(
+                x, lines[others[0]], color=_PALE, linewidth=0.7, label=f"{len(others)} classes in between", zorder=1
+            )
+            axes.plot(x, lines[others[1:]].T, color=_PALE, linewidth=0.7, zorder=1)
+    if missing := len(ranks) - len(known):
+        axes.plot([], [], " ", label=f"without objects: {missing}")
+
+
+def _legend(axes: Axes, title: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    bold = [number for number, handle in enumerate(handles) if handle.get_linewidth() > 2]
+    order = bold + [number for number in range(len(handles)) if number not in bold]
+    axes.legend(
+        [handles[number] for number in order],
+        [labels[number] for number in order],
+        title=title,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        fontsize=8.5,
+        title_fontsize=8.5,
+        alignment="left",
+    )
+
+
+def _figure_of_rows(count: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.2, 1.5 + 0.24 * max(count, 3)), layout="constrained", dpi=_DPI if count < 50 else 110)
+    axes = figure.subplots()
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure, axes
+
+
+def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], intervals: Sequence[tuple | None]) -> None:
+    for y, (value, bounds) in enumerate(zip(values, intervals, strict=True)):
+        text = "none"
+        if value >= 0:
+            axes.barh(y, 100 * value, height=0.68, color=COLOURS[5], zorder=2)
+            text = f"{100 * value:.1f}"
+            if bounds is not None:
+                low, high = (100 * bound for bound in bounds)
+                axes.plot([low, high], [y, y], color=COLOURS[6], linewidth=1.4, zorder=3)
+                axes.plot([low, high], [y, y], "|", color=COLOURS[6], markersize=6, zorder=3)
+                text += f"  [{low:.1f}, {high:.1f}]"
+        axes.text(
+            1.02,
+            y,
+            text,
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            color=_GREY if value < 0 else "black",
+        )
+    _set_rows(axes, labels)
+    axes.set_xlim(0, 100)
+
+
+def _set_rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels, fontsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+
+
+def _title_rows(axes: Axes, title: str, y_label: str, evaluation: Evaluation) -> None:
+    axes.set_xlabel("AP (%)" + (", with 95 % bootstrap intervals over images" if len(evaluation.samples) else ""))
+    axes.set_ylabel(y_label, fontsize=8.5)
+    axes.figure.suptitle(title, x=0.01, ha="left", fontsize=11)

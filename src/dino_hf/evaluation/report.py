@@ -1,0 +1,182 @@
+"""The files that an evaluation or a comparison leaves in a folder."""
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..training.coco_data import CocoData
+from .compare import Comparison
+from .evaluate import Evaluation
+
+try:
+    from . import mistakes_page, plots
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "matplotlib":
+        raise
+    raise ImportError(
+        "matplotlib, which draws the pictures of an evaluation, is not installed; pip install 'dino_hf[plots]'."
+    ) from error
+
+_PACKAGES = ("dino_hf", "torch", "transformers", "pycocotools", "numpy")
+_COLUMNS = (
+    "name",
+    "category_id",
+    "num_objects",
+    "num_images",
+    "AP",
+    "AP_low",
+    "AP_high",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_100",
+    "best_threshold",
+    "best_f1",
+    "precision",
+    "recall",
+)
+_BOUNDED = ("AP50", "AP75", "AP_small", "AP_medium", "AP_large")  # their bounds follow at the end
+FILES = (
+    "results.json",
+    "results.csv",
+    "detections.json",
+    "precision_recall.png",
+    "f1.png",
+    "confusion.png",
+    "ap_per_class.png",
+    "ap_per_size.png",
+    "mistakes.png",
+)
+COMPARISON_FILES = ("compare.json", "compare.png")
+
+
+def save_report(evaluation: Evaluation, data: CocoData, folder: Path) -> list[Path]:
+    """Write numbers, detections and pictures; files of these names are replaced, each only when it is complete.
+
+    - `results.json`: everything, None where there is no ground truth; `results.csv`: all classes together, then one class a row
+    - `detections.json`: COCO's list of results, with the original ids
+    - `precision_recall.png`, `f1.png`, `confusion.png`, `ap_per_class.png`, `ap_per_size.png`, `mistakes.png`
+
+    Args:
+        data: what was evaluated on; the mistakes are drawn on its images.
+        folder: made if it is not there.
+    Returns:
+        the paths, in this order.
+    """
+    writers: list[Callable[[Path], None]] = [
+        lambda path: _write_json(path, evaluation.as_dict() | {"versions": _versions()}),
+        lambda path: _write_table(path, evaluation),
+        lambda path: _write_detections(path, evaluation),
+        lambda path: plots.save_precision_recall(path, evaluation),
+        lambda path: plots.save_f1(path, evaluation),
+        lambda path: plots.save_confusion(path, evaluation),
+        lambda path: plots.save_ap_per_class(path, evaluation),
+        lambda path: plots.save_ap_per_size(path, evaluation),
+        lambda path: mistakes_page.save_mistakes(path, evaluation, data),
+    ]
+    return _write_all(folder, dict(zip(FILES, writers, strict=True)))
+
+
+def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """`compare.json` and `compare.png`, as `save_report` does.
+
+    Returns:
+        the paths.
+    """
+    writers: list[Callable[[Path], None]] = [
+        lambda path: _write_json(path, comparison.as_dict() | {"versions": _versions()}),
+        lambda path: plots.save_comparison_plot(path, comparison),
+    ]
+    return _write_all(folder, dict(zip(COMPARISON_FILES, writers, strict=True)))
+
+
+def check_folder(folder: Path) -> None:
+    """Before the work is done: a report can be written there, and replaces nothing but an earlier one.
+
+    Raises:
+        ValueError: it would replace other files.
+        OSError: it cannot be written.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise OSError(f"{folder} cannot be written; choose another folder for the report.")
+    there = [name for name in (*FILES, *COMPARISON_FILES) if (folder / name).exists()]
+    if there and not _is_report(folder / "results.json"):
+        raise ValueError(
+            f"{folder} has a file {there[0]} that no evaluation has written, and that a report would replace; choose another "
+            "folder."
+        )
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return "dino_hf" in json.loads(path.read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _write_all(folder: Path, writers: dict[str, Callable[[Path], None]]) -> list[Path]:
+    """All under other names first: what fails leaves an earlier report as it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    try:
+        for name, write in writers.items():
+            path = folder / name
+            written.append((path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}"), path))
+            write(written[-1][0])
+        for temporary, path in written:
+            temporary.replace(path)
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
+    return [path for _, path in written]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_detections(path: Path, evaluation: Evaluation) -> None:
+    path.write_text(json.dumps(evaluation.detections), encoding="utf-8")
+
+
+def _write_table(path: Path, evaluation: Evaluation) -> None:
+    bounds = [f"{name}_{end}" for name in _BOUNDED for end in ("low", "high")]
+    best, counts = evaluation.best, evaluation.counts
+    together = {
+        "name": "all",
+        "category_id": None,
+        "num_objects": counts["objects"],
+        "num_images": len(np.unique(evaluation.truth["image_id"][evaluation.truth["iscrowd"] == 0])),
+        **{name: evaluation.metrics[name] for name in ("AP", *_BOUNDED, "AR_100")},
+        "intervals": evaluation.intervals,
+        "best_threshold": None if best is None else best.threshold,
+        "best_f1": None if best is None else best.f1,
+        "precision": None if best is None else best.precision,
+        "recall": None if best is None else best.recall,
+    }
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*_COLUMNS, *bounds])
+        writer.writeheader()
+        for row in (together, *evaluation.per_class):
+            values = {
+                f"{name}_{end}": pair[index]
+                for name in ("AP", *_BOUNDED)
+                if (pair := row["intervals"].get(name))
+                for index, end in enumerate(("low", "high"))
+            }
+            values |= {name: row[name] for name in _COLUMNS if name in row}
+            absent = [name for name in ("AP", *_BOUNDED, "AR_100") if values[name] == -1]
+            writer.writerow(values | dict.fromkeys(absent, "none"))
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in _PACKAGES}

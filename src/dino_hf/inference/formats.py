@@ -1,0 +1,67 @@
+"""Formats of other tools."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from .predictor import Detections
+
+
+def yolo_lines(detections: Detections, size: tuple[int, int]) -> str:
+    """A line "class x y width height score" for each detection; centre and size relative to the image, (width, height)."""
+    lines = []
+    for (x0, y0, x1, y1), score, label in zip(*(values.tolist() for values in detections), strict=True):
+        box = ((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1], (x1 - x0) / size[0], (y1 - y0) / size[1])
+        lines.append(f"{label} {' '.join(f'{value:.6f}' for value in box)} {score:.6f}\n")
+    return "".join(lines)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """As PNG, or JPEG by any other name; whole or not at all."""
+    new = path.with_name(f".{path.name}")
+    is_png = path.suffix.lower() == ".png"
+    picture.save(new, format="PNG" if is_png else "JPEG", **({"compress_level": 3} if is_png else {"quality": 92}))
+    os.replace(new, path)
+
+
+def write_coco(path: Path, records: Iterator[dict], categories: Mapping[int, tuple[int, str]]) -> None:
+    """One json of images, categories and annotations with scores, whole or not at all.
+
+    Record by record, for those of hours of video: the annotations first go to a file of their own.
+
+    Args:
+        records: of the journal, one for each image or frame.
+        categories: class index -> original category id and name.
+    """
+    new, part = path.with_name(f".{path.name}"), path.with_name(f".{path.name}.annotations")
+    num_annotations = 0
+    with open(new, "w", encoding="utf-8") as file, open(part, "w+", encoding="utf-8") as annotations:
+        file.write('{"images": [')
+        for image_id, record in enumerate(records, start=1):
+            image = {name: record[name] for name in ("width", "height", "frame", "time") if record[name] is not None}
+            image = {"id": image_id, "file_name": record["file"], **image}
+            file.write((", " if image_id > 1 else "") + json.dumps(image, ensure_ascii=False))
+            for found in record["objects"]:
+                num_annotations += 1
+                x0, y0, x1, y1 = found["box"]
+                entry = {
+                    "id": num_annotations,
+                    "image_id": image_id,
+                    "category_id": found["category_id"],
+                    "bbox": [x0, y0, round(x1 - x0, 3), round(y1 - y0, 3)],
+                    "area": round((x1 - x0) * (y1 - y0), 3),
+                    "iscrowd": 0,
+                    "score": found["score"],
+                }
+                annotations.write((", " if num_annotations > 1 else "") + json.dumps(entry))
+        listed = [{"id": category_id, "name": name} for category_id, name in categories.values()]
+        file.write(f'], "categories": {json.dumps(listed, ensure_ascii=False)}, "annotations": [')
+        annotations.seek(0)
+        while piece := annotations.read(2**20):
+            file.write(piece)
+        file.write("]}\n")
+    part.unlink()
+    os.replace(new, path)

@@ -1,0 +1,230 @@
+"""Predict on anything: sources in, results out, in memory and in a folder."""
+
+import difflib
+import warnings
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from .augmented import augmented_detectors, detect_augmented
+from .predictor import Detections, Predictor, check_threshold
+from .sources import End, Failure, Picture, Source, find_sources, read_sources
+from .tiling import Detect, detect_tiled, read_tiles
+from .writers import FORMATS, PredictionFolder, check_folder
+
+
+class Prediction(NamedTuple):
+    """What was found in one image, or one frame of a video; N detections, highest score first."""
+
+    name: str  # that of the source, relative to what all sources have in common
+    origin: object  # the file, address or camera's index, or the image that was given
+    frame: int | None  # number in the video, from 0
+    time: float | None  # seconds since the beginning of the video
+    image_size: tuple[int, int]  # (width, height)
+    boxes: np.ndarray  # (N, 4) float64 (x0, y0, x1, y1) in pixels, inside the image
+    scores: np.ndarray  # (N,) float64 in [0, 1]
+    labels: np.ndarray  # (N,) int64 class index of the model
+    names: list[str]  # N
+    category_ids: list[
+        int
+    ]  # N, those of the annotations that the model was trained on; of a model without, class indices
+
+    @property
+    def detections(self) -> Detections:
+        return Detections(self.boxes, self.scores, self.labels)
+
+
+def predict(
+    model: str | Path | PreTrainedModel | Predictor,
+    sources,
+    *,
+    save: str | Path | None = None,
+    formats: Collection[str] = FORMATS,
+    overwrite: bool = False,
+    resume: bool = False,
+    threshold: float = 0.5,
+    classes: Sequence[str | int] | None = None,
+    tiles: int | str | tuple[int, int] | None = None,
+    tile_overlap: float = 0.2,
+    tta: bool = False,
+    every: int = 1,
+    max_frames: int | None = None,
+    batch_size: int = 8,
+    image_processor=None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    stream: bool = False,
+    on_failure: Callable[[Failure], None] | None = None,
+) -> list[Prediction] | Iterator[Prediction]:
+    """Detect objects in images, folders, patterns, addresses, videos, cameras and images in memory.
+
+    What cannot be read is left out with a warning, and the rest goes on.
+
+    Args:
+        model: folder or id on the Hub of any model for object detection, the model itself, or a `Predictor`.
+        sources: one or several, see `find_sources`.
+        save: folder for results, see `PredictionFolder`; `formats` of "images", "coco", "csv", "yolo".
+        overwrite, resume: if the folder has an earlier prediction: replace it, or predict what it lacks.
+        threshold: detections with a score of at most this, in [0, 1], are left out.
+        classes: names or original category ids of those that are wanted; None: all.
+        tiles: side or (width, height) in pixels of the tiles that larger images are cut into, as they overlap by `tile_overlap`
+            of a side; see `detect_tiled`. None: images as a whole.
+        tta: fuse the answers for each image and its mirror image at three sizes; see `fuse`. Takes 6 times as long.
+        every, max_frames: of each video, every how many-th frame, and at most how many.
+        batch_size, image_processor, device, dtype: see `Predictor`.
+        stream: give predictions one by one as they are made, as for videos too long for memory; nothing is done before the first
+            is asked for.
+        on_failure: called with what cannot be read, in place of the warning.
+    Returns:
+        a list, or with `stream` an iterator, of predictions in the order of the sources; of those that `resume` found, none.
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: what is wrong with an argument; ValueError also if nothing could be read.
+    """
+    check_threshold(threshold)
+    for name, value in (("batch_size", batch_size), ("every", every), ("max_frames", max_frames)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    planned = find_sources(sources, exclude=None if save is None else Path(save).expanduser())
+    if save is not None:
+        check_folder(save, overwrite or resume)  # before the model is loaded, which takes its time
+        _check_apart(planned, Path(save).expanduser().resolve())
+    predictor = model if isinstance(model, Predictor) else Predictor(model, image_processor, device=device, dtype=dtype)
+    categories = {
+        index: (index if predictor.category_ids is None else predictor.category_ids[index], name)
+        for index, name in predictor.id2label.items()
+    }
+    wanted = None if classes is None else find_classes(classes, categories)
+    detect = _make_detect(predictor, batch_size, threshold, tiles, tile_overlap, tta)
+    folder = None
+    if save is not None:
+        settings = {"model": predictor.name, "threshold": threshold, "classes": classes, "tiles": tiles, "tta": tta}
+        settings |= {"tile_overlap": tile_overlap, "every": every, "max_frames": max_frames, "formats": sorted(formats)}
+        folder = PredictionFolder(
+            save, settings, categories, formats=formats, every=every, overwrite=overwrite, resume=resume
+        )
+        planned = [source for source in planned if not folder.is_finished(source)]
+    items = _refuse(predictor, read_sources(planned, every=every, max_frames=max_frames))
+    predictions = _run(_detect_in_order(detect, items), categories, wanted, folder, on_failure or _warn)
+    return predictions if stream else list(predictions)
+
+
+def _run(
+    answers: Iterator[tuple[Picture | Failure | End, Detections | None]],
+    categories: Mapping[int, tuple[int, str]],
+    wanted: list[int] | None,
+    folder: PredictionFolder | None,
+    on_failure: Callable[[Failure], None],
+) -> Iterator[Prediction]:
+    num_predicted, first_failure = 0, None
+    with folder or nullcontext():
+        for item, found in answers:
+            if isinstance(item, Failure):
+                first_failure = first_failure or item
+                on_failure(item)
+            elif isinstance(item, End):
+                if folder is not None:
+                    folder.finish(item.source)
+            else:
+                num_predicted += 1
+                found = _inside(found, item.image.size, wanted)
+                if folder is not None:
+                    folder.add(item, found)
+                yield _describe(item, found, categories)
+    if first_failure and not num_predicted and not (folder and folder.has_finished):
+        raise ValueError(f"Nothing could be read; the first was {first_failure.source.name}: {first_failure.reason}")
+
+
+def _describe(picture: Picture, found: Detections, categories: Mapping[int, tuple[int, str]]) -> Prediction:
+    ids, names = (
+        zip(*(categories[label] for label in found.labels.tolist()), strict=True) if len(found.labels) else ((), ())
+    )
+    source = picture.source
+    place = source.name, source.origin, picture.frame, picture.time, picture.image.size
+    return Prediction(*place, *found, list(names), list(ids))
+
+
+def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[int, str]]) -> list[int]:
+    """Class indices of names, in any case, and of original category ids.
+
+    Args:
+        categories: class index -> original category id and name.
+    Raises:
+        ValueError: the model has no class of that name or id; names the closest.
+    """
+    found = set()
+    for wanted in [classes] if isinstance(classes, str | int) else classes:
+        text = str(wanted).strip().lower()
+        indices = [index for index, (_, name) in categories.items() if name.lower() == text]
+        indices = indices or [index for index, (category_id, _) in categories.items() if str(category_id) == text]
+        if not indices:
+            names = {name.lower(): name for _, name in categories.values()}
+            close = [names[name] for name in difflib.get_close_matches(text, names, n=3, cutoff=0.5)]
+            listed = f"the closest are {', '.join(close)}" if close else f"it has {', '.join(names.values())}"
+            raise ValueError(f"The model has no class {str(wanted).strip()!r}; {listed:.300}.")
+        found.update(indices)
+    if not found:
+        raise ValueError("classes is empty; give names or category ids, or None for all.")
+    return sorted(found)
+
+
+def _make_detect(
+    predictor: Predictor, batch_size: int, threshold: float, tiles, tile_overlap: float, tta: bool
+) -> Detect:
+    def detect(images):
+        return predictor(images, batch_size=batch_size, threshold=threshold)
+
+    if tta:
+        detect = detect_augmented(augmented_detectors(predictor, batch_size, threshold), threshold)
+    if tiles is not None:
+        detect = detect_tiled(detect, read_tiles(tiles), tile_overlap)
+    return detect
+
+
+def _refuse(predictor: Predictor, items: Iterator[Picture | Failure | End]) -> Iterator[Picture | Failure | End]:
+    for item in items:
+        reason = predictor.refuses(item.image) if isinstance(item, Picture) else None
+        yield item if reason is None else Failure(item.source, reason)
+
+
+def _detect_in_order(
+    detect: Detect, items: Iterator[Picture | Failure | End]
+) -> Iterator[tuple[Picture | Failure | End, Detections | None]]:
+    """What is no picture comes when all before it have."""
+    waiting: deque[Picture | Failure | End] = deque()
+
+    def images():
+        for item in items:
+            waiting.append(item)
+            if isinstance(item, Picture):
+                yield item.image
+
+    for found in detect(images()):
+        while not isinstance(waiting[0], Picture):
+            yield waiting.popleft(), None
+        yield waiting.popleft(), found
+    yield from ((item, None) for item in waiting)
+
+
+def _inside(found: Detections, size: tuple[int, int], wanted: list[int] | None) -> Detections:
+    """Of the wanted classes, cut off at the image's border."""
+    boxes = found.boxes.clip(0, np.array([*size, *size]))
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    if wanted is not None:
+        keep &= np.isin(found.labels, wanted)
+    return found._replace(boxes=boxes).keep(keep)
+
+
+def _check_apart(sources: Sequence[Source], folder: Path) -> None:
+    for source in sources:
+        if isinstance(source.origin, Path) and folder in source.origin.resolve().parents:
+            raise ValueError(f"{source.origin} lies in {folder}, where the results go; choose another folder for them.")
+
+
+def _warn(failure: Failure) -> None:
+    warnings.warn(f"{failure.source.name} was left out. {failure.reason}", stacklevel=4)

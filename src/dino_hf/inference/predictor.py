@@ -1,0 +1,241 @@
+"""Any detector that transformers loads, and images of different sizes -> detections in pixels."""
+
+import copy
+import inspect
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+from ..configuration_dino_detr import DinoDetrConfig
+from .ahead import map_ahead
+from .loading import load_detector, load_image_processor, read_device, read_dtype
+
+TOP_K = 300  # as in the paper, and enough for COCO's 100 of each class
+# Sides are padded up to a multiple of this: few enough shapes for full batches, and at the default size, 800 on the shorter side,
+# at most 31 columns of the longer.
+_CANVAS_STEP = 32
+_WINDOW = 8  # batches; so many images may wait for others of their shape
+
+
+class Detections(NamedTuple):
+    """What was found in one image, highest score first."""
+
+    boxes: np.ndarray  # (N, 4) float64 (x0, y0, x1, y1) in pixels of the original image; they may stick out of it
+    scores: np.ndarray  # (N,) float64 in [0, 1]
+    labels: np.ndarray  # (N,) int64 class index of the model
+
+    @classmethod
+    def sorted(cls, boxes, scores, labels) -> "Detections":
+        """From arrays or lists in any order; of equal scores, the first stays the first."""
+        scores = np.asarray(scores, dtype=np.float64).reshape(-1)
+        order = np.argsort(-scores, kind="stable")
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        return cls(boxes[order], scores[order], np.asarray(labels, dtype=np.int64).reshape(-1)[order])
+
+    def keep(self, mask: np.ndarray) -> "Detections":
+        """Those where `mask`, (N,) bool, is True, or at indices (M,)."""
+        return Detections(*(values[mask] for values in self))
+
+
+class _Prepared(NamedTuple):
+    pixel_values: Tensor  # (3, h, w)
+    pixel_mask: Tensor | None  # (h, w)
+    size: tuple[int, int]  # (height, width) of the image
+
+
+class Predictor:
+    """A detector with its image processor, on a device: images in, detections out.
+
+    An image gets the same detections whatever else is in its batch, but for the rounding of float arithmetic. A DINO batch may
+    hold images of different sizes, each padded, and masked, to the next multiple of 32 pixels: padding leaks a little into the
+    backbone's convolutions, so how much there is must not depend on the neighbours. Other detectors get batches of one shape,
+    unpadded: some ignore masks, and whether boxes are relative to the padded image depends on how they were trained.
+
+    Args:
+        model: folder, id on the Hub, or a detector, which is put into evaluation mode.
+        image_processor: None: the one saved beside the model.
+        device: "cuda", "cuda:1", "mps", "cpu", ...; None: where a given model is; else CUDA or Apple's GPU if there is one.
+        dtype: of the weights: "float32", "bfloat16", "float16" or a torch dtype; None: float32, or as a given model is.
+    Raises:
+        FileNotFoundError, ValueError: there is no such model, it is no detector, its files are broken or incomplete, or the
+            device is not there.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        image_processor=None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ):
+        dtype = read_dtype(dtype)
+        if isinstance(model, PreTrainedModel):
+            source = model.name_or_path
+            device = model.device if device is None else read_device(device)
+            if image_processor is None:
+                if not source:
+                    raise ValueError(
+                        f"A {type(model).__name__} that was not loaded from a folder or the Hub comes without its image processor; "
+                        "give it as image_processor."
+                    )
+                image_processor = load_image_processor(source)
+        else:
+            device = read_device(device)
+            source, model = str(model), load_detector(model, dtype or torch.float32)
+            image_processor = load_image_processor(source) if image_processor is None else image_processor
+        self.model = model.to(device=device, dtype=dtype or model.dtype).eval()
+        self.name = source or type(model).__name__
+        self.image_processor = image_processor
+        self.id2label: dict[int, str] = dict(model.config.id2label)
+        self.category_ids: list[int] | None = getattr(model.config, "category_ids", None)
+        # By name, not class: a model that came with its own code has classes of its own.
+        self._is_ours = model.config.model_type == DinoDetrConfig.model_type
+        self._takes_mask = "pixel_mask" in inspect.signature(model.forward).parameters
+        postprocess = inspect.signature(image_processor.post_process_object_detection).parameters
+        self._size = dict(image_processor.size)
+        self._scaled_size: dict[str, int] = {}
+        self._limit = {"top_k": TOP_K} if "top_k" in postprocess else {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether its images keep their shape, whatever the size: then another size is nothing new to the model."""
+        return self._size.get("shortest_edge") is not None
+
+    def at_scale(self, scale: float) -> "Predictor":
+        """The same model on images resized to `scale` times the size of the image processor, for `can_scale`."""
+        scaled = copy.copy(self)
+        scaled._scaled_size = {
+            name: max(1, round(scale * side)) for name, side in self._size.items() if side is not None
+        }
+        return scaled
+
+    def refuses(self, image: Image.Image) -> str | None:
+        """Why an image cannot be predicted on, if so: other image processors than ours let the short side of a thread vanish."""
+        if self._is_ours or not self.can_scale:
+            return None
+        sides = get_size_with_aspect_ratio(
+            (image.height, image.width), self._size["shortest_edge"], self._size.get("longest_edge")
+        )
+        if min(sides) > 0:
+            return None
+        return f"It is {image.width} x {image.height} pixels: resized for the model, nothing would be left of its shorter side."
+
+    def __call__(
+        self, images: Iterable[Image.Image], *, batch_size: int = 8, threshold: float = 0.0
+    ) -> Iterator[Detections]:
+        """Detections of each image, in the order of `images`, which are read as they are needed.
+
+        Images wait until there are `batch_size` of their shape, or `8 * batch_size` in all.
+
+        Args:
+            images: of any mode with 8 bits per channel, predicted as they are stored: EXIF orientation is not applied.
+            threshold: detections with a score of at most this, in [0, 1], are left out.
+        Raises:
+            ValueError: a setting is out of range; an image has more than 8 bits, or is refused; scores are not finite.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        check_threshold(threshold)
+        return self._stream(images, batch_size, threshold)
+
+    def _stream(self, images: Iterable[Image.Image], batch_size: int, threshold: float) -> Iterator[Detections]:
+        waiting: dict[tuple, list[int]] = {}  # by shape, the numbers of images
+        prepared: dict[int, _Prepared] = {}
+        done: dict[int, Detections] = {}
+        num_given = 0
+
+        def run(shape: tuple) -> None:
+            numbers = waiting.pop(shape)
+            done.update(
+                zip(numbers, self._detect([prepared.pop(number) for number in numbers], threshold), strict=True)
+            )
+
+        for number, (_, one) in enumerate(map_ahead(self._prepare, map(_loaded, images))):
+            prepared[number], shape = one, tuple(one.pixel_values.shape)
+            waiting.setdefault(shape, []).append(number)
+            if len(waiting[shape]) == batch_size:
+                run(shape)
+            while len(prepared) + len(done) >= _WINDOW * batch_size and num_given not in done:
+                run(next(shape for shape, numbers in waiting.items() if numbers[0] == num_given))
+            while num_given in done:
+                yield done.pop(num_given)
+                num_given += 1
+        for shape in list(waiting):
+            run(shape)
+        yield from (done[number] for number in sorted(done))
+
+    def _prepare(self, image: Image.Image) -> _Prepared:
+        """Image by image: then its pixels depend on nothing else."""
+        if reason := self.refuses(image):
+            raise ValueError(f"An image cannot be predicted on. {reason}")
+        if image.mode != "RGB" and not image.mode.startswith(("I", "F")):  # which would be cut off at white
+            image = image.convert("RGB")
+        settings = {"size": self._scaled_size} if self._scaled_size else {}
+        inputs = self.image_processor(images=[image], return_tensors="pt", **settings)
+        pixels, mask = inputs["pixel_values"][0], inputs.get("pixel_mask")
+        mask = None if mask is None or not self._takes_mask else mask[0]
+        if self._is_ours:
+            height, width = pixels.shape[-2:]
+            padding = (0, -width % _CANVAS_STEP, 0, -height % _CANVAS_STEP)
+            mask = torch.ones(height, width, dtype=torch.long) if mask is None else mask
+            pixels, mask = F.pad(pixels, padding), F.pad(mask, padding)
+        return _Prepared(pixels, mask, (image.height, image.width))
+
+    @torch.inference_mode()
+    def _detect(self, images: list[_Prepared], threshold: float) -> list[Detections]:
+        inputs = {
+            "pixel_values": torch.stack([image.pixel_values for image in images]).to(self.device, self.model.dtype)
+        }
+        if images[0].pixel_mask is not None:
+            inputs["pixel_mask"] = torch.stack([image.pixel_mask for image in images]).to(self.device)
+        try:
+            outputs = self.model(**inputs)
+        except torch.OutOfMemoryError:
+            outputs = None  # out of the handler, which holds the tensors of the attempt
+        if outputs is None:
+            if len(images) == 1:
+                height, width = images[0].pixel_values.shape[-2:]
+                raise ValueError(
+                    f"A single image, resized to {width} x {height}, does not fit into the memory of {self.device}; use "
+                    'device="cpu", dtype="bfloat16", or an image processor with a smaller size.'
+                )
+            half = len(images) // 2
+            return self._detect(images[:half], threshold) + self._detect(images[half:], threshold)
+        for name in ("logits", "pred_boxes"):
+            outputs[name] = outputs[name].float()
+        if not outputs.logits.isfinite().all() or not outputs.pred_boxes.isfinite().all():
+            raise ValueError(
+                f"{self.name} gives scores or boxes that are not finite in {str(self.model.dtype).removeprefix('torch.')}; use "
+                'dtype="float32" or "bfloat16", and if that does not help, the weights are damaged.'
+            )
+        sizes = torch.tensor([image.size for image in images])  # (B, 2)
+        found = self.image_processor.post_process_object_detection(
+            outputs, threshold=threshold, target_sizes=sizes, **self._limit
+        )
+        return [
+            Detections.sorted(*(image[name].cpu().numpy() for name in ("boxes", "scores", "labels"))) for image in found
+        ]
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Two threads must not load one image that is given twice."""
+    image.load()
+    return image
+
+
+def check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:  # not nan either
+        raise ValueError(f"threshold={threshold} must be in [0, 1]: the lowest score that is wanted.")

@@ -1,0 +1,302 @@
+"""What users point at -> upright RGB images: files, folders, patterns, addresses, videos, cameras, images in memory."""
+
+import glob
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .ahead import map_ahead
+from .videos import read_frames
+
+# fmt: off
+IMAGE_SUFFIXES = frozenset((
+    ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pgm", ".png",
+    ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))
+VIDEO_SUFFIXES = frozenset((
+    ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv",
+))
+# fmt: on
+# Those that Pillow decodes by itself: for others, such as EPS, it starts programs.
+Image.init()
+_FORMATS = tuple(
+    name
+    for name in ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+    if name in Image.OPEN
+)
+_LIVE = ("rtsp", "rtmp", "udp")
+_TIMEOUT = 20.0  # seconds without an answer
+_LARGEST_DOWNLOAD = 500 * 2**20  # bytes
+
+
+class Source(NamedTuple):
+    """One picture, video or camera that is to be read."""
+
+    name: str  # of what is written for it, with "/": unique, and relative to what all sources have in common
+    origin: (
+        Path | str | int | Image.Image | np.ndarray
+    )  # a file, an address, a camera's index, or what the user handed over
+    kind: str  # "image", "video" or "camera"
+
+
+class Picture(NamedTuple):
+    """An image to predict on."""
+
+    source: Source
+    image: Image.Image  # RGB, upright
+    frame: int | None = None  # number in the video, from 0
+    time: float | None = None  # seconds since the beginning of the video
+
+
+class Failure(NamedTuple):
+    """What could not be read, and why; of a video, what comes after the last frame that could."""
+
+    source: Source
+    reason: str
+
+
+class End(NamedTuple):
+    """After the last frame of a video that was read to its end, or as far as was asked for."""
+
+    source: Source
+
+
+def find_sources(sources, exclude: Path | None = None) -> list[Source]:
+    """All that the sources name, without opening anything.
+
+    A folder stands for all its images and videos, those of its folders too, by their suffix; what begins with a dot is left out.
+    The order is that of `sources`, within a folder or pattern that of people: 2.png before 10.png. A file that is named twice
+    comes once.
+
+    Args:
+        sources: one of these, or a sequence: a file, a folder, a pattern such as "shots/**/*.jpg", an address (http, https; a
+            camera's rtsp, rtmp, udp), a camera's index as a string or number, a PIL image, an array (h, w, 3) or (h, w) uint8.
+            What this function gave is given back.
+        exclude: folder that is left out of other folders: that of the results.
+    Raises:
+        FileNotFoundError: there is no such file, or nothing to predict on in a folder or pattern.
+        ValueError: a source is nothing of this.
+    """
+    if isinstance(sources, str | os.PathLike | int | Image.Image | np.ndarray):
+        sources = [sources]
+    sources = list(sources)
+    if sources and all(isinstance(source, Source) for source in sources):
+        return sources
+    found: list[tuple] = []  # (root | None, origin, kind)
+    for number, source in enumerate(sources, start=1):
+        found += _find(source, number, None if exclude is None else exclude.resolve())
+    if not found:
+        raise ValueError("There are no sources; give images, folders, patterns, videos, addresses or a camera's index.")
+    roots = {root for root, *_ in found if root is not None}
+    try:
+        common = Path(os.path.commonpath(roots)) if roots else None
+    except ValueError:  # two drives
+        common = None
+    plans, seen, names = [], set(), set()
+    for _, origin, kind in found:
+        if isinstance(origin, Path):
+            name = origin.relative_to(common if common is not None else origin.anchor).as_posix()
+        else:
+            name = _name_of(origin, kind, len(plans) + 1)
+        if isinstance(origin, Path | str | int):  # an image in memory may come twice
+            if origin in seen:
+                continue
+            seen.add(origin)
+        plans.append(Source(_unused(name, names), origin, kind))
+    return plans
+
+
+def _find(source, number: int, exclude: Path | None) -> list[tuple]:
+    if isinstance(source, Image.Image | np.ndarray):
+        return [(None, source, "image")]
+    if isinstance(source, bool) or not isinstance(source, str | os.PathLike | int):
+        raise ValueError(
+            f"Source {number} is a {type(source).__name__}; give a path, an address, a camera's index, a PIL image or an array."
+        )
+    text = os.fspath(source) if isinstance(source, os.PathLike) else str(source)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme in ("http", "https"):
+        is_video = PurePosixPath(urlsplit(text).path).suffix.lower() in VIDEO_SUFFIXES
+        return [(None, text, "video" if is_video else "image")]
+    if scheme in _LIVE:
+        return [(None, text, "camera")]
+    if scheme:
+        raise ValueError(f"{text} is an address of kind {scheme!r}; known are http, https, {', '.join(_LIVE)}.")
+    path = Path(os.path.abspath(Path(text).expanduser()))
+    if path.is_dir():
+        return _in_folder(path, text, exclude)
+    if path.exists():
+        return [(path.parent, path, _kind(path) or "image")]
+    if text.isdecimal():
+        return [(None, int(text), "camera")]
+    if glob.has_magic(text):
+        return _in_pattern(text, exclude)
+    raise FileNotFoundError(f"There is no file or folder {text}.")
+
+
+def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None = None) -> list[tuple]:
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name).resolve() != exclude]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    files = sorted((file for file in files if _kind(file)), key=_natural)
+    if not files and root is None:
+        raise FileNotFoundError(f"The folder {text} has no image or video, and none of its folders has.")
+    return [(root or folder, file, _kind(file)) for file in files]
+
+
+def _in_pattern(text: str, exclude: Path | None) -> list[tuple]:
+    pattern = Path(os.path.abspath(Path(text).expanduser()))
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    found = []
+    for path in sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=_natural):
+        if path.is_dir():
+            # "**" gives folders and their files: each file once
+            found += [] if "**" in text or path.resolve() == exclude else _in_folder(path, text, exclude, root)
+        elif _kind(path) and (exclude is None or exclude not in path.resolve().parents):
+            found.append((root, path, _kind(path)))
+    if not found:
+        raise FileNotFoundError(f"No image or video matches {text}.")
+    return found
+
+
+def _kind(path: Path) -> str | None:
+    suffix = path.suffix.lower()
+    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+
+
+def _natural(path: Path) -> list[list]:
+    return [
+        [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
+        for name in path.parts
+    ]
+
+
+def _name_of(origin, kind: str, number: int) -> str:
+    if isinstance(origin, int):
+        return f"camera-{origin}"
+    if isinstance(origin, str):
+        address = urlsplit(origin)
+        name = re.sub(r"[^\w.\-]+", "_", PurePosixPath(unquote(address.path)).name).strip(".")
+        return name or re.sub(r"[^\w\-]+", "_", address.netloc.rpartition("@")[2])
+    return f"image-{number}"
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """Compared without case, as some file systems do; "a.jpg" and "a.jpg" become "a.jpg" and "a-2.jpg"."""
+    path, unused = PurePosixPath(name), name
+    for number in itertools.count(2):
+        if unused.lower() not in names:
+            names.add(unused.lower())
+            return unused
+        unused = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+
+
+def read_sources(
+    sources: Sequence[Source], *, every: int = 1, max_frames: int | None = None
+) -> Iterator[Picture | Failure | End]:
+    """Images and frames in the order of the sources, files read ahead by a few threads; one that fails does not stop the others.
+
+    Args:
+        every: of a video or camera, each how many-th frame.
+        max_frames: of each video or camera, at most this many; None: all of a video, and a camera until the process is stopped.
+    """
+    for source, picture in map_ahead(lambda source: _try_image(source) if source.kind == "image" else None, sources):
+        if source.kind == "image":
+            yield picture
+        else:
+            yield from _try_frames(source, every, max_frames)
+
+
+def _try_image(source: Source) -> Picture | Failure:
+    try:
+        return Picture(source, read_image(source.origin))
+    except Exception as error:  # those of Pillow have no common type
+        return Failure(source, _reason(error))
+
+
+def _try_frames(source: Source, every: int, max_frames: int | None) -> Iterator[Picture | Failure | End]:
+    num_read = 0
+    try:
+        for frame in read_frames(source.origin, every=every, max_frames=max_frames):
+            num_read += 1
+            yield Picture(source, frame.image, frame.index, frame.time)
+    except Exception as error:  # FFmpeg's errors are of many types
+        yield Failure(source, (f"After {num_read} frames: " if num_read else "") + _reason(error))
+    else:
+        yield End(source)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "It is no image of a known format, or its beginning is damaged."
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):
+        return f"It cannot be fetched: {error.reason}."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if text.endswith(".") else f"{text}."
+
+
+def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
+    """An upright RGB image, turned as EXIF says.
+
+    16-bit grey is scaled from its full range. What is transparent is dropped, as in training: the colours below are seen. Of an
+    animation, the first frame is read.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or has values of unknown range. Pillow raises errors of other types too.
+    """
+    if isinstance(origin, np.ndarray):
+        if origin.dtype != np.uint8 or not (origin.ndim == 2 or (origin.ndim == 3 and origin.shape[2] in (3, 4))):
+            raise ValueError(
+                f"An array is {origin.dtype} of shape {origin.shape}; it must be uint8, (h, w, 3) RGB or (h, w)."
+            )
+        return to_rgb(Image.fromarray(np.ascontiguousarray(origin)))
+    if isinstance(origin, Image.Image):
+        return to_rgb(_upright(origin))
+    with Image.open(io.BytesIO(_download(origin)) if isinstance(origin, str) else origin, formats=_FORMATS) as image:
+        image.load()
+        return to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    with suppress(Exception):  # a damaged EXIF block says nothing, and there are many ways to be damaged
+        image = ImageOps.exif_transpose(image)
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB with 8 bits per channel.
+
+    Raises:
+        ValueError: 32 bits per pixel, whose range nobody knows.
+    """
+    if 0 in image.size:
+        raise ValueError(f"It is {image.width} x {image.height} pixels, so there is nothing to see.")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() >= 0 and values.max() <= 65535:
+            return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"It has 32 bits per pixel, mode {image.mode!r}, of unknown range; save it with 8 or 16 bits.")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")  # a copy of what is RGB already, which no file or user holds
+
+
+def _download(address: str) -> bytes:
+    with urlopen(Request(address, headers={"User-Agent": "dino_hf"}), timeout=_TIMEOUT) as answer:
+        content = answer.read(_LARGEST_DOWNLOAD + 1)
+    if len(content) > _LARGEST_DOWNLOAD:
+        raise ValueError(f"It is larger than {_LARGEST_DOWNLOAD >> 20} MiB; download it yourself.")
+    return content

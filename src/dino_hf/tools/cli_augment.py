@@ -1,0 +1,54 @@
+"""`dino-hf augment`: a picture of what training sees."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .command_errors import Debug, one_sentence_errors
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+
+
+def augment(
+    dataset: Annotated[str, typer.Argument(help="Folder, file or Hub id of a data set.", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="Training recipe whose augmentation is shown.")] = "paper-12ep",
+    output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("augmented.png"),
+    num_images: Annotated[int, typer.Option(min=1, help="Rows: images of the data.")] = 4,
+    num_samples: Annotated[int, typer.Option(min=1, help="Columns: epochs.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the augmentation and of the choice of images.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Draw training images, each as annotated and as augmented in the first epochs.
+
+    \b
+    Example: dino-hf augment my-data --recipe finetune --output augmented.png
+    """
+    with one_sentence_errors(debug):
+        if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+            raise ValueError(
+                f"{output} cannot be written; choose a file in a folder that exists, such as --output augmented.png."
+            )
+        if output.suffix.lower() not in _PICTURES:
+            raise ValueError(
+                f"{output} does not end in one of {', '.join(_PICTURES)}, the pictures that can be written; choose for example "
+                f"--output {output.with_suffix('.png')}."
+            )
+        from ..data import load_data
+        from ..training.recipes import get_recipe
+
+        try:
+            from .augmentation_grid import save_augmentation_grid
+        except ImportError as error:
+            if error.name.partition(".")[0] != "matplotlib":
+                raise
+            raise ImportError(
+                "matplotlib, which draws the picture, is not installed; pip install 'dino_hf[plots]'."
+            ) from error
+        augmentation = get_recipe(recipe).augmentation
+        data = load_data(dataset, validation_fraction=0)
+        if data.train is None:
+            raise ValueError(f"{dataset} has no images to train on.")
+        save_augmentation_grid(output, data.train, augmentation, num_images, num_samples, seed)
+        print(f"Look at {output}.")

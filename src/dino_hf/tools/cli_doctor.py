@@ -1,0 +1,96 @@
+"""The command `dino-hf doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .command_errors import Debug, one_sentence_errors
+
+
+def doctor(
+    dataset: Annotated[
+        str, typer.Argument(help="Folder, json, yaml or parquet file, or id on the Hub.", show_default=False)
+    ],
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a cleaned copy to this new folder.", rich_help_panel="Results")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Draw suspects and histograms into this folder.", rich_help_panel="Results")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write all findings to this file.", rich_help_panel="Results")
+    ] = None,
+    box_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Hugging Face data set: xywh, xyxy or cxcywh; xywhn, xyxyn or cxcywhn if relative to the image.",
+            rich_help_panel="Reading",
+        ),
+    ] = None,
+    no_images: Annotated[
+        bool,
+        typer.Option("--no-images", help="Do not open the images, which takes longest.", rich_help_panel="Reading"),
+    ] = False,
+    max_examples: Annotated[int, typer.Option(min=1, help="Shown of each finding.", rich_help_panel="Results")] = 3,
+    debug: Debug = False,
+) -> None:
+    """Say what is wrong with a data set before an hour of training does; it is only read.
+    Exit code 2: errors were found, or with --fix are left in the copy; 1: it cannot be read; else 0.
+
+    \b
+    dino-hf doctor data/pets --fix data/pets-cleaned --pictures suspects
+    """
+    with one_sentence_errors(debug):
+        from ..data.checks import inspect
+        from ..data.cleaned_copy import check_target, write_cleaned_copy
+        from ..data.recognise import read_raw
+        from .doctor_report import print_copy, print_report, progress_bar
+
+        if pictures is not None:
+            _check_pictures(pictures)
+        if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
+            raise ValueError(
+                f"{json} cannot be written; choose a file in a folder that exists, such as --json findings.json."
+            )
+        if fix is not None and no_images:
+            raise ValueError("A cleaned copy needs a look at the images; leave --no-images out.")
+        raw = read_raw(dataset, box_format=box_format)
+        if fix is not None:
+            check_target(raw, fix)
+        with progress_bar("looking at images") as progress:
+            report = inspect(raw, check_images=not no_images, progress=progress)
+        print_report(report, max_examples, notes=raw.notes)
+        if json is not None:
+            json.write_text(_dumps(report.as_dict()), encoding="utf-8")
+            typer.echo(f"All findings are in {json}.")
+        if pictures is not None:
+            from ..data.suspects import save_histograms, save_suspects
+
+            pages = save_suspects(pictures, raw, report, max_examples)
+            save_histograms(pictures / "histograms.png", report)
+            typer.echo(f"Look at {', '.join(map(str, [*pages, pictures / 'histograms.png']))}.")
+        if fix is not None:
+            with progress_bar("writing images") as progress:
+                copy = write_cleaned_copy(raw, report, fix, progress)
+            report = inspect(read_raw(fix), check_images=False)
+            print_copy(copy, report)
+        if report.has_errors:
+            raise typer.Exit(2)
+
+
+def _check_pictures(folder: Path) -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "matplotlib, which draws the pictures, is not installed; pip install 'dino_hf[plots]'."
+        ) from None
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose a folder for the pictures.")
+
+
+def _dumps(content: dict) -> str:
+    import json
+
+    return json.dumps(content, indent=1, ensure_ascii=False)

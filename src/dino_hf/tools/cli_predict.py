@@ -1,0 +1,190 @@
+"""`dino-hf predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .command_errors import Debug, one_sentence_errors
+
+_RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
+_SOME_SKIPPED = 3
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a detector.", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help='Images, videos, folders with both, "quoted/**/patterns.jpg", addresses, a camera\'s index such as 0.',
+            show_default=False,
+        ),
+    ],
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for the results.", rich_help_panel=_RESULTS, show_default=False)
+    ] = None,
+    formats: Annotated[
+        str, typer.Option(help="Some of these: drawn images and videos, tables.", rich_help_panel=_RESULTS)
+    ] = "images,coco,csv,yolo",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier prediction.", rich_help_panel=_RESULTS)
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Predict what an earlier prediction lacks.", rich_help_panel=_RESULTS)
+    ] = False,
+    threshold: Annotated[float, typer.Option(help="Lowest score, in [0, 1].", rich_help_panel=_DETECTION)] = 0.5,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these: names or original category ids, as in person,dog.",
+            rich_help_panel=_DETECTION,
+            show_default=False,
+        ),
+    ] = None,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta", help="Flipped and at three sizes too, fused: 6 times as long.", rich_help_panel=_DETECTION
+        ),
+    ] = False,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            help="Cut larger images into tiles of this size, as 640 or 640x480.",
+            rich_help_panel=_LARGE,
+            show_default=False,
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float, typer.Option(help="Of neighbouring tiles, as a part of their side.", rich_help_panel=_LARGE)
+    ] = 0.2,
+    every: Annotated[int, typer.Option(help="Only each so many-th frame.", rich_help_panel=_VIDEO)] = 1,
+    max_frames: Annotated[
+        int | None, typer.Option(help="So many frames of each at most.", rich_help_panel=_VIDEO, show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=_SPEED)] = 8,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda, mps, cpu; by itself the first there is.", rich_help_panel=_SPEED, show_default=False),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_SPEED)] = "float32",
+    debug: Debug = False,
+) -> None:
+    """Detect objects in images, folders, videos, addresses and cameras; draw them, and write COCO json, CSV and YOLO files.
+
+    What cannot be read is named and skipped; the exit code then is 3.
+
+    \b
+    dino-hf predict outputs/train photos/ clip.mp4 --save found
+    """
+    with one_sentence_errors(debug):
+        # Imported here: they take seconds, which `--help` need not wait for.
+        from PIL import Image
+        from rich.console import Console
+        from transformers.utils.logging import disable_progress_bar
+
+        from ..inference.predict import predict as run
+        from ..inference.sources import find_sources
+
+        disable_progress_bar()
+        if tiles is not None:
+            Image.MAX_IMAGE_PIXELS = 4 * 10**9  # what Pillow takes for an attack is what tiles are for
+        console, errors = Console(), Console(stderr=True, soft_wrap=True)
+        found = find_sources(sources, exclude=save)
+        skipped = []
+
+        def report(failure) -> None:
+            skipped.append(failure)
+            errors.print(f"skipped {failure.source.name}: {failure.reason}", markup=False, highlight=False)
+
+        predictions = run(
+            model,
+            found,
+            save=save,
+            formats=[name.strip() for name in formats.split(",") if name.strip()],
+            overwrite=overwrite,
+            resume=resume,
+            threshold=threshold,
+            classes=None if classes is None else [name for name in classes.split(",") if name.strip()],
+            tiles=tiles,
+            tile_overlap=tile_overlap,
+            tta=tta,
+            every=every,
+            max_frames=max_frames,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            stream=True,
+            on_failure=report,
+        )
+        _summarize(_follow(predictions, _count_images(found, every, max_frames), console), console)
+        if save is not None:
+            console.print(f"Results are in {save}.", markup=False, highlight=False, soft_wrap=True)
+        if skipped:
+            number = "1 source was" if len(skipped) == 1 else f"{len(skipped)} sources were"
+            errors.print(f"{number} skipped.", highlight=False)
+            raise typer.Exit(_SOME_SKIPPED)
+
+
+def _count_images(sources, every: int, max_frames: int | None) -> int | None:
+    """Images and frames to come; None: nobody knows."""
+    from ..inference.videos import video_info
+
+    total = 0
+    for source in sources:
+        if source.kind == "image":
+            total += 1
+            continue
+        num_frames = video_info(source.origin).num_frames if source.kind == "video" else None
+        num_frames = None if num_frames is None else -(-num_frames // every)
+        counts = [count for count in (num_frames, max_frames) if count is not None]
+        if not counts:
+            return None
+        total += min(counts)
+    return total
+
+
+def _follow(predictions, total: int | None, console):
+    """The same, with a bar and the time left, on a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("predicting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images, left"),
+        TimeRemainingColumn(),
+        TextColumn("passed"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield from progress.track(predictions, total=total)
+
+
+def _summarize(predictions, console) -> None:
+    """Take all predictions, and print how many objects of each class there are, in how many images."""
+    from collections import Counter
+
+    from rich.table import Table
+    from rich.text import Text
+
+    objects, images, num_images = Counter(), Counter(), 0
+    for prediction in predictions:
+        num_images += 1
+        objects.update(prediction.names)
+        images.update(set(prediction.names))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class")
+    table.add_column("objects", justify="right")
+    table.add_column("images", justify="right")
+    for name, count in objects.most_common():
+        table.add_row(Text(name), str(count), str(images[name]))
+    table.add_row("all", str(objects.total()), str(num_images), style="bold")
+    console.print(table)

@@ -1,0 +1,104 @@
+"""`dino-hf train`: fine-tune a detector on anyone's data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .command_errors import Debug, one_sentence_errors
+
+# For `app.command`: fields of recipes and of TrainingArguments, some 150, are no options of this function.
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+_RUN, _DATA = "Run", "Data"
+
+
+def train(
+    context: typer.Context,
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, json, yaml, parquet file or Hub id: COCO, YOLO, Pascal VOC, Hugging Face.", show_default=False
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hub id of a DINO detector to start from; R50 with a published backbone if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="finetune, paper-12ep, paper-24ep, paper-36ep or better-hyper.", show_default="finetune"),
+    ] = None,
+    output_dir: Annotated[Path, typer.Option(help="New folder for everything, or that of a run to resume.")] = Path(
+        "outputs/train"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output-dir.", rich_help_panel=_RUN)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen, and stop.", rich_help_panel=_RUN)
+    ] = False,
+    batch_size: Annotated[
+        str, typer.Option(help="Images of a batch in each process; auto: as many as fit.", rich_help_panel=_RUN)
+    ] = "auto",
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tensorboard, wandb, trackio, none, ...; may be given more than once.",
+            show_default="tensorboard if installed",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", show_default="0", rich_help_panel=_RUN)
+    ] = None,
+    validation_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the images, held out where the data have no validation images.",
+            show_default="0.2",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    box_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Of Hugging Face data that are not in COCO's: see the doctor.",
+            show_default=False,
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a detector, and leave the best weights, their AP, curves and a model card.
+
+    Any field of a recipe or of TrainingArguments is an option too: --num-train-epochs 20 --learning-rate 1e-4 --bf16.
+
+    \b
+    Example: dino-hf train my-data --model dino-r50-4scale --output-dir outputs/birds
+    """
+    with one_sentence_errors(debug):
+        if dataset.startswith("-"):
+            raise ValueError(f"The data set comes first, before {dataset}: dino-hf train DATASET {dataset} ...")
+        if batch_size != "auto" and not batch_size.isdecimal():
+            raise ValueError(f"--batch-size {batch_size} must be a number of images, or auto.")
+        # Here: they take seconds, which --help need not wait for.
+        from ..training.run import train
+        from ..training.settings import parse_settings
+
+        train(
+            dataset,
+            model=model,
+            recipe=recipe,
+            output_dir=output_dir,
+            resume=resume,
+            batch_size=batch_size if batch_size == "auto" else int(batch_size),
+            report_to=report_to,
+            seed=seed,
+            validation_fraction=validation_fraction,
+            box_format=box_format,
+            dry_run=dry_run,
+            **parse_settings(context.args),
+        )

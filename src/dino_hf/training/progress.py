@@ -1,0 +1,195 @@
+"""How far a run is: a bar with the time left on terminals, and one line for each evaluation everywhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+BEST_AP = "best_AP"  # as a name for `metric_for_best_model`
+
+
+class BestOfBoth(TrainerCallback):
+    """Adds `eval_best_AP` to what is measured: the higher AP of the raw and the averaged weights, for the choice of the best."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if "eval_AP" in metrics:
+            metrics[f"eval_{BEST_AP}"] = max(metrics["eval_AP"], metrics.get("eval_ema_AP", -1.0))
+
+
+class TrainingProgress(TrainerCallback):
+    """In the first process. The time left is that of the whole run, evaluations included, from what steps and evaluations took so
+    far, each for itself.
+
+    Args:
+        console: where it is shown; without a terminal, there are lines and no bar.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._bar: Progress | None = None
+        self._task = None
+        self._timer = _Timer()
+        self._loss: float | None = None
+        self._losses: list[float] = []  # since the last line
+        self._best = -1.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._timer = _Timer()
+        self._best = max((_ap(entry) for entry in state.log_history), default=-1.0)  # resumed
+        if state.is_world_process_zero and self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+            self._bar.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._timer.lap("step")
+        self._show(args, state, "training")
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self._show(args, state, "evaluating")
+
+    def on_save(self, args, state, control, **kwargs):
+        self._timer.lap("saving")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self._loss = logs["loss"]
+            self._losses.append(self._loss)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self._timer.lap("evaluation")
+        self._line(args, state, metrics)
+        self._show(args, state, "training")
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if args.eval_strategy == "no":
+            self._line(args, state, {})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away; also for a run that was broken off."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def seconds_left(self, args, state) -> float | None:
+        """None before the first step."""
+        step = self._timer.mean("step")
+        if step is None:
+            return None
+        others = sum(self._timer.mean(name) or 0.0 for name in ("evaluation", "saving"))
+        return (state.max_steps - state.global_step) * step + _evaluations_left(args, state) * others
+
+    def _show(self, args, state, description: str) -> None:
+        if self._bar is None:
+            return
+        left = self.seconds_left(args, state)
+        parts = [] if self._loss is None else [f"loss {self._loss:.2f}"]
+        parts += [] if left is None else [f"{_duration(left)} left"]
+        self._bar.update(self._task, completed=state.global_step, description=description, note=", ".join(parts))
+
+    def _line(self, args, state, metrics: dict) -> None:
+        losses, self._losses = self._losses, []
+        if not state.is_world_process_zero:
+            return
+        where = f"step {state.global_step} of {state.max_steps}"
+        if args.max_steps <= 0 and args.eval_strategy != "steps":
+            where = f"epoch {state.epoch:.0f} of {args.num_train_epochs:g}"
+        parts = [f"loss {sum(losses) / len(losses):.2f}"] if losses else []
+        for name, label, digits in _SHOWN:
+            if name in metrics:
+                parts.append(f"{label} {metrics[name]:.{digits}f}")
+        if _ap(metrics) > self._best:
+            self._best = _ap(metrics)
+            parts.append("best so far")
+        if (left := self.seconds_left(args, state)) is not None and state.global_step < state.max_steps:
+            parts.append(f"{_duration(left)} left")
+        console = self.console if self._bar is None else self._bar.console
+        console.print(f"{where}: {', '.join(parts)}", soft_wrap=True, highlight=False, markup=False)
+
+
+_SHOWN = (
+    ("eval_loss", "held-out loss", 2),
+    ("eval_AP", "AP", 3),
+    ("eval_AP50", "AP50", 3),
+    ("eval_ema_AP", "AP of the average", 3),
+)
+
+
+class _Timer:
+    """Mean durations by name: each lap is the time since the last one, of whatever name."""
+
+    def __init__(self):
+        self._laps: dict[str, list[float]] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps.setdefault(name, []).append(now - self._last)
+        self._last = now
+
+    def mean(self, name: str) -> float | None:
+        laps = self._laps.get(name, [])
+        # The first step builds kernels and starts workers; alone, it is better than nothing.
+        laps = laps[1:] if name == "step" and len(laps) > 1 else laps
+        return sum(laps) / len(laps) if laps else None
+
+
+def _evaluations_left(args, state) -> int:
+    if args.eval_strategy == "no" or not state.max_steps:
+        return 0
+    if args.eval_strategy == "steps":
+        return state.max_steps // state.eval_steps - state.global_step // state.eval_steps
+    epochs = state.num_train_epochs
+    return max(0, round(epochs - (state.epoch or 0)))
+
+
+def _ap(metrics: dict) -> float:
+    return max(metrics.get("eval_AP", -1.0), metrics.get("eval_ema_AP", -1.0))
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit that leaves a number of one digit or more."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.0f} {unit}" if seconds >= 9.5 * length else f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+class EvaluationProgress:
+    """A bar for `evaluate_model(progress=...)`, on terminals: `with EvaluationProgress(console) as progress`."""
+
+    def __init__(self, console: Console):
+        self._bar = Progress(
+            TextColumn("evaluating: {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "EvaluationProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total)
+        self._bar.update(self._tasks[stage], completed=done, total=total)

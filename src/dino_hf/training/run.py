@@ -1,0 +1,374 @@
+"""Training from end to end: `train`, which is what `dino-hf train` does."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from ..data import DetectionData, load_data, read_raw
+from ..data.checks import inspect
+from ..evaluation import Evaluation
+from .augmentation import Augmentation
+from .checkpoints import newest_checkpoint
+from .coco_data import CocoData
+from .memory_forecast import choose_batch_size, forecast_memory, free_memory
+from .preflight import (
+    Preflight,
+    describe_data,
+    describe_disk,
+    describe_memory,
+    describe_plan,
+    find_warnings,
+    image_sizes,
+    size_text,
+)
+from .progress import BEST_AP, BestOfBoth, TrainingProgress
+from .recipes import Recipe, planned_steps
+from .results import keep_weights, leave_results
+from .run_record import RunRecord
+from .settings import find_trackers, flat_settings, split_settings
+from .starting_model import Start, load_checkpoint, load_start
+from .trainer import DinoDetrTrainer
+
+PREFLIGHT_NAME = "preflight.json"
+_MOST_WORKERS = 8
+
+
+class TrainingRun(NamedTuple):
+    output_dir: Path
+    preflight: Preflight
+    evaluation: Evaluation | None  # of the weights in `output_dir`, on the held-out images; only in the first process
+    test: Evaluation | None  # the same on test images, where there are some
+    trainer: DinoDetrTrainer | None  # None if nothing was trained: a dry run, or one that had been finished
+
+
+@contextmanager
+def _without_bars_of_the_library() -> Iterator[None]:
+    """Of files that are read and written."""
+    were_shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            enable_progress_bar()
+
+
+@_without_bars_of_the_library()
+def train(
+    data: Any,
+    *,
+    model: str | Path | None = None,
+    recipe: str | None = None,
+    output_dir: str | Path = "outputs/train",
+    resume: bool = False,
+    batch_size: int | str = "auto",
+    report_to: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    validation_fraction: float | None = None,
+    box_format: str | None = None,
+    dry_run: bool = False,
+    **settings,
+) -> TrainingRun:
+    """Fine-tune a detector and say how good it is; `dino-hf train` in Python.
+
+        run = dino_hf.train("my-data", model="dino-r50-4scale", output_dir="outputs/birds")
+        print(run.evaluation.metrics["AP"], run.evaluation.intervals["AP"])
+
+    What is planned is printed before it starts: data, classes that are kept, departures from the recipe, memory, disk. The folder
+    then has the best weights (raw or averaged, whichever scored the highest AP on held-out images), which load with
+    `from_pretrained` and `pipeline`; `last/` those of the last step; `results.json`, plots, `curves.png`, `history.csv`, a model
+    card with all of it; `test/` with the same for test images; and checkpoints. A run that was broken off at any moment and is
+    resumed ends with the same weights as one that was not. Several processes (`torchrun`) share the work.
+
+    Args:
+        data: anything that `dino_hf.data.load_data` reads, its result, or a pair of `CocoData`, to train on and held out.
+        model: folder or id on the Hub of a DINO detector; what it knows of classes of the same name is kept. A folder with a
+            configuration and no weights starts from random ones. None: R50 with 4 scales and a published backbone.
+        recipe: a name of `RECIPES`; None: "finetune".
+        output_dir: new or empty, or of the run to resume.
+        resume: go on with the newest whole checkpoint, with the settings that the run has had, but for those that are given;
+            start if there is nothing yet; of a run that is finished, write the results anew.
+        batch_size: images of a batch in each process, or "auto": as many as fit. Batches are accumulated to the recipe's images
+            per step.
+        report_to: trackers, "tensorboard", "wandb", "trackio", or "none"; None: TensorBoard, if it is installed.
+        seed: of everything random, also of a split of the data; None: 0.
+        validation_fraction, box_format: of data that have no validation images or do not tell what their boxes are, see
+            `load_data`; None: 0.2 and none.
+        dry_run: stop before training; nothing is written.
+        settings: fields of `Recipe`, of its `Augmentation` and `model_settings`, and of `TrainingArguments`, by name. The sizes of
+            training images are those of the model's image processor, if none are given.
+    Raises:
+        ValueError, FileNotFoundError, OSError, ImportError: in one sentence, what is wrong and what to do.
+    """
+    from ..evaluation import report  # noqa: F401  here: it needs matplotlib, and says so before an hour of training
+
+    console = Console()
+    record = RunRecord.take_up(Path(output_dir), resume)
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f'batch_size={batch_size!r} must be a number of images, or "auto".')
+    record.settle_model(model)
+    seed = record.settle("seed", seed, 0)
+    trackers = record.settle("report_to", None if report_to is None else find_trackers(report_to), find_trackers(None))
+    given = record.settle_settings(flat_settings(settings))
+    recipe, others = split_settings(record.settle("recipe", recipe, "finetune"), given)
+
+    splits = _detection_data(data, record, seed, validation_fraction, box_format)
+    findings = _findings(data, record.values["box_format"])
+    start = _load(record, splits.train, seed)
+    recipe = _fitted(recipe, given, start.image_processor, splits.validation is not None)
+    recipe.configure(start.model)
+    arguments = others | {"seed": seed, "report_to": trackers or "none"}
+    plan = _Plan(recipe, arguments, record.output_dir, splits)
+    args, preflight = _prepare(plan, record, start, batch_size, findings)
+    is_first = args.process_index == 0
+    if is_first:
+        preflight.show(console)
+    if dry_run:
+        return TrainingRun(record.output_dir, preflight, None, None, None)
+    if record.is_finished and (changes := record.changes()):
+        raise ValueError(
+            f"The run in {output_dir} is finished, and would not change: {changes[0]} To train further, start another one with "
+            f"--model {output_dir}."
+        )
+    trainer = None
+    if not record.is_finished:
+        if args.world_size > 1:
+            torch.distributed.barrier()  # all have looked at the folder
+        if is_first:
+            record.write()
+            text = json.dumps(preflight.as_dict(), indent=2) + "\n"
+            (record.output_dir / PREFLIGHT_NAME).write_text(text, encoding="utf-8")
+        trainer = _run_trainer(plan, start, args, record.is_resumed, console)
+    if not is_first:
+        return TrainingRun(record.output_dir, preflight, None, None, trainer)
+    if trainer is not None:
+        keep_weights(trainer, record)
+    evaluation, test = leave_results(record, splits, args, console)
+    record.values["finished"] = True
+    record.write()
+    return TrainingRun(record.output_dir, preflight, evaluation, test, trainer)
+
+
+class _Plan(NamedTuple):
+    recipe: Recipe
+    arguments: dict[str, Any]  # for TrainingArguments, but for the sizes of batches
+    output_dir: Path
+    splits: DetectionData
+
+    def training_arguments(self, batch_size: int = 1, accumulation: int = 1) -> TrainingArguments:
+        settings = {
+            "per_device_train_batch_size": batch_size,
+            "per_device_eval_batch_size": batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "save_total_limit": 2,
+            "disable_tqdm": True,
+            **_strategies(self.arguments, self.splits.validation is not None),
+        } | self.arguments
+        args = self.recipe.training_arguments(str(self.output_dir), **settings)
+        if "logging_steps" not in self.arguments:  # epochs of small data sets are short
+            args.logging_steps = min(20, *planned_steps(args, len(self.splits.train.dataset)))
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # there is nothing to copy to
+        elif "dataloader_num_workers" not in self.arguments:
+            args.dataloader_num_workers = min(_MOST_WORKERS, (os.cpu_count() or 1) // args.world_size)
+            args.dataloader_persistent_workers = args.dataloader_num_workers > 0
+        return args
+
+
+def _strategies(given: dict[str, Any], has_evaluation: bool) -> dict[str, Any]:
+    """When a run evaluates and saves: always at the same steps, so that the best weights are there in the end.
+
+    Raises:
+        ValueError: something else is wanted.
+    """
+    steps = given.get("eval_steps", given.get("save_steps"))
+    default = "epoch" if steps is None else "steps"
+    saved = given.get("save_strategy", given.get("eval_strategy", default))
+    evaluated = given.get("eval_strategy", saved if has_evaluation else "no")
+    if saved not in ("epoch", "steps") or evaluated != (saved if has_evaluation else "no"):
+        raise ValueError(
+            f"eval_strategy={evaluated!r} and save_strategy={saved!r}: a run saves what it evaluates, after each epoch or after "
+            "each --eval-steps; leave both out, or make them equal."
+        )
+    settings = {"eval_strategy": evaluated, "save_strategy": saved}
+    if steps is not None:
+        if saved != "steps" or given.get("save_steps", steps) != steps:
+            raise ValueError(
+                f"eval_steps={given.get('eval_steps')}, save_steps={given.get('save_steps')}, save_strategy={saved!r}: a run saves "
+                "what it evaluates; give eval_steps alone."
+            )
+        settings |= {"eval_steps": steps, "save_steps": steps}
+    if has_evaluation:
+        metric = given.get("metric_for_best_model", BEST_AP)
+        settings |= {"metric_for_best_model": metric, "greater_is_better": not metric.endswith("loss")}
+        settings["load_best_model_at_end"] = True
+    return settings
+
+
+def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction, box_format) -> DetectionData:
+    """What is trained and evaluated on.
+
+    Raises:
+        ValueError: there is nothing to train on.
+    """
+    fraction = record.settle("validation_fraction", validation_fraction, 0.2)
+    box_format = record.settle("box_format", box_format, None)
+    if isinstance(data, DetectionData):
+        splits = data
+    elif isinstance(data, CocoData):
+        splits = DetectionData(data, None, None, [], data.name or "")
+    elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(one, CocoData) for one in data):
+        splits = DetectionData(*data, None, [], data[0].name or "")
+    else:
+        splits = load_data(data, validation_fraction=fraction, seed=seed, box_format=box_format)
+    if splits.train is None:
+        raise ValueError(f"{splits.origin} has no images to train on; name the data set that has a train split.")
+    record.check_data(splits.train, splits.validation)
+    return splits
+
+
+def _load(record: RunRecord, train: CocoData, seed: int) -> Start:
+    """The model that a run starts from, or that of its newest checkpoint."""
+    checkpoint = newest_checkpoint(record.output_dir)
+    if record.is_resumed and checkpoint is not None:
+        start = load_checkpoint(checkpoint, record.recorded["start"], record.recorded["start_notes"])
+    else:
+        start = load_start(record.values["model"], train, seed)
+        record.values |= {"start": start.source, "start_notes": start.notes}
+    return start
+
+
+def _fitted(recipe: Recipe, given: dict[str, Any], image_processor, has_evaluation: bool) -> Recipe:
+    """To the size of images that the model predicts on, unless sizes are given; and to data of which none are held out."""
+    size = image_processor.size
+    if not given.keys() & {field.name for field in dataclasses.fields(Augmentation)} and "shortest_edge" in size:
+        augmentation = recipe.augmentation.resized(size["shortest_edge"], size["longest_edge"])
+        recipe = dataclasses.replace(recipe, augmentation=augmentation)
+    if not has_evaluation:
+        recipe = dataclasses.replace(recipe, early_stopping_patience=None)
+    return recipe
+
+
+def _findings(data: Any, box_format: str | None) -> list[str]:
+    """What the doctor says of data that can be trained on.
+
+    Raises:
+        ValueError: training would stop, or learn the wrong.
+    """
+    if not isinstance(data, str | Path):
+        return []
+    report = inspect(read_raw(data, box_format=box_format), check_images=False)
+    advice = f"`dino-hf doctor {data}` shows them, and --fix writes a cleaned copy."
+    for finding in report.findings:
+        if finding.severity == "error":
+            raise ValueError(f"{data} has {finding.count} {finding.what}. {advice}")
+    warnings = [finding for finding in report.findings if finding.severity == "warning"]
+    if not warnings:
+        return []
+    listed = "; ".join(f"{finding.count} {finding.what}" for finding in warnings)
+    return [f"the data have {listed}. {advice}"]
+
+
+def _prepare(
+    plan: _Plan, record: RunRecord, start: Start, batch_size: int | str, findings: list[str]
+) -> tuple[TrainingArguments, Preflight]:
+    """Choose the batch size, and say what is going to happen."""
+    splits, recipe, model = plan.splits, plan.recipe, start.model
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    data = describe_data(splits.origin, splits.notes, parts)
+    probe = plan.training_arguments()
+    forecast = forecast_memory(model, recipe, probe, set(image_sizes(splits.train)), data["boxes"]["most_in_an_image"])
+    free = _least(free_memory(probe.device) // _sharing(probe), probe)
+    if batch_size != "auto":
+        record.values["batch_size"] = int(batch_size)
+    elif "batch_size" not in record.recorded:
+        record.values["batch_size"] = choose_batch_size(forecast, free, recipe, probe.device, probe.world_size)
+    of_a_batch = record.values["batch_size"]
+    accumulation = max(1, round(recipe.total_batch_size / (of_a_batch * probe.world_size)))
+    args = plan.training_arguments(of_a_batch, accumulation)
+    memory = describe_memory(forecast, free, args)
+    num_images = len(splits.train.dataset)
+    preflight = Preflight(
+        data=data,
+        model={
+            "from": start.source,
+            "notes": start.notes,
+            "parameters": model.num_parameters(),
+            "image_processor": type(start.image_processor).__name__,
+        },
+        plan=describe_plan(recipe, args, model, num_images, _steps_done(plan.output_dir)),
+        memory=memory,
+        disk=describe_disk(model, recipe, args, plan.output_dir),
+        warnings=find_warnings(data, memory, findings + record.changes()),
+    )
+    if (disk := preflight.disk)["needed"] > disk["free"]:
+        raise ValueError(
+            f"The run needs {size_text(disk['needed'])} for {disk['what']}, and {size_text(disk['free'])} are free where "
+            f"{plan.output_dir} lies: make room, or choose another --output-dir."
+        )
+    return args, preflight
+
+
+def _steps_done(output_dir: Path) -> int:
+    checkpoint = newest_checkpoint(output_dir)
+    return 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
+
+
+def _sharing(args: TrainingArguments) -> int:
+    """Processes that share the memory of a device."""
+    return 1 if args.device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _least(value: int, args: TrainingArguments) -> int:
+    """Of all processes."""
+    if args.world_size == 1:
+        return value
+    values = [0] * args.world_size
+    torch.distributed.all_gather_object(values, value)
+    return min(values)
+
+
+def _run_trainer(plan: _Plan, start: Start, args: TrainingArguments, is_resumed: bool, console: Console):
+    progress = TrainingProgress(console)
+    with _quiet_about(plan.recipe):
+        trainer = DinoDetrTrainer(
+            start.model,
+            args,
+            recipe=plan.recipe,
+            train=plan.splits.train,
+            held_out=plan.splits.validation,
+            image_processor=start.image_processor,
+            callbacks=[BestOfBoth(), progress],
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train(resume_from_checkpoint=newest_checkpoint(plan.output_dir) if is_resumed else None)
+        finally:
+            progress.close()
+    return trainer
+
+
+@contextmanager
+def _quiet_about(recipe: Recipe) -> Iterator[None]:
+    """The preflight has said where the run departs from its recipe."""
+    logger = logging.getLogger(DinoDetrTrainer.__module__)
+
+    def is_new(entry: logging.LogRecord) -> bool:
+        return not entry.getMessage().startswith(f"Departs from the recipe {recipe.name}")
+
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)

@@ -1,0 +1,122 @@
+"""run.json: what a run was started with, so that it can be resumed with the same."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .coco_data import CocoData
+
+RUN_NAME = "run.json"
+_UNFINISHED = f"_{RUN_NAME}"
+
+
+class RunRecord:
+    """Of one output folder.
+
+    Attributes:
+        values: what is written; `recorded` what was, {} in a new run.
+    """
+
+    def __init__(self, output_dir: Path, recorded: dict[str, Any]):
+        self.output_dir, self.recorded = output_dir, recorded
+        self.values = dict(recorded)
+
+    @property
+    def is_resumed(self) -> bool:
+        return bool(self.recorded)
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.recorded.get("finished"))
+
+    @classmethod
+    def take_up(cls, output_dir: Path, resume: bool) -> "RunRecord":
+        """Of a folder that is new or empty, or of a run that is to be resumed.
+
+        Raises:
+            ValueError: the folder has something in it that would be overwritten, or nothing that could be resumed.
+        """
+        path = output_dir / RUN_NAME
+        if output_dir.exists() and not output_dir.is_dir():
+            raise ValueError(f"{output_dir} is a file; choose another --output-dir.")
+        if path.is_file() and not resume:
+            raise ValueError(
+                f"{output_dir} has a run in it: --resume (in Python, resume=True) goes on with it, another --output-dir starts a "
+                "new one."
+            )
+        if path.is_file():
+            try:
+                return cls(output_dir, json.loads(path.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged ({error}); start anew with another --output-dir.") from error
+        if output_dir.is_dir() and any(path.name != _UNFINISHED for path in output_dir.iterdir()):
+            what = f"but there is no {RUN_NAME} in it, so no run to resume" if resume else "and has no run in it"
+            raise ValueError(f"{output_dir} is not empty, {what}; choose another --output-dir.")
+        return cls(output_dir, {})
+
+    def settle(self, name: str, given: Any, default: Any) -> Any:
+        """What holds: what is given, else what is recorded, else the default; it is kept."""
+        self.values[name] = self.recorded.get(name, default) if given is None else given
+        return self.values[name]
+
+    def settle_model(self, given: str | Path | None) -> None:
+        """
+        Raises:
+            ValueError: the run that is resumed started from another one.
+        """
+        before = self.recorded.get("model")
+        if self.is_resumed and given is not None and str(given) != before:
+            raise ValueError(
+                f"The run in {self.output_dir} started from {before or 'no model'}, not from {given}: leave out the model to "
+                "resume it, or choose another --output-dir."
+            )
+        self.settle("model", None if given is None else str(given), None)
+
+    def settle_settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        self.values["settings"] = self.recorded.get("settings", {}) | given
+        return self.values["settings"]
+
+    def check_data(self, train: CocoData, held_out: CocoData | None) -> None:
+        """
+        Raises:
+            ValueError: the run that is resumed was with other data.
+        """
+        data = {
+            "train": len(train.dataset),
+            "held_out": None if held_out is None else len(held_out.dataset),
+            "classes": list(train.id2label.values()),
+        }
+        before = self.recorded.get("data", data)
+        if before != data:
+            raise ValueError(
+                f"The run in {self.output_dir} had {before['train']} images to train on and {before['held_out']} held out, of "
+                f"{len(before['classes'])} classes, these data have {data['train']} and {data['held_out']}, of "
+                f"{len(data['classes'])}: resume it with its own data, or start another in a new --output-dir."
+            )
+        self.values["data"] = data
+
+    def changes(self) -> list[str]:
+        """Where a resumed run goes on with something else than it had."""
+        lines = []
+        for name in ("recipe", "seed", "validation_fraction", "box_format", "report_to", "batch_size"):
+            if name in self.recorded and self.recorded[name] != self.values.get(name):
+                lines.append(_change(name, self.values.get(name), self.recorded[name]))
+        before, now = self.recorded.get("settings", {}), self.values["settings"]
+        if self.is_resumed:
+            lines += [
+                _change(name, value, before.get(name)) for name, value in now.items() if before.get(name) != value
+            ]
+        return lines
+
+    def write(self) -> None:
+        """At once: a run that is killed has the old file or the new one."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        path = self.output_dir / RUN_NAME
+        unfinished = path.with_name(_UNFINISHED)
+        unfinished.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+
+
+def _change(name: str, now: Any, before: Any) -> str:
+    return f"the run goes on with {name} {now}; it was {'not set' if before is None else before} so far."

@@ -1,0 +1,171 @@
+"""`dino-hf doctor` as a user calls it: what it prints, writes, and its exit code."""
+
+import json
+import sys
+
+import pytest
+import typer
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from typer.testing import CliRunner
+
+from broken_data import CASES, make_data
+from dino_hf.tools.cli_doctor import doctor
+
+app = typer.Typer()
+app.command()(doctor)
+
+
+def call(*arguments) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "100"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def write(folder, *kinds):
+    """A data set on disk, broken in these ways."""
+    contents = make_data(folder)
+    for kind in kinds:
+        next(case for case in CASES if case.kind == kind).break_it(folder, contents)
+    for name, content in contents.items():
+        (folder / name / "_annotations.coco.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("doctor") / "sound")
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    kinds = "box-outside", "leak", "image-broken", "box-sticks-out", "duplicate-category-name"
+    return write(tmp_path_factory.mktemp("doctor") / "broken", *kinds[:3], kinds[4])
+
+
+def test_sound_data_end_with_0(sound):
+    code, output, errors = call(sound)
+    assert (code, errors) == (0, "")
+    assert "Nothing is wrong that would stop training or falsify AP (1 note)." in output
+    assert "note image-without-boxes (2): images without boxes" in output
+    assert "dog     7     10           6  ████████████████████" in output
+    assert "Largest image: 005.jpg of train, 125 x 79, 4 boxes" in output
+
+
+def test_warnings_end_with_0(tmp_path):
+    code, output, _ = call(write(tmp_path / "data", "box-sticks-out"))
+    assert code == 0
+    assert "warning box-sticks-out (1): boxes that reach over the border of their image" in output
+
+
+def test_errors_end_with_2_the_worst_first(broken):
+    code, output, errors = call(broken)
+    assert (code, errors) == (2, "")
+    lines = output.splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    headings = [line.split()[1] for line in lines if line.startswith(("error ", "warning ", "note "))]
+    assert headings[:4] == ["box-outside", "duplicate-category-name", "image-broken", "leak"]
+    place = lines.index("error box-outside (1): boxes wholly outside of their image")
+    assert lines[place + 1] == "    train  annotations[1]  000.png  (95, 0, 19, 8) in 90 x 64"
+    assert lines[place + 2] == "  Scale them as the image was scaled, or remove them. --fix does."
+    assert lines[-1].startswith("The data cannot be used as they are (4 errors, ")
+
+
+def test_json_has_every_finding(broken, tmp_path):
+    code, output, _ = call(broken, "--json", tmp_path / "findings.json")
+    assert code == 2
+    assert f"All findings are in {tmp_path / 'findings.json'}." in output.replace("\n", "")
+    content = json.loads((tmp_path / "findings.json").read_text())
+    leak = next(finding for finding in content["findings"] if finding["kind"] == "leak")
+    assert leak["offenders"] == [
+        {"split": "train", "where": "images[4]", "file": "004.png", "value": "as 102.png of validation"}
+    ]
+    assert content["statistics"]["splits"]["validation"]["boxes"] == 12
+
+
+def test_a_cleaned_copy_has_nothing_wrong_and_decides_the_exit_code(broken, tmp_path):
+    before = sorted((path, path.read_bytes()) for path in broken.rglob("*") if path.is_file())
+    code, output, _ = call(broken, "--fix", tmp_path / "fixed")
+    assert code == 0
+    assert "No error is left in it." in output
+    assert "5 changes, each in" not in output.split("Cleaned copy")[0]
+    assert before == sorted((path, path.read_bytes()) for path in broken.rglob("*") if path.is_file())
+    assert call(tmp_path / "fixed")[0] == 0
+
+
+def test_errors_that_a_copy_cannot_cure_end_with_2(tmp_path):
+    folder = write(tmp_path / "data")
+    for name in ("train", "validation"):
+        path = folder / name / "_annotations.coco.json"
+        content = json.loads(path.read_text())
+        content["annotations"] = content["annotations"][:3]
+        for entry, box in zip(content["annotations"], [[0.4, 0.4, 0.1, 0.1]] * 3, strict=True):
+            entry["bbox"] = box
+        path.write_text(json.dumps(content))
+    code, output, _ = call(folder, "--fix", tmp_path / "fixed")
+    assert code == 2
+    assert "The boxes of train are probably (x, y, width, height) relative to the image" in output
+    assert "Errors are left, which only you can correct." in output
+
+
+def test_pictures_are_drawn(broken, tmp_path):
+    code, output, _ = call(broken, "--pictures", tmp_path / "pictures", "--max-examples", 1)
+    assert code == 2
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"suspects-1.png", "histograms.png"}
+    assert "Look at " in output
+
+
+def test_images_can_be_left_alone(broken):
+    code, output, _ = call(broken, "--no-images")
+    assert code == 2
+    assert "image-broken" not in output
+    assert "Images were not opened: whether they are whole" in output
+
+
+def test_corners_in_a_hugging_face_data_set_are_named_and_cured_by_a_box_format(tmp_path):
+    contents = make_data(tmp_path / "images")["train"]
+    rows = []
+    for image in contents["images"]:
+        entries = [entry for entry in contents["annotations"] if entry["image_id"] == image["id"]]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (entry["bbox"] for entry in entries)]
+        objects = {"bbox": boxes, "category": [entry["category_id"] for entry in entries]}
+        path = str(tmp_path / "images" / "train" / image["file_name"])
+        rows.append({"image": path, "width": image["width"], "height": image["height"], "objects": objects})
+    data = Dataset.from_list(rows).cast_column("image", ImageFeature())
+    data.to_parquet(tmp_path / "train.parquet")
+    code, output, _ = call(tmp_path / "train.parquet")
+    assert code == 2
+    assert "error boxes-are-corners (20): boxes that are two corners" in output
+    assert call(tmp_path / "train.parquet", "--box-format", "xyxy")[0] == 0
+    code, output, _ = call(tmp_path / "train.parquet", "--fix", tmp_path / "fixed")
+    assert (code, "No error is left in it." in output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fix", "{sound}/fixed"], r"sound, which stays as it is; choose a folder outside of it."),
+        (["--fix", "{tmp}/fixed", "--no-images"], "needs a look at the images; leave --no-images out."),
+        (["--json", "{tmp}/nowhere/a.json"], "choose a file in a folder that exists, such as --json findings.json."),
+        (["--pictures", "{tmp}/file"], "is a file; choose a folder for the pictures."),
+        (["--box-format", "xyxy"], "is in coco format, which says how boxes are written"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_sentence_before_any_work(arguments, message, sound, tmp_path):
+    (tmp_path / "file").touch()
+    code, output, errors = call(sound, *(argument.format(sound=sound, tmp=tmp_path) for argument in arguments))
+    assert (code, output) == (1, "")
+    assert errors.startswith("error: ")
+    assert message in errors
+
+
+def test_what_is_no_data_set_ends_with_1(tmp_path):
+    code, _, errors = call(tmp_path / "nowhere.json")
+    assert code == 1
+    assert errors == f"error: There is no file or folder {tmp_path / 'nowhere.json'}.\n"
+
+
+def test_without_matplotlib_pictures_say_what_to_install(sound, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, errors = call(sound, "--pictures", tmp_path / "pictures")
+    assert code == 1
+    assert "matplotlib, which draws the pictures, is not installed; pip install 'dino_hf[plots]'." in errors

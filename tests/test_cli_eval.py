@@ -1,0 +1,102 @@
+"""`dino-hf eval` as a user calls it, with toy models in folders."""
+
+import json
+
+import pytest
+import torch
+import typer
+from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+from typer.testing import CliRunner
+
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.evaluation.report import COMPARISON_FILES, FILES
+from dino_hf.tools import cli_eval
+from dino_hf.tools.scenes import CATEGORIES, make_scenes
+from helpers import tiny_config
+
+app = typer.Typer()
+app.command("eval")(cli_eval.evaluate)
+app.command("other")(lambda: None)  # with one command alone, typer would take its name for an argument
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A detector of ours, one of the library's, which knows the classes by name alone, and data with a validation part."""
+    folder = tmp_path_factory.mktemp("eval")
+    make_scenes(folder / "data" / "train", 3, seed=0)
+    make_scenes(folder / "data" / "valid", 10, seed=7)
+    torch.manual_seed(0)
+    names = dict(enumerate(CATEGORIES.values()))
+    config = tiny_config(num_denoising=0, id2label=names, category_ids=list(CATEGORIES))
+    DinoDetrForObjectDetection(config).save_pretrained(folder / "a")
+    DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 80}).save_pretrained(folder / "a")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    names = {index: name.upper() for index, name in enumerate(reversed(CATEGORIES.values()))}
+    config = YolosConfig(**sizes, image_size=[48, 64], num_detection_tokens=12, id2label=names)
+    YolosForObjectDetection(config).save_pretrained(folder / "b")
+    YolosImageProcessor(size={"height": 48, "width": 64}).save_pretrained(folder / "b")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+def test_it_prints_a_table_and_leaves_a_report(folder):
+    out = folder / "out"
+    result = run(folder / "a", folder / "data", "--output-dir", out, "--num-bootstrap", 20, "--batch-size", 3)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == set(FILES)
+    content = json.loads((out / "results.json").read_text())
+    assert content["counts"]["images"] == 10
+    assert "in coco format" in content["notes"][0]
+    assert {entry["category_id"] for entry in json.loads((out / "detections.json").read_text())} <= set(CATEGORIES)
+    for word in ("all", "AP50", *CATEGORIES.values(), "10 images", "9 files are in"):
+        assert word in result.output
+
+
+def test_two_models_are_compared(folder):
+    out = folder / "pair"
+    result = run(folder / "a", folder / "data", "--compare", folder / "b", "--output-dir", out, "--num-bootstrap", 20)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == {*FILES, *COMPARISON_FILES, "compared"}
+    comparison = json.loads((out / "compare.json").read_text())
+    assert comparison["verdict"] in result.output
+    results = [json.loads((where / "results.json").read_text()) for where in (out, out / "compared")]
+    assert [entry["counts"]["detections"] for entry in results] == [
+        10 * 15 * 5,
+        10 * 12,
+    ]  # a softmax has one class a query
+    assert {entry["category_id"] for entry in json.loads((out / "compared" / "detections.json").read_text())} <= set(
+        CATEGORIES
+    )
+    assert [entry["metrics"]["AP"] for entry in results] == [
+        comparison["differences"][0]["a"],
+        comparison["differences"][0]["b"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "data", "--split", "test"], "has no test images, but train, validation; choose split train."),
+        (["a", "nowhere"], "nowhere"),
+        (["nowhere", "data"], "nowhere"),
+        (["a", "data", "--compare", "b", "--num-bootstrap", "0"], "--compare needs resamples"),
+    ],
+)
+def test_errors_are_one_sentence(folder, tmp_path, arguments, message):
+    paths = [folder / word if word in ("a", "b", "data", "nowhere") else word for word in arguments]
+    result = run(*paths, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_short_and_has_an_example():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "dino-hf eval my-detector my-dataset" in result.output
+    assert len(result.output.splitlines()) < 60

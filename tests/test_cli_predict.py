@@ -1,0 +1,274 @@
+"""`dino-hf predict` and `predict` in Python, as users call them: on folders, videos, in tiles; killed, resumed, refused."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from transformers import AutoModelForObjectDetection
+from typer.testing import CliRunner
+
+from dino_hf.inference import Prediction, Predictor, predict
+from dino_hf.inference.predict import find_classes
+from dino_hf.inference.videos import read_frames
+from dino_hf.tools import cli_predict
+from inference_toys import CATEGORY_IDS, NAMES, noise, save_toy_detector
+from test_predictor import PEERS
+from test_sources import write_video
+
+THRESHOLD = 0.03  # of a detector that was never trained
+
+app = typer.Typer()
+app.command()(cli_predict.predict)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_toy_detector(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return Predictor(model)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images of different sizes in two folders, a broken one, a video."""
+    root = tmp_path_factory.mktemp("photos")
+    for number, (name, size) in enumerate({"1": (90, 60), "2": (60, 90), "10": (90, 61), "sub/1": (130, 70)}.items()):
+        (root / name).parent.mkdir(exist_ok=True)
+        noise(*size, number).save(root / f"{name}.png")
+    (root / "5.png").write_bytes(b"junk")
+    write_video(root / "clip.mp4", 5)
+    return root
+
+
+def run(*arguments) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def journal(folder) -> list[dict]:
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines[1:]) if "end" not in record]
+
+
+def test_the_command_predicts_a_folder_and_names_what_it_skips(model, photos, tmp_path):
+    exit_code, output, errors = run(model, photos, "--save", tmp_path / "found", "--threshold", THRESHOLD)
+    assert exit_code == 3
+    assert (
+        errors
+        == "skipped 5.png: It is no image of a known format, or its beginning is damaged.\n1 source was skipped.\n"
+    )
+    records = journal(tmp_path / "found")
+    names = ["1.png", "2.png", "10.png", *["clip.mp4"] * 5, "sub/1.png"]
+    assert [record["file"] for record in records] == names
+    counts = [sum(one["label"] == name for record in records for one in record["objects"]) for name in NAMES.values()]
+    table = dict(re.findall(r"^(\w+) +(\d+) +\d+$", output, flags=re.MULTILINE))
+    assert table == {name: str(count) for name, count in zip(NAMES.values(), counts, strict=True) if count} | {
+        "all": str(sum(counts))
+    }
+    assert sum(counts) > 20
+    assert f"Results are in {tmp_path / 'found'}." in output
+    for name in (
+        "images/1.png",
+        "images/sub/1.png",
+        "videos/clip.mp4",
+        "labels/10.txt",
+        "predictions.json",
+        "predictions.csv",
+    ):
+        assert (tmp_path / "found" / name).is_file()
+    assert len(list(read_frames(tmp_path / "found" / "videos" / "clip.mp4"))) == 5
+    assert {one["category_id"] for record in records for one in record["objects"]} <= set(CATEGORY_IDS)
+
+
+def test_python_gives_what_the_command_saves(model, predictor, photos, tmp_path):
+    run(model, photos / "sub", photos / "1.png", "--save", tmp_path, "--threshold", THRESHOLD, "--batch-size", 1)
+    found = predict(predictor, [photos / "sub", photos / "1.png"], threshold=THRESHOLD)
+    assert [one.name for one in found] == ["sub/1.png", "1.png"]
+    assert [one.image_size for one in found] == [(130, 70), (90, 60)]
+    for one, record in zip(found, journal(tmp_path), strict=True):
+        assert one.names == [each["label"] for each in record["objects"]]
+        assert one.category_ids == [each["category_id"] for each in record["objects"]]
+        assert one.category_ids == [CATEGORY_IDS[label] for label in one.labels]
+        # batches of other sizes round differently, and the file has thousandths
+        np.testing.assert_allclose(one.boxes, [each["box"] for each in record["objects"]], atol=0.01)
+        np.testing.assert_allclose(one.scores, [each["score"] for each in record["objects"]], atol=1e-5)
+        assert one.scores.min() > THRESHOLD
+        assert one.boxes.min() >= 0
+        assert (one.boxes <= [*one.image_size] * 2).all()
+
+
+def test_images_in_memory_and_files_together(predictor, photos):
+    image = noise(90, 60, 0)
+    found = predict(predictor, [image, photos / "1.png", np.asarray(image)], threshold=THRESHOLD)
+    assert [one.name for one in found] == ["image-1", "1.png", "image-3"]
+    assert isinstance(found[0], Prediction)
+    assert found[0].origin is image
+    for one in found[1:]:  # the file has the same pixels
+        np.testing.assert_allclose(one.boxes, found[0].boxes, atol=0.01)
+    assert len(predict(predictor, image, threshold=THRESHOLD)) == 1
+
+
+def test_streamed_predictions_come_as_they_are_made(predictor, tmp_path):
+    write_video(tmp_path / "long.mp4", 15)
+    stream = predict(
+        predictor, tmp_path / "long.mp4", threshold=THRESHOLD, stream=True, save=tmp_path / "out", batch_size=1
+    )
+    assert not (tmp_path / "out").exists()
+    found = list(itertools.islice(stream, 4))
+    assert [one.frame for one in found] == [0, 1, 2, 3]
+    np.testing.assert_allclose([one.time for one in found], np.arange(4) * 1001 / 30000, atol=1e-4)
+    assert len(journal(tmp_path / "out")) == 4
+    stream.close()  # as a user who has seen enough
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 4
+    assert [one.frame for one in predict(predictor, tmp_path / "long.mp4", every=4, max_frames=3)] == [0, 4, 8]
+
+
+def test_classes_are_wanted_by_name_or_original_id(predictor, photos):
+    everything = predict(predictor, photos / "1.png", threshold=0.0)[0]
+    assert len(set(everything.names)) == 5
+    for wanted in (["Ring", 3], ["40", "disc"]):
+        some = predict(predictor, photos / "1.png", threshold=0.0, classes=wanted)[0]
+        assert set(some.names) == {"ring", "disc"}
+        np.testing.assert_allclose(some.scores, everything.scores[np.isin(everything.labels, [0, 4])], atol=1e-6)
+    categories = {0: (0, "traffic light"), 1: (5, "dog"), 2: (7, "dog")}
+    assert find_classes("dog", categories) == [1, 2]
+    assert find_classes([0, "7"], categories) == [0, 2]
+    with pytest.raises(ValueError, match="The model has no class 'trafic light'; the closest are traffic light"):
+        find_classes(["dog", "trafic light"], categories)
+    with pytest.raises(ValueError, match="The model has no class '1'; it has traffic light, dog"):
+        find_classes([1], categories)
+    with pytest.raises(ValueError, match="classes is empty"):
+        find_classes([], categories)
+
+
+def test_a_run_that_was_stopped_is_resumed(model, photos, tmp_path, monkeypatch):
+    arguments = (model, photos, "--save", tmp_path / "found", "--threshold", THRESHOLD, "--batch-size", 1)
+
+    calls = 0
+    forward = Predictor._detect
+
+    def interrupted(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Predictor, "_detect", interrupted)
+    exit_code, _, errors = run(*arguments)
+    assert exit_code == 130
+    assert errors.endswith("error: stopped.\n")
+    assert [record["file"] for record in journal(tmp_path / "found")] == ["1.png", "2.png"]
+    assert len(json.loads((tmp_path / "found" / "predictions.json").read_text())["images"]) == 2
+    monkeypatch.setattr(Predictor, "_detect", forward)
+
+    exit_code, _, errors = run(*arguments)
+    assert exit_code == 1
+    assert "has an earlier prediction; choose another folder, or overwrite it, or resume it." in errors
+    exit_code, output, errors = run(*arguments, "--resume")
+    assert exit_code == 3
+    whole = [record["file"] for record in journal(tmp_path / "found")]
+    assert whole == ["1.png", "2.png", "10.png", *["clip.mp4"] * 5, "sub/1.png"]
+    assert re.search(r"^all +\d+ +7$", output, flags=re.MULTILINE)
+    assert run(*arguments, "--resume")[0] == 3  # nothing is left but what cannot be read
+    exit_code, _, errors = run(*arguments, "--resume", "--tta")
+    assert exit_code == 1
+    assert "was predicted with tta=False, not True" in errors
+    assert run(*arguments, "--overwrite")[0] == 3
+    assert [record["file"] for record in journal(tmp_path / "found")] == whole
+
+
+def test_tiles_and_augmentation_see_all_of_the_image(predictor, model, photos, tmp_path):
+    whole, tiled, augmented = (
+        predict(predictor, photos / "sub" / "1.png", threshold=0.01, **settings)[0]
+        for settings in ({}, {"tiles": 64, "tile_overlap": 0.3}, {"tta": True})
+    )
+    assert len(tiled.scores) > len(whole.scores)
+    assert len(augmented.scores) > 0
+    assert (np.diff(tiled.scores) <= 0).all()
+    arguments = (model, photos / "sub", "--save", tmp_path / "out", "--threshold", 0.01)
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        assert run(*arguments, "--tiles", "64", "--tile-overlap", 0.3, "--formats", "csv")[0] == 0
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    assert len(journal(tmp_path / "out")[0]["objects"]) == len(tiled.scores)
+    assert not (tmp_path / "out" / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{photos}/none.png",), "There is no file or folder {photos}/none.png."),
+        (("{photos}/5.png",), "Nothing could be read; the first was 5.png: It is no image"),
+        (("{photos}", "--threshold", "1.5"), "threshold=1.5 must be in [0, 1]: the lowest score that is wanted."),
+        (("{photos}", "--batch-size", "0"), "batch_size=0 must be at least 1."),
+        (("{photos}", "--every", "0"), "every=0 must be at least 1."),
+        (("{photos}", "--max-frames", "0"), "max_frames=0 must be at least 1."),
+        (("{photos}", "--tiles", "big"), "tiles='big' must be a side, or width x height"),
+        (("{photos}", "--tiles", "64", "--tile-overlap", "1"), "tile_overlap=1.0 must be in [0, 0.9]"),
+        (("{photos}", "--classes", "disk,ring"), "The model has no class 'disk'; the closest are disc."),
+        (("{photos}", "--device", "tpu"), "device='tpu' cannot be used here"),
+        (("{photos}", "--dtype", "int4"), "dtype='int4' must be one of float32, bfloat16, float16."),
+        (("{photos}", "--save", "{photos}"), "{photos} has files that are not of an earlier prediction"),
+        (("{photos}", "--save", "{out}", "--formats", "xml"), "There are no formats ['xml']"),
+        (("{photos}", "--save", "{out}", "--overwrite", "--resume"), "overwrite deletes what resume goes on with"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(model, photos, tmp_path, arguments, message, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    places = {"photos": photos, "out": tmp_path / "out"}
+    exit_code, output, errors = run(model, *(argument.format(**places) for argument in arguments))
+    assert exit_code == 1
+    assert errors.splitlines()[-1].startswith("error: " + message.format(**places))
+    assert errors.count("error: ") == 1
+    assert output == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_in_memory_are_predicted_again_for_nobody_knows_them(predictor, photos, tmp_path):
+    predict(predictor, [noise(90, 60), photos / "1.png"], save=tmp_path / "out")
+    again = predict(predictor, [noise(80, 70), photos / "1.png"], save=tmp_path / "out", resume=True)
+    assert [(one.name, one.image_size) for one in again] == [("image-1", (80, 70))]
+    assert sorted(record["file"] for record in journal(tmp_path / "out")) == ["1.png", "image-1"]
+
+
+def test_results_do_not_go_among_the_sources(predictor, photos, tmp_path):
+    found = tmp_path / "found"
+    predict(predictor, photos / "1.png", save=found)
+    with pytest.raises(ValueError, match=r"images/1.png lies in .*found, where the results go; choose another folder"):
+        predict(predictor, found / "images" / "1.png", save=found, overwrite=True)
+    noise(80, 50).save(tmp_path / "new.png")
+    again = predict(predictor, tmp_path, save=found, overwrite=True)  # the results are in the folder of the sources
+    assert [one.name for one in again] == ["new.png"]
+
+
+def test_without_a_callback_what_is_left_out_is_warned_of(predictor, photos):
+    with pytest.warns(UserWarning, match="5.png was left out. It is no image of a known format"):
+        assert len(predict(predictor, [photos / "5.png", photos / "1.png"])) == 1
+
+
+def test_a_model_in_memory_and_one_of_others(predictor, photos):
+    same = predict(predictor.model, photos / "1.png", image_processor=predictor.image_processor, threshold=THRESHOLD)
+    assert len(same[0].scores) > 0
+    config, image_processor = PEERS["yolos"]()
+    torch.manual_seed(0)
+    peer = AutoModelForObjectDetection.from_config(config)
+    (one,) = predict(peer, photos / "1.png", image_processor=image_processor, threshold=0.0)
+    assert one.category_ids == one.labels.tolist()
+    assert set(one.names) <= {f"LABEL_{index}" for index in range(4)}
+
+
+def test_help_is_short_and_ends_with_an_example():
+    exit_code, output, _ = run("--help")
+    assert exit_code == 0
+    assert "dino-hf predict outputs/train photos/ clip.mp4 --save found" in output
+    assert len(output.splitlines()) < 80

@@ -1,0 +1,215 @@
+"""COCO jsons and their images, wherever they lie, and what of them cannot be read."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from dino_hf.data import load_data, read_raw
+
+CATEGORIES = [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]
+
+
+def content(*file_names, categories=CATEGORIES, category_id=4, **changes):
+    """Images of 40x30 with a box each."""
+    images = [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(file_names, start=1)]
+    annotations = [
+        {"id": image["id"], "image_id": image["id"], "category_id": category_id, "bbox": [1, 2, 10, 12]}
+        for image in images
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories} | changes
+
+
+def write(folder, jsons, images):
+    for path, value in jsons.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(value if isinstance(value, str) else json.dumps(value))
+    for path in images:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(folder / path)
+    return folder
+
+
+def found_images(raw, folder):
+    return {
+        name: [entry["path"].relative_to(folder).as_posix() for entry in split.images]
+        for name, split in raw.splits.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("json_file", "image", "file_name", "split"),
+    [
+        ("annotations/instances_train2017.json", "train2017/a.png", "a.png", "train"),
+        ("annotations/instances_train2017.json", "images/train2017/a.png", "a.png", "train"),
+        ("annotations/instances_val2017.json", "images/val/a.png", "a.png", "validation"),
+        ("annotations/val.json", "valid/images/a.png", "a.png", "validation"),
+        ("valid/_annotations.coco.json", "valid/a.png", "a.png", "validation"),
+        ("train.json", "images/a.png", "a.png", "train"),
+        ("train.json", "a.png", "a.png", "train"),
+        ("labels/test/x.json", "deep/down/a.png", "/home/someone/images/a.png", "test"),
+        ("annotations.json", "images/sub/a.png", "sub/a.png", "train"),
+        ("annotations.json", "images/sub/a.png", "images\\sub\\a.png", "train"),
+        ("result.json", "images/a.png", "../../label-studio/data/images/a.png", "train"),
+    ],
+)
+def test_images_and_splits_are_found(json_file, image, file_name, split, tmp_path):
+    folder = write(tmp_path / "data", {json_file: content(file_name)}, [image])
+    assert found_images(read_raw(folder), folder) == {split: [image]}
+    assert found_images(read_raw(folder / json_file), folder) == {split: [image]}
+    assert read_raw(folder).splits[split].images[0]["file_name"] == file_name
+
+
+def test_a_path_relative_to_the_working_directory_will_do(tmp_path, monkeypatch):
+    write(tmp_path / "valid", {"_annotations.coco.json": content("a.png")}, ["a.png"])
+    monkeypatch.chdir(tmp_path / "valid")
+    for source in (".", "_annotations.coco.json"):
+        assert found_images(read_raw(source), tmp_path) == {"validation": ["valid/a.png"]}
+
+
+def test_images_of_one_name_are_never_taken_from_another_split(tmp_path):
+    jsons = {f"annotations/{split}.json": content("a.png", "b.png") for split in ("train", "val")}
+    folder = write(tmp_path, jsons, ["train/a.png", "train/b.png", "val/a.png"])
+    assert found_images(read_raw(folder), folder)["train"] == ["train/a.png", "train/b.png"]
+    with pytest.raises(
+        FileNotFoundError, match=r"val.b\.png, listed in .*val\.json, does not exist\. `dino-hf doctor "
+    ):
+        load_data(folder)
+
+
+def test_a_name_that_stands_for_two_files_finds_none(tmp_path):
+    folder = write(tmp_path, {"annotations.json": content("a.png")}, ["one/a.png", "two/a.png"])
+    assert not read_raw(folder).splits["train"].images[0]["path"].exists()
+
+
+def test_other_jsons_are_passed_over(tmp_path):
+    keypoints = content("a.png", categories=[{"id": 1, "name": "person"}])
+    captions = {"images": keypoints["images"], "annotations": [{"id": 1, "image_id": 1, "caption": "A cat."}]}
+    jsons = {
+        "annotations/instances_train2017.json": content("a.png"),
+        "annotations/person_keypoints_train2017.json": keypoints,
+        "annotations/captions_train2017.json": captions,
+        "annotations/image_info_test2017.json": content("c.png", annotations=[]),
+        "annotations/image_info_test-dev2017.json": content("c.png", annotations=[]),
+        "more/captions.json": captions,
+        "config.json": {"images": 3},
+        ".cache/x.json": content("a.png"),
+    }
+    folder = write(tmp_path, jsons, ["train2017/a.png"])
+    raw = read_raw(folder)
+    assert {name: split.origin.name for name, split in raw.splits.items()} == {
+        "train": "instances_train2017.json",
+        "test": "image_info_test2017.json",
+        "annotations/image_info_test-dev2017": "image_info_test-dev2017.json",
+    }
+    assert raw.problems == []
+    data = load_data(folder, validation_fraction=0)
+    assert (data.validation, data.test) == (None, None)
+    notes = " ".join(data.notes)
+    assert "captions.json has images, but no boxes, and is passed over." in notes
+    assert "none of the test images is here, so there are no test data." in notes
+    assert "passed over: annotations/image_info_test-dev2017." in notes
+
+
+def test_test_data_need_neither_annotations_nor_categories(tmp_path):
+    test = {"images": content("b.png")["images"], "categories": CATEGORIES}
+    folder = write(tmp_path, {"train.json": content("a.png", "c.png"), "test.json": test}, ["a.png", "b.png", "c.png"])
+    data = load_data(folder)
+    assert [len(part.dataset) for part in data[:3]] == [1, 1, 1]
+    assert data.test.dataset[0]["objects"]["bbox"] == []
+    with pytest.raises(ValueError, match=r"train\.json is not in COCO format: it has no list of \['annotations'\]"):
+        load_data(write(tmp_path / "other", {"train.json": test}, ["b.png"]))
+
+
+def test_two_jsons_for_one_split_are_a_choice_of_the_user(tmp_path):
+    folder = write(tmp_path, {"train_a.json": content("a.png"), "train_b.json": content("b.png")}, ["a.png", "b.png"])
+    assert [problem.kind for problem in read_raw(folder).problems] == ["two-files-for-a-split"]
+    with pytest.raises(ValueError, match=r"train_b\.json and .*train_a\.json both are train data by their names; give"):
+        load_data(folder)
+    assert load_data(folder / "train_b.json", validation_fraction=0).train.dataset["file_name"][:] == ["b.png"]
+    others = write(tmp_path / "others", {"one.json": content("a.png"), "two.json": content("a.png")}, ["a.png"])
+    assert list(read_raw(others).splits) == ["one", "two"]
+    with pytest.raises(ValueError, match=r"has the parts \['one', 'two'\], none of which is train, validation or test"):
+        load_data(others)
+
+
+def test_splits_that_number_their_classes_otherwise_share_one_class_space(tmp_path):
+    swapped = [{"id": 4, "name": "dog"}, {"id": 9, "name": "bird"}, {"id": 3, "name": "cat"}]
+    valid = content("b.png", categories=swapped)
+    valid["annotations"] += [valid["annotations"][0] | {"id": n, "category_id": n} for n in (9, 3)]
+    folder = write(tmp_path, {"train.json": content("a.png"), "val.json": valid}, ["a.png", "b.png"])
+    data = load_data(folder)
+    assert data.train.id2label == {0: "cat", 1: "dog", 2: "bird"}
+    assert data.train.category_ids == [4, 9, 10]
+    assert data.validation.dataset[0]["objects"]["category"] == [1, 2, 0]
+    assert any(
+        "numbered otherwise than in the first split; ids were changed by name: {4: 9, 9: 10, 3: 4}" in note
+        for note in data.notes
+    )
+
+
+def test_a_split_may_have_fewer_classes_or_more(tmp_path):
+    more = [*CATEGORIES[1:], {"id": 2, "name": "ant"}]
+    jsons = {"train.json": content("a.png"), "val.json": content("b.png", categories=more, category_id=9)}
+    data = load_data(write(tmp_path, jsons, ["a.png", "b.png"]))
+    assert data.validation.id2label == data.train.id2label == {0: "ant", 1: "cat", 2: "dog"}
+    assert data.train.category_ids == [2, 4, 9]
+    assert data.validation.dataset[0]["objects"]["category"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"annotations": [3]}, "bad-entry", r"annotations\[0\] has image_id=3, but needs image_id as int"),
+        ({"images": ["a.png"]}, "bad-entry", "image 0 has id='a.png', but needs id as int"),
+        ({"images": [{"id": 1, "width": 4}]}, "bad-entry", "image 0 has file_name=None, but needs file_name as str"),
+        ({"categories": [{"id": "4", "name": "cat"}]}, "bad-entry", "category 0 has id='4', but needs id as int"),
+        (
+            {"images": [{"id": 2**70, "file_name": "a.png"}]},
+            "bad-entry",
+            "image 0 has id=1180591620717411303424, which is more than 64 bits hold",
+        ),
+        ({"categories": None}, "missing-list", r"is not in COCO format: it has no list of \['categories'\]"),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 4, "bbox": [1, 2, "3", 4]}]},
+            "bad-entry",
+            r"annotations\[0\] has bbox=\[1, 2, '3', 4\]; it must be",
+        ),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 4, "bbox": [1, 2, 3, 4], "area": "x"}]},
+            "bad-entry",
+            r"annotations\[0\] has area='x' and iscrowd=None; they must be a number, and 0 or 1",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_a_problem_and_then_an_error(changes, kind, message, tmp_path):
+    folder = write(tmp_path, {"train.json": content("a.png", **changes)}, ["a.png"])
+    with pytest.raises(ValueError, match=rf"(?s)train\.json.*{message}.* `dino-hf doctor {folder}` lists everything"):
+        load_data(folder)
+    problem = read_raw(folder).problems[0]
+    assert (problem.kind, problem.message in str(problem)) == (kind, True)
+    assert str(folder / "train.json") in problem.where
+
+
+def test_a_broken_json_beside_others_is_a_problem(tmp_path):
+    folder = write(tmp_path, {"train.json": content("a.png"), "val.json": "{"}, ["a.png"])
+    assert [problem.kind for problem in read_raw(folder).problems] == ["unreadable-file"]
+    with pytest.raises(ValueError, match=r"val\.json is not valid json: .* --fix writes a cleaned copy\.$"):
+        load_data(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "supercategory", "is_left_out"),
+    [("pets", "none", True), ("background", "none", True), ("N/A", "x", True), ("wolf", "pets", False)],
+)
+def test_only_an_unused_category_that_stands_for_background_is_left_out(name, supercategory, is_left_out, tmp_path):
+    categories = [
+        {"id": 0, "name": name, "supercategory": supercategory},
+        *({**entry, "supercategory": "pets"} for entry in CATEGORIES),
+    ]
+    for folder, used in ((tmp_path / "unused", 4), (tmp_path / "used", 0)):
+        write(folder, {"train.json": content("a.png", categories=categories, category_id=used)}, ["a.png"])
+        data = load_data(folder, validation_fraction=0)
+        expected = [4, 9] if is_left_out and used else [0, 4, 9]
+        assert data.train.category_ids == expected
+        assert read_raw(folder).categories == categories

@@ -1,0 +1,236 @@
+"""The numbers are pycocotools' for the detections that are written, whatever the classes are numbered like."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from coco_reference import by_pycocotools
+from dino_hf.evaluation import evaluate, evaluate_model, load_split, report
+from dino_hf.tools.scenes import CATEGORIES, make_scenes
+from dino_hf.training import load_coco
+from dino_hf.training.coco_metric import NAMES
+from evaluation_toys import ReadyPredictor, draw_blocks, noisy_answers
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return make_scenes(tmp_path_factory.mktemp("scenes") / "drawn", 24, seed=7)
+
+
+@pytest.fixture(scope="module")
+def data(path):
+    return load_coco(path, path.parent)
+
+
+@pytest.fixture(scope="module")
+def answers(data):
+    return noisy_answers(data, seed=1)
+
+
+@pytest.fixture(scope="module")
+def evaluation(data, answers):
+    return evaluate_model(ReadyPredictor(data.id2label, answers), data, num_bootstrap=200)
+
+
+def with_other_ids(path, folder, change):
+    """The same data, their categories numbered otherwise."""
+    content = json.loads(path.read_text())
+    for entry in content["categories"]:
+        entry["id"] = change[entry["id"]]
+    for entry in content["annotations"]:
+        entry["category_id"] = change[entry["category_id"]]
+    other = folder / "annotations.json"
+    other.write_text(json.dumps(content))
+    return load_coco(other, path.parent)
+
+
+def test_the_numbers_are_pycocotools_to_the_last_bit(path, evaluation):
+    detections = [
+        (image_id, box.tolist(), category_id, score)
+        for image_id, box, category_id, score in zip(
+            *(evaluation.found[name] for name in ("image_id", "boxes", "labels", "scores")), strict=True
+        )
+    ]
+    assert evaluation.metrics == by_pycocotools(path, detections)
+    assert 0.2 < evaluation.metrics["AP"] < 0.8
+    assert set(evaluation.metrics) == {*NAMES, *(f"AP_class_{name}" for name in CATEGORIES.values())}
+
+
+def test_pycocotools_reads_the_detections_and_gives_the_same_numbers(path, evaluation, tmp_path):
+    (tmp_path / "detections.json").write_text(json.dumps(evaluation.detections))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(path)
+        coco = COCOeval(truth, truth.loadRes(str(tmp_path / "detections.json")), "bbox")
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
+    assert coco.stats.tolist() == [evaluation.metrics[name] for name in NAMES]
+    assert {entry["category_id"] for entry in evaluation.detections} == set(CATEGORIES)
+
+
+def test_rows_of_classes_are_what_pycocotools_gives_for_each(data, evaluation):
+    for row in evaluation.per_class:
+        assert row["AP"] == evaluation.metrics[f"AP_class_{row['name']}"]
+        assert row["AP50"] > row["AP"] > 0
+        assert CATEGORIES[row["category_id"]] == row["name"]
+    for name in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AR_100"):
+        values = [row[name] for row in evaluation.per_class if row[name] >= 0]
+        assert np.mean(values) == pytest.approx(evaluation.metrics[name], rel=1e-12)  # sums in another order
+    counts = evaluation.counts
+    assert counts["objects"] == sum(row["num_objects"] for row in evaluation.per_class)
+    assert counts["objects"] == counts["objects_small"] + counts["objects_medium"] + counts["objects_large"]
+    assert counts["images"] == 24
+    assert counts["crowds"] > 0
+
+
+def test_intervals_hold_the_number_and_are_of_the_seed(data, answers, evaluation):
+    assert set(evaluation.intervals) == {
+        *("AP", "AP50", "AP75", "AP_small", "AP_medium"),
+        *(f"AP_class_{name}" for name in CATEGORIES.values()),
+    }
+    for name, (low, high) in evaluation.intervals.items():
+        assert 0 <= low < evaluation.metrics[name] < high <= 1
+    again = evaluate_model(ReadyPredictor(data.id2label, answers), data, num_bootstrap=200)
+    other = evaluate_model(ReadyPredictor(data.id2label, answers), data, num_bootstrap=200, seed=1)
+    assert again.intervals == evaluation.intervals != other.intervals
+    none = evaluate_model(ReadyPredictor(data.id2label, answers), data, num_bootstrap=0)
+    assert none.intervals == {}
+    assert none.metrics == evaluation.metrics
+
+
+@pytest.mark.parametrize(
+    "change", [dict(zip(CATEGORIES, range(5), strict=True)), {3: 900, 7: 5, 12: 40000, 21: 6, 40: 1}]
+)
+def test_other_category_ids_give_the_same_numbers(path, answers, evaluation, tmp_path, data, change):
+    other = with_other_ids(path, tmp_path, change)
+    found = evaluate_model(ReadyPredictor(data.id2label, answers, list(CATEGORIES)), other, num_bootstrap=50)
+    assert found.metrics == pytest.approx(evaluation.metrics, rel=1e-12)  # classes are summed in another order
+    assert found.best == evaluation.best
+    assert [{**entry, "category_id": 0} for entry in found.detections] == [
+        {**entry, "category_id": 0} for entry in evaluation.detections
+    ]
+    assert {entry["category_id"] for entry in found.detections} == set(change.values())
+
+
+def test_classes_of_the_model_alone_are_left_out_and_counted_and_those_of_the_data_alone_have_no_ap(
+    data, answers, caplog
+):
+    names = {**data.id2label, 1: "cloud"}
+    found = evaluate_model(ReadyPredictor(names, answers), data, num_bootstrap=20)
+    num_boxes = sum((labels == 1).sum() for _, _, labels in answers.values())
+    assert found.left_out == {"cloud": num_boxes}
+    assert found.counts["detections_left_out"] == num_boxes
+    assert found.metrics["AP_class_box"] == 0
+    assert "does not know 1 of 5 classes of the data, whose AP is 0: 'box'" in caplog.text
+    assert found.notes == caplog.messages
+
+
+def test_a_model_that_finds_nothing_scores_zero(data):
+    nothing = {row["image"].tobytes(): ([], [], []) for row in data.dataset}
+    found = evaluate_model(ReadyPredictor(data.id2label, nothing), data, num_bootstrap=20)
+    assert (found.metrics["AP"], found.intervals["AP"], found.best_threshold) == (0, (0, 0), None)
+    assert found.detections == []
+
+
+def test_a_class_without_objects_is_none(tmp_path):
+    data = draw_blocks(tmp_path / "blocks", ["a", "b", "unused"], 5, unused=1)
+    found = evaluate_model(ReadyPredictor(data.id2label, noisy_answers(data)), data, num_bootstrap=20)
+    assert found.metrics["AP_class_unused"] == -1
+    assert "AP_class_unused" not in found.intervals
+    content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert content["metrics"]["AP_class_unused"] is content["per_class"][2]["AP"] is None
+    assert content["metrics"]["AP"] == found.metrics["AP"]
+    assert -1 not in content["metrics"].values()
+
+
+def test_progress_goes_to_the_end(data, answers):
+    seen = []
+    evaluate_model(
+        ReadyPredictor(data.id2label, answers), data, num_bootstrap=3, progress=lambda *step: seen.append(step)
+    )
+    assert {stage for stage, *_ in seen} == {"images", "classes", "resampled classes"}
+    assert {("images", 24, 24), ("classes", 5, 5), ("resampled classes", 5, 5)} <= set(seen)
+
+
+class Failing(ReadyPredictor):
+    """Works on many images at a time, like the real one; an error comes up with any of them."""
+
+    error, alone = ValueError("An image has mode 'F'."), True
+
+    def __call__(self, images, *, batch_size=8, threshold=0.0):
+        images = list(images)
+        if any(image.tobytes() == self.bad for image in images) and (self.alone or len(images) > 1):
+            raise self.error
+        yield from super().__call__(images)
+
+
+def test_an_error_of_an_image_names_its_file(data, answers):
+    predictor = Failing(data.id2label, answers)
+    predictor.bad = data.dataset[9]["image"].tobytes()
+    with pytest.raises(ValueError, match="mode 'F'") as raised:
+        evaluate_model(predictor, data)
+    assert raised.value.__notes__ == ["This is 000010.png."]
+    predictor.alone, predictor.error = False, RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory") as raised:
+        evaluate_model(predictor, data)
+    assert raised.value.__notes__ == [
+        "It came up between 000001.png and 000024.png; a smaller batch size needs less memory."
+    ]
+    predictor.error = torch.AcceleratorError("device-side assert triggered")  # after which no image runs
+    predictor.alone = True
+    with pytest.raises(RuntimeError, match="device-side") as raised:
+        evaluate_model(predictor, data)
+    assert "between 000001.png and 000024.png" in raised.value.__notes__[0]
+
+
+def test_an_evaluation_that_is_broken_off_says_where(data, answers):
+    predictor = ReadyPredictor(data.id2label, answers)
+
+    def stop(stage, done, total):
+        if (stage, done) == ("images", 6):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        evaluate_model(predictor, data, progress=stop)
+    assert raised.value.__notes__ == ["The evaluation was broken off after 6 images, at 000006.png."]
+
+
+def test_an_image_that_does_not_fit_its_annotations_is_named(tmp_path):
+    data = draw_blocks(tmp_path / "blocks", ["a", "b"], 4)
+    answers = noisy_answers(data)
+    image = Image.open(tmp_path / "blocks" / "0003.png")
+    image.resize((50, 40)).save(tmp_path / "blocks" / "0003.png")
+    with pytest.raises(ValueError, match="Image 3 is 50 wide and 40 high") as raised:
+        evaluate_model(ReadyPredictor(data.id2label, answers), data)
+    assert raised.value.__notes__ == ["This is 0003.png."]
+    (tmp_path / "blocks" / "0003.png").write_bytes(b"no image")
+    with pytest.raises(OSError, match=r"0003.png cannot be read"):
+        evaluate_model(ReadyPredictor(data.id2label, answers), data)
+
+
+def test_a_split_is_found_or_refused(path, data):
+    assert load_split(data, "test") == (data, [])
+    part, notes = load_split(path, "validation")
+    assert 0 < len(part.dataset) < 24
+    assert any("held out" in note for note in notes)
+    with pytest.raises(ValueError, match="has no test images, but train, validation; choose split train"):
+        load_split(path, "test")
+    with pytest.raises(ValueError, match="split='val' must be one of train, validation, test"):
+        load_split(path, "val")
+
+
+def test_the_function_for_users_writes_its_report(data, answers, tmp_path, monkeypatch):
+    predictor, written = ReadyPredictor(data.id2label, answers), []
+    monkeypatch.setitem(evaluate.__globals__, "Predictor", ReadyPredictor)
+    monkeypatch.setattr(report, "save_report", lambda *arguments: written.append(arguments))
+    found = evaluate(predictor, data, output_dir=tmp_path / "out", num_bootstrap=20)
+    assert written == [(found, data, tmp_path / "out")]
+    with pytest.raises(ValueError, match="num_bootstrap=-1 must be at least 0"):
+        evaluate(predictor, data, num_bootstrap=-1)

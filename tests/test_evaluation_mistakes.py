@@ -1,0 +1,93 @@
+"""Confusions and mistakes of a small example, counted by hand."""
+
+import numpy as np
+import pytest
+
+from dino_hf.evaluation.mistakes import confusion_matrix, find_mistakes
+
+CAT, DOG, EEL = 3, 7, 8
+
+
+def columns(rows, last):
+    """Rows of (image id, category id, box, score or iscrowd)."""
+    image_id, labels, boxes, values = zip(*rows, strict=True) if rows else ((), (), (), ())
+    boxes = np.array(boxes, dtype=float).reshape(-1, 4)
+    result = {"image_id": np.array(image_id, dtype=int), "labels": np.array(labels, dtype=int), "boxes": boxes}
+    result[last] = np.array(values)
+    return result | ({"area": boxes[:, 2:].prod(axis=1)} if last == "iscrowd" else {})
+
+
+TRUTH = columns(
+    [
+        (1, CAT, (10, 10, 20, 30), 0),
+        (1, DOG, (60, 10, 30, 20), 0),
+        (2, DOG, (0, 0, 40, 50), 0),
+        (2, EEL, (50, 60, 10, 12), 0),
+        (4, CAT, (0, 0, 80, 60), 1),
+    ],
+    "iscrowd",
+)
+FOUND = columns(
+    [
+        (1, CAT, (10, 10, 30, 40), 0.9),  # right
+        (1, CAT, (11, 10, 30, 40), 0.8),  # duplicate
+        (1, CAT, (60, 10, 90, 29), 0.7),  # wrong class: a dog
+        (2, DOG, (0, 0, 40, 15), 0.75),  # poor localisation: IoU 0.3
+        (3, EEL, (5, 5, 25, 45), 0.6),  # background
+        (3, DOG, (50, 5, 70, 45), 0.1),  # below the threshold
+        (4, CAT, (5, 5, 15, 20), 0.95),  # in a crowd of cats
+    ],
+    "scores",
+)
+
+
+def test_confusions_are_counted_as_by_hand():
+    counts = confusion_matrix(TRUTH, FOUND, [CAT, DOG, EEL], 0.5)
+    wanted = [
+        [1, 0, 0, 0],  # the cat
+        [1, 0, 0, 1],  # the dog that was taken for a cat, and the one whose box is poor
+        [0, 0, 0, 1],
+        [1, 1, 1, 0],  # duplicate, poor box, nothing there; what lies in a crowd does not count
+    ]
+    assert counts.tolist() == wanted
+    counts = confusion_matrix(TRUTH, FOUND, [CAT, DOG, EEL], 0.95)  # a score of the threshold is not above it
+    assert counts.tolist() == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 1], [0, 0, 0, 0]]
+
+
+def test_the_highest_overlap_is_paired_first_and_of_equal_ones_the_right_class():
+    found = columns([(1, DOG, (10, 10, 30, 40), 0.9), (1, CAT, (10, 10, 30, 40), 0.6)], "scores")
+    truth = columns([(1, CAT, (10, 10, 20, 30), 0)], "iscrowd")
+    assert confusion_matrix(truth, found, [CAT, DOG], 0.5).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    found["boxes"][1, 0] += 1
+    assert confusion_matrix(truth, found, [CAT, DOG], 0.5).tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0]]
+
+
+def test_each_mistake_is_of_its_kind():
+    mistakes = {mistake.kind: mistake for mistake in find_mistakes(TRUTH, FOUND, 0.5, limit=3)}
+    assert {kind: (mistake.score, mistake.truth) for kind, mistake in mistakes.items() if kind != "miss"} == {
+        "duplicate": (0.8, 0),
+        "wrong class": (0.7, 1),
+        "poor localisation": (0.75, 2),
+        "background": (0.6, None),
+    }
+    misses = [mistake for mistake in find_mistakes(TRUTH, FOUND, 0.5, limit=3) if mistake.kind == "miss"]
+    # the largest of each image, and no crowd: the dog of image 2, then that of image 1
+    assert [(mistake.image_id, mistake.category_id, mistake.box) for mistake in misses] == [
+        (2, DOG, (0, 0, 40, 50)),
+        (1, DOG, (60, 10, 90, 30)),
+    ]
+
+
+def test_the_worst_come_first_and_no_more_than_asked_for():
+    rows = [(image_id, CAT, (5, 5, 25, 45), image_id / 10) for image_id in range(1, 10)]
+    mistakes = find_mistakes(columns([], "iscrowd"), columns(rows, "scores"), 0.15, limit=3)
+    assert [mistake.score for mistake in mistakes] == [0.9, 0.8, 0.7]
+    assert len(find_mistakes(columns([], "iscrowd"), columns(rows, "scores"), 0.75, limit=3)) == 2
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_model_that_finds_nothing_has_missed_everything(is_empty):
+    truth = columns([], "iscrowd") if is_empty else TRUTH
+    counts = confusion_matrix(truth, columns([], "scores"), [CAT, DOG, EEL], 0.5)
+    assert counts[:, -1].tolist() == ([0] * 4 if is_empty else [1, 2, 1, 0])
+    assert counts.sum() == counts[:, -1].sum()

@@ -1,0 +1,390 @@
+"""Any detector on images of any size: the same answers in every batch, and errors of one sentence."""
+
+import itertools
+import json
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForObjectDetection,
+    ConditionalDetrConfig,
+    ConditionalDetrImageProcessor,
+    DeformableDetrConfig,
+    DeformableDetrImageProcessor,
+    DetrConfig,
+    DetrImageProcessor,
+    ResNetModel,
+    RTDetrConfig,
+    RTDetrImageProcessor,
+    RTDetrResNetConfig,
+    ViTImageProcessor,
+    YolosConfig,
+    YolosImageProcessor,
+)
+
+from dino_hf.inference import Detections, Predictor
+from helpers import RESNET
+from inference_toys import CATEGORY_IDS, NAMES, excite, noise, save_toy_detector, toy_detector
+
+SIZES = [(70, 40), (90, 64), (40, 70), (80, 64), (100, 33), (71, 40), (64, 90)]  # (width, height)
+IMAGES = [noise(*size, seed) for seed in range(2) for size in SIZES]
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor(*toy_detector())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_toy_detector(tmp_path_factory.mktemp("model"))
+
+
+def assert_same(found: list[Detections], expected: list[Detections]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        # float32 arithmetic whose order depends on the size of the batch, through some 20 layers
+        np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one.boxes, other.boxes, rtol=0, atol=1e-2)  # pixels
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def record_inputs(predictor: Predictor, monkeypatch) -> list[dict]:
+    """The inputs of each batch to come."""
+    batches, forward = [], predictor.model.forward
+    monkeypatch.setattr(predictor.model, "forward", lambda **inputs: batches.append(inputs) or forward(**inputs))
+    return batches
+
+
+def test_an_image_has_the_same_detections_in_any_batch(predictor, monkeypatch):
+    alone = [next(predictor([image])) for image in IMAGES]
+    batches = record_inputs(predictor, monkeypatch)
+    assert_same(list(predictor(IMAGES, batch_size=3)), alone)
+    assert_same(list(predictor(IMAGES[::-1], batch_size=5)), alone[::-1])
+    sizes = [{(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in batch["pixel_mask"]} for batch in batches]
+    assert max(map(len, sizes)) > 1  # of different sizes in one batch
+    for batch in batches:
+        padding = 1 - batch["pixel_mask"].float().mean((1, 2))
+        assert padding.max() < 0.5  # at toy size; a step is a third of a side
+        assert batch["pixel_values"].shape[0] <= 5
+        assert (batch["pixel_values"] * (1 - batch["pixel_mask"])[:, None]).abs().max() == 0
+
+
+def test_detections_are_those_of_the_image_processor(predictor):
+    image = noise(96, 64)  # resized to 72 x 48: padded to 96 x 64
+    inputs = predictor.image_processor(images=[image], return_tensors="pt", pad_size={"height": 64, "width": 96})
+    assert inputs["pixel_mask"].sum() == 72 * 48
+    outputs = predictor.model(**inputs)
+    expected = predictor.image_processor.post_process_object_detection(outputs, 0.0, [(64, 96)])[0]
+    found = next(predictor([image]))
+    assert_same([found], [Detections(*(expected[name].detach().numpy() for name in Detections._fields))])
+    assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype) == (np.float64, np.float64, np.int64)
+    assert len(found.scores) == 15 * 5
+    assert (np.diff(found.scores) <= 0).all()
+    assert predictor.id2label == NAMES
+    assert predictor.category_ids == CATEGORY_IDS
+
+
+def test_images_are_read_as_they_are_needed(predictor):
+    num_read = 0
+
+    def endless():
+        nonlocal num_read
+        for number in itertools.count():
+            num_read += 1
+            yield IMAGES[number % len(SIZES)] if number % 5 else IMAGES[0]
+
+    stream = predictor(endless(), batch_size=2)
+    assert num_read == 0
+    for count in range(1, 60):
+        next(stream)
+        assert num_read <= count + 8 * 2 + 9  # the window, and one for each of at most 8 threads
+    stream.close()
+    assert list(predictor([])) == []
+
+
+def test_a_rare_shape_does_not_wait_for_others_of_its_kind(predictor, monkeypatch):
+    batches = record_inputs(predictor, monkeypatch)
+    images = [IMAGES[2]] + [IMAGES[0]] * 40
+    next(predictor(iter(images), batch_size=2))
+    assert [len(batch["pixel_values"]) for batch in batches].count(1) == 1
+    assert len(batches) <= 9
+
+
+def test_the_threshold_leaves_out_what_is_not_above(predictor):
+    everything = list(predictor(IMAGES[:3]))
+    threshold = float(everything[0].scores[20])
+    for found, of_all in zip(predictor(IMAGES[:3], threshold=threshold), everything, strict=True):
+        assert_same([found], [of_all.keep(of_all.scores > threshold)])
+    assert 0 < len(next(predictor(IMAGES[:1], threshold=threshold)).scores) <= 20
+
+
+def test_grey_palette_and_alpha_are_read_as_in_training(predictor):
+    image = IMAGES[0]
+    for mode in ("L", "P", "RGBA", "CMYK", "1"):
+        converted = image.convert(mode)
+        assert_same([next(predictor([converted]))], [next(predictor([converted.convert("RGB")]))])
+    with pytest.raises(ValueError, match="An image has mode 'I;16', but 8 bits per channel are expected"):
+        next(predictor([Image.new("I;16", (40, 30))]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
+def test_half_precision_is_near_to_single(folder, predictor, dtype):
+    half = Predictor(folder, dtype=dtype)
+    assert {parameter.dtype for parameter in half.model.parameters()} == {half.model.dtype}
+    assert half.model.dtype in (torch.bfloat16, torch.float16)
+    for found, expected in zip(half(IMAGES[:4]), predictor(IMAGES[:4]), strict=True):
+        # 8 bits of mantissa through some 20 layers, and selections among near equals
+        np.testing.assert_allclose(found.scores[:20].mean(), expected.scores[:20].mean(), rtol=0.2)
+        assert found.boxes.dtype == np.float64
+
+
+def test_a_folder_gives_the_detections_of_what_was_saved_in_it(folder, predictor):
+    loaded = Predictor(folder, device="cpu")
+    assert loaded.name == str(folder)
+    assert (loaded.id2label, loaded.category_ids) == (NAMES, CATEGORY_IDS)
+    assert not loaded.model.training
+    assert_same(list(loaded(IMAGES[:3])), list(predictor(IMAGES[:3])))
+
+
+def test_scores_that_are_not_finite_are_no_silence(folder):
+    broken = Predictor(folder)
+    with torch.no_grad():
+        for parameter in broken.model.model.decoder.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r'are not finite in float32; use dtype="float32" or "bfloat16"'):
+        list(broken(IMAGES[:2]))
+
+
+def test_what_does_not_fit_into_memory_goes_in_smaller_batches(predictor, monkeypatch):
+    expected, forward, limit = list(predictor(IMAGES, batch_size=4)), predictor.model.forward, 2
+
+    def out_of_memory(**inputs):
+        if len(inputs["pixel_values"]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    monkeypatch.setattr(predictor.model, "forward", out_of_memory)
+    assert_same(list(predictor(IMAGES, batch_size=4)), expected)
+    limit = 0
+    with pytest.raises(ValueError, match="A single image, resized to 96 x 64, does not fit into the memory of cpu"):
+        list(predictor(IMAGES[:2]))
+
+
+COMMON = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_queries": 12,
+    "num_labels": 4,
+}
+TIMM_FREE = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
+SHORTEST = {"shortest_edge": 64, "longest_edge": 128}
+
+
+def resnet(*stages):
+    return AutoConfig.for_model(**RESNET, out_features=list(stages))
+
+
+def rt_detr():
+    maps = {"out_features": ["stage2", "stage3", "stage4"]}
+    backbone = RTDetrResNetConfig(embedding_size=8, hidden_sizes=[16, 24, 32, 40], depths=[1, 1, 1, 1], **maps)
+    return RTDetrConfig(
+        backbone_config=backbone,
+        encoder_in_channels=[24, 32, 40],
+        encoder_hidden_dim=32,
+        decoder_in_channels=[32, 32, 32],
+        num_denoising=0,
+        **COMMON,
+    )
+
+
+def yolos():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return YolosConfig(image_size=[64, 96], patch_size=16, num_detection_tokens=10, num_labels=4, **sizes)
+
+
+PEERS = {
+    "detr": lambda: (
+        DetrConfig(backbone_config=resnet("stage4"), **TIMM_FREE, **COMMON),
+        DetrImageProcessor(size=SHORTEST),
+    ),
+    "conditional_detr": lambda: (
+        ConditionalDetrConfig(backbone_config=resnet("stage4"), **TIMM_FREE, **COMMON),
+        ConditionalDetrImageProcessor(size=SHORTEST),
+    ),
+    "deformable_detr": lambda: (
+        DeformableDetrConfig(backbone_config=resnet("stage2", "stage3", "stage4"), **TIMM_FREE, **COMMON),
+        DeformableDetrImageProcessor(size=SHORTEST),
+    ),
+    "rt_detr": lambda: (rt_detr(), RTDetrImageProcessor(size={"height": 64, "width": 96})),
+    "yolos": lambda: (yolos(), YolosImageProcessor(size=SHORTEST)),
+}
+
+
+@pytest.fixture(scope="module", params=PEERS)
+def peer(request):
+    torch.manual_seed(0)
+    config, image_processor = PEERS[request.param]()
+    return Predictor(excite(AutoModelForObjectDetection.from_config(config), 0.1), image_processor)
+
+
+def test_a_peer_gives_what_its_own_code_gives_for_each_image_alone(peer):
+    model, image_processor = peer.model, peer.image_processor
+    expected = []
+    for image in IMAGES:
+        outputs = model(**image_processor(images=[image], return_tensors="pt"))
+        sizes = [(image.height, image.width)]
+        one = image_processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)[0]
+        expected.append(Detections.sorted(*(one[name].detach().numpy() for name in ("boxes", "scores", "labels"))))
+    found = list(peer(IMAGES, batch_size=3))
+    assert_same(found, expected)
+    assert len(found[0].scores) >= 10
+    assert not np.allclose(found[0].boxes[:5], found[2].boxes[:5])  # the image is looked at
+    assert peer.category_ids is None
+
+
+def test_an_image_like_a_thread_is_refused_where_nothing_would_be_left_of_it(peer):
+    thread = Image.new("RGB", (3000, 2))
+    if peer.can_scale:
+        with pytest.raises(ValueError, match="It is 3000 x 2 pixels: resized for the model, nothing would be left"):
+            list(peer([thread]))
+    else:
+        assert peer.refuses(thread) is None
+        assert len(next(peer([thread])).boxes) > 0
+
+
+def test_ours_sees_a_thread_too(predictor):
+    assert predictor.refuses(Image.new("RGB", (3000, 2))) is None
+    assert len(next(predictor([Image.new("RGB", (3000, 2))])).boxes) > 0
+
+
+def test_at_another_scale_images_are_larger_and_boxes_stay_in_pixels_of_the_image(predictor, monkeypatch):
+    batches = record_inputs(predictor, monkeypatch)
+    larger = predictor.at_scale(2.0)
+    found = next(larger([noise(96, 64)]))
+    assert batches[-1]["pixel_mask"].sum() == (2 * 72) * (2 * 48)
+    next(predictor([noise(96, 64)]))
+    assert batches[-1]["pixel_mask"].sum() == 72 * 48
+    assert 1 < found.boxes.max() < 200
+
+
+def test_a_fixed_size_is_not_scaled():
+    assert not Predictor(
+        AutoModelForObjectDetection.from_config(rt_detr()), RTDetrImageProcessor(size={"height": 64, "width": 96})
+    ).can_scale
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda:77"}, r"device='cuda:77' cannot be used here: .*; use 'cpu', or leave it out"),
+        ({"device": "gpu"}, "device='gpu' cannot be used here"),
+        ({"dtype": "int8"}, "dtype='int8' must be one of float32, bfloat16, float16."),
+        ({"dtype": torch.int64}, "dtype=torch.int64 must be one of"),
+    ],
+)
+def test_devices_and_types_that_are_not_there_are_refused(folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor(folder, **settings)
+
+
+def test_wrong_settings_of_a_call_are_refused_at_once(predictor):
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        predictor(IMAGES, batch_size=0)
+    for threshold in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"threshold=.* must be in \[0, 1\]"):
+            predictor(IMAGES, threshold=threshold)
+
+
+def test_a_model_without_a_folder_needs_an_image_processor():
+    with pytest.raises(ValueError, match="comes without its image processor; give it as image_processor"):
+        Predictor(toy_detector()[0])
+
+
+def damage(name, change):
+    def apply(folder):
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return apply
+
+
+def without_weights(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "decoder" not in name}, folder / "model.safetensors")
+
+
+def with_setting(**changes):
+    def apply(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return apply
+
+
+def replaced_by_another_model(folder):
+    (folder / "model.safetensors").unlink()
+    ResNetModel(AutoConfig.for_model(**RESNET)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (damage("model.safetensors", lambda data: data[: len(data) // 2]), "its model.safetensors may be damaged"),
+        (damage("model.safetensors", lambda data: b"junk" * 9), "its model.safetensors may be damaged"),
+        (damage("config.json", lambda data: data[:-20]), "has no config.json that can be read"),
+        (
+            damage("preprocessor_config.json", lambda data: data[:-20]),
+            "has no preprocessor_config.json that can be read",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors that can be read"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json that can be"),
+        (lambda folder: (folder / "config.json").unlink(), "is no model: it has no config.json; give the folder that"),
+        (lambda folder: ViTImageProcessor().save_pretrained(folder), "is no image processor of a detector."),
+        (replaced_by_another_model, "is a model of type 'resnet', which is no object detector."),
+        (without_weights, "has no object detector's weights, or not all: .* are missing, the first is model.decoder"),
+        (with_setting(d_model=128), "cannot be loaded, its model.safetensors may be damaged"),
+        (with_setting(d_model=32), "cannot be loaded, its config.json may be damaged: ValueError, d_model=32 cannot"),
+        (with_setting(model_type="none"), "cannot be loaded, its config.json may be damaged"),
+    ],
+)
+def test_a_broken_folder_is_described_in_a_sentence(tmp_path, break_it, message):
+    save_toy_detector(tmp_path)
+    break_it(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
+        Predictor(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_no_folder_and_not_on_the_hub_is_said(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for nowhere in (tmp_path / "none", "./none", "~/none/of/it", str(tmp_path / "none")):
+        with pytest.raises(FileNotFoundError, match=f"There is no folder {nowhere}; give that of a model, or an id"):
+            Predictor(nowhere)
+    with pytest.raises(ValueError, match="is a file; give the folder that it lies in"):
+        Predictor(folder / "config.json")
+    with pytest.raises(FileNotFoundError, match="There is no folder none/there, and no model of that name"):
+        Predictor("none/there")
+    (tmp_path / "checkpoint-12").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"a checkpoint lies in it: .*checkpoint-12"):
+        Predictor(tmp_path)
+
+
+def test_code_in_a_folder_is_never_run(tmp_path):
+    save_toy_detector(tmp_path)
+    for file in tmp_path.glob("*.py"):
+        file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert list(tmp_path.glob("*.py"))
+    list(Predictor(tmp_path)(IMAGES[:2]))
+    assert not (tmp_path / "ran").exists()

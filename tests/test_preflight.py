@@ -1,0 +1,168 @@
+"""What is said before a run starts."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from rich.console import Console
+
+from dino_hf import DinoDetrForObjectDetection
+from dino_hf.data import CocoData
+from dino_hf.tools.scenes import make_scenes
+from dino_hf.training import get_recipe, load_coco
+from dino_hf.training.memory_forecast import MemoryForecast
+from dino_hf.training.preflight import (
+    Preflight,
+    describe_data,
+    describe_disk,
+    describe_memory,
+    describe_plan,
+    find_warnings,
+    image_sizes,
+    size_text,
+)
+from helpers import QUIET, tiny_config
+
+FORECAST = MemoryForecast(weights=2**20, fixed=6 * 2**20, per_image=3 * 2**30, size=(800, 1333), num_boxes=40)
+
+
+def make_data(**columns) -> CocoData:
+    rows = {
+        "image_id": [1, 2, 3],
+        "width": [90, 60, 120],
+        "height": [50, 70, 40],
+        "objects": [
+            {"category": [0, 0, 2], "iscrowd": [0, 1, 0]},
+            {"category": [], "iscrowd": []},
+            {"category": [0] * 11, "iscrowd": [0] * 11},
+        ],
+    }
+    return CocoData(Dataset.from_dict(rows | columns), {0: "cat", 1: "dog", 2: "emu"}, [1, 2, 3])
+
+
+def test_data_are_counted():
+    data = make_data()
+    told = describe_data("here", ["a note"], {"train": data, "validation": None, "test": data})
+    assert told == {
+        "origin": "here",
+        "notes": ["a note"],
+        "images": {"train": 3, "validation": None, "test": 3},
+        "classes": {"cat": 12, "dog": 0, "emu": 1},
+        "boxes": {"all": 13, "most_in_an_image": 11, "images_without": 1, "crowds": 1},
+        "image_sizes": {"height": [40, 50, 70], "width": [60, 90, 120]},
+    }
+    part = data._replace(dataset=data.dataset.select([1, 0]))  # rows in another order than they are stored
+    told = describe_data("here", [], {"train": part, "validation": None, "test": None})
+    assert told["classes"] == {"cat": 1, "dog": 0, "emu": 1}
+    assert told["boxes"] == {"all": 2, "most_in_an_image": 2, "images_without": 1, "crowds": 1}
+    empty = data._replace(dataset=data.dataset.select([1]))
+    assert describe_data("", [], {"train": empty})["boxes"]["most_in_an_image"] == 0
+
+
+def test_sizes_that_are_not_annotated_are_those_of_images(tmp_path):
+    path = make_scenes(tmp_path / "scenes", 3, seed=0)
+    content = json.loads(path.read_text())
+    expected = [(image["height"], image["width"]) for image in content["images"]]
+    del content["images"][1]["width"]
+    path.write_text(json.dumps(content))
+    assert image_sizes(load_coco(path, path.parent)) == expected
+    with Image.open(path.parent / content["images"][1]["file_name"]) as image:
+        assert (image.height, image.width) == expected[1]
+
+
+def test_a_plan_counts_steps_and_evaluations():
+    recipe = get_recipe("finetune", num_train_epochs=3)
+    model = DinoDetrForObjectDetection(tiny_config())
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **QUIET}
+    plan = describe_plan(recipe, recipe.training_arguments("o", **settings), model, 10, 0)
+    assert (plan["steps_per_epoch"], plan["steps"], plan["evaluations"], plan["epochs"]) == (3, 9, 3, 3.0)
+    assert plan["images_per_step"]["all"] == 4
+    assert plan["learning_rates"] == {"transformer": 5e-5, "backbone": 5e-6}
+    assert plan["stops"] == "stops after 10 evaluations without a better AP"
+    assert (plan["device"], plan["precision"]) == ("cpu", "float32")
+    assert "images per step 4, the recipe has 8; no scaling" in plan["departures"][0]
+    by_steps = recipe.training_arguments("o", eval_strategy="steps", eval_steps=2, max_steps=7, bf16=True, **settings)
+    plan = describe_plan(recipe, by_steps, model, 10, 4)
+    assert (plan["steps"], plan["evaluations"], plan["precision"]) == (7, 3, "bfloat16 autocast")
+    without = recipe.training_arguments("o", eval_strategy="no", **settings)
+    plan = describe_plan(recipe, without, model, 10, 0)
+    assert (plan["evaluations"], plan["stops"]) == (0, None)
+
+
+@pytest.mark.parametrize(("limit", "num_checkpoints"), [(2, 3), (1, 2), (None, 1)])
+def test_disk_is_that_of_the_checkpoints(tmp_path, limit, num_checkpoints):
+    model = DinoDetrForObjectDetection(tiny_config())
+    recipe = get_recipe("finetune")
+    args = recipe.training_arguments(tmp_path / "new/out", save_total_limit=limit, **QUIET)
+    disk = describe_disk(model, recipe, args, tmp_path / "new/out")
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    moments = 8 * sum(one.numel() for one in model.parameters() if one.requires_grad)  # stem and stage 1 are frozen
+    assert disk["checkpoint"] == 2 * weights + moments
+    assert disk["needed"] == num_checkpoints * disk["checkpoint"] + 2 * weights
+    assert ("this is one" in disk["what"]) == (limit is None)
+    assert disk["free"] > 0
+    torch.save({"moments": torch.zeros(moments // 4)}, tmp_path / "moments.pt")
+    assert abs((tmp_path / "moments.pt").stat().st_size - moments) < 5000
+
+
+def test_what_is_wrong_is_a_warning():
+    data = describe_data("here", [], {"train": make_data()})
+    args = get_recipe("finetune").training_arguments("o", per_device_train_batch_size=4, **QUIET)
+    memory = describe_memory(FORECAST, 10 * 2**30, args)
+    assert memory["total"] == FORECAST.total(4)
+    warnings = find_warnings(data, memory, ["a finding"])
+    assert warnings[:3] == [
+        "a finding",
+        "no box to train on is of dog: the model cannot learn them.",
+        "fewer than 10 boxes to train on are of emu.",
+    ]
+    assert "forecast to take 12.0 GiB, and 10.0 GiB are free: use a smaller --batch-size" in warnings[3]
+    assert len(find_warnings(data, memory | {"free": 20 * 2**30}, [])) == 2
+
+
+def test_all_is_shown_on_narrow_screens():
+    data = describe_data("here", ["a note [with brackets]"], {"train": make_data(), "validation": make_data()})
+    recipe, model = get_recipe("paper-12ep"), DinoDetrForObjectDetection(tiny_config())
+    args = recipe.training_arguments("o", per_device_train_batch_size=4, **QUIET)
+    preflight = Preflight(
+        data=data,
+        model={"from": "someone/dino", "notes": ["Kept 2 of 3 classes: cat, dog"], "parameters": 47_000_000},
+        plan=describe_plan(recipe, args, model, 3, 1),
+        memory=describe_memory(FORECAST, 20 * 2**30, args),
+        disk=describe_disk(model, recipe, args, Path("o")),
+        warnings=["mind [this]"],
+    )
+    console = Console(file=io.StringIO(), width=80)
+    preflight.show(console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+    words = " ".join(text.split())
+    for part in (
+        "here: images 3 to train on, 3 held out",
+        "a note [with brackets]",
+        "3 classes cat 12, emu 1, dog 0 (boxes in training)",
+        "13 in training, at most 11 in an image; images without: 1; crowd regions: 1",
+        "width 60 to 120, median 90; height 40 to 70, median 50",
+        "someone/dino; 47.0 M parameters Kept 2 of 3 classes: cat, dog",
+        "4 images = 4 in a batch x 1 process x 1 accumulated; the recipe has 16",
+        "transformer 0.0001, backbone 1e-05 departs from paper-12ep: images per step 4",
+        "paper-12ep: 12 epochs of 1 steps, 12 steps, 12 evaluations; resumed after step 1",
+        "about 12.0 GiB for each process: 6.0 MiB for weights",
+        "3.0 GiB for each image of up to 1333 x 800 with 40 boxes; 20.0 GiB free",
+        "warning: mind [this]",
+    ):
+        assert part in words, (part, words)
+    assert json.loads(json.dumps(preflight.as_dict())) == json.loads(json.dumps(preflight.as_dict(), allow_nan=False))
+
+
+def test_sizes_have_units():
+    assert [size_text(size) for size in (500, 3 * 2**20, 1.5 * 2**30, 300 * 2**30)] == [
+        "0 KiB",
+        "3.0 MiB",
+        "1.5 GiB",
+        "300 GiB",
+    ]

@@ -1,0 +1,360 @@
+"""Training from end to end, on drawn scenes with a detector of toy size. Runs that are killed are in scripts/kill_train.py."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForObjectDetection, TrainerState, pipeline
+
+from dino_hf import DinoDetrImageProcessor
+from dino_hf.data import DetectionData, load_data
+from dino_hf.evaluation import report
+from dino_hf.model_card import is_ours, weights_digest
+from dino_hf.tools.scenes import CATEGORIES, make_scenes
+from dino_hf.training import get_recipe
+from dino_hf.training.results import _best
+from dino_hf.training.run import train
+from helpers import tiny_config
+
+QUICK = {"report_to": "none", "use_cpu": True, "num_denoising": 5, "learning_rate": 1e-3}
+
+
+def run_quietly(*args, **settings):
+    """The run, and what it printed."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        run = train(*args, **QUICK | settings)
+    return run, output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Scenes of three splits, and a small model without weights."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, num_images, seed in (("train", 10, 0), ("validation", 5, 1), ("test", 3, 2)):
+        make_scenes(folder / "data" / name, num_images, seed=seed)
+    tiny_config(num_denoising=5).save_pretrained(folder / "untrained")
+    DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(folder / "untrained")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A run of two epochs, and what it printed."""
+    return run_quietly(
+        folder / "data",
+        model=folder / "untrained",
+        output_dir=folder / "out",
+        num_train_epochs=2,
+        ema_decay=0.9,
+        ema_warmup_steps=0,
+    )
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return shutil.copytree(finished[0].output_dir, tmp_path / "out")
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_what_a_run_leaves_loads_and_is_complete(finished):
+    run, printed = finished
+    files = {path.name for path in run.output_dir.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "README.md",
+        "results.json",
+        "results.csv",
+        "detections.json",
+        "curves.png",
+        "precision_recall.png",
+        "history.json",
+        "history.csv",
+        "preflight.json",
+        "recipe.json",
+        "run.json",
+        "last",
+        "test",
+        "checkpoint-4",
+    } <= files
+    assert (run.output_dir / "test/results.json").is_file()
+    assert read_json(run.output_dir / "run.json")["finished"] is True
+    assert read_json(run.output_dir / "preflight.json") == json.loads(json.dumps(run.preflight.as_dict()))
+    detector = pipeline("object-detection", model=str(run.output_dir), device="cpu")
+    found = detector(Image.new("RGB", (90, 70)), threshold=0.0)
+    assert {one["label"] for one in found} <= set(CATEGORIES.values())
+    assert detector.model.config.category_ids == sorted(CATEGORIES)
+    assert AutoModelForObjectDetection.from_pretrained(run.output_dir / "last").config.id2label[0] == "disc"
+    assert "epoch 1 of 2: loss" in printed
+    assert "epoch 2 of 2: loss" in printed
+    assert "\r" not in printed  # no bar without a terminal
+
+
+def test_the_weights_are_the_best_of_all_evaluations_and_the_last_ones(finished):
+    run, printed = finished
+    state = run.trainer.state
+    scores = {
+        (entry["step"], kind): entry[f"eval_{kind}AP"]
+        for entry in state.log_history
+        if "eval_AP" in entry
+        for kind in ("", "ema_")
+    }
+    step, kind = max(scores, key=scores.get)
+    source = run.output_dir / f"checkpoint-{step}" / ("ema" if kind else "") / "model.safetensors"
+    assert_same(run.output_dir / "model.safetensors", source)
+    assert_same(run.output_dir / "last/model.safetensors", run.output_dir / "checkpoint-4/model.safetensors")
+    assert f"after step {step}" in printed
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, other = load_file(first), load_file(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_best_may_be_the_average(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-4/ema", "checkpoint-6/ema"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "ema.json").write_text("{}")
+    history = [
+        {"step": 2, "eval_AP": 0.3, "eval_ema_AP": 0.1},
+        {"step": 4, "eval_AP": 0.2, "eval_ema_AP": 0.5},
+        {"step": 6, "eval_AP": 0.4, "eval_ema_AP": 0.3},
+    ]
+    newest = tmp_path / "checkpoint-6"
+
+    def best(metric: str, step: int | None, log_history=history):
+        args = get_recipe("finetune").training_arguments("o", metric_for_best_model=metric, report_to="none")
+        state = TrainerState(best_global_step=step, global_step=6, log_history=log_history)
+        return _best(state, args, newest)
+
+    source, what = best("best_AP", 4)
+    assert source == tmp_path / "checkpoint-4/ema"
+    assert what == "the average of the weights after step 4, of 3 evaluations the best by AP"
+    assert best("best_AP", 6)[0] == newest
+    assert best("AP", 4) == (tmp_path / "checkpoint-4", "those after step 4, of 3 evaluations the best by AP")
+    assert best("eval_ema_AP", 6)[0] == newest / "ema"
+    assert best("best_AP", None, [])[0] == newest / "ema"  # nothing was held out
+
+
+def test_the_card_states_the_ap_of_these_very_weights(finished, copy):
+    run = finished[0]
+    card, ap = (run.output_dir / "README.md").read_text(encoding="utf-8"), run.evaluation.metrics["AP"]
+    assert is_ours(card)
+    low, high = run.evaluation.intervals["AP"]
+    assert f"| AP, mean over IoU 0.50 to 0.95 | {ap:.3f} | {low:.3f} to {high:.3f} |" in card
+    assert f"**AP {run.test.metrics['AP']:.3f}**" in card
+    assert f"value: {round(ap, 4)}" in card  # in the metadata
+    assert "starting from random weights" in card
+    assert "of 2 evaluations the best by AP" in card
+    for name in ("curves.png", "confusion.png", "mistakes.png"):
+        assert f"]({name})" in card
+    assert f"**Best threshold: {run.evaluation.best.threshold:.2f}**" in card
+    assert f"threshold={round(run.evaluation.best.threshold, 2)}" in card
+    counts = {row["name"]: row["num_objects"] for row in run.evaluation.per_class}
+    assert all(f"| {name} | {count} |" in card for name, count in counts.items())
+    assert read_json(run.output_dir / "results.json")["metrics"]["AP"] == ap
+
+    model = AutoModelForObjectDetection.from_pretrained(copy)
+    evaluation = model.config.provenance["training"]["evaluation"]
+    assert evaluation["weights"] == weights_digest(model)
+    with torch.no_grad():
+        model.model.level_embed.add_(1) if hasattr(model.model, "level_embed") else next(model.parameters()).add_(1)
+    model.save_pretrained(copy)
+    card = (copy / "README.md").read_text(encoding="utf-8")
+    assert "AP was not measured for the weights here" in card
+    assert "curves.png" not in card
+
+
+def test_history_is_a_table_with_a_row_for_each_step(finished):
+    run = finished[0]
+    with (run.output_dir / "history.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    last = next(entry for entry in reversed(run.trainer.state.log_history) if "eval_AP" in entry)
+    assert float(rows[-1]["eval_ema_AP"]) == last["eval_ema_AP"]
+    assert float(rows[0]["loss"]) > 0
+    with Image.open(run.output_dir / "curves.png") as curves:
+        assert curves.width > 2 * curves.height
+
+
+def test_a_finished_run_is_reported_anew_and_not_trained(finished, folder, copy):
+    before = (copy / "model.safetensors").read_bytes()
+    (copy / "results.json").unlink()
+    run, _ = run_quietly(folder / "data", output_dir=copy, resume=True, num_train_epochs=2)
+    assert run.trainer is None
+    assert run.evaluation.metrics == finished[0].evaluation.metrics
+    assert read_json(copy / "results.json")["metrics"]["AP"] == finished[0].evaluation.metrics["AP"]
+    assert (copy / "model.safetensors").read_bytes() == before
+    assert "starting from random weights" in (copy / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is finished, .*num_train_epochs 5; it was 2 so far.*--model"):
+        run_quietly(folder / "data", output_dir=copy, resume=True, num_train_epochs=5)
+
+
+def test_an_unfinished_run_goes_on_with_its_own_settings(finished, folder, copy, monkeypatch):
+    """As after a kill between the first checkpoint and the second; nothing is repeated but the data and the folder."""
+    record = read_json(copy / "run.json")
+    del record["finished"], record["weights"]
+    (copy / "run.json").write_text(json.dumps(record))
+    shutil.rmtree(copy / "checkpoint-4")
+    for name in ("model.safetensors", "last"):
+        path = copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setattr(report, "save_report", lambda *args: [])  # drawing takes seconds
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run = train(folder / "data", output_dir=copy, resume=True)
+    assert run.trainer.state.global_step == 4
+    assert "resumed after step 2" in printed.getvalue()
+    assert_same(copy / "model.safetensors", finished[0].output_dir / "model.safetensors")
+    assert_same(copy / "last/model.safetensors", finished[0].output_dir / "last/model.safetensors")
+    assert "starting from random weights" in (copy / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_is_not_free_is_refused(finished, folder, copy, tmp_path):
+    data = folder / "data"
+    with pytest.raises(ValueError, match=r"has a run in it: --resume .*another --output-dir"):
+        train(data, output_dir=copy)
+    with pytest.raises(ValueError, match=r"started from .*untrained, not from other"):
+        train(data, output_dir=copy, model="other", resume=True)
+    message = "had 10 images to train on and 5 held out, of 5 classes, these data have 5 and None, of 5: resume it with its own"
+    with pytest.raises(ValueError, match=message):
+        train(load_data(data).validation, output_dir=copy, resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    for resume in (True, False):
+        with pytest.raises(ValueError, match=r"mine is not empty, .*choose another --output-dir"):
+            train(data, output_dir=tmp_path / "mine", resume=resume)
+    with pytest.raises(ValueError, match=r"thesis.txt is a file"):
+        train(data, output_dir=tmp_path / "mine/thesis.txt")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_dry_run_tells_and_leaves_nothing(finished, folder, tmp_path):
+    run, printed = run_quietly(
+        folder / "data", model=finished[0].output_dir, output_dir=tmp_path / "out", dry_run=True, batch_size=3
+    )
+    assert not (tmp_path / "out").exists()
+    assert "Kept 5 of 5 classes: disc, box, triangle, star, ring" in printed
+    assert run.preflight.plan["images_per_step"] == {
+        "all": 9,
+        "of_a_batch": 3,
+        "processes": 1,
+        "accumulated": 3,
+        "of_the_recipe": 8,
+    }
+    assert any(line.startswith("images per step 9") for line in run.preflight.plan["departures"])
+    assert run.evaluation is run.trainer is None
+
+
+def test_classes_are_carried_over_by_name(finished, folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder / "data/train", data / "train")
+    path = data / "train/annotations.json"
+    content = read_json(path)
+    for category in content["categories"]:
+        category["name"] = {"disc": "Disc", "star": "sheriff"}.get(category["name"], category["name"])
+    path.write_text(json.dumps(content))
+    run, _ = run_quietly(data, model=finished[0].output_dir, output_dir=tmp_path / "out", dry_run=True, seed=3)
+    kept, new, dropped = run.preflight.model["notes"]
+    assert kept.startswith("Kept 4 of 5 classes: Disc (was disc)")
+    assert (new, dropped) == ("New: sheriff", "Dropped: star")
+    assert any("held out" in note and "seed 3" in note for note in run.preflight.data["notes"])
+
+
+def test_data_without_held_out_images_train_to_the_end(folder, tmp_path):
+    data = load_data(folder / "data")
+    run, printed = run_quietly(
+        data.train._replace(name="scenes"),
+        model=folder / "untrained",
+        output_dir=tmp_path / "out",
+        max_steps=1,
+        ema_decay=None,
+    )
+    assert run.evaluation is run.test is None
+    assert "step 1 of 1: loss" in printed
+    assert "those after the last step, 1; there was nothing to choose by" in printed
+    assert_same(tmp_path / "out/model.safetensors", tmp_path / "out/last/model.safetensors")
+    assert "No AP of these weights was recorded" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "out/results.json").exists()
+    pair, _ = run_quietly(
+        (data.train, data.validation), model=folder / "untrained", output_dir=tmp_path / "new", dry_run=True
+    )
+    assert pair.preflight.data["images"] == {"train": 10, "validation": 5, "test": None}
+    with pytest.raises(ValueError, match="has no images to train on"):
+        train(DetectionData(None, data.validation, None, [], "here"), output_dir=tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": "many"}, "batch_size='many' must be a number of images, or \"auto\""),
+        ({"batch_size": 0}, "batch_size=0 must be"),
+        ({"recipe": "best"}, "There is no recipe 'best'"),
+        ({"save_strategy": "no"}, "save_strategy='no': a run saves what it evaluates"),
+        ({"eval_strategy": "no"}, "eval_strategy='no'"),
+        ({"eval_steps": 2, "save_steps": 3}, "give eval_steps alone"),
+        ({"eval_strategy": "epoch", "eval_steps": 2}, "give eval_steps alone"),
+        ({"warmup_ratio": 0.1}, "no setting 'warmup_ratio'"),
+        ({"optim": "sgd"}, "optim is set by the recipe"),
+    ],
+)
+def test_settings_that_cannot_be_meant(folder, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run_quietly(
+            folder / "data", model=folder / "untrained", output_dir=tmp_path / "out", **{"dry_run": True} | settings
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_the_doctor_would_refuse_are_not_trained_on(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder / "data", broken)
+    path = broken / "train/annotations.json"
+    content = read_json(path)
+    content["annotations"][0]["bbox"] = [500, 500, 20, 20]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"wholly outside .* `dino-hf doctor "):
+        train(broken, model=folder / "untrained", output_dir=tmp_path / "out")
+
+
+def test_evaluation_within_epochs(folder, tmp_path):
+    run, _ = run_quietly(
+        folder / "data", model=folder / "untrained", output_dir=tmp_path / "o", dry_run=True, eval_steps=1, max_steps=3
+    )
+    assert (run.preflight.plan["steps"], run.preflight.plan["evaluations"]) == (3, 3)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_five_times_ends_with_the_same_weights(folder, tmp_path):
+    """In the first epoch, in the second, in the third, while the best weights are saved, in the evaluation at the end."""
+    shutil.copytree(folder / "untrained", tmp_path / "untrained")
+    for name, num_images, seed in (("train", 14, 0), ("validation", 5, 1)):
+        make_scenes(tmp_path / "data" / name, num_images, seed=seed)
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, str(here / "scripts/kill_train.py"), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name in ("model.safetensors", "last/model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    results = [read_json(tmp_path / name / "results.json") for name in ("killed", "whole")]
+    assert results[0]["metrics"] == results[1]["metrics"]

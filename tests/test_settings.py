@@ -1,0 +1,107 @@
+"""Settings by name, from Python and from a command line."""
+
+import pytest
+from transformers.integrations import integration_utils
+
+from dino_hf.training import Augmentation, get_recipe
+from dino_hf.training.settings import find_trackers, flat_settings, parse_settings, split_settings
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--learning-rate 1e-4", {"learning_rate": 1e-4}),
+        ("--learning_rate=1e-4 --max-steps=7", {"learning_rate": 1e-4, "max_steps": 7}),
+        ("--bf16", {"bf16": True}),
+        ("--bf16 false", {"bf16": False}),
+        ("--bf16=true --fp16 no", {"bf16": True, "fp16": False}),
+        ("--ema-decay none --early_stopping_patience 3", {"ema_decay": None, "early_stopping_patience": 3}),
+        ("--lr-scheduler step --lr-drop-epochs 3 4.5", {"lr_scheduler": "step", "lr_drop_epochs": [3, 4.5]}),
+        ("--short-sides 480 512 --scale-jitter none", {"short_sides": [480, 512], "scale_jitter": None}),
+        ("--num-denoising 20 --normalize-over-window false", {"num_denoising": 20, "normalize_over_window": False}),
+        ("--eval-strategy steps --eval-steps 10", {"eval_strategy": "steps", "eval_steps": 10.0}),
+        ("", {}),
+    ],
+)
+def test_a_command_line_is_typed_and_only_what_it_says(line, expected):
+    found = parse_settings(line.split())
+    assert found == expected
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--learning-rat 1", "There is no option --learning-rat; did you mean --learning-rate"),
+        ("--learning 1", "There is no option --learning;"),  # no abbreviations: they change with transformers
+        ("--zzz=3", "--zzz=3; there are the fields of Recipe"),
+        ("--learning-rate fast", "--learning-rate: invalid float value: 'fast'"),
+        ("--eval-strategy never", "--eval-strategy: invalid choice: 'never'"),
+        ("--bf16 maybe", "--bf16: .*maybe"),
+        ("more-data", "'more-data' belongs to no option"),
+    ],
+)
+def test_a_command_line_that_cannot_be_meant(line, message):
+    with pytest.raises(ValueError, match=message):
+        parse_settings(line.split())
+
+
+def test_settings_go_to_the_recipe_and_to_the_arguments():
+    recipe, arguments = split_settings(
+        "paper-12ep",
+        {
+            "num_train_epochs": 3,
+            "lr_drop_epochs": [2],
+            "num_denoising": 20,
+            "short_sides": [64],
+            "longest_side": 96,
+            "bf16": True,
+        },
+    )
+    published = get_recipe("paper-12ep")
+    assert (recipe.num_train_epochs, recipe.lr_drop_epochs, recipe.learning_rate) == (3, (2,), published.learning_rate)
+    assert recipe.model_settings == published.model_settings | {"num_denoising": 20}
+    assert recipe.augmentation.short_sides == (64,)
+    assert recipe.augmentation.crop_sizes == published.augmentation.crop_sizes
+    assert arguments == {"bf16": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learningrate": 1}, "no setting 'learningrate'; did you mean learning_rate"),
+        ({"resume_from_checkpoint": True}, "resume=True"),
+        ({"per_device_train_batch_size": 2}, "--batch-size"),
+        ({"push_to_hub": True}, "hf upload"),
+        ({"ema_decay": 3}, "ema_decay=3 must lie between 0 and 1"),
+        ({"short_sides": "large"}, "short_sides='large'"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings, message):
+    with pytest.raises(ValueError, match=message):
+        split_settings("finetune", settings)
+
+
+def test_settings_are_written_down_by_their_own_names():
+    flat = flat_settings(
+        {"augmentation": Augmentation(short_sides=(64, 96)), "model_settings": {"num_denoising": 5}, "bf16": True}
+    )
+    assert (flat["short_sides"], flat["num_denoising"], flat["bf16"]) == ([64, 96], 5, True)
+    assert split_settings("finetune", flat)[0].augmentation == Augmentation(short_sides=(64, 96))
+    with pytest.raises(ValueError, match=r"dataset_kind=<object .* cannot be written"):
+        flat_settings({"dataset_kind": object()})
+
+
+def test_trackers_are_those_that_are_installed(monkeypatch):
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
+    assert find_trackers(None) == ["tensorboard"]
+    assert find_trackers("none") == []
+    assert find_trackers(["tensorboard"]) == ["tensorboard"]
+    with pytest.raises(ImportError, match="wandb is not installed: pip install wandb"):
+        find_trackers("wandb")
+    with pytest.raises(ValueError, match="no tracker 'tensorbord'; did you mean tensorboard"):
+        find_trackers("tensorbord")
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
+    assert find_trackers(None) == []

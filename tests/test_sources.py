@@ -1,0 +1,301 @@
+"""What is predicted on: found, named, and read, whatever users point at; one bad image does not stop the others."""
+
+import http.server
+import shutil
+import threading
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_hf.inference import sources
+from dino_hf.inference.sources import End, Failure, Picture, Source, find_sources, read_image, read_sources, to_rgb
+from dino_hf.inference.videos import VideoWriter, camera_input, read_frames, video_info
+from inference_toys import noise
+
+RED, GREEN, BLUE, WHITE = (250, 10, 20), (10, 240, 30), (20, 30, 230), (255, 255, 255)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Images in folders, a video, and files that are neither."""
+    root = tmp_path_factory.mktemp("tree")
+    for name in ("10.png", "9.PNG", "a/2.jpg", "a/1.jpg", "b/1.jpg", "b/deep/1.webp", ".hidden/1.png", ".1.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(50, 30, len(name)).save(root / name)
+    (root / "notes.txt").write_text("no image")
+    (root / "empty").mkdir()
+    write_video(root / "b" / "clip.mp4", 9)
+    return root
+
+
+def write_video(path, num_frames: int, size=(64, 48), rate=Fraction(30000, 1001)) -> None:
+    """Its frames get brighter by 16."""
+    writer = VideoWriter(path, size, rate)
+    for number in range(num_frames):
+        writer.write(Image.new("RGB", size, (16 * number,) * 3))
+    writer.close()
+
+
+def names(*arguments, **settings) -> list[str]:
+    return [source.name for source in find_sources(*arguments, **settings)]
+
+
+def test_a_folder_stands_for_all_in_it_in_the_order_of_people(tree):
+    expected = ["9.PNG", "10.png", "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/clip.mp4", "b/deep/1.webp"]
+    assert names(tree) == expected
+    assert names(str(tree) + "/") == expected
+    assert [source.kind for source in find_sources([tree / "b"])] == ["image", "video", "image"]
+    assert names(tree, exclude=tree / "b") == expected[:4]
+
+
+def test_names_are_relative_to_what_sources_have_in_common_and_differ(tree):
+    assert names(tree / "a" / "1.jpg") == ["1.jpg"]
+    assert names([tree / "a" / "1.jpg", tree / "b" / "1.jpg"]) == ["a/1.jpg", "b/1.jpg"]
+    assert names([tree / "b", tree / "a"]) == ["b/1.jpg", "b/clip.mp4", "b/deep/1.webp", "a/1.jpg", "a/2.jpg"]
+    assert names([tree / "10.png", str(tree / "*.png"), tree / "a" / ".." / "10.png"]) == ["10.png"]
+    images = [noise(40, 30), noise(40, 30), np.zeros((20, 30, 3), dtype=np.uint8)]
+    assert names([*images, images[0]]) == ["image-1", "image-2", "image-3", "image-4"]
+    addresses = [
+        "http://x.org/a/1.jpg?size=3",
+        "https://x.org/b/1.jpg",
+        "http://me:secret@x.org/",
+        "http://x.org/c%20d/%2e%2e",
+    ]
+    assert names(addresses) == ["1.jpg", "1-2.jpg", "x_org", "x_org-2"]
+
+
+def test_patterns_are_found_quoted_too(tree, monkeypatch):
+    assert names(str(tree / "*" / "1.jpg")) == ["a/1.jpg", "b/1.jpg"]
+    assert names(str(tree / "**" / "*.jpg")) == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+    assert len(names(str(tree / "**"))) == 7
+    assert names(str(tree / "[ab]")) == ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/clip.mp4", "b/deep/1.webp"]
+    assert names(str(tree / "**" / "*.jpg"), exclude=tree / "b") == ["a/1.jpg", "a/2.jpg"]
+    monkeypatch.chdir(tree)
+    assert names("a/?.jpg") == ["1.jpg", "2.jpg"]
+    (tree / "empty" / "[1].png").touch()
+    assert names("empty/[1].png") == ["[1].png"]  # a file of that name is no pattern
+    (tree / "empty" / "[1].png").unlink()
+
+
+def test_a_number_is_a_camera_unless_a_file_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_sources(["0", 2]) == [Source("camera-0", 0, "camera"), Source("camera-2", 2, "camera")]
+    (tmp_path / "0").mkdir()
+    noise(30, 20).save(tmp_path / "0" / "x.png")
+    assert names("0") == ["x.png"]
+    assert camera_input(1, "linux") == ("/dev/video1", "v4l2")
+    assert camera_input(1, "darwin") == ("1", "avfoundation")
+    assert find_sources("rtsp://10.0.0.1/live")[0].kind == "camera"
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("none.jpg", FileNotFoundError, "There is no file or folder none.jpg"),
+        ("none/*.jpg", FileNotFoundError, r"No image or video matches none/\*.jpg"),
+        ("{tree}/*.txt", FileNotFoundError, "No image or video matches"),
+        ("{tree}/empty", FileNotFoundError, "The folder .*empty has no image or video, and none of its folders has"),
+        ("ftp://x.org/1.jpg", ValueError, "is an address of kind 'ftp'; known are http, https, rtsp"),
+        (3.5, ValueError, "Source 1 is a float; give a path, an address"),
+        (True, ValueError, "Source 1 is a bool"),
+        ([], ValueError, "There are no sources; give images"),
+    ],
+)
+def test_what_is_no_source_is_said_before_anything_is_read(tree, source, error, message):
+    if isinstance(source, str):
+        source = source.format(tree=tree)
+    with pytest.raises(error, match=message):
+        find_sources(source if isinstance(source, list) else [source])
+
+
+def read(*arguments, **settings) -> list:
+    return list(read_sources(find_sources(*arguments), **settings))
+
+
+def test_a_bad_image_is_reported_and_the_rest_goes_on(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "data")
+    (tmp_path / "data" / "a" / "0.jpg").write_bytes(b"junk")
+    whole = (tmp_path / "data" / "10.png").read_bytes()
+    (tmp_path / "data" / "10.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("F", (4, 3)).save(tmp_path / "data" / "a" / "depth.tif")
+    (tmp_path / "data" / "clip.mp4").write_bytes(b"junk" * 100)
+    items = read([tmp_path / "data", tmp_path / "data" / "notes.txt"], every=4)
+    failures = {item.source.name: item.reason for item in items if isinstance(item, Failure)}
+    assert set(failures) == {"10.png", "a/0.jpg", "a/depth.tif", "clip.mp4", "notes.txt"}
+    assert (
+        failures["a/0.jpg"] == failures["notes.txt"] == "It is no image of a known format, or its beginning is damaged."
+    )
+    assert "truncated" in failures["10.png"]
+    assert "32 bits per pixel, mode 'F', of unknown range" in failures["a/depth.tif"]
+    assert "Invalid data" in failures["clip.mp4"]
+    pictures = [(item.source.name, item.frame) for item in items if isinstance(item, Picture)]
+    clip = [("b/clip.mp4", 0), ("b/clip.mp4", 4), ("b/clip.mp4", 8)]
+    assert pictures == [
+        ("9.PNG", None),
+        ("a/1.jpg", None),
+        ("a/2.jpg", None),
+        ("b/1.jpg", None),
+        *clip,
+        ("b/deep/1.webp", None),
+    ]
+    assert all(item.image.mode == "RGB" for item in items if isinstance(item, Picture))
+    assert [item.source.name for item in items if isinstance(item, End)] == ["b/clip.mp4"]
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    image = Image.new("RGB", (5, 3), RED)
+    for mode in ("RGBA", "P", "CMYK", "YCbCr", "HSV", "RGBX"):
+        # conversions between colour spaces round, and a palette has steps of 51
+        np.testing.assert_allclose(np.asarray(to_rgb(image.convert(mode)))[0, 0], RED, atol=26)
+    for mode in ("L", "LA", "1"):
+        assert to_rgb(Image.new("L", (5, 3), 255).convert(mode)).getpixel((1, 1)) == WHITE
+    transparent = Image.new("RGBA", (5, 3), (*GREEN, 0))
+    assert to_rgb(transparent).getpixel((0, 0)) == GREEN
+    indexed = image.convert("P")
+    indexed.info["transparency"] = bytes([0] * 256)
+    assert to_rgb(indexed).size == (5, 3)
+    assert to_rgb(image) is not image
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_scaled_from_their_full_range(tmp_path, suffix):
+    values = np.array([[0, 257, 32896], [65535, 51400, 128]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    found = np.asarray(read_image(tmp_path / f"deep.{suffix}"))
+    np.testing.assert_array_equal(found[..., 0], [[0, 1, 128], [255, 200, 0]])
+    np.testing.assert_array_equal(found[..., 0], found[..., 2])
+    assert to_rgb(Image.fromarray(values.astype(np.int32))).getpixel((0, 1)) == WHITE
+    with pytest.raises(ValueError, match="32 bits per pixel, mode 'I', of unknown range; save it with 8 or 16 bits"):
+        to_rgb(Image.fromarray(np.array([[70000, 1]], dtype=np.int32)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_exif_says(tmp_path, orientation):
+    upright = Image.new("RGB", (40, 24), BLUE)
+    upright.paste(RED, (0, 0, 20, 12))
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (upright if turn is None else upright.transpose(turn)).save(tmp_path / "turned.png", exif=exif)
+    found = read_image(tmp_path / "turned.png")
+    assert found.size == (40, 24)
+    assert [found.getpixel(place) for place in ((2, 2), (38, 2), (2, 22))] == [RED, BLUE, BLUE]
+    with Image.open(tmp_path / "turned.png") as image:
+        assert read_image(image).tobytes() == found.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's own word for it
+def test_damaged_exif_does_not_lose_the_image(tmp_path):
+    noise(30, 20).save(tmp_path / "x.jpg", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff")
+    assert read_image(tmp_path / "x.jpg").size == (30, 20)
+
+
+def test_arrays_are_rgb_or_grey():
+    assert read_image(np.full((4, 6, 3), RED, dtype=np.uint8)).getpixel((5, 3)) == RED
+    assert read_image(np.full((4, 6), 7, dtype=np.uint8)).getpixel((5, 3)) == (7, 7, 7)
+    assert read_image(np.zeros((8, 8, 3), dtype=np.uint8)[::2, ::2]).size == (4, 4)
+    for array in (np.zeros((4, 6, 3)), np.zeros((3, 4, 6), dtype=np.uint8), np.zeros(4, dtype=np.uint8)):
+        (item,) = read([array])
+        assert "it must be uint8, (h, w, 3) RGB or (h, w)." in item.reason
+    (item,) = read([np.zeros((0, 6, 3), dtype=np.uint8)])
+    assert "there is nothing to see" in item.reason
+
+
+# -- videos
+
+
+def test_frames_have_numbers_and_times(tree):
+    frames = list(read_frames(tree / "b" / "clip.mp4", every=3))
+    assert [frame.index for frame in frames] == [0, 3, 6]
+    np.testing.assert_allclose([frame.time for frame in frames], np.array([0, 3, 6]) * 1001 / 30000, atol=1e-4)
+    # H.264 with colours halved, in the range of 16 to 235
+    np.testing.assert_allclose([frame.image.getpixel((30, 20))[0] for frame in frames], [0, 48, 96], atol=3)
+    assert len(list(read_frames(tree / "b" / "clip.mp4", max_frames=4))) == 4
+    assert video_info(tree / "b" / "clip.mp4") == (Fraction(30000, 1001), 9)
+    assert video_info(tree / "notes.txt") == video_info(0) == (25, None)
+
+
+def test_odd_sides_lose_a_column_and_other_sizes_are_fitted(tmp_path):
+    writer = VideoWriter(tmp_path / "odd.mp4", (65, 49), Fraction(10))
+    image = Image.new("RGB", (65, 49), RED)
+    image.paste(BLUE, (0, 0, 32, 49))
+    for picture in (image, image, Image.new("RGB", (20, 20), GREEN)):
+        writer.write(picture)
+    writer.close()
+    frames = list(read_frames(tmp_path / "odd.mp4"))
+    assert [frame.image.size for frame in frames] == [(64, 48)] * 3
+    assert np.abs(np.subtract(frames[0].image.getpixel((10, 10)), BLUE)).max() < 12
+    assert np.abs(np.subtract(frames[0].image.getpixel((60, 40)), RED)).max() < 12
+    assert np.abs(np.subtract(frames[2].image.getpixel((60, 40)), GREEN)).max() < 12
+
+
+def test_a_video_that_breaks_off_gives_what_it_has(tree, tmp_path):
+    write_video(tmp_path / "long.mp4", 15)
+    data = bytearray((tmp_path / "long.mp4").read_bytes())
+    start = data.index(b"mdat")
+    data[start + 1500 :] = bytes(len(data) - start - 1500) if len(data) > start + 1500 else b""
+    (tmp_path / "long.mp4").write_bytes(bytes(data))
+    items = read([tmp_path / "long.mp4"])
+    assert isinstance(items[-1], Failure)
+
+
+def test_a_camera_that_is_not_there_is_a_failure(monkeypatch):
+    monkeypatch.setattr("dino_hf.inference.videos.camera_input", lambda index: ("/dev/video-none", "none"))
+    (item,) = read([0])
+    assert isinstance(item, Failure)
+    assert item.source.name == "camera-0"
+
+
+# -- addresses
+
+
+@pytest.fixture(scope="module")
+def server(tree):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tree)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_addresses_are_read(server, tree):
+    items = read([f"{server}/a/1.jpg", f"{server}/none.jpg", f"{server}/notes.txt", f"{server}/b/clip.mp4"], every=8)
+    assert items[0].image.tobytes() == read_image(tree / "a" / "1.jpg").tobytes()
+    assert items[1].reason == "HTTP Error 404: File not found."
+    assert items[2].reason.startswith("It is no image")
+    assert [item.frame for item in items[3:-1]] == [0, 8]
+    assert isinstance(items[-1], End)
+
+
+def test_an_address_without_answer_and_too_large_a_file_are_failures(server, monkeypatch):
+    (item,) = read(["http://127.0.0.1:1/1.jpg"])
+    assert "refused" in item.reason
+    monkeypatch.setattr(sources, "_LARGEST_DOWNLOAD", 100)
+    (item,) = read([f"{server}/a/1.jpg"])
+    assert item.reason == "It is larger than 0 MiB; download it yourself."
+
+
+def test_an_address_that_never_answers_is_given_up(monkeypatch):
+    import socket
+
+    monkeypatch.setattr(sources, "_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        (item,) = read([f"http://127.0.0.1:{silent.getsockname()[1]}/1.jpg"])
+    assert "timed out" in item.reason

@@ -1,0 +1,121 @@
+"""What training starts from, and what it refuses to start from."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from transformers import ResNetBackbone, ResNetConfig
+
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.data import CocoData
+from dino_hf.training import starting_model
+from dino_hf.training.starting_model import load_checkpoint, load_start
+from helpers import RESNET, tiny_config
+
+DATA = CocoData(None, {0: "cat", 1: "dog", 2: "emu"}, [4, 9, 11])
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return model.state_dict()
+
+
+def test_a_detector_keeps_the_classes_that_it_knows(tmp_path):
+    model = DinoDetrForObjectDetection(tiny_config(num_labels=2, id2label={0: "emu", 1: "ant"}))
+    model.config.provenance = {"start": "random weights", "license": "mit"}
+    model.half().save_pretrained(tmp_path)
+    DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(tmp_path)
+    start = load_start(tmp_path, DATA, seed=0)
+    assert start.model.dtype == torch.float32
+    assert (start.model.config.id2label, start.model.config.category_ids) == (DATA.id2label, DATA.category_ids)
+    head, old = (one.model.decoder.heads[0].class_head.weight for one in (start.model, model))
+    assert torch.equal(head[2], old[0].float())
+    assert start.image_processor.size == {"shortest_edge": 48, "longest_edge": 64}
+    assert start.notes == ["Kept 1 of 3 classes: emu", "New: cat, dog", "Dropped: ant"]
+    assert start.model.config.provenance == {"license": "mit"}  # the start is this folder now
+
+
+def test_a_configuration_alone_starts_from_random_weights_of_the_seed(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    torch.manual_seed(5)
+    first = load_start(tmp_path, DATA, seed=1)
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), state)
+    again, other = load_start(tmp_path, DATA, seed=1), load_start(tmp_path, DATA, seed=2)
+    assert all(torch.equal(value, weights(again.model)[name]) for name, value in weights(first.model).items())
+    assert any(not torch.equal(value, weights(other.model)[name]) for name, value in weights(first.model).items())
+    assert first.source == f"random weights: {tmp_path} has a configuration and no weights"
+    assert first.notes == ["All 3 classes start anew"]
+    assert first.model.config.category_ids == [4, 9, 11]
+    assert first.model.config.provenance == {"start": "random weights"}
+    assert first.image_processor.size == DinoDetrImageProcessor().size
+
+
+def test_without_a_model_the_published_backbone_is_put_in(monkeypatch):
+    def published(name, out_features):
+        torch.manual_seed(7)
+        assert name == "microsoft/resnet-50"
+        settings = {name: value for name, value in RESNET.items() if name != "model_type"}
+        return ResNetBackbone(ResNetConfig(**settings, out_features=out_features))
+
+    monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", published)
+    monkeypatch.setattr(starting_model, "DinoDetrConfig", partial(tiny_config, num_labels=3))
+    start = load_start(None, DATA, seed=0)
+    expected = weights(published("microsoft/resnet-50", start.model.config.backbone_config.out_features))
+    backbone = weights(start.model.model.backbone.model)
+    assert len(backbone) > 20
+    assert all(torch.equal(value, expected[name]) for name, value in backbone.items())
+    assert start.model.config.provenance["start"] == "random weights, but for the backbone of microsoft/resnet-50"
+    assert start.model.config.id2label == DATA.id2label
+
+
+def test_without_a_network_the_cure_is_named(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+
+    monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", offline)
+    with pytest.raises(OSError, match=r"microsoft/resnet-50 of the Hub, which cannot be fetched .*--model"):
+        load_start(None, DATA, seed=0)
+    monkeypatch.setattr(starting_model.PreTrainedConfig, "get_config_dict", offline)
+    with pytest.raises(FileNotFoundError, match="no folder someone/model, and no model of that name"):
+        load_start("someone/model", DATA, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "dinov2"}, r"encoder of type 'dinov2', as of the self-supervised DINO, .* finds no objects"),
+        ({"model_type": "vit"}, "self-supervised DINO"),
+        ({"model_type": "rt_detr"}, "another detector, of type 'rt_detr', which can be evaluated"),
+        ({"model_type": "bert"}, "a model of type 'bert'; training is for DINO detectors, of type 'dino_detr'"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "a model of type None"),
+    ],
+)
+def test_models_of_other_kinds_are_told_what_they_are(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ValueError, match=message):
+        load_start(tmp_path, DATA, seed=0)
+
+
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model: it has no config\.json"):
+        load_start(tmp_path, DATA, seed=0)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="adapters of a model: merge them"):
+        load_start(tmp_path, DATA, seed=0)
+    (tmp_path / "checkpoint0011_4scale.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="convert_checkpoint"):
+        load_start(tmp_path / "checkpoint0011_4scale.pth", DATA, seed=0)
+
+
+def test_a_checkpoint_keeps_what_the_run_started_from(tmp_path):
+    model = DinoDetrForObjectDetection(tiny_config(num_labels=3, id2label=DATA.id2label))
+    model.config.provenance = {"base_model": "someone/dino"}
+    model.save_pretrained(tmp_path)
+    DinoDetrImageProcessor().save_pretrained(tmp_path)
+    start = load_checkpoint(tmp_path, "someone/dino", ["Kept 3"])
+    assert start.model.config.provenance == {"base_model": "someone/dino"}
+    assert not start.model.config._name_or_path  # of which record_training would make the base model
+    assert (start.source, start.notes) == ("someone/dino", ["Kept 3"])

@@ -1,0 +1,239 @@
+"""Tiles and test-time augmentation on detectors whose answers are known: each object comes once, in its place."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_hf.inference.augmented import augmented_detectors, detect_augmented, fuse
+from dino_hf.inference.boxes import overlap
+from dino_hf.inference.predictor import Detections, Predictor
+from dino_hf.inference.tiling import Tile, detect_tiled, merge, read_tiles, split
+from inference_toys import noise, toy_detector
+
+WIDTH, HEIGHT = 1500, 1100
+
+
+def numbered_canvas() -> Image.Image:
+    """Each pixel's colour is its number, by which a crop knows where it comes from."""
+    numbers = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)
+    return Image.fromarray(np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8))
+
+
+def knowing_detector(objects: list[tuple], seed: int = 0, sees_in_whole=lambda box: True, least_part: float = 0.1):
+    """Finds of each object (class, x0, y0, x1, y1) the part that an image shows, to 2 pixels or a twentieth of its size."""
+    rng = np.random.default_rng(seed)
+
+    def detect(images):
+        for image in images:
+            colour = np.asarray(image)[0, 0].astype(int)
+            y, x = divmod(colour @ (1, 256, 65536), WIDTH)
+            low, high = np.array([x, y, x, y]), np.array([x + image.width, y + image.height] * 2)
+            boxes, scores, labels = [], [], []
+            for label, *box in objects:
+                visible = np.clip(box, low, high)
+                sides = visible[2:] - visible[:2]
+                is_seen = sides.prod() > least_part * np.prod(np.subtract(box[2:], box[:2])) and sides.min() > 4
+                if is_seen and (image.size != (WIDTH, HEIGHT) or sees_in_whole(box)):
+                    noise = rng.uniform(-2, 2, 4) * np.minimum(1, sides[[0, 1, 0, 1]] / 40)
+                    boxes.append(visible + noise - low)
+                    scores.append(rng.uniform(0.55, 0.95))
+                    labels.append(label)
+            yield Detections.sorted(boxes, scores, labels)
+
+    return detect
+
+
+def scattered(seed: int, num_objects: int = 60) -> list[tuple]:
+    """12 to 900 pixels large, in corners, on borders and anywhere; those of one class cover little of each other."""
+    rng, objects = np.random.default_rng(seed), [(0, 0, 0, 30, 40), (1, WIDTH - 50, HEIGHT - 25, WIDTH, HEIGHT)]
+    while len(objects) < num_objects:
+        width = np.exp(rng.uniform(np.log(12), np.log(900)))
+        height = width * rng.uniform(0.5, 2)
+        if width < WIDTH and height < HEIGHT:
+            x, y = rng.uniform(0, WIDTH - width), rng.uniform(0, HEIGHT - height)
+            label, box = int(rng.integers(3)), np.array([x, y, x + width, y + height])
+            others = np.array([other[1:] for other in objects if other[0] == label]).reshape(-1, 4)
+            if not (overlap(box, others, over_smaller=True) > 0.3).any():
+                objects.append((label, *box))
+    return objects
+
+
+def assert_each_once(found: Detections, objects: list[tuple], least_overlap: float = 0.5) -> None:
+    boxes, labels = np.array([one[1:] for one in objects]), np.array([one[0] for one in objects])
+    hits = [
+        int(np.argmax(overlap(box, boxes) * (labels == label)))
+        for box, label in zip(found.boxes, found.labels, strict=True)
+    ]
+    assert sorted(hits) == list(range(len(objects)))
+    for box, hit in zip(found.boxes, hits, strict=True):
+        assert overlap(box, boxes[hit][None])[0] > least_overlap
+
+
+@pytest.mark.parametrize("whole", ["all", "large", "none below 60"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_each_object_comes_once(seed, whole):
+    objects = scattered(seed)
+    large = {"all": 0, "large": 150, "none below 60": 60}[whole]
+    detector = knowing_detector(objects, seed, lambda box: max(box[2] - box[0], box[3] - box[1]) >= large)
+    found = list(detect_tiled(detector, (480, 400), 0.35 if whole == "large" else 0.2)([numbered_canvas()] * 2))
+    assert len(found) == 2
+    for one in found:
+        assert_each_once(one, objects)
+        assert (np.diff(one.scores) <= 0).all()
+
+
+def test_without_merging_they_would_come_often():
+    objects = scattered(1)
+    answers = list(knowing_detector(objects)(numbered_canvas().crop(tile) for tile in tiles_of_canvas()))
+    assert sum(len(answer.scores) for answer in answers) > 2 * len(objects)
+
+
+def tiles_of_canvas() -> list[Tile]:
+    return split((WIDTH, HEIGHT), (480, 400), 0.2)
+
+
+def test_what_no_tile_shows_whole_is_put_together_from_its_pieces():
+    long = [(0, 100, 90, 1400, 150), (1, 700, 20, 760, 1000), (0, 300, 600, 900, 980)]
+    small = [(0, 50, 300, 80, 340), (1, 1000, 500, 1040, 540)]
+    detector = knowing_detector(long + small, 4, lambda box: False)
+    found = next(detect_tiled(detector, (480, 400), 0.2)([numbered_canvas()]))
+    assert_each_once(found, long + small, 0.85)  # pieces are wrong by 2 pixels of 60, on both sides
+
+
+def test_a_piece_at_a_border_is_dropped_for_the_whole_object_whatever_their_scores():
+    tiles = [Tile(0, 0, 200, 100), Tile(0, 0, 120, 100), Tile(80, 0, 200, 100)]
+    nothing = Detections.sorted([], [], [])
+    cut = Detections.sorted([[100, 20, 119, 60]], [0.9], [0])  # to x = 119, where the first tile ends
+    whole = Detections.sorted([[22, 20, 48, 60]], [0.6], [0])  # in the second: 102 to 128
+    merged = merge([nothing, cut, whole], tiles, (40, 40))
+    np.testing.assert_allclose(merged.boxes, [[102, 20, 128, 60]])
+    np.testing.assert_allclose(merged.scores, [0.6])
+    other_class = whole._replace(labels=np.array([1]))
+    assert len(merge([nothing, cut, other_class], tiles, (40, 40)).scores) == 2
+
+
+def test_a_small_object_on_the_whole_image_gives_way_to_what_a_tile_shows():
+    tiles = [Tile(0, 0, 200, 100), Tile(0, 0, 120, 100), Tile(80, 0, 200, 100)]
+    coarse = Detections.sorted([[30, 30, 52, 56], [150, 30, 170, 50]], [0.95, 0.7], [2, 2])
+    sharp = Detections.sorted([[35, 34, 49, 50]], [0.8], [2])
+    nothing = Detections.sorted([], [], [])
+    merged = merge([coarse, sharp, nothing], tiles, (40, 40))
+    np.testing.assert_allclose(merged.boxes, [[35, 34, 49, 50], [150, 30, 170, 50]])  # what no tile shows stays
+
+
+def test_an_image_of_one_tile_is_left_to_the_detector():
+    calls = []
+
+    def detect(images):
+        for image in images:
+            calls.append(image.size)
+            yield Detections.sorted([[1, 2, 3, 4]], [0.5], [0])
+
+    images = [Image.new("RGB", size) for size in [(640, 480), (641, 480), (30, 40)]]
+    assert len(list(detect_tiled(detect, (640, 480))(images))) == 3
+    assert calls == [(640, 480), (641, 480), (640, 480), (640, 480), (30, 40)]
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((1500, 1100), (480, 400)), ((640, 3000), (640, 640)), ((1001, 333), (500, 400))]
+)
+@pytest.mark.parametrize("least", [0.0, 0.2, 0.9])
+def test_tiles_cover_the_image_and_each_other(size, tile, least):
+    whole, *tiles = split(size, tile, least)
+    assert whole == (0, 0, *size)
+    sides = {(x1 - x0, y1 - y0) for x0, y0, x1, y1 in tiles}
+    assert sides == {tuple(map(min, size, tile))}
+    for axis in (0, 1):
+        starts = sorted({tile[axis] for tile in tiles})
+        side = min(size[axis], tile[axis])
+        assert starts[0] == 0
+        assert starts[-1] + side == size[axis]
+        for before, after in itertools.pairwise(starts):
+            assert before + side - after >= least * side - 1  # whole pixels
+    counts = [len({tile[axis] for tile in tiles}) for axis in (0, 1)]
+    assert len(tiles) == counts[0] * counts[1]
+    assert split((640, 512), (640, 512), least) == [(0, 0, 640, 512)]
+
+
+def test_no_more_tiles_than_needed():
+    # 512 apart: 0, 512, 1024 and 1536 reach 2176
+    assert len(split((2176, 640), (640, 640), 0.2)) == 1 + 4
+    assert len(split((2177, 640), (640, 640), 0.2)) == 1 + 5
+
+
+def test_sizes_of_tiles_are_read():
+    assert read_tiles("640") == (640, 640)
+    assert read_tiles("640X480") == (640, 480)
+    assert read_tiles(640) == read_tiles((640, 640)) == (640, 640)
+    for text in ((0, 640), 12, (1, 2, 3), 64.5, "a", "640x", "640x480x3", "12", "", "-640", "64.5"):
+        with pytest.raises(ValueError, match=r"tiles=.* must be a side, or width x height, of at least 32 pixels"):
+            read_tiles(text)
+    for value in (-0.1, 0.95, float("nan")):
+        with pytest.raises(ValueError, match=r"tile_overlap=.* must be in \[0, 0.9\]"):
+            detect_tiled(lambda images: images, (640, 640), value)
+
+
+def test_a_real_predictor_sees_tiles_where_they_are():
+    predictor = Predictor(*toy_detector())
+    image = noise(150, 90)
+    found = next(detect_tiled(lambda images: predictor(images, batch_size=4, threshold=0.03), (100, 90), 0.2)([image]))
+    assert len(found.scores) > 0
+    assert (found.boxes > -5).all()
+    assert (found.boxes < (155, 95, 155, 95)).all()
+
+
+# -- test-time augmentation
+
+
+def test_views_are_fused_by_their_scores_with_one_vote_each():
+    first = Detections.sorted([[10, 10, 50, 50], [100, 10, 140, 50]], [0.9, 0.6], [0, 1])
+    second = Detections.sorted([[14, 10, 54, 50], [100, 10, 140, 50]], [0.3, 0.6], [0, 2])
+    fused = fuse([first, second])
+    np.testing.assert_allclose(fused.boxes[0], [11, 10, 51, 50])  # (0.9 * 10 + 0.3 * 14) / 1.2
+    np.testing.assert_allclose(fused.scores, [0.6, 0.3, 0.3])  # another class is another object
+    assert fused.labels.tolist() == [0, 1, 2]
+
+
+def test_two_objects_of_one_view_stay_two():
+    twins = Detections.sorted([[10, 10, 50, 50], [14, 10, 54, 50]], [0.9, 0.8], [0, 0])
+    fused = fuse([twins, twins])
+    np.testing.assert_allclose(fused.boxes, twins.boxes)
+    np.testing.assert_allclose(fused.scores, twins.scores)
+    nothing = Detections.sorted([], [], [])
+    assert fuse([nothing, nothing]).boxes.shape == (0, 4)
+    np.testing.assert_allclose(fuse([twins, nothing]).scores, twins.scores / 2)
+
+
+def bright_spot(images):
+    """Finds the bright rectangle of a dark image; surer, the more of its left half is bright."""
+    for image in images:
+        bright = np.asarray(image.convert("L")) > 128
+        rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+        box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        yield Detections.sorted([box], [0.8 if columns[0] < image.width / 2 else 0.4], [0])
+
+
+def test_mirrored_answers_are_turned_back():
+    images = []
+    for x in (20, 150):
+        pixels = np.zeros((60, 200, 3), dtype=np.uint8)
+        pixels[10:40, x : x + 30] = 255
+        images.append(Image.fromarray(pixels))
+    found = list(detect_augmented([bright_spot, bright_spot])(images))
+    assert [one.boxes.tolist() for one in found] == [[[20, 10, 50, 40]], [[150, 10, 180, 40]]]
+    np.testing.assert_allclose([one.scores[0] for one in found], 0.6)
+    assert [len(one.scores) for one in detect_augmented([bright_spot], threshold=0.61)(images)] == [0, 0]
+
+
+def test_all_views_of_a_real_predictor_have_a_say():
+    predictor = Predictor(*toy_detector())
+    images = [noise(90, 60), noise(60, 90), noise(90, 60, 1)]
+    detectors = augmented_detectors(predictor, batch_size=2, threshold=0.01)
+    assert len(detectors) == 3
+    found = list(detect_augmented(detectors, 0.01)(images))
+    for image, one in zip(images, found, strict=True):
+        alone = next(detect_augmented(detectors, 0.01)([image]))
+        np.testing.assert_allclose(one.boxes, alone.boxes, atol=0.01)  # float32 in batches of other sizes
+        assert one.scores.min() > 0.01

@@ -1,0 +1,310 @@
+"""What is saved: drawn pictures, videos, tables; whole after each image, and never over what is the user's."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from dino_hf.inference import pictures
+from dino_hf.inference.pictures import draw_detections
+from dino_hf.inference.predictor import Detections
+from dino_hf.inference.sources import Picture, Source
+from dino_hf.inference.videos import read_frames
+from dino_hf.inference.writers import FORMATS, PredictionFolder
+from dino_hf.tools.drawing import COLOURS
+from inference_toys import noise
+
+CATEGORIES = {0: (3, "disc"), 1: (40, "猫"), 2: (7, "a, b")}
+NAMES = {index: name for index, (_, name) in CATEGORIES.items()}
+FOUND = Detections.sorted([[10.5, 4, 30.25, 24], [0, 0, 50, 30]], [0.75, 0.5], [1, 2])
+NOTHING = Detections.sorted([], [], [])
+SETTINGS = {"model": "toy", "threshold": 0.5, "tiles": (64, 48)}
+
+
+def picture(name="a/1.png", frame=None, size=(50, 30), origin=None) -> Picture:
+    kind = "image" if frame is None else "video"
+    source = Source(name, origin or f"/data/{name}", kind)
+    return Picture(source, noise(*size), frame, None if frame is None else frame / 10)
+
+
+def open_folder(path, **changes) -> PredictionFolder:
+    return PredictionFolder(path, SETTINGS, CATEGORIES, **changes)
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def files(path) -> list[str]:
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+
+def fill(folder: PredictionFolder) -> None:
+    with folder:
+        folder.add(picture("a/1.png"), FOUND)
+        folder.add(picture("a/1.jpg"), NOTHING)
+        folder.add(picture("b.TIF"), FOUND)
+        frames = [picture("clip.avi", frame, (65, 48)) for frame in (0, 2, 4)]
+        for one in frames:
+            folder.add(one._replace(source=frames[0].source), FOUND)
+        folder.finish(frames[0].source)
+
+
+def test_all_formats_of_all_kinds_of_sources(tmp_path):
+    fill(open_folder(tmp_path / "out", every=2))
+    assert files(tmp_path / "out") == [
+        "classes.txt",
+        "images/a/1.jpg",
+        "images/a/1.png",
+        "images/b.jpg",
+        "labels/a/1.jpg.txt",
+        "labels/a/1.txt",
+        "labels/b.txt",
+        *(f"labels/clip.avi/{frame:06}.txt" for frame in (0, 2, 4)),
+        "predictions.csv",
+        "predictions.json",
+        "predictions.jsonl",
+        "videos/clip.mp4",
+    ]
+    first, *records = lines(tmp_path / "out" / "predictions.jsonl")
+    assert first == {"settings": SETTINGS | {"tiles": [64, 48]}}
+    assert records[0] == {
+        "file": "a/1.png",
+        "origin": "/data/a/1.png",
+        "frame": None,
+        "time": None,
+        "width": 50,
+        "height": 30,
+        "objects": [
+            {"label": "猫", "category_id": 40, "score": 0.75, "box": [10.5, 4, 30.25, 24]},
+            {"label": "a, b", "category_id": 7, "score": 0.5, "box": [0, 0, 50, 30]},
+        ],
+    }
+    assert [record.get("frame", "end") for record in records] == [None, None, None, 0, 2, 4, "end"]
+
+    with open(tmp_path / "out" / "predictions.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    numbers = {"score": "0.75", "x0": "10.5", "y0": "4.0", "x1": "30.25", "y1": "24.0"}
+    assert rows[0] == {"file": "a/1.png", "frame": "", "time": "", "label": "猫", "category_id": "40", **numbers}
+    assert rows[-1]["label"] == "a, b"
+    assert (rows[-1]["frame"], rows[-1]["time"]) == ("4", "0.4")
+
+    assert (tmp_path / "out" / "classes.txt").read_text(encoding="utf-8") == "disc\n猫\na, b\n"
+    assert (tmp_path / "out" / "labels" / "a" / "1.txt").read_text() == (
+        "1 0.407500 0.466667 0.395000 0.666667 0.750000\n2 0.500000 0.500000 1.000000 1.000000 0.500000\n"
+    )
+    assert (tmp_path / "out" / "labels" / "a" / "1.jpg.txt").read_text() == ""
+
+    frames = list(read_frames(tmp_path / "out" / "videos" / "clip.mp4"))
+    assert [frame.image.size for frame in frames] == [(64, 48)] * 3
+    with Image.open(tmp_path / "out" / "images" / "b.jpg") as drawn:
+        assert drawn.format == "JPEG"
+        assert drawn.size == (350, 210)  # 7 times as large as a small image
+
+
+def test_the_json_is_coco(tmp_path, capsys):
+    fill(open_folder(tmp_path))
+    coco = COCO(tmp_path / "predictions.json")
+    assert coco.getCatIds() == [3, 40, 7]
+    assert coco.loadCats(40)[0]["name"] == "猫"
+    assert coco.getImgIds() == [1, 2, 3, 4, 5, 6]
+    assert coco.loadImgs(1) == [{"id": 1, "file_name": "a/1.png", "width": 50, "height": 30}]
+    assert coco.loadImgs(6)[0]["frame"] == 4
+    results = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))["annotations"]
+    assert results[0] == {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 40,
+        "bbox": [10.5, 4.0, 19.75, 20.0],
+        "area": 395.0,
+        "iscrowd": 0,
+        "score": 0.75,
+    }
+    assert len(coco.loadRes(results).getAnnIds()) == 10
+
+
+@pytest.mark.parametrize("formats", [(), *[(name,) for name in FORMATS]])
+def test_only_the_wanted_formats_are_written(tmp_path, formats):
+    fill(open_folder(tmp_path, formats=formats))
+    found = {name.split("/")[0] for name in files(tmp_path)} - {"predictions.jsonl"}
+    expected = {"images": {"images", "videos"}, "coco": {"predictions.json"}, "csv": {"predictions.csv"}}
+    expected["yolo"] = {"labels", "classes.txt"}
+    assert found == set().union(*(expected[name] for name in formats))
+
+
+def test_each_image_is_there_before_the_next(tmp_path):
+    with open_folder(tmp_path / "out") as folder:
+        for number in (1, 2):
+            folder.add(picture(f"{number}.png"), FOUND)
+            assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 1 + number
+            assert (
+                len((tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2 * number
+            )
+            assert (tmp_path / "out" / "images" / f"{number}.png").is_file()
+
+
+def test_what_a_killed_run_left_is_resumed(tmp_path):
+    folder = open_folder(tmp_path, every=2)
+    folder.__enter__()
+    folder.add(picture("a/1.png"), FOUND)
+    clip = picture("clip.avi", 0).source
+    folder.add(picture("clip.avi", 0)._replace(source=clip), FOUND)
+    folder.close()
+    (tmp_path / "predictions.json").unlink()
+    with open(tmp_path / "predictions.jsonl", "a", encoding="utf-8") as journal:
+        journal.write('{"file": "c.png", "or')  # a line that was being written
+
+    resumed = open_folder(tmp_path, resume=True, every=2)
+    assert resumed.has_finished
+    assert resumed.is_finished(picture("a/1.png").source)
+    assert not resumed.is_finished(picture("a/1.png", origin="/other/1.png").source)
+    assert not resumed.is_finished(clip)  # it had not come to its end
+    assert not resumed.is_finished(picture("c.png").source)
+    with resumed:
+        resumed.add(picture("a/1.jpg"), NOTHING)
+        for frame in (0, 2):
+            resumed.add(picture("clip.avi", frame)._replace(source=clip), FOUND)
+        resumed.finish(clip)
+    records = lines(tmp_path / "predictions.jsonl")[1:]
+    assert [(record["file"], record.get("frame")) for record in records if "end" not in record] == [
+        ("a/1.png", None),
+        ("a/1.jpg", None),
+        ("clip.avi", 0),
+        ("clip.avi", 2),
+    ]
+    assert (tmp_path / "labels" / "a" / "1.jpg.txt").is_file()  # a/1.txt is that of the first run
+    assert len((tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2 + 4
+    assert len(json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))["images"]) == 4
+    assert open_folder(tmp_path, resume=True).is_finished(clip)
+    with pytest.raises(
+        ValueError, match=r"was predicted with threshold=0.5, not 0.4; resume with the same, overwrite it"
+    ):
+        PredictionFolder(tmp_path, SETTINGS | {"threshold": 0.4}, CATEGORIES, resume=True)
+
+
+def test_overwriting_deletes_what_the_earlier_prediction_wrote_and_nothing_else(tmp_path):
+    fill(open_folder(tmp_path))
+    (tmp_path / "images" / "mine.png").write_bytes(b"mine")
+    (tmp_path / "mine.txt").write_text("mine")
+    with open_folder(tmp_path, overwrite=True, formats=["csv"]):
+        assert files(tmp_path) == ["images/mine.png", "mine.txt", "predictions.csv", "predictions.jsonl"]
+    assert not (tmp_path / "labels").exists()
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for wanted in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(
+            FileExistsError, match="has files that are not of an earlier prediction; choose a new or empty"
+        ):
+            open_folder(tmp_path, **wanted)
+    with pytest.raises(FileExistsError, match=r"mine.txt is a file; choose a folder"):
+        open_folder(tmp_path / "mine.txt")
+    fill(open_folder(tmp_path / "out"))
+    before = files(tmp_path)
+    with pytest.raises(
+        FileExistsError, match="has an earlier prediction; choose another folder, or overwrite it, or resume"
+    ):
+        open_folder(tmp_path / "out")
+    with pytest.raises(ValueError, match="overwrite deletes what resume goes on with"):
+        open_folder(tmp_path / "out", overwrite=True, resume=True)
+    with pytest.raises(
+        ValueError, match=r"There are no formats \['xml'\] to save predictions in; known are images, coco"
+    ):
+        open_folder(tmp_path / "new", formats=["csv", "xml"])
+    assert files(tmp_path) == before
+    journal = tmp_path / "out" / "predictions.jsonl"
+    journal.write_text(journal.read_text(encoding="utf-8").replace('"file": "a/1.jpg"', "file"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"predictions.jsonl, line 3, is damaged; take the line out"):
+        open_folder(tmp_path / "out", resume=True)
+
+
+def test_passwords_of_addresses_are_not_written(tmp_path):
+    with open_folder(tmp_path) as folder:
+        folder.add(picture("x.jpg", origin="http://me:secret@x.org/x.jpg"), FOUND)
+    assert lines(tmp_path / "predictions.jsonl")[1]["origin"] == "http://x.org/x.jpg"
+
+
+# -- drawing
+
+
+def colours(image: Image.Image) -> set[str]:
+    return {"#{:02X}{:02X}{:02X}".format(*colour) for _, colour in image.getcolors(2**24)}
+
+
+def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class():
+    image = Image.new("RGB", (400, 300), (128, 128, 128))
+    drawn = draw_detections(image, Detections.sorted([[100, 120, 300, 250]], [0.9], [1]), NAMES)
+    assert drawn.size == image.size
+    assert image.getcolors() == [(400 * 300, (128, 128, 128))]  # the user's own is as it was
+    changed = np.asarray(drawn) != np.asarray(image)
+    rows, columns = np.flatnonzero(changed.any((1, 2))), np.flatnonzero(changed.any((0, 2)))
+    assert (columns[0], columns[-1], rows[-1]) == (100, 299, 249)
+    assert 90 < rows[0] < 110  # the label
+    assert COLOURS[1] in colours(drawn)
+    assert drawn.getpixel((200, 180)) == (128, 128, 128)
+    assert colours(draw_detections(image, NOTHING, NAMES)) == {"#808080"}
+
+
+@pytest.mark.parametrize("size", [(400, 300), (33, 20), (40, 700), (1, 1), (3000, 40)])
+def test_labels_stay_inside_images_of_any_size(size, monkeypatch):
+    places = []
+    place = pictures._place
+    monkeypatch.setattr(pictures, "_place", lambda *arguments: places.append(place(*arguments)) or places[-1])
+    width, height = size
+    boxes = [
+        [0, 0, width, height],
+        [width - 5, height - 5, width, height],
+        [0, 0, 3, 3],
+        [-9, 5, 2 * width, 9],
+        [4, 4, 4, 4],
+    ]
+    names = {0: "x", 1: "a name much longer than most pictures are wide, whatever they show", 2: "猫 \n\t🐱 كلب"}
+    drawn = draw_detections(noise(*size), Detections.sorted(boxes, [0.9, 0.8, 0.7, 0.6, 0.5], [0, 1, 2, 1, 0]), names)
+    assert max(drawn.size) >= 320
+    assert len(places) == 5
+    for x0, y0, x1, y1 in places:
+        assert 0 <= x0 <= x1
+        assert 0 <= y0 <= y1
+        if size[0] >= 33 and drawn.height >= 40:
+            assert x1 < drawn.width
+            assert y1 < drawn.height
+    assert draw_detections(noise(*size), FOUND, NAMES, enlarge=False).size == size
+
+
+def test_labels_keep_out_of_each_others_way(monkeypatch):
+    places = []
+    place = pictures._place
+    monkeypatch.setattr(pictures, "_place", lambda *arguments: places.append(place(*arguments)) or places[-1])
+    boxes = [[100, 100, 300, 250]] * 4
+    draw_detections(noise(500, 400), Detections.sorted(boxes, [0.9, 0.8, 0.7, 0.6], [0, 1, 2, 0]), NAMES)
+    assert sum(pictures._shared(a, b) for i, a in enumerate(places) for b in places[:i]) == 0
+
+
+def test_text_can_be_read_on_its_colour():
+    assert {colour: pictures._readable_on(colour) for colour in ("#000000", "#FFFFFF", "#0072B2", "#E69F00")} == {
+        "#000000": "white",
+        "#FFFFFF": "black",
+        "#0072B2": "white",
+        "#E69F00": "black",
+    }
+
+
+def test_a_font_is_found_for_letters_that_the_usual_one_lacks(monkeypatch):
+    from matplotlib import get_data_path
+
+    pictures._font.cache_clear()
+    usual = pictures._font(12, frozenset("abcяλ"))
+    assert usual.getname()[0] == "DejaVu Sans"
+    other = f"{get_data_path()}/fonts/ttf/STIXGeneral.ttf"
+    lacking = next(
+        chr(code) for code in pictures.FT2Font(other).get_charmap() if not pictures._has(usual.path, {chr(code)})
+    )
+    monkeypatch.setattr(pictures, "_system_fonts", lambda: ["/none.ttf", usual.path, other])
+    assert pictures._font(12, frozenset(lacking + "a")).path == other
+    assert pictures._font(12, frozenset("\U0010fffd")).path == usual.path  # nobody has it: an empty square
+    pictures._font.cache_clear()
