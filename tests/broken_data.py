@@ -321,6 +321,7 @@ CASES = [
     Case("many-boxes", 1, "train: images[0]: 000.png: 305 boxes", _many),
     Case("no-boxes", 1, "6 images", _no_annotations("train", "validation")),
     Case("unlabelled-split", 1, "validation", _no_annotations("validation")),
+    Case("unlabelled-train", 1, "train", _no_annotations("train")),
     Case("crowd", 1, "annotations[1]", _set("train", "annotations", 1, iscrowd=1)),
     Case("bad-line", 1, "labels/7.txt, line 3: None: labels/7.txt, line 3 has 4 numbers", _bad_line),
 ]

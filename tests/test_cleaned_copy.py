@@ -17,7 +17,7 @@ from dino_hf.data.cleaned_copy import write_cleaned_copy
 from dino_hf.data.load import load_data
 from dino_hf.data.recognise import read_raw
 
-NOTHING_LEFT = {"no-boxes"}
+NOTHING_TO_LEARN = {"no-boxes", "unlabelled-train"}
 FOR_THE_OWNER = {  # warnings that stay
     "image-orientation-unclear",
     "image-mode",
@@ -52,7 +52,7 @@ def boxes_by_file(folder: Path, split: str = "train") -> dict[str, list]:
     return boxes
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.kind not in NOTHING_LEFT], ids=repr)
+@pytest.mark.parametrize("case", [case for case in CASES if case.kind not in NOTHING_TO_LEARN], ids=repr)
 def test_a_copy_of_any_broken_data_is_sound_and_the_original_untouched(case, tmp_path):
     raw = break_data(case, tmp_path / "data")
     before = tree_hash(tmp_path / "data")
@@ -164,7 +164,7 @@ def test_of_copies_in_a_split_the_one_with_most_boxes_stays(tmp_path):
     copy = fix(as_raw(tmp_path / "data", contents), tmp_path / "fixed")
     (change,) = copy.changes
     assert (change.kind, change.file, change.action) == ("duplicate-image", "000.png", "left out")
-    assert change.before == "as 002.png of train; its 3 annotations go too"
+    assert change.before == "as 002.png of train; left out with 3 annotations"
 
 
 def test_images_of_one_id_are_left_out_for_their_boxes_cannot_be_told_apart(tmp_path):
@@ -260,19 +260,59 @@ def test_file_names_cannot_leave_the_copy_and_do_not_collide(tmp_path):
     assert all((tmp_path / "fixed" / "train" / name).is_file() for name in expected)
 
 
-def test_images_are_linked_where_that_works_and_copied_where_not(tmp_path, monkeypatch):
+def test_whoever_edits_a_copied_image_does_not_change_the_original(tmp_path):
     raw = as_raw(tmp_path / "data", make_data(tmp_path / "data"))
-    assert fix(raw, tmp_path / "linked").num_linked == 10
-    assert (tmp_path / "linked/train/000.png").samefile(tmp_path / "data/train/000.png")
-    assert "hard links: do not edit" in (tmp_path / "linked" / "CHANGES.txt").read_text()
+    before = tree_hash(tmp_path / "data")
+    fix(raw, tmp_path / "fixed")
+    for path in (tmp_path / "fixed").rglob("*.[pj][np]g"):
+        with path.open("r+b") as file:
+            file.write(b"edited in place")
+    assert tree_hash(tmp_path / "data") == before
 
-    def fail(*arguments):
-        raise OSError("Invalid cross-device link")
 
-    monkeypatch.setattr(cleaned_copy.os, "link", fail)
-    assert fix(raw, tmp_path / "copied").num_linked == 0
-    assert not (tmp_path / "copied/train/000.png").samefile(tmp_path / "data/train/000.png")
-    assert "hard links" not in (tmp_path / "copied" / "CHANGES.txt").read_text()
+def test_a_split_of_which_nothing_is_left_is_named(tmp_path):
+    contents = make_data(tmp_path / "data")
+    for image in contents["train"]["images"]:
+        (tmp_path / "data" / "train" / image["file_name"]).unlink()
+    copy = fix(as_raw(tmp_path / "data", contents), tmp_path / "fixed")
+    assert list(copy.num_images) == ["validation"]
+    assert copy.kept == ["No image of train is left, so the copy has no such split; split the data anew."]
+    assert copy.kept[0] in (tmp_path / "fixed" / "CHANGES.txt").read_text()
+
+
+def test_frames_of_a_fixed_camera_stay(tmp_path):
+    contents = make_data(tmp_path / "data")
+    pixels, noise = np.asarray(make_picture(0, 180, 120)).astype(int), np.random.default_rng(0)
+    for name, content in contents.items():
+        for image in content["images"]:
+            image.update(width=180, height=120)
+            frame = np.clip(pixels + noise.integers(-6, 7, pixels.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(frame).save(tmp_path / "data" / name / image["file_name"], quality=95)
+    copy = fix(as_raw(tmp_path / "data", contents), tmp_path / "fixed")
+    assert copy.num_images == {"train": 6, "validation": 4}
+    assert [text.split(":")[0] for text in copy.kept] == [
+        "6 images of train look like one in another split and are most of it, as with a fixed camera"
+    ]
+
+
+def test_boxes_of_too_large_numbers_are_left_out_without_a_warning(tmp_path):
+    contents = make_data(tmp_path / "data")
+    contents["train"]["annotations"][1]["bbox"] = [1e308] * 4
+    (change,) = fix(as_raw(tmp_path / "data", contents), tmp_path / "fixed").changes
+    assert (change.kind, change.action) == ("box-not-numbers", "left out")
+
+
+def test_an_empty_folder_may_be_the_current_one_or_a_link(tmp_path, monkeypatch):
+    raw = as_raw(tmp_path / "data", make_data(tmp_path / "data"))
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    fix(raw, ".")
+    assert (tmp_path / "here" / "fixes.json").is_file()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    fix(raw, "link")
+    assert (tmp_path / "there" / "fixes.json").is_file()
 
 
 def test_images_inside_a_table_are_written_as_files(tmp_path):
@@ -282,7 +322,7 @@ def test_images_inside_a_table_are_written_as_files(tmp_path):
         for image in split.images:
             image["image"] = {"bytes": image.pop("path").read_bytes(), "path": None}
     copy = fix(raw, tmp_path / "fixed")
-    assert (copy.changes, copy.num_linked) == ([], 0)
+    assert copy.changes == []
     assert (tmp_path / "fixed/train/001.jpg").read_bytes() == (tmp_path / "data/train/001.jpg").read_bytes()
 
 
@@ -292,8 +332,10 @@ def test_a_target_with_something_in_it_or_within_the_data_is_refused(tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"full is there already and is not an empty folder; choose a new one"):
         fix(raw, tmp_path / "full")
-    with pytest.raises(ValueError, match=r"lies within .*data, which stays as it is; choose a folder outside of it"):
+    with pytest.raises(ValueError, match=r"lies within .*data, which stays as it is; choose a place outside of it"):
         fix(raw, tmp_path / "data" / "fixed")
+    with pytest.raises(ValueError, match=r"lies within .*train, which stays as it is"):  # of a json that lies elsewhere
+        fix(raw._replace(origin=tmp_path / "train.json"), tmp_path / "data" / "train" / "fixed")
     (tmp_path / "empty").mkdir()
     fix(raw, tmp_path / "empty")
     assert (tmp_path / "empty" / "fixes.json").is_file()

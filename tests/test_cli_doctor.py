@@ -47,7 +47,7 @@ def test_sound_data_end_with_0(sound):
     assert (code, errors) == (0, "")
     assert "Nothing is wrong that would stop training or falsify AP (1 note)." in output
     assert "note image-without-boxes (2): images without boxes" in output
-    assert "dog     7     10           6  ████████████████████" in output
+    assert "dog     7     10           6  ████████████████" in output
     assert "Largest image: 005.jpg of train, 125 x 79, 4 boxes" in output
 
 
@@ -80,6 +80,7 @@ def test_json_has_every_finding(broken, tmp_path):
         {"split": "train", "where": "images[4]", "file": "004.png", "value": "as 102.png of validation"}
     ]
     assert content["statistics"]["splits"]["validation"]["boxes"] == 12
+    assert call(broken, "--json", tmp_path / "findings.json")[0] == 2  # once more
 
 
 def test_a_cleaned_copy_has_nothing_wrong_and_decides_the_exit_code(broken, tmp_path):
@@ -104,6 +105,8 @@ def test_errors_that_a_copy_cannot_cure_end_with_2(tmp_path):
     code, output, _ = call(folder, "--fix", tmp_path / "fixed")
     assert code == 2
     assert "The boxes of train are probably (x, y, width, height) relative to the image" in output
+    assert "boxes-are-normalised" in output
+    assert "--fix does." not in output
     assert "Errors are left, which only you can correct." in output
 
 
@@ -143,7 +146,10 @@ def test_corners_in_a_hugging_face_data_set_are_named_and_cured_by_a_box_format(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fix", "{sound}/fixed"], r"sound, which stays as it is; choose a folder outside of it."),
+        (["--fix", "{sound}/fixed"], r"sound, which stays as it is; choose a place outside of it."),
+        (["--pictures", "{sound}/train"], r"sound, which stays as it is; choose a place outside of it."),
+        (["--json", "{sound}/findings.json"], r"sound, which stays as it is; choose a place outside of it."),
+        (["--json", "{sound}/train/_annotations.coco.json"], "is there already, and not with findings in it"),
         (["--fix", "{tmp}/fixed", "--no-images"], "needs a look at the images; leave --no-images out."),
         (["--json", "{tmp}/nowhere/a.json"], "choose a file in a folder that exists, such as --json findings.json."),
         (["--pictures", "{tmp}/file"], "is a file; choose a folder for the pictures."),

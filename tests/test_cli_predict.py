@@ -1,5 +1,6 @@
 """`dino-hf predict` and `predict` in Python, as users call them: on folders, videos, in tiles; killed, resumed, refused."""
 
+import inspect
 import itertools
 import json
 import re
@@ -12,6 +13,7 @@ from PIL import Image
 from transformers import AutoModelForObjectDetection
 from typer.testing import CliRunner
 
+import dino_hf
 from dino_hf.inference import Prediction, Predictor, predict
 from dino_hf.inference.predict import find_classes
 from dino_hf.inference.videos import read_frames
@@ -220,6 +222,10 @@ def test_tiles_and_augmentation_see_all_of_the_image(predictor, model, photos, t
         (("{photos}", "--dtype", "int4"), "dtype='int4' must be one of float32, bfloat16, float16."),
         (("{photos}", "--save", "{photos}"), "{photos} has files that are not of an earlier prediction"),
         (("{photos}", "--save", "{out}", "--formats", "xml"), "There are no formats ['xml']"),
+        (("{photos}", "--formats", "xml"), "There are no formats ['xml']"),
+        (("{photos}", "--tile-overlap", "2"), "tile_overlap=2.0 must be in [0, 0.9]"),
+        (("{photos}", "--resume"), "resume is about the folder of results; give it as save."),
+        (("",), "Source 1 is empty; give a path"),
         (("{photos}", "--save", "{out}", "--overwrite", "--resume"), "overwrite deletes what resume goes on with"),
     ],
 )
@@ -265,6 +271,14 @@ def test_a_model_in_memory_and_one_of_others(predictor, photos):
     (one,) = predict(peer, photos / "1.png", image_processor=image_processor, threshold=0.0)
     assert one.category_ids == one.labels.tolist()
     assert set(one.names) <= {f"LABEL_{index}" for index in range(4)}
+
+
+def test_commands_are_functions_of_the_package():
+    """Two have the name of a module too."""
+    for name in ("train", "evaluate", "predict"):
+        assert inspect.isfunction(getattr(dino_hf, name))
+        assert name in dir(dino_hf)
+    assert dino_hf.predict is predict
 
 
 def test_help_is_short_and_ends_with_an_example():

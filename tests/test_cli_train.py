@@ -28,7 +28,7 @@ def calls(monkeypatch):
 def test_options_and_fields_of_training_arguments_and_recipes_reach_training(calls):
     done = invoke(
         "my-data",
-        *("--model", "dino", "--recipe", "paper-12ep", "--output-dir", "out", "--batch-size", 4, "--seed", 3),
+        *("--model", "dino", "--recipe", "paper-12ep", "--output_dir", "out", "--batch_size", 4, "--seed", 3),
         *("--report-to", "wandb", "--report-to", "tensorboard", "--resume", "--validation-fraction", 0.1),
         *("--learning-rate=1e-3", "--bf16", "--max_steps", 7, "--lr-drop-epochs", 3, 4, "--ema-decay", "none"),
     )
@@ -87,6 +87,18 @@ def test_errors_of_training_are_one_sentence_and_debug_shows_where(monkeypatch, 
     assert done.stderr.startswith("error: ")
     assert "nothing" in done.stderr
     assert invoke(missing, "--output-dir", tmp_path / "out", "--debug").exception.__traceback__ is not None
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on_in_one_line(monkeypatch):
+    def stop(data, **settings):
+        error = KeyboardInterrupt()
+        error.add_note("3 steps are done; --resume goes on from the newest checkpoint.")
+        raise error
+
+    monkeypatch.setattr(run, "train", stop)
+    done = invoke("my-data")
+    assert done.exit_code == 130
+    assert done.stderr == "error: stopped. 3 steps are done; --resume goes on from the newest checkpoint.\n"
 
 
 def test_a_dry_run_from_the_command_line(tmp_path):

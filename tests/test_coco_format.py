@@ -213,3 +213,22 @@ def test_only_an_unused_category_that_stands_for_background_is_left_out(name, su
         expected = [4, 9] if is_left_out and used else [0, 4, 9]
         assert data.train.category_ids == expected
         assert read_raw(folder).categories == categories
+
+
+@pytest.mark.parametrize(
+    ("listed", "image"),
+    [
+        ("C:\\me\\a.png", "images/a.png"),
+        ("a.png", "deep/A.PNG"),
+        ("\u00e9.png", "deep/e\u0301.png"),
+    ],
+)
+def test_names_from_other_computers_are_found(listed, image, tmp_path):
+    write(tmp_path, {"labels.JSON": content(listed)}, [image, "pictures/a.png.png"])
+    assert found_images(read_raw(tmp_path), tmp_path) == {"train": [image]}
+
+
+def test_one_file_is_never_two_images(tmp_path):
+    write(tmp_path, {"labels.json": content("cam1/1.png", "cam2/1.png")}, ["images/1.png", "images/2.png"])
+    with pytest.raises(FileNotFoundError, match=r"cam2/1.png, listed in .*labels.json, does not exist"):
+        load_data(tmp_path)

@@ -9,6 +9,7 @@ from PIL import Image
 from broken_data import CASES, as_raw, break_data, make_data, make_picture
 from dino_hf.data.box_table import guess_reading, make_box_table
 from dino_hf.data.checks import inspect
+from dino_hf.data.image_facts import ImageFacts, near_copies
 from dino_hf.data.kinds import KINDS
 from dino_hf.data.raw import Problem, RawDataset, RawSplit
 
@@ -187,6 +188,52 @@ def test_different_pictures_are_no_near_copies(tmp_path):
     names = {"original.png", "half.png", "jpeg.jpg"}
     assert {one.file for one in finding.offenders} < names
     assert len(finding.offenders) == 2
+
+
+def test_an_image_that_looks_like_held_out_ones_is_a_leak_whatever_else_it_looks_like(tmp_path):
+    """Frames of a fixed camera: all look like all, and in one of them the same bytes are in both splits."""
+    noise = np.random.default_rng(0)
+    picture = np.asarray(make_picture(0, 180, 120)).astype(int)
+    splits = {}
+    for name in ("train", "validation"):
+        images = []
+        for number in range(4):
+            frame = np.clip(picture + noise.integers(-6, 7, picture.shape), 0, 255).astype(np.uint8)
+            path = tmp_path / f"{name}_{number}.png"
+            Image.fromarray(frame).save(path)
+            images.append({"id": len(splits) * 10 + number, "file_name": path.name, "path": path})
+        splits[name] = RawSplit(name, tmp_path, images, [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 30, 40]}])
+    (tmp_path / "train_0.png").write_bytes((tmp_path / "validation_0.png").read_bytes())
+    report = inspect(RawDataset("coco", tmp_path, splits, [{"id": 1, "name": "cat"}], []))
+    found = {finding.kind: [one.file for one in finding.offenders] for finding in report.findings}
+    assert found["leak"] == ["train_0.png"]
+    assert sorted(found["near-leak"]) == [f"train_{number}.png" for number in (1, 2, 3)]
+    assert sorted(found["near-copy"]) == [f"validation_{number}.png" for number in (1, 2, 3)]
+    (near,) = [finding for finding in report.findings if finding.kind == "near-leak"]
+    assert {one.other for one in near.offenders} == {("validation", 0)}
+
+
+def test_many_frames_that_look_alike_take_no_more_comparisons_than_neighbours():
+    noise = np.random.default_rng(0)
+    base = noise.integers(0, 255, (32, 32))
+    frames = [np.clip(base + noise.integers(-2, 3, base.shape), 0, 255).astype(np.uint8) for _ in range(300)]
+    facts = [ImageFacts(size=(64, 48), digest=bytes([n % 256, n // 256]), thumbnail=f) for n, f in enumerate(frames)]
+    pairs = np.concatenate(list(near_copies(facts)))
+    assert np.unique(pairs).tolist() == list(range(300))
+    assert len(pairs) <= 300 * 63 < 300 * 299 / 2
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+
+
+def test_ids_of_boxes_within_their_image_repeat_nothing(sound):
+    train = sound.splits["train"]
+    entries = [{**entry, "id": 0} for entry in train.annotations]
+    raw = sound._replace(splits={**sound.splits, "train": train._replace(annotations=entries)})
+    kinds = {
+        name: [f.kind for f in inspect(raw._replace(format=name), check_images=False).findings]
+        for name in ("coco", "huggingface")
+    }
+    assert "duplicate-annotation-id" in kinds["coco"]
+    assert "duplicate-annotation-id" not in kinds["huggingface"]
 
 
 def test_all_offenders_are_counted_and_the_first_thousand_named():

@@ -565,9 +565,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(name, data, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     trainer = make_trainer(data, tmp_path, max_steps=6)
-    message = (
-        rf"{path} is damaged .*Delete the folder .*checkpoint-4 and run again .* from the newest of \['checkpoint-2'\]"
-    )
+    message = rf"{path} is damaged .*Delete the folder .*checkpoint-4 and resume again .* from the newest of \['checkpoint-2'\]"
     with pytest.raises(ValueError, match=message):
         trainer.train(resume_from_checkpoint=True)
     shutil.rmtree(tmp_path / "checkpoint-4")

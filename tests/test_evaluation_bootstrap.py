@@ -6,9 +6,11 @@ import pytest
 from dino_hf.evaluation import bootstrap
 from dino_hf.evaluation.bootstrap import (
     centre,
+    check_num_bootstrap,
     draw_images,
     interval,
     mean_over_classes,
+    num_images_of,
     precision_at_recalls,
     resample,
 )
@@ -103,7 +105,33 @@ def test_an_interval_is_around_the_estimate():
     # 0.43 -+ 1.96 * 0.02; the quantiles of 4,000 samples are known to about 0.001
     assert (low, high) == pytest.approx((0.391, 0.469), abs=0.003)
     assert centre(samples, 0.43).mean() == pytest.approx(0.43)
-    assert interval(np.array([np.nan]), 0.4) is None
+
+
+def test_an_interval_holds_the_estimate_and_is_within_what_is_possible():
+    lopsided = np.append(np.full(980, 0.5), np.zeros(20))  # their mean lies below their middle
+    low, high = interval(lopsided, 0.5)
+    assert (low, high) == pytest.approx((0.5, 0.51))
+    assert low <= 0.5
+    assert interval(np.array([0.0, 0.5, 1.0]), 0.1)[0] == 0
+    assert interval(np.array([0.0, 0.5, 1.0]), 0.9)[1] == 1
+    assert interval(np.array([-0.4, 0.4]), -0.9, lowest=-1.0)[0] == -1
+
+
+@pytest.mark.parametrize("num_bootstrap", [-1, 1, 39])
+def test_too_few_resamples_are_refused(num_bootstrap):
+    with pytest.raises(ValueError, match=rf"num_bootstrap={num_bootstrap} is too few .* at least 40, or 0 for none"):
+        check_num_bootstrap(num_bootstrap)
+    check_num_bootstrap(0)
+    check_num_bootstrap(40)
+
+
+def test_images_with_objects_are_counted_once_for_all_classes():
+    both = [matches_of(*hard_columns(seed))[0] for seed in range(2)]
+    images = [set(one.objects[0].tolist()) for one in both]
+    assert num_images_of(both)[0] == len(images[0] | images[1]) < len(images[0]) + len(images[1])
+    sizes = [len(set(both[0].objects[area].tolist())) for area in (0, 0, 0, 1, 2, 3)]
+    assert num_images_of(both[:1]) == sizes
+    assert len(set(sizes)) > 1
 
 
 def test_a_class_without_detections_or_without_objects():

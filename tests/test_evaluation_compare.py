@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dino_hf.evaluation import compare, evaluate_model
+from dino_hf.training import CocoData
 from evaluation_toys import ReadyPredictor, draw_blocks, noisy_answers
 
 
@@ -58,19 +59,38 @@ def test_only_what_was_measured_alike_is_compared(data, tmp_path):
     a = evaluated(data)
     with pytest.raises(ValueError, match=r"of different data, .* evaluate both detectors on the same images"):
         compare(a, evaluated(other))
-    with pytest.raises(ValueError, match="have 300 resamples of seed 0 and 20 of seed 0; evaluate both with the same"):
-        compare(a, evaluated(data, num_bootstrap=20))
+    with pytest.raises(ValueError, match="have 300 resamples of seed 0 and 40 of seed 0; evaluate both with the same"):
+        compare(a, evaluated(data, num_bootstrap=40))
     with pytest.raises(ValueError, match="at least 1"):
         compare(evaluated(data, num_bootstrap=0), evaluated(data, num_bootstrap=0))
 
 
-def test_without_objects_nothing_can_be_compared(tmp_path):
-    data = draw_blocks(tmp_path / "blocks", ["cat"], 3)
-    empty = [{name: [] for name in objects} for objects in data.dataset["objects"]]
-    features = data.dataset.features
-    data = data._replace(
-        dataset=data.dataset.remove_columns("objects").add_column("objects", empty, feature=features["objects"])
-    )
-    a = evaluated(data, num_bootstrap=5)
-    with pytest.raises(ValueError, match="have no annotated objects"):
+def without_objects(data, image_indices):
+    objects = list(data.dataset["objects"])
+    for index in image_indices:
+        objects[index] = {name: [] for name in objects[index]}
+    feature = data.dataset.features["objects"]
+    return data._replace(dataset=data.dataset.remove_columns("objects").add_column("objects", objects, feature=feature))
+
+
+@pytest.mark.parametrize("empty", [[0, 1, 2], [0, 2]])
+def test_with_objects_in_fewer_than_two_images_nothing_can_be_compared(tmp_path, empty):
+    data = without_objects(draw_blocks(tmp_path / "blocks", ["cat"], 3), empty)
+    a = evaluated(data, num_bootstrap=40)
+    assert a.intervals == {}
+    with pytest.raises(ValueError, match="fewer than two images have annotated objects"):
         compare(a, a)
+
+
+def test_a_class_in_one_image_is_not_compared_however_large_its_difference(tmp_path):
+    data = draw_blocks(tmp_path / "blocks", ["cat"], 4)
+    objects = list(data.dataset["objects"])
+    objects[1]["category"] = [1] * len(objects[1]["category"])
+    feature = data.dataset.features["objects"]
+    dataset = data.dataset.remove_columns("objects").add_column("objects", objects, feature=feature)
+    data = CocoData(dataset, {0: "cat", 1: "rare"}, [10, 12], "toy")
+    b, a = evaluated(data, noise=0, missed=0), evaluated(data, missed=1)
+    assert b.metrics["AP_class_rare"] > a.metrics["AP_class_rare"] == 0
+    assert "AP_class_cat" in a.intervals
+    assert "AP_class_rare" not in a.intervals
+    assert "AP_class_rare" not in [entry.name for entry in compare(a, b).differences]

@@ -123,7 +123,7 @@ def test_classes_of_the_model_alone_are_left_out_and_counted_and_those_of_the_da
     data, answers, caplog
 ):
     names = {**data.id2label, 1: "cloud"}
-    found = evaluate_model(ReadyPredictor(names, answers), data, num_bootstrap=20)
+    found = evaluate_model(ReadyPredictor(names, answers), data, num_bootstrap=40)
     num_boxes = sum((labels == 1).sum() for _, _, labels in answers.values())
     assert found.left_out == {"cloud": num_boxes}
     assert found.counts["detections_left_out"] == num_boxes
@@ -134,14 +134,14 @@ def test_classes_of_the_model_alone_are_left_out_and_counted_and_those_of_the_da
 
 def test_a_model_that_finds_nothing_scores_zero(data):
     nothing = {row["image"].tobytes(): ([], [], []) for row in data.dataset}
-    found = evaluate_model(ReadyPredictor(data.id2label, nothing), data, num_bootstrap=20)
+    found = evaluate_model(ReadyPredictor(data.id2label, nothing), data, num_bootstrap=40)
     assert (found.metrics["AP"], found.intervals["AP"], found.best_threshold) == (0, (0, 0), None)
     assert found.detections == []
 
 
 def test_a_class_without_objects_is_none(tmp_path):
     data = draw_blocks(tmp_path / "blocks", ["a", "b", "unused"], 5, unused=1)
-    found = evaluate_model(ReadyPredictor(data.id2label, noisy_answers(data)), data, num_bootstrap=20)
+    found = evaluate_model(ReadyPredictor(data.id2label, noisy_answers(data)), data, num_bootstrap=40)
     assert found.metrics["AP_class_unused"] == -1
     assert "AP_class_unused" not in found.intervals
     content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
@@ -153,7 +153,7 @@ def test_a_class_without_objects_is_none(tmp_path):
 def test_progress_goes_to_the_end(data, answers):
     seen = []
     evaluate_model(
-        ReadyPredictor(data.id2label, answers), data, num_bootstrap=3, progress=lambda *step: seen.append(step)
+        ReadyPredictor(data.id2label, answers), data, num_bootstrap=40, progress=lambda *step: seen.append(step)
     )
     assert {stage for stage, *_ in seen} == {"images", "classes", "resampled classes"}
     assert {("images", 24, 24), ("classes", 5, 5), ("resampled classes", 5, 5)} <= set(seen)
@@ -230,7 +230,9 @@ def test_the_function_for_users_writes_its_report(data, answers, tmp_path, monke
     predictor, written = ReadyPredictor(data.id2label, answers), []
     monkeypatch.setitem(evaluate.__globals__, "Predictor", ReadyPredictor)
     monkeypatch.setattr(report, "save_report", lambda *arguments: written.append(arguments))
-    found = evaluate(predictor, data, output_dir=tmp_path / "out", num_bootstrap=20)
+    found = evaluate(predictor, data, output_dir=tmp_path / "out", num_bootstrap=40)
     assert written == [(found, data, tmp_path / "out")]
-    with pytest.raises(ValueError, match="num_bootstrap=-1 must be at least 0"):
+    with pytest.raises(ValueError, match="num_bootstrap=-1 is too few"):
         evaluate(predictor, data, num_bootstrap=-1)
+    with pytest.raises(ValueError, match=r"device='cpu' was given with a Predictor, which has its own"):
+        evaluate(predictor, data, device="cpu")

@@ -299,3 +299,57 @@ def test_two_parts_of_one_name_are_a_choice_of_the_user(splits):
     part = hub_dataset(splits["train"])
     with pytest.raises(ValueError, match="DatasetDict has val and validation, which both are validation data; pass a"):
         load_data(DatasetDict(train=part, val=part, validation=part))
+
+
+@pytest.mark.parametrize(
+    ("box", "box_format", "pixels"),
+    [
+        ({"height": 12.0, "width": 10.0, "x": 4.0, "y": 3.0}, None, BOX),
+        ({"xmin": 4.0, "xmax": 14.0, "ymin": 3.0, "ymax": 15.0}, None, BOX),
+        ({"y1": 3.0, "x1": 4.0, "y2": 15.0, "x2": 14.0}, "xyxy", BOX),
+        ({"w": 0.5, "h": 0.5, "cx": 0.5, "cy": 0.5}, "cxcywhn", [10.0, 7.5, 20.0, 15.0]),
+    ],
+)
+@pytest.mark.parametrize("as_list", [True, False])
+def test_boxes_with_named_fields_are_read_by_their_names(box, box_format, pixels, as_list):
+    objects = [{"bbox": box, "category": 1}] if as_list else {"bbox": [box], "category": [1]}
+    assert boxes_of(read_raw(rows(objects), box_format=box_format)) == [pixels]
+
+
+@pytest.mark.parametrize(
+    ("fields", "box_format", "message"),
+    [
+        ("abcd", None, r"bbox with the fields \['a', 'b', 'c', 'd'\]; call them x, y, width, height"),
+        (
+            "xywh",
+            "xyxyn",
+            r"bbox with the fields \['x', 'y', 'w', 'h'\], which is not box_format='xyxyn'; leave it out",
+        ),
+    ],
+)
+def test_fields_of_boxes_that_are_unknown_or_contradict_are_said(fields, box_format, message):
+    objects = {"bbox": [dict(zip(fields, BOX, strict=True))], "category": [1]}
+    with pytest.raises(ValueError, match=message):
+        read_raw(rows(objects), box_format=box_format)
+
+
+@pytest.mark.parametrize("label", ["bird", "cat"])  # a word of four letters is not four classes
+def test_one_object_for_each_row_is_refused(label):
+    columns = {"image": [Image.new("RGB", SIZE)] * 2, "bbox": [BOX] * 2, "label": [label] * 2}
+    with pytest.raises(ValueError, match=f"row 0 has label='{label}'; it must be a list, of all objects"):
+        load_data(Dataset.from_dict(columns))
+
+
+@pytest.mark.parametrize(
+    ("word", "name"), [("train[:80%]", "train"), ("test[5:]", "test"), ("train+validation", "train"), (None, "train")]
+)
+def test_a_slice_of_a_split_is_that_split(word, name):
+    data = rows(OBJECTS)
+    data._split = None if word is None else datasets.NamedSplit(word)
+    assert list(read_raw(data).splits) == [name]
+
+
+@pytest.mark.parametrize(("source", "kind"), [({}, "dict"), ({"train": [1]}, "dict of list"), (3, "int")])
+def test_an_object_of_another_kind_is_said(source, kind):
+    with pytest.raises(ValueError, match=f"The data are of type {kind}; give a path"):
+        load_data(source)

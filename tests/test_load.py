@@ -138,3 +138,51 @@ def test_rows_cost_little_memory(tmp_path):
     assert left < 100 * num_images
     assert peak < 10_000 * num_images
     assert data.dataset.data.nbytes < 400 * num_images
+
+
+@pytest.mark.parametrize("seed", [-1, "x", None])
+def test_a_seed_that_is_none_is_said(seed, tmp_path):
+    with pytest.raises(ValueError, match=r"seed=.* must be a whole number, at least 0"):
+        load_data(tmp_path, seed=seed)
+
+
+def test_an_empty_path_is_not_the_working_directory():
+    with pytest.raises(ValueError, match="The path of the data is empty"):
+        load_data("")
+
+
+def test_relative_boxes_are_not_taken_for_pixels(splits, tmp_path):
+    folder = write_layout("coco-flat", {"train": splits["train"]}, tmp_path / "data")
+    content = coco_content(splits["train"])
+    for entry in content["annotations"]:
+        entry["bbox"] = [0.25, 0.25, 0.5, 0.75]
+    (folder / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"all boxes are within one pixel, .*: multiply them by width and height"):
+        load_data(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("images", "width", float("inf"), "image 1 has width=inf and height="),
+        ("images", "width", 10**30, "they must be numbers of pixels"),
+        ("images", "file_name", "", "has file_name='', but needs file_name as str"),
+        (
+            "annotations",
+            "bbox",
+            [1, 2, 10**400, 3],
+            r"annotations\[0\] has bbox=.*; it must be \(x, y, width, height\)",
+        ),
+        ("annotations", "bbox", [True, 2, 3, 3], r"has bbox=\[True, 2, 3, 3\]; it must be"),
+        ("annotations", "image_id", True, "has image_id=True, but needs image_id as int"),
+        ("annotations", "area", float("nan"), "has area=nan; it must be a number of pixels, or be left out"),
+        ("annotations", "area", -5, "has area=-5; it must be"),
+    ],
+)
+def test_numbers_that_nothing_can_hold_are_said(part, field, value, message, splits, tmp_path):
+    folder = write_layout("coco-flat", {"train": splits["train"]}, tmp_path / "data")
+    content = coco_content(splits["train"])
+    content[part][0][field] = value
+    (folder / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_data(folder)

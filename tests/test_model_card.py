@@ -37,6 +37,20 @@ TRAINING = {
 }
 
 
+MEASURED_AFTER = {
+    "dataset": "other birds",
+    "num_images": 40,
+    "step": 9,
+    "after_training": True,
+    "metrics": {"AP": 0.41234, "AP50": 0.6, "AR_100": 0.7, "AP_class_a|b": 0.3, "AP_class_crow": -1},
+    "intervals": {"AP": [0.35, 0.4781], "AP_class_a|b": [0.2, 0.4]},
+    "objects": {"a|b": 31, "crow": 0},
+    "best": {"threshold": 0.314159, "f1": 0.5, "precision": 0.6, "recall": 0.43},
+    "pictures": {"curves.png": "Loss [and] AP", "gone.png": "Not here", "../secret.png": "Elsewhere"},
+    "test": {"dataset": "more birds", "num_images": 70, "metrics": {"AP": 0.39}, "intervals": {"AP": [0.3, 0.5]}},
+}
+
+
 def card_of(provenance=None, name="someone/birds", tags=(), **changes) -> tuple[ModelCard, str]:
     """The card as the Hub reads it, and its words in one line."""
     if "id2label" in changes:
@@ -206,6 +220,55 @@ def test_what_cannot_be_read_is_named_and_claims_nothing(provenance, named):
     assert card.data.eval_results is None
     if isinstance(provenance, dict) and "training" in provenance:
         assert "The weights here were trained" in text
+
+
+def test_results_of_a_run_are_told_with_intervals_threshold_and_pictures(tmp_path):
+    (tmp_path / "curves.png").touch()
+    (tmp_path.parent / "secret.png").touch()
+    training = {**TRAINING, "steps": 9, "selected": "those after step 9", "evaluation": MEASURED_AFTER}
+    config = tiny_config(provenance={"start": "random weights", "training": training})
+    text = model_card(config, 1, "birds", folder=tmp_path)
+    words = " ".join(text.split())
+    for part in (
+        "starting from random weights. They are those after step 9.",
+        "Measured after training, on 40 images of `other birds`. Intervals are of 95 %, by a bootstrap over the images.",
+        "| AP, mean over IoU 0.50 to 0.95 | 0.412 | 0.350 to 0.478 |",
+        "| AP at IoU 0.50 | 0.600 | |",
+        "**Best threshold: 0.31**, where F1 is highest over all classes: 0.500, with precision 0.600 and recall 0.430",
+        "On 70 images of `more birds`, which nothing was chosen by: **AP 0.390** (0.300 to 0.500).",
+        "| a\\|b | 31 | 0.300 | 0.200 to 0.400 | | crow | 0 | | |",
+        "![Loss (and) AP](curves.png)",
+        'detector("street.jpg", threshold=0.31)',
+    ):
+        assert part in words, part
+    assert "AP of a" not in words  # the classes have a table of their own
+    assert "gone.png" not in words
+    assert "secret" not in words
+    assert is_ours(text)
+
+    elsewhere = model_card(config, 1, "birds")  # pushed from memory, for instance
+    assert "curves.png" not in elsewhere
+    changed = tiny_config(provenance={"training": {**training, "steps": 10}})
+    text = model_card(changed, 1, "birds", folder=tmp_path)
+    assert "This was at step 9; the weights here are those of step 10, whose AP was not measured." in text
+    assert "curves.png" not in text
+    assert "threshold=0.4)" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"intervals": {"AP": [0.1]}}, "`training.evaluation.intervals.AP`"),
+        ({"intervals": {"AP": ["low", 0.2]}}, "`training.evaluation.intervals.AP`"),
+        ({"objects": {"crow": "many"}}, "`training.evaluation.objects.crow`"),
+        ({"best": 0.3}, "`training.evaluation.best`"),
+        ({"pictures": ["curves.png"]}, "`training.evaluation.pictures`"),
+        ({"test": {"metrics": {"AP": "high"}}}, "`training.evaluation.test.metrics.AP`"),
+    ],
+)
+def test_results_that_cannot_be_read_are_named(changes, named):
+    _, text = card_of({"training": {**TRAINING, "steps": 9, "evaluation": {**MEASURED_AFTER, **changes}}})
+    assert f"could not be read as a whole; left out: {named}." in text
 
 
 def test_an_empty_record_claims_nothing():

@@ -548,6 +548,21 @@ def test_every_departure_is_a_line(tmp_path):
     ]
 
 
+def test_sizes_that_follow_each_other_are_told_in_one_line(tmp_path):
+    resized = Augmentation(photometric=0.5).resized(96, 120)
+    recipe = get_recipe("paper-12ep", augmentation=resized)
+    args = make_arguments(recipe, tmp_path, per_device_train_batch_size=16)
+    line = "images are resized to at most 96 (short side) and 120 pixels (long side), and cropped in proportion; the recipe has "
+    expected = [line + "800 and 1333", "augmentation.photometric 0.5, the recipe has 0"]
+    assert recipe.departures(args, configured(recipe)) == expected
+    recipe = get_recipe(
+        "paper-12ep", augmentation=dataclasses.replace(resized, crop_sizes=(40, 50))
+    )  # these do not follow
+    departures = recipe.departures(args, configured(recipe))
+    assert "augmentation.longest_side 120, the recipe has 1333" in departures
+    assert "augmentation.crop_sizes 40, 50, the recipe has 384, 600" in departures
+
+
 def test_scaled_learning_rates_are_told(tmp_path):
     recipe = get_recipe("paper-12ep", scale_learning_rate="linear")
     args = make_arguments(recipe, tmp_path, gradient_accumulation_steps=2)

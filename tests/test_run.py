@@ -21,9 +21,10 @@ from dino_hf.data import DetectionData, load_data
 from dino_hf.evaluation import report
 from dino_hf.model_card import is_ours, weights_digest
 from dino_hf.tools.scenes import CATEGORIES, make_scenes
-from dino_hf.training import get_recipe
+from dino_hf.training import get_recipe, results
 from dino_hf.training.results import _best
 from dino_hf.training.run import train
+from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config
 
 QUICK = {"report_to": "none", "use_cpu": True, "num_denoising": 5, "learning_rate": 1e-3}
@@ -193,11 +194,14 @@ def test_history_is_a_table_with_a_row_for_each_step(finished):
         assert curves.width > 2 * curves.height
 
 
-def test_a_finished_run_is_reported_anew_and_not_trained(finished, folder, copy):
+def test_a_finished_run_is_reported_anew_and_not_trained(finished, folder, copy, caplog):
     before = (copy / "model.safetensors").read_bytes()
     (copy / "results.json").unlink()
+    for checkpoint in copy.glob("checkpoint-*"):  # they take room
+        shutil.rmtree(checkpoint)
     run, _ = run_quietly(folder / "data", output_dir=copy, resume=True, num_train_epochs=2)
     assert run.trainer is None
+    assert "begins anew" not in caplog.text  # nothing does
     assert run.evaluation.metrics == finished[0].evaluation.metrics
     assert read_json(copy / "results.json")["metrics"]["AP"] == finished[0].evaluation.metrics["AP"]
     assert (copy / "model.safetensors").read_bytes() == before
@@ -223,6 +227,14 @@ def test_an_unfinished_run_goes_on_with_its_own_settings(finished, folder, copy,
     assert_same(copy / "model.safetensors", finished[0].output_dir / "model.safetensors")
     assert_same(copy / "last/model.safetensors", finished[0].output_dir / "last/model.safetensors")
     assert "starting from random weights" in (copy / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_damaged_checkpoint_is_named(finished, folder, copy):
+    record = read_json(copy / "run.json")
+    (copy / "run.json").write_text(json.dumps(record | {"finished": False}))
+    os.truncate(copy / "checkpoint-4/model.safetensors", 1000)
+    with pytest.raises(ValueError, match=r"checkpoint-4/model.safetensors is damaged .*goes on from the newest of"):
+        train(folder / "data", output_dir=copy, resume=True)
 
 
 def test_a_folder_that_is_not_free_is_refused(finished, folder, copy, tmp_path):
@@ -284,7 +296,9 @@ def test_data_without_held_out_images_train_to_the_end(folder, tmp_path):
         output_dir=tmp_path / "out",
         max_steps=1,
         ema_decay=None,
+        report_to=None,  # TensorBoard is installed here
     )
+    assert list((tmp_path / "out/runs").glob("*/events.*"))
     assert run.evaluation is run.test is None
     assert "step 1 of 1: loss" in printed
     assert "those after the last step, 1; there was nothing to choose by" in printed
@@ -297,6 +311,15 @@ def test_data_without_held_out_images_train_to_the_end(folder, tmp_path):
     assert pair.preflight.data["images"] == {"train": 10, "validation": 5, "test": None}
     with pytest.raises(ValueError, match="has no images to train on"):
         train(DetectionData(None, data.validation, None, [], "here"), output_dir=tmp_path / "new")
+    empty = data.train._replace(
+        dataset=data.train.dataset.map(lambda row: {"objects": {n: [] for n in row["objects"]}})
+    )
+    for pair, what in (
+        ((empty, data.validation), "10 images to train on"),
+        ((data.train, empty), "10 images held out"),
+    ):
+        with pytest.raises(ValueError, match=f"None of the {what} in .* has a box, so"):
+            train(pair, output_dir=tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +330,7 @@ def test_data_without_held_out_images_train_to_the_end(folder, tmp_path):
         ({"recipe": "best"}, "There is no recipe 'best'"),
         ({"save_strategy": "no"}, "save_strategy='no': a run saves what it evaluates"),
         ({"eval_strategy": "no"}, "eval_strategy='no'"),
+        ({"max_steps": 0}, "max_steps=0 trains nothing"),
         ({"eval_steps": 2, "save_steps": 3}, "give eval_steps alone"),
         ({"eval_strategy": "epoch", "eval_steps": 2}, "give eval_steps alone"),
         ({"warmup_ratio": 0.1}, "no setting 'warmup_ratio'"),
@@ -330,6 +354,36 @@ def test_data_that_the_doctor_would_refuse_are_not_trained_on(folder, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"wholly outside .* `dino-hf doctor "):
         train(broken, model=folder / "untrained", output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("batch_size", "cure"), [(4, "--resume and --batch-size 2, or"), (1, "and smaller images")])
+def test_memory_that_runs_out_has_a_cure(folder, tmp_path, monkeypatch, batch_size, cure):
+    def run_out(self, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DinoDetrTrainer, "train", run_out)
+    with pytest.raises(ValueError, match=f"Batches of {batch_size} do not fit into the memory of cpu.*{cure}"):
+        run_quietly(folder / "data", model=folder / "untrained", output_dir=tmp_path / "out", batch_size=batch_size)
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(folder, tmp_path, monkeypatch):
+    def stop(self, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DinoDetrTrainer, "train", stop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_quietly(folder / "data", model=folder / "untrained", output_dir=tmp_path / "out")
+    assert stopped.value.__notes__ == ["0 steps are done; --resume goes on from the newest checkpoint."]
+
+
+def test_an_evaluation_that_is_stopped_says_how_to_go_on(finished, folder, copy, monkeypatch):
+    def stop(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "evaluate_model", stop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_quietly(folder / "data", output_dir=copy, resume=True)
+    assert stopped.value.__notes__ == ["All steps are done; --resume goes on with the evaluation."]
 
 
 def test_evaluation_within_epochs(folder, tmp_path):

@@ -1,9 +1,12 @@
 """Settings by name, from Python and from a command line."""
 
+import inspect
+
 import pytest
 from transformers.integrations import integration_utils
 
-from dino_hf.training import Augmentation, get_recipe
+from dino_hf.training import Augmentation, get_recipe, settings
+from dino_hf.training.run import train
 from dino_hf.training.settings import find_trackers, flat_settings, parse_settings, split_settings
 
 
@@ -35,17 +38,25 @@ def test_a_command_line_is_typed_and_only_what_it_says(line, expected):
     ("line", "message"),
     [
         ("--learning-rat 1", "There is no option --learning-rat; did you mean --learning-rate"),
-        ("--learning 1", "There is no option --learning;"),  # no abbreviations: they change with transformers
+        ("--learning 1", "There is no option --learning; did you"),  # no abbreviations: they change with transformers
+        ("--lr 1", "no option --lr; did you mean --learning-rate?"),
+        ("--epochs 1", "no option --epochs; did you mean .*--num-train-epochs"),
+        ("--modle dino", "no option --modle; did you mean --model"),
         ("--zzz=3", "--zzz=3; there are the fields of Recipe"),
         ("--learning-rate fast", "--learning-rate: invalid float value: 'fast'"),
         ("--eval-strategy never", "--eval-strategy: invalid choice: 'never'"),
-        ("--bf16 maybe", "--bf16: .*maybe"),
+        ("--bf16 maybe", r"--bf16: .*maybe.*[^.]\.$"),
         ("more-data", "'more-data' belongs to no option"),
     ],
 )
 def test_a_command_line_that_cannot_be_meant(line, message):
     with pytest.raises(ValueError, match=message):
         parse_settings(line.split())
+
+
+def test_what_train_itself_has_is_known():
+    parameters = inspect.signature(train).parameters.values()
+    assert {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} == settings._OF_TRAIN
 
 
 def test_settings_go_to_the_recipe_and_to_the_arguments():
@@ -69,7 +80,7 @@ def test_settings_go_to_the_recipe_and_to_the_arguments():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("given", "message"),
     [
         ({"learningrate": 1}, "no setting 'learningrate'; did you mean learning_rate"),
         ({"resume_from_checkpoint": True}, "resume=True"),
@@ -79,9 +90,9 @@ def test_settings_go_to_the_recipe_and_to_the_arguments():
         ({"short_sides": "large"}, "short_sides='large'"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings, message):
+def test_settings_that_cannot_be_meant(given, message):
     with pytest.raises(ValueError, match=message):
-        split_settings("finetune", settings)
+        split_settings("finetune", given)
 
 
 def test_settings_are_written_down_by_their_own_names():

@@ -1,7 +1,9 @@
 """What is predicted on: found, named, and read, whatever users point at; one bad image does not stop the others."""
 
 import http.server
+import os
 import shutil
+import struct
 import threading
 from fractions import Fraction
 from functools import partial
@@ -99,6 +101,9 @@ def test_a_number_is_a_camera_unless_a_file_has_that_name(tmp_path, monkeypatch)
         ("{tree}/*.txt", FileNotFoundError, "No image or video matches"),
         ("{tree}/empty", FileNotFoundError, "The folder .*empty has no image or video, and none of its folders has"),
         ("ftp://x.org/1.jpg", ValueError, "is an address of kind 'ftp'; known are http, https, rtsp"),
+        ("http://[x.org/1.jpg", ValueError, "is no valid address: Invalid IPv6 URL."),
+        ("https://", ValueError, "https:// is no valid address: it names no host."),
+        ("", ValueError, "Source 1 is empty; give a path"),
         (3.5, ValueError, "Source 1 is a float; give a path, an address"),
         (True, ValueError, "Source 1 is a bool"),
         ([], ValueError, "There are no sources; give images"),
@@ -212,6 +217,38 @@ def test_arrays_are_rgb_or_grey():
     assert "there is nothing to see" in item.reason
 
 
+def test_links_in_a_circle_and_names_of_other_encodings(tmp_path):
+    root = tmp_path / "photos"
+    (root / "a").mkdir(parents=True)
+    noise(50, 30).save(root / "a" / "1.png")
+    try:
+        (root / "a" / "back").symlink_to("..")
+        (root / "self.png").symlink_to("self.png")
+        shutil.copy(root / "a" / "1.png", os.fsencode(root) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("the file system has no links, or names in UTF-8 alone")
+    expected = ["a/1.png", "caf\N{REPLACEMENT CHARACTER}.png", "self.png"]
+    assert names(root, exclude=tmp_path / "out") == expected
+    assert names(str(root / "**" / "*.png"), exclude=tmp_path / "out") == expected
+    items = read(find_sources(root))
+    assert [type(item) for item in items] == [Picture, Picture, Failure]
+    assert items[2].reason == "Too many levels of symbolic links."
+
+
+def test_a_folder_that_cannot_be_listed_is_reported_and_the_rest_goes_on(tree, monkeypatch):
+    scandir = os.scandir
+
+    def refused(path):  # as for users without the permission, which the tests' user may have
+        if os.fspath(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    items = read([tree / "b"], max_frames=1)
+    assert [item.source.name for item in items if isinstance(item, Picture)] == ["1.jpg", "clip.mp4"]
+    assert [item.source.name for item in items if isinstance(item, Failure)] == ["deep"]
+
+
 # -- videos
 
 
@@ -238,6 +275,24 @@ def test_odd_sides_lose_a_column_and_other_sizes_are_fitted(tmp_path):
     assert np.abs(np.subtract(frames[0].image.getpixel((10, 10)), BLUE)).max() < 12
     assert np.abs(np.subtract(frames[0].image.getpixel((60, 40)), RED)).max() < 12
     assert np.abs(np.subtract(frames[2].image.getpixel((60, 40)), GREEN)).max() < 12
+
+
+def test_a_video_of_a_phone_held_upright_is_turned(tmp_path):
+    path = tmp_path / "upright.mp4"
+    image = Image.new("RGB", (64, 48), RED)
+    image.paste(BLUE, (0, 0, 32, 48))  # left, as the sensor sees it
+    writer = VideoWriter(path, image.size, Fraction(10))
+    for _ in range(3):
+        writer.write(image)
+    writer.close()
+    data = bytearray(path.read_bytes())
+    matrix = data.rindex(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2: a quarter turn to the right, in 16.16
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+    frame = next(iter(read_frames(path))).image
+    assert frame.size == (48, 64)
+    assert np.abs(np.subtract(frame.getpixel((24, 10)), BLUE)).max() < 12  # what was left is up
+    assert np.abs(np.subtract(frame.getpixel((24, 54)), RED)).max() < 12
 
 
 def test_a_video_that_breaks_off_gives_what_it_has(tree, tmp_path):
@@ -278,10 +333,17 @@ def server(tree):
 def test_addresses_are_read(server, tree):
     items = read([f"{server}/a/1.jpg", f"{server}/none.jpg", f"{server}/notes.txt", f"{server}/b/clip.mp4"], every=8)
     assert items[0].image.tobytes() == read_image(tree / "a" / "1.jpg").tobytes()
+    assert video_info(f"{server}/none.mp4") == (25, None)
     assert items[1].reason == "HTTP Error 404: File not found."
     assert items[2].reason.startswith("It is no image")
     assert [item.frame for item in items[3:-1]] == [0, 8]
     assert isinstance(items[-1], End)
+
+
+def test_an_address_may_have_spaces_and_any_letters(server, tree):
+    shutil.copy(tree / "a" / "1.jpg", tree / "empty" / "é 图.dat")  # not found by others that look for images
+    items = read([f"{server}/empty/é 图.dat", f"{server}/empty/%C3%A9%20图.dat"])
+    assert [type(item) for item in items] == [Picture, Picture]
 
 
 def test_an_address_without_answer_and_too_large_a_file_are_failures(server, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -59,6 +60,7 @@ def test_without_a_model_the_published_backbone_is_put_in(monkeypatch):
         settings = {name: value for name, value in RESNET.items() if name != "model_type"}
         return ResNetBackbone(ResNetConfig(**settings, out_features=out_features))
 
+    monkeypatch.setattr(starting_model, "is_offline_mode", lambda: True)
     monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", published)
     monkeypatch.setattr(starting_model, "DinoDetrConfig", partial(tiny_config, num_labels=3))
     start = load_start(None, DATA, seed=0)
@@ -70,10 +72,26 @@ def test_without_a_model_the_published_backbone_is_put_in(monkeypatch):
     assert start.model.config.id2label == DATA.id2label
 
 
+@pytest.mark.parametrize("source", [None, "someone/model"])
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, source):
+    asked = []
+
+    def fail(request, timeout):
+        asked.append(request.full_url)
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(starting_model, "urlopen", fail)
+    monkeypatch.setattr(starting_model, "is_offline_mode", lambda: False)
+    with pytest.raises(OSError, match=r"\(ConnectionError\)"):
+        load_start(source, DATA, seed=0)
+    assert len(asked) == 1
+
+
 def test_without_a_network_the_cure_is_named(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
+    monkeypatch.setattr(starting_model, "is_offline_mode", lambda: True)
     monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", offline)
     with pytest.raises(OSError, match=r"microsoft/resnet-50 of the Hub, which cannot be fetched .*--model"):
         load_start(None, DATA, seed=0)

@@ -144,3 +144,24 @@ def test_other_xml_files_are_no_data_set(tmp_path):
         read_raw(tmp_path)
     write(tmp_path, "a")
     assert file_names(read_raw(tmp_path)) == {"train": ["a.png"]}
+
+
+def test_names_with_spaces_and_suffixes_in_upper_case(tmp_path):
+    write(tmp_path, "Annotations/my a", image="JPEGImages/my a.png")
+    second = write(tmp_path, "Annotations/my b", image="JPEGImages/my b.PNG")
+    second.rename(second.with_suffix(".XML"))
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_bytes("\ufeffmy a\r\n".encode())
+    (lists / "val.txt").write_bytes(b"my b\r\n")
+    raw = read_raw(tmp_path)
+    assert raw.problems == []
+    assert file_names(raw) == {"train": ["JPEGImages/my a.png"], "validation": ["JPEGImages/my b.PNG"]}
+
+
+@pytest.mark.parametrize("named", ["a.jpg", "a.png"])
+def test_of_an_image_and_its_mask_the_named_one_is_taken(named, tmp_path):
+    for name in ("a.jpg", "a.png", named):  # the last writes the xml
+        write(tmp_path, "a", image=name)
+    assert f"<filename>{named}</filename>" in (tmp_path / "a.xml").read_text()
+    assert file_names(read_raw(tmp_path)) == {"train": [named]}

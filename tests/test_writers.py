@@ -204,6 +204,8 @@ def test_folders_of_others_are_left_alone(tmp_path):
             open_folder(tmp_path, **wanted)
     with pytest.raises(FileExistsError, match=r"mine.txt is a file; choose a folder"):
         open_folder(tmp_path / "mine.txt")
+    with pytest.raises(FileExistsError, match=r"mine.txt is a file; choose a folder"):
+        open_folder(tmp_path / "mine.txt" / "deep" / "out")
     fill(open_folder(tmp_path / "out"))
     before = files(tmp_path)
     with pytest.raises(
@@ -221,6 +223,46 @@ def test_folders_of_others_are_left_alone(tmp_path):
     journal.write_text(journal.read_text(encoding="utf-8").replace('"file": "a/1.jpg"', "file"), encoding="utf-8")
     with pytest.raises(ValueError, match=r"predictions.jsonl, line 3, is damaged; take the line out"):
         open_folder(tmp_path / "out", resume=True)
+
+
+def test_no_file_is_written_for_two_sources(tmp_path):
+    sources = ("x.bmp", "x.jpg", "y.jpg", "y.png.jpg", "y.png", "Y.tif")
+    with open_folder(tmp_path / "out") as folder:
+        for number, name in enumerate(sources):
+            folder.add(picture(name, size=(400, 300 + number)), FOUND)
+    heights = []
+    for file in (tmp_path / "out" / "images").iterdir():
+        with Image.open(file) as drawn:
+            heights.append(drawn.height)
+    assert sorted(heights) == [300 + number for number in range(len(sources))]
+    assert len(list((tmp_path / "out" / "labels").iterdir())) == len(sources)
+
+
+@pytest.mark.parametrize(
+    ("number", "line", "message"),
+    [
+        (1, '{"file": "a"}', "is no journal of a prediction; save to another folder"),
+        (1, "junk", "is no journal of a prediction; save to another folder"),
+        (2, "[]", "line 2, is damaged"),
+        (
+            2,
+            '{"file": "../mine", "origin": "", "frame": null, "time": null, "width": 1, "height": 1, "objects": []}',
+            "line 2",
+        ),
+    ],
+)
+def test_a_journal_that_is_not_ours_deletes_nothing(tmp_path, number, line, message):
+    fill(open_folder(tmp_path / "out"))
+    (tmp_path / "mine.jpg").write_bytes(b"mine")
+    journal = tmp_path / "out" / "predictions.jsonl"
+    changed = journal.read_text(encoding="utf-8").splitlines()
+    changed[number - 1] = line
+    journal.write_text("\n".join(changed) + "\n", encoding="utf-8")
+    before = files(tmp_path)
+    for wanted in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(ValueError, match=message):
+            open_folder(tmp_path / "out", **wanted)
+    assert files(tmp_path) == before
 
 
 def test_passwords_of_addresses_are_not_written(tmp_path):

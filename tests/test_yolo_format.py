@@ -136,16 +136,24 @@ def test_boxes_that_are_wrong_are_named_by_their_line(tmp_path):
         ),
         ("train: images\n", ValueError, "is not the yaml of a YOLO data set: it needs `names`"),
         ("train: [", ValueError, "data.yaml is not valid yaml: "),
+        ("train: images\nnc: many\n", ValueError, "nc='many'; it must be the number of classes"),
+        ("train: images\nnc: [1]\n", ValueError, r"nc=\['1'\]; it must be the number of classes"),
+        (
+            "train: images\nval: empty\nnames: [cat]\n",
+            FileNotFoundError,
+            "empty, which .*data.yaml names as val, has no im",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_yaml_is_said(yaml, error, message, tmp_path):
-    folder = write(tmp_path, yaml, images__a_png=None)
+    folder = write(tmp_path, yaml, images__a_png=None, images__a_txt="")
+    (folder / "empty").mkdir()
     with pytest.raises(error, match=message):
         load_data(folder / "data.yaml")
 
 
 def test_names_may_be_a_dictionary_with_gaps_or_missing(tmp_path):
-    folder = write(tmp_path, "train: images\nnames: {7: dog, 2: cat}\n", images__a_png=None)
+    folder = write(tmp_path, "train: images\nnames: {7: dog, 2: cat}\n", images__a_png=None, images__a_txt="")
     data = load_data(folder, validation_fraction=0).train
     assert (data.id2label, data.category_ids) == ({0: "cat", 1: "dog"}, [2, 7])
     folder = write(tmp_path, "train: images\nnc: 2\n")
@@ -153,7 +161,7 @@ def test_names_may_be_a_dictionary_with_gaps_or_missing(tmp_path):
 
 
 def test_test_data_that_are_not_here_are_left_out(tmp_path):
-    folder = write(tmp_path, "train: images\ntest: far/away\nnames: [cat]\n", images__a_png=None)
+    folder = write(tmp_path, "train: images\ntest: far/away\nnames: [cat]\n", images__a_png=None, images__a_txt="")
     data = load_data(folder, validation_fraction=0)
     assert data.test is None
     assert any("so there are no test data" in note for note in data.notes)
@@ -188,3 +196,49 @@ def test_exports_of_labelling_tools_have_no_yaml(names, train, other, tmp_path):
     assert (raw.format, [entry["name"] for entry in raw.categories]) == ("yolo", ["cat", "dog"])
     assert boxes_of(raw.splits["train"]) == [BOX]
     assert [entry["file_name"] for entry in raw.splits["validation"].images] == ["valid/images/b.png"]
+
+
+def test_names_are_what_is_written_though_yaml_takes_them_for_other_things(tmp_path):
+    folder = write(
+        tmp_path, "train: images\ntest: # none\nnames: [no, 007, 1.0]\n", images__a_png=None, images__a_txt=LINE
+    )
+    assert load_data(folder, validation_fraction=0).train.id2label == {0: "no", 1: "007", 2: "1.0"}
+
+
+def test_files_made_on_windows(tmp_path):
+    yaml = "path: C:\\me\\set\r\ntrain: train.txt\r\nval: images\\val\r\nnames: [cat, dog]\r\n"
+    folder = write(tmp_path, None, images__a_png=None, images__val__b_png=None, labels__val__b_txt="")
+    for name, text in {"data.yaml": yaml, "train.txt": ".\\images\\a.png\r\n", "labels/a.txt": f"{LINE}\r\n"}.items():
+        (folder / name).write_bytes(text.encode("utf-8-sig"))
+    raw = read_raw(folder)
+    assert raw.problems == []
+    assert {name: len(split.images) for name, split in raw.splits.items()} == {"train": 1, "validation": 1}
+    assert boxes_of(raw.splits["train"]) == [BOX]
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "labels/classes.txt"])
+def test_a_list_of_names_keeps_its_numbers_and_is_in_utf_8(name, tmp_path):
+    folder = write(tmp_path, None, images__a_png=None, labels__a_txt="2 0.5 0.5 0.25 0.4")
+    (folder / name).write_bytes("\ufeffcat\r\n\r\ndög\r\n".encode())
+    data = load_data(folder, validation_fraction=0).train
+    assert (data.id2label, data.category_ids) == ({0: "cat", 1: "dög"}, [0, 2])
+    (folder / name).write_bytes("dög".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes.txt is not text in UTF-8: .*; save it in that encoding"):
+        read_raw(folder)
+
+
+def test_images_without_any_txt_are_a_problem_and_txt_files_without_image_a_note(tmp_path):
+    yaml = "train: train\ntest: test\nnames: [cat, dog]\n"
+    folder = write(tmp_path, yaml, train__a_png=None, labels__train__a_txt=LINE, test__a_png=None)
+    with pytest.raises(FileNotFoundError, match=r"None of the images of train has a txt, .*train/a.png"):
+        load_data(folder)
+    write(
+        folder,
+        None,
+        train__a_txt=LINE,
+        train__lost_txt=f"\n{LINE}",
+        train__README_txt="not boxes",
+        train__classes_txt="cat",
+    )
+    (note,) = read_raw(folder).notes
+    assert "lost.txt has boxes, but no image of the data belongs to it" in note

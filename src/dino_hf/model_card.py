@@ -353,14 +353,16 @@ def _weights(facts: _Facts) -> list[str]:
             )
         return [" ".join(sentences)]
     start = (
-        f"`{_place(facts.base_model)}`" if facts.base_model else facts.start or "weights of which there is no record"
+        f"`{_place(facts.base_model)}`"
+        if facts.base_model
+        else _escape(facts.start or "weights of which there is no record")
     )
     if facts.converted is not None and not facts.base_model:
         start = "the converted weights"
     data = _of_data(facts.training)
     sentences.append(f"The weights here were trained{f' on {data}' if data else ''}, starting from {start}.")
     if facts.training["selected"]:
-        sentences.append(f"They are {facts.training['selected']}.")
+        sentences.append(f"They are {_escape(facts.training['selected'])}.")
     return [" ".join(sentences)]
 
 
@@ -463,7 +465,7 @@ def _pictures(facts: _Facts, folder: str | Path | None) -> list[str]:
     if folder is None or not facts.is_of_these_weights:
         return []
     return [
-        f"![{_escape(caption).replace(']', '')}]({name})"
+        f"![{_escape(caption).replace('[', '(').replace(']', ')')}]({name})"
         for name, caption in facts.pictures.items()
         if caption and re.fullmatch(r"[\w-]+\.png", name) and (Path(folder) / name).is_file()
     ]

@@ -1,5 +1,7 @@
 """Data sets of any format, read and checked."""
 
+from .checks import Report, inspect
+from .cleaned_copy import write_cleaned_copy
 from .load import DetectionData, load_data
 from .raw import Problem, RawDataset, RawSplit, canonical_split, open_image
 from .recognise import read_raw
@@ -11,8 +13,11 @@ __all__ = [
     "Problem",
     "RawDataset",
     "RawSplit",
+    "Report",
     "canonical_split",
+    "inspect",
     "load_data",
     "open_image",
     "read_raw",
+    "write_cleaned_copy",
 ]

@@ -15,6 +15,7 @@ _MIN_LEAVING = (
 _MIN_LEAVING_SHARE = 0.1
 _MAX_MISREAD_SHARE = 0.005  # of the boxes may leave under the right reading: mistakes of single boxes
 _SURE_BOXES = 10  # that a box of (x, y, width, height) also reads as corners inside the image is about one in four
+_TOO_LARGE = 1e100  # for a number: products of smaller ones are finite
 
 
 class BoxTable(NamedTuple):
@@ -101,7 +102,7 @@ def _boxes(values: list) -> np.ndarray:
         is_box = [isinstance(row, list | tuple) and len(row) == 4 and all(map(_is_number, row)) for row in rows]
         boxes = np.array([row if good else [math.nan] * 4 for row, good in zip(rows, is_box, strict=True)])
     boxes = boxes.reshape(-1, 4).astype(np.float64)
-    boxes[~np.isfinite(boxes).all(1)] = np.nan
+    boxes[~(np.abs(boxes) < _TOO_LARGE).all(1)] = np.nan
     return boxes
 
 

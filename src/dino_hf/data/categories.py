@@ -24,10 +24,10 @@ def merge_categories(categories: list[dict], split: RawSplit, own: list[dict]) -
             id_of[entry["name"]], name_of[unused] = unused, entry["name"]
             categories.append(entry | {"id": unused})
         new_id_of[entry["id"]] = id_of[entry["name"]]
-    annotations = [
-        entry | {"category_id": new_id_of.get(entry["category_id"], entry["category_id"])}
-        for entry in split.annotations
-    ]
+    for category_id in {entry["category_id"] for entry in split.annotations} - new_id_of.keys():
+        # Nothing in this split has that id, so nothing may in the others: it must be found, not be another class.
+        new_id_of[category_id] = category_id if category_id not in name_of else -1 - abs(category_id)
+    annotations = [entry | {"category_id": new_id_of[entry["category_id"]]} for entry in split.annotations]
     changed = {old: new for old, new in new_id_of.items() if old != new}
     note = f"{split.origin}: the classes are numbered otherwise than in the first split; ids were changed by name: {changed}."
     return split._replace(annotations=annotations), [note]

@@ -8,7 +8,7 @@ import numpy as np
 
 from .box_table import LAYOUT_TEXTS, BoxTable, Reading, count_boxes, guess_reading, make_box_table, stated_sizes
 from .data_statistics import describe
-from .findings import Finding, FindingCollector, Offender, box_text
+from .findings import Finding, FindingCollector, Offender, box_text, count_text
 from .image_checks import check_copies, check_entries_of_images, check_files, is_not_here, repeated_places
 from .image_facts import ImageFacts, look_at_images
 from .raw import RawDataset
@@ -216,7 +216,10 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
         f"{'certainly' if reading.is_sure else 'probably'} {LAYOUT_TEXTS[reading.layout]}: of {reading.num_boxes} boxes, "
         f"{', '.join(outside)} do not fit their images"
     )
-    found.add_boxes(kind_of_reading(reading, found.raw.format), name, table.is_number, detail=detail)
+    kind = kind_of_reading(reading, found.raw.format)
+    if not reading.is_sure:
+        found.not_fixed.add(kind)
+    found.add_boxes(kind, name, table.is_number, detail=detail)
 
 
 def kind_of_reading(reading: Reading, raw_format: str) -> str:
@@ -266,6 +269,8 @@ def _check_repetitions(found: FindingCollector, name: str) -> None:
         return f"{box_text(split.annotations[place]['bbox'])} as {text!r}"
 
     found.add_boxes("duplicate-box-other-class", name, other_class, class_text)
+    if found.raw.format != "coco":  # elsewhere an id counts the boxes of an image, if anything, and nobody reads it
+        return
     ids = [entry.get("id") for entry in split.annotations]
     is_repeated = np.zeros(len(ids), dtype=bool)
     is_repeated[repeated_places(ids)] = True
@@ -296,8 +301,8 @@ def _check_counts(found: FindingCollector, name: str, facts: list[ImageFacts]) -
             return
         is_all = not any(other.annotations for other in found.raw.splits.values())
         if name == next(iter(found.raw.splits)) or not is_all:
-            kind = "no-boxes" if is_all else "unlabelled-split"
-            found.add(kind, [Offender(name, str(split.origin), None, f"{len(split.images)} images")])
+            kind = "no-boxes" if is_all else "unlabelled-train" if name == "train" else "unlabelled-split"
+            found.add(kind, [Offender(name, str(split.origin), None, count_text(len(split.images), "image"))])
         return
     found.add_boxes("crowd", name, table.is_crowd)
     known = table.image >= 0
@@ -307,4 +312,4 @@ def _check_counts(found: FindingCollector, name: str, facts: list[ImageFacts]) -
     targets = np.bincount(table.image[known & ~table.is_crowd], minlength=len(split.images))
     many = np.flatnonzero(targets > _MANY_BOXES)
     most_first = many[np.argsort(-targets[many], kind="stable")].tolist()
-    found.add_images("many-boxes", name, most_first, lambda place: f"{targets[place]} boxes")
+    found.add_images("many-boxes", name, most_first, lambda place: count_text(int(targets[place]), "box"))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .checks import Report
 from .cleaning import ANNOTATION_FILE, Change, CleanedSplit, Cleaner
+from .findings import count_text
 from .image_facts import image_bytes
 from .raw import RawDataset
 
@@ -21,7 +22,14 @@ class CleanedCopy(NamedTuple):
     kept: list[str]  # one sentence for each thing that only the owner of the data can decide
     num_images: dict[str, int]  # by split
     num_boxes: dict[str, int]
-    num_linked: int  # images that are hard links to the originals
+
+    @property
+    def size_texts(self) -> list[str]:
+        """One for each split."""
+        return [
+            f"{name}: {count_text(count, 'image')}, {count_text(self.num_boxes[name], 'box')}"
+            for name, count in self.num_images.items()
+        ]
 
 
 def write_cleaned_copy(
@@ -29,21 +37,21 @@ def write_cleaned_copy(
 ) -> CleanedCopy:
     """Write `folder/<split>/` with images and `_annotations.coco.json`, and what was changed as fixes.json and CHANGES.txt.
 
-    Images are hard links where the file system allows, else copies; none is encoded anew. Left out: images that are missing or
-    broken, of another shape than stated, of an id that several have, or copies (of two splits the held-out one keeps the image);
-    boxes without numbers or size, outside of their image, repeated, of an unknown image or category. Corrected: boxes of another
-    layout than their format's, where `inspect` is sure of it; of resized images and of those that EXIF turns; of negative size;
-    what sticks out is clipped; impossible areas; categories of one name become one. The copy has fields for detection only: no
-    masks, no key points.
+    Images are copied byte by byte: who edits one in the copy does not change the original. Left out: images that are
+    missing or broken, of another shape than stated, of an id that several have, or copies (of two splits the held-out one
+    keeps the image); boxes without numbers or size, outside of their image, repeated, of an unknown image or category.
+    Corrected: boxes of another layout than their format's, where `inspect` is sure of it; of resized images and of those
+    that EXIF turns; of negative size; what sticks out is clipped; impossible areas; categories of one name become one. The
+    copy has fields for detection only: no masks, no key points.
 
     Args:
         report: of `inspect(raw)`, which must have looked at the images.
-        folder: new, or empty; it appears when all is written.
+        folder: new, or empty; it appears when all is written. Until then the copy is beside it, as `.<name>.<process>.partial`.
         progress: called with the number of images written, and of all.
     Raises:
         ValueError: the folder is not empty or lies within the original, the report is without images, or nothing is left.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if not report.images_were_decoded:
         raise ValueError("A cleaned copy needs a report of the images too: inspect with check_images=True.")
     check_target(raw, folder)
@@ -52,13 +60,13 @@ def write_cleaned_copy(
     if not any(split.annotations for split in splits.values()):
         raise ValueError(f"Nothing would be left of {raw.origin}: no image has a box that can be used.")
     # Beside the target, to be renamed there: whoever stops this half-way finds nothing that looks whole.
-    temporary = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.partial")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     temporary.mkdir(parents=True)
     try:
-        num_linked = _write_splits(raw, temporary, splits, cleaner.categories, progress)
+        _write_splits(raw, temporary, splits, cleaner.categories, progress)
         num_images = {name: len(split.images) for name, split in splits.items()}
         num_boxes = {name: len(split.annotations) for name, split in splits.items()}
-        result = CleanedCopy(folder, cleaner.changes, cleaner.kept, num_images, num_boxes, num_linked)
+        result = CleanedCopy(folder, cleaner.changes, cleaner.kept, num_images, num_boxes)
         _write_changes(temporary, str(raw.origin), result)
         if folder.is_dir():
             folder.rmdir()  # it is empty
@@ -76,8 +84,21 @@ def check_target(raw: RawDataset, folder: str | Path) -> None:
         raise ValueError(
             f"{folder} is there already and is not an empty folder; choose a new one for the cleaned copy."
         )
-    if Path(raw.origin).is_dir() and folder.resolve().is_relative_to(origin := Path(raw.origin).resolve()):
-        raise ValueError(f"{folder} lies within {origin}, which stays as it is; choose a folder outside of it.")
+    check_outside(raw, folder)
+    parent = next(parent for parent in folder.resolve().parents if parent.exists())
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{folder} cannot be made, for {parent} is read-only; choose another folder.")
+
+
+def check_outside(raw: RawDataset, path: str | Path) -> None:
+    """Raises ValueError for a path within the data set: what is written there would be taken for a part of it."""
+    folders = {Path(image["path"]).parent for split in raw.splits.values() for image in split.images if "path" in image}
+    if Path(raw.origin).is_dir():
+        folders = [Path(raw.origin), *folders]
+    target = Path(path).resolve()
+    for folder in map(Path.resolve, folders):
+        if target.is_relative_to(folder):
+            raise ValueError(f"{path} lies within {folder}, which stays as it is; choose a place outside of it.")
 
 
 def _write_splits(
@@ -86,35 +107,26 @@ def _write_splits(
     splits: dict[str, CleanedSplit],
     categories: list[dict],
     progress: Callable[[int, int], None] | None,
-) -> int:
-    """Returns how many images are hard links."""
-    num_linked, num_done, num_images = 0, 0, sum(len(split.images) for split in splits.values())
+) -> None:
+    num_done, num_images = 0, sum(len(split.images) for split in splits.values())
     for name, split in splits.items():
         target = folder / re.sub(r"[^\w.-]+", "_", name)
         for image, source in zip(split.images, split.sources, strict=True):
             path = target / image["file_name"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            num_linked += _link_or_copy(raw.splits[name].images[source], path)
+            _copy_image(raw.splits[name].images[source], path)
             num_done += 1
             if progress is not None:
                 progress(num_done, num_images)
         content = {"images": split.images, "annotations": split.annotations, "categories": categories}
         (target / ANNOTATION_FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return num_linked
 
 
-def _link_or_copy(image: dict, path: Path) -> bool:
-    """Whether it is a link."""
-    if image.get("image") is not None:
+def _copy_image(image: dict, path: Path) -> None:
+    if image.get("image") is None:
+        shutil.copyfile(image["path"], path)  # where the file system can, without reading it
+    else:
         path.write_bytes(image_bytes(image))
-        return False
-    source = Path(image["path"]).resolve()
-    try:
-        os.link(source, path)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, path)
-        return False
-    return True
 
 
 def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:
@@ -122,12 +134,8 @@ def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:
     content = {"original": origin, "kept": result.kept, "changes": changes}
     (folder / "fixes.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     lines = [f"A cleaned copy of {origin}.", ""]
-    lines += [f"{name}: {count} images, {result.num_boxes[name]} boxes" for name, count in result.num_images.items()]
-    if result.num_linked:
-        lines.append(
-            f"{result.num_linked} images are hard links: do not edit them in place, the originals would change too."
-        )
-    lines += ["", f"{len(changes)} changes"]
+    lines += result.size_texts
+    lines += ["", count_text(len(changes), "change")]
     counts = Counter((change.kind, change.action) for change in result.changes)
     lines += [f"  {count:>7}  {kind}: {action}" for (kind, action), count in counts.most_common()]
     if result.kept:

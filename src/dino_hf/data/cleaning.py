@@ -1,5 +1,6 @@
 """Decides what is corrected and what is left out of a data set, and writes down every change."""
 
+from collections import Counter
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -8,12 +9,13 @@ import numpy as np
 from .box_cleaning import CleanedBoxes, ImageGeometry, clean_boxes
 from .box_table import LAYOUT_TEXTS, BoxTable, count_boxes, make_box_table, stated_sizes
 from .checks import Report, images_of_others, kind_of_reading, repeated_boxes
-from .findings import box_text
+from .findings import box_text, count_text
 from .image_checks import find_copies, fit_of_size, is_not_here
 from .image_facts import ImageFacts, image_key
 from .raw import IMAGE_SUFFIXES, RawDataset
 
 ANNOTATION_FILE = "_annotations.coco.json"
+_MOST_NEAR = 0.5  # of the images of a split
 _SAME_SHAPE = 0.01  # relative difference of two aspect ratios: a side that was rounded when an image was resized
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "MPO": ".jpg"}  # of the others: their format in lower case
 
@@ -105,7 +107,8 @@ class Cleaner:
         return reasons
 
     def _add_copies(self) -> None:
-        """Of the images that would stay. Near copies in one split stay: they may be meant."""
+        """Of the images that would stay. Near copies in one split stay: they may be meant. So do those of another split that are
+        most of theirs: a fixed camera takes such pictures, of which none is a copy."""
         gone = ImageFacts(is_missing=True)
         facts = {
             name: [gone if place in self._reasons[name] else fact for place, fact in enumerate(of_split)]
@@ -115,11 +118,19 @@ class Cleaner:
             name: count_boxes(make_box_table(split, self.raw.categories), len(split.images))
             for name, split in self.raw.splits.items()
         }
-        for copy in find_copies(self.raw, facts, num_boxes):
-            if copy.kind != "near-copy":
+        copies = find_copies(self.raw, facts, num_boxes)
+        num_near = Counter(copy.split for copy in copies if copy.kind == "near-leak")
+        staying = {name for name, count in num_near.items() if count > _MOST_NEAR * len(facts[name])}
+        self.kept += [
+            f"{count_text(num_near[name], 'image')} of {name} look like one in another split and are most of it, as with a fixed "
+            "camera: they are still there; split by scene, not by frame."
+            for name in sorted(staying)
+        ]
+        for copy in copies:
+            if copy.kind != "near-copy" and not (copy.kind == "near-leak" and copy.split in staying):
                 other, place = copy.original
                 original = self.raw.splits[other].images[place].get("file_name")
-                lost = f"its {num_boxes[copy.split][copy.image]} annotations go too"
+                lost = f"left out with {count_text(int(num_boxes[copy.split][copy.image]), 'annotation')}"
                 self._reasons[copy.split][copy.image] = copy.kind, f"as {original} of {other}; {lost}"
 
     def clean(self, name: str) -> CleanedSplit:
@@ -135,6 +146,8 @@ class Cleaner:
             entry["image_id"] = ids[entry["image_id"]]
         if not images:
             self._note("no-images", "left out", name, str(split.origin), None, f"split {name}")
+            if split.images:
+                self.kept.append(f"No image of {name} is left, so the copy has no such split; split the data anew.")
         return CleanedSplit(images, annotations, sources)
 
     def _clean_images(self, name: str) -> tuple[list[dict], list[int], np.ndarray]:
@@ -272,7 +285,7 @@ class Cleaner:
             kind = kind_of_reading(reading, self.raw.format)
             where, after = str(self.raw.splits[name].origin), "(x, y, width, height) in pixels"
             before = f"{LAYOUT_TEXTS[reading.layout]}{' relative to the image' * reading.is_relative}"
-            self._note(kind, f"{len(boxes)} boxes converted", name, where, None, before, after)
+            self._note(kind, f"{count_text(len(boxes), 'box')} converted", name, where, None, before, after)
             areas = np.full_like(areas, np.nan)  # of the wrong boxes
         if not len(geometry.sizes):
             geometry = ImageGeometry(np.ones((1, 2)), np.ones((1, 2)), np.ones(1), np.ones((1, 2)))

@@ -1,11 +1,12 @@
 """COCO json files, wherever their images are."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 from .categories import merge_categories
+from .files import files_below
 from .image_finder import ImageFinder
 from .raw import SPLITS, Problem, RawDataset, RawSplit, canonical_split, in_order, split_in
 
@@ -80,13 +81,12 @@ def read_coco(source: Path) -> RawDataset | None:
 def _candidates(folder: Path) -> list[Path]:
     """Jsons that may be in COCO format. Of COCO's own files for one set of images those with boxes of all classes."""
     found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        jsons = sorted(name for name in files if name.endswith(".json") and not name.startswith("."))
-        if any(name.startswith("instances") for name in jsons):
-            jsons = [name for name in jsons if not name.startswith(_NO_BOXES)]
+    for _, paths in groupby(files_below(folder, {".json"}), key=lambda path: path.parent):
+        jsons = list(paths)
+        if any(path.name.startswith("instances") for path in jsons):
+            jsons = [path for path in jsons if not path.name.startswith(_NO_BOXES)]
         if len(jsons) <= _MOST_JSONS:
-            found += [Path(parent, name) for name in jsons]
+            found += jsons
     return found
 
 
@@ -171,7 +171,7 @@ def read_split(
     annotations = []
     for number, entry in typed("annotations", "annotation", {"image_id": int, "category_id": int, "bbox": list}):
         where, box = f"annotations[{number}]", entry["bbox"]
-        if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        if len(box) != 4 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in box):
             message = f"{path}: {where} has bbox={box}; it must be (x, y, width, height) in pixels."
             problems.append(Problem("bad-entry", f"{path}: {where}", message))
         elif not isinstance(entry.get("area"), int | float | None) or entry.get("iscrowd") not in (0, 1, None):
@@ -188,7 +188,7 @@ def read_split(
 def _wrong_type(entry, fields: dict[str, type]) -> str | None:
     for name, kind in fields.items():
         value = entry.get(name) if isinstance(entry, dict) else entry
-        if not isinstance(entry, dict) or not isinstance(value, kind):
+        if not isinstance(entry, dict) or not isinstance(value, kind) or isinstance(value, bool) or value == "":
             return f"has {name}={value!r}, but needs {name} as {kind.__name__}"
         if kind is int and not -(2**63) <= value < 2**63:
             return f"has {name}={value}, which is more than 64 bits hold"

@@ -33,6 +33,7 @@ class Finding(NamedTuple):
     what: str  # is counted
     cure: str
     offenders: list[Offender]  # the first ones
+    is_fixed: bool  # by a cleaned copy
 
     def as_dict(self) -> dict:
         offenders = [
@@ -50,6 +51,7 @@ class FindingCollector:
         self._counts: dict[str, int] = {}
         self._offenders: dict[str, list[Offender]] = {}
         self._details: dict[str, str] = {}
+        self.not_fixed: set[str] = set()  # kinds that a cleaned copy usually corrects, but not here
 
     def add(self, kind: str, offenders: Iterable[Offender], count: int | None = None, detail: str = "") -> None:
         """
@@ -108,8 +110,15 @@ class FindingCollector:
         for kind, count in self._counts.items():
             known = KINDS.get(kind, UNREADABLE)
             what = known.what + (f" ({self._details[kind]})" if kind in self._details else "")
-            found.append(Finding(kind, known.severity, count, what, known.cure, self._offenders[kind]))
+            is_fixed = known.is_fixed and kind not in self.not_fixed
+            found.append(Finding(kind, known.severity, count, what, known.cure, self._offenders[kind], is_fixed))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count, one.kind))
+
+
+def count_text(count: int, noun: str) -> str:
+    """ "1 box", "2,000 boxes"."""
+    plural = noun + ("es" if noun.endswith("x") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def box_text(box) -> str:

@@ -3,28 +3,16 @@
 from collections.abc import Iterator
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 
 from .categories import merge_categories
+from .hub_layout import box_fields, dtype_name, find_layout
 from .hub_loading import load_datasets
 from .raw import Problem, RawDataset, RawSplit, StoredImage, canonical_split, image_size, in_order, open_image
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn")
-
-# in the order in which they are tried
-_IMAGES = ("image", "img", "picture", "images", "file_name", "image_path", "filename", "path", "filepath")
-_BOXES = ("bbox", "bboxes", "boxes", "box")
-_CATEGORIES = (
-    *("category_id", "category_ids", "category", "categories", "class_id", "class_ids", "class", "classes"),
-    *("label_id", "label_ids", "label", "labels", "class_label", "class_labels", "category_name", "category_names"),
-    *("class_name", "class_names", "label_name", "label_names", "name", "names"),
-)
-_AREAS = ("area", "areas")
-_CROWDS = ("iscrowd", "is_crowd", "crowd")
-_IDS = ("id", "ids", "bbox_id")
 
 
 def read_hub(source, box_format: str | None = None) -> RawDataset:
@@ -57,7 +45,7 @@ def read_hub(source, box_format: str | None = None) -> RawDataset:
             message = f"{origin} has {words[name]} and {word}, which both are {name} data; pass a DatasetDict with one of them."
             problems.append(Problem("two-files-for-a-split", f"{origin}, {word}", message))
             name = word
-        reader = _Reader(f"{origin}, {word}", dataset, source, box_format or "xywh", problems)
+        reader = _Reader(f"{origin}, {word}", dataset, source, box_format, problems)
         read.append((*reader.read(name), reader.unnamed))
     names = sorted({entry["category_id"] for split, own, _ in read if own is None for entry in split.annotations})
     ids = {name: number for number, name in enumerate(names, start=1)}
@@ -79,78 +67,13 @@ def read_hub(source, box_format: str | None = None) -> RawDataset:
     return RawDataset("huggingface", origin, in_order(splits), categories, problems, list(dict.fromkeys(notes)))
 
 
-class _Layout(NamedTuple):
-    """Names of columns; those of an object are in column `group`, or columns of their own if it is None."""
-
-    image: str
-    group: str | None
-    box: str
-    category: str
-    category_name: str | None  # beside a numeric category
-    area: str | None
-    iscrowd: str | None
-    annotation_id: str | None
-
-
-def _find_layout(dataset: Dataset, where: str) -> tuple[_Layout, object]:
-    """The layout, and the feature of the classes."""
-    features = dataset.features
-    groups = {None: dict(features)}
-    for name, feature in features.items():
-        inner = getattr(feature, "feature", feature)
-        if isinstance(inner, dict):
-            groups[name] = inner
-    image = next((name for name in _IMAGES if isinstance(features.get(name), Image)), None) or next(
-        (name for name, feature in features.items() if isinstance(feature, Image)), None
-    )
-    image = image or next((name for name in _IMAGES if _is_path_or_bytes(features.get(name))), None)
-    ordered = sorted(groups, key=lambda name: (name is None, name != "objects"))
-    group = next((name for name in ordered if _first(_BOXES, groups[name]) and _first(_CATEGORIES, groups[name])), "")
-    if image is None or group == "":
-        columns = {name: list(groups[name]) if name in groups else None for name in features}
-        shown = ", ".join(name if inner is None else f"{name} {inner}" for name, inner in columns.items())
-        lacking = "images" if image is None else "boxes and classes"
-        raise ValueError(
-            f"{where} has the columns {shown}, but no {lacking} under a known name; rename them to image, and objects with bbox "
-            "and category."
-        )
-    inner = groups[group]
-    kinds = {name: getattr(inner[name], "feature", inner[name]) for name in _CATEGORIES if name in inner}
-    numeric = [name for name, kind in kinds.items() if isinstance(kind, ClassLabel) or "int" in _dtype(kind)]
-    texts = [name for name, kind in kinds.items() if "string" in _dtype(kind)]
-    labels = [name for name in numeric if isinstance(kinds[name], ClassLabel)]
-    category = (labels or numeric or texts or list(kinds))[0]
-    layout = _Layout(
-        image,
-        group,
-        _first(_BOXES, inner),
-        category,
-        texts[0] if texts and category in numeric and category not in labels else None,
-        _first(_AREAS, inner),
-        _first(_CROWDS, inner),
-        _first(_IDS, inner) if group else None,
-    )
-    return layout, kinds[category]
-
-
-def _first(names: tuple[str, ...], among: dict) -> str | None:
-    return next((name for name in names if name in among), None)
-
-
-def _is_path_or_bytes(feature) -> bool:
-    return (isinstance(feature, dict) and "bytes" in feature) or _dtype(feature) in ("string", "binary")
-
-
-def _dtype(feature) -> str:
-    return str(getattr(feature, "dtype", ""))
-
-
 class _Reader:
     """Reads one split."""
 
-    def __init__(self, where: str, dataset: Dataset, source, box_format: str, problems: list[Problem]):
-        self.where, self.dataset, self.box_format, self.problems = where, dataset, box_format, problems
-        self.layout, self.label = _find_layout(dataset, where)
+    def __init__(self, where: str, dataset: Dataset, source, box_format: str | None, problems: list[Problem]):
+        self.where, self.dataset, self.problems = where, dataset, problems
+        self.layout, self.label = find_layout(dataset, where)
+        self.box_fields, self.box_format = box_fields(dataset.features, self.layout, box_format, where)
         self.folder = None
         if isinstance(source, str | Path) and Path(source).exists():
             self.folder = Path(source) if Path(source).is_dir() else Path(source).parent
@@ -173,7 +96,7 @@ class _Reader:
         split = RawSplit(name, self.where, images, annotations, stored)
         if isinstance(self.label, ClassLabel):
             return split, [{"id": number, "name": name} for number, name in enumerate(self.label.names)]
-        if "string" in _dtype(self.label):
+        if "string" in dtype_name(self.label):
             return split, None
         self.unnamed = not name_of
         ids = sorted({entry["category_id"] for entry in annotations})
@@ -189,7 +112,7 @@ class _Reader:
             {"id": image_id, "width": width or None, "height": height or None}
             for image_id, width, height in zip(ids, widths, heights, strict=True)
         ]
-        if _dtype(features[column]) == "string":
+        if dtype_name(features[column]) == "string":
             for entry, path in zip(images, self.dataset[column][:], strict=True):
                 entry["file_name"] = path or ""
                 entry["path"] = ((self.folder or Path()) / (path or "")).absolute()
@@ -201,7 +124,7 @@ class _Reader:
         for row in (row for row, name in enumerate(names) if name is None):
             message = f"{self.where}: row {row} has no image, neither bytes nor a path."
             self.problems.append(Problem("missing-file", f"{self.where}: row {row}", message))
-        if _dtype(features.get("file_name")) == "string":
+        if dtype_name(features.get("file_name")) == "string":
             names = self.dataset["file_name"][:]
         for row, (entry, name) in enumerate(zip(images, names, strict=True)):
             entry["file_name"] = name or f"{row}"
@@ -209,10 +132,17 @@ class _Reader:
         return images, stored
 
     def _whole_numbers(self, column: str) -> list[int] | None:
-        return self.dataset[column][:] if "int" in _dtype(self.dataset.features.get(column)) else None
+        return self.dataset[column][:] if "int" in dtype_name(self.dataset.features.get(column)) else None
 
     def _objects(self, columns: dict[str, list], where: str) -> Iterator[dict]:
         fields = [field for field in self.layout[2:] if field]
+        single = [name for name in (self.layout.box, self.layout.category) if not _is_list(columns.get(name))]
+        if single:
+            message = (
+                f"{self.where}: {where} has {single[0]}={columns[single[0]]!r}; it must be a list, of all objects."
+            )
+            self.problems.append(Problem("bad-entry", f"{self.where}: {where}", message))
+            return
         lengths = {field: len(columns.get(field) or ()) for field in (self.layout.box, self.layout.category)}
         if len(set(lengths.values())) > 1:
             message = f"{self.where}: {where} has lists of different lengths: {lengths}; each box needs one class."
@@ -224,7 +154,7 @@ class _Reader:
 
     def _annotation(self, entry: dict, image: dict, where: str) -> dict | None:
         category_id, box = entry[self.layout.category], entry[self.layout.box]
-        box = list(box.values()) if isinstance(box, dict) else box
+        box = [box.get(field) for field in self.box_fields] if isinstance(box, dict) else box
         if not isinstance(category_id, Integral | str):
             wrong = f"has {self.layout.category}={category_id!r}; it must be a class"
         elif box is None or len(box) != 4 or not all(isinstance(value, Real) for value in box):
@@ -251,6 +181,10 @@ class _Reader:
             with open_image(image) as opened:
                 image["width"], image["height"] = image_size(opened)
         return [a * image["width"], b * image["height"], c * image["width"], d * image["height"]]
+
+
+def _is_list(column) -> bool:
+    return column is None or isinstance(column, list | tuple)
 
 
 def _as_columns(objects) -> dict[str, list]:

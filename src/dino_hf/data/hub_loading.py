@@ -31,11 +31,12 @@ def load_datasets(source) -> tuple[Path | str, dict[str, Dataset]]:
     if isinstance(source, str | Path):
         source = _load_from_files(Path(source)) if Path(source).exists() else _load_from_hub(str(source))
     if isinstance(source, Dataset | IterableDataset):
-        source = {str(source.split or "train"): source}
-    if not isinstance(source, dict):
+        source = {split_in(str(source.split)) or "train": source}  # of "train[:80%]" too
+    values = list(source.values()) if isinstance(source, dict) else []
+    if not values or not all(isinstance(value, Dataset | IterableDataset) for value in values):
+        kind = " of ".join(dict.fromkeys(type(value).__name__ for value in (source, *values)))
         raise ValueError(
-            f"The data are of type {type(source).__name__}; give a path, an id of the Hub, or a Dataset or DatasetDict of the "
-            "library datasets."
+            f"The data are of type {kind}; give a path, an id of the Hub, or a Dataset or DatasetDict of the library datasets."
         )
     parts = {}
     for word, dataset in source.items():
@@ -49,7 +50,7 @@ def _load_from_files(path: Path) -> Dataset | DatasetDict:
     try:
         if path.is_dir():
             return datasets.load_dataset(str(path))
-        data = datasets.load_dataset(FILE_KINDS[path.suffix], data_files=str(path), split="train")
+        data = datasets.load_dataset(FILE_KINDS[path.suffix.lower()], data_files=str(path), split="train")
     except Exception as error:  # of many libraries
         raise ValueError(f"{path} cannot be read as a data set, {type(error).__name__}: {_one_line(error)}") from error
     return DatasetDict({split_in(path.stem) or "train": data})

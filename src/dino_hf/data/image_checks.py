@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .box_table import count_boxes, stated_sizes
-from .findings import FindingCollector, Offender
+from .findings import FindingCollector, Offender, count_text
 from .image_facts import ImageFacts, exact_copies, image_key, near_copies
 from .raw import RawDataset, RawSplit
 
@@ -62,7 +62,10 @@ def check_files(found: FindingCollector, name: str, facts: list[ImageFacts]) -> 
         return text if orientation == 1 else f"{text}, EXIF orientation {orientation}"
 
     if is_not_here(found.raw.splits[name], facts):
-        found.add("split-not-here", [Offender(name, str(found.raw.splits[name].origin), None, f"{len(images)} images")])
+        found.add(
+            "split-not-here",
+            [Offender(name, str(found.raw.splits[name].origin), None, count_text(len(images), "image"))],
+        )
         return
     missing = [place for place, fact in enumerate(facts) if fact.is_missing]
     add("image-missing", missing, lambda place: str(images[place].get("path") or "no bytes and no path"))
@@ -122,18 +125,29 @@ def find_copies(raw: RawDataset, facts: dict[str, list[ImageFacts]], num_boxes: 
         name, place = places[number]
         return -_HELD_OUT.get(name, 1), -int(num_boxes[name][place]), number
 
-    copies, seen = [], set()
-    groups = [(group, True) for group in exact_copies(all_facts, keys)]
-    groups += [(list(pair), False) for pair in near_copies(all_facts)]
-    for group, is_exact in groups:
+    copies, kept_of = [], np.arange(len(places))
+    for group in exact_copies(all_facts, keys):
         kept, *others = sorted(group, key=rank)
+        kept_of[group] = kept
         for number in others:
             is_listed_twice = (
                 places[number][0] == places[kept][0] and keys[number] is not None and keys[number] == keys[kept]
             )
-            if number not in seen and not is_listed_twice:
-                seen.add(number)
-                copies.append(Copy(*places[number], places[kept], is_exact))
+            if not is_listed_twice:
+                copies.append(Copy(*places[number], places[kept], True))
+    order = np.array(sorted(range(len(places)), key=rank), dtype=np.int64)  # what is kept first stands first
+    ranks = np.argsort(order)
+    names = list(raw.splits)
+    split_of = np.array([names.index(name) for name, _ in places], dtype=np.int64)
+    # An image of another split is named before those of its own, for it falsifies AP; the lower rank before the higher.
+    none = 2 * len(places)
+    best = np.full(len(places), none)
+    for pairs in near_copies(all_facts):
+        pairs = kept_of[pairs]
+        kept, other = np.where(ranks[pairs[:, :1]] < ranks[pairs[:, 1:]], pairs, pairs[:, ::-1]).T
+        np.minimum.at(best, other, ranks[kept] + len(places) * (split_of[kept] == split_of[other]))
+    for number in np.argsort(best, kind="stable")[: (best < none).sum()].tolist():
+        copies.append(Copy(*places[number], places[order[best[number] % len(places)]], False))
     return copies
 
 

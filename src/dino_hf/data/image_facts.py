@@ -22,6 +22,7 @@ _COARSE_SIDE = 8  # of the thumbnails that candidates are found by
 # as in the next frame of a video, changes some place by 60 in the median.
 _COARSE_DISTANCE = 2.0
 _TREE_DIMENSIONS = 8
+_NEIGHBOURS = 64  # that an image is compared with, the nearest: among frames of a fixed camera all would be candidates
 _MAX_DIFFERENCE = 24
 _MAX_MEAN_DIFFERENCE = 2.5
 _MIN_CONTRAST = 4.0  # standard deviation in grey levels: even images are all alike and prove nothing
@@ -150,10 +151,10 @@ def exact_copies(facts: Sequence[ImageFacts], keys: Sequence[str | None]) -> lis
     return [group for group in groups.values() if len(group) > 1]
 
 
-def near_copies(facts: Sequence[ImageFacts]) -> Iterator[tuple[int, int]]:
-    """Pairs of images that look the same but are other bytes: compressed again, or scaled. A crop or a mirror image is none.
+def near_copies(facts: Sequence[ImageFacts]) -> Iterator[np.ndarray]:
+    """(M, 2) places of pairs, some at a time, that look the same but are other bytes: compressed again, or scaled.
 
-    Of images of the same bytes only the first one is compared.
+    A crop or a mirror image is none. Of images of the same bytes only the first one is compared.
     """
     seen, places = set(), []
     for place, fact in enumerate(facts):
@@ -171,13 +172,17 @@ def near_copies(facts: Sequence[ImageFacts]) -> Iterator[tuple[int, int]]:
     coarse = coarse.reshape(len(places), -1)
     coarse = coarse - coarse.mean(0)
     _, directions = np.linalg.eigh(coarse.T @ coarse)  # columns, those of the largest variance last
-    tree = cKDTree(coarse @ directions[:, -_TREE_DIMENSIONS:])
-    pairs = tree.query_pairs(_COARSE_DISTANCE * _COARSE_SIDE, output_type="ndarray")  # (pairs, 2), smaller place first
-    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    coarse = coarse @ directions[:, -_TREE_DIMENSIONS:]
+    distance = _COARSE_DISTANCE * _COARSE_SIDE
+    _, neighbours = cKDTree(coarse).query(coarse, min(_NEIGHBOURS, len(coarse)), distance_upper_bound=distance)
+    first, rank = np.nonzero(neighbours < len(coarse))  # what is not there has the place behind the last one
+    second = neighbours[first, rank]
+    is_other = first != second
+    keys = np.minimum(first, second) * len(coarse) + np.maximum(first, second)
+    pairs = np.column_stack(np.divmod(np.unique(keys[is_other]), len(coarse)))  # (pairs, 2), smaller place first
     for start in range(0, len(pairs), _PAIRS):
         some = pairs[start : start + _PAIRS]
-        for first, second in some[_are_alike(some, thumbnails, aspect_ratios)]:
-            yield places[first], places[second]
+        yield np.array(places)[some[_are_alike(some, thumbnails, aspect_ratios)]]
 
 
 def _are_alike(pairs: np.ndarray, thumbnails: np.ndarray, aspect_ratios: np.ndarray) -> np.ndarray:

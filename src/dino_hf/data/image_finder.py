@@ -1,9 +1,10 @@
 """Where the images of annotations are."""
 
-import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .files import files_below
 from .raw import IMAGE_SUFFIXES, canonical_split, split_in
 
 
@@ -28,15 +29,19 @@ class ImageFinder:
         parents = list(dict.fromkeys([beside, *([beside.parent] if beside != self.root else []), self.root]))
         bases = [beside, *(parent / name for parent in parents for name in names), *parents[1:]]
         bases = [base for base in dict.fromkeys(bases) if base.is_dir()] or [beside]
+        listed_as: dict[Path, str] = {}
 
         def find(file_name: str) -> Path:
-            for name in dict.fromkeys([file_name, file_name.replace("\\", "/"), Path(file_name).name]):
+            posix = file_name.replace("\\", "/")
+            for name in dict.fromkeys([file_name, posix, Path(posix).name]):
                 for index, base in enumerate(bases):
-                    if (base / name).is_file():
+                    # cam1/1.jpg and cam2/1.jpg are not both the one 1.jpg that there is
+                    if (base / name).is_file() and listed_as.setdefault(base / name, file_name) == file_name:
                         if index:
                             bases.insert(0, bases.pop(index))  # where the others will be too
                         return base / name
-            return self._anywhere(Path(file_name.replace("\\", "/")).name, split) or bases[0] / file_name
+            found = self._anywhere(Path(posix).name, split)
+            return found if found and listed_as.setdefault(found, file_name) == file_name else bases[0] / file_name
 
         return find
 
@@ -44,8 +49,8 @@ class ImageFinder:
         if self._by_name is None:
             self._by_name = {}
             for path in image_files(self.root):
-                self._by_name.setdefault(path.name, []).append(path)
-        found = [path for path in self._by_name.get(name, []) if self._may_be_of(path, split)]
+                self._by_name.setdefault(_alike(path.name), []).append(path)
+        found = [path for path in self._by_name.get(_alike(name), []) if self._may_be_of(path, split)]
         return found[0] if len(found) == 1 else None
 
     def _may_be_of(self, path: Path, split: str) -> bool:
@@ -61,10 +66,11 @@ def _words_of(stem: str, split: str) -> list[str]:
     return [word for word in tails if canonical_split(word) == split]
 
 
+def _alike(name: str) -> str:
+    """The same for names that are one on the computers that data are annotated on: Windows knows no case, macOS splits "é"."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def image_files(folder: Path) -> Iterator[Path]:
     """All images below a folder, in the order of their names."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield Path(parent, name)
+    return files_below(folder, IMAGE_SUFFIXES)

@@ -209,6 +209,9 @@ KINDS = {
     "no-boxes": Kind(
         "error", "data sets without any box", "Look whether the annotations lie where they are looked for."
     ),
+    "unlabelled-train": Kind(
+        "error", "training splits without any box", "Look whether their annotations lie where they are looked for."
+    ),
     "unlabelled-split": Kind(
         "warning", "splits without any box", "Predict on them; nothing can be trained or measured there."
     ),

@@ -43,8 +43,10 @@ def load_data(
     Raises:
         ValueError, OSError: nothing is recognised, or something is wrong with the data: what, and in which entry.
     """
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction={validation_fraction} must be at least 0 and less than 1.")
+    if not isinstance(validation_fraction, int | float) or not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction!r} must be at least 0 and less than 1.")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number, at least 0.")
     raw = read_raw(source, box_format=box_format)
     try:
         return _checked(raw, validation_fraction, seed)

@@ -1,8 +1,10 @@
 """Which format a data set is in is seen from its files."""
 
+from itertools import islice
 from pathlib import Path
 
 from .coco_format import read_coco, read_json
+from .files import files_below
 from .hub_format import read_hub
 from .hub_loading import FILE_KINDS, is_saved_dataset
 from .raw import RawDataset
@@ -28,6 +30,8 @@ def read_raw(source, *, box_format: str | None = None) -> RawDataset:
     """
     if not isinstance(source, str | Path):
         return read_hub(source, box_format)
+    if not str(source).strip():
+        raise ValueError("The path of the data is empty; give a folder, a file or an id of the Hub.")
     path = Path(source).expanduser()
     if not path.exists():
         return _read_id(source, path, box_format)
@@ -45,11 +49,12 @@ def _read_id(source: str | Path, path: Path, box_format: str | None) -> RawDatas
 
 
 def _read_file(path: Path, box_format: str | None) -> RawDataset:
-    if path.suffix in (".yaml", ".yml"):
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
         return read_yolo(find_yaml(path))
-    if path.suffix in FILE_KINDS:
+    if suffix in FILE_KINDS:
         return read_hub(path, box_format)
-    if path.suffix == ".json":
+    if suffix == ".json":
         return read_coco(path)
     raise ValueError(f"{path} is no data set; give a folder, or {_LOOKED_FOR}.")
 
@@ -61,9 +66,9 @@ def _read_folder(folder: Path, box_format: str | None) -> RawDataset:
         return read_yolo(yaml_file)
     if raw := read_coco(folder) or read_voc(folder) or read_yolo_without_yaml(folder):
         return raw
-    if any(path.suffix in FILE_KINDS for path in folder.rglob("*")):
+    if any(files_below(folder, set(FILE_KINDS))):
         return read_hub(folder, box_format)
-    for path in sorted(folder.rglob("*.json"))[:100]:
+    for path in islice(files_below(folder, {".json"}), 100):
         read_json(path)  # one that is broken may be the reason
     found = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} others" if len(found) > 8 else "")

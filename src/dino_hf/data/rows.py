@@ -8,6 +8,7 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
 from .raw import Problem, RawSplit
 
+_MOST_PIXELS = 2**31  # of a side
 SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
 
 
@@ -91,7 +92,7 @@ def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tu
     """
     images = _by_id(split.images, "image", split.origin)
     if not images:
-        raise ValueError(f"{split.origin} lists no images.")
+        raise ValueError(f"{split.origin} lists no images; add some, or leave this part out.")
     for image in images.values():
         if image.get("image") is None and not image["path"].is_file():
             raise FileNotFoundError(f"{image['path']}, listed in {split.origin}, does not exist.")
@@ -129,17 +130,26 @@ def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> t
             )
         if entry["image_id"] not in sizes:
             raise ValueError(f"{where} has image_id={entry['image_id']}, which is not among the images.")
-        if not all(map(math.isfinite, box)):
+        if not all(abs(value) < _MOST_PIXELS for value in box):  # NaN neither
             raise ValueError(f"{where} has bbox={box}; it must be (x, y, width, height) in pixels.")
+        area = entry.get("area")
+        if area is not None and not 0 <= area < _MOST_PIXELS**2:
+            raise ValueError(f"{where} has area={area}; it must be a number of pixels, or be left out.")
         if not _has_size(box, sizes[entry["image_id"]], where):
             without_size.append(f"{entry['where']} with bbox={box}")
             continue
-        area = entry.get("area")
         of_image = objects[entry["image_id"]]
         of_image["category"].append(index_of[entry["category_id"]])
         of_image["bbox"].append(box)
         of_image["area"].append(box[2] * box[3] if area is None else area)
         of_image["iscrowd"].append(int(entry.get("iscrowd") or 0))
+    boxes = [box for of_image in objects.values() for box in of_image["bbox"]]
+    if boxes and all(x + width <= 1 and y + height <= 1 for x, y, width, height in boxes):
+        raise ValueError(
+            f"{split.origin}: all boxes are within one pixel, so they are relative to the image, as {boxes[0]} is; they must be in "
+            'pixels: multiply them by width and height, or name their format, as in box_format="xywhn", if these are Hugging '
+            "Face data."
+        )
     if not without_size:
         return objects, []
     return objects, [
@@ -162,7 +172,7 @@ def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
     size = image.get("width"), image.get("height")
     if None in size:
         return None, None
-    if not all(isinstance(side, int | float) and side > 0 for side in size):
+    if not all(isinstance(side, int | float) and 0 < side < _MOST_PIXELS for side in size):
         raise ValueError(f"{where} has width={size[0]!r} and height={size[1]!r}; they must be numbers of pixels.")
     return int(size[0]), int(size[1])
 
@@ -190,3 +200,20 @@ def visible_side(box: list[float], image_width: float, image_height: float) -> f
     """The shorter side of what is inside the image, at most 0 if nothing is."""
     x, y, width, height = box
     return min(min(x + width, image_width) - max(x, 0), min(y + height, image_height) - max(y, 0))
+
+
+def check_image_size(image_id: int, image, size: tuple[int, int] | tuple[None, None]) -> None:
+    """Annotations mean nothing on an image of another size than the json's."""
+    if None in size or image.size == size:
+        return
+    if image.size == size[::-1]:
+        cause = (
+            "its EXIF orientation turns it, while the annotations are for the pixels as stored: save it without that tag, "
+            "or annotate it upright"
+        )
+    else:
+        cause = "it was resized after it was annotated: bring width, height and boxes in the json to its size"
+    raise ValueError(
+        f"Image {image_id} is {image.width} wide and {image.height} high, but {size[0]} and {size[1]} by its json; probably "
+        f"{cause}."
+    )

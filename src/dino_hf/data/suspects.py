@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ..tools.drawing import COLOURS
+from ..tools.plot_style import style
 from .box_table import make_box_table
 from .checks import Report
 from .data_statistics import SIZE_NAMES, aspect_texts, count_texts, relative_texts
@@ -33,6 +34,7 @@ _MOST_CLASSES = 30  # that are drawn
 _MARKERS = "os^Dvp"
 
 
+@style()
 def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: int = 3) -> list[Path]:
     """Pages suspects-1.png, ... of the first offenders of each kind, worst first; pages of an earlier call are replaced.
 
@@ -155,12 +157,13 @@ def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
 
 
 def _shorten(text: str, keep_start: bool = False) -> str:
-    text = text.replace("$", r"\$")  # which would start a formula
+    text = " ".join(text.split())
     if len(text) <= _LINE:
         return text
     return f"{text[: _LINE - 1]}…" if keep_start else f"…{text[1 - _LINE :]}"
 
 
+@style()
 def save_histograms(path: Path, report: Report) -> None:
     """Boxes of each class, and the share of boxes by size, by size relative to the image, by shape, and of images by the number of
     their boxes; one colour for each split."""
@@ -183,7 +186,8 @@ def save_histograms(path: Path, report: Report) -> None:
     )
     counts = count_texts(edges["boxes_per_image"])
     _draw_shares(axes["count"], statistics["boxes_per_image"], splits, counts, "images by number of boxes", "images")
-    axes["sizes"].legend(frameon=False, fontsize=9)
+    handles, labels = axes["sizes"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(splits) or 1, frameon=False, fontsize=9)
     figure.savefig(path, facecolor="white")
 
 

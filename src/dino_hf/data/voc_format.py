@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
+from .files import files_below, read_lines
 from .raw import IMAGE_SUFFIXES, SPLITS, Problem, RawDataset, RawSplit, canonical_split, image_size, in_order, split_in
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
@@ -24,7 +25,7 @@ def read_voc(source: Path) -> RawDataset | None:
     VOC has no category ids: they are 1 to K in the order of the names of all splits. Images are numbered from 1 in each split,
     in the order of their paths.
     """
-    files = _xml_files(source)
+    files = list(files_below(source, {".xml"}))
     if not any(map(_is_annotation, files)):
         return None
     problems, notes = [], []
@@ -51,14 +52,6 @@ def read_voc(source: Path) -> RawDataset | None:
     return RawDataset("voc", source, splits, categories, problems, notes)
 
 
-def _xml_files(source: Path) -> list[Path]:
-    found = []
-    for parent, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in sorted(files) if name.endswith(".xml") and not name.startswith(".")]
-    return found
-
-
 def _is_annotation(path: Path) -> bool:
     try:
         return ElementTree.parse(path).getroot().tag == "annotation"
@@ -74,11 +67,12 @@ def _image_sets(folder: Path) -> dict[str, list[str]] | None:
         files["trainval"] = lists / "trainval.txt"
     if not files:
         return None
+    stems = {path.stem for path in folder.iterdir()}
     splits: dict[str, list[str]] = {}
     for word, path in files.items():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                splits.setdefault(line.split()[0], []).append(canonical_split(word))
+        for line in read_lines(path):
+            stem = line if line in stems else line.split()[0]  # lists of one class have 1 or -1 behind the name
+            splits.setdefault(stem, []).append(canonical_split(word))
     return splits
 
 
@@ -149,6 +143,8 @@ class _Reader:
             above,
         ]
         for folder in folders:
+            if Path(listed).stem == path.stem and (folder / listed).is_file():  # of two, not the mask beside it
+                return folder / listed
             if name := self._images_in(folder).get(path.stem):
                 return folder / name
         for folder in folders:

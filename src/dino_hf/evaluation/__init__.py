@@ -4,7 +4,8 @@
 """
 
 from .compare import Comparison, Difference, compare
-from .evaluate import Evaluation, evaluate, evaluate_model, load_split
+from .evaluate import evaluate, evaluate_model, load_split
+from .result import Evaluation
 
 __all__ = [
     "Comparison",

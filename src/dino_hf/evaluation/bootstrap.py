@@ -14,8 +14,19 @@ from .matching import IOU_THRESHOLDS, RECALLS, SIZES, ClassMatches
 # What is resampled of each class; the mean over classes has the same names.
 STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 LEVEL = 0.95
+_MIN_RESAMPLES = 40  # one of them is below the middle 95 %, and one above
+MIN_IMAGES = (
+    2  # with objects, for an interval: those of one image are the same in each resample, and would seem certain
+)
 _MAX_ELEMENTS = 2**22  # of an array (resamples, detections): what is in work stays at some tens of megabytes
 AP75_INDEX = int(np.argmin(np.abs(IOU_THRESHOLDS - 0.75)))  # its index among the IoU thresholds
+
+
+def check_num_bootstrap(num_bootstrap: int) -> None:
+    if num_bootstrap != 0 and num_bootstrap < _MIN_RESAMPLES:
+        raise ValueError(
+            f"num_bootstrap={num_bootstrap} is too few for 95 % intervals; choose 1000, at least {_MIN_RESAMPLES}, or 0 for none."
+        )
 
 
 def draw_images(num_images: int, num_bootstrap: int, seed: int) -> np.ndarray:
@@ -120,11 +131,22 @@ def centre(samples: np.ndarray, estimate: float) -> np.ndarray:
     return samples if not samples.size else samples + (estimate - samples.mean())
 
 
-def interval(samples: np.ndarray, estimate: float) -> tuple[float, float] | None:
-    """The middle 95 % of (B,) samples, centred: where the AP of this detector on as many other images is to be expected. None if no
-    sample has objects."""
+def num_images_of(matches: Sequence[ClassMatches]) -> list[int]:
+    """In how many images there are objects of these classes that each of the `STATISTICS` counts."""
+    counts = [len(np.unique(np.concatenate([one.objects[area] for one in matches]))) for area in range(len(SIZES))]
+    return [counts[0]] * 3 + counts[1:]
+
+
+def interval(samples: np.ndarray, estimate: float, lowest: float = 0.0) -> tuple[float, float]:
+    """The middle 95 % of (B,) samples, centred: where the AP of this detector on as many other images is to be expected.
+
+    Args:
+        samples: (B,) some of which have objects.
+        lowest: possible value; the highest is 1.
+    Returns:
+        lower and upper bound, the estimate between them.
+    """
     samples = centre(samples, estimate)
-    if not samples.size:
-        return None
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    # Of lopsided samples, the mean can lie outside of their middle.
+    return max(lowest, min(float(low), estimate)), min(1.0, max(float(high), estimate))

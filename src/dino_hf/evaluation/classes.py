@@ -1,14 +1,11 @@
 """Which class of the data a class of the model is: by name, for a detector of any origin."""
 
-import logging
 from typing import NamedTuple
 
 import numpy as np
 
+from ..data.rows import CocoData
 from ..training.class_transfer import NO_CLASS, match_names
-from ..training.coco_data import CocoData
-
-logger = logging.getLogger(__name__)
 
 
 class ClassMap(NamedTuple):
@@ -16,7 +13,7 @@ class ClassMap(NamedTuple):
 
     category_ids: dict[int, int]  # class index of the model -> category id of the data; others are left out
     unknown: list[str]  # classes of the data that the model does not know
-    notes: list[str]
+    notes: list[str]  # what the user should know
 
     def apply(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class indices (N,) -> which are classes of the data, (N,) bool, and the category ids of those."""
@@ -65,8 +62,6 @@ def map_classes(
         notes.append(
             f"{model_name} does not know {len(unknown)} of {len(names)} classes of the data, whose AP is 0: {_some(unknown)}."
         )
-    for note in notes:
-        logger.warning(note)
     return ClassMap(matched, unknown, notes)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .bootstrap import STATISTICS, centre, interval, mean_over_classes
-from .evaluate import Evaluation
+from .result import Evaluation
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences between two detectors, of the numbers that the ground truth allows. Intervals are for one number each: among
-    those of 80 classes, 4 are expected to exclude zero for detectors that are equal."""
+    """Differences between two detectors, of the numbers that have intervals: with objects in at least two images. Intervals are
+    for one number each: among those of 80 classes, 4 are expected to exclude zero for detectors that are equal."""
 
     model_a: str
     model_b: str
@@ -89,15 +89,16 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     ]
     differences = []
     for name, of_a, of_b in pairs:
-        score_a, score_b = a.metrics[name], b.metrics[name]
-        bounds = interval(of_b - of_a, score_b - score_a)
-        if bounds is None or score_a < 0:
+        if name not in a.intervals:
             continue
-        bounds = max(-1.0, bounds[0]), min(1.0, bounds[1])
+        score_a, score_b = a.metrics[name], b.metrics[name]
+        bounds = interval(of_b - of_a, score_b - score_a, lowest=-1.0)
         share = (centre(of_b - of_a, score_b - score_a) > 0).mean()
         differences.append(Difference(name, score_a, score_b, bounds, float(share)))
     if not differences:
-        raise ValueError(f"{a.data_name or 'The data'} have no annotated objects, so nothing can be compared.")
+        raise ValueError(
+            f"{a.data_name or 'The data'}: fewer than two images have annotated objects, so nothing can be compared."
+        )
     return Comparison(a.model, b.model, a.data_name, len(a.samples), differences)
 
 

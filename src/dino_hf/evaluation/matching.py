@@ -17,7 +17,7 @@ class Hits(NamedTuple):
     positions: np.ndarray  # (M,) where they stand in the ranking of the class, ascending
     counted: (
         np.ndarray
-    )  # (M,) bool: the object counts; False: it is a crowd or of another size, and the detection is left out
+    )  # (M,) bool: the object counts; else it is a crowd or of another size, and the detection is left out
 
 
 class ClassMatches(NamedTuple):

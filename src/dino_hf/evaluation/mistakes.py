@@ -11,6 +11,7 @@ from ..training.coco_metric import Columns
 MIN_IOU = 0.5
 POOR_IOU = 0.1  # from here to MIN_IOU, a detection is taken to mean the object, in a poor box
 KINDS = ("wrong class", "poor localisation", "duplicate", "background")
+NUM_MISTAKES = 4  # of each kind, on the page
 
 
 class Mistake(NamedTuple):

@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from ..data.rows import CocoData
 from ..tools.drawing import COLOURS
-from ..training.coco_data import CocoData
-from .evaluate import NUM_MISTAKES, Evaluation, image_name
-from .mistakes import KINDS, Mistake
+from .columns import image_name
+from .mistakes import KINDS, NUM_MISTAKES, Mistake
 from .plots import shortened, tail
+from .result import Evaluation
 
 _TITLES = {
     "wrong class": "Wrong class: on an object of another class (IoU from 0.5)",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..tools.drawing import COLOURS
 from .bootstrap import STATISTICS
 from .compare import Comparison
-from .evaluate import Evaluation
+from .result import Evaluation
 
 _DPI = 130
 _NUM_LABELLED = 6  # classes with a colour of their own; black is that of all together
@@ -92,7 +92,8 @@ def save_confusion(path: Path, evaluation: Evaluation) -> None:
         if count:
             colour = "white" if shares[row, column] > 0.45 else "black"
             size = 10 if cell > 0.6 else 8 if count < 100 or cell > 0.35 else 6
-            axes.text(column, row, _count(count), ha="center", va="center", fontsize=size, color=colour)
+            text = axes.text(column, row, _count(count), ha="center", va="center", fontsize=size, color=colour)
+            text.set_in_layout(False)  # it lies inside: thousands need not be measured
     ticks = range(len(counts))
     label_size = 9 if cell > 0.35 else 8.5
     turn = 0 if cell > 0.6 and max(map(len, names)) < 10 else 90

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..training.coco_data import CocoData
+from ..data.rows import CocoData
 from .compare import Comparison
-from .evaluate import Evaluation
+from .result import Evaluation
 
 try:
+    from ..tools.plot_style import style
     from . import mistakes_page, plots
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "matplotlib":
@@ -106,8 +108,10 @@ def check_folder(folder: Path) -> None:
         OSError: it cannot be written.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise OSError(f"{folder} cannot be written; choose another folder for the report.")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # permissions do not tell: a file system may be read-only or full
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written, {error.strerror}; choose another folder for the report.") from error
     there = [name for name in (*FILES, *COMPARISON_FILES) if (folder / name).exists()]
     if there and not _is_report(folder / "results.json"):
         raise ValueError(
@@ -131,7 +135,8 @@ def _write_all(folder: Path, writers: dict[str, Callable[[Path], None]]) -> list
         for name, write in writers.items():
             path = folder / name
             written.append((path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}"), path))
-            write(written[-1][0])
+            with style():
+                write(written[-1][0])
         for temporary, path in written:
             temporary.replace(path)
     finally:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -14,8 +15,19 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+# Of json, checks of settings, shapes of weights, their formats.
+_DAMAGES = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    StrictDataclassError,
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,6 +61,11 @@ def load_image_processor(source: str | Path):
         ValueError: its file is broken, or it is none of a detector.
     """
     source = _find(source)
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
+        raise FileNotFoundError(
+            f"{source} has no {IMAGE_PROCESSOR_NAME}; save the image processor beside the model, with its save_pretrained."
+        )
     processor = _load(AutoImageProcessor, source, IMAGE_PROCESSOR_NAME)
     if not hasattr(processor, "post_process_object_detection"):
         raise ValueError(f"{source} has a {type(processor).__name__}, which is no image processor of a detector.")
@@ -83,8 +100,17 @@ def _load(auto_class, source: str, file: str, **settings):
         raise FileNotFoundError(
             f"There is no folder {source}, and no model of that name that the Hub gives: {_first_line(error)}"
         ) from error
-    except (ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, StrictDataclassError) as error:
-        # of json, pickle, safetensors, checks of settings, shapes of weights
+    except UnpicklingError as error:  # its own text advises to load the file all the same
+        raise ValueError(
+            f"{source} has weights in a pickle that is damaged or would run code, which is never done; give a model that was saved "
+            "as model.safetensors."
+        ) from error
+    except _DAMAGES as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{source} is of a type that this version of transformers has not, and code that comes with a model is never run; "
+                "use a newer version, or another model."
+            ) from error
         raise ValueError(f"{source} cannot be loaded, its {file} may be damaged: {_first_line(error)}") from error
 
 

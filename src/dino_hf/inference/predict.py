@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from .augmented import augmented_detectors, detect_augmented
 from .predictor import Detections, Predictor, check_threshold
-from .sources import End, Failure, Picture, Source, find_sources, read_sources
-from .tiling import Detect, detect_tiled, read_tiles
-from .writers import FORMATS, PredictionFolder, check_folder
+from .sources import End, Failure, Picture, Source, find_sources, read_sources, real_path
+from .tiling import Detect, check_overlap, detect_tiled, read_tiles
+from .writers import FORMATS, PredictionFolder, check_folder, check_formats
 
 
 class Prediction(NamedTuple):
@@ -31,9 +31,8 @@ class Prediction(NamedTuple):
     scores: np.ndarray  # (N,) float64 in [0, 1]
     labels: np.ndarray  # (N,) int64 class index of the model
     names: list[str]  # N
-    category_ids: list[
-        int
-    ]  # N, those of the annotations that the model was trained on; of a model without, class indices
+    # N, those of the annotations that the model was trained on; of a model without, class indices
+    category_ids: list[int]
 
     @property
     def detections(self) -> Detections:
@@ -87,13 +86,17 @@ def predict(
         FileNotFoundError, FileExistsError, ValueError: what is wrong with an argument; ValueError also if nothing could be read.
     """
     check_threshold(threshold)
+    check_formats(formats)
+    check_overlap(tile_overlap)
+    if save is None and (overwrite or resume):
+        raise ValueError(f"{'overwrite' if overwrite else 'resume'} is about the folder of results; give it as save.")
     for name, value in (("batch_size", batch_size), ("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     planned = find_sources(sources, exclude=None if save is None else Path(save).expanduser())
     if save is not None:
         check_folder(save, overwrite or resume)  # before the model is loaded, which takes its time
-        _check_apart(planned, Path(save).expanduser().resolve())
+        _check_apart(planned, real_path(Path(save).expanduser()))
     predictor = model if isinstance(model, Predictor) else Predictor(model, image_processor, device=device, dtype=dtype)
     categories = {
         index: (index if predictor.category_ids is None else predictor.category_ids[index], name)
@@ -169,7 +172,7 @@ def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[in
             raise ValueError(f"The model has no class {str(wanted).strip()!r}; {listed:.300}.")
         found.update(indices)
     if not found:
-        raise ValueError("classes is empty; give names or category ids, or None for all.")
+        raise ValueError("classes is empty; give names or category ids, or leave it out for all.")
     return sorted(found)
 
 
@@ -222,7 +225,7 @@ def _inside(found: Detections, size: tuple[int, int], wanted: list[int] | None) 
 
 def _check_apart(sources: Sequence[Source], folder: Path) -> None:
     for source in sources:
-        if isinstance(source.origin, Path) and folder in source.origin.resolve().parents:
+        if isinstance(source.origin, Path) and folder in real_path(source.origin).parents:
             raise ValueError(f"{source.origin} lies in {folder}, where the results go; choose another folder for them.")
 
 

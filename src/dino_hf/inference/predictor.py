@@ -19,9 +19,9 @@ from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
 
 TOP_K = 300  # as in the paper, and enough for COCO's 100 of each class
-# Sides are padded up to a multiple of this: few enough shapes for full batches, and at the default size, 800 on the shorter side,
-# at most 31 columns of the longer.
-_CANVAS_STEP = 32
+# The shorter side in steps of padding: at the default size, 800, a step is 32 pixels, and a canvas at most 31 larger than the
+# image. In larger ones, boxes get worse (docs/log.md); in smaller ones, there are more shapes, and emptier batches.
+_STEPS_OF_A_SIDE = 25
 _WINDOW = 8  # batches; so many images may wait for others of their shape
 
 
@@ -55,15 +55,16 @@ class Predictor:
     """A detector with its image processor, on a device: images in, detections out.
 
     An image gets the same detections whatever else is in its batch, but for the rounding of float arithmetic. A DINO batch may
-    hold images of different sizes, each padded, and masked, to the next multiple of 32 pixels: padding leaks a little into the
-    backbone's convolutions, so how much there is must not depend on the neighbours. Other detectors get batches of one shape,
-    unpadded: some ignore masks, and whether boxes are relative to the padded image depends on how they were trained.
+    hold images of different sizes, each padded, and masked, by less than a 25th of its shorter side: padding leaks a little into
+    the backbone's convolutions, so how much there is must not depend on the neighbours. Other detectors get batches of one
+    shape, unpadded: some ignore masks, and whether boxes are relative to the padded image depends on how they were trained.
 
     Args:
         model: folder, id on the Hub, or a detector, which is put into evaluation mode.
         image_processor: None: the one saved beside the model.
         device: "cuda", "cuda:1", "mps", "cpu", ...; None: where a given model is; else CUDA or Apple's GPU if there is one.
         dtype: of the weights: "float32", "bfloat16", "float16" or a torch dtype; None: float32, or as a given model is.
+        pad: False: nothing is padded, as the release evaluates. It is the most exact, with emptier batches.
     Raises:
         FileNotFoundError, ValueError: there is no such model, it is no detector, its files are broken or incomplete, or the
             device is not there.
@@ -76,6 +77,7 @@ class Predictor:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        pad: bool = True,
     ):
         dtype = read_dtype(dtype)
         if isinstance(model, PreTrainedModel):
@@ -99,6 +101,7 @@ class Predictor:
         self.category_ids: list[int] | None = getattr(model.config, "category_ids", None)
         # By name, not class: a model that came with its own code has classes of its own.
         self._is_ours = model.config.model_type == DinoDetrConfig.model_type
+        self._pads = pad and self._is_ours
         self._takes_mask = "pixel_mask" in inspect.signature(model.forward).parameters
         postprocess = inspect.signature(image_processor.post_process_object_detection).parameters
         self._size = dict(image_processor.size)
@@ -187,9 +190,10 @@ class Predictor:
         inputs = self.image_processor(images=[image], return_tensors="pt", **settings)
         pixels, mask = inputs["pixel_values"][0], inputs.get("pixel_mask")
         mask = None if mask is None or not self._takes_mask else mask[0]
-        if self._is_ours:
+        if self._pads:
             height, width = pixels.shape[-2:]
-            padding = (0, -width % _CANVAS_STEP, 0, -height % _CANVAS_STEP)
+            step = max(1, min(height, width) // _STEPS_OF_A_SIDE)
+            padding = (0, -width % step, 0, -height % step)
             mask = torch.ones(height, width, dtype=torch.long) if mask is None else mask
             pixels, mask = F.pad(pixels, padding), F.pad(mask, padding)
         return _Prepared(pixels, mask, (image.height, image.width))

@@ -5,12 +5,13 @@ import io
 import itertools
 import os
 import re
+import string
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -44,9 +45,8 @@ class Source(NamedTuple):
     """One picture, video or camera that is to be read."""
 
     name: str  # of what is written for it, with "/": unique, and relative to what all sources have in common
-    origin: (
-        Path | str | int | Image.Image | np.ndarray
-    )  # a file, an address, a camera's index, or what the user handed over
+    # a file, an address, a camera's index, or what the user handed over
+    origin: Path | str | int | Image.Image | np.ndarray
     kind: str  # "image", "video" or "camera"
 
 
@@ -95,7 +95,7 @@ def find_sources(sources, exclude: Path | None = None) -> list[Source]:
         return sources
     found: list[tuple] = []  # (root | None, origin, kind)
     for number, source in enumerate(sources, start=1):
-        found += _find(source, number, None if exclude is None else exclude.resolve())
+        found += _find(source, number, None if exclude is None else real_path(exclude))
     if not found:
         raise ValueError("There are no sources; give images, folders, patterns, videos, addresses or a camera's index.")
     roots = {root for root, *_ in found if root is not None}
@@ -106,14 +106,14 @@ def find_sources(sources, exclude: Path | None = None) -> list[Source]:
     plans, seen, names = [], set(), set()
     for _, origin, kind in found:
         if isinstance(origin, Path):
-            name = origin.relative_to(common if common is not None else origin.anchor).as_posix()
+            name = printable(origin.relative_to(common if common is not None else origin.anchor).as_posix())
         else:
             name = _name_of(origin, kind, len(plans) + 1)
         if isinstance(origin, Path | str | int):  # an image in memory may come twice
             if origin in seen:
                 continue
             seen.add(origin)
-        plans.append(Source(_unused(name, names), origin, kind))
+        plans.append(Source(unused(name, names), origin, kind))
     return plans
 
 
@@ -125,8 +125,17 @@ def _find(source, number: int, exclude: Path | None) -> list[tuple]:
             f"Source {number} is a {type(source).__name__}; give a path, an address, a camera's index, a PIL image or an array."
         )
     text = os.fspath(source) if isinstance(source, os.PathLike) else str(source)
-    scheme = urlsplit(text).scheme if "://" in text else ""
+    if not text:  # as of an unset variable of a shell; as a path it would be the current folder
+        raise ValueError(
+            f"Source {number} is empty; give a path, a pattern, an address or a camera's index, or . for this folder."
+        )
+    try:
+        scheme = urlsplit(text).scheme if "://" in text else ""
+    except ValueError as error:
+        raise ValueError(f"{text} is no valid address: {error}.") from error
     if scheme in ("http", "https"):
+        if not urlsplit(text).netloc:
+            raise ValueError(f"{text} is no valid address: it names no host.")
         is_video = PurePosixPath(urlsplit(text).path).suffix.lower() in VIDEO_SUFFIXES
         return [(None, text, "video" if is_video else "image")]
     if scheme in _LIVE:
@@ -146,14 +155,15 @@ def _find(source, number: int, exclude: Path | None) -> list[tuple]:
 
 
 def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None = None) -> list[tuple]:
-    files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name).resolve() != exclude]
+    files, unlisted = [], []
+    for parent, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
+        folders[:] = [name for name in folders if not name.startswith(".") and real_path(Path(parent, name)) != exclude]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    files = sorted((file for file in files if _kind(file)), key=_natural)
+    # A folder that cannot be listed fails like a file, when it is read: it is named, and the rest goes on.
+    files = sorted([file for file in files if _kind(file)] + unlisted, key=_natural)
     if not files and root is None:
         raise FileNotFoundError(f"The folder {text} has no image or video, and none of its folders has.")
-    return [(root or folder, file, _kind(file)) for file in files]
+    return [(root or folder, file, "image" if file in unlisted else _kind(file)) for file in files]
 
 
 def _in_pattern(text: str, exclude: Path | None) -> list[tuple]:
@@ -163,12 +173,29 @@ def _in_pattern(text: str, exclude: Path | None) -> list[tuple]:
     for path in sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=_natural):
         if path.is_dir():
             # "**" gives folders and their files: each file once
-            found += [] if "**" in text or path.resolve() == exclude else _in_folder(path, text, exclude, root)
-        elif _kind(path) and (exclude is None or exclude not in path.resolve().parents):
+            found += [] if "**" in text or real_path(path) == exclude else _in_folder(path, text, exclude, root)
+        elif "**" in text and any(folder.is_symlink() for folder in _between(root, path)):
+            continue  # as in folders: a link back to one above would give each file dozens of times
+        elif _kind(path) and (exclude is None or exclude not in real_path(path).parents):
             found.append((root, path, _kind(path)))
     if not found:
         raise FileNotFoundError(f"No image or video matches {text}.")
     return found
+
+
+def real_path(path: Path) -> Path:
+    """Where links lead to; `Path.resolve` raises RuntimeError for links in a circle before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
+def _between(root: Path, path: Path) -> list[Path]:
+    """The folders of `path` that lie in `root`."""
+    return [folder for folder in path.parents if root in folder.parents]
+
+
+def printable(name: str) -> str:
+    """With a sign in place of bytes that are no UTF-8: no file of results could hold them."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
 
 
 def _kind(path: Path) -> str | None:
@@ -193,8 +220,11 @@ def _name_of(origin, kind: str, number: int) -> str:
     return f"image-{number}"
 
 
-def _unused(name: str, names: set[str]) -> str:
-    """Compared without case, as some file systems do; "a.jpg" and "a.jpg" become "a.jpg" and "a-2.jpg"."""
+def unused(name: str, names: set[str]) -> str:
+    """A name that is not in `names`, and now is: "a.jpg" and "a.jpg" become "a.jpg" and "a-2.jpg".
+
+    Compared without case, as some file systems do.
+    """
     path, unused = PurePosixPath(name), name
     for number in itertools.count(2):
         if unused.lower() not in names:
@@ -244,6 +274,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, URLError) and not isinstance(error, HTTPError):
         return f"It cannot be fetched: {error.reason}."
     text = " ".join(str(error).split()) or type(error).__name__
+    if getattr(error, "strerror", None):  # of the system or FFmpeg, whose text has a number and the whole path
+        text = error.strerror
     return text if text.endswith(".") else f"{text}."
 
 
@@ -295,6 +327,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _download(address: str) -> bytes:
+    address = quote(address, safe=string.punctuation)  # as browsers do with spaces and letters of other alphabets
     with urlopen(Request(address, headers={"User-Agent": "dino_hf"}), timeout=_TIMEOUT) as answer:
         content = answer.read(_LARGEST_DOWNLOAD + 1)
     if len(content) > _LARGEST_DOWNLOAD:

@@ -16,9 +16,8 @@ from .predictor import Detections
 
 Detect = Callable[[Iterable[Image.Image]], Iterator[Detections]]  # images -> detections, lazily, in their order
 
-_SAME = (
-    0.5  # of two boxes of one object: intersection over union, or over the smaller where one may be a part of the other
-)
+# Of two boxes of one object: intersection over union, or over the smaller where one may be a part of the other.
+_SAME = 0.5
 _BORDER = 0.01  # of a tile's side: so close to its border, and within 2 pixels, a box counts as cut off
 
 
@@ -64,8 +63,7 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
     Raises:
         ValueError: a setting is out of range.
     """
-    if not 0 <= overlap <= 0.9:
-        raise ValueError(f"tile_overlap={overlap} must be in [0, 0.9], a part of a tile's side.")
+    check_overlap(overlap)
 
     def detect_all(images: Iterable[Image.Image]) -> Iterator[Detections]:
         layouts: deque[list[Tile]] = deque()
@@ -84,6 +82,11 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
             yield merge([whole, *rest], tiles, tuple(overlap * side for side in tile_size)) if rest else whole
 
     return detect_all
+
+
+def check_overlap(overlap: float) -> None:
+    if not 0 <= overlap <= 0.9:
+        raise ValueError(f"tile_overlap={overlap} must be in [0, 0.9], a part of a tile's side.")
 
 
 def split(size: tuple[int, int], tile_size: tuple[int, int], overlap: float) -> list[Tile]:

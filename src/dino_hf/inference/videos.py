@@ -54,7 +54,7 @@ def video_info(origin: Path | str | int) -> VideoInfo:
     """What a file says, which may be wrong; 25 frames per second, if it says nothing, or cannot be read, and of a camera."""
     rate, num_frames = None, None
     if not isinstance(origin, int):  # a camera is opened once
-        with suppress(OSError, ValueError), _open(origin) as container:
+        with suppress(OSError, ValueError, av.error.FFmpegError), _open(origin) as container:
             stream = _video_of(container)
             rate, num_frames = stream.average_rate or stream.guessed_rate, stream.frames or None
             if num_frames is None and rate and stream.duration:
@@ -118,9 +118,8 @@ class VideoWriter:
         width, height = self.size
         if image.size != self.size:
             is_odd = image.width - width in (0, 1) and image.height - height in (0, 1)
-            image = (
-                image.crop((0, 0, width, height)) if is_odd else image.resize(self.size)
-            )  # videos may change their size
+            # Videos may change their size.
+            image = image.crop((0, 0, width, height)) if is_odd else image.resize(self.size)
         self._container.mux(self._stream.encode(av.VideoFrame.from_image(image)))
 
     def close(self) -> None:

@@ -3,22 +3,21 @@
 import csv
 import json
 import os
-import re
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from .formats import save_picture, write_coco, yolo_lines
+from .journal import JOURNAL, MEMORY, as_line, describe, identity, read_journal
 from .pictures import draw_detections
 from .predictor import Detections
-from .sources import Picture, Source
+from .sources import Picture, Source, unused
 from .videos import VideoWriter, video_info
 
 FORMATS = ("images", "coco", "csv", "yolo")
-JOURNAL = "predictions.jsonl"
 _COCO, _CSV, _CLASSES = "predictions.json", "predictions.csv", "classes.txt"
 _CSV_COLUMNS = ("file", "frame", "time", "label", "category_id", "score", "x0", "y0", "x1", "y1")
-_MEMORY = "memory"
 _DRAWN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
 
 
@@ -57,10 +56,7 @@ class PredictionFolder:
         overwrite: bool = False,
         resume: bool = False,
     ):
-        if unknown := set(formats) - set(FORMATS):
-            raise ValueError(
-                f"There are no formats {sorted(unknown)} to save predictions in; known are {', '.join(FORMATS)}."
-            )
+        check_formats(formats)
         if overwrite and resume:
             raise ValueError("overwrite deletes what resume goes on with; choose one of them.")
         self.folder, self.formats, self.every = Path(folder).expanduser(), frozenset(formats), every
@@ -71,6 +67,8 @@ class PredictionFolder:
         self._finished: set[tuple[str, str]] = set()
         has_journal = check_folder(self.folder, overwrite or resume)
         self._is_replaced = has_journal and overwrite
+        if self._is_replaced:
+            deque(self._records(), maxlen=0)  # a damaged journal is found before anything is deleted
         if has_journal and resume:
             self._finished = self._read_finished()
 
@@ -92,13 +90,13 @@ class PredictionFolder:
 
     def is_finished(self, source: Source) -> bool:
         """Whether an earlier prediction had all of it. Of an image in memory nobody knows whether it is the same."""
-        return (source.name, _describe(source)) in self._finished
+        return (source.name, describe(source)) in self._finished
 
     def add(self, picture: Picture, detections: Detections) -> None:
         """Write an image, or the next frame of a video. The journal comes last: what it names is there."""
         record = {
             "file": picture.source.name,
-            "origin": _describe(picture.source),
+            "origin": describe(picture.source),
             "frame": picture.frame,
             "time": None if picture.time is None else round(picture.time, 4),
             "width": picture.image.width,
@@ -127,7 +125,7 @@ class PredictionFolder:
     def finish(self, source: Source) -> None:
         """A video has come to its end."""
         self._close_video()
-        self._write_line({"file": source.name, "origin": _describe(source), "end": True})
+        self._write_line({"file": source.name, "origin": describe(source), "end": True})
 
     def close(self) -> None:
         """Also of a run that was broken off: what it has is complete."""
@@ -142,9 +140,9 @@ class PredictionFolder:
         """The journal with what is kept of the earlier one, and the table that follows from it."""
         new = self.folder / f".{JOURNAL}"
         with open(new, "w", encoding="utf-8") as file:
-            file.write(_line({"settings": self.settings}))
+            file.write(as_line({"settings": self.settings}))
             kept = self._records(with_ends=True) if self._finished else ()
-            file.writelines(_line(record) for record in kept if _identity(record) in self._finished)
+            file.writelines(as_line(record) for record in kept if identity(record) in self._finished)
         os.replace(new, self.folder / JOURNAL)
         self._journal = open(self.folder / JOURNAL, "a", encoding="utf-8")  # noqa: SIM115  for the whole run
         self._table = None
@@ -162,23 +160,13 @@ class PredictionFolder:
                 self._write_rows(record)
 
     def _records(self, with_ends: bool = False) -> Iterator[dict]:
-        """Of the journal, without its first line; the last may be cut off where a run was killed."""
-        with open(self.folder / JOURNAL, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    if line.endswith("\n"):
-                        raise ValueError(
-                            f"{self.folder / JOURNAL}, line {number}, is damaged; take the line out, or save to another folder."
-                        ) from error
-                    return
-                if number > 1 and (with_ends or "end" not in record):
-                    yield record
+        """Of the journal, without its first line."""
+        records = read_journal(self.folder / JOURNAL)
+        next(records)
+        return (record for record in records if with_ends or "end" not in record)
 
     def _read_finished(self) -> set[tuple[str, str]]:
-        with open(self.folder / JOURNAL, encoding="utf-8") as file:
-            earlier = json.loads(file.readline() or "{}").get("settings", {})
+        earlier = next(read_journal(self.folder / JOURNAL))["settings"]
         for name in {**earlier, **self.settings}:
             if earlier.get(name) != self.settings.get(name):
                 raise ValueError(
@@ -186,9 +174,9 @@ class PredictionFolder:
                     "the same, overwrite it, or choose another folder."
                 )
         return {
-            _identity(record)
+            identity(record)
             for record in self._records(with_ends=True)
-            if record.get("end") or (record["frame"] is None and record["origin"] != _MEMORY)
+            if record.get("end") or (record["frame"] is None and record["origin"] != MEMORY)
         }
 
     def _delete_earlier(self) -> None:
@@ -220,8 +208,7 @@ class PredictionFolder:
             if kind != "images" or path.suffix.lower() not in _DRAWN_AS_THEY_ARE:
                 short = path.with_suffix(suffix)
                 path = path.with_name(path.name + suffix) if str(short).lower() in self._taken else short
-            self._taken.add(str(path).lower())
-            self._paths[kind, name] = self.folder / path
+            self._paths[kind, name] = self.folder / unused(str(path), self._taken)
         return self._paths[kind, name]
 
     def _draw(self, picture: Picture, detections: Detections) -> None:
@@ -244,13 +231,20 @@ class PredictionFolder:
             writer.close()
 
     def _write_line(self, record: dict) -> None:
-        self._journal.write(_line(record))
+        self._journal.write(as_line(record))
         self._journal.flush()
 
     def _write_rows(self, record: dict) -> None:
         place = [record["file"], record["frame"], record["time"]]
         csv.writer(self._table).writerows(
             [*place, found["label"], found["category_id"], found["score"], *found["box"]] for found in record["objects"]
+        )
+
+
+def check_formats(formats: Collection[str]) -> None:
+    if unknown := set(formats) - set(FORMATS):
+        raise ValueError(
+            f"There are no formats {sorted(unknown)} to save predictions in; known are {', '.join(FORMATS)}."
         )
 
 
@@ -263,8 +257,9 @@ def check_folder(folder: str | Path, is_wanted: bool) -> bool:
         FileExistsError: it is not wanted, or the folder has other files.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; choose a folder to save predictions in.")
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise FileExistsError(f"{nearest} is a file; choose a folder to save predictions in.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     if not (folder / JOURNAL).is_file():
@@ -276,18 +271,3 @@ def check_folder(folder: str | Path, is_wanted: bool) -> bool:
             f"{folder} has an earlier prediction; choose another folder, or overwrite it, or resume it."
         )
     return True
-
-
-def _describe(source: Source) -> str:
-    """Without the password of an address."""
-    if source.kind == "camera" and isinstance(source.origin, int):
-        return f"camera {source.origin}"
-    return re.sub(r"//[^/@]*@", "//", str(source.origin)) if isinstance(source.origin, str | Path) else _MEMORY
-
-
-def _identity(record: dict) -> tuple[str, str]:
-    return record["file"], record["origin"]
-
-
-def _line(record: dict) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"

@@ -7,6 +7,8 @@ import typer
 
 from .command_errors import Debug, one_sentence_errors
 
+_FIRST_LINE = b'{\n "dataset": '  # of the findings, which may be overwritten; annotations may not
+
 
 def doctor(
     dataset: Annotated[
@@ -43,12 +45,14 @@ def doctor(
     """
     with one_sentence_errors(debug):
         from ..data.checks import inspect
-        from ..data.cleaned_copy import check_target, write_cleaned_copy
+        from ..data.cleaned_copy import check_outside, check_target, write_cleaned_copy
         from ..data.recognise import read_raw
         from .doctor_report import print_copy, print_report, progress_bar
 
         if pictures is not None:
             _check_pictures(pictures)
+        if json is not None and json.is_file() and not json.read_bytes().startswith(_FIRST_LINE):
+            raise ValueError(f"{json} is there already, and not with findings in it; choose another file.")
         if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
             raise ValueError(
                 f"{json} cannot be written; choose a file in a folder that exists, such as --json findings.json."
@@ -58,6 +62,8 @@ def doctor(
         raw = read_raw(dataset, box_format=box_format)
         if fix is not None:
             check_target(raw, fix)
+        for path in filter(None, (pictures, json)):
+            check_outside(raw, path)
         with progress_bar("looking at images") as progress:
             report = inspect(raw, check_images=not no_images, progress=progress)
         print_report(report, max_examples, notes=raw.notes)

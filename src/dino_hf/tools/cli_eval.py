@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=_SETTINGS)] = 8,
     num_bootstrap: Annotated[
-        int, typer.Option(min=0, help="Resamples for the 95 % intervals.", rich_help_panel=_SETTINGS)
+        int, typer.Option(help="Resamples for the 95 % intervals; 0: none.", rich_help_panel=_SETTINGS)
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.", rich_help_panel=_SETTINGS)] = 0,
     device: Annotated[
@@ -54,11 +54,14 @@ def _evaluate(model, dataset, split, output_dir, other, box_format, batch_size, 
     from rich.console import Console
 
     from ..evaluation import compare, evaluate_model, load_split
+    from ..evaluation.bootstrap import check_num_bootstrap
+    from ..evaluation.classes import map_classes
     from ..evaluation.report import check_folder, save_comparison, save_report
     from ..inference import Predictor
 
     if other is not None and not num_bootstrap:
         raise ValueError("--compare needs resamples; choose --num-bootstrap 1000.")
+    check_num_bootstrap(num_bootstrap)
     folders = [output_dir] if other is None else [output_dir, output_dir / "compared"]
     for folder in folders:
         check_folder(folder)
@@ -66,14 +69,15 @@ def _evaluate(model, dataset, split, output_dir, other, box_format, batch_size, 
     data, notes = load_split(dataset, split, box_format)
     for note in notes:
         console.print(note, markup=False, highlight=False)
+    predictors = [Predictor(name, device=device, pad=False) for name in (model, other) if name is not None]
+    for predictor in predictors:  # before the first one has worked for an hour
+        map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
     evaluations, paths = [], []
-    for name, folder in zip([model, other], folders, strict=False):
-        predictor = Predictor(name, device=device)
+    for predictor, folder in zip(predictors, folders, strict=True):
         with _progress(console, predictor.name) as progress:
             evaluation = evaluate_model(
                 predictor, data, batch_size=batch_size, num_bootstrap=num_bootstrap, seed=seed, progress=progress
             )
-        del predictor  # before the next one takes its memory
         evaluation.notes[:0] = notes
         paths += save_report(evaluation, data, folder)
         evaluations.append(evaluation)
@@ -117,9 +121,9 @@ def _show(console, evaluation) -> None:
 
     counts = evaluation.counts
     title = f"{_plain(evaluation.model)}: AP {_number(evaluation.metrics['AP'], evaluation.intervals.get('AP'))}"
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table()
     left_out = counts["detections_left_out"]
-    table.caption = (
+    caption = (
         f"in percent{', with 95 % intervals' if evaluation.intervals else ''}; {counts['images']} images, "
         f"{counts['objects']} objects, {counts['detections']} detections"
         + (f", {left_out} more of other classes" if left_out else "")
@@ -136,7 +140,10 @@ def _show(console, evaluation) -> None:
         values = [_number(row["AP"], row["intervals"].get("AP"))]
         values += [_number(row[name]) for name in ("AP50", "AP_small", "AP_medium", "AP_large")]
         table.add_row(_plain(row["name"]), str(row["num_objects"]), *values, end_section=row is together)
+    # Apart from the table, at whose width they would be broken.
+    console.print(title, highlight=False, soft_wrap=True)
     console.print(table)
+    console.print(caption, markup=False, highlight=False, soft_wrap=True)
     if evaluation.best is not None:
         best = evaluation.best
         text = f"Best threshold {best.threshold:.3f}: F1 {best.f1:.2f}, precision {best.precision:.2f}, recall {best.recall:.2f}"
@@ -146,7 +153,8 @@ def _show(console, evaluation) -> None:
 def _show_comparison(console, comparison) -> None:
     from rich.table import Table
 
-    table = Table(title=f"A: {_plain(comparison.model_a)}\nB: {_plain(comparison.model_b)}", title_justify="left")
+    console.print(f"A: {comparison.model_a}\nB: {comparison.model_b}", markup=False, highlight=False, soft_wrap=True)
+    table = Table()
     for name in ("", "A", "B", "B - A", "B better in"):
         table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
     for entry in comparison.differences:

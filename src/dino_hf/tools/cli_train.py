@@ -8,7 +8,11 @@ import typer
 from .command_errors import Debug, one_sentence_errors
 
 # For `app.command`: fields of recipes and of TrainingArguments, some 150, are no options of this function.
-CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+CONTEXT = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "token_normalize_func": lambda name: name.replace("_", "-"),  # as argparse has it for the fields
+}
 _RUN, _DATA = "Run", "Data"
 
 

@@ -18,10 +18,15 @@ def one_sentence_errors(debug: bool) -> Iterator[None]:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        typer.echo(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}", err=True)
+        _say(str(error), error)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        typer.echo("error: stopped.", err=True)
+        _say("stopped.", interrupt)
         raise typer.Exit(130) from None
+
+
+def _say(sentence: str, error: BaseException) -> None:
+    """With the notes of the error, which say where it was and how to go on."""
+    typer.echo(f"error: {' '.join([sentence, *getattr(error, '__notes__', [])])}", err=True)

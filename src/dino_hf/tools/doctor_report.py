@@ -13,11 +13,12 @@ from ..data.checks import Report
 from ..data.cleaned_copy import CleanedCopy
 from ..data.data_statistics import SIZE_NAMES, aspect_texts, count_texts, relative_texts
 from ..data.findings import Finding
-from ..data.kinds import KINDS, SEVERITIES, UNREADABLE
+from ..data.findings import count_text as number_of
+from ..data.kinds import SEVERITIES
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
 _MOST_CLASSES = 15  # in the table
-_BAR = 20  # characters
+_BAR = 16  # characters
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def print_report(report: Report, max_examples: int, notes: Sequence[str] = ()) -
     for key, text in (("largest_image", "Largest image"), ("most_boxes", "Most boxes")):
         if image := report.statistics[key]:
             size = "size unknown" if image["width"] is None else f"{image['width']} x {image['height']}"
-            line = f"{text}: {image['file']} of {image['split']}, {size}, {image['boxes']} boxes"
+            line = f"{text}: {image['file']} of {image['split']}, {size}, {number_of(image['boxes'], 'box')}"
             console.print(Text(line), soft_wrap=True)
     if not report.images_were_decoded:
         console.print(
@@ -61,7 +62,7 @@ def print_report(report: Report, max_examples: int, notes: Sequence[str] = ()) -
 
 def verdict(report: Report) -> str:
     counts = {name: sum(finding.severity == name for finding in report.findings) for name in SEVERITIES}
-    parts = [f"{count} {name if count == 1 else name + 's'}" for name, count in counts.items() if count]
+    parts = [number_of(count, name) for name, count in counts.items() if count]
     kinds = f" ({', '.join(parts)})" if parts else ""
     if counts["error"]:
         return f"The data cannot be used as they are{kinds}."
@@ -83,7 +84,7 @@ def _print_finding(console: Console, finding: Finding, max_examples: int) -> Non
         console.print(Padding(Text("  ".join(filter(None, texts))), (0, 0, 0, 4), expand=False))
     if finding.count > max_examples:
         console.print(Padding(Text(f"and {finding.count - max_examples:,} more"), (0, 0, 0, 4), expand=False))
-    fixed = " --fix does." if KINDS.get(finding.kind, UNREADABLE).is_fixed else ""
+    fixed = " --fix does." if finding.is_fixed else ""
     console.print(Padding(Text(f"{finding.cure}{fixed}", style="italic"), (0, 0, 0, 2), expand=False))
     console.print()
 
@@ -110,7 +111,7 @@ def _splits_table(statistics: dict) -> Table:
 def _classes_table(statistics: dict) -> Table:
     splits, classes = list(statistics["splits"]), statistics["classes"]
     totals = [sum(entry["boxes"].values()) for entry in classes]
-    table = _table(f"\nBoxes of each of {len(classes)} classes", "class", ["id", *splits, ""])
+    table = _table(f"\nBoxes of each class ({len(classes):,})", "class", ["id", *splits, ""])
     table.columns[-1].justify = "left"
     ordered = sorted(range(len(classes)), key=lambda place: -totals[place])
     shown = ordered
@@ -122,7 +123,7 @@ def _classes_table(statistics: dict) -> Table:
             continue
         counts = [f"{classes[place]['boxes'][name]:,}" for name in splits]
         bar = _bar(totals[place], max(totals))
-        table.add_row(Text(classes[place]["name"]), str(classes[place]["id"]), *counts, bar)
+        table.add_row(Text(" ".join(classes[place]["name"].split())), str(classes[place]["id"]), *counts, bar)
     return table
 
 
@@ -172,14 +173,13 @@ def print_copy(copy: CleanedCopy, report: Report) -> None:
     """
     console = Console(highlight=False)
     console.print()
-    sizes = [f"{name}: {count:,} images, {copy.num_boxes[name]:,} boxes" for name, count in copy.num_images.items()]
-    console.print(Text(f"Cleaned copy in {copy.folder}: {'; '.join(sizes)}.", style="bold"))
-    console.print(Text(f"{len(copy.changes):,} changes, each in {copy.folder / 'CHANGES.txt'}."))
+    console.print(Text(f"Cleaned copy in {copy.folder}: {'; '.join(copy.size_texts)}.", style="bold"))
+    console.print(Text(f"{number_of(len(copy.changes), 'change')}, written down in {copy.folder / 'CHANGES.txt'}."))
     for text in copy.kept:
         console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
     for finding in report.findings:
         if finding.severity == "error":
-            _print_finding(console, finding, 3)
+            _print_finding(console, finding._replace(is_fixed=False), 3)  # it could not be
     console.print(
         Text(
             "Errors are left, which only you can correct." if report.has_errors else "No error is left in it.",

@@ -66,34 +66,37 @@ def save_curves(path: Path, state: TrainerState) -> None:
     def curve(axes: Axes, name: str, label: str, colour: str, **style) -> list[tuple[float, float]]:
         points = [(entry["epoch"], entry[name]) for entry in state.log_history if name in entry]
         if points:
+            style = (
+                style if len(points) > 1 else {"marker": "o", "markersize": 4} | style
+            )  # a line of one point is none
             axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=1.6, **style)
         return points
 
     curve(loss_axes, "loss", "training (with denoising)", COLOURS[0])
     curve(loss_axes, "eval_loss", "held-out (matching only)", COLOURS[1], marker="o", markersize=4)
-    curve(loss_axes, "eval_ema_loss", "held-out, averaged weights", COLOURS[2], marker="s", markersize=4)
+    curve(loss_axes, "eval_ema_loss", "held-out, averaged", COLOURS[2], marker="s", markersize=4)
     loss_axes.set_title("Loss", loc="left", fontsize=11)
-    curve(ap_axes, "eval_AP50", "AP at IoU 0.50", COLOURS[5], linestyle="--", marker="o", markersize=3)
+    curve(ap_axes, "eval_AP50", "AP50", COLOURS[5], linestyle="--", marker="o", markersize=3)
     curve(
         ap_axes,
         "eval_ema_AP50",
-        "AP at IoU 0.50, averaged weights",
+        "AP50, averaged",
         COLOURS[4],
         linestyle="--",
         marker="s",
         markersize=3,
     )
-    scores = curve(ap_axes, "eval_AP", "AP (0.50:0.95)", COLOURS[0], marker="o", markersize=4)
-    scores += curve(ap_axes, "eval_ema_AP", "AP (0.50:0.95), averaged weights", COLOURS[2], marker="s", markersize=4)
+    scores = curve(ap_axes, "eval_AP", "AP", COLOURS[0], marker="o", markersize=4)
+    scores += curve(ap_axes, "eval_ema_AP", "AP, averaged", COLOURS[2], marker="s", markersize=4)
     if scores:
         epoch, ap = max(scores, key=lambda point: point[1])
         ap_axes.plot(epoch, ap, marker="*", markersize=14, color=COLOURS[1], linestyle="none", label=f"best: {ap:.3f}")
-    ap_axes.set_title("Average precision on held-out images", loc="left", fontsize=11)
+    ap_axes.set_title("AP on held-out images (raw and averaged weights)", loc="left", fontsize=11)
     ap_axes.set_ylim(bottom=0)
     rates = curve(rate_axes, "learning_rate", "all but the backbone", COLOURS[0])
     rate_axes.set_title("Learning rate", loc="left", fontsize=11)
     rate_axes.set_ylim(bottom=0)
-    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")  # a factor above the axis would push its title up
     for axes in (loss_axes, ap_axes, rate_axes):
         axes.set_xlabel("epoch")
         if rates and rates[-1][0] >= 2:

@@ -49,8 +49,8 @@ def check_checkpoint(checkpoint: Path) -> None:
             others = [one for one in _checkpoints(checkpoint.parent).values() if one != checkpoint]
             after = f"the newest of {sorted(one.name for one in others)}" if others else "the beginning"
             raise ValueError(
-                f"{path} is damaged ({error}). Delete the folder {checkpoint} and run again with resume_from_checkpoint=True: "
-                f"training then goes on from {after}."
+                f"{path} is damaged ({error}). Delete the folder {checkpoint} and resume again (--resume, of a Trainer "
+                f"resume_from_checkpoint=True): training then goes on from {after}."
             ) from error
     if missing := [name for name in (OPTIMIZER_NAME, SCHEDULER_NAME) if not (checkpoint / name).is_file()]:
         logger.warning("%s has no %s: what they would tell begins anew.", checkpoint, " and ".join(missing))

@@ -8,28 +8,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..box_processing import pad_images
 from ..data.load import load_coco
-from ..data.rows import CocoData, visible_side
+from ..data.rows import CocoData, check_image_size, visible_side
 from ..targets import PADDING_LABEL
 from .augmentation import Augmentation, augment
 
 __all__ = ["CocoData", "DetectionCollator", "DetectionTransform", "load_coco"]
-
-
-def _check_image(image_id: int, image, size: tuple[int, int] | tuple[None, None]) -> None:
-    """Annotations mean nothing on an image of another size than the json's."""
-    if None in size or image.size == size:
-        return
-    if image.size == size[::-1]:
-        cause = (
-            "its EXIF orientation turns it, while the annotations are for the pixels as stored: save it without that tag, "
-            "or annotate it upright"
-        )
-    else:
-        cause = "it was resized after it was annotated: bring width, height and boxes in the json to its size"
-    raise ValueError(
-        f"Image {image_id} is {image.width} wide and {image.height} high, but {size[0]} and {size[1]} by its json; probably "
-        f"{cause}."
-    )
 
 
 def _num_inside(image, objects: dict[str, list]) -> int:
@@ -96,7 +79,7 @@ class DetectionTransform:
         samples = {"pixel_values": [], "labels": []}
         columns = (rows[name] for name in ("image_id", "image", "width", "height", "objects"))
         for image_id, image, width, height, objects in zip(*columns, strict=True):
-            _check_image(image_id, image, (width, height))
+            check_image_size(image_id, image, (width, height))
             try:
                 if self.augmentation is None:
                     pixel_values, labels = self._process(image_id, image, objects)

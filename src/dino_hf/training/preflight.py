@@ -67,7 +67,7 @@ class Preflight:
         counts = sorted(data["classes"].items(), key=lambda item: -item[1])
         listed = ", ".join(f"{name} {count:,}" for name, count in counts[:_MOST_CLASSES])
         more = f" and {len(counts) - _MOST_CLASSES} more" if len(counts) > _MOST_CLASSES else ""
-        yield f"{len(counts)} classes", f"{listed}{more} (boxes in training)"
+        yield _counted(len(counts), "class", "classes"), f"{listed}{more} (boxes in training)"
         boxes = data["boxes"]
         yield (
             "Boxes",
@@ -97,7 +97,7 @@ class Preflight:
         yield (
             "Plan",
             f"{plan['recipe']}: {plan['epochs']:g} epochs of {plan['steps_per_epoch']:,} steps, {plan['steps']:,} steps, "
-            f"{plan['evaluations']:,} evaluations"
+            f"{_counted(plan['evaluations'], 'evaluation', 'evaluations')}"
             + (f"; {plan['stops']}" if plan["stops"] else "")
             + (f"; resumed after step {plan['steps_done']:,}" if plan["steps_done"] else ""),
         )
@@ -107,6 +107,10 @@ class Preflight:
             "Disk",
             f"{size_text(self.disk['needed'])} for {self.disk['what']}; {size_text(self.disk['free'])} free",
         )
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 _SPLITS = {"train": "to train on", "validation": "held out", "test": "for the test at the end"}
@@ -130,7 +134,7 @@ def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | No
         splits: train, validation, test.
     """
     train = splits["train"]
-    categories, is_crowd, per_image = _boxes(train)
+    categories, is_crowd, per_image = box_columns(train)
     counts = np.bincount(categories[~is_crowd], minlength=len(train.id2label))
     sizes = np.array(image_sizes(train))  # (I, 2)
     return {
@@ -151,7 +155,7 @@ def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | No
     }
 
 
-def _boxes(data: CocoData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def box_columns(data: CocoData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Class and crowd flag of each box (N,), and how many of each image are no crowds (I,)."""
     columns = data.dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
     crowds, categories = columns.field("iscrowd"), columns.field("category")

@@ -45,7 +45,7 @@ _CHECKPOINTING = "activation" if "activation_checkpointing" in _ARGUMENTS else "
 _OF_THE_TRAINER = ("ema_decay", "ema_warmup_steps", "early_stopping_patience", "normalize_over_window", "on_non_finite")
 # May be set too, and are the configuration's otherwise: what keeps a run within its memory is not a recipe's to undo.
 _LIMITS = {"max_denoising_queries": None, "mask_denoising_padding": False}
-_SETTINGS = {*_RELEASE_SETTINGS, *_LIMITS}
+MODEL_SETTINGS = {*_RELEASE_SETTINGS, *_LIMITS}
 # What is set by a recipe alone: as arguments, they would do nothing.
 _OF_THE_RECIPE = (
     "lr_scheduler_type",
@@ -146,9 +146,10 @@ class Recipe:
             raise ValueError(
                 f"ema_decay={self.ema_decay} must lie between 0 and 1, e.g. 0.9997; None keeps no average."
             )
-        if unknown := sorted(set(self.model_settings) - _SETTINGS, key=str):
+        if unknown := sorted(set(self.model_settings) - MODEL_SETTINGS, key=str):
             raise ValueError(
-                f"model_settings has {unknown}, which a model that is built cannot be given; it can be given {sorted(_SETTINGS)}."
+                f"model_settings has {unknown}, which a model that is built cannot be given; it can be given "
+                f"{sorted(MODEL_SETTINGS)}."
             )
 
     def as_dict(self) -> dict:
@@ -346,9 +347,24 @@ class Recipe:
             pairs.append((name, getattr(self, name), getattr(published, name)))
         for name, value in (_LIMITS | published.model_settings).items():
             pairs.append((name, getattr(config, name), value))
-        for name, value in vars(published.augmentation).items():
+        augmentation = self._augmentation_as_resized(published)
+        if augmentation != published.augmentation:
+            ours, theirs = ((one.short_sides, one.longest_side) for one in (self.augmentation, published.augmentation))
+            lines.append(
+                f"images are resized to at most {max(ours[0])} (short side) and {_shown(ours[1])} pixels (long side), and cropped "
+                f"in proportion; the recipe has {max(theirs[0])} and {_shown(theirs[1])}"
+            )
+        for name, value in vars(augmentation).items():
             pairs.append((f"augmentation.{name}", getattr(self.augmentation, name), value))
         return lines + [_departure(*pair) for pair in pairs if pair[1] != pair[2]]
+
+    def _augmentation_as_resized(self, published: "Recipe") -> Augmentation:
+        """The published one in our size, if all its sizes follow by `Augmentation.resized`; else as it is."""
+        ours, theirs = self.augmentation, published.augmentation
+        resized = theirs.resized(max(ours.short_sides), ours.longest_side)
+        names = [name for name, value in vars(resized).items() if value != getattr(theirs, name)]
+        follows = "short_sides" in names and all(getattr(ours, name) == getattr(resized, name) for name in names)
+        return resized if follows else theirs
 
     def _step_departures(self, args: TrainingArguments, published: "Recipe") -> list[str]:
         """Images per step and learning rates: they belong together."""
@@ -509,7 +525,7 @@ def get_recipe(name: str, /, **changes) -> Recipe:
         raise ValueError(f"There is no recipe {name!r}; there are {sorted(RECIPES)}.")
     fields = [field.name for field in dataclasses.fields(Recipe)]
     if unknown := sorted(set(changes) - set(fields)):
-        settings = {field: changes[field] for field in unknown if field in _SETTINGS}
+        settings = {field: changes[field] for field in unknown if field in MODEL_SETTINGS}
         hint = f"; model_settings={settings} sets what belongs to the model" if settings else ""
         raise ValueError(f"A recipe has no {unknown}; it has {fields}{hint}.")
     if changes.get("lr_scheduler", "step") != "step":

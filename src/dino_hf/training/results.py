@@ -80,9 +80,9 @@ def leave_results(
     from ..evaluation.report import save_report  # here: it needs matplotlib
 
     folder = record.output_dir
-    state = TrainerState.load_from_json(str(Path(newest_checkpoint(folder), TRAINER_STATE_NAME)))
-    _write_history(folder, state)
-    predictor = Predictor(folder, device=args.device)
+    if checkpoint := newest_checkpoint(folder):  # those of a finished run may have been deleted
+        _write_history(folder, TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
+    predictor = Predictor(folder, device=args.device, pad=False)
     evaluations: list[Evaluation | None] = []
     for data, target in ((splits.validation, folder), (splits.test, folder / TEST_FOLDER)):
         evaluation = None

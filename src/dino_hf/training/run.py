@@ -1,6 +1,5 @@
 """Training from end to end: `train`, which is what `dino-hf train` does."""
 
-import dataclasses
 import json
 import logging
 import os
@@ -17,12 +16,12 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from ..data import DetectionData, load_data, read_raw
 from ..data.checks import inspect
 from ..evaluation import Evaluation
-from .augmentation import Augmentation
-from .checkpoints import newest_checkpoint
+from .checkpoints import check_checkpoint, newest_checkpoint
 from .coco_data import CocoData
 from .memory_forecast import choose_batch_size, forecast_memory, free_memory
 from .preflight import (
     Preflight,
+    box_columns,
     describe_data,
     describe_disk,
     describe_memory,
@@ -31,16 +30,16 @@ from .preflight import (
     image_sizes,
     size_text,
 )
-from .progress import BEST_AP, BestOfBoth, TrainingProgress
-from .recipes import Recipe, planned_steps
+from .progress import BestOfBoth, TrainingProgress
+from .recipes import Recipe
 from .results import keep_weights, leave_results
+from .run_plan import Plan, fitted
 from .run_record import RunRecord
 from .settings import find_trackers, flat_settings, split_settings
 from .starting_model import Start, load_checkpoint, load_start
 from .trainer import DinoDetrTrainer
 
 PREFLIGHT_NAME = "preflight.json"
-_MOST_WORKERS = 8
 
 
 class TrainingRun(NamedTuple):
@@ -125,21 +124,21 @@ def train(
     splits = _detection_data(data, record, seed, validation_fraction, box_format)
     findings = _findings(data, record.values["box_format"])
     start = _load(record, splits.train, seed)
-    recipe = _fitted(recipe, given, start.image_processor, splits.validation is not None)
+    recipe = fitted(recipe, given, start.image_processor, splits.validation is not None)
     recipe.configure(start.model)
     arguments = others | {"seed": seed, "report_to": trackers or "none"}
-    plan = _Plan(recipe, arguments, record.output_dir, splits)
+    plan = Plan(recipe, arguments, record.output_dir, splits)
     args, preflight = _prepare(plan, record, start, batch_size, findings)
-    is_first = args.process_index == 0
-    if is_first:
-        preflight.show(console)
-    if dry_run:
-        return TrainingRun(record.output_dir, preflight, None, None, None)
     if record.is_finished and (changes := record.changes()):
         raise ValueError(
             f"The run in {output_dir} is finished, and would not change: {changes[0]} To train further, start another one with "
             f"--model {output_dir}."
         )
+    is_first = args.process_index == 0
+    if is_first:
+        preflight.show(console)
+    if dry_run:
+        return TrainingRun(record.output_dir, preflight, None, None, None)
     trainer = None
     if not record.is_finished:
         if args.world_size > 1:
@@ -151,75 +150,23 @@ def train(
         trainer = _run_trainer(plan, start, args, record.is_resumed, console)
     if not is_first:
         return TrainingRun(record.output_dir, preflight, None, None, trainer)
-    if trainer is not None:
-        keep_weights(trainer, record)
-    evaluation, test = leave_results(record, splits, args, console)
+    try:
+        if trainer is not None:
+            keep_weights(trainer, record)
+        evaluation, test = leave_results(record, splits, args, console)
+    except KeyboardInterrupt as error:
+        error.add_note("All steps are done; --resume goes on with the evaluation.")
+        raise
     record.values["finished"] = True
     record.write()
     return TrainingRun(record.output_dir, preflight, evaluation, test, trainer)
-
-
-class _Plan(NamedTuple):
-    recipe: Recipe
-    arguments: dict[str, Any]  # for TrainingArguments, but for the sizes of batches
-    output_dir: Path
-    splits: DetectionData
-
-    def training_arguments(self, batch_size: int = 1, accumulation: int = 1) -> TrainingArguments:
-        settings = {
-            "per_device_train_batch_size": batch_size,
-            "per_device_eval_batch_size": batch_size,
-            "gradient_accumulation_steps": accumulation,
-            "save_total_limit": 2,
-            "disable_tqdm": True,
-            **_strategies(self.arguments, self.splits.validation is not None),
-        } | self.arguments
-        args = self.recipe.training_arguments(str(self.output_dir), **settings)
-        if "logging_steps" not in self.arguments:  # epochs of small data sets are short
-            args.logging_steps = min(20, *planned_steps(args, len(self.splits.train.dataset)))
-        if args.device.type == "cpu":
-            args.dataloader_pin_memory = False  # there is nothing to copy to
-        elif "dataloader_num_workers" not in self.arguments:
-            args.dataloader_num_workers = min(_MOST_WORKERS, (os.cpu_count() or 1) // args.world_size)
-            args.dataloader_persistent_workers = args.dataloader_num_workers > 0
-        return args
-
-
-def _strategies(given: dict[str, Any], has_evaluation: bool) -> dict[str, Any]:
-    """When a run evaluates and saves: always at the same steps, so that the best weights are there in the end.
-
-    Raises:
-        ValueError: something else is wanted.
-    """
-    steps = given.get("eval_steps", given.get("save_steps"))
-    default = "epoch" if steps is None else "steps"
-    saved = given.get("save_strategy", given.get("eval_strategy", default))
-    evaluated = given.get("eval_strategy", saved if has_evaluation else "no")
-    if saved not in ("epoch", "steps") or evaluated != (saved if has_evaluation else "no"):
-        raise ValueError(
-            f"eval_strategy={evaluated!r} and save_strategy={saved!r}: a run saves what it evaluates, after each epoch or after "
-            "each --eval-steps; leave both out, or make them equal."
-        )
-    settings = {"eval_strategy": evaluated, "save_strategy": saved}
-    if steps is not None:
-        if saved != "steps" or given.get("save_steps", steps) != steps:
-            raise ValueError(
-                f"eval_steps={given.get('eval_steps')}, save_steps={given.get('save_steps')}, save_strategy={saved!r}: a run saves "
-                "what it evaluates; give eval_steps alone."
-            )
-        settings |= {"eval_steps": steps, "save_steps": steps}
-    if has_evaluation:
-        metric = given.get("metric_for_best_model", BEST_AP)
-        settings |= {"metric_for_best_model": metric, "greater_is_better": not metric.endswith("loss")}
-        settings["load_best_model_at_end"] = True
-    return settings
 
 
 def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction, box_format) -> DetectionData:
     """What is trained and evaluated on.
 
     Raises:
-        ValueError: there is nothing to train on.
+        ValueError: there is nothing to train on, or nothing that the best weights could be chosen by.
     """
     fraction = record.settle("validation_fraction", validation_fraction, 0.2)
     box_format = record.settle("box_format", box_format, None)
@@ -233,30 +180,27 @@ def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction
         splits = load_data(data, validation_fraction=fraction, seed=seed, box_format=box_format)
     if splits.train is None:
         raise ValueError(f"{splits.origin} has no images to train on; name the data set that has a train split.")
+    for part, what in ((splits.train, "to train on"), (splits.validation, "held out")):
+        if part is not None and box_columns(part)[1].all():  # all of them crowds, or none at all
+            raise ValueError(
+                f"None of the {len(part.dataset)} images {what} in {splits.origin} has a box, so there is nothing to learn or to "
+                "measure; give data that have some in each part (or none held out: no validation images, --validation-fraction 0)."
+            )
     record.check_data(splits.train, splits.validation)
     return splits
 
 
 def _load(record: RunRecord, train: CocoData, seed: int) -> Start:
-    """The model that a run starts from, or that of its newest checkpoint."""
-    checkpoint = newest_checkpoint(record.output_dir)
+    """The model that a run starts from, or that of its newest checkpoint, or that it ended with."""
+    checkpoint = str(record.output_dir) if record.is_finished else newest_checkpoint(record.output_dir)
     if record.is_resumed and checkpoint is not None:
+        if not record.is_finished:
+            check_checkpoint(Path(checkpoint))
         start = load_checkpoint(checkpoint, record.recorded["start"], record.recorded["start_notes"])
     else:
         start = load_start(record.values["model"], train, seed)
         record.values |= {"start": start.source, "start_notes": start.notes}
     return start
-
-
-def _fitted(recipe: Recipe, given: dict[str, Any], image_processor, has_evaluation: bool) -> Recipe:
-    """To the size of images that the model predicts on, unless sizes are given; and to data of which none are held out."""
-    size = image_processor.size
-    if not given.keys() & {field.name for field in dataclasses.fields(Augmentation)} and "shortest_edge" in size:
-        augmentation = recipe.augmentation.resized(size["shortest_edge"], size["longest_edge"])
-        recipe = dataclasses.replace(recipe, augmentation=augmentation)
-    if not has_evaluation:
-        recipe = dataclasses.replace(recipe, early_stopping_patience=None)
-    return recipe
 
 
 def _findings(data: Any, box_format: str | None) -> list[str]:
@@ -280,7 +224,7 @@ def _findings(data: Any, box_format: str | None) -> list[str]:
 
 
 def _prepare(
-    plan: _Plan, record: RunRecord, start: Start, batch_size: int | str, findings: list[str]
+    plan: Plan, record: RunRecord, start: Start, batch_size: int | str, findings: list[str]
 ) -> tuple[TrainingArguments, Preflight]:
     """Choose the batch size, and say what is going to happen."""
     splits, recipe, model = plan.splits, plan.recipe, start.model
@@ -338,7 +282,7 @@ def _least(value: int, args: TrainingArguments) -> int:
     return min(values)
 
 
-def _run_trainer(plan: _Plan, start: Start, args: TrainingArguments, is_resumed: bool, console: Console):
+def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, is_resumed: bool, console: Console):
     progress = TrainingProgress(console)
     with _quiet_about(plan.recipe):
         trainer = DinoDetrTrainer(
@@ -354,6 +298,16 @@ def _run_trainer(plan: _Plan, start: Start, args: TrainingArguments, is_resumed:
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=newest_checkpoint(plan.output_dir) if is_resumed else None)
+        except KeyboardInterrupt as error:
+            error.add_note(f"{trainer.state.global_step} steps are done; --resume goes on from the newest checkpoint.")
+            raise
+        except torch.OutOfMemoryError as error:
+            size = args.train_batch_size
+            cure = f"--batch-size {size // 2}, or" if size > 1 else "smaller images (--short-sides, --longest-side),"
+            raise ValueError(
+                f"Batches of {size} do not fit into the memory of {args.device}: run again with --resume and {cure} "
+                "--activation-checkpointing or --bf16."
+            ) from error
         finally:
             progress.close()
     return trainer

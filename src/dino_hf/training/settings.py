@@ -12,14 +12,15 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from .augmentation import Augmentation
-from .recipes import _SETTINGS as MODEL_SETTINGS
-from .recipes import Recipe, get_recipe
+from .recipes import MODEL_SETTINGS, Recipe, get_recipe
 
 _ARGUMENTS = {argument.name for argument in dataclasses.fields(TrainingArguments) if argument.init}
 _OF_RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"name", "augmentation", "model_settings"}
 _OF_AUGMENTATION = {field.name for field in dataclasses.fields(Augmentation)}
 _NAMES = _ARGUMENTS | _OF_RECIPE | _OF_AUGMENTATION | MODEL_SETTINGS
-# Set by `train` itself.
+# What `train` itself has, beside the data.
+_OF_TRAIN = {"model", "recipe", "output_dir", "resume", "batch_size", "report_to", "seed", "dry_run"}
+_OF_TRAIN |= {"validation_fraction", "box_format"}
 _INSTEAD = {
     "output_dir": "--output-dir (in Python, output_dir) names the folder",
     "resume_from_checkpoint": "--resume (in Python, resume=True) goes on with the newest checkpoint in the output folder",
@@ -88,7 +89,8 @@ class _Parser(HfArgumentParser):
     def error(self, message: str):
         """argparse would print all options and leave."""
         found = re.fullmatch(r"argument (?:\S+/)?(\S+): (.*)", message)
-        raise ValueError(f"{found[1]}: {found[2]}." if found else f"{message}.")
+        sentence = f"{found[1]}: {found[2]}" if found else message
+        raise ValueError(f"{sentence.rstrip('.')}.")
 
 
 def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
@@ -137,7 +139,10 @@ def _plain(text: str) -> Any:
 
 
 def _closest(name: str, as_option: bool = False) -> str:
-    close = difflib.get_close_matches(name, sorted(_NAMES - set(_INSTEAD)), n=3)
+    names = sorted((_NAMES - set(_INSTEAD)) | _OF_TRAIN)
+    close = difflib.get_close_matches(name, names, n=3)
+    if not close:  # --lr, --epochs: initials, or one word of the name
+        close = [one for one in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", one), *one.split("_"))][:3]
     if as_option:
         close = [f"--{one.replace('_', '-')}" for one in close]
     if close:

@@ -1,0 +1,119 @@
+"""Which columns of a data set of `datasets` are images, boxes and classes."""
+
+from typing import NamedTuple
+
+from datasets import ClassLabel, Dataset, Image
+
+# in the order in which they are tried
+_IMAGES = ("image", "img", "picture", "images", "file_name", "image_path", "filename", "path", "filepath")
+_BOXES = ("bbox", "bboxes", "boxes", "box")
+_CATEGORIES = (
+    *("category_id", "category_ids", "category", "categories", "class_id", "class_ids", "class", "classes"),
+    *("label_id", "label_ids", "label", "labels", "class_label", "class_labels", "category_name", "category_names"),
+    *("class_name", "class_names", "label_name", "label_names", "name", "names"),
+)
+# fields of a box that is a dictionary, in the order of its format
+_BOX_FIELDS = {
+    ("x", "y", "width", "height"): "xywh",
+    ("x", "y", "w", "h"): "xywh",
+    ("left", "top", "width", "height"): "xywh",
+    ("x_min", "y_min", "width", "height"): "xywh",
+    ("xmin", "ymin", "xmax", "ymax"): "xyxy",
+    ("x_min", "y_min", "x_max", "y_max"): "xyxy",
+    ("x1", "y1", "x2", "y2"): "xyxy",
+    ("left", "top", "right", "bottom"): "xyxy",
+    ("cx", "cy", "w", "h"): "cxcywh",
+    ("cx", "cy", "width", "height"): "cxcywh",
+    ("x_center", "y_center", "width", "height"): "cxcywh",
+}
+_AREAS = ("area", "areas")
+_CROWDS = ("iscrowd", "is_crowd", "crowd")
+_IDS = ("id", "ids", "bbox_id")
+
+
+class Layout(NamedTuple):
+    """Names of columns; those of an object are in column `group`, or columns of their own if it is None."""
+
+    image: str
+    group: str | None
+    box: str
+    category: str
+    category_name: str | None  # beside a numeric category
+    area: str | None
+    iscrowd: str | None
+    annotation_id: str | None
+
+
+def find_layout(dataset: Dataset, where: str) -> tuple[Layout, object]:
+    """The layout, and the feature of the classes."""
+    features = dataset.features
+    groups = {None: dict(features)}
+    for name, feature in features.items():
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, dict):
+            groups[name] = inner
+    image = next((name for name in _IMAGES if isinstance(features.get(name), Image)), None) or next(
+        (name for name, feature in features.items() if isinstance(feature, Image)), None
+    )
+    image = image or next((name for name in _IMAGES if _is_path_or_bytes(features.get(name))), None)
+    ordered = sorted(groups, key=lambda name: (name is None, name != "objects"))
+    group = next((name for name in ordered if _first(_BOXES, groups[name]) and _first(_CATEGORIES, groups[name])), "")
+    if image is None or group == "":
+        columns = {name: list(groups[name]) if name in groups else None for name in features}
+        shown = ", ".join(name if inner is None else f"{name} {inner}" for name, inner in columns.items())
+        lacking = "images" if image is None else "boxes and classes"
+        raise ValueError(
+            f"{where} has the columns {shown}, but no {lacking} under a known name; rename them to image, and objects with bbox "
+            "and category."
+        )
+    inner = groups[group]
+    kinds = {name: getattr(inner[name], "feature", inner[name]) for name in _CATEGORIES if name in inner}
+    numeric = [name for name, kind in kinds.items() if isinstance(kind, ClassLabel) or "int" in dtype_name(kind)]
+    texts = [name for name, kind in kinds.items() if "string" in dtype_name(kind)]
+    labels = [name for name in numeric if isinstance(kinds[name], ClassLabel)]
+    category = (labels or numeric or texts or list(kinds))[0]
+    layout = Layout(
+        image,
+        group,
+        _first(_BOXES, inner),
+        category,
+        texts[0] if texts and category in numeric and category not in labels else None,
+        _first(_AREAS, inner),
+        _first(_CROWDS, inner),
+        _first(_IDS, inner) if group else None,
+    )
+    return layout, kinds[category]
+
+
+def _first(names: tuple[str, ...], among: dict) -> str | None:
+    return next((name for name in names if name in among), None)
+
+
+def _is_path_or_bytes(feature) -> bool:
+    return (isinstance(feature, dict) and "bytes" in feature) or dtype_name(feature) in ("string", "binary")
+
+
+def dtype_name(feature) -> str:
+    return str(getattr(feature, "dtype", ""))
+
+
+def box_fields(features, layout: Layout, box_format: str | None, where: str) -> tuple[tuple[str, ...], str]:
+    """Names of the numbers of a box that is a dictionary, in the order of its format, which they tell; () if it is a list."""
+    columns = features if layout.group is None else getattr(features[layout.group], "feature", features[layout.group])
+    feature = columns[layout.box]
+    while not isinstance(feature, dict) and hasattr(feature, "feature"):
+        feature = feature.feature
+    if not isinstance(feature, dict):
+        return (), box_format or "xywh"
+    fields = next((fields for fields in _BOX_FIELDS if set(fields) == set(feature)), None)
+    told = _BOX_FIELDS.get(fields)
+    if fields is None or (box_format or told).removesuffix("n") != told:
+        raise ValueError(
+            f"{where} has {layout.box} with the fields {list(feature)}"
+            + (
+                f", which is not box_format={box_format!r}; leave it out."
+                if fields
+                else "; call them x, y, width, height."
+            )
+        )
+    return fields, box_format or told

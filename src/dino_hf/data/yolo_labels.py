@@ -1,0 +1,136 @@
+"""Images of YOLO data with their txt files, read as Ultralytics reads them."""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from .files import read_text
+from .raw import Problem, RawSplit, image_size
+
+_THREADS = 8  # headers of images are read: mostly waiting, on a disk of the network
+
+
+def label_file(image: Path) -> Path:
+    """The txt of an image: with the last folder `images` of its path replaced by `labels`, or beside it."""
+    parts = image.parts
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            opposite = Path(*parts[:index], "labels", *parts[index + 1 :]).with_suffix(".txt")
+            return opposite if opposite.is_file() else image.with_suffix(".txt")
+    return image.with_suffix(".txt")
+
+
+def read_labels(
+    name: str, yaml_file: Path, paths: list[Path], has_keypoints: bool, problems: list[Problem]
+) -> RawSplit:
+    """One split, of these images; adds to `problems`.
+
+    Args:
+        yaml_file: the yaml or the list of names; file names are relative to its folder where they can be.
+        has_keypoints: after the box of each line.
+    """
+    if name != "test" and not any(label_file(path).is_file() for path in paths):
+        message = (
+            f"None of the images of {name} has a txt, which must be beside it, or in a folder labels if it is in one called "
+            f"images; the first image is {paths[0]}."
+        )
+        problems.append(Problem("missing-file", f"{yaml_file}: {name}", message))
+    root = Path(os.path.commonpath([yaml_file.absolute().parent, paths[0]]))
+    images, annotations = [], []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = pool.map(lambda path: _read_image(path, has_keypoints), paths)
+        for image_id, (path, (size, boxes, own_problems)) in enumerate(zip(paths, read, strict=True), start=1):
+            width, height = size
+            file_name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+            images.append({"id": image_id, "file_name": file_name, "width": width, "height": height, "path": path})
+            annotations += [{"image_id": image_id, **box} for box in boxes]
+            problems += own_problems
+    return RawSplit(name, yaml_file, images, annotations)
+
+
+def labels_without_image(splits: dict[str, RawSplit]) -> list[str]:
+    """A note, if folders of labels have txt files with lines for images that are in no split."""
+    known = {label_file(entry["path"]) for split in splits.values() for entry in split.images}
+    folders = sorted({path.parent for path in known if path.parent.is_dir()})
+    others = [path for folder in folders for path in sorted(folder.glob("*.txt")) if path not in known]
+    first = next(filter(_has_boxes, others), None)  # not a classes.txt or README.txt
+    if first is None:
+        return []
+    return [
+        f"{first} has boxes, but no image of the data belongs to it; there are {len(others)} such txt files. Their images may be "
+        "missing, or of a kind that is not read."
+    ]
+
+
+def _has_boxes(path: Path) -> bool:
+    try:
+        _read_line(next(filter(None, map(str.split, read_text(path).splitlines())), []), False)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_image(path: Path, has_keypoints: bool) -> tuple[tuple, list[dict], list[Problem]]:
+    """Size, boxes and problems of one image."""
+    size = (None, None)
+    problems = []
+    if path.is_file():  # what is missing is found with the images of all formats
+        try:
+            with Image.open(path) as image:
+                size = image_size(image)
+        except Exception as error:  # those of Pillow have no common type
+            message = f"{path} cannot be read, {type(error).__name__}: {error}; its boxes are relative to its size."
+            problems.append(Problem("unreadable-image", str(path), message))
+    labels = label_file(path)
+    if not labels.is_file():
+        return size, [], problems
+    try:
+        lines = read_text(labels).splitlines()
+    except ValueError as error:
+        problems.append(Problem("unreadable-file", str(labels), str(error)))
+        return size, [], problems
+    boxes = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{labels.parent.name}/{labels.name}, line {number}"
+        try:
+            category_id, box = _read_line(line.split(), has_keypoints)
+        except ValueError as error:
+            problems.append(
+                Problem(
+                    "bad-line", f"{labels}, line {number}", f"{labels}, line {number} is {line.strip()!r}; {error}."
+                )
+            )
+            continue
+        if size[0] is not None:
+            boxes.append({"category_id": category_id, "bbox": _in_pixels(box, *size), "where": where})
+    return size, boxes, problems
+
+
+def _read_line(values: list[str], has_keypoints: bool) -> tuple[int, list[float]]:
+    """Class number and (centre x, centre y, width, height), relative to the image."""
+    expected = "it must be class, centre x, centre y, width, height, relative to the image, or class and a polygon"
+    try:
+        numbers = list(map(float, values))
+    except ValueError:
+        raise ValueError(expected) from None
+    if len(numbers) < 5 or not math.isfinite(numbers[0]) or numbers[0] != int(numbers[0]):
+        raise ValueError(expected)
+    coordinates = numbers[1:]
+    if len(coordinates) == 4 or has_keypoints:
+        return int(numbers[0]), coordinates[:4]
+    if len(coordinates) < 6 or len(coordinates) % 2:
+        raise ValueError(expected)
+    xs, ys = coordinates[::2], coordinates[1::2]
+    width, height = max(xs) - min(xs), max(ys) - min(ys)
+    return int(numbers[0]), [min(xs) + width / 2, min(ys) + height / 2, width, height]
+
+
+def _in_pixels(box: list[float], image_width: int, image_height: int) -> list[float]:
+    """(centre x, centre y, width, height), relative -> (x, y, width, height) in pixels."""
+    x, y, width, height = box
+    return [(x - width / 2) * image_width, (y - height / 2) * image_height, width * image_width, height * image_height]

@@ -1,0 +1,100 @@
+"""Annotations of a data set and detections of a model on it, as columns: one row for each box."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from ..data.rows import CocoData, check_image_size
+from ..inference.predictor import Detections, Predictor
+from ..training.coco_metric import Columns
+from .classes import ClassMap
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+
+
+def truth_columns(data: CocoData) -> Columns:
+    """The annotations of all images: one row for each box."""
+    rows = list(data.dataset.select_columns(["image_id", "objects"]))
+    counts = [len(row["objects"]["category"]) for row in rows]
+    category_ids = np.array(data.category_ids, dtype=np.int64)
+
+    def joined(name: str, dtype: type) -> np.ndarray:
+        return np.array([value for row in rows for value in row["objects"][name]], dtype=dtype)
+
+    return {
+        "image_id": np.repeat(np.array([row["image_id"] for row in rows], dtype=np.int64), counts),
+        "labels": category_ids[joined("category", np.int64)],
+        "boxes": joined("bbox", np.float64).reshape(-1, 4),
+        "area": joined("area", np.float64),
+        "iscrowd": joined("iscrowd", np.int64),
+    }
+
+
+def image_name(data: CocoData, index: int) -> str:
+    """The file of an image, or its id where the data have no files."""
+    name = data.dataset["file_name"][index] if "file_name" in data.dataset.column_names else None
+    return name or f"image {data.dataset['image_id'][index]}"
+
+
+def found_columns(
+    predictor: Predictor, data: CocoData, classes: ClassMap, batch_size: int, progress: Progress
+) -> tuple[Columns, dict[str, int]]:
+    """The detections in the class space of the data, and how many of which other classes there were."""
+    image_ids, columns, left_out = list(data.dataset["image_id"]), [], Counter()
+    progress("images", 0, len(image_ids))
+    try:
+        for found in _detect(predictor, data, batch_size):
+            known, category_ids = classes.apply(found.labels)
+            image_id = np.full(len(category_ids), image_ids[len(columns)])
+            columns.append((image_id, category_ids, found.boxes[known], found.scores[known]))
+            left_out.update(found.labels[~known].tolist())
+            progress("images", len(columns), len(image_ids))
+    except KeyboardInterrupt as error:
+        error.add_note(
+            f"The evaluation was broken off after {len(columns)} images, at {image_name(data, max(0, len(columns) - 1))}."
+        )
+        raise
+    image_id, labels, boxes, scores = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    names = {predictor.id2label.get(label, str(label)): count for label, count in left_out.most_common()}
+    return {"image_id": image_id, "labels": labels, "boxes": boxes.reshape(-1, 4), "scores": scores}, names
+
+
+def _detect(predictor: Predictor, data: CocoData, batch_size: int) -> Iterator[Detections]:
+    """Detections of each image. An error gets a note that names the image."""
+    num_read = num_done = 0
+    is_reading = False
+
+    def images():
+        nonlocal num_read, is_reading
+        for index in range(len(data.dataset)):
+            is_reading = True
+            row = data.dataset[index]
+            check_image_size(row["image_id"], row["image"], (row["width"], row["height"]))
+            is_reading = False
+            num_read = index + 1
+            yield row["image"]
+
+    try:
+        for found in predictor(images(), batch_size=batch_size, threshold=0.0):
+            yield found
+            num_done += 1
+    except Exception as error:
+        if is_reading:
+            error.add_note(f"This is {image_name(data, num_read)}.")
+        else:
+            error.add_note(_who_fails(predictor, data, error, range(num_done, num_read)))
+        raise
+
+
+def _who_fails(predictor: Predictor, data: CocoData, error: Exception, suspects: range) -> str:
+    """The predictor works on many images at a time: one after another tells whose error it is."""
+    if not isinstance(error, torch.AcceleratorError):  # after which nothing runs any more
+        for index in suspects:
+            try:
+                list(predictor([data.dataset[index]["image"]], batch_size=1, threshold=0.0))
+            except type(error):
+                return f"This is {image_name(data, index)}."
+    first, last = image_name(data, suspects[0]), image_name(data, suspects[-1])
+    return f"It came up between {first} and {last}; a smaller batch size needs less memory."

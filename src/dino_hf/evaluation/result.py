@@ -1,0 +1,111 @@
+"""What an evaluation has found out: numbers, and what is needed to draw and to compare them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..training.coco_metric import Columns
+from .bootstrap import STATISTICS
+from .curves import Best, Curves
+from .matching import AREA_RANGES, SIZES
+from .mistakes import Mistake
+
+FALLBACK_THRESHOLD = 0.5  # of the confusion matrix where nothing was found
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """What a detector is worth on a data set. Numbers are in [0, 1]; one without any ground truth is -1, as pycocotools has it."""
+
+    model: str
+    data_name: str | None
+    class_names: dict[int, str]  # category id -> name, in the order of the ids' classes
+    metrics: dict[str, float]  # COCO's twelve, AP_class_<name>
+    # 95 %, of AP, AP50, AP75, AP by size and AP_class_<name>: those that have objects in at least two images; {} without resamples
+    intervals: dict[str, tuple[float, float]]
+    per_class: list[dict[str, Any]]
+    curves: Curves
+    confusion: np.ndarray  # (K + 1, K + 1) of `confusion_matrix` at `threshold`
+    mistakes: list[Mistake]
+    truth: Columns  # image_id, labels (category ids), boxes (x, y, w, h), area, iscrowd
+    found: Columns  # image_id, labels (category ids), boxes (x0, y0, x1, y1), scores
+    image_ids: np.ndarray  # (I,) ascending
+    samples: np.ndarray  # (B, K, 6) of `resample`
+    seed: int  # of the resamples
+    left_out: dict[str, int]  # classes of the model that the data do not have -> how many detections
+    notes: list[str]
+
+    @property
+    def best(self) -> Best | None:
+        """Where F1 over all classes is highest; None if no object was found."""
+        return self.curves.best
+
+    @property
+    def best_threshold(self) -> float | None:
+        return None if self.best is None else self.best.threshold
+
+    @property
+    def threshold(self) -> float:
+        """Of the confusion matrix and the mistakes: the best one, or 0.5 if there is none."""
+        return FALLBACK_THRESHOLD if self.best is None else self.best.threshold
+
+    @property
+    def counts(self) -> dict[str, int]:
+        is_crowd = self.truth["iscrowd"].astype(bool)
+        area = self.truth["area"][~is_crowd]
+        # pycocotools' ranges, whose borders belong to both sides
+        ranges = zip(SIZES[1:], AREA_RANGES[1:], strict=True)
+        return {
+            "images": len(self.image_ids),
+            "objects": len(area),
+            **{f"objects_{size}": int(((area >= low) & (area <= high)).sum()) for size, (low, high) in ranges},
+            "crowds": int(is_crowd.sum()),
+            "detections": len(self.found["labels"]),
+            "detections_left_out": sum(self.left_out.values()),
+        }
+
+    @property
+    def detections(self) -> list[dict]:
+        """COCO's list of results, with the image ids and category ids of the data, boxes as [x, y, width, height] in pixels;
+        made anew in each call. `pycocotools` reads it, and gives the same numbers."""
+        corners = self.found["boxes"]
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        columns = (self.found["image_id"], self.found["labels"], boxes, self.found["scores"])
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+            for image_id, category_id, box, score in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For json; None where there is no ground truth."""
+        names = list(self.class_names.values())
+        return {
+            "model": self.model,
+            "dataset": self.data_name,
+            "counts": self.counts,
+            "metrics": {name: _none_for_absent(value) for name, value in self.metrics.items()},
+            "intervals_95": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "best_threshold": None if self.best is None else self.best._asdict(),
+            "per_class": [
+                {name: _none_for_absent(value) if name in _ROW_NUMBERS else value for name, value in row.items()}
+                for row in self.per_class
+            ],
+            "confusion": {
+                "iou": 0.5,
+                "threshold": self.threshold,
+                "rows": [*names, "background"],
+                "columns": [*names, "missed"],
+                "counts": self.confusion.tolist(),
+            },
+            "bootstrap": {"resamples": len(self.samples), "seed": self.seed},
+            "left_out": self.left_out,
+            "notes": self.notes,
+        }
+
+
+_ROW_NUMBERS = {*STATISTICS, "AR_100"}
+
+
+def _none_for_absent(value: float) -> float | None:
+    return None if value == -1 else value
