@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import TrainingArguments
 
 from ..data import DetectionData
@@ -41,6 +42,8 @@ class Plan(NamedTuple):
             "gradient_accumulation_steps": accumulation,
             "save_total_limit": 2,
             "disable_tqdm": True,
+            # Else processes on CPUs would not find each other, and half precision would be refused.
+            "use_cpu": not torch.accelerator.is_available(),
             **_strategies(self.arguments, self.splits.validation is not None),
         } | self.arguments
         if settings.get("max_steps") == 0:  # Trainer would make one step

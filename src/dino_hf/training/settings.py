@@ -139,10 +139,11 @@ def _plain(text: str) -> Any:
 
 
 def _closest(name: str, as_option: bool = False) -> str:
-    names = sorted((_NAMES - set(_INSTEAD)) | _OF_TRAIN)
-    close = difflib.get_close_matches(name, names, n=3)
-    if not close:  # --lr, --epochs: initials, or one word of the name
-        close = [one for one in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", one), *one.split("_"))][:3]
+    names = sorted((_NAMES - set(_INSTEAD)) | _OF_TRAIN, key=lambda one: (one not in _OF_TRAIN | _OF_RECIPE, one))
+    alike = difflib.get_close_matches(name, names, n=3)
+    # --lr, --epochs: initials, or one word of the name.
+    alike += [one for one in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", one), *one.split("_"))]
+    close = list(dict.fromkeys(alike))[:3]
     if as_option:
         close = [f"--{one.replace('_', '-')}" for one in close]
     if close:
