@@ -13,7 +13,7 @@ from dino_hf.tools.cli import app
 from helpers import tiny_config
 
 TRAINING = ("--max-steps", "3", "--eval-steps", "3", "--report-to", "none", "--batch-size", "2", "--use-cpu")
-EVALUATION = ("--split", "test", "--num-bootstrap", "20", "--device", "cpu")
+EVALUATION = ("--split", "test", "--num-bootstrap", "40", "--device", "cpu")
 
 
 def call(*arguments) -> str:

@@ -552,7 +552,7 @@ def test_sizes_that_follow_each_other_are_told_in_one_line(tmp_path):
     resized = Augmentation(photometric=0.5).resized(96, 120)
     recipe = get_recipe("paper-12ep", augmentation=resized)
     args = make_arguments(recipe, tmp_path, per_device_train_batch_size=16)
-    line = "images are resized to at most 96 (short side) and 120 pixels (long side), and cropped in proportion; the recipe has "
+    line = "images are resized to at most 96 (short side) and 120 pixels (long side), and cropped in proportion, the recipe has "
     expected = [line + "800 and 1333", "augmentation.photometric 0.5, the recipe has 0"]
     assert recipe.departures(args, configured(recipe)) == expected
     recipe = get_recipe(

@@ -26,6 +26,7 @@ from dino_hf.training.results import _best
 from dino_hf.training.run import train
 from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config
+from processes import environment_of_scripts
 
 QUICK = {"report_to": "none", "use_cpu": True, "num_denoising": 5, "learning_rate": 1e-3}
 
@@ -391,6 +392,26 @@ def test_evaluation_within_epochs(folder, tmp_path):
         folder / "data", model=folder / "untrained", output_dir=tmp_path / "o", dry_run=True, eval_steps=1, max_steps=3
     )
     assert (run.preflight.plan["steps"], run.preflight.plan["evaluations"]) == (3, 3)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_without_being_told_of_the_cpu(folder, tmp_path):
+    """Alone, each would write into the folder of the other."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    words = ["--max-steps", "2", "--report-to", "none", "--num-denoising", "5"]
+    places = ["--model", folder / "untrained", "--output-dir", tmp_path / "out"]
+    done = subprocess.run(
+        [*launch, "dino_hf.tools.cli", "train", folder / "data", *places, *words],
+        env=environment_of_scripts(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("has the best weights") == 1
+    per_step = read_json(tmp_path / "out/preflight.json")["plan"]["images_per_step"]
+    assert (per_step["processes"], per_step["all"]) == (2, 8)
+    assert read_json(tmp_path / "out/results.json")["metrics"].keys() >= {"AP"}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from transformers import ResNetBackbone, ResNetConfig
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.data import CocoData
+from dino_hf.data import CocoData, hub_access
 from dino_hf.training import starting_model
 from dino_hf.training.starting_model import load_checkpoint, load_start
 from helpers import RESNET, tiny_config
@@ -60,7 +60,7 @@ def test_without_a_model_the_published_backbone_is_put_in(monkeypatch):
         settings = {name: value for name, value in RESNET.items() if name != "model_type"}
         return ResNetBackbone(ResNetConfig(**settings, out_features=out_features))
 
-    monkeypatch.setattr(starting_model, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(hub_access, "is_offline_mode", lambda: True)
     monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", published)
     monkeypatch.setattr(starting_model, "DinoDetrConfig", partial(tiny_config, num_labels=3))
     start = load_start(None, DATA, seed=0)
@@ -80,8 +80,8 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, source):
         asked.append(request.full_url)
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(starting_model, "urlopen", fail)
-    monkeypatch.setattr(starting_model, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(hub_access, "urlopen", fail)
+    monkeypatch.setattr(hub_access, "is_offline_mode", lambda: False)
     with pytest.raises(OSError, match=r"\(ConnectionError\)"):
         load_start(source, DATA, seed=0)
     assert len(asked) == 1
@@ -91,7 +91,7 @@ def test_without_a_network_the_cure_is_named(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
-    monkeypatch.setattr(starting_model, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(hub_access, "is_offline_mode", lambda: True)
     monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", offline)
     with pytest.raises(OSError, match=r"microsoft/resnet-50 of the Hub, which cannot be fetched .*--model"):
         load_start(None, DATA, seed=0)

@@ -11,6 +11,7 @@ import datasets
 import PIL.Image
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from .hub_access import reach_hub
 from .raw import split_in
 
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}
@@ -58,6 +59,7 @@ def _load_from_files(path: Path) -> Dataset | DatasetDict:
 
 def _load_from_hub(name: str) -> DatasetDict:
     try:
+        reach_hub(name, is_dataset=True)
         return datasets.load_dataset(name)
     except (
         Exception

@@ -17,6 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..data.hub_access import reach_hub
+
 # Of json, checks of settings, shapes of weights, their formats.
 _DAMAGES = (
     ValueError,
@@ -91,6 +93,8 @@ def _find(source: str | Path) -> str:
 
 def _load(auto_class, source: str, file: str, **settings):
     try:
+        if not Path(source).is_dir():
+            reach_hub(source)
         return auto_class.from_pretrained(source, trust_remote_code=False, **settings)
     except ImportError:
         raise

@@ -182,7 +182,7 @@ def describe_plan(
 ) -> dict[str, Any]:
     steps, per_epoch = planned_steps(args, num_images)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else str(args.device)
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
     patience = recipe.early_stopping_patience
     is_stopping = patience is not None and args.eval_strategy != "no"
     return {

@@ -352,7 +352,7 @@ class Recipe:
             ours, theirs = ((one.short_sides, one.longest_side) for one in (self.augmentation, published.augmentation))
             lines.append(
                 f"images are resized to at most {max(ours[0])} (short side) and {_shown(ours[1])} pixels (long side), and cropped "
-                f"in proportion; the recipe has {max(theirs[0])} and {_shown(theirs[1])}"
+                f"in proportion, the recipe has {max(theirs[0])} and {_shown(theirs[1])}"
             )
         for name, value in vars(augmentation).items():
             pairs.append((f"augmentation.{name}", getattr(self.augmentation, name), value))

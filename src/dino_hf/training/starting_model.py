@@ -1,14 +1,9 @@
 """What training starts from: a detector of ours, a configuration with random weights, or an R50 with a published backbone."""
 
 from pathlib import Path
-from ssl import SSLError
 from typing import NamedTuple
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
-from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, ResNetBackbone
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import (
@@ -22,6 +17,7 @@ from transformers.utils import (
 )
 
 from ..configuration_dino_detr import DinoDetrConfig
+from ..data.hub_access import reach_hub
 from ..image_processing_dino_detr import DinoDetrImageProcessor
 from ..inference.loading import load_detector, load_image_processor
 from ..modeling_dino_detr import DinoDetrForObjectDetection
@@ -29,7 +25,6 @@ from .class_transfer import transfer_classes
 from .coco_data import CocoData
 
 BACKBONE = "microsoft/resnet-50"
-_SECONDS = 10  # that the Hub may take to answer at all
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 # Encoders that were trained by self-distillation, which is also called DINO; "vit" is that of the first one.
 _SELF_SUPERVISED = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")
@@ -82,7 +77,7 @@ def _default(data: CocoData) -> Start:
     config = DinoDetrConfig(id2label=data.id2label, category_ids=data.category_ids)
     stages = config.backbone_config.out_features
     try:
-        _reach_hub(BACKBONE)
+        reach_hub(BACKBONE)
         backbone = ResNetBackbone.from_pretrained(BACKBONE, out_features=stages)
     except OSError as error:
         raise OSError(
@@ -102,26 +97,6 @@ def _from_configuration(folder: Path, data: CocoData) -> Start:
     return _random_start(
         model, _image_processor(folder, None), f"random weights: {folder} has a configuration and no weights"
     )
-
-
-def _reach_hub(name: str) -> None:
-    """
-    Raises:
-        ConnectionError: `name` was never downloaded, and the Hub does not answer. Said at once: huggingface_hub would try for
-            half a minute, for each file.
-    """
-    try:
-        if is_offline_mode() or isinstance(try_to_load_from_cache(name, CONFIG_NAME), str):
-            return
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_SECONDS).close()
-    except HFValidationError:
-        return  # it is no id, as will be said where it is asked for
-    except HTTPError:
-        return  # an answer all the same
-    except OSError as error:
-        if isinstance(getattr(error, "reason", None), SSLError):
-            return  # it is there; which certificates are trusted is huggingface_hub's to know
-        raise ConnectionError(f"{constants.ENDPOINT} does not answer") from error
 
 
 def _random_start(model: PreTrainedModel, image_processor, source: str) -> Start:
@@ -156,7 +131,7 @@ def _read_config(source: str | Path) -> dict:
         raise FileNotFoundError(f"{source} is {what}.")
     try:
         if not folder.is_dir():
-            _reach_hub(str(source))
+            reach_hub(str(source))
         config, _ = PreTrainedConfig.get_config_dict(source)
     except OSError as error:
         raise FileNotFoundError(
