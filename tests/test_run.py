@@ -423,7 +423,7 @@ def test_a_run_that_was_killed_five_times_ends_with_the_same_weights(folder, tmp
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, str(here / "scripts/kill_train.py"), str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=environment_of_scripts(),
         capture_output=True,
         text=True,
         timeout=400,

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import QUIET, tiny_config
+from processes import exit_code_of_fork
 
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 64})
 RECIPE = get_recipe(
@@ -190,20 +190,7 @@ def run(data: Path, output_dir: Path, settings: dict, moment: tuple | None) -> N
 
 def fork(data: Path, output_dir: Path, settings: dict, moment: tuple | None = None) -> int:
     """What a run that is a process of its own ends with: 0, or -9 if it was killed."""
-    process = os.fork()
-    if process == 0:
-        status = 1
-        try:
-            run(data, output_dir, settings, moment)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status)
+    return exit_code_of_fork(lambda: run(data, output_dir, settings, moment))
 
 
 def main(data: Path, folder: Path) -> None:

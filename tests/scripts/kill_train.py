@@ -6,12 +6,12 @@ Each run is a fork of this process, as in kill_run.py.
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from dino_hf.training import results, run
 from dino_hf.training.progress import BestOfBoth
+from processes import exit_code_of_fork
 
 # 14 images in windows of 2 batches of 4 are 2 steps in an epoch.
 SETTINGS = {
@@ -64,22 +64,12 @@ CHAIN: list[tuple[Callable[[], None], list[str]]] = [
 
 
 def fork(data: Path, name: str, prepare: Callable[[], None] | None = None) -> int:
-    process = os.fork()
-    if process == 0:
-        status = 1
-        try:
-            if prepare is not None:
-                prepare()
-            run.train(data / "data", model=data / "untrained", output_dir=data / name, resume=True, **SETTINGS)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status)
+    def call() -> None:
+        if prepare is not None:
+            prepare()
+        run.train(data / "data", model=data / "untrained", output_dir=data / name, resume=True, **SETTINGS)
+
+    return exit_code_of_fork(call)
 
 
 def main(data: Path) -> None:

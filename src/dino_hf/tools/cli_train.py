@@ -33,7 +33,9 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="finetune, paper-12ep, paper-24ep, paper-36ep or better-hyper.", show_default="finetune"),
+        typer.Option(
+            help="finetune, paper-12ep, paper-24ep, paper-36ep, better-hyper or scratch.", show_default="finetune"
+        ),
     ] = None,
     output_dir: Annotated[Path, typer.Option(help="New folder for everything, or that of a run to resume.")] = Path(
         "outputs/train"

@@ -22,9 +22,6 @@ from .scenes import CATEGORIES, make_scenes
 MARKER = ".dino_hf_demo"  # lies in a folder that this demo made, which it may clear
 # The folder that `dino_hf.train` and its command take for the model: a configuration without weights.
 UNTRAINED = "untrained"
-# As the quick start in README.md has them. From random weights, backbone and all, a small model learns fastest from images as
-# they are, at rates and gradients that would undo what is pretrained.
-SETTINGS = {"crop": 0.0, "short_sides": (96,), "max_grad_norm": 5.0, "use_cpu": True}
 
 
 @dataclass
@@ -143,6 +140,7 @@ def run(arguments: DemoArguments) -> dict[str, float]:
     trained = dino_hf.train(
         scenes,
         model=scenes / UNTRAINED,
+        recipe="scratch",
         output_dir=model,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
@@ -151,7 +149,7 @@ def run(arguments: DemoArguments) -> dict[str, float]:
         backbone_learning_rate=arguments.learning_rate,
         total_batch_size=arguments.batch_size,
         report_to="none",
-        **SETTINGS,
+        use_cpu=True,
     )
 
     print(f"Detecting with pipeline('object-detection', model='{model}') ...")

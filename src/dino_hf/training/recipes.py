@@ -508,6 +508,21 @@ RECIPES: dict[str, Recipe] = {
             ema_warmup_steps=100,
             early_stopping_patience=10,
         ),
+        # For small models of which nothing is pretrained, and a few thousand steps: the demo's. One rate for all, images as they
+        # are, weaker noise and more weight on classes than where weights are good already.
+        Recipe(
+            "scratch",
+            3,
+            lr_scheduler="cosine",
+            warmup_steps=0.02,
+            learning_rate=7e-4,
+            backbone_learning_rate=7e-4,
+            max_grad_norm=5.0,
+            total_batch_size=4,
+            model_settings=_RELEASE_SETTINGS
+            | {"num_denoising": 50, "box_noise_scale": 0.4, "cls_loss_coefficient": 3.0},
+            augmentation=Augmentation(short_sides=(800,), crop=0.0),
+        ),
     )
 }
 
