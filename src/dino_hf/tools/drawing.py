@@ -87,11 +87,13 @@ def save_curves(path: Path, state: TrainerState) -> None:
         markersize=3,
     )
     scores = curve(ap_axes, "eval_AP", "AP", COLOURS[0], marker="o", markersize=4)
-    scores += curve(ap_axes, "eval_ema_AP", "AP, averaged", COLOURS[2], marker="s", markersize=4)
+    of_average = curve(ap_axes, "eval_ema_AP", "AP, averaged", COLOURS[2], marker="s", markersize=4)
+    scores += of_average
     if scores:
         epoch, ap = max(scores, key=lambda point: point[1])
         ap_axes.plot(epoch, ap, marker="*", markersize=14, color=COLOURS[1], linestyle="none", label=f"best: {ap:.3f}")
-    ap_axes.set_title("AP on held-out images (raw and averaged weights)", loc="left", fontsize=11)
+    which = " (raw and averaged weights)" if of_average else ""
+    ap_axes.set_title(f"AP on held-out images{which}", loc="left", fontsize=11)
     ap_axes.set_ylim(bottom=0)
     rates = curve(rate_axes, "learning_rate", "all but the backbone", COLOURS[0])
     rate_axes.set_title("Learning rate", loc="left", fontsize=11)
