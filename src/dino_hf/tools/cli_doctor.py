@@ -41,7 +41,7 @@ def doctor(
     Exit code 2: errors were found, or with --fix are left in the copy; 1: it cannot be read; else 0.
 
     \b
-    dino-hf doctor data/pets --fix data/pets-cleaned --pictures suspects
+    Example: dino-hf doctor data/pets --fix data/pets-cleaned --pictures suspects
     """
     with one_sentence_errors(debug):
         from ..data.checks import inspect

@@ -75,7 +75,7 @@ def predict(
     What cannot be read is named and skipped; the exit code then is 3.
 
     \b
-    dino-hf predict outputs/train photos/ clip.mp4 --save found
+    Example: dino-hf predict outputs/train photos/ clip.mp4 --save found
     """
     with one_sentence_errors(debug):
         # Imported here: they take seconds, which `--help` need not wait for.
