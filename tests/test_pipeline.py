@@ -94,7 +94,7 @@ def test_a_common_size_set_by_hand_still_works(model, images):
 def test_other_image_processors_are_left_alone(model, images):
     """Of Deformable DETR: the library's way, with its limit."""
     detector = make(model, DeformableDetrImageProcessor)
-    with pytest.raises(RuntimeError, match="(?i)sizes? of .*tensors? .*must match"):
+    with pytest.raises(RuntimeError, match=r"(?i)sizes? of .*tensors? .*must match"):
         detector(images, batch_size=2)
     assert detector(images[:1] * 2, batch_size=2, threshold=0.0)
     assert PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] is DinoDetrObjectDetectionPipeline
