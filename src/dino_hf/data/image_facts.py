@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from scipy.spatial import cKDTree
 
-from .raw import RawSplit
+from .raw import RawSplit, image_size, open_image
 
 THUMBNAIL_SIDE = 32
 _COARSE_SIDE = 8  # of the thumbnails that candidates are found by
@@ -70,7 +70,7 @@ def image_bytes(image: Mapping) -> bytes:
 
 def open_upright(image: Mapping) -> Image.Image:
     """As RGB, turned as its EXIF orientation says, as people and training see it."""
-    with Image.open(io.BytesIO(image_bytes(image))) as opened:
+    with open_image(image) as opened:
         return ImageOps.exif_transpose(opened).convert("RGB")
 
 
@@ -116,7 +116,7 @@ def _look(image: Mapping) -> ImageFacts:
         return ImageFacts(error=str(error))
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            stored_size, mode, file_format = opened.size, opened.mode, opened.format
+            stored_size, size, mode, file_format = opened.size, image_size(opened), opened.mode, opened.format
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
             # JPEG of an eighth of the size takes a fraction of the time; all of the file is read all the same.
             opened.draft("RGB", (4 * THUMBNAIL_SIDE, 4 * THUMBNAIL_SIDE))
@@ -126,7 +126,6 @@ def _look(image: Mapping) -> ImageFacts:
         return ImageFacts(error="no image, or of a kind that Pillow does not know")
     except Exception as error:  # those of Pillow have no common type
         return ImageFacts(error=" ".join(f"{type(error).__name__}: {error}".split()))
-    size = stored_size[::-1] if orientation in (5, 6, 7, 8) else stored_size
     digest = hashlib.blake2b(content, digest_size=16).digest()
     return ImageFacts(False, None, size, stored_size, orientation, mode, file_format, digest, thumbnail)
 

@@ -58,6 +58,7 @@ def _evaluate(model, dataset, split, output_dir, other, box_format, batch_size, 
     from ..evaluation.classes import map_classes
     from ..evaluation.report import check_folder, save_comparison, save_report
     from ..inference import Predictor
+    from ..training.progress import EvaluationProgress
 
     if other is not None and not num_bootstrap:
         raise ValueError("--compare needs resamples; choose --num-bootstrap 1000.")
@@ -74,7 +75,7 @@ def _evaluate(model, dataset, split, output_dir, other, box_format, batch_size, 
         map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
     evaluations, paths = [], []
     for predictor, folder in zip(predictors, folders, strict=True):
-        with _progress(console, predictor.name) as progress:
+        with EvaluationProgress(console, predictor.name) as progress:
             evaluation = evaluate_model(
                 predictor, data, batch_size=batch_size, num_bootstrap=num_bootstrap, seed=seed, progress=progress
             )
@@ -87,33 +88,6 @@ def _evaluate(model, dataset, split, output_dir, other, box_format, batch_size, 
         paths += save_comparison(comparison, output_dir)
         _show_comparison(console, comparison)
     console.print(f"{len(paths)} files are in {output_dir}.", markup=False, highlight=False, soft_wrap=True)
-
-
-class _progress:
-    """A bar for what is being done, with the time left; `evaluate_model` calls it."""
-
-    def __init__(self, console, title: str):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self.bar, self.title, self.tasks = Progress(*columns, console=console, transient=True), title, {}
-
-    def __enter__(self):
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self.bar.__exit__(*error)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(f"{self.title}: {stage}", total=total)
-        self.bar.update(self.tasks[stage], completed=done)
 
 
 def _show(console, evaluation) -> None:

@@ -170,9 +170,10 @@ def _duration(seconds: float) -> str:
 class EvaluationProgress:
     """A bar for `evaluate_model(progress=...)`, on terminals: `with EvaluationProgress(console) as progress`."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, title: str = "evaluating"):
+        self._title = title
         self._bar = Progress(
-            TextColumn("evaluating: {task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -191,5 +192,5 @@ class EvaluationProgress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=total)
+            self._tasks[stage] = self._bar.add_task(f"{self._title}: {stage}", total=total)
         self._bar.update(self._tasks[stage], completed=done, total=total)
