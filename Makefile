@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-oldest bench-kernels bench-loss ablation parity lint clean
+.PHONY: demo test test-slow test-oldest bench bench-kernels bench-loss ablation parity lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +47,15 @@ bench-kernels: $(VENV)/installed
 # The loss against that of transformers' Deformable DETR, side by side.
 bench-loss: $(VENV)/installed
 	$(BIN)/python benchmarks/loss.py
+
+# Inference, training, and what is around them, against transformers' Deformable DETR; then docs/speed.md. 15 minutes on two cores;
+# BENCH=--quick shows at toy size that all of it runs, BENCH="--device cuda" measures on a GPU what can be measured there.
+BENCH ?=
+BENCHMARKS := loss inference training_step pipeline scaling $(if $(findstring cuda,$(BENCH)),host_syncs,image_processing coco_evaluation)
+
+bench: $(VENV)/installed
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
+	$(BIN)/python benchmarks/report.py
 
 # What DINO's three ideas bring, three seeds each; an hour and more.
 ablation: $(VENV)/installed

@@ -79,7 +79,7 @@ def test_a_block_that_fails_leaves_no_trace():
 
 def test_an_unknown_name_is_an_error_that_lists_the_known(monkeypatch):
     with pytest.raises(
-        ValueError, match=r"no ms_deform_attn backend 'cuda'; known are \['cpu', 'reference', 'torch', 't"
+        ValueError, match=r"no ms_deform_attn backend 'cuda'; known are \['cpu', 'gather', 'reference', 'torch', 't"
     ):
         choose("cuda")
     with pytest.raises(ValueError, match="no ms_deform_attn backend 'cuda'"), use_backend("cuda"):
@@ -133,15 +133,16 @@ def test_the_description_says_why_one_is_out():
         assert described["triton"] == "there is no CUDA device"
 
 
-def test_export_takes_the_reference():
+def test_export_takes_what_every_runtime_has():
     class Attention(torch.nn.Module):
         def forward(self, value, locations, weights):
             return ms_deform_attn(value, ((3, 5), (1, 2)), locations, weights)
 
     inputs = torch.randn(2, 17, 3, 4), torch.rand(2, 7, 3, 2, 2, 2), torch.rand(2, 7, 3, 2, 2)
     program = torch.export.export(Attention(), inputs)
-    assert not [node for node in program.graph.nodes if "_ms_deform_attn_" in str(node.target)]
-    expected = ms_deform_attn(inputs[0], ((3, 5), (1, 2)), *inputs[1:], backend="reference")
+    operators = [str(node.target) for node in program.graph.nodes]
+    assert not [name for name in operators if "_ms_deform_attn_" in name or "grid_sample" in name]
+    expected = ms_deform_attn(inputs[0], ((3, 5), (1, 2)), *inputs[1:], backend="gather")
     assert torch.equal(program.module()(*inputs), expected)
 
 

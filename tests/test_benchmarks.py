@@ -1,11 +1,281 @@
-"""The benchmarks run, at toy size: their figures are for docs/log.md."""
+"""The benchmarks run, at toy size: their figures are for docs/speed.md and docs/log.md."""
 
 import json
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
+import torch
 
 import ablation
+import bf16_accuracy
+import ceilings
+import coco_evaluation
+import detectors
+import host_syncs
+import image_processing
+import inference
 import loss as loss_benchmark
+import pipeline as pipeline_benchmark
+import scaling
+import training_step
+from common import Common, parse_size
+from dino_hf import DinoDetrImageProcessor
+from dino_hf.tools.demo import draw_data
+from helpers import tiny_config
+
+
+def run(module, monkeypatch, folder: Path, *options: str) -> list[dict]:
+    """What a script keeps, called with --quick."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--quick", "--output_dir", str(folder), *options])
+    module.main()
+    lines = (folder / f"{module.__name__}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def check_ratios(rows: list[dict]) -> None:
+    """Of candidates that ran side by side: each is as much faster than another as that is slower."""
+    for row in rows:
+        assert row["milliseconds_min"] <= row["milliseconds"] <= row["milliseconds_max"]
+        others = [other for other in rows if other["candidate"] != row["candidate"]]
+        assert set(row["times_faster_than"]) == {other["candidate"] for other in others}
+        for other in others:
+            _, lowest, highest = row["times_faster_than"][other["candidate"]]
+            _, inverse_lowest, inverse_highest = other["times_faster_than"][row["candidate"]]
+            assert (1 / highest, 1 / lowest) == pytest.approx((inverse_lowest, inverse_highest), rel=2e-3)  # 4 digits
+
+
+def test_inference_measures_all_detectors_in_both_dtypes(tmp_path, monkeypatch, capsys):
+    rows = run(inference, monkeypatch, tmp_path, "--ceilings", "True")
+    check_ratios(rows)
+    assert {(row["detector"], row["dtype"]) for row in rows} == {
+        (detector, dtype) for detector in detectors.DETECTORS for dtype in ("float32", "bfloat16")
+    }
+    assert all(row["arithmetic_share"] > 0 and row["bandwidth_share"] > 0 for row in rows)
+    assert rows[0]["case"] == {"model": "toy", "size": "64x104", "batch_size": 2}
+    assert rows[0].keys() >= {"torch", "transformers", "device", "threads", "date", "temporary_MiB"}
+    assert "DINO with reference attention, bfloat16, eager" in capsys.readouterr().out
+
+
+def test_a_candidate_that_fails_is_left_out_and_its_row_says_why(tmp_path, monkeypatch, capsys):
+    original = inference.detection
+
+    def detection(detector, model, *rest):
+        if detector == detectors.DEFORMABLE:
+            raise_error = torch.OutOfMemoryError("no memory left")
+
+            def fail():
+                raise raise_error
+
+            return fail
+        return original(detector, model, *rest)
+
+    monkeypatch.setattr(inference, "detection", detection)
+    rows = run(inference, monkeypatch, tmp_path, "--models", "toy", "--sizes", "64x104", "--batch_sizes", "2")
+    assert [row["candidate"] for row in rows if "error" not in row] == [
+        "DINO, float32, eager",
+        "DINO with reference attention, float32, eager",
+    ]
+    assert rows[-1]["error"] == "OutOfMemoryError: no memory left"
+    assert "Deformable DETR, float32, eager is left out" in capsys.readouterr().out
+
+
+def test_the_grid_is_everything_with_everything_that_was_named():
+    cases = inference.cases_of(
+        inference.InferenceArguments(models=["swin-t", "toy"], batch_sizes=[1, 4], modes=["eager", "compiled"])
+    )
+    assert [case[:3] for case in cases] == [
+        (model, "800x1333", batch_size) for model in ("swin-t", "toy") for batch_size in (1, 4)
+    ]
+    assert [str(one) for one in cases[0].candidates] == [
+        "DINO, float32, eager",
+        "DINO, float32, compiled",
+        "DINO with reference attention, float32, eager",
+        "Deformable DETR, float32, eager",
+        "Deformable DETR, float32, compiled",
+    ]
+    assert len(inference.cases_of(inference.InferenceArguments(full=True))) == 3 * 2 * 2
+    headline = inference.cases_of(inference.InferenceArguments())[0]
+    assert headline[:4] == ("r50-4scale", "800x1333", 1, 5)
+
+
+@pytest.mark.parametrize("model", ["r50-4scale", "r50-5scale", "swin-t"])
+def test_both_detectors_have_the_same_sizes(model):
+    ours, theirs = detectors.our_config(model), detectors.their_config(model)
+    for name in (
+        *("num_feature_levels", "d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim"),
+        *("encoder_attention_heads", "decoder_attention_heads", "encoder_n_points", "decoder_n_points", "num_labels"),
+    ):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.num_queries == theirs.two_stage_num_proposals == theirs.num_queries == 900
+    assert ours.backbone_config.to_dict() == theirs.backbone_config.to_dict()
+
+
+def test_both_detectors_train_the_same_part_of_the_backbone():
+    ours, theirs = (detectors.build(one, "toy") for one in (detectors.DINO, detectors.DEFORMABLE))
+
+    def trained(model):
+        return {name for name, one in model.named_parameters() if one.requires_grad}
+
+    of_ours, of_theirs = (
+        {name.partition("encoder.stages.")[2] for name in trained(model) if "encoder.stages." in name}
+        for model in (ours, theirs)
+    )
+    assert {name[0] for name in of_ours} == {"1", "2", "3"}
+    assert of_ours == of_theirs
+    assert not any("embedder" in name for name in trained(ours) | trained(theirs))
+
+
+def test_a_training_step_is_measured_with_its_loss_and_its_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        training_step, "peak_in_own_process", lambda detector, arguments: training_step.peak_of(detector, arguments)
+    )
+    rows = run(training_step, monkeypatch, tmp_path)
+    check_ratios(rows)
+    assert [row["candidate"] for row in rows] == [*detectors.DETECTORS, training_step.LOSS]
+    share, lowest, highest = rows[-1]["share_of_step"]
+    assert 0 < lowest <= share <= highest < 1
+    assert all(row["peak_MiB"] > 0 for row in rows[:3])
+    assert "% (" in capsys.readouterr().out
+
+
+def test_a_peak_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path, capfd):
+    asked = []
+    monkeypatch.setattr(
+        training_step.subprocess,
+        "run",
+        lambda command, **more: (
+            asked.append(command) or training_step.subprocess.CompletedProcess(command, 0, "12.5\n")
+        ),
+    )
+    arguments = training_step.TrainingArguments(quick=True, num_boxes=3)
+    assert training_step.peak_in_own_process(detectors.REFERENCE, arguments) == 12.5
+    monkeypatch.setattr(sys, "argv", asked[0][1:])
+    training_step.main()  # what that process does
+    assert float(capfd.readouterr().out) > 0
+
+
+def test_a_step_changes_what_is_trained_and_the_loss_is_that_of_its_predictions():
+    arguments = training_step.TrainingArguments(quick=True)
+    model, step = training_step.step_of(detectors.DINO, arguments)
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    criterion = model.criterion
+    model.criterion = recording = training_step.RecordingLoss(criterion)
+    step()
+    changed = {name for name, one in model.named_parameters() if not torch.equal(one, before[name])}
+    assert changed == {name for name, one in model.named_parameters() if one.requires_grad}
+    gradients = recording.forward_and_backward()
+    logits, boxes, _, denoising, _ = recording.last
+    assert [one.shape for one in gradients] == [one.shape for one in (logits, boxes, denoising.logits, denoising.boxes)]
+    assert all(one.abs().sum() > 0 for one in gradients)
+
+
+@pytest.mark.parametrize("num_boxes", [20, 3])
+def test_both_losses_of_the_benchmark_are_equal(num_boxes, tmp_path, monkeypatch, capsys):
+    check_ratios(run(loss_benchmark, monkeypatch, tmp_path, "--num_boxes", str(num_boxes)))
+    printed = capsys.readouterr().out
+    assert float(printed.split("relative difference ")[1].split()[0]) < 1e-6
+    assert "times faster" in printed
+
+
+def test_image_processors_and_pipelines_are_measured_side_by_side(tmp_path, monkeypatch):
+    rows = run(image_processing, monkeypatch, tmp_path)
+    assert [row["case"]["inputs"] for row in rows] == ["image"] * 4 + ["image and boxes"] * 4
+    check_ratios(rows[:4])
+    rows = run(pipeline_benchmark, monkeypatch, tmp_path, "--num_images", "3", "--batch_sizes", "2")
+    check_ratios(rows)
+    assert [row["candidate"] for row in rows] == [detectors.DINO, detectors.DEFORMABLE]
+
+
+def test_both_evaluations_give_the_same_numbers(tmp_path, monkeypatch, capsys):
+    rows = run(coco_evaluation, monkeypatch, tmp_path)
+    check_ratios(rows)
+    assert rows[0]["AP"] == rows[1]["AP"] > 0
+    assert "all twelve numbers equal: True" in capsys.readouterr().out
+
+
+def test_cost_is_measured_over_pixels_queries_and_boxes(tmp_path, monkeypatch):
+    rows = run(scaling, monkeypatch, tmp_path)
+    by_case = {over: [row for row in rows if row["case"]["over"] == over] for over in ("pixels", "queries", "boxes")}
+    for part in by_case.values():
+        check_ratios(part)
+    assert [row["pixels"] for row in by_case["pixels"]] == 2 * [64 * 104, 96 * 160]
+    assert [row["num_queries"] for row in by_case["queries"]] == [5, 20]
+    assert [(row["part"], row["num_boxes"]) for row in by_case["boxes"]] == [
+        (part, number) for part in ("step", "loss") for number in (1, 12)
+    ]
+
+
+def test_ap_in_bfloat16_is_compared_with_that_in_float32(tmp_path, monkeypatch, capsys):
+    draw_data(tmp_path / "scenes", num_train=1, num_validation=3)
+    config = tiny_config(id2label={index: f"{index}" for index in range(5)})
+    source = json.loads((tmp_path / "scenes" / "untrained" / "config.json").read_text())
+    config.set_classes({int(key): name for key, name in source["id2label"].items()}, source["category_ids"])
+    detectors.DinoDetrForObjectDetection(config).save_pretrained(tmp_path / "model")
+    DinoDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 80}).save_pretrained(tmp_path / "model")
+    folders = ("--model", str(tmp_path / "model"), "--data", str(tmp_path / "scenes"))
+    rows = run(bf16_accuracy, monkeypatch, tmp_path, *folders, "--num_bootstrap", "40")
+    assert [row["candidate"] for row in rows] == ["float32", "bfloat16"]
+    assert rows[1]["difference"] == pytest.approx(rows[1]["AP"] - rows[0]["AP"])
+    assert rows[0]["case"]["images"] == 3
+    assert "difference" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^error: There is no folder .*nothing"):
+        run(bf16_accuracy, monkeypatch, tmp_path, *folders[2:], "--model", str(tmp_path / "nothing"))
+
+
+def test_the_work_of_a_call_is_counted():
+    left, right = torch.randn(5, 7), torch.randn(7, 3)
+    work = ceilings.work_of(lambda: (left @ right).T.relu())
+    assert work.flops == 2 * 5 * 7 * 3
+    assert work.traffic == 4 * ((5 * 7 + 7 * 3 + 5 * 3) + 2 * (5 * 3))  # the transposed view costs nothing
+    with_gradient = left.clone().requires_grad_()
+    assert ceilings.work_of(lambda: (with_gradient @ right).sum().backward()).flops == 2 * work.flops
+    assert ceilings.measure_arithmetic("cpu", "float32", size=64) > 1e6
+    assert ceilings.measure_bandwidth("cpu", num_bytes=2**16) > 1e6
+    row = ceilings.shares(ceilings.Work(flops=10**9, traffic=10**8), 100.0, arithmetic=1e11, bandwidth=1e10)
+    assert row == {"GFLOP": 1.0, "traffic_GB": 0.1, "arithmetic_share": 0.1, "bandwidth_share": 0.1}
+
+
+def test_synchronisations_are_counted_with_the_lines_that_cause_them():
+    def wait():
+        warnings.warn("called a synchronizing CUDA operation (at x.cpp:1)", UserWarning, stacklevel=1)
+
+    def step():
+        wait()
+        wait()
+        warnings.warn("another", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="another"):
+        found = host_syncs.stacks_of_syncs(step)
+    assert sorted(found.values()) == [1, 1]
+    for stack in found:
+        assert [line.split()[-1] for line in stack[-2:]] == ["step", "wait"]
+        assert all(Path(__file__).name in line for line in stack[-2:])
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Common(rounds=0), "rounds=0 must be at least 1"),
+        (lambda: inference.InferenceArguments(models=["r101"]), "models='r101' must be one of r50-4scale, "),
+        (lambda: inference.InferenceArguments(modes=["graphs"]), "tf32 and graphs are for --device cuda"),
+        (lambda: training_step.TrainingArguments(dtype="tf32"), "tf32 is for --device cuda"),
+        (lambda: training_step.TrainingArguments(peak_of="DETR"), "peak_of='DETR' must be one of DINO, "),
+        (lambda: coco_evaluation.EvaluationArguments(device="cuda"), "measured on a cpu only"),
+        (lambda: parse_size("800"), "'800' is no size; write height x width"),
+        (lambda: parse_size("0x40"), "'0x40' is no size"),
+    ],
+)
+def test_settings_that_measure_nothing_are_refused(make, match):
+    with pytest.raises(SystemExit, match=match):
+        make()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_one_sentence():
+    with pytest.raises(SystemExit, match="torch finds no CUDA device; use cpu"):
+        host_syncs.SyncArguments()
 
 
 def test_the_ablation_trains_every_variant_once_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
@@ -35,10 +305,9 @@ def test_the_table_of_the_ablation_compares_runs_of_one_seed():
     assert rows[1] == "| without denoising | 29.0 (25.0 to 33.0) | 58.0 | -6.0 ± 1.0 |"
 
 
-@pytest.mark.parametrize("num_boxes", [20, 3])
-def test_both_losses_of_the_benchmark_are_equal(num_boxes, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["loss", "--rounds", "1", "--num_boxes", str(num_boxes)])
-    loss_benchmark.main()
-    printed = capsys.readouterr().out
-    assert float(printed.split("relative difference ")[1].split()[0]) < 1e-6
-    assert "times faster" in printed
+@pytest.mark.slow
+def test_compiled_code_is_measured_beside_eager(tmp_path, monkeypatch):
+    options = ("--models", "toy", "--sizes", "64x104", "--batch_sizes", "2", "--modes", "eager", "compiled", "dynamic")
+    rows = run(inference, monkeypatch, tmp_path, *options, "--detectors", "DINO")
+    check_ratios(rows)
+    assert [row["mode"] for row in rows] == ["eager", "compiled", "dynamic"]

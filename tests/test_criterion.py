@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from dino_hf.criterion import (
     focal_losses,
     mean_over_processes,
 )
-from dino_hf.matcher import CostWeights, Matches, NonFinitePredictionsError, match
+from dino_hf.matcher import CostWeights, DenoisingAnswers, Matches, NonFinitePredictionsError, match
 from dino_hf.targets import collect_targets
 from helpers import NUM_LABELS, tiny_config, tiny_labels
-from loss import their_config, their_loss
+from loss import their_loss
 from test_matcher import slow_costs, slow_giou
 
 NAMES = ["loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error"]
@@ -45,7 +46,8 @@ def random_denoising(counts, groups=2, layers=3):
         for j in range(count)
     ]
     matches = Matches(*torch.tensor(pairs).reshape(-1, 4).T)
-    return DenoisingPredictions(*random_predictions(layers, len(counts), groups * 2 * largest), matches, groups)
+    predictions = random_predictions(layers, len(counts), groups * 2 * largest)
+    return DenoisingPredictions(*predictions, DenoisingAnswers(matches, groups))
 
 
 def slow_losses(logits, boxes, targets, matched, normalizer):
@@ -92,7 +94,7 @@ def test_the_loss_agrees_with_a_loop_over_layers_images_and_queries(counts):
         expected |= {name + suffix: value for name, value in losses.items()}
     if denoising is not None:
         for layer, suffix in enumerate(["_dn_0", "_dn_1", "_dn"]):
-            matched = by_layer(denoising.matches, 0)
+            matched = by_layer(denoising.answers.matches, 0)
             losses = slow_losses(denoising.logits[layer], denoising.boxes[layer], targets, matched, num_boxes * 2)
             expected |= {name + suffix: value for name, value in losses.items()}
     for name, value in expected.items():
@@ -131,7 +133,7 @@ def test_boxes_without_denoising_queries_are_stood_for_by_the_others():
     logits, boxes = random_predictions(4, 2, 6)
     targets, denoising, loss = random_targets(3, 1), random_denoising((3, 1)), DinoDetrLoss(tiny_config())
     _, whole = loss(logits, boxes, targets, denoising)
-    _, part = loss(logits, boxes, targets, denoising._replace(share=0.5))
+    _, part = loss(logits, boxes, targets, denoising._replace(answers=replace(denoising.answers, share=0.5)))
     for name, value in whole.items():
         expected = 2 * value if "_dn" in name and "cardinality" not in name else value
         torch.testing.assert_close(part[name], expected)
@@ -221,7 +223,7 @@ def test_loss_and_gradients_are_finite(counts):
 def test_a_target_and_a_prediction_without_size_are_finite():
     logits, _ = random_predictions(2, 2, 3)
     targets = random_targets(1, 0)
-    targets = targets._replace(boxes=torch.tensor([[0.4, 0.4, 0.0, 0.0]]))
+    targets = replace(targets, boxes=torch.tensor([[0.4, 0.4, 0.0, 0.0]]))
     flat = torch.tensor([0.4, 0.4, 0.0, 0.0]).repeat(2, 2, 3, 1).requires_grad_()
     loss, _ = DinoDetrLoss(tiny_config())(logits, flat, targets)
     loss.backward()
@@ -345,7 +347,7 @@ def test_value_and_gradients_are_those_of_the_loss_of_transformers(counts):
     """Its Deformable DETR has the same losses, as a loop over dictionaries."""
     logits, boxes = random_predictions(4, 2, 6)
     labels = tiny_labels(*counts)
-    expected = their_loss(logits, boxes, labels, their_config(NUM_LABELS, output_sets=4))
+    expected = their_loss(logits, boxes, labels)
     ours, _ = DinoDetrLoss(tiny_config())(logits, boxes, collect_targets(labels, 2, NUM_LABELS, "cpu"))
     gradients = [torch.autograd.grad(loss, (logits, boxes), materialize_grads=True) for loss in (ours, expected)]
     # float32, and sums in another order

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dino_hf.feature_levels import cell_centers, describe_levels, flatten_maps
+from dino_hf.feature_levels import cell_centers, describe_levels, describe_whole_levels, flatten_maps
 from helpers import tiny_levels
 
 SHAPES = ((6, 9), (3, 5), (1, 2))
@@ -70,3 +70,12 @@ def test_no_rounding_moves_a_center():
     assert levels.valid_ratios[1, 0, 0] * 13 != 7
     centers = cell_centers(levels).unflatten(1, (3, 13))
     assert torch.equal(centers[1, 0, :, 0], (torch.arange(13) + 0.5) / 7)
+
+
+def test_levels_without_padding_are_levels_whose_mask_is_empty():
+    maps = [torch.randn(2, 4, *shape) for shape in SHAPES]
+    whole, masked = describe_whole_levels(maps), describe_levels([torch.zeros(2, *shape).bool() for shape in SHAPES])
+    assert whole.padding_mask is None
+    assert whole.shapes == masked.shapes
+    assert torch.equal(whole.valid_ratios, masked.valid_ratios)
+    assert torch.equal(cell_centers(whole), cell_centers(masked))

@@ -15,6 +15,7 @@ FLOORS = [
         "box_ops",
         "position_embedding",
         "feature_levels",
+        "gather_attention",
         "targets",
         "layers",
         "recording",

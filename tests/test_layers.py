@@ -2,9 +2,22 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from dino_hf.layers import MLP, FeedForward, TransformerLinear, XavierConv2d, XavierLinear, ZeroLinear
+from dino_hf.layers import (
+    MLP,
+    FeedForward,
+    Linear,
+    TransformerLinear,
+    XavierConv2d,
+    XavierLinear,
+    ZeroLinear,
+    map_rows,
+    use_fast_linear,
+)
+
+needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to avoid")
 
 
 def assert_uniform(weight: torch.Tensor, bound: float):
@@ -66,3 +79,90 @@ def test_the_mlp_has_a_relu_between_layers_but_not_behind_the_last():
     result = MLP(layers)(x)
     assert torch.equal(result, layers[2](layers[1](layers[0](x).relu()).relu()))
     assert (result < 0).any()
+
+
+def is_convolution(layer: nn.Linear, x: torch.Tensor, monkeypatch) -> bool:
+    """Whether the layer computes x as a convolution."""
+    calls = []
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "conv2d", lambda *args, **settings: calls.append(args) or torch.conv2d(*args, **settings))
+        layer(x)
+    return bool(calls)
+
+
+@needs_mkl
+@pytest.mark.parametrize("shape", [(2, 150, 24), (300, 24), (2, 3, 70, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_as_a_convolution_gives_the_same_and_the_same_gradients(shape, bias, monkeypatch):
+    layer = Linear(24, 40, bias=bias)
+    x = torch.randn(shape, requires_grad=True)
+    assert is_convolution(layer, x, monkeypatch)
+    grad, leaves = torch.randn(*shape[:-1], 40), (x, *layer.parameters())
+    expected = F.linear(x, layer.weight, layer.bias)
+    out = layer(x)
+    # sums of 24 numbers near 1 in another order; gradients of the weight sum 300
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+    pairs = zip(torch.autograd.grad(out, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@needs_mkl
+def test_a_linear_layer_takes_rows_that_are_not_contiguous(monkeypatch):
+    layer, x = Linear(24, 40), torch.randn(2, 24, 150).transpose(1, 2)
+    assert is_convolution(layer, x, monkeypatch)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-5)
+
+
+def test_a_linear_layer_is_none_but_where_it_pays(monkeypatch):
+    layer, x = Linear(24, 40), torch.randn(2, 150, 24)
+    few, half, none = x[:, :5], x.bfloat16(), x[:, :0]
+    assert not is_convolution(layer, few, monkeypatch)
+    assert not is_convolution(layer, none, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_convolution(layer, x, monkeypatch)
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        assert not is_convolution(layer, x, monkeypatch)
+    assert not is_convolution(Linear(24, 40).bfloat16(), half, monkeypatch)
+    assert not is_convolution(Linear(24, 40).double(), x.double(), monkeypatch)
+    program = torch.export.export(layer, (x,))
+    assert not any("conv" in str(node.target) for node in program.graph.nodes)
+
+
+def test_a_linear_layer_refuses_what_torch_refuses():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Linear(24, 40)(torch.randn(2, 480, 12))
+
+
+def test_plain_linear_layers_become_fast_ones_and_others_stay():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 2)), ZeroLinear(2, 2))
+    names = list(model.state_dict())
+    use_fast_linear(model)
+    assert [type(layer) for layer in (model[0], model[1][0], model[2])] == [Linear, Linear, ZeroLinear]
+    assert list(model.state_dict()) == names
+
+
+def test_rows_are_mapped_in_parts():
+    x, sizes = torch.randn(3, 700, 5), []
+
+    def double(part):
+        sizes.append(part.shape[:-1].numel())
+        return 2 * part[..., :2]
+
+    assert torch.equal(map_rows(double, x), 2 * x[..., :2])
+    assert sizes == [1024, 1024, 52]
+    assert map_rows(double, x[:, :0]).shape == (3, 0, 2)
+
+
+def test_the_feed_forward_block_gives_the_same_in_parts_with_and_without_gradients():
+    block, x = FeedForward(6, 10), torch.randn(2, 900, 6, requires_grad=True)
+    leaves, grad = (x, *block.parameters()), torch.randn(2, 900, 6)
+    expected = F.linear(F.linear(x, block.fc1.weight, block.fc1.bias).relu(), block.fc2.weight, block.fc2.bias)
+    ours = block(x)
+    # two ways of summing 10 numbers below 1, and 1,800 gradients
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-6)
+    pairs = zip(torch.autograd.grad(ours, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True)
+    for our, their in pairs:
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-4)

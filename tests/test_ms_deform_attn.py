@@ -13,7 +13,7 @@ from dino_hf.ms_deform_attn import (
 )
 from helpers import num_tokens, randomize, tiny_levels
 
-IN_PYTORCH = ["reference", "torch"]  # the kernels have tests of their own, beside them
+IN_PYTORCH = ["reference", "torch", "gather"]  # the kernels have tests of their own, beside them
 ODD_SHAPES = ((6, 9), (3, 5), (1, 2), (1, 1), (2, 7))  # never square: a swapped x and y must fail
 
 

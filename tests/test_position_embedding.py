@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dino_hf.position_embedding import embed_boxes, embed_map, sine_embedding
+from dino_hf.position_embedding import embed_boxes, embed_map, embed_whole_map, sine_embedding
 from helpers import tiny_levels
 
 
@@ -69,3 +69,10 @@ def test_map_positions_of_an_image_do_not_depend_on_its_padding():
     padded = torch.ones(2, 6, 9, dtype=torch.bool)
     padded[:, :4, :5] = False
     torch.testing.assert_close(embed_map(padded, 8, 20.0, 0.0)[:, :, :4, :5], alone)
+
+
+@pytest.mark.parametrize(("temperature", "offset"), [(20, 0), (10_000, -0.5)])
+def test_a_map_without_padding_is_embedded_by_rows_and_columns_alike(temperature, offset):
+    empty = torch.zeros(1, 5, 9, dtype=torch.bool)
+    whole = embed_whole_map(5, 9, 16, temperature, offset, "cpu")
+    assert torch.equal(whole, embed_map(empty, 16, temperature, offset))

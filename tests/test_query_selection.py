@@ -119,3 +119,23 @@ def test_boxes_are_float32_in_a_model_of_half_precision():
     proposals = tiny_selection().bfloat16()(random_memory().bfloat16(), LEVELS)
     assert proposals.logits.dtype == torch.bfloat16
     assert proposals.boxes.dtype == proposals.references.dtype == torch.float32
+
+
+def test_gradients_are_those_of_scoring_all_tokens():
+    selection, memory = tiny_selection().double(), random_memory().double().requires_grad_()
+    leaves = [memory, *selection.memory_proj.parameters(), *selection.head.parameters()]
+    proposals = selection(memory, LEVELS)
+    anchors, is_anchor = grid_anchors(LEVELS)
+    tokens = selection.memory_norm(selection.memory_proj(memory * is_anchor[..., None]))
+    logits = selection.head.class_head(tokens)
+    best = logits.amax(-1).topk(15).indices[..., None]
+    logits, boxes, anchors = (
+        x.gather(1, best.expand(-1, -1, x.shape[-1])) for x in (logits, selection.head.box_head(tokens), anchors)
+    )
+    expected = (logits, (anchors + boxes).sigmoid())
+    weights = [torch.randn_like(x) for x in expected]
+    ours = torch.autograd.grad((proposals.logits, proposals.boxes.double()), leaves, weights)
+    theirs = torch.autograd.grad(expected, leaves, weights)
+    for our, their in zip(ours, theirs, strict=True):
+        # the box head's result is float32
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)

@@ -41,7 +41,7 @@ MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DinoDetrConfig.model_type, D
 register_pipeline()
 
 # What needs more than a model does: imported when it is asked for.
-_COMMANDS = {"train": ".training.run", "evaluate": ".evaluation", "predict": ".inference"}
+_COMMANDS = {"train": ".training.run", "evaluate": ".evaluation", "predict": ".inference", "export_onnx": ".export"}
 
 
 def __getattr__(name: str):
@@ -66,6 +66,7 @@ __all__ = [
     "DinoDetrPreTrainedModel",
     "__version__",
     "evaluate",
+    "export_onnx",
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "predict",

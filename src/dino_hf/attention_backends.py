@@ -137,7 +137,9 @@ def choose_backend(name: str | None, device_type: str, dtype: torch.dtype) -> st
             )
         return named
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return "reference"  # an exported program must not depend on a kernel that is installed here
+        # An exported program must not depend on a kernel that is installed here, nor on grid_sample, which runtimes have slow,
+        # in part, or not at all.
+        return "gather"
     for candidate, entry in _entries.items():
         if not entry.automatic or not _computes(candidate, device_type, dtype):
             continue

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoBackbone
+from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from .configuration_dino_detr import DinoDetrConfig
-from .layers import XavierConv2d
+from .layers import POINTWISE_DILATION, XavierConv2d, is_traced, use_fast_linear
 
 
 def _drop_keys(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
@@ -37,6 +38,12 @@ class FrozenBatchNorm2d(nn.Module):
         statistics = self.running_mean, self.running_var
         return self.activation(F.batch_norm(x, *statistics, self.weight, self.bias, training=False, eps=self.eps))
 
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The norm as x * scale + shift, (width) each, in float32 at least."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        scale = self.weight.to(dtype) * (self.running_var.to(dtype) + self.eps).rsqrt()
+        return scale, self.bias.to(dtype) - self.running_mean.to(dtype) * scale
+
 
 def freeze_batch_norm(module: nn.Module) -> None:
     """Replace every BatchNorm2d below `module` by its frozen form, values kept."""
@@ -53,6 +60,63 @@ def freeze_batch_norm(module: nn.Module) -> None:
             freeze_batch_norm(child)
 
 
+class _FoldsNorm:
+    """A convolution, its frozen batch norm and perhaps an activation. On a CPU the norm is folded into the convolution's weight
+    before each use, which is little beside a pass over the map; what is trained and saved stays as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, norm = self.convolution, self.normalization
+        plain = _is_plain(convolution, nn.Conv2d) and _is_plain(norm, FrozenBatchNorm2d) and convolution.bias is None
+        if not plain or is_traced() or x.device.type != "cpu":
+            return super().forward(x)
+        scale, shift = norm.scale_and_shift()
+        weight = (convolution.weight * scale[:, None, None, None]).to(convolution.weight.dtype)
+        dilation = POINTWISE_DILATION if convolution.kernel_size == (1, 1) else convolution.dilation
+        settings = convolution.stride, convolution.padding, dilation, convolution.groups
+        x = F.conv2d(x, weight, shift.to(weight.dtype), *settings)
+        return self.activation(norm.activation(x)) if hasattr(self, "activation") else norm.activation(x)
+
+
+class FoldingConvLayer(_FoldsNorm, ResNetConvLayer):
+    pass
+
+
+class FoldingShortCut(_FoldsNorm, ResNetShortCut):
+    pass
+
+
+def _is_plain(module: nn.Module, kind: type) -> bool:
+    """Whether nobody has replaced, wrapped (LoRA) or hooked it (offloading): then what it computes is known."""
+    return (
+        type(module) is kind
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Let the layers of a ResNet of transformers fold their norms, and its activations work in place: what they overwrite is read
+    by nobody. Parameters and names stay."""
+    folding = {ResNetConvLayer: FoldingConvLayer, ResNetShortCut: FoldingShortCut}
+    for part in module.modules():
+        part.__class__ = folding.get(type(part), type(part))
+        if isinstance(part, nn.ReLU):
+            part.inplace = True
+
+
+def pixels_of_cells(mask: Tensor, height: int, width: int) -> Tensor:
+    """(B, h, w) -> (B, height, width): what `F.interpolate` takes for the nearest pixel of each cell, to the last bit. Written
+    out, for in exported graphs it is an operator that runtimes round in their own ways, to the pixel before."""
+
+    def nearest(size: int, num_cells: int) -> Tensor:
+        cells = torch.arange(num_cells, device=mask.device, dtype=torch.float32)
+        scale = cells.new_full((), size) / num_cells
+        return (cells * scale).long().clamp(max=size - 1)
+
+    return mask.index_select(1, nearest(mask.shape[1], height)).index_select(2, nearest(mask.shape[2], width))
+
+
 class DinoDetrBackbone(nn.Module):
     """Any backbone of `AutoBackbone`, and a projection of its maps to L levels of width C (DINO sec. 4.1, app. D.1)."""
 
@@ -64,6 +128,9 @@ class DinoDetrBackbone(nn.Module):
             config.backbone_config, attn_implementation=None if attention == "sdpa" else attention
         )
         freeze_batch_norm(self.model)
+        use_fast_linear(self.model)
+        if config.backbone_config.model_type == "resnet":
+            fold_norms(self.model)
         # Swin and BiT end with a norm for classification that no feature map passes: its parameters would never get a gradient.
         for body, unused in (("swin", "layernorm"), ("bit", "norm")):
             if hasattr(getattr(self.model, body, None), unused):
@@ -109,19 +176,23 @@ class DinoDetrBackbone(nn.Module):
         if downsample is not None:  # a Swin stage ends with the way to the next
             downsample.requires_grad_(False)
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], list[Tensor] | None]:
         """
         Args:
             pixel_values: (B, 3, h, w) normalised.
-            pixel_mask: (B, h, w) True on the image, False on padding.
+            pixel_mask: (B, h, w) True on the image, False on padding; None where nothing is padded.
         Returns:
-            L maps (B, C, h_l, w_l) and their padding masks (B, h_l, w_l), True on padding, finest first.
+            L maps (B, C, h_l, w_l) and their padding masks (B, h_l, w_l), True on padding, finest first; no masks where nothing
+            is padded.
         """
+        if pixel_values.device.type in ("cpu", "cuda"):  # whose convolutions are faster so; maps stay in that layout
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         maps = self.project(list(self.model(pixel_values).feature_maps))
-        padding = (~pixel_mask)[:, None].float()  # (B, 1, h, w)
-        padding[:, :, 0, 0] = 0  # where images begin: one without any valid pixel would divide by a size of zero
-        masks = [F.interpolate(padding, size=level.shape[-2:])[:, 0].bool() for level in maps]
-        return maps, masks
+        if pixel_mask is None:
+            return maps, None
+        padding = ~pixel_mask  # (B, h, w)
+        padding[:, 0, 0] = False  # where images begin: one without any valid pixel would divide by a size of zero
+        return maps, [pixels_of_cells(padding, *level.shape[-2:]) for level in maps]
 
     def project(self, features: list[Tensor]) -> list[Tensor]:
         """Maps of the backbone -> L maps (B, C, h_l, w_l)."""

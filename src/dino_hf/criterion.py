@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from .box_ops import cxcywh_to_xyxy, generalized_iou
 from .configuration_dino_detr import DinoDetrConfig
-from .matcher import CostWeights, Matches, finite_images, match, repeat_matches
+from .matcher import CostWeights, DenoisingAnswers, Matches, finite_images, match, repeat_matches
 from .targets import Targets
 
 
@@ -29,9 +29,7 @@ class DenoisingPredictions(NamedTuple):
 
     logits: Tensor  # (D, B, N, K)
     boxes: Tensor  # (D, B, N, 4)
-    matches: Matches  # of one layer
-    num_groups: int
-    share: float = 1.0  # of the boxes that have denoising queries, the others were left out to stay below a limit
+    answers: DenoisingAnswers
 
 
 class _FocalLosses(torch.autograd.Function):
@@ -99,16 +97,17 @@ def cardinality_errors(logits: Tensor, counts: tuple[int, ...]) -> Tensor:
     others = logits[..., :-1].amax(-1) if logits.shape[-1] > 1 else torch.full_like(last, -torch.inf)
     # Of equal classes the first counts, as in argmax, which takes longer.
     num_predicted = (others >= last).sum(-1).float()  # (D, B)
-    return (num_predicted - torch.tensor(counts, device=logits.device)).abs().mean(-1)
+    expected = torch.tensor(counts).to(logits.device, non_blocking=True)  # (B); made on a GPU, it would wait for it
+    return (num_predicted - expected).abs().mean(-1)
 
 
 @torch.no_grad()
 def class_error(logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
     """Share, in percent, of the last layer's matched queries whose best class is wrong; 100 without any. (D, B, Q, K) -> ()."""
-    last = matches.layer == len(logits) - 1
-    best = logits[-1, matches.image[last], matches.query[last]].argmax(-1)  # (M,)
-    right = (best == labels[matches.target[last]]).float().sum()
-    return 100 - 100 * right / last.sum().clamp(min=1)
+    is_last = matches.layer == len(logits) - 1  # (M,); to take these only, the host would have to know how many
+    best = logits[-1, matches.image, matches.query].argmax(-1)  # (M,)
+    right = (is_last & (best == labels[matches.target])).sum()
+    return 100 - 100 * right / is_last.sum().clamp(min=1)
 
 
 def set_losses(
@@ -134,7 +133,7 @@ def without(logits: Tensor, left_out: Tensor) -> Tensor:
 
 def mean_over_processes(count: int, device) -> Tensor:
     """A count averaged over the processes of a distributed run, at least 1. Every process must call it in every step."""
-    total = torch.tensor(float(count), device=device)
+    total = torch.full((), float(count), device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
         total = total / torch.distributed.get_world_size()
@@ -165,7 +164,7 @@ class DinoDetrLoss:
         self.skip_non_finite = False
         self.last_matches: Matches | None = None
 
-    @torch.compiler.disable
+    @torch.compiler.disable(reason="the assignment is scipy's, and every shape is a number of boxes")
     def __call__(
         self,
         logits: Tensor,
@@ -195,13 +194,17 @@ class DinoDetrLoss:
                 )  # (1 + D, B)
             if num_items_in_batch is None:
                 num_boxes = mean_over_processes(len(targets.boxes), logits.device)
+            elif isinstance(num_items_in_batch, Tensor):
+                num_boxes = num_items_in_batch.to(logits.device, non_blocking=True).float().clamp(min=1)
             else:
-                num_boxes = torch.as_tensor(num_items_in_batch, device=logits.device).float().clamp(min=1)
+                num_boxes = torch.full((), max(1.0, float(num_items_in_batch)), device=logits.device)
             matches, is_left_out = match(
                 logits.detach(), boxes.detach(), targets, self.cost, self.alpha, is_finite, self.skip_non_finite
             )
             self.last_matches = matches
-            if self.skip_non_finite:
+            skips = bool(is_left_out.any())  # the host knows
+            if skips:
+                is_left_out = is_left_out.to(logits.device, non_blocking=True)
                 logits = without(logits, is_left_out)
             losses = set_losses(logits, boxes, targets, matches, num_boxes, self.alpha)
             last = len(logits) - 2
@@ -209,18 +212,18 @@ class DinoDetrLoss:
             loss, logs = self._weighted_sum(losses), name_losses(losses, names)
             logs["class_error"] = class_error(logits, targets.class_labels, matches)
             if denoising is not None:
-                matches = repeat_matches(denoising.matches, len(denoising.logits))
+                matches = repeat_matches(denoising.answers.matches, len(denoising.logits))
                 logits = denoising.logits
-                if self.skip_non_finite:
+                if skips:
                     logits = without(logits, is_left_out[1:])
                     kept = ~is_left_out[1:][matches.layer, matches.image]
                     matches = Matches(*(index[kept] for index in matches))
-                normalizer = num_boxes * denoising.num_groups * denoising.share
+                normalizer = num_boxes * denoising.answers.num_groups * denoising.answers.share
                 losses = set_losses(logits, denoising.boxes, targets, matches, normalizer, self.alpha)
                 loss = loss + self._weighted_sum(losses)
                 logs |= name_losses(losses, [*(f"_dn_{layer}" for layer in range(last)), "_dn"])
-            if self.skip_non_finite:
-                loss = loss * torch.where(is_left_out.any(), torch.nan, 1.0)
+            if skips:
+                loss = loss * torch.nan
         return loss, logs
 
     def _weighted_sum(self, losses: SetLosses) -> Tensor:

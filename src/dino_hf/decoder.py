@@ -11,13 +11,13 @@ from .box_ops import refine_boxes
 from .configuration_dino_detr import DinoDetrConfig
 from .feature_levels import FeatureLevels
 from .heads import DetectionHead
-from .layers import MLP, FeedForward, TransformerLinear, XavierLinear
+from .layers import MLP, FeedForward, Linear, TransformerLinear, XavierLinear
 from .ms_deform_attn import DinoDetrDeformableAttention
 from .position_embedding import embed_boxes
 from .recording import Record, note
 
 
-class QKVLinear(nn.Linear):
+class QKVLinear(Linear):
     """Starts like a third of one xavier-uniform (3C, C) matrix, as in `nn.MultiheadAttention`, with zero bias."""
 
     def reset_parameters(self) -> None:

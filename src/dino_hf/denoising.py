@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .box_ops import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from .configuration_dino_detr import DinoDetrConfig
-from .matcher import Matches
+from .matcher import DenoisingAnswers, Matches
 from .targets import Targets
 
 
@@ -19,9 +19,7 @@ class DenoisingQueries(NamedTuple):
     content: Tensor  # (B, N, C)
     references: Tensor  # (B, N, 4) cxcywh
     attention_mask: Tensor | None  # see `denoising_attention_mask`
-    matches: Matches  # of one layer: which positive restores which target
-    num_groups: int
-    share: float  # of the boxes that have queries; below 1 if max_denoising_queries left some out
+    answers: DenoisingAnswers
 
 
 class DinoDetrDenoising(nn.Module):
@@ -36,7 +34,7 @@ class DinoDetrDenoising(nn.Module):
         num_rows = config.num_labels + config.num_extra_label_embeddings  # the extra ones are never looked up
         self.label_embedding = nn.Embedding(num_rows, config.d_model)
 
-    @torch.compiler.disable
+    @torch.compiler.disable(reason="every shape in it is a number of boxes")
     def forward(self, targets: Targets, num_queries: int) -> DenoisingQueries:
         num_boxes = len(targets.boxes)
         targets, index = self._sample(targets)  # index: (T,) into the targets of the batch
@@ -75,7 +73,7 @@ class DinoDetrDenoising(nn.Module):
             is_padding[image, place] = False
         mask = denoising_attention_mask(num_groups, group_size, num_queries, is_padding, device)
         share = len(targets.boxes) / num_boxes if num_boxes else 1.0
-        return DenoisingQueries(content, references, mask, matches, num_groups, share)
+        return DenoisingQueries(content, references, mask, DenoisingAnswers(matches, num_groups, share))
 
     def _sample(self, targets: Targets) -> tuple[Targets, Tensor]:
         """As many boxes of each image as a group may have, drawn at random, and which of the T targets they are."""
@@ -88,7 +86,7 @@ class DinoDetrDenoising(nn.Module):
         counts = tuple(min(count, limit) for count in targets.counts)
         starts = itertools.accumulate(targets.counts, initial=0)
         first = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts, strict=False)])
-        index = order[first.to(device)]
+        index = order[first.to(device, non_blocking=True)]
         return Targets(targets.class_labels[index], targets.boxes[index], counts), index
 
     def _noised_labels(self, labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from .configuration_dino_detr import DinoDetrConfig
 from .feature_levels import FeatureLevels, cell_centers, flatten_maps
 from .layers import FeedForward
 from .ms_deform_attn import DinoDetrDeformableAttention
-from .position_embedding import embed_map
+from .position_embedding import embed_map, embed_whole_map
 from .recording import Record, note
 
 
@@ -63,13 +63,17 @@ class DinoDetrEncoder(nn.Module):
         return tokens
 
     def _position(self, levels: FeatureLevels) -> Tensor:
-        """(B, S, C): where a cell is on its level, and which level that is."""
+        """(B or 1, S, C): where a cell is on its level, and which level that is."""
         config = self.config
-        positions = []
-        for (height, width), mask in zip(levels.shapes, levels.split(levels.padding_mask), strict=True):
-            mask = mask.unflatten(1, (height, width))  # (B, h, w)
-            positions.append(embed_map(mask, config.d_model, config.position_temperature, config.position_offset))
-        sizes = [height * width for height, width in levels.shapes]
+        sine = (config.d_model, config.position_temperature, config.position_offset)
         device = levels.valid_ratios.device
-        level = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))  # (S)
-        return flatten_maps(positions) + self.level_embed(level)
+        if levels.padding_mask is None:
+            positions = [embed_whole_map(height, width, *sine, device) for height, width in levels.shapes]
+        else:
+            masks = levels.split(levels.padding_mask)  # L x (B, h * w)
+            masks = [mask.unflatten(1, shape) for mask, shape in zip(masks, levels.shapes, strict=True)]
+            positions = [embed_map(mask, *sine) for mask in masks]
+        level_embed = self.level_embed(torch.arange(len(positions), device=device))  # (L, C)
+        return flatten_maps(
+            [position + embed[:, None, None] for position, embed in zip(positions, level_embed, strict=True)]
+        )

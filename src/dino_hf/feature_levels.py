@@ -10,12 +10,19 @@ class FeatureLevels(NamedTuple):
     """Geometry of the L feature maps that were flattened into S tokens. Holds no trainable tensor."""
 
     shapes: tuple[tuple[int, int], ...]  # (height, width) of each level
-    padding_mask: Tensor  # (B, S) True on padding
+    padding_mask: Tensor | None  # (B, S) True on padding; None where nothing is padded
     valid_ratios: Tensor  # (B, L, 2) share of each map that shows the image, as (x, y)
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """(B, S, ...) -> L tensors (B, h * w, ...)."""
-        return list(tokens.split([height * width for height, width in self.shapes], dim=1))
+        parts, start = [], 0
+        for (
+            height,
+            width,
+        ) in self.shapes:  # not `split`, of which an exported graph makes a sequence, where sizes are variables
+            parts.append(tokens[:, start : start + height * width])
+            start += height * width
+        return parts
 
 
 def flatten_maps(maps: list[Tensor]) -> Tensor:
@@ -37,16 +44,23 @@ def describe_levels(masks: list[Tensor]) -> FeatureLevels:
     )
 
 
+def describe_whole_levels(maps: list[Tensor]) -> FeatureLevels:
+    """Geometry of L maps (B, C, h, w) of images without padding."""
+    ratios = torch.ones(maps[0].shape[0], len(maps), 2, device=maps[0].device)
+    return FeatureLevels(shapes=tuple(tuple(level.shape[2:]) for level in maps), padding_mask=None, valid_ratios=ratios)
+
+
 def cell_centers(levels: FeatureLevels) -> Tensor:
     """Centre of every cell, relative to the valid part of its own level: (B, S, 2) as (x, y); above 1 on padding."""
-    device = levels.valid_ratios.device
+
+    def along_side(size: int, ratio: Tensor) -> Tensor:
+        # A whole number of cells, or the rounding of the ratio decides whether a centre at exactly 0.01 is a proposal.
+        valid_size = (ratio * size).round()  # (B)
+        return (torch.arange(size, device=ratio.device, dtype=torch.float32) + 0.5) / valid_size[:, None]  # (B, size)
+
     centers = []
     for (height, width), ratio in zip(levels.shapes, levels.valid_ratios.unbind(1), strict=True):
-        y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
-        x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
-        y, x = torch.meshgrid(y, x, indexing="ij")
-        grid = torch.stack([x, y], dim=-1).flatten(0, 1)  # (h * w, 2) in cells
-        # A whole number of cells, or the rounding of the ratio decides whether a centre at exactly 0.01 is a proposal.
-        valid_size = (ratio * torch.tensor([width, height], device=device)).round()  # (B, 2)
-        centers.append(grid / valid_size[:, None])  # (B, h * w, 2)
+        x = along_side(width, ratio[:, 0])[:, None].expand(-1, height, -1)  # (B, h, w)
+        y = along_side(height, ratio[:, 1])[:, :, None].expand(-1, -1, width)
+        centers.append(torch.stack([x, y], dim=-1).flatten(1, 2))  # (B, h * w, 2)
     return torch.cat(centers, dim=1)  # (B, S, 2)

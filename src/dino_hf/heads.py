@@ -4,10 +4,10 @@ import math
 
 from torch import Tensor, nn
 
-from .layers import MLP, ZeroLinear
+from .layers import MLP, Linear, ZeroLinear
 
 
-class ClassHead(nn.Linear):
+class ClassHead(Linear):
     """One logit per class. Starts at a probability of 0.01 for each: few queries show an object (arXiv:1708.02002, sec. 4.1)."""
 
     def reset_parameters(self) -> None:
@@ -24,7 +24,7 @@ class DetectionHead(nn.Module):
     def __init__(self, d_model: int, num_labels: int):
         super().__init__()
         self.class_head = ClassHead(d_model, num_labels)
-        self.box_head = MLP([nn.Linear(d_model, d_model), nn.Linear(d_model, d_model), ZeroLinear(d_model, 4)])
+        self.box_head = MLP([Linear(d_model, d_model), Linear(d_model, d_model), ZeroLinear(d_model, 4)])
 
     def classify(self, hidden_states: Tensor) -> Tensor:
         """(..., C) -> (..., K) logits."""

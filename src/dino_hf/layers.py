@@ -4,10 +4,73 @@ Each layer owns its initial values (`reset_parameters`), so a fresh model, a key
 test all get the same ones. The library guards `torch.nn.init` while it loads: parameters from a checkpoint stay as they are.
 """
 
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+_MIN_ROWS = 256  # below, the detour of `Linear` costs more than it brings
+_MAX_NUMBERS = 2**31  # in one tensor of a convolution
+_CACHED_ROWS = 1024  # of 2048 float32 numbers: 8 MiB
+_PLAIN = (Tensor, nn.Parameter)
 
-class XavierLinear(nn.Linear):
+# Of a 1 x 1 kernel, any dilation is none; but torch leaves it to MKL on one thread, half as fast, unless it is dilated.
+POINTWISE_DILATION = 2
+
+
+def is_traced() -> bool:
+    """Whether a graph is made of what runs: a compiler does better with plain operators, and for any machine."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, whose float32 is computed by oneDNN on a CPU where torch would use MKL: as a 1 x 1 convolution. On AMD
+    processors it is twice as fast, forward and backward (docs/log.md)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._prefers_convolution(x):
+            return super().forward(x)
+        # Rows become pixels, features channels: a view, for which oneDNN has the layout "channels last".
+        pixels = x.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, in, rows, 1)
+        out = F.conv2d(
+            pixels, self.weight[:, :, None, None], self.bias, dilation=POINTWISE_DILATION
+        )  # (1, out, rows, 1)
+        return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+
+    def _prefers_convolution(self, x: Tensor) -> bool:
+        if is_traced() or x.device.type != "cpu" or x.shape[-1] != self.in_features:
+            return False
+        # Subclasses of tensors (quantised, sharded, fake) know how a linear layer goes; autocast has bfloat16 in mind.
+        plain = type(x) in _PLAIN and type(self.weight) in _PLAIN and x.dtype == self.weight.dtype == torch.float32
+        return (
+            plain
+            and not torch.is_autocast_enabled("cpu")
+            and torch.backends.mkl.is_available()
+            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.enabled
+            and _MIN_ROWS * self.in_features <= x.numel()
+            and x.numel() // self.in_features * max(self.in_features, self.out_features) < _MAX_NUMBERS
+        )
+
+
+def use_fast_linear(module: nn.Module) -> None:
+    """Let every plain `nn.Linear` below `module` be computed as `Linear` does; parameters and names stay."""
+    for child in module.modules():
+        if type(child) is nn.Linear:
+            child.__class__ = Linear
+
+
+def map_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) of a function that treats each row of x (..., C) by itself; on a CPU so many rows at a time that what lies
+    between stays in the cache, and in blocks that the allocator keeps and does not get anew from the system."""
+    if is_traced() or x.device.type != "cpu" or x.numel() <= _CACHED_ROWS * x.shape[-1]:
+        return function(x)
+    rows = torch.cat([function(part) for part in x.flatten(0, -2).split(_CACHED_ROWS)])
+    return rows.unflatten(0, x.shape[:-1])
+
+
+class XavierLinear(Linear):
     """Starts xavier-uniform, with zero bias."""
 
     def reset_parameters(self) -> None:
@@ -15,7 +78,7 @@ class XavierLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class ZeroLinear(nn.Linear):
+class ZeroLinear(Linear):
     """Starts as the constant zero: attention weights are uniform, a box refinement leaves boxes where they are."""
 
     def reset_parameters(self) -> None:
@@ -23,7 +86,7 @@ class ZeroLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class TransformerLinear(nn.Linear):
+class TransformerLinear(Linear):
     """Starts xavier-uniform with torch's own bias: the release draws the matrices of its transformer anew, not the biases."""
 
     def reset_parameters(self) -> None:
@@ -49,13 +112,18 @@ class FeedForward(nn.Module):
         self.fc2 = TransformerLinear(ffn_dim, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x).relu())
+        return map_rows(self._forward_rows, x)
+
+    def _forward_rows(self, x: Tensor) -> Tensor:
+        hidden = self.fc1(x)  # (..., F)
+        # In place, it would cost the backward pass a copy: the result of a convolution is a view here.
+        return self.fc2(hidden.relu() if torch.is_grad_enabled() else hidden.relu_())
 
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them: (..., in) -> (..., out)."""
 
-    def __init__(self, layers: list[nn.Linear]):
+    def __init__(self, layers: list[Linear]):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 

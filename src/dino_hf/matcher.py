@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,15 @@ class Matches(NamedTuple):
     image: Tensor
     query: Tensor
     target: Tensor  # index into the T targets of the whole batch
+
+
+@dataclass(eq=False)
+class DenoisingAnswers:
+    """Which denoising query restores which target. Not a tuple, for the same reason as `Targets`."""
+
+    matches: Matches  # of one layer
+    num_groups: int
+    share: float = 1.0  # of the boxes that have queries; below 1 if `max_denoising_queries` left some out
 
 
 class CostWeights(NamedTuple):
@@ -114,7 +124,7 @@ def match(
         is_finite: (D, B) False where other predictions, of the denoising queries, are known to be NaN or infinite.
         skip_non_finite: leave out predictions that are not finite, instead of raising.
     Returns:
-        the matches, and (D, B) True for those layers of images that were left out: they have none.
+        the matches, and on the host (D, B) True for those layers of images that were left out: they have none.
     Raises:
         NonFinitePredictionsError: predictions that are not finite.
         ImportError: scipy is not installed.
@@ -141,7 +151,7 @@ def match(
             row[2], row[3] = torch.from_numpy(query), torch.from_numpy(target) + end - count
             rows.append(row)
     index = torch.cat(rows, dim=1) if rows else torch.zeros(4, 0, dtype=torch.long)
-    return Matches(*index.to(device, non_blocking=True)), left_out.to(device, non_blocking=True)
+    return Matches(*index.to(device, non_blocking=True)), left_out
 
 
 def repeat_matches(matches: Matches, num_layers: int) -> Matches:

@@ -16,11 +16,12 @@ from .criterion import DenoisingPredictions, DinoDetrLoss
 from .decoder import DinoDetrDecoder
 from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
-from .feature_levels import describe_levels, flatten_maps
+from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
+from .layers import is_traced
 from .model_card import FILE_NAME, digest_to_compare, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
 from .recording import Record
-from .targets import collect_targets
+from .targets import Targets, collect_targets
 
 
 @dataclass
@@ -197,7 +198,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         decoder_record = Record.of(output_hidden_states, output_attentions)
 
         feature_maps, masks = self.backbone(pixel_values, pixel_mask)  # L x (B, C, h_l, w_l), L x (B, h_l, w_l)
-        levels = describe_levels(masks)
+        levels = describe_whole_levels(feature_maps) if masks is None else describe_levels(masks)
         memory = self.encoder(flatten_maps(feature_maps), levels, encoder_record)  # (B, S, C)
         proposals = self.query_selection(memory, levels)
         queries, references, num_denoising, attention_mask = proposals.content, proposals.references, 0, None
@@ -213,9 +214,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         decoded = self.decoder(queries, references, memory, levels, num_denoising, attention_mask, decoder_record)
         if denoising is not None:
             denoised, decoded = decoded.split(num_denoising)
-            denoising = DenoisingPredictions(
-                denoised.logits, denoised.boxes, denoising.matches, denoising.num_groups, denoising.share
-            )
+            denoising = DenoisingPredictions(denoised.logits, denoised.boxes, denoising.answers)
         encoder_record, decoder_record = encoder_record.as_tuples(), decoder_record.as_tuples()
         return DinoDetrModelOutput(
             last_hidden_state=decoded.hidden_states[-1],
@@ -233,22 +232,26 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         )
 
 
-def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """The mask as booleans, True on the image."""
+def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor | None:
+    """The mask as booleans, True on the image; None where nothing is known to be padded."""
     if pixel_values.ndim != 4:
         raise ValueError(
             f"pixel_values have shape {tuple(pixel_values.shape)}, expected (batch, channels, height, width); "
             "DinoDetrImageProcessor makes them, a single image needs pixel_values[None]."
         )
-    batch_size, _, height, width = pixel_values.shape
     if pixel_mask is None:
-        return torch.ones(batch_size, height, width, dtype=torch.bool, device=pixel_values.device)
+        return None
+    batch_size, _, height, width = pixel_values.shape
     if pixel_mask.shape != (batch_size, height, width):
         raise ValueError(
             f"pixel_mask has shape {tuple(pixel_mask.shape)}, expected {(batch_size, height, width)} for pixel_values of "
             f"shape {tuple(pixel_values.shape)}: 1 on the image, 0 on padding."
         )
-    return pixel_mask.bool()
+    pixel_mask = pixel_mask.bool()
+    # A look at the mask is cheap on a CPU. A GPU would have to be waited for, and a traced graph must fit any mask.
+    if pixel_mask.device.type == "cpu" and not is_traced() and type(pixel_mask) is Tensor and pixel_mask.all():
+        return None
+    return pixel_mask
 
 
 class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
@@ -293,22 +296,33 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        loss, loss_dict = None, None
-        if labels is not None:
-            # The encoder's proposals first, as if they came from a layer.
-            logits = torch.cat(
-                [outputs.enc_topk_logits[None], outputs.intermediate_logits.transpose(0, 1)]
-            )  # (1 + D, B, Q, K)
-            boxes = torch.cat([outputs.enc_topk_bboxes[None], outputs.intermediate_pred_boxes.transpose(0, 1)])
-            loss, loss_dict = self.criterion(logits, boxes, labels, outputs.denoising, num_items_in_batch)
-        parts = {name: value for name, value in outputs.items() if name != "denoising"}
-        return DinoDetrObjectDetectionOutput(
-            loss=loss,
-            loss_dict=loss_dict,
-            logits=outputs.intermediate_logits[:, -1],
-            pred_boxes=outputs.intermediate_pred_boxes[:, -1],
-            **parts,
-        )
+        return _detections(outputs) if labels is None else self._scored(outputs, labels, num_items_in_batch)
+
+    @torch.compiler.disable(reason="the loss depends on the number of boxes")
+    def _scored(
+        self, outputs: DinoDetrModelOutput, targets: Targets, num_items_in_batch: Tensor | int | None
+    ) -> DinoDetrObjectDetectionOutput:
+        """What `forward` returns, with losses."""
+        # The encoder's proposals first, as if they came from a layer.
+        logits = torch.cat(
+            [outputs.enc_topk_logits[None], outputs.intermediate_logits.transpose(0, 1)]
+        )  # (1 + D, B, Q, K)
+        boxes = torch.cat([outputs.enc_topk_bboxes[None], outputs.intermediate_pred_boxes.transpose(0, 1)])
+        loss, logs = self.criterion(logits, boxes, targets, outputs.denoising, num_items_in_batch)
+        return _detections(outputs, loss, logs)
+
+
+def _detections(
+    outputs: DinoDetrModelOutput, loss: Tensor | None = None, loss_dict: dict[str, Tensor] | None = None
+) -> DinoDetrObjectDetectionOutput:
+    parts = {name: value for name, value in outputs.items() if name != "denoising"}
+    return DinoDetrObjectDetectionOutput(
+        loss=loss,
+        loss_dict=loss_dict,
+        logits=outputs.intermediate_logits[:, -1],
+        pred_boxes=outputs.intermediate_pred_boxes[:, -1],
+        **parts,
+    )
 
 
 __all__ = [

@@ -10,7 +10,8 @@ from transformers import initialization as init
 
 from .attention_backends import Backend, choose_backend, load_backend, register_backend
 from .feature_levels import FeatureLevels
-from .layers import XavierLinear, ZeroLinear
+from .gather_attention import ms_deform_attn_gather
+from .layers import Linear, XavierLinear, ZeroLinear
 
 Shapes = Sequence[tuple[int, int]]  # (height, width) of each level
 
@@ -56,6 +57,7 @@ def _finite(locations: Tensor) -> Tensor:
 
 register_backend("torch", lambda: Backend(ms_deform_attn_torch))
 register_backend("reference", lambda: Backend(ms_deform_attn_reference), automatic=False)
+register_backend("gather", lambda: Backend(ms_deform_attn_gather), automatic=False)  # what exported programs get
 
 
 def ms_deform_attn(
@@ -106,8 +108,9 @@ def sampling_locations(references: Tensor, offsets: Tensor, shapes: Shapes) -> T
     offsets = offsets.to(references.dtype)
     centers = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
     if references.shape[-1] == 2:
-        size = torch.tensor([(width, height) for height, width in shapes], device=offsets.device)  # (L, 2)
-        return centers + offsets / size[:, None]
+        # Filled in where they are: a tensor from numbers of the host would have to be waited for on a GPU.
+        sizes = [offsets.new_full((), side) for height, width in shapes for side in (width, height)]
+        return centers + offsets / torch.stack(sizes).view(-1, 1, 2)
     return centers + offsets / offsets.shape[-2] * references[:, :, None, :, None, 2:] * 0.5
 
 
@@ -143,7 +146,7 @@ def _check_shapes(
         )
 
 
-class SamplingOffsets(nn.Linear):
+class SamplingOffsets(Linear):
     """Where each head looks, in cells of each level, before it has learnt to depend on the query: on a star around it.
 
     A class of its own because its initial values belong to its parameters: the library calls `_init_weights` only for
@@ -197,7 +200,9 @@ class DinoDetrDeformableAttention(nn.Module):
         Returns:
             (B, Q, C) and the attention weights (B, Q, H, L, P) or None.
         """
-        value = self.value_proj(memory).masked_fill(levels.padding_mask[..., None], 0)  # (B, S, C)
+        value = self.value_proj(memory)  # (B, S, C)
+        if levels.padding_mask is not None:
+            value = value.masked_fill(levels.padding_mask[..., None], 0)
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, H, D_head)
         per_point = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(queries).unflatten(-1, (*per_point, 2))  # (B, Q, H, L, P, 2)

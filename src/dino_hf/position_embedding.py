@@ -44,12 +44,21 @@ def embed_map(padding_mask: Tensor, dim: int, temperature: float, offset: float)
     Returns:
         (B, dim, h, w) float32, whatever the precision of the model: bfloat16 cannot count beyond 256.
     """
-    valid = (~padding_mask).float()
-
-    def position(axis: int) -> Tensor:
-        count = valid.cumsum(axis)
-        last = count.narrow(axis, count.shape[axis] - 1, 1)
-        return (count + offset) / (last + 1e-6) * 2 * math.pi  # (B, h, w)
-
-    y, x = (sine_embedding(position(axis), dim // 2, temperature) for axis in (1, 2))  # (B, h, w, dim / 2)
+    y, x = (sine_embedding(_count(padding_mask, axis, offset), dim // 2, temperature) for axis in (1, 2))
     return torch.cat([y, x], dim=-1).permute(0, 3, 1, 2)  # (B, dim, h, w)
+
+
+def embed_whole_map(height: int, width: int, dim: int, temperature: float, offset: float, device) -> Tensor:
+    """`embed_map` of images without padding, (1, dim, h, w): a sine for each row and each column, not for each cell."""
+    rows = torch.zeros(1, height, 1, dtype=torch.bool, device=device)
+    columns = torch.zeros(1, 1, width, dtype=torch.bool, device=device)
+    y = sine_embedding(_count(rows, 1, offset), dim // 2, temperature)  # (1, h, 1, dim / 2)
+    x = sine_embedding(_count(columns, 2, offset), dim // 2, temperature)  # (1, 1, w, dim / 2)
+    return torch.cat([y.expand(-1, -1, width, -1), x.expand(-1, height, -1, -1)], dim=-1).permute(0, 3, 1, 2)
+
+
+def _count(padding_mask: Tensor, axis: int, offset: float) -> Tensor:
+    """(B, h, w) number of each cell along an axis, among those that are not padding, in radians: all of them are a full turn."""
+    count = (~padding_mask).float().cumsum(axis)
+    last = count.narrow(axis, count.shape[axis] - 1, 1)
+    return (count + offset) / (last + 1e-6) * 2 * math.pi

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .configuration_dino_detr import DinoDetrConfig
 from .feature_levels import FeatureLevels, cell_centers
 from .heads import DetectionHead
-from .layers import TransformerLinear
+from .layers import TransformerLinear, map_rows
 
 
 class Proposals(NamedTuple):
@@ -36,22 +36,33 @@ class DinoDetrQuerySelection(nn.Module):
         Returns:
             Q = num_queries proposals, or S where the maps of a tiny image have fewer cells.
         """
-        anchors, is_anchor = grid_anchors(levels)
-        tokens = self.memory_norm(self.memory_proj(memory.masked_fill(~is_anchor[..., None], 0)))  # (B, S, C)
-        logits = self.head.classify(tokens)  # (B, S, K)
-        num_queries = min(self.num_queries, logits.shape[1])
-        best = logits.amax(-1).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
+        anchors, is_anchor = grid_anchors(levels)  # (B or 1, S, 4), (B or 1, S)
+        memory = memory.masked_fill(~is_anchor[..., None], 0)
+        num_queries, num_tokens = self.num_queries, memory.shape[1]
+        if num_tokens < num_queries:  # asked, where min() would make the number of queries a variable of a traced graph
+            num_queries = num_tokens
+        with torch.no_grad():  # to be chosen has no gradient: what is dropped is only scored, and nothing of it kept
+            best = map_rows(self._score, memory)[..., 0].topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
 
         def select(x: Tensor) -> Tensor:
-            return x.gather(1, best.expand(-1, -1, x.shape[-1]))
+            return x.expand(memory.shape[0], -1, -1).gather(1, best.expand(-1, -1, x.shape[-1]))
 
-        # The box head sees the selected tokens only: the release refines all S and drops the rest, with the same result.
-        boxes = (select(anchors) + self.head.box_delta(select(tokens))).sigmoid()  # (B, Q, 4)
+        # The heads see the selected tokens only: the release lets them see all S and drops the rest, with the same result.
+        tokens = self._tokens(select(memory))  # (B, Q, C)
+        logits = self.head.classify(tokens)  # (B, Q, K)
+        boxes = (select(anchors) + self.head.box_delta(tokens)).sigmoid()  # (B, Q, 4)
         if self.content is None:
-            content = select(tokens).detach()  # (B, Q, C)
+            content = tokens.detach()  # (B, Q, C)
         else:
-            content = self.content(torch.arange(num_queries, device=memory.device)).expand(len(memory), -1, -1)
-        return Proposals(content, boxes.detach(), select(logits), boxes)
+            content = self.content(torch.arange(num_queries, device=memory.device)).expand(memory.shape[0], -1, -1)
+        return Proposals(content, boxes.detach(), logits, boxes)
+
+    def _tokens(self, memory: Tensor) -> Tensor:
+        return self.memory_norm(self.memory_proj(memory))
+
+    def _score(self, memory: Tensor) -> Tensor:
+        """(..., C) -> (..., 1): logit of the best class."""
+        return self.head.classify(self._tokens(memory)).amax(-1, keepdim=True)
 
 
 def grid_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
@@ -66,5 +77,7 @@ def grid_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
         centers.new_full((height * width, 2), 0.05 * 2.0**level) for level, (height, width) in enumerate(levels.shapes)
     ]
     boxes = torch.cat([centers, torch.cat(sizes).expand_as(centers)], dim=-1)  # (B, S, 4)
-    inside = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~levels.padding_mask  # (B, S)
+    inside = ((boxes > 0.01) & (boxes < 0.99)).all(-1)  # (B, S)
+    if levels.padding_mask is not None:
+        inside = inside & ~levels.padding_mask
     return torch.log(boxes / (1 - boxes)).masked_fill(~inside[..., None], float("inf")), inside

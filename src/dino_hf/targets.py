@@ -1,7 +1,7 @@
 """The ground truth of a batch: from what users pass as `labels` to checked, flat tensors."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,8 +9,9 @@ from torch import Tensor
 PADDING_LABEL = -100
 
 
-class Targets(NamedTuple):
-    """All T boxes of a batch, image after image."""
+@dataclass(eq=False)
+class Targets:
+    """All T boxes of a batch, image after image. Not a tuple: torch.compile looks into tuples, and compiles anew for each T."""
 
     class_labels: Tensor  # (T,) int64 in [0, K)
     boxes: Tensor  # (T, 4) float32 cxcywh in [0, 1]
@@ -30,6 +31,7 @@ class Targets(NamedTuple):
         return position.to(self.boxes.device, non_blocking=True)
 
 
+@torch.compiler.disable(reason="how many boxes there are depends on the data, and wrong ones are told in words")
 def collect_targets(
     labels: "Sequence[Mapping] | Mapping | Targets", batch_size: int, num_labels: int, device
 ) -> Targets:
@@ -91,7 +93,7 @@ def collect_targets(
     classes = torch.cat(class_labels) if class_labels else torch.zeros(0, dtype=torch.int64)
     targets = Targets(classes, torch.cat(boxes) if boxes else torch.zeros(0, 4), counts)
     _check_values(Targets(*_on_host(targets.class_labels, targets.boxes), counts), num_labels)
-    return Targets(*(x.to(device, non_blocking=True) for x in targets[:2]), counts)
+    return Targets(*(x.to(device, non_blocking=True) for x in (targets.class_labels, targets.boxes)), counts)
 
 
 def _on_host(class_labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

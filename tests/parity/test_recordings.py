@@ -7,6 +7,7 @@ a project itself would differ by: 1e-5 is reached for ResNet; Swin's logits, of 
 
 import re
 from functools import partial
+from statistics import median
 
 import pytest
 import torch
@@ -137,10 +138,10 @@ def test_post_processing_gives_the_recorded_detections(variant, folder, outputs)
         assert_near(found["boxes"], recorded[f"post.{image}.boxes"], limits(variant)[1] * max(size))
 
 
-def train_step(variant, folder):
+def train_step(variant, folder, dtype=torch.float32):
     """One training step without noise: the model with its gradients, and its outputs."""
     manifest = load_manifest(variant)
-    model = load_model(folder).train()
+    model = load_model(folder).to(dtype).train()
     for layer in (*model.model.encoder.layers, *model.model.decoder.layers):  # bounds memory, computes the same again
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
@@ -214,12 +215,29 @@ def test_the_total_is_the_weighted_sum_of_the_raw_losses(variant, trained):
 
 def test_gradient_norms_are_the_recorded_ones(variant, trained):
     model, _ = trained
-    seen = set()
+    seen, differences = set(), []
     for key, norm, expected, names in gradient_norms(variant, model):
-        # 1e-3: bilinear sampling has kinks, and rounding moves a few samples over them
-        assert norm == pytest.approx(expected, rel=1e-3, abs=1e-6), key
+        # Bilinear sampling has kinks at the borders of cells, and rounding moves up to 3 of 2 million samples of a layer over them
+        # (docs/log.md). A single one changes the gradient of that layer's offsets by up to 5.5e-3, and all others by less.
+        limit = 6e-3 if "sampling_offsets" in key else 1e-3
+        assert norm == pytest.approx(expected, rel=limit, abs=1e-6), key
+        differences.append(abs(norm - expected) / max(expected, 1e-6))
         seen.update(names)
+    assert median(differences) < 5e-5
     assert seen == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("parity")
+def test_without_rounding_gradient_norms_are_as_near_as_the_recording_allows(tmp_path):
+    """In float64 no sample is on the wrong side of a border: what is left is the recording's own rounding, measured 2.6e-4."""
+    variant = "original/r50_4scale"
+    torch.save(make_checkpoint(variant), tmp_path / "checkpoint.pth")
+    convert(tmp_path / "checkpoint.pth", tmp_path / "converted")
+    with use_backend("reference"):
+        model, _ = train_step(variant, tmp_path / "converted", torch.float64)
+    for key, norm, expected, _ in gradient_norms(variant, model):
+        assert norm == pytest.approx(expected, rel=5e-4, abs=1e-6), key
 
 
 def test_what_the_project_does_not_train_is_frozen(variant, trained):

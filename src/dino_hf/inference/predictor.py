@@ -204,7 +204,10 @@ class Predictor:
             "pixel_values": torch.stack([image.pixel_values for image in images]).to(self.device, self.model.dtype)
         }
         if images[0].pixel_mask is not None:
-            inputs["pixel_mask"] = torch.stack([image.pixel_mask for image in images]).to(self.device)
+            mask = torch.stack([image.pixel_mask for image in images])
+            # Without a mask our own detector does no work for padding; it can look at it on a CPU only.
+            if not (self._is_ours and mask.all()):
+                inputs["pixel_mask"] = mask.to(self.device)
         try:
             outputs = self.model(**inputs)
         except torch.OutOfMemoryError:

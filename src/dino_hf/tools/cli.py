@@ -10,6 +10,7 @@ from ..attention_backends import ENVIRONMENT_VARIABLE, choose_backend, describe_
 from .cli_augment import augment
 from .cli_doctor import doctor
 from .cli_eval import evaluate
+from .cli_export import export
 from .cli_predict import predict
 from .cli_scenes import scenes
 from .cli_train import CONTEXT as ANY_FIELD
@@ -65,6 +66,7 @@ app.command("scenes", rich_help_panel=_DATA)(scenes)
 app.command("train", rich_help_panel=_MODELS, context_settings=ANY_FIELD)(train)
 app.command("eval", rich_help_panel=_MODELS)(evaluate)
 app.command("predict", rich_help_panel=_MODELS)(predict)
+app.command("export", rich_help_panel=_MODELS)(export)
 app.command("env", rich_help_panel=_OTHER)(env)
 
 

@@ -1,18 +1,8 @@
-"""Speed and memory of the backends of deformable attention, side by side in one process: `make bench-kernels`.
+"""Speed and memory of the backends of deformable attention, side by side in one process: `make bench-kernels`."""
 
-Ratios are what counts: on a shared machine, times vary and ratios of neighbouring runs hardly do. Each round runs every backend
-once; a ratio is the median over the rounds, its spread the smallest and the largest.
-"""
-
-import ctypes
-import json
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import isnan
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -23,6 +13,7 @@ from ..configuration_dino_detr import DinoDetrConfig
 from ..feature_levels import cell_centers, describe_levels
 from ..modeling_dino_detr import DinoDetrForObjectDetection
 from ..ms_deform_attn import attention_weights, ms_deform_attn, ms_deform_attn_fused, sampling_locations
+from .measuring import append_rows, machine, side_by_side
 
 # An image of 800 x 1333 at strides 8 to 64, and the heads and points of all released models.
 SHAPES = ((100, 167), (50, 84), (25, 42), (13, 21))
@@ -62,78 +53,35 @@ def inputs_of(queries: str, arguments: Arguments) -> tuple[Tensor, tuple, Tensor
     return value, SHAPES, references.to(arguments.device), offsets, logits
 
 
-def seconds(function: Callable[[], object], device: str) -> float:
-    """Of one call; on a GPU of ten, which a queue needs to be full."""
-    if device == "cpu":
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(10):
-        function()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e4
-
-
-def temporary_memory(function: Callable[[], object], device: str) -> float:
-    """Largest growth during a call beyond what it returns, in MiB. NaN where the system does not tell."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        results = function()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before - _size(results)) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed, and would hide what is taken again
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
-        before = _resident("VmRSS")
-        results = function()
-        return max(0.0, _resident("VmHWM") - before - _size(results) / 2**10) / 2**10
-    except (OSError, AttributeError):
-        return float("nan")
-
-
-def _size(results: Tensor | tuple[Tensor, ...]) -> int:
-    tensors = [results] if isinstance(results, Tensor) else results
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
-
-
 def compare(name: str, run: Callable[[], object], backends: list[str], arguments: Arguments) -> list[dict]:
     """Time `run` within each backend; the first one is what the others are compared with."""
-    times, memory = {backend: [] for backend in backends}, {}
-    for backend in backends:
-        with use_backend(backend):
-            run()  # compiles, and warms the allocator
-            memory[backend] = temporary_memory(run, arguments.device)
-    for _ in range(arguments.rounds):
-        for backend in backends:
+
+    def within(backend: str) -> Callable[[], object]:
+        def run_within():
             with use_backend(backend):
-                times[backend].append(seconds(run, arguments.device))
+                return run()
+
+        return run_within
+
+    measured = side_by_side({backend: within(backend) for backend in backends}, arguments.rounds, arguments.device)
     results = []
-    for backend in backends:
-        ratios = [base / own for base, own in zip(times[backends[0]], times[backend], strict=True)]
+    for row in measured:
+        ratio, lowest, highest = row["times_faster_than"].get(backends[0], (1.0, 1.0, 1.0))
         results.append(
             {
                 "what": name,
-                "backend": backend,
-                "ratio": round(median(ratios), 2),
-                "ratio_min": round(min(ratios), 2),
-                "ratio_max": round(max(ratios), 2),
-                "milliseconds": round(1e3 * median(times[backend]), 3),
-                "temporary_MiB": None if isnan(memory[backend]) else round(memory[backend], 1),
+                "backend": row["candidate"],
+                "ratio": round(ratio, 2),
+                "ratio_min": round(lowest, 2),
+                "ratio_max": round(highest, 2),
+                "milliseconds": row["milliseconds"],
+                "temporary_MiB": row["temporary_MiB"],
             }
         )
-        row = results[-1]
+        memory = float("nan") if row["temporary_MiB"] is None else row["temporary_MiB"]
         print(
-            f"  {name:<38} {backend:<10} {row['ratio']:7.2f} x  ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-            f"  {row['milliseconds']:10.2f} ms  {memory[backend]:8.1f} MiB",
+            f"  {name:<38} {row['candidate']:<10} {ratio:7.2f} x  ({lowest:.2f} to {highest:.2f})"
+            f"  {row['milliseconds']:10.2f} ms  {memory:8.1f} MiB",
             flush=True,
         )
     return results
@@ -177,16 +125,6 @@ def run_model(backends: list[str], arguments: Arguments) -> list[dict]:
     return compare("whole R50 4-scale model, 800 x 1333", detect, backends, fewer)
 
 
-def machine(device: str) -> dict:
-    """What the numbers were measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if device == "cpu" and info.exists():
-        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0] if models else name
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
 def main(arguments: Arguments | None = None) -> list[dict]:
     arguments = arguments or HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
     if arguments.rounds < 1 or arguments.batch_size < 1:
@@ -204,10 +142,8 @@ def main(arguments: Arguments | None = None) -> list[dict]:
     results = [row for queries in ("encoder", "decoder") for row in run_operator(queries, backends, arguments)]
     if arguments.model:
         results += run_model(backends, arguments)
-    settings = {"dtype": arguments.dtype, "batch_size": arguments.batch_size, "date": time.strftime("%Y-%m-%d")}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({**row, **settings, **about}) + "\n" for row in results)
+    settings = {"dtype": arguments.dtype, "batch_size": arguments.batch_size}
+    append_rows(arguments.output, results, arguments.device, **settings)
     print(f"written to {arguments.output}")
     return results
 

@@ -15,8 +15,8 @@ def pairs(sizes: Sequence[int]) -> List[Tuple[int, int]]:
 def location_scale(references: Tensor, shapes: Sequence[Tuple[int, int]], num_points: int) -> Tensor:
     """What one unit of an offset is in [0, 1] of its level: (B or 1, Q or 1, 1, L, 1, 2)."""
     if references.shape[-1] == 2:
-        cells = torch.tensor([(width, height) for height, width in shapes], device=references.device)  # (L, 2)
-        return (1 / cells.to(references.dtype))[None, None, None, :, None]
+        cells = torch.tensor([(width, height) for height, width in shapes], dtype=references.dtype)  # (L, 2)
+        return (1 / cells.to(references.device, non_blocking=True))[None, None, None, :, None]
     return references[:, :, None, :, None, 2:] * (0.5 / num_points)
 
 
@@ -44,7 +44,7 @@ def _prepare(
         lse = weights.flatten(-2).logsumexp(-1)
         weights = weights.flatten(-2).softmax(-1).view_as(weights)
     # NaN and infinity lie outside; they must not reach the bilinear weights.
-    points = points.where((points.abs() < 1e4).all(-1, keepdim=True), points.new_tensor(-1e4))
+    points = points.where((points.abs() < 1e4).all(-1, keepdim=True), -1e4)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D, S)
     maps = maps.split([height * width for height, width in shapes], dim=-1)
     maps = [level.unflatten(-1, shape) for level, shape in zip(maps, shapes)]

@@ -17,6 +17,7 @@ A sample outside the map, or whose coordinates are not finite, is zero and so is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
@@ -253,13 +254,18 @@ def _backward_kernel(
 
 @lru_cache(maxsize=4096)
 def _level_table(shapes: tuple[int, ...], device: torch.device) -> Tensor:
-    """(L, 3) height, width and first token of each level. The copy to the device is paid once per image size."""
+    """(L, 3) height, width and first token of each level. The copy to the device is paid once per image size.
+
+    It is made in a thread of its own, to which no pool of memory belongs: what a CUDA graph allocates while it warms up, the graph
+    overwrites when it is replayed, but this table is kept.
+    """
     table, start = [], 0
     for i in range(0, len(shapes), 2):
         height, width = shapes[i : i + 2]
         table.append((height, width, start))
         start += height * width
-    return torch.tensor(table, dtype=torch.int32, device=device)
+    with ThreadPoolExecutor(max_workers=1) as other:
+        return other.submit(torch.tensor, table, dtype=torch.int32, device=device).result()
 
 
 def _settings(value: Tensor, weights: Tensor, references: Tensor | None, lane_channels: int, num_warps: int) -> dict:

@@ -1,0 +1,87 @@
+"""What all benchmarks have in common: settings, and rows that are printed and kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers import HfArgumentParser
+
+from dino_hf.tools.measuring import append_rows, machine
+
+
+@dataclass
+class Common:
+    """Settings of every benchmark."""
+
+    rounds: int = field(default=3, metadata={"help": "times that each candidate is timed"})
+    device: str = field(default="cpu", metadata={"help": "where", "choices": ["cpu", "cuda"]})
+    quick: bool = field(
+        default=False, metadata={"help": "toy sizes and few rounds: shows that it runs, and stays out of the report"}
+    )
+    output_dir: Path = field(
+        default=Path("outputs/benchmarks"), metadata={"help": "results, one JSON object per line, added"}
+    )
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise SystemExit(f"error: rounds={self.rounds} must be at least 1.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise SystemExit("error: device='cuda', but torch finds no CUDA device; use cpu.")
+        if self.quick:
+            self.rounds = min(self.rounds, 2)
+
+
+@dataclass
+class CpuOnly(Common):
+    """Settings of a benchmark of what only a CPU does."""
+
+    def __post_init__(self):
+        if self.device != "cpu":
+            raise SystemExit(f"error: device={self.device!r}: this is measured on a cpu only.")
+        super().__post_init__()
+
+
+Arguments = TypeVar("Arguments", bound=Common)
+
+
+def read_arguments(kind: type[Arguments]) -> Arguments:
+    arguments = HfArgumentParser(kind).parse_args_into_dataclasses()[0]
+    about = machine(arguments.device)
+    print(
+        f"{about['device']}, {about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}"
+        + (", toy sizes" if arguments.quick else "")
+    )
+    return arguments
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "800x1333" -> (800, 1333), height and width."""
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise SystemExit(f"error: {text!r} is no size; write height x width in pixels, as 800x1333.")
+    return int(parts[0]), int(parts[1])
+
+
+def keep(benchmark: str, case: dict, rows: Sequence[dict], arguments: Common) -> list[dict]:
+    """Print rows that were measured side by side, and add them to `<output_dir>/<benchmark>.jsonl`.
+
+    Args:
+        case: what was measured: the same for all rows, and another for rows that are not to be compared with these.
+    """
+    print(", ".join(f"{name} {value}" for name, value in case.items()))
+    for index, row in enumerate(rows):
+        text = f"  {row['candidate']:<50}"
+        if "milliseconds" in row:
+            text += f"{row['milliseconds']:10.2f} ms ({row['milliseconds_min']:.2f} to {row['milliseconds_max']:.2f})"
+        for name in ("temporary_MiB", "peak_MiB"):
+            if row.get(name) is not None:
+                text += f"  {name.replace('_', ' ')} {row[name]:.0f}"
+        print(text, flush=True)
+        for other in rows[index + 1 :]:  # each pair once
+            if ratio := row.get("times_faster_than", {}).get(other["candidate"]):
+                print("      {:7.2f} x ({:.2f} to {:.2f})  ".format(*ratio) + other["candidate"])
+    rows = [{"benchmark": benchmark, "case": case, **row} for row in rows]
+    append_rows(arguments.output_dir / f"{benchmark}.jsonl", rows, arguments.device, quick=arguments.quick)
+    return rows

@@ -1,0 +1,95 @@
+"""Where a training step on a GPU waits for the device: every synchronisation that PyTorch knows of, with the lines that cause it.
+
+python benchmarks/host_syncs.py
+
+The matcher copies the costs to the CPU once for each step; nothing else should be listed.
+"""
+
+import json
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from common import Common, parse_size, read_arguments
+from detectors import DINO, DTYPES, MODELS, build, random_images, random_labels
+from dino_hf.tools.measuring import machine
+from training_step import make_optimizer, training_step
+
+_MESSAGE = "synchronizing CUDA operation"
+
+
+@dataclass
+class SyncArguments(Common):
+    """List the synchronisations of a training step."""
+
+    device: str = field(default="cuda", metadata={"help": "where", "choices": ["cuda"]})
+    model: str = field(default="r50-4scale", metadata={"help": "what is trained", "choices": list(MODELS)})
+    size: str = field(default="480x640", metadata={"help": "height x width of the images"})
+    batch_size: int = field(default=2, metadata={"help": "images"})
+    num_boxes: int = field(default=20, metadata={"help": "boxes of each image"})
+    dtype: str = field(
+        default="float32", metadata={"help": "bfloat16: mixed precision by autocast", "choices": list(DTYPES)}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.quick:
+            self.model, self.size = "toy", "64x104"
+
+
+def stacks_of_syncs(function: Callable[[], object]) -> Counter[tuple[str, ...]]:
+    """Stack ("file:line function", outermost first, from `function` on) of each synchronisation -> how often it came.
+
+    PyTorch tells them as warnings, while the Python that caused them is still running; those of the backward pass come from a
+    thread of its own, whose stack is that of the call that the gradient belongs to only if it is in Python.
+    """
+    found, depth, show = Counter(), len(traceback.extract_stack()), warnings.showwarning
+
+    def collect(message, *about, **more):
+        if _MESSAGE not in str(message):
+            return show(message, *about, **more)
+        frames = traceback.extract_stack()[:-1]  # without this function
+        frames = [one for one in frames[depth:] if not one.filename.endswith("warnings.py")] or frames
+        found[tuple(f"{one.filename}:{one.lineno} {one.name}" for one in frames)] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = collect
+        function()
+    return found
+
+
+def main() -> None:
+    arguments = read_arguments(SyncArguments)
+    model = build(DINO, arguments.model, arguments.device)
+    images = random_images(arguments.batch_size, *parse_size(arguments.size), arguments.device)
+    labels = random_labels(arguments.batch_size, arguments.num_boxes, arguments.device)
+    step = training_step(DINO, model, make_optimizer(model), images, labels, arguments.dtype)
+    for _ in range(3):  # kernels are built and chosen
+        step()
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        found = stacks_of_syncs(step)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    print(f"{sum(found.values())} synchronisations in a step, from {len(found)} places")
+    for stack, count in found.most_common():
+        ours = [line for line in stack if "dino_hf" in line]
+        print(f"{count} x {ours[-1] if ours else stack[-1]}")
+        print("".join(f"      {line}\n" for line in stack), end="")
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    row = {"synchronisations": [{"count": count, "stack": stack} for stack, count in found.most_common()]}
+    row |= {"date": time.strftime("%Y-%m-%d"), **machine(arguments.device), "quick": arguments.quick}
+    with (arguments.output_dir / "host_syncs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

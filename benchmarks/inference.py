@@ -1,0 +1,198 @@
+"""Inference of DINO, of the same model with the reference attention, and of transformers' Deformable DETR, side by side.
+
+python benchmarks/inference.py
+python benchmarks/inference.py --models swin-t --sizes 800x1333 --batch_sizes 1 4 --dtypes float32 bfloat16
+python benchmarks/inference.py --device cuda
+
+Without sizes or the like, a selection that two CPU cores measure in minutes; --full measures everything with everything, in an hour
+and more. Random weights, and images of one size, so that nothing is padded.
+"""
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
+
+import torch
+
+from ceilings import measure_arithmetic, measure_bandwidth, shares, work_of
+from common import Common, keep, parse_size, read_arguments
+from detectors import (
+    DEFORMABLE,
+    DETECTORS,
+    DINO,
+    DTYPES,
+    MODELS,
+    MODES,
+    REFERENCE,
+    build,
+    detection,
+    random_images,
+)
+from dino_hf.tools.measuring import side_by_side
+
+
+class Candidate(NamedTuple):
+    detector: str
+    dtype: str
+    mode: str
+
+    def __str__(self):
+        return ", ".join(self)
+
+
+class Case(NamedTuple):
+    """What runs side by side."""
+
+    model: str
+    size: str
+    batch_size: int
+    rounds: int
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass
+class InferenceArguments(Common):
+    """Time inference side by side."""
+
+    rounds: int = field(
+        default=5, metadata={"help": "times that each candidate is timed; less in large selected cases"}
+    )
+    models: list[str] = field(default_factory=list, metadata={"help": "of " + ", ".join(MODELS)})
+    sizes: list[str] = field(default_factory=list, metadata={"help": "height x width, as 800x1333"})
+    batch_sizes: list[int] = field(default_factory=list, metadata={"help": "images"})
+    dtypes: list[str] = field(default_factory=list, metadata={"help": "of " + ", ".join(DTYPES)})
+    modes: list[str] = field(default_factory=list, metadata={"help": "of " + ", ".join(MODES)})
+    detectors: list[str] = field(default_factory=lambda: list(DETECTORS), metadata={"help": "what is compared"})
+    full: bool = field(default=False, metadata={"help": "all models, sizes, batch sizes, dtypes and modes"})
+    ceilings: bool = field(
+        default=False, metadata={"help": "also tell shares of measured arithmetic and bandwidth; on a GPU always"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        known = {"models": MODELS, "dtypes": DTYPES, "modes": MODES, "detectors": DETECTORS}
+        for name, choices in known.items():
+            if unknown := [one for one in getattr(self, name) if one not in choices]:
+                raise SystemExit(f"error: {name}={unknown[0]!r} must be one of {', '.join(choices)}.")
+        if self.device == "cpu" and {"tf32"} & set(self.dtypes) | {"graphs"} & set(self.modes):
+            raise SystemExit("error: tf32 and graphs are for --device cuda.")
+        self.ceilings |= self.device == "cuda"
+
+
+def grid(arguments: InferenceArguments) -> list[Case]:
+    """Everything with everything that was named. The reference attention runs eagerly only: compiled, it would measure the
+    compiler."""
+    on_gpu = arguments.device == "cuda"
+    everything = {
+        "models": ["r50-4scale", "r50-5scale", "swin-t"],
+        "sizes": ["800x1333", "640x640"],
+        "batch_sizes": [1, 8, 16] if on_gpu else [1, 4],
+        "dtypes": ["float32", "tf32", "bfloat16"] if on_gpu else ["float32", "bfloat16"],
+        "modes": ["eager", "compiled", "graphs"] if on_gpu else ["eager", "compiled"],
+    }
+    first = {name: values[:1] for name, values in everything.items()}
+    if on_gpu:
+        first |= {name: everything[name] for name in ("batch_sizes", "dtypes", "modes")}
+    unnamed = everything if arguments.full else first
+    models, sizes, batch_sizes, dtypes, modes = (getattr(arguments, name) or unnamed[name] for name in everything)
+    candidates = tuple(
+        Candidate(detector, dtype, mode)
+        for detector, dtype, mode in product(arguments.detectors, dtypes, modes)
+        if detector != REFERENCE or mode == "eager"
+    )
+    return [Case(*one, arguments.rounds, candidates) for one in product(models, sizes, batch_sizes)]
+
+
+def selection(rounds: int) -> list[Case]:
+    """What tells most in minutes on a CPU. Deformable DETR runs in bfloat16 in one case only: it is slower than in float32."""
+    both, fewer = ("float32", "bfloat16"), min(rounds, 2)
+    ours = tuple(Candidate(DINO, dtype, "eager") for dtype in both)
+    compiled = tuple(Candidate(DINO, dtype, "compiled") for dtype in both)
+    reference, theirs = (Candidate(detector, "float32", "eager") for detector in (REFERENCE, DEFORMABLE))
+    return [
+        Case("r50-4scale", "800x1333", 1, rounds, (*ours, reference, theirs)),
+        Case(
+            "r50-4scale",
+            "640x640",
+            1,
+            fewer,
+            (*ours, *compiled, reference, theirs, Candidate(DEFORMABLE, "bfloat16", "eager")),
+        ),
+        Case("r50-4scale", "640x640", 4, fewer, (*ours, theirs)),
+        Case("r50-5scale", "640x640", 1, fewer, (*ours, theirs)),
+        Case("swin-t", "640x640", 1, fewer, (*ours, theirs)),
+    ]
+
+
+def toys() -> list[Case]:
+    candidates = tuple(
+        Candidate(detector, dtype, "eager") for detector in DETECTORS for dtype in ("float32", "bfloat16")
+    )
+    return [Case("toy", "64x104", 2, 2, candidates)]
+
+
+def cases_of(arguments: InferenceArguments) -> list[Case]:
+    named = arguments.models or arguments.sizes or arguments.batch_sizes or arguments.dtypes or arguments.modes
+    if arguments.quick and not named:
+        return toys()
+    if named or arguments.full or arguments.device == "cuda" or arguments.detectors != list(DETECTORS):
+        return grid(arguments)
+    return selection(arguments.rounds)
+
+
+def measure(case: Case, arguments: InferenceArguments) -> list[dict]:
+    """Rows of one case. A candidate that fails, for memory, say, is left out, and its row tells why."""
+    torch.compiler.reset()
+    device = arguments.device
+    images = random_images(case.batch_size, *parse_size(case.size), device)
+    small = images[:, :, :64, :104]
+    models, calls, failed = {}, {}, []
+    for candidate in case.candidates:
+        detector, dtype, mode = candidate
+        kind = (DEFORMABLE if detector == DEFORMABLE else DINO, dtype)
+        if kind not in models:
+            models[kind] = build(kind[0], case.model, device, dtype)
+        call = detection(detector, models[kind], images, dtype, mode)
+        try:
+            # What is loaded when it is needed first is no memory of the call; compiled code is made for the shape.
+            (call if mode != "eager" else detection(detector, models[kind], small, dtype, mode))()
+            if device == "cuda":
+                call()
+        except Exception as error:
+            failed.append({"candidate": str(candidate), "error": f"{type(error).__name__}: {str(error)[:300]}"})
+            print(f"  {candidate} is left out: {failed[-1]['error']}", flush=True)
+        else:
+            calls[candidate] = call
+    if not calls:
+        return failed
+    rows = side_by_side({str(one): call for one, call in calls.items()}, case.rounds, device, warm_ups=0)
+    for candidate, row in zip(calls, rows, strict=True):
+        row |= candidate._asdict()
+        row["images_per_second"] = round(1e3 * case.batch_size / row["milliseconds"], 2)
+    if arguments.ceilings:
+        _add_shares(rows, models, images, device)
+    return rows + failed
+
+
+def _add_shares(rows: list[dict], models: dict, images: torch.Tensor, device: str) -> None:
+    bandwidth, work = measure_bandwidth(device), {}
+    arithmetic = {dtype: measure_arithmetic(device, dtype) for dtype in {row["dtype"] for row in rows}}
+    for row in rows:
+        detector, dtype = row["detector"], row["dtype"]
+        kind = (DEFORMABLE if detector == DEFORMABLE else DINO, dtype)
+        if (detector, dtype) not in work:
+            work[detector, dtype] = work_of(detection(detector, models[kind], images, dtype))
+        row |= shares(work[detector, dtype], row["milliseconds"], arithmetic[dtype], bandwidth)
+        row |= {"ceiling_TFLOPS": round(arithmetic[dtype] / 1e12, 3), "ceiling_GBps": round(bandwidth / 1e9, 1)}
+
+
+def main() -> None:
+    arguments = read_arguments(InferenceArguments)
+    for case in cases_of(arguments):
+        rows = measure(case, arguments)
+        settings = {"model": case.model, "size": case.size, "batch_size": case.batch_size}
+        keep("inference", settings, rows, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Whether two versions of a model see the same in an image."""
+
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..box_ops import cxcywh_to_xyxy
+
+# In scores, and in corners of boxes as a part of the image's side. Between float32 versions sums are made in another order, and
+# far less is seen; half precision has 11 bits, and a network of this depth loses some of them.
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_MIN_SCORE = 0.3  # what is drawn and acted upon
+_NUM_BEST = 10  # of an image in which nothing has such a score
+_NUM_CANDIDATES = 300  # detections of an image
+
+
+class Difference(NamedTuple):
+    """Between the detections of two versions of a model."""
+
+    score: float  # largest difference of a score; 1 where a detection is missing
+    box: float  # largest difference of a corner's coordinate, as a part of the image's side; 1 where a detection is missing
+    num_detections: int
+    num_images: int
+
+    def __add__(self, other: "Difference") -> "Difference":
+        worst = max(self.score, other.score), max(self.box, other.box)
+        return Difference(*worst, self.num_detections + other.num_detections, self.num_images + other.num_images)
+
+
+class _Found(NamedTuple):
+    """The best detections of one image, highest score first."""
+
+    scores: Tensor  # (N,)
+    labels: Tensor  # (N,)
+    boxes: Tensor  # (N, 4) as (x0, y0, x1, y1) in [0, 1]
+
+    @property
+    def num_certain(self) -> int:
+        return max(int((self.scores >= _MIN_SCORE).sum()), min(_NUM_BEST, len(self.scores)))
+
+
+def compare_predictions(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> Difference:
+    """Find the detections of each version, of scores from 0.3 and at least the 10 best of an image, in the other version.
+
+    Queries have no fixed places: where two encoder tokens have nearly the same score, the last bit decides which of them
+    is the earlier query, and which of the last two is none. Hence detections are compared, and each with the best partner of its
+    class among the 300 best, so that no border of rank or score lies between them.
+
+    Args:
+        expected, found: logits (B, Q, K) and boxes (B, Q, 4), cxcywh in [0, 1].
+    """
+    worst = Difference(0.0, 0.0, 0, 0)
+    for one, other in zip(_detections(*expected), _detections(*found), strict=True):
+        (score, box), (score_back, box_back) = _differences(one, other), _differences(other, one)
+        worst += Difference(max(score, score_back), max(box, box_back), one.num_certain, 1)
+    return worst
+
+
+def _detections(logits: Tensor, boxes: Tensor) -> list[_Found]:
+    found = []
+    for image_logits, image_boxes in zip(logits.double().cpu(), cxcywh_to_xyxy(boxes.double().cpu()), strict=True):
+        scores, index = image_logits.sigmoid().flatten().nan_to_num(-1).sort(descending=True, stable=True)
+        scores, index = scores[:_NUM_CANDIDATES], index[:_NUM_CANDIDATES]
+        num_labels = logits.shape[-1]
+        found.append(_Found(scores, index % num_labels, image_boxes.nan_to_num(-1)[index // num_labels]))
+    return found
+
+
+def _differences(wanted: _Found, candidates: _Found) -> tuple[float, float]:
+    """Largest difference of score and of box between the certain detections of one version and their partners in the other."""
+    count = wanted.num_certain
+    scores = (wanted.scores[:count, None] - candidates.scores).abs()  # (M, N)
+    boxes = (wanted.boxes[:count, None] - candidates.boxes).abs().amax(-1)  # (M, N)
+    strangers = wanted.labels[:count, None] != candidates.labels
+    scores, boxes = scores.masked_fill(strangers, 1.0), boxes.masked_fill(strangers, 1.0)
+    pairs = linear_sum_assignment((scores + boxes).numpy())
+    return scores[pairs].max().item(), boxes[pairs].max().item()
+
+
+def check_difference(difference: Difference, tolerance: float, name: str) -> None:
+    """
+    Raises:
+        ValueError: it is larger than `tolerance`.
+    """
+    if max(difference.score, difference.box) > tolerance:
+        raise ValueError(
+            f"{name} differs from the model by {difference.score:.2g} in scores and {difference.box:.2g} of an image's side in "
+            f"boxes, among {difference.num_detections} detections in {difference.num_images} images; allowed are {tolerance:g}."
+        )

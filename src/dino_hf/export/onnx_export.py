@@ -1,0 +1,248 @@
+"""A detector -> an ONNX file that was compared with it."""
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..configuration_dino_detr import DinoDetrConfig
+from ..inference.loading import DTYPES, load_detector, load_image_processor
+from ..inference.predictor import Predictor
+from ..inference.sources import Failure, Picture, find_sources, read_sources
+from ..modeling_dino_detr import DinoDetrForObjectDetection
+from ..tools.scenes import draw_scene
+from .comparison import TOLERANCES, Difference, check_difference, compare_predictions
+from .graph import export_program
+from .onnx_file import OPSETS, OnnxModel, import_onnx, make_metadata, write_onnx
+
+# In points of AP, both ways. Scores that differ in the last bit can swap two detections; half precision moves boxes across the
+# thresholds of IoU.
+AP_TOLERANCES = {torch.float32: 0.1, torch.float16: 0.5}
+_NUM_SCENES = 3
+
+
+class ExportReport(NamedTuple):
+    """What was written, and how far it is from the model."""
+
+    path: Path
+    num_bytes: int
+    opset: int
+    dtype: str
+    difference: Difference
+    tolerance: float
+    ap: tuple[float, float] | None  # of the model and of the file, in [0, 1]; None without data
+
+
+def export_onnx(
+    model: str | Path | DinoDetrForObjectDetection,
+    output: str | Path,
+    *,
+    opset: int = 18,
+    dtype: str | torch.dtype = "float32",
+    images: Any = None,
+    data: Any = None,
+    split: str = "validation",
+    box_format: str | None = None,
+    tolerance: float | None = None,
+    ap_tolerance: float | None = None,
+    overwrite: bool = False,
+    image_processor=None,
+    say: Callable[[str], None] | None = None,
+) -> ExportReport:
+    """Write a detector as an ONNX file for batches and images of any size, if ONNX Runtime sees with it what the model sees.
+
+        dino_hf.export_onnx("my-detector", "my-detector.onnx", images="photos", data="my-data")
+
+    The file's inputs and outputs are those of `export_program`; labels, category ids and the image processor's settings are in its
+    metadata. It appears under its name when it has passed, and not otherwise.
+
+    Args:
+        model: folder or id on the Hub of a DINO detector, or the model, which is left as it is.
+        opset: of ONNX, 18 to 23. Runtimes read older ones longest.
+        dtype: of the weights, "float32" or "float16"; inputs and outputs are float32 in both.
+        images: files, folders or PIL images to compare on; None: scenes that are drawn on the spot. The first is run alone, the
+            others in pairs, padded to a common size.
+        data, split, box_format: annotated images, as for `dino_hf.evaluate`, on which the AP of both is compared too.
+        tolerance: largest difference of a score, and of a box as a part of the image's side; None: 0.001 in float32, 0.05 in
+            float16. Of detections with scores from 0.3, and at least the 10 best of an image.
+        ap_tolerance: largest difference of the AP in points; None: 0.1 in float32, 0.5 in float16.
+        overwrite: replace a file that is there.
+        image_processor: of a model that is given as such; None: the one saved beside it.
+        say: called with what is being done.
+    Raises:
+        ValueError: an argument is wrong, the model cannot be exported, or the file differs too much; FileExistsError,
+        FileNotFoundError, OSError, ImportError: in one sentence.
+    """
+    import_onnx()
+    say, output = say or _silent, Path(output).expanduser()
+    dtype = _check_settings(opset, dtype, tolerance, ap_tolerance)
+    _check_output(output, overwrite)
+    sources = None if images is None else find_sources(images)
+    evaluation_data = None
+    if data is not None:
+        from ..evaluation import load_split
+
+        evaluation_data, _ = load_split(data, split, box_format)
+    predictor, name = _load(model, image_processor)
+    if evaluation_data is not None:
+        from ..evaluation.classes import map_classes
+
+        map_classes(predictor.id2label, predictor.category_ids, evaluation_data, name)
+    tolerance = TOLERANCES[dtype] if tolerance is None else tolerance
+    ap_tolerance = AP_TOLERANCES[dtype] if ap_tolerance is None else ap_tolerance
+
+    say("Tracing the model.")
+    program = export_program(predictor.model if dtype == torch.float32 else copy.deepcopy(predictor.model).to(dtype))
+    # Beside its place, for moving it there is then one step; a folder, for there may be a second file.
+    folder = Path(tempfile.mkdtemp(prefix=".dino_hf_", dir=output.parent))
+    try:
+        say("Writing the graph.")
+        draft = folder / output.name
+        write_onnx(program, draft, opset, make_metadata(predictor, name))
+        del program
+        exported = copy.copy(predictor)
+        exported.model, exported.name = OnnxModel(draft), f"{name} as ONNX"
+        say("Comparing detections.")
+        difference = _compare(predictor, exported, _pictures(sources))
+        check_difference(difference, tolerance, f"{output.name} was not written: it")
+        ap = None
+        if evaluation_data is not None:
+            ap = _compare_ap(predictor, exported, evaluation_data, ap_tolerance, output.name, say)
+        num_bytes = sum(file.stat().st_size for file in folder.iterdir())
+        _move(folder, output)
+    finally:
+        shutil.rmtree(folder)
+    dtype_name = str(dtype).removeprefix("torch.")
+    return ExportReport(output, num_bytes, opset, dtype_name, difference, tolerance, ap)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _check_settings(
+    opset: int, dtype: str | torch.dtype, tolerance: float | None, ap_tolerance: float | None
+) -> torch.dtype:
+    if opset not in OPSETS:
+        raise ValueError(f"opset={opset} must be one of {OPSETS[0]} to {OPSETS[-1]}.")
+    found = DTYPES.get(dtype, dtype)
+    if found not in AP_TOLERANCES:
+        raise ValueError(
+            f"dtype={dtype!r} must be float32 or float16: ONNX Runtime has no convolutions in other types on a CPU, where the file "
+            "is compared with the model."
+        )
+    for name, value in (("tolerance", tolerance), ("ap_tolerance", ap_tolerance)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name}={value} must be at least 0.")
+    return found
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder; give the name of a file in it, as {output / 'model.onnx'}.")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {output.parent} for {output.name}; make it first.")
+    for file in (output, _weights_of(output)):
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file} exists already; choose another name, or overwrite it (--overwrite).")
+
+
+def _weights_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.data")
+
+
+def _move(folder: Path, output: Path) -> None:
+    """What is in `folder` to where it belongs; the weights first, for a graph without them cannot be read."""
+    names = sorted((file.name for file in folder.iterdir()), reverse=True)
+    for name in names:
+        os.replace(folder / name, output.parent / name)
+    weights = _weights_of(output)
+    if weights.name not in names:  # of the file that was overwritten
+        weights.unlink(missing_ok=True)
+
+
+def _load(model: str | Path | DinoDetrForObjectDetection, image_processor) -> tuple[Predictor, str]:
+    """On the CPU, in float32, and never the caller's own object."""
+    if isinstance(model, DinoDetrForObjectDetection):
+        name = model.name_or_path or type(model).__name__
+        model = copy.deepcopy(model).to("cpu", torch.float32)
+    else:
+        name, model = str(model), load_detector(model)
+        image_processor = load_image_processor(name) if image_processor is None else image_processor
+    if model.config.model_type != DinoDetrConfig.model_type:
+        raise ValueError(
+            f"{name} is a model of type {model.config.model_type!r}; only {DinoDetrConfig.model_type!r} is exported here."
+        )
+    return Predictor(model, image_processor, device="cpu", pad=False), name
+
+
+def _pictures(sources: list | None) -> Iterator[Image.Image]:
+    """What was given, without videos; or drawn scenes, of which none has the size of another.
+
+    Raises:
+        ValueError: an image cannot be read, or there is none.
+    """
+    if sources is None:
+        for number in range(_NUM_SCENES):
+            yield draw_scene(np.random.default_rng([0, number]))[0]
+        return
+    count = 0
+    for item in read_sources([source for source in sources if source.kind == "image"]):
+        if isinstance(item, Failure):
+            raise ValueError(f"{item.source.name} cannot be read: {item.reason}")
+        if isinstance(item, Picture):
+            count += 1
+            yield item.image
+    if not count:
+        raise ValueError("There is no image to compare on among the sources; give some, or none for drawn scenes.")
+
+
+@torch.inference_mode()
+def _compare(predictor: Predictor, exported: Predictor, pictures: Iterator[Image.Image]) -> Difference:
+    difference = Difference(0.0, 0.0, 0, 0)
+    for batch in _batches(pictures):
+        inputs = predictor.image_processor(images=[image.convert("RGB") for image in batch], return_tensors="pt")
+        inputs = {name: inputs[name] for name in ("pixel_values", "pixel_mask") if name in inputs}
+        expected, found = predictor.model(**inputs), exported.model(**inputs)
+        difference += compare_predictions((expected.logits, expected.pred_boxes), (found.logits, found.pred_boxes))
+    return difference
+
+
+def _batches(pictures: Iterator[Image.Image]) -> Iterator[list[Image.Image]]:
+    """The first alone, then pairs: a batch of one, and batches with padding."""
+    batch, size = [], 1
+    for image in pictures:
+        batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch, size = [], 2
+    if batch:
+        yield batch
+
+
+def _compare_ap(
+    predictor: Predictor, exported: Predictor, data, tolerance: float, name: str, say: Callable[[str], None]
+) -> tuple[float, float]:
+    """
+    Raises:
+        ValueError: they differ by more than `tolerance` points.
+    """
+    from ..evaluation import evaluate_model
+
+    ap = []
+    for one in (predictor, exported):
+        say(f"Evaluating {one.name} on {len(data.dataset)} images.")
+        ap.append(evaluate_model(one, data, batch_size=1, num_bootstrap=0).metrics["AP"])
+    if 100 * abs(ap[0] - ap[1]) > tolerance:
+        raise ValueError(
+            f"{name} was not written: its AP is {100 * ap[1]:.2f}, that of the model {100 * ap[0]:.2f}; {tolerance:g} points of "
+            "difference are allowed."
+        )
+    return ap[0], ap[1]

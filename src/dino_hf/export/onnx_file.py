@@ -1,0 +1,171 @@
+"""A program of `torch.export` -> an ONNX file that explains itself, and the file as a model again."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..inference.predictor import Predictor
+from ..modeling_dino_detr import DinoDetrObjectDetectionOutput
+
+OPSETS = range(18, 24)  # what the exporter of torch writes, and converts to
+_MAX_BYTES = 2**31 - 2**24  # a file of protobuf ends at 2 GiB, and the graph wants some room beside the weights
+_PROCESSOR_SETTINGS = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_pad",
+)
+_AXES = {
+    "pixel_values": ("batch", 3, "height", "width"),
+    "pixel_mask": ("batch", "height", "width"),
+    "logits": ("batch", None, None),
+    "pred_boxes": ("batch", None, None),
+}
+_TEXTS = {
+    "pixel_values": "RGB images, resized, rescaled and normalised as the metadata's image_processor says, padded with zeros at the "
+    "right and bottom",
+    "pixel_mask": "1 on the image, 0 on padding",
+    "logits": "sigmoid gives the scores of all classes, of which the best 300 pairs of a query and a class are the detections, "
+    "without non-maximum suppression; there is no background class",
+    "pred_boxes": "(centre x, centre y, width, height) in [0, 1] of the image without its padding",
+}
+
+
+def import_onnx() -> ModuleType:
+    """onnxruntime, if everything is there that export needs.
+
+    Raises:
+        ImportError: what is missing, and how to get it.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        raise ImportError(f"{error.name} is missing, which ONNX files need: pip install 'dino_hf[onnx]'.") from error
+    del onnx, onnxscript
+    return onnxruntime
+
+
+def write_onnx(program: ExportedProgram, path: Path, opset: int, metadata: dict[str, str]) -> None:
+    """Write `path`, and beside it `path`.data if the weights do not fit into one file.
+
+    Args:
+        program: what `export_program` gives.
+        opset: one of `OPSETS`.
+    """
+    import onnx_ir
+    import onnxscript.optimizer
+    from onnx_ir.passes import common
+
+    with _quiet():
+        # The exporter's own optimiser takes minutes for a graph of this size, most of them for patterns that runtimes find by
+        # themselves, and one of its rules (two limits of one value made one) leaves a graph that does not load.
+        exported = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
+        model = exported.model
+        onnxscript.optimizer.fold_constants(model)
+    for clean in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),  # where in which file of this machine each node comes from
+    ):
+        clean(model)
+    _describe(model, onnx_ir, metadata)
+    _save(model, path)
+
+
+def _save(model, path: Path) -> None:
+    import onnx_ir
+
+    num_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if num_bytes > _MAX_BYTES else None)
+
+
+def _describe(model, onnx_ir: ModuleType, metadata: dict[str, str]) -> None:
+    """Names and meaning of inputs, outputs and their axes."""
+    for node in model.graph:  # shapes between them are long formulas of numbered symbols; runtimes infer their own
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    values = [*model.graph.inputs, *model.graph.outputs]
+    for value, (name, axes) in zip(values, _AXES.items(), strict=True):
+        value.name, value.doc_string = name, _TEXTS[name]
+        value.metadata_props.clear()
+        value.shape = onnx_ir.Shape(
+            [known if axis is None else axis for axis, known in zip(axes, value.shape, strict=True)]
+        )
+    model.graph.name = "dino_detr"
+    model.producer_name, model.producer_version = "dino_hf", version("dino_hf")
+    model.metadata_props.update(metadata)
+
+
+def make_metadata(predictor: Predictor, name: str) -> dict[str, str]:
+    """What somebody needs who has nothing but the file, as JSON: labels, category ids, settings of the image processor."""
+    settings = predictor.image_processor.to_dict()
+    metadata = {
+        "model": Path(name).name if Path(name).exists() else name,  # where it lay is nobody's business
+        "id2label": {str(index): label for index, label in predictor.id2label.items()},
+        "image_processor": {key: settings[key] for key in _PROCESSOR_SETTINGS if key in settings},
+    }
+    if predictor.category_ids is not None:
+        metadata["category_ids"] = list(predictor.category_ids)
+    return {key: json.dumps(value) for key, value in metadata.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own insides, of which no user can change anything, and counts in the log what it rewrites."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class OnnxModel:
+    """An ONNX file on the CPU as the model of a `Predictor`.
+
+    Args:
+        num_threads: None: as many as torch has.
+    """
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, path: Path, num_threads: int | None = None):
+        onnxruntime = import_onnx()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads() if num_threads is None else num_threads
+        options.log_severity_level = 3  # errors; it warns of what it could do better
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DinoDetrObjectDetectionOutput:
+        if pixel_mask is None:
+            batch, _, height, width = pixel_values.shape
+            pixel_mask = torch.ones(batch, height, width)
+        feed = {"pixel_values": pixel_values.float().numpy(), "pixel_mask": pixel_mask.long().numpy()}
+        logits, boxes = self.session.run(["logits", "pred_boxes"], feed)
+        return DinoDetrObjectDetectionOutput(logits=torch.from_numpy(logits), pred_boxes=torch.from_numpy(boxes))

@@ -1,0 +1,364 @@
+"""Programs of `torch.export` and ONNX files: one graph for all sizes, that finds what the model finds, or nothing is written.
+
+Both are tested here, for to trace a model takes seconds, and one trace is enough.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoBackbone, YolosConfig, YolosForObjectDetection, YolosImageProcessor
+
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.export import ExportReport, export_onnx, onnx_export, onnx_file
+from dino_hf.export.comparison import compare_predictions
+from dino_hf.export.graph import _any_size, export_program
+from dino_hf.export.onnx_file import OnnxModel
+from dino_hf.inference import Predictor
+from dino_hf.tools.scenes import make_scenes
+from helpers import BIT, CONVNEXT, RESNET, SWIN, tiny_config
+from inference_toys import CATEGORY_IDS, NAMES, excite, noise
+
+SIZES = (
+    (1, 96, 128),
+    (3, 91, 77),
+    (2, 65, 210),
+    (1, 168, 84),
+)  # batch, height and width: even, odd, multiples of windows
+
+
+def small_detector(**changes) -> DinoDetrForObjectDetection:
+    torch.manual_seed(0)
+    config = tiny_config(encoder_layers=1, decoder_layers=2, id2label=NAMES, category_ids=CATEGORY_IDS, **changes)
+    return excite(DinoDetrForObjectDetection(config))
+
+
+def padded_batch(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last image fills only a part of it."""
+    pixel_mask = torch.ones(batch, height, width, dtype=torch.long)
+    pixel_mask[-1, 2 * height // 3 :] = 0
+    pixel_mask[-1, :, width // 2 :] = 0
+    return torch.randn(batch, 3, height, width) * pixel_mask[:, None], pixel_mask
+
+
+def assert_same(model, run, sizes=SIZES) -> None:
+    torch.manual_seed(1)
+    for size in sizes:
+        inputs = padded_batch(*size)
+        with torch.no_grad():
+            outputs = model(*inputs)
+            found = run(*inputs)
+        difference = compare_predictions((outputs.logits, outputs.pred_boxes), found)
+        # float32: the same sums in another order
+        assert max(difference[:2]) < 1e-5
+        assert difference.num_images == size[0]
+
+
+class Exported(NamedTuple):
+    folder: Path  # with the detector in "model", scenes in "data", and the file
+    model: DinoDetrForObjectDetection
+    program: torch.export.ExportedProgram
+    report: ExportReport
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    make_scenes(folder / "data" / "train", 2, seed=0)
+    make_scenes(folder / "data" / "validation", 4, seed=1)
+    model = small_detector(backbone_config={**RESNET, "out_features": ["stage3", "stage4"]}, num_feature_levels=3)
+    model.save_pretrained(folder / "model")
+    DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 120}).save_pretrained(folder / "model")
+    program = export_program(model.train())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "export_program", lambda other: program)  # of the same weights
+        report = export_onnx(folder / "model", folder / "toy.onnx", data=folder / "data")
+    return Exported(folder, model, program, report)
+
+
+@pytest.fixture
+def quick_export(exported, monkeypatch, tmp_path):
+    """`export_onnx` with the graph that is there already."""
+
+    def write(program, path, opset, metadata):
+        shutil.copy(exported.report.path, path)
+
+    monkeypatch.setattr(onnx_export, "export_program", lambda model: None)
+    monkeypatch.setattr(onnx_export, "write_onnx", write)
+    monkeypatch.chdir(tmp_path)
+
+    def export(model=exported.folder / "model", output="out.onnx", **settings):
+        return export_onnx(model, output, **settings)
+
+    return export
+
+
+def test_the_program_agrees_with_the_model_on_any_batch(exported):
+    assert exported.model.training
+    exported.model.eval()
+    assert_same(exported.model, exported.program.module())
+
+
+def test_the_program_is_made_of_plain_operators_and_of_the_parameters_themselves(exported):
+    names = {str(node.target) for node in exported.program.graph.nodes if node.op == "call_function"}
+    assert "aten.embedding.default" in names
+    assert not [name for name in names if "grid_sample" in name or "assert_scalar" in name]
+    assert not [name for name in names if not name.startswith(("aten.", "<built-in function", "<function sym_"))]
+    key = "model.model.decoder.norm.weight"
+    assert exported.program.state_dict[key].data_ptr() == exported.model.model.decoder.norm.weight.data_ptr()
+
+
+def test_only_a_detector_of_ours_is_taken():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    with pytest.raises(ValueError, match="YolosForObjectDetection cannot be exported here, only a DinoDetrForObject"):
+        export_program(YolosForObjectDetection(YolosConfig(**sizes, image_size=[48, 64])))
+
+
+@pytest.mark.parametrize("settings", [SWIN, {**BIT, "global_padding": "same"}], ids=["swin", "bit"])
+def test_padding_without_a_question_changes_nothing_and_leaves_no_trace(settings):
+    torch.manual_seed(0)
+    backbone = AutoBackbone.from_config(tiny_config(backbone_config=dict(settings)).backbone_config).eval()
+    attributes = [set(vars(module)) for module in backbone.modules()]
+    with torch.no_grad():
+        for height, width in ((96, 144), (91, 77), (48, 50)):
+            pixels = torch.randn(2, 3, height, width)
+            expected = backbone(pixels).feature_maps
+            with _any_size(backbone):
+                assert [set(vars(module)) for module in backbone.modules()] != attributes
+                found = backbone(pixels).feature_maps
+            assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+    assert [set(vars(module)) for module in backbone.modules()] == attributes
+
+
+def test_onnx_runtime_agrees_with_the_model_on_any_batch(exported):
+    model = OnnxModel(exported.report.path)
+
+    def run(pixel_values, pixel_mask):
+        outputs = model(pixel_values, pixel_mask)
+        return outputs.logits, outputs.pred_boxes
+
+    # also where the coarsest map has one row, which the program of torch.export does not take
+    assert_same(exported.model.eval(), run, (*SIZES, (2, 32, 150)))
+
+
+def test_a_missing_mask_is_a_whole_image(exported):
+    model, (pixels, _) = OnnxModel(exported.report.path, num_threads=1), padded_batch(2, 70, 90)
+    mask = torch.ones(2, 70, 90, dtype=torch.bool)
+    assert torch.equal(model(pixels).logits, model(pixels, mask).logits)
+
+
+def test_the_file_has_plain_operators_and_explains_itself(exported):
+    file = onnx.load(exported.report.path)
+    onnx.checker.check_model(file, full_check=True)
+    assert {(entry.domain, entry.version) for entry in file.opset_import} == {("", 18)}
+    operators = {node.op_type for node in file.graph.node}
+    assert not operators & {"GridSample", "Loop", "If", "Scan", "SplitToSequence", "SequenceAt"}
+    assert "Gather" in operators
+    assert not file.functions
+    shapes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*file.graph.input, *file.graph.output)
+    }
+    assert shapes == {
+        "pixel_values": ["batch", 3, "height", "width"],
+        "pixel_mask": ["batch", "height", "width"],
+        "logits": ["batch", 15, 5],
+        "pred_boxes": ["batch", 15, 4],
+    }
+    assert all(value.doc_string for value in (*file.graph.input, *file.graph.output))
+    metadata = {entry.key: json.loads(entry.value) for entry in file.metadata_props}
+    processor = metadata.pop("image_processor")
+    assert metadata == {
+        "model": "model",
+        "id2label": {str(index): name for index, name in NAMES.items()},
+        "category_ids": CATEGORY_IDS,
+    }
+    assert processor["size"] == {"shortest_edge": 72, "longest_edge": 120}
+    assert processor["image_mean"] == pytest.approx([0.485, 0.456, 0.406])
+    # nothing of the machine that it was written on
+    for path in (exported.folder, Path(torch.__file__).parent):
+        assert str(path).encode() not in exported.report.path.read_bytes()
+
+
+def test_the_report_tells_what_was_compared(exported):
+    report = exported.report
+    assert report[:4] == (exported.folder / "toy.onnx", report.path.stat().st_size, 18, "float32")
+    assert report.difference.num_images == 3
+    assert report.difference.num_detections >= 3 * 10
+    assert 0 < max(report.difference[:2]) < 1e-5  # float32: the same sums in another order
+    assert report.ap[0] == report.ap[1]
+    assert {path.name for path in exported.folder.iterdir()} == {"model", "data", "toy.onnx"}
+
+
+def test_given_images_and_a_given_model_are_used(exported, quick_export):
+    pictures = [noise(90 + 7 * number, 70, number) for number in range(4)]
+    processor = DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 120})
+    before = exported.model.dtype, exported.model.training
+    report = quick_export(exported.model, images=pictures, image_processor=processor)
+    assert report.difference.num_images == 4
+    assert (exported.model.dtype, exported.model.training) == before
+
+
+def test_weights_that_do_not_fit_into_one_file_lie_beside_it(exported, monkeypatch, tmp_path):
+    monkeypatch.setattr(onnx_file, "_MAX_BYTES", 10_000)
+    onnx_file._save(onnx_ir.load(exported.report.path), tmp_path / "big.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"big.onnx", "big.onnx.data"}
+    inputs = padded_batch(2, 70, 90)
+    expected, found = (OnnxModel(path, 1)(*inputs) for path in (exported.report.path, tmp_path / "big.onnx"))
+    assert torch.equal(expected.logits, found.logits)
+
+
+def test_a_file_that_differs_is_not_written_and_what_was_there_stays(exported, quick_export, tmp_path):
+    other = excite(small_detector(backbone_config=exported.model.config.backbone_config, num_feature_levels=3), 0.2)
+    processor = DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 120})
+    old = tmp_path / "out.onnx"
+    old.write_text("old")
+    with pytest.raises(
+        ValueError, match=r"out.onnx was not written: it differs from the model by .* allowed are 0.001"
+    ):
+        quick_export(other, image_processor=processor, overwrite=True)
+    assert old.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+    report = quick_export(other, image_processor=processor, overwrite=True, tolerance=9.0)
+    assert old.read_bytes() == exported.report.path.read_bytes()
+    assert report.tolerance == 9
+
+
+def test_an_ap_that_differs_is_refused(exported, quick_export, monkeypatch, tmp_path):
+    import dino_hf.evaluation
+
+    class Evaluated(NamedTuple):
+        metrics: dict
+
+    def evaluate_model(predictor, data, **settings):
+        return Evaluated({"AP": 0.503 if predictor.name.endswith("as ONNX") else 0.5})
+
+    monkeypatch.setattr(dino_hf.evaluation, "evaluate_model", evaluate_model)
+    data = exported.folder / "data"
+    with pytest.raises(
+        ValueError, match=r"its AP is 50.30, that of the model 50.00; 0.1 points of difference are allowed"
+    ):
+        quick_export(data=data)
+    assert not list(tmp_path.iterdir())
+    assert quick_export(data=data, ap_tolerance=0.31).ap == (0.5, 0.503)
+
+
+def test_old_weights_beside_an_overwritten_file_go_with_it(quick_export, tmp_path):
+    (tmp_path / "out.onnx.data").write_text("old")
+    with pytest.raises(FileExistsError, match=r"out.onnx.data exists already; choose another name, or overwrite it"):
+        quick_export()
+    quick_export(overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+WRONG = {
+    "opset": ({"opset": 17}, ValueError, "opset=17 must be one of 18 to 23"),
+    "dtype": ({"dtype": "bfloat16"}, ValueError, "dtype='bfloat16' must be float32 or float16: ONNX Runtime has no"),
+    "tolerance": ({"tolerance": -1.0}, ValueError, "tolerance=-1.0 must be at least 0"),
+    "AP": ({"ap_tolerance": float("nan")}, ValueError, "ap_tolerance=nan must be at least 0"),
+    "folder": ({"output": "."}, IsADirectoryError, "is a folder; give the name of a file in it"),
+    "no folder": ({"output": "no/x.onnx"}, FileNotFoundError, "There is no folder no for x.onnx; make it first"),
+    "model": ({"model": "./nothing"}, FileNotFoundError, "There is no folder ./nothing"),
+    "images": ({"images": "nothing.jpg"}, FileNotFoundError, "nothing.jpg"),
+    "data": ({"data": ".", "split": "dev"}, ValueError, "split='dev' must be one of train, validation, test"),
+}
+
+
+@pytest.mark.parametrize(("settings", "kind", "message"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_done_is_refused_before_anything_is(quick_export, tmp_path, settings, kind, message):
+    with pytest.raises(kind, match=message):
+        quick_export(**settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_cannot_be_read_is_named(quick_export, tmp_path):
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"broken.png cannot be read: "):
+        quick_export(images="broken.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
+
+
+def test_a_detector_of_another_kind_is_refused(quick_export, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    YolosForObjectDetection(YolosConfig(**sizes, image_size=[48, 64])).save_pretrained(tmp_path / "yolos")
+    YolosImageProcessor(size={"height": 48, "width": 64}).save_pretrained(tmp_path / "yolos")
+    with pytest.raises(ValueError, match="yolos is a model of type 'yolos'; only 'dino_detr' is exported here"):
+        quick_export(tmp_path / "yolos")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_with_its_cure(quick_export, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ImportError, match=rf"^{package} is missing, which ONNX files need: pip install 'dino_hf\[onnx\]'"
+    ):
+        quick_export()
+
+
+def test_the_documentation_runs_a_file_without_torch_and_finds_the_same(exported, monkeypatch, tmp_path, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "InferenceSession" in block)
+    assert "torch" not in code.replace("onnxruntime", "")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(exported.report.path, "detector.onnx")
+    image = noise(110, 84)
+    image.save("photo.jpg", quality=100, subsampling=0)
+    exec(code.replace("> 0.5)", "> 0.0)"), {})
+    lines = [line.rsplit(maxsplit=5) for line in capsys.readouterr().out.splitlines()]
+    (found,) = Predictor(exported.folder / "model", device="cpu", pad=False)([Image.open("photo.jpg")])
+    assert len(lines) == len(found.scores) == 15 * 5
+    assert {name for name, *_ in lines} == set(NAMES.values())
+    numbers = np.array([line[1:] for line in lines], dtype=float)
+    # scores are printed with two digits, and the image is resized by another library, with other roundings to 8 bits
+    np.testing.assert_allclose(numbers[:, 0], found.scores, atol=0.02)
+    best = [tuple(box) for box in found.boxes[:10]]
+    assert all(np.abs(numbers[:, 1:] - box).max(1).min() < 3 for box in best)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [SWIN, CONVNEXT, BIT, {**BIT, "global_padding": "same"}],
+    ids=["swin", "convnext", "bit", "bit padded as needed"],
+)
+def test_every_backbone_is_exported_for_all_sizes(settings):
+    model = small_detector(backbone_config=dict(settings))
+    program = export_program(model)
+    assert_same(model, program.module(), ((1, 96, 128), (3, 121, 117), (2, 105, 210), (1, 168, 112)))
+
+
+@pytest.mark.slow
+def test_a_graph_that_holds_for_some_sizes_only_is_refused(monkeypatch):
+    model = small_detector()
+    project = model.model.backbone.project
+
+    def different_for_odd_widths(features):
+        return project([level if features[0].shape[-1] % 2 else level + 1 for level in features])
+
+    monkeypatch.setattr(model.model.backbone, "project", different_for_odd_widths)
+    with pytest.raises(ValueError, match=r"ResNetBackbone of this configuration cannot be .* any size: the program"):
+        export_program(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "opset"), [("float16", 18), ("float32", 23)])
+def test_other_precisions_and_opsets(exported, tmp_path, dtype, opset):
+    report = export_onnx(exported.folder / "model", tmp_path / "toy.onnx", dtype=dtype, opset=opset)
+    assert report[2:4] == (opset, dtype)
+    file = onnx.load(report.path)
+    assert {(entry.domain, entry.version) for entry in file.opset_import} == {("", opset)}
+    assert (report.num_bytes < 0.75 * exported.report.num_bytes) == (dtype == "float16")
+    onnx_model = OnnxModel(report.path)
+    for size in SIZES:
+        outputs = onnx_model(*padded_batch(*size))
+        assert outputs.logits.isfinite().all()
+        assert outputs.pred_boxes.isfinite().all()
