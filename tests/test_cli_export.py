@@ -8,11 +8,13 @@ import typer
 from typer.testing import CliRunner
 
 import dino_hf.export
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.export import ExportReport
 from dino_hf.export.comparison import Difference
 from dino_hf.tools import cli_export
 from dino_hf.tools.scenes import make_scenes
-from inference_toys import save_toy_detector
+from helpers import tiny_config
+from inference_toys import CATEGORY_IDS, NAMES
 
 app = typer.Typer()
 app.command("export")(cli_export.export)
@@ -89,7 +91,11 @@ def test_a_model_that_is_not_there_is_an_error_in_one_sentence():
 @pytest.mark.slow
 def test_a_model_is_exported_and_a_second_time_only_if_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_toy_detector(tmp_path / "toy")
+    config = tiny_config(
+        num_feature_levels=3, encoder_layers=1, decoder_layers=1, id2label=NAMES, category_ids=CATEGORY_IDS
+    )
+    DinoDetrForObjectDetection(config).save_pretrained(tmp_path / "toy")
+    DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 120}).save_pretrained(tmp_path / "toy")
     make_scenes(tmp_path / "data" / "validation", 3, seed=0)
     make_scenes(tmp_path / "data" / "train", 2, seed=1)
     result = run("toy", "--data", "data")

@@ -54,9 +54,16 @@ def assert_same(found: list[Detections], expected: list[Detections]) -> None:
 
 
 def record_inputs(predictor: Predictor, monkeypatch) -> list[dict]:
-    """The inputs of each batch to come."""
+    """The inputs of each batch to come, with a mask where there was none, and whether there was."""
     batches, forward = [], predictor.model.forward
-    monkeypatch.setattr(predictor.model, "forward", lambda **inputs: batches.append(inputs) or forward(**inputs))
+
+    def record(**inputs):
+        pixels = inputs["pixel_values"]
+        mask = torch.ones(len(pixels), *pixels.shape[2:], dtype=torch.long)
+        batches.append({"pixel_mask": mask, "has_mask": "pixel_mask" in inputs} | inputs)
+        return forward(**inputs)
+
+    monkeypatch.setattr(predictor.model, "forward", record)
     return batches
 
 
@@ -68,6 +75,7 @@ def test_an_image_has_the_same_detections_in_any_batch(predictor, monkeypatch):
     assert_same(list(predictor(IMAGES[::-1], batch_size=5)), alone[::-1])
     sizes = [{(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in batch["pixel_mask"]} for batch in batches]
     assert max(map(len, sizes)) > 1  # of different sizes in one batch
+    assert all(batch["has_mask"] or batch["pixel_mask"].all() for batch in batches)
     for batch in batches:
         padding = 1 - batch["pixel_mask"].float().mean((1, 2))
         assert padding.max() < 0.6  # of the area, by less than half a shorter side
@@ -87,7 +95,7 @@ def test_without_padding_it_is_what_the_model_says_of_the_image_alone(predictor,
     exact = Predictor(predictor.model, predictor.image_processor, pad=False)
     batches = record_inputs(exact, monkeypatch)
     found = list(exact(IMAGES, batch_size=4))
-    assert all(batch["pixel_mask"].all() for batch in batches)
+    assert not any(batch["has_mask"] for batch in batches)  # no work for padding
     assert max(len(batch["pixel_mask"]) for batch in batches) > 1
     for image, one in zip(IMAGES, found, strict=True):
         with torch.no_grad():

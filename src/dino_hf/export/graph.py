@@ -149,6 +149,7 @@ def _pad_same(self: DynamicPad2d, maps: Tensor) -> Tensor:
     for axis in (1, 0):
         size, stride = maps.shape[2 + axis], self.stride[axis]
         reach = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
-        total = torch.sym_max(((size + stride - 1) // stride - 1) * stride + reach - size, 0)
+        # Never negative: no kernel is shorter than its step, but those of a single pixel.
+        total = 0 if reach == 1 else _missing(size, stride) + reach - stride
         padding += [total // 2, total - total // 2]
     return F.pad(maps, padding, value=self.value)
