@@ -18,9 +18,8 @@ _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_
 class Work(NamedTuple):
     """Of one call."""
 
-    flops: (
-        int  # of matrix products, convolutions and dense attention; the sampling of deformable attention is not counted
-    )
+    # Of matrix products, convolutions and dense attention; the sampling of deformable attention is not counted.
+    flops: int
     traffic: int  # bytes, if each operation reads its inputs from memory and writes its results to it
 
 

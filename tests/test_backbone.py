@@ -337,6 +337,24 @@ def test_what_is_wrapped_or_hooked_is_called_and_not_folded():
     assert seen == ["hook", "wrapper"]
 
 
+@pytest.mark.parametrize("name", ["layer.0.convolution", "layer.0.normalization", "layer.0.activation", "activation"])
+def test_hooks_within_a_resnet_see_what_they_would_see_unfolded(name):
+    """As Grad-CAM sets them."""
+    folding, plain = resnet_and_plain_copy()
+    pixels, seen = torch.randn(2, 3, 48, 80, dtype=torch.float64), []
+    for model in (folding, plain):
+        part = model.encoder.stages[1].layers[0].get_submodule(name)
+        kept = []
+        part.register_forward_hook(lambda part, inputs, output, kept=kept: kept.append(output.detach()))
+        part.register_full_backward_hook(lambda part, into, out, kept=kept: kept.extend((*into, *out)))
+        sum(level.square().sum() for level in model(pixels).feature_maps).backward()
+        seen.append(kept)
+    assert len(seen[0]) == 3
+    for ours, theirs in zip(*seen, strict=True):
+        # float64: products in another order
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_masks_of_maps_are_those_of_interpolate_to_the_last_pixel():
     for size in range(33, 900, 4):
         for cells in (-(-size // 4), size // 8, -(-size // 16), size // 32):
@@ -344,3 +362,12 @@ def test_masks_of_maps_are_those_of_interpolate_to_the_last_pixel():
             expected = F.interpolate(pixels[:, None].float(), size=(2, cells))[:, 0].long()
             assert torch.equal(pixels_of_cells(pixels, 2, cells), expected)
             assert torch.equal(pixels_of_cells(pixels.mT, cells, 2), expected.mT)
+
+
+def test_norms_can_be_trained_alone():
+    """torch 2.11 crashed when they got maps without gradient whose channels come last."""
+    backbone = make_backbone().requires_grad_(False)
+    backbone.norms.requires_grad_(True)
+    maps, _ = backbone(torch.randn(2, 3, 64, 104), None)
+    sum(level.square().mean() for level in maps).backward()
+    assert all(parameter.grad.any() for parameter in backbone.norms.parameters())

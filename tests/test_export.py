@@ -126,7 +126,7 @@ def test_only_a_detector_of_ours_is_taken():
         export_program(YolosForObjectDetection(YolosConfig(**sizes, image_size=[48, 64])))
 
 
-@pytest.mark.parametrize("settings", [SWIN, {**BIT, "global_padding": "same"}], ids=["swin", "bit"])
+@pytest.mark.parametrize("settings", [SWIN, BIT, {**BIT, "global_padding": "same"}], ids=["swin", "bit", "bit padded"])
 def test_padding_without_a_question_changes_nothing_and_leaves_no_trace(settings):
     torch.manual_seed(0)
     backbone = AutoBackbone.from_config(tiny_config(backbone_config=dict(settings)).backbone_config).eval()
@@ -325,6 +325,23 @@ def test_the_documentation_runs_a_file_without_torch_and_finds_the_same(exported
     np.testing.assert_allclose(numbers[:, 0], found.scores, atol=0.02)
     best = [tuple(box) for box in found.boxes[:10]]
     assert all(np.abs(numbers[:, 1:] - box).max(1).min() < 3 for box in best)
+
+
+def test_zeros_before_a_maximum_stay_zeros_in_onnx_runtime(tmp_path):
+    """Its optimiser merges a `Pad` and a `MaxPool`, and pads with less than any number then."""
+    torch.manual_seed(0)
+    stem = AutoBackbone.from_config(tiny_config(backbone_config=dict(BIT)).backbone_config).eval().bit.embedder
+    pixels = torch.randn(2, 3, 22, 30)
+    with torch.no_grad(), _any_size(stem):
+        program = torch.export.export(stem, (pixels,))
+        expected = stem(pixels)
+    assert (expected == 0).any()  # where all neighbours within the image are negative
+    with onnx_file._quiet():
+        torch.onnx.export(program, dynamo=True, optimize=False, verbose=False).save(tmp_path / "stem.onnx")
+    session = OnnxModel(tmp_path / "stem.onnx", 1).session
+    (found,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+    # float32: the same sums in another order, of up to 147 products
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.slow

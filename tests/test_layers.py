@@ -114,6 +114,27 @@ def test_a_linear_layer_takes_rows_that_are_not_contiguous(monkeypatch):
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_what_is_no_convolution_is_computed_as_a_linear_layer():
+    x = torch.randn(300, 24)
+    for make, inputs in [
+        (lambda: Linear(0, 5), x[:, :0]),
+        (lambda: Linear(24, 0), x),
+        (lambda: Linear(24, 5), x.to_mkldnn()),
+    ]:
+        layer = make()
+        expected = F.linear(inputs, layer.weight, layer.bias)
+        assert torch.equal(layer(inputs).to_dense(), expected.to_dense())
+
+
+def test_a_hook_in_the_feed_forward_block_keeps_what_the_layer_gave():
+    block, x, kept = FeedForward(6, 10), torch.randn(2, 3, 6), []
+    block.fc1.register_forward_hook(lambda layer, inputs, output: kept.append(output))
+    with torch.no_grad():
+        block(x)
+    torch.testing.assert_close(kept[0], F.linear(x, block.fc1.weight, block.fc1.bias))
+
+
 def test_a_linear_layer_is_none_but_where_it_pays(monkeypatch):
     layer, x = Linear(24, 40), torch.randn(2, 150, 24)
     few, half, none = x[:, :5], x.bfloat16(), x[:, :0]

@@ -65,16 +65,22 @@ class _FoldsNorm:
     before each use, which is little beside a pass over the map; what is trained and saved stays as it is."""
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution, norm = self.convolution, self.normalization
+        convolution, norm, activation = self.convolution, self.normalization, getattr(self, "activation", None)
         plain = _is_plain(convolution, nn.Conv2d) and _is_plain(norm, FrozenBatchNorm2d) and convolution.bias is None
-        if not plain or is_traced() or x.device.type != "cpu":
+        if is_traced() or not plain:
             return super().forward(x)
+        x = self._fold(x) if x.device.type == "cpu" else norm(convolution(x))
+        if _is_plain(activation, nn.ReLU):
+            return x.relu_()  # nobody else has x
+        return x if activation is None else activation(x)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        convolution, norm = self.convolution, self.normalization
         scale, shift = norm.scale_and_shift()
         weight = (convolution.weight * scale[:, None, None, None]).to(convolution.weight.dtype)
         dilation = POINTWISE_DILATION if convolution.kernel_size == (1, 1) else convolution.dilation
         settings = convolution.stride, convolution.padding, dilation, convolution.groups
-        x = F.conv2d(x, weight, shift.to(weight.dtype), *settings)
-        return self.activation(norm.activation(x)) if hasattr(self, "activation") else norm.activation(x)
+        return norm.activation(F.conv2d(x, weight, shift.to(weight.dtype), *settings))
 
 
 class FoldingConvLayer(_FoldsNorm, ResNetConvLayer):
@@ -85,14 +91,19 @@ class FoldingShortCut(_FoldsNorm, ResNetShortCut):
     pass
 
 
+class InPlaceReLU(nn.ReLU):
+    """Of a sum that nobody else has. Hooks on it may have the sum, and autograd forbids to overwrite what a backward hook saw."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=not is_traced() and _is_plain(self, InPlaceReLU))
+
+
 def _is_plain(module: nn.Module, kind: type) -> bool:
-    """Whether nobody has replaced, wrapped (LoRA) or hooked it (offloading): then what it computes is known."""
-    return (
-        type(module) is kind
-        and "forward" not in vars(module)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-    )
+    """Whether nobody has replaced, wrapped (LoRA) or hooked it (offloading, Grad-CAM): then what it computes is known."""
+    if type(module) is not kind or "forward" in vars(module):
+        return False
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks)
 
 
 def fold_norms(module: nn.Module) -> None:
@@ -100,9 +111,10 @@ def fold_norms(module: nn.Module) -> None:
     by nobody. Parameters and names stay."""
     folding = {ResNetConvLayer: FoldingConvLayer, ResNetShortCut: FoldingShortCut}
     for part in module.modules():
-        part.__class__ = folding.get(type(part), type(part))
-        if isinstance(part, nn.ReLU):
-            part.inplace = True
+        if type(part) in folding:
+            part.__class__ = folding[type(part)]  # its activation is its own matter
+        elif type(getattr(part, "activation", None)) is nn.ReLU:
+            part.activation.__class__ = InPlaceReLU
 
 
 def pixels_of_cells(mask: Tensor, height: int, width: int) -> Tensor:
@@ -131,6 +143,8 @@ class DinoDetrBackbone(nn.Module):
         use_fast_linear(self.model)
         if config.backbone_config.model_type == "resnet":
             fold_norms(self.model)
+        # In this layout torch 2.11 crashes in the backward pass of a group norm whose input needs no gradient (frozen stem).
+        self._takes_channels_last = not any(isinstance(part, nn.GroupNorm) for part in self.model.modules())
         # Swin and BiT end with a norm for classification that no feature map passes: its parameters would never get a gradient.
         for body, unused in (("swin", "layernorm"), ("bit", "norm")):
             if hasattr(getattr(self.model, body, None), unused):
@@ -185,7 +199,7 @@ class DinoDetrBackbone(nn.Module):
             L maps (B, C, h_l, w_l) and their padding masks (B, h_l, w_l), True on padding, finest first; no masks where nothing
             is padded.
         """
-        if pixel_values.device.type in ("cpu", "cuda"):  # whose convolutions are faster so; maps stay in that layout
+        if self._takes_channels_last and pixel_values.device.type in ("cpu", "cuda"):  # GPUs: not measured
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         maps = self.project(list(self.model(pixel_values).feature_maps))
         if pixel_mask is None:
@@ -202,5 +216,8 @@ class DinoDetrBackbone(nn.Module):
                 source = features[level]
             else:
                 source = features[-1] if level == len(features) else maps[-1]
-            maps.append(norm(projection(source)))
+            projected = projection(source)
+            if torch.is_grad_enabled() and not projected.requires_grad:  # see `_takes_channels_last`
+                projected = projected.contiguous()
+            maps.append(norm(projected))
         return maps

@@ -15,11 +15,9 @@ class FeatureLevels(NamedTuple):
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """(B, S, ...) -> L tensors (B, h * w, ...)."""
+        # Not `Tensor.split`, of which an exported graph makes a sequence where sizes are variables.
         parts, start = [], 0
-        for (
-            height,
-            width,
-        ) in self.shapes:  # not `split`, of which an exported graph makes a sequence, where sizes are variables
+        for height, width in self.shapes:
             parts.append(tokens[:, start : start + height * width])
             start += height * width
         return parts
@@ -46,7 +44,7 @@ def describe_levels(masks: list[Tensor]) -> FeatureLevels:
 
 def describe_whole_levels(maps: list[Tensor]) -> FeatureLevels:
     """Geometry of L maps (B, C, h, w) of images without padding."""
-    ratios = torch.ones(maps[0].shape[0], len(maps), 2, device=maps[0].device)
+    ratios = torch.ones(maps[0].shape[0], len(maps), 2, dtype=torch.float32, device=maps[0].device)
     return FeatureLevels(shapes=tuple(tuple(level.shape[2:]) for level in maps), padding_mask=None, valid_ratios=ratios)
 
 

@@ -41,10 +41,12 @@ class Linear(nn.Linear):
     def _prefers_convolution(self, x: Tensor) -> bool:
         if is_traced() or x.device.type != "cpu" or x.shape[-1] != self.in_features:
             return False
-        # Subclasses of tensors (quantised, sharded, fake) know how a linear layer goes; autocast has bfloat16 in mind.
+        # Other tensors (quantised, sharded, fake, sparse) know how a linear layer goes; autocast has bfloat16 in mind.
         plain = type(x) in _PLAIN and type(self.weight) in _PLAIN and x.dtype == self.weight.dtype == torch.float32
         return (
             plain
+            and x.layout == self.weight.layout == torch.strided
+            and self.weight.numel() > 0
             and not torch.is_autocast_enabled("cpu")
             and torch.backends.mkl.is_available()
             and torch.backends.mkldnn.is_available()
@@ -116,8 +118,9 @@ class FeedForward(nn.Module):
 
     def _forward_rows(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)  # (..., F)
-        # In place, it would cost the backward pass a copy: the result of a convolution is a view here.
-        return self.fc2(hidden.relu() if torch.is_grad_enabled() else hidden.relu_())
+        # In place, it would cost the backward pass a copy (the result of a convolution is a view here), and change what hooks keep.
+        in_place = not torch.is_grad_enabled() and not self.fc1._forward_hooks
+        return self.fc2(F.relu(hidden, inplace=in_place))
 
 
 class MLP(nn.Module):
