@@ -70,7 +70,7 @@ def export_onnx(
         images: files, folders or PIL images to compare on; None: scenes that are drawn on the spot. The first is run alone, the
             others in pairs, padded to a common size.
         data, split, box_format: annotated images, as for `dino_hf.evaluate`, on which the AP of both is compared too.
-        tolerance: largest difference of a score, and of a box as a part of the image's side; None: 0.001 in float32, 0.25 in
+        tolerance: largest difference of a score, and of a box as a part of the image's side; None: 0.01 in float32, 0.25 in
             float16. Of detections with scores from 0.3, and at least the 10 best of an image.
         ap_tolerance: largest difference of the AP in points; None: 0.1 in float32, 0.5 in float16.
         overwrite: replace a file that is there.

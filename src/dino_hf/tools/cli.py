@@ -24,7 +24,19 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-_PACKAGES = ("dino_hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "triton", "kernels", "timm")
+_PACKAGES = (
+    "dino_hf",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "triton",
+    "kernels",
+    "timm",
+    "onnx",
+    "onnxruntime",
+)
 _DATA, _MODELS, _OTHER = "Data", "Models", "Other"
 
 

@@ -34,7 +34,7 @@ def export(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Of scores, and of boxes as a part of the image's side; by default 0.001, in float16 0.25.",
+            help="Of scores, and of boxes as a part of the image's side; by default 0.01, in float16 0.25.",
             show_default=False,
             rich_help_panel=_COMPARISON,
         ),
