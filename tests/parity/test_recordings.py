@@ -133,7 +133,8 @@ def test_post_processing_gives_the_recorded_detections(variant, folder, outputs)
     processor = AutoImageProcessor.from_pretrained(folder)
     detections = processor.post_process_object_detection(outputs[0], threshold=-1, target_sizes=manifest["images"])
     for image, (found, size) in enumerate(zip(detections, manifest["images"], strict=True)):
-        assert_near(found["scores"], recorded[f"post.{image}.scores"], 2e-6)
+        # The slope of a sigmoid is a quarter at most: measured 2.4e-6 with logits that differ by 1e-5.
+        assert_near(found["scores"], recorded[f"post.{image}.scores"], limits(variant)[0] / 4)
         assert torch.equal(found["labels"], recorded[f"post.{image}.labels"])
         assert_near(found["boxes"], recorded[f"post.{image}.boxes"], limits(variant)[1] * max(size))
 
