@@ -371,3 +371,13 @@ def test_norms_can_be_trained_alone():
     maps, _ = backbone(torch.randn(2, 3, 64, 104), None)
     sum(level.square().mean() for level in maps).backward()
     assert all(parameter.grad.any() for parameter in backbone.norms.parameters())
+
+
+def test_gradients_have_the_layout_of_their_weights():
+    """Distributed training copies those that have not, and warns."""
+    backbone = make_backbone()
+    maps, _ = backbone(torch.randn(2, 3, 64, 104), None)
+    sum(level.square().mean() for level in maps).backward()
+    for name, parameter in backbone.model.named_parameters():
+        if parameter.grad is not None:
+            assert parameter.grad.stride() == parameter.stride(), name

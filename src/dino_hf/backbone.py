@@ -78,9 +78,16 @@ class _FoldsNorm:
         convolution, norm = self.convolution, self.normalization
         scale, shift = norm.scale_and_shift()
         weight = (convolution.weight * scale[:, None, None, None]).to(convolution.weight.dtype)
+        if weight.requires_grad:
+            weight.register_hook(_in_plain_layout)
         dilation = POINTWISE_DILATION if convolution.kernel_size == (1, 1) else convolution.dilation
         settings = convolution.stride, convolution.padding, dilation, convolution.groups
         return norm.activation(F.conv2d(x, weight, shift.to(weight.dtype), *settings))
+
+
+def _in_plain_layout(gradient: Tensor) -> Tensor:
+    """From channels last to the layout of the weight, which distributed training wants gradients to have, sides of 1 included."""
+    return gradient.flatten(1).contiguous().unflatten(1, gradient.shape[1:])
 
 
 class FoldingConvLayer(_FoldsNorm, ResNetConvLayer):
@@ -216,8 +223,7 @@ class DinoDetrBackbone(nn.Module):
                 source = features[level]
             else:
                 source = features[-1] if level == len(features) else maps[-1]
-            projected = projection(source)
-            if torch.is_grad_enabled() and not projected.requires_grad:  # see `_takes_channels_last`
-                projected = projected.contiguous()
-            maps.append(norm(projected))
+            # Of channels-last maps, torch computes a group's variance as a difference of squares, which loses digits; and see
+            # `_takes_channels_last`.
+            maps.append(norm(projection(source).contiguous()))
         return maps

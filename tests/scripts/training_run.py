@@ -91,11 +91,15 @@ def check_window(data, folder: Path) -> None:
         loss = model.train()(**images).loss
         loss.backward()
         expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        # float32, and sums in another order; the gradient of a key's bias is zero but for what is left of them
-        rounding = 1e-6 * max(gradient.abs().max().item() for gradient in expected.values())
+        # float32, and sums in another order; what is left of them is the gradient of a key's bias. The group norm of the coarsest
+        # level, two cells of two channels here, makes 300 times as much of what rounding a convolution of one image or of four
+        # leaves: measured 6e-6.
+        rounding = 1e-5 * max(gradient.abs().max().item() for gradient in expected.values())
         assert set(gradients) == set(expected)
         for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=rounding, msg=name)
+            torch.testing.assert_close(
+                gradient, expected[name], rtol=1e-5, atol=rounding, msg=lambda text, name=name: f"{name}: {text}"
+            )
         logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
         assert math.isclose(logged, loss.item(), rel_tol=1e-5)
 
