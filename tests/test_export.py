@@ -154,7 +154,7 @@ def test_onnx_runtime_agrees_with_the_model_on_any_batch(exported):
 
 
 def test_a_missing_mask_is_a_whole_image(exported):
-    model, (pixels, _) = OnnxModel(exported.report.path, num_threads=1), padded_batch(2, 70, 90)
+    model, (pixels, _) = OnnxModel(exported.report.path), padded_batch(2, 70, 90)
     mask = torch.ones(2, 70, 90, dtype=torch.bool)
     assert torch.equal(model(pixels).logits, model(pixels, mask).logits)
 
@@ -216,7 +216,7 @@ def test_weights_that_do_not_fit_into_one_file_lie_beside_it(exported, monkeypat
     onnx_file._save(onnx_ir.load(exported.report.path), tmp_path / "big.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"big.onnx", "big.onnx.data"}
     inputs = padded_batch(2, 70, 90)
-    expected, found = (OnnxModel(path, 1)(*inputs) for path in (exported.report.path, tmp_path / "big.onnx"))
+    expected, found = (OnnxModel(path)(*inputs) for path in (exported.report.path, tmp_path / "big.onnx"))
     assert torch.equal(expected.logits, found.logits)
 
 
@@ -338,7 +338,7 @@ def test_zeros_before_a_maximum_stay_zeros_in_onnx_runtime(tmp_path):
     assert (expected == 0).any()  # where all neighbours within the image are negative
     with onnx_file._quiet():
         torch.onnx.export(program, dynamo=True, optimize=False, verbose=False).save(tmp_path / "stem.onnx")
-    session = OnnxModel(tmp_path / "stem.onnx", 1).session
+    session = OnnxModel(tmp_path / "stem.onnx").session
     (found,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
     # float32: the same sums in another order, of up to 147 products
     np.testing.assert_allclose(found, expected, atol=1e-4)

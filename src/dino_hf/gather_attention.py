@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def finite_locations(locations: Tensor) -> Tensor:
+    """NaN and infinity lie outside, as whatever is far away: they have no cell, and must not reach bilinear weights."""
+    return locations.where((locations.abs() < 1e4).all(-1, keepdim=True), -1e4)
+
+
 def ms_deform_attn_gather(
     value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
@@ -17,8 +22,7 @@ def ms_deform_attn_gather(
     batch, tokens, heads, _ = value.shape
     dtype = torch.promote_types(value.dtype, locations.dtype)
     sizes = torch.tensor([(width, height) for height, width in shapes], device=value.device)  # (L, 2)
-    # NaN and infinity lie outside, as whatever is far away: neither has a cell.
-    locations = locations.where((locations.abs() < 1e4).all(-1, keepdim=True), -1e4).to(dtype)
+    locations = finite_locations(locations).to(dtype)
     # In cells, the centre of the first at 0; in a row, the upper left neighbour of a point and the lower right one.
     points = (locations * sizes[:, None] - 0.5).transpose(-1, -2)  # (B, Q, H, L, 2, P)
     first = points.detach().floor()

@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from .attention_backends import Backend, choose_backend, load_backend, register_backend
 from .feature_levels import FeatureLevels
-from .gather_attention import ms_deform_attn_gather
+from .gather_attention import finite_locations, ms_deform_attn_gather
 from .layers import Linear, XavierLinear, ZeroLinear
 
 Shapes = Sequence[tuple[int, int]]  # (height, width) of each level
@@ -23,7 +23,7 @@ def ms_deform_attn_reference(value: Tensor, shapes: Shapes, locations: Tensor, w
     dtype = torch.promote_types(value.dtype, locations.dtype)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
     maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
-    grid = (2 * _finite(locations).to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B * H, Q, L, P, 2)
+    grid = (2 * finite_locations(locations).to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B * H, Q, L, P, 2)
     samples = [
         F.grid_sample(level.unflatten(-1, shape), grid[:, :, i], padding_mode="zeros", align_corners=False)
         for i, (level, shape) in enumerate(zip(maps, shapes, strict=True))
@@ -40,7 +40,9 @@ def ms_deform_attn_torch(value: Tensor, shapes: Shapes, locations: Tensor, weigh
     dtype = torch.promote_types(value.dtype, locations.dtype)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
     maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
-    grid = (2 * _finite(locations).to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B * H, L, P, Q, 2)
+    grid = (
+        (2 * finite_locations(locations).to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)
+    )  # (B * H, L, P, Q, 2)
     weights = weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)[:, :, None]  # (B * H, L, 1, P, Q)
     out = 0
     for i, (level, shape) in enumerate(zip(maps, shapes, strict=True)):
@@ -48,11 +50,6 @@ def ms_deform_attn_torch(value: Tensor, shapes: Shapes, locations: Tensor, weigh
         samples = F.grid_sample(level, grid[:, i], padding_mode="zeros", align_corners=False)  # (B * H, D_head, P, Q)
         out = out + (samples * weights[:, i]).sum(2)  # (B * H, D_head, Q)
     return out.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(-2).to(value.dtype)  # (B, Q, H * D_head)
-
-
-def _finite(locations: Tensor) -> Tensor:
-    """NaN and infinity lie outside, as whatever is far away: they must not reach the weights of `grid_sample`."""
-    return locations.where((locations.abs() < 1e4).all(-1, keepdim=True), -1e4)
 
 
 register_backend("torch", lambda: Backend(ms_deform_attn_torch))

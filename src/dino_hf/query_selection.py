@@ -36,7 +36,7 @@ class DinoDetrQuerySelection(nn.Module):
         Returns:
             Q = num_queries proposals, or S where the maps of a tiny image have fewer cells.
         """
-        anchors, is_anchor = grid_anchors(levels)  # (B or 1, S, 4), (B or 1, S)
+        anchors, is_anchor = grid_anchors(levels)  # (B, S, 4), (B, S)
         memory = memory.masked_fill(~is_anchor[..., None], 0)
         num_queries, num_tokens = self.num_queries, memory.shape[1]
         if num_tokens < num_queries:  # asked, where min() would make the number of queries a variable of a traced graph
@@ -45,7 +45,7 @@ class DinoDetrQuerySelection(nn.Module):
             best = map_rows(self._score, memory)[..., 0].topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
 
         def select(x: Tensor) -> Tensor:
-            return x.expand(memory.shape[0], -1, -1).gather(1, best.expand(-1, -1, x.shape[-1]))
+            return x.gather(1, best.expand(-1, -1, x.shape[-1]))
 
         # The heads see the selected tokens only: the release lets them see all S and drops the rest, with the same result.
         tokens = self._tokens(select(memory))  # (B, Q, C)

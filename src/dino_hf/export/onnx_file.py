@@ -147,18 +147,14 @@ def _quiet() -> Iterator[None]:
 
 
 class OnnxModel:
-    """An ONNX file on the CPU as the model of a `Predictor`.
-
-    Args:
-        num_threads: None: as many as torch has.
-    """
+    """An ONNX file on the CPU, with as many threads as torch has, as the model of a `Predictor`."""
 
     dtype, device = torch.float32, torch.device("cpu")
 
-    def __init__(self, path: Path, num_threads: int | None = None):
+    def __init__(self, path: Path):
         onnxruntime = import_onnx()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads() if num_threads is None else num_threads
+        options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors; it warns of what it could do better
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
