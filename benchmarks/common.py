@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from transformers import HfArgumentParser
@@ -15,26 +15,43 @@ from dino_hf.tools.measuring import append_rows, machine
 class Common:
     """Settings of every benchmark."""
 
-    rounds: int = field(default=3, metadata={"help": "times that each candidate is timed"})
+    quick: ClassVar[bool] = False
+
     device: str = field(default="cpu", metadata={"help": "where", "choices": ["cpu", "cuda"]})
-    quick: bool = field(
-        default=False, metadata={"help": "toy sizes and few rounds: shows that it runs, and stays out of the report"}
-    )
     output_dir: Path = field(
         default=Path("outputs/benchmarks"), metadata={"help": "results, one JSON object per line, added"}
     )
 
     def __post_init__(self):
-        if self.rounds < 1:
-            raise SystemExit(f"error: rounds={self.rounds} must be at least 1.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise SystemExit("error: device='cuda', but torch finds no CUDA device; use cpu.")
+
+
+@dataclass
+class Sized(Common):
+    """Settings of a benchmark that has a toy size."""
+
+    quick: bool = field(
+        default=False, metadata={"help": "toy sizes and few rounds: shows that it runs, and stays out of the report"}
+    )
+
+
+@dataclass
+class Timed(Sized):
+    """Settings of a benchmark that times candidates in turn."""
+
+    rounds: int = field(default=3, metadata={"help": "times that each candidate is timed"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rounds < 1:
+            raise SystemExit(f"error: rounds={self.rounds} must be at least 1.")
         if self.quick:
             self.rounds = min(self.rounds, 2)
 
 
 @dataclass
-class CpuOnly(Common):
+class CpuOnly(Timed):
     """Settings of a benchmark of what only a CPU does."""
 
     def __post_init__(self):

@@ -15,31 +15,19 @@ from dataclasses import dataclass, field
 
 import torch
 
-from common import Common, parse_size, read_arguments
-from detectors import DINO, DTYPES, MODELS, build, random_images, random_labels
+from common import parse_size, read_arguments
+from detectors import DINO, build, random_images, random_labels
 from dino_hf.tools.measuring import machine
-from training_step import make_optimizer, training_step
+from training_step import StepArguments, make_optimizer, training_step
 
 _MESSAGE = "synchronizing CUDA operation"
 
 
 @dataclass
-class SyncArguments(Common):
+class SyncArguments(StepArguments):
     """List the synchronisations of a training step."""
 
     device: str = field(default="cuda", metadata={"help": "where", "choices": ["cuda"]})
-    model: str = field(default="r50-4scale", metadata={"help": "what is trained", "choices": list(MODELS)})
-    size: str = field(default="480x640", metadata={"help": "height x width of the images"})
-    batch_size: int = field(default=2, metadata={"help": "images"})
-    num_boxes: int = field(default=20, metadata={"help": "boxes of each image"})
-    dtype: str = field(
-        default="float32", metadata={"help": "bfloat16: mixed precision by autocast", "choices": list(DTYPES)}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.quick:
-            self.model, self.size = "toy", "64x104"
 
 
 def stacks_of_syncs(function: Callable[[], object]) -> Counter[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ceilings import measure_arithmetic, measure_bandwidth, shares, work_of
-from common import Common, keep, parse_size, read_arguments
+from common import Timed, keep, parse_size, read_arguments
 from detectors import (
     DEFORMABLE,
     DETECTORS,
@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
 
 @dataclass
-class InferenceArguments(Common):
+class InferenceArguments(Timed):
     """Time inference side by side."""
 
     rounds: int = field(

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DeformableDetrConfig
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 
-from common import Common, keep, read_arguments
+from common import Timed, keep, read_arguments
 from detectors import DEFORMABLE, DINO, NUM_LABELS, random_labels
 from dino_hf import DinoDetrConfig
 from dino_hf.criterion import DinoDetrLoss
@@ -26,7 +26,7 @@ OUTPUT_SETS = 7
 
 
 @dataclass
-class LossArguments(Common):
+class LossArguments(Timed):
     """Time both losses side by side."""
 
     rounds: int = field(default=15, metadata={"help": "times that each loss is timed"})

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from transformers import DeformableDetrImageProcessor, pipeline
 
-from common import Common, keep, read_arguments
+from common import Timed, keep, read_arguments
 from detectors import DEFORMABLE, DINO, DTYPES, MODELS, build
 from dino_hf import DinoDetrImageProcessor
 from dino_hf.tools.measuring import side_by_side
@@ -24,7 +24,7 @@ PROCESSORS = {DINO: DinoDetrImageProcessor, DEFORMABLE: DeformableDetrImageProce
 
 
 @dataclass
-class PipelineArguments(Common):
+class PipelineArguments(Timed):
     """Time pipelines side by side."""
 
     rounds: int = field(default=2, metadata={"help": "times that each pipeline is timed"})

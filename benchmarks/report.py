@@ -71,9 +71,8 @@ def measured_on(rows: list[dict]) -> str:
     about, rounds = rows[-1], sorted({row["rounds"] for row in rows if "rounds" in row})
     many = " to ".join(map(str, sorted({rounds[0], rounds[-1]}))) if rounds else ""
     spread = f"; {many} round{'' if many == '1' else 's'}" if rounds else ""
-    where = (
-        f"{about['device']}, {about['threads']} threads, " if about["device_type"] == "cpu" else f"{about['device']}, "
-    )
+    threads = f"{about['threads']} thread{'' if about['threads'] == 1 else 's'}, "
+    where = f"{about['device']}, {threads if about['device_type'] == 'cpu' else ''}"
     return f"\n{where}torch {about['torch'].split('+')[0]}, transformers {about['transformers']}, {about['date']}{spread}.\n"
 
 

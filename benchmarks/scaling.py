@@ -7,14 +7,14 @@ All points of a curve run side by side, so that the curve is one of ratios.
 
 from dataclasses import dataclass, field
 
-from common import Common, keep, parse_size, read_arguments
+from common import Timed, keep, parse_size, read_arguments
 from detectors import DEFORMABLE, DINO, DTYPES, MODELS, build, detection, random_images, random_labels
 from dino_hf.tools.measuring import side_by_side
 from training_step import RecordingLoss, make_optimizer, training_step
 
 
 @dataclass
-class ScalingArguments(Common):
+class ScalingArguments(Timed):
     """Time growing inputs side by side."""
 
     rounds: int = field(default=2, metadata={"help": "times that each point is timed"})

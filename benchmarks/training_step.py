@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import HfArgumentParser
 
 from ceilings import measure_arithmetic, measure_bandwidth, shares, work_of
-from common import Common, keep, parse_size, read_arguments
+from common import Sized, Timed, keep, parse_size, read_arguments
 from detectors import (
     DEFORMABLE,
     DETECTORS,
@@ -38,8 +38,8 @@ LOSS = "loss of DINO alone"
 
 
 @dataclass
-class TrainingArguments(Common):
-    """Time training steps side by side."""
+class StepArguments(Sized):
+    """What a training step is made of."""
 
     model: str = field(default="r50-4scale", metadata={"help": "what is trained", "choices": list(MODELS)})
     size: str = field(default="480x640", metadata={"help": "height x width of the images"})
@@ -48,6 +48,19 @@ class TrainingArguments(Common):
     dtype: str = field(
         default="float32", metadata={"help": "bfloat16: mixed precision by autocast", "choices": list(DTYPES)}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.quick:
+            self.model, self.size = "toy", "64x104"
+        if self.device == "cpu" and self.dtype == "tf32":
+            raise SystemExit("error: tf32 is for --device cuda.")
+
+
+@dataclass
+class TrainingArguments(StepArguments, Timed):
+    """Time training steps side by side."""
+
     mode: str = field(
         default="eager", metadata={"help": "of DINO and Deformable DETR", "choices": ["eager", "compiled"]}
     )
@@ -61,10 +74,6 @@ class TrainingArguments(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.quick:
-            self.model, self.size = "toy", "64x104"
-        if self.device == "cpu" and self.dtype == "tf32":
-            raise SystemExit("error: tf32 is for --device cuda.")
         if self.peak_of not in (None, *DETECTORS):
             raise SystemExit(f"error: peak_of={self.peak_of!r} must be one of {', '.join(DETECTORS)}.")
         self.ceilings |= self.device == "cuda"
