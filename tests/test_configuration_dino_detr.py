@@ -119,6 +119,15 @@ def test_the_names_of_coco_survive_saving(tmp_path):
     assert loaded.label2id == DinoDetrConfig().label2id
 
 
+@pytest.mark.parametrize("classes", [{"num_labels": 2}, {"num_labels": 1}, {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}])
+def test_classes_named_as_the_library_names_them_survive_saving(tmp_path, classes):
+    """Two of them are the library's default, which it does not save."""
+    config = tiny_config(**classes)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert (loaded.id2label, loaded.category_ids) == (config.id2label, None)
+
+
 def test_names_that_every_model_of_transformers_has_are_understood():
     config = tiny_config()
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (64, 4, 2)

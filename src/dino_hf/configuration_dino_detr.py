@@ -1,5 +1,6 @@
 """Settings of DINO."""
 
+import copy
 import operator
 
 from huggingface_hub.dataclasses import strict
@@ -186,6 +187,11 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             same = names == config.id2label
             config.set_classes(names, given.get("category_ids", config.category_ids if same else None))
         return loaded
+
+    def to_diff_dict(self) -> dict:
+        """As in `PreTrainedConfig`, with the classes always: the library leaves out LABEL_0 and LABEL_1, its own default, which
+        is not ours."""
+        return super().to_diff_dict() | {"id2label": copy.copy(self.id2label)}
 
     def set_classes(self, id2label: dict[int, str], category_ids: list[int] | None = None) -> None:
         """Other classes for a configuration: names, and original category ids where there are any. A model that is built
