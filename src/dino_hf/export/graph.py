@@ -8,8 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers.models.bit.modeling_bit import BitEmbeddings, DynamicPad2d
-from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchEmbeddings, SwinPatchMerging
+from transformers.models.swin.modeling_swin import (
+    SwinAttention,
+    SwinLayer,
+    SwinPatchEmbeddings,
+    SwinPatchMerging,
+)
 
+from ..attention_backends import use_backend
 from ..modeling_dino_detr import DinoDetrForObjectDetection
 from .comparison import TOLERANCES, check_difference, compare_predictions
 
@@ -48,11 +54,12 @@ def export_program(model: DinoDetrForObjectDetection) -> ExportedProgram:
     """
     if not isinstance(model, DinoDetrForObjectDetection):
         raise ValueError(f"A {type(model).__name__} cannot be exported here, only a DinoDetrForObjectDetection.")
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]  # some, if a part was set apart
     predictions = _Predictions(model).eval()
     device = model.device
     try:
-        with torch.no_grad(), _any_size(model):
+        # What environment or configuration name may be a kernel that only this machine has, or grid_sample.
+        with torch.no_grad(), use_backend("gather"), _any_size(model):
             program = torch.export.export(
                 predictions,
                 (
@@ -67,13 +74,17 @@ def export_program(model: DinoDetrForObjectDetection) -> ExportedProgram:
             _check(program, predictions)
     except (RuntimeError, ValueError) as error:  # RuntimeError: what torch finds that depends on the size
         backbone = type(model.model.backbone.model).__name__
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(
-            f"A model with a {backbone} of this configuration cannot be exported for images of any size: {first}"
+            f"A model with a {backbone} of this configuration cannot be exported for images of any size: {first_line(error)}"
         ) from error
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
     return program
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _drop_assertions(program: ExportedProgram) -> None:
@@ -105,8 +116,9 @@ def _check(program: ExportedProgram, predictions: _Predictions) -> None:
 @contextmanager
 def _any_size(model: nn.Module) -> Iterator[None]:
     """While it is traced, let backbones pad without asking whether they must, for padding by nothing is padding too, and in a form
-    that runtimes leave as it is."""
-    changed = []
+    that runtimes leave as it is; and let a Swin write out its attention, which PyTorch has in two layouts: traced is the one of its
+    CPU kernel, and the exporter of ONNX, which takes the other, stops at a view that only the first allows."""
+    changed, attentions = [], []
 
     def replace(module: nn.Module, name: str, function: Callable) -> None:
         setattr(module, name, function.__get__(module))
@@ -114,7 +126,10 @@ def _any_size(model: nn.Module) -> Iterator[None]:
 
     try:
         for module in model.modules():
-            if isinstance(module, SwinPatchEmbeddings):
+            if isinstance(module, SwinAttention):
+                attentions.append((module.config, module.config._attn_implementation))
+                module.config._attn_implementation = "eager"
+            elif isinstance(module, SwinPatchEmbeddings):
                 replace(module, "maybe_pad", _pad_image)
             elif isinstance(module, SwinPatchMerging):
                 replace(module, "maybe_pad", _pad_to_pairs)
@@ -128,6 +143,8 @@ def _any_size(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name in changed:
             delattr(module, name)
+        for config, attention in reversed(attentions):  # one object for all layers, which the first saw unchanged
+            config._attn_implementation = attention
 
 
 def _missing(size: int, unit: int) -> int:

@@ -1,6 +1,7 @@
 """A detector -> an ONNX file that was compared with it."""
 
 import copy
+import math
 import os
 import shutil
 import tempfile
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..box_processing import pad_images
 from ..configuration_dino_detr import DinoDetrConfig
 from ..inference.loading import DTYPES, load_detector, load_image_processor
 from ..inference.predictor import Predictor
-from ..inference.sources import Failure, Picture, find_sources, read_sources
+from ..inference.sources import Failure, Picture, Source, find_sources, read_sources
 from ..modeling_dino_detr import DinoDetrForObjectDetection
 from ..tools.scenes import draw_scene
 from .comparison import TOLERANCES, Difference, check_difference, compare_predictions
@@ -81,10 +83,14 @@ def export_onnx(
         FileNotFoundError, OSError, ImportError: in one sentence.
     """
     import_onnx()
-    say, output = say or _silent, Path(output).expanduser()
+    say, output = say or _silent, Path(os.path.expanduser(output))
     dtype = _check_settings(opset, dtype, tolerance, ap_tolerance)
-    _check_output(output, overwrite)
-    sources = None if images is None else find_sources(images)
+    if data is None and (ap_tolerance is not None or box_format is not None):
+        raise ValueError(
+            "ap_tolerance and box_format are of data, of which there are none: give annotated images (--data)."
+        )
+    _check_output(output, overwrite, model)
+    sources = None if images is None else _find_images(images)
     evaluation_data = None
     if data is not None:
         from ..evaluation import load_split
@@ -139,19 +145,26 @@ def _check_settings(
             "is compared with the model."
         )
     for name, value in (("tolerance", tolerance), ("ap_tolerance", ap_tolerance)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name}={value} must be at least 0.")
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name}={value} must be at least 0, and finite.")
     return found
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def _check_output(output: Path, overwrite: bool, model: str | Path | DinoDetrForObjectDetection) -> None:
     if output.is_dir():
         raise IsADirectoryError(f"{output} is a folder; give the name of a file in it, as {output / 'model.onnx'}.")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {output.parent} for {output.name}; make it first.")
+    if not os.access(output.parent, os.W_OK):
+        raise PermissionError(f"The folder {output.parent} is read-only; choose another for {output.name}.")
+    if _weights_of(output).is_dir():
+        raise IsADirectoryError(f"{_weights_of(output)}, where large weights go, is a folder; choose another name.")
     for file in (output, _weights_of(output)):
-        if file.exists() and not overwrite:
+        if os.path.lexists(file) and not overwrite:  # a link to nowhere is something too
             raise FileExistsError(f"{file} exists already; choose another name, or overwrite it (--overwrite).")
+    own_folder = Path(os.path.expanduser(model)).resolve() if isinstance(model, str | Path) else None
+    if output.exists() and output.suffix != ".onnx" and output.parent.resolve() == own_folder:
+        raise FileExistsError(f"{output} is a file of the model itself; choose another name, such as model.onnx.")
 
 
 def _weights_of(output: Path) -> Path:
@@ -173,6 +186,10 @@ def _load(model: str | Path | DinoDetrForObjectDetection, image_processor) -> tu
     if isinstance(model, DinoDetrForObjectDetection):
         name = model.name_or_path or type(model).__name__
         model = copy.deepcopy(model).to("cpu", torch.float32)
+    elif not isinstance(model, str | Path):
+        raise ValueError(
+            f"A {type(model).__name__} cannot be exported, only a DinoDetrForObjectDetection, or its folder or id on the Hub."
+        )
     else:
         name, model = str(model), load_detector(model)
         image_processor = load_image_processor(name) if image_processor is None else image_processor
@@ -183,34 +200,45 @@ def _load(model: str | Path | DinoDetrForObjectDetection, image_processor) -> tu
     return Predictor(model, image_processor, device="cpu", pad=False), name
 
 
-def _pictures(sources: list | None) -> Iterator[Image.Image]:
-    """What was given, without videos; or drawn scenes, of which none has the size of another.
+def _find_images(images: Any) -> list[Source]:
+    """What was given, without videos.
 
     Raises:
-        ValueError: an image cannot be read, or there is none.
+        FileNotFoundError, ValueError: there is no image.
+    """
+    found = [source for source in find_sources(images) if source.kind == "image"]
+    if not found:
+        raise ValueError("There is no image to compare on among the sources; give some, or none for drawn scenes.")
+    return found
+
+
+def _pictures(sources: list[Source] | None) -> Iterator[Image.Image]:
+    """What was given; or drawn scenes, of which none has the size of another.
+
+    Raises:
+        ValueError: an image cannot be read.
     """
     if sources is None:
         for number in range(_NUM_SCENES):
             yield draw_scene(np.random.default_rng([0, number]))[0]
         return
-    count = 0
-    for item in read_sources([source for source in sources if source.kind == "image"]):
+    for item in read_sources(sources):
         if isinstance(item, Failure):
             raise ValueError(f"{item.source.name} cannot be read: {item.reason}")
         if isinstance(item, Picture):
-            count += 1
             yield item.image
-    if not count:
-        raise ValueError("There is no image to compare on among the sources; give some, or none for drawn scenes.")
 
 
 @torch.inference_mode()
 def _compare(predictor: Predictor, exported: Predictor, pictures: Iterator[Image.Image]) -> Difference:
     difference = Difference(0.0, 0.0, 0, 0)
     for batch in _batches(pictures):
-        inputs = predictor.image_processor(images=[image.convert("RGB") for image in batch], return_tensors="pt")
-        inputs = {name: inputs[name] for name in ("pixel_values", "pixel_mask") if name in inputs}
-        expected, found = predictor.model(**inputs), exported.model(**inputs)
+        prepared = [predictor.image_processor(images=[image.convert("RGB")], return_tensors="pt") for image in batch]
+        masks = (
+            [one["pixel_mask"][0] for one in prepared] if "pixel_mask" in prepared[0] else None
+        )  # none with do_pad=False
+        inputs = pad_images([one["pixel_values"][0] for one in prepared], masks)
+        expected, found = predictor.model(*inputs), exported.model(*inputs)
         difference += compare_predictions((expected.logits, expected.pred_boxes), (found.logits, found.pred_boxes))
     return difference
 
@@ -232,7 +260,7 @@ def _compare_ap(
 ) -> tuple[float, float]:
     """
     Raises:
-        ValueError: they differ by more than `tolerance` points.
+        ValueError: they differ by more than `tolerance` points, or there are no objects.
     """
     from ..evaluation import evaluate_model
 
@@ -240,6 +268,8 @@ def _compare_ap(
     for one in (predictor, exported):
         say(f"Evaluating {one.name} on {len(data.dataset)} images.")
         ap.append(evaluate_model(one, data, batch_size=1, num_bootstrap=0).metrics["AP"])
+        if ap[0] < 0:  # COCO's -1
+            raise ValueError(f"{data.name} has no objects, and so no AP to compare; give other data, or none.")
     if 100 * abs(ap[0] - ap[1]) > tolerance:
         raise ValueError(
             f"{name} was not written: its AP is {100 * ap[1]:.2f}, that of the model {100 * ap[0]:.2f}; {tolerance:g} points of "

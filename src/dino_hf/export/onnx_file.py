@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 
 from ..inference.predictor import Predictor
 from ..modeling_dino_detr import DinoDetrObjectDetectionOutput
+from .graph import first_line
 
 OPSETS = range(18, 24)  # what the exporter of torch writes, and converts to
 _MAX_BYTES = 2**31 - 2**24  # a file of protobuf ends at 2 GiB, and the graph wants some room beside the weights
@@ -67,6 +69,8 @@ def write_onnx(program: ExportedProgram, path: Path, opset: int, metadata: dict[
     Args:
         program: what `export_program` gives.
         opset: one of `OPSETS`.
+    Raises:
+        ValueError: the exporter of torch does not know something in the graph.
     """
     import onnx_ir
     import onnxscript.optimizer
@@ -75,7 +79,11 @@ def write_onnx(program: ExportedProgram, path: Path, opset: int, metadata: dict[
     with _quiet():
         # The exporter's own optimiser takes minutes for a graph of this size, most of them for patterns that runtimes find by
         # themselves, and one of its rules (two limits of one value made one) leaves a graph that does not load.
-        exported = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
+        try:
+            exported = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error  # around it the exporter has pages of advice
+            raise ValueError(f"The graph cannot be written as ONNX: {first_line(cause)}") from error
         model = exported.model
         onnxscript.optimizer.fold_constants(model)
     for clean in (
@@ -96,7 +104,8 @@ def _save(model, path: Path) -> None:
     import onnx_ir
 
     num_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if num_bytes > _MAX_BYTES else None)
+    weights = f"{path.name}.data" if num_bytes > _MAX_BYTES else None
+    onnx_ir.save(model, path, format="protobuf", external_data=weights)  # whatever the name ends in
 
 
 def _describe(model, onnx_ir: ModuleType, metadata: dict[str, str]) -> None:
@@ -121,13 +130,19 @@ def make_metadata(predictor: Predictor, name: str) -> dict[str, str]:
     """What somebody needs who has nothing but the file, as JSON: labels, category ids, settings of the image processor."""
     settings = predictor.image_processor.to_dict()
     metadata = {
-        "model": Path(name).name if Path(name).exists() else name,  # where it lay is nobody's business
+        "model": _public_name(name),
         "id2label": {str(index): label for index, label in predictor.id2label.items()},
         "image_processor": {key: settings[key] for key in _PROCESSOR_SETTINGS if key in settings},
     }
     if predictor.category_ids is not None:
         metadata["category_ids"] = list(predictor.category_ids)
     return {key: json.dumps(value) for key, value in metadata.items()}
+
+
+def _public_name(name: str) -> str:
+    """An id on the Hub as it is; of a folder, which may be gone, its own name: where it lay is nobody's business."""
+    is_id = name.count("/") < 2 and not name.startswith((".", "~", os.sep)) and not Path(name).exists()
+    return name if is_id else Path(os.path.abspath(os.path.expanduser(name))).name
 
 
 @contextmanager
@@ -155,13 +170,23 @@ class OnnxModel:
         onnxruntime = import_onnx()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors; it warns of what it could do better
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        options.log_severity_level = 4  # errors are raised too; it warns of what it could do better
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # those of ONNX Runtime have no common type
+            raise ValueError(f"ONNX Runtime cannot load {path.name}: {first_line(error)}") from error
 
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DinoDetrObjectDetectionOutput:
         if pixel_mask is None:
             batch, _, height, width = pixel_values.shape
             pixel_mask = torch.ones(batch, height, width)
         feed = {"pixel_values": pixel_values.float().numpy(), "pixel_mask": pixel_mask.long().numpy()}
-        logits, boxes = self.session.run(["logits", "pred_boxes"], feed)
+        try:
+            logits, boxes = self.session.run(["logits", "pred_boxes"], feed)
+        except Exception as error:
+            batch, _, height, width = pixel_values.shape
+            raise ValueError(
+                f"ONNX Runtime cannot run the file on {batch} x {height} x {width} pixels, where all maps together must have a "
+                f"cell for each query: {first_line(error)}"
+            ) from error
         return DinoDetrObjectDetectionOutput(logits=torch.from_numpy(logits), pred_boxes=torch.from_numpy(boxes))

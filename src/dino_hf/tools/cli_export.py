@@ -1,5 +1,6 @@
 """`dino-hf export`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -106,4 +107,4 @@ def export(
 
 def _default_output(model: str) -> Path:
     """Named like the model, in the folder that the command is run in."""
-    return Path(f"{Path(model).expanduser().resolve().name}.onnx")
+    return Path(f"{Path(os.path.expanduser(model)).resolve().name}.onnx")
