@@ -17,6 +17,7 @@ from dino_hf.backbone import (
     freeze_batch_norm,
     pixels_of_cells,
 )
+from dino_hf.layers import Linear
 from helpers import BIT, CONVNEXT, RESNET, SIZES, SWIN, TIMM, randomize, tiny_config, tiny_images, tiny_labels
 
 BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT}
@@ -337,7 +338,48 @@ def test_what_is_wrapped_or_hooked_is_called_and_not_folded():
     assert seen == ["hook", "wrapper"]
 
 
-@pytest.mark.parametrize("name", ["layer.0.convolution", "layer.0.normalization", "layer.0.activation", "activation"])
+def test_a_convolution_that_has_got_a_bias_keeps_it():
+    """As when somebody has folded a norm into it for good."""
+    layers = []
+    for model in resnet_and_plain_copy():
+        layers.append(model.encoder.stages[1].layers[0].layer[0])
+        layers[-1].convolution.bias = nn.Parameter(torch.arange(layers[-1].convolution.out_channels).double())
+    x = torch.randn(2, layers[0].convolution.in_channels, 7, 9, dtype=torch.float64)
+    torch.testing.assert_close(layers[0](x), layers[1](x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_compiler_gets_the_norm_unfolded():
+    layer, graphs = resnet_and_plain_copy()[0].encoder.stages[1].layers[0].layer[0], []
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend=lambda graph, inputs: graphs.append(graph.code) or graph.forward)
+    compiled(torch.randn(2, layer.convolution.in_channels, 7, 9, dtype=torch.float64))
+    torch.compiler.reset()
+    assert "batch_norm" in graphs[0]
+    assert "relu_" not in graphs[0]
+
+
+def test_linear_layers_of_a_backbone_are_fast_ones():
+    layers = [part for part in make_backbone("swin").modules() if isinstance(part, nn.Linear)]
+    assert layers
+    assert all(isinstance(layer, Linear) for layer in layers)
+
+
+def test_group_norms_get_maps_in_the_plain_layout():
+    """In channels last, torch takes a difference of squares for the variance."""
+    backbone, layouts = make_backbone(), []
+    for norm in backbone.norms:
+        norm.register_forward_pre_hook(lambda norm, inputs: layouts.append(inputs[0].is_contiguous()))
+    backbone(torch.randn(2, 3, 128, 200), None)
+    assert layouts == [True] * 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"layer.0.{part}" for part in ("convolution", "normalization", "normalization.activation", "activation")),
+        "activation",
+    ],
+)
 def test_hooks_within_a_resnet_see_what_they_would_see_unfolded(name):
     """As Grad-CAM sets them."""
     folding, plain = resnet_and_plain_copy()
@@ -353,6 +395,20 @@ def test_hooks_within_a_resnet_see_what_they_would_see_unfolded(name):
     for ours, theirs in zip(*seen, strict=True):
         # float64: products in another order
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_hooks_of_all_modules_see_those_of_a_resnet():
+    folding, plain = resnet_and_plain_copy()
+    pixels, seen = torch.randn(2, 3, 48, 80, dtype=torch.float64), []
+    for model in (folding, plain):
+        kept = []
+        with nn.modules.module.register_module_forward_hook(lambda *args, kept=kept: kept.append(args)):
+            model(pixels)
+        seen.append(kept)
+    for (ours, _, our_output), (theirs, _, their_output) in zip(*seen, strict=True):
+        assert isinstance(ours, type(theirs))
+        if isinstance(ours, nn.Conv2d | nn.ReLU):
+            torch.testing.assert_close(our_output, their_output, rtol=1e-9, atol=1e-9)
 
 
 def test_masks_of_maps_are_those_of_interpolate_to_the_last_pixel():

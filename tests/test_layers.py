@@ -81,6 +81,10 @@ def test_the_mlp_has_a_relu_between_layers_but_not_behind_the_last():
     assert (result < 0).any()
 
 
+class Quantised(torch.Tensor):
+    """Stands for tensors that know how a linear layer goes with them."""
+
+
 def is_convolution(layer: nn.Linear, x: torch.Tensor, monkeypatch) -> bool:
     """Whether the layer computes x as a convolution."""
     calls = []
@@ -127,14 +131,6 @@ def test_what_is_no_convolution_is_computed_as_a_linear_layer():
         assert torch.equal(layer(inputs).to_dense(), expected.to_dense())
 
 
-def test_a_hook_in_the_feed_forward_block_keeps_what_the_layer_gave():
-    block, x, kept = FeedForward(6, 10), torch.randn(2, 3, 6), []
-    block.fc1.register_forward_hook(lambda layer, inputs, output: kept.append(output))
-    with torch.no_grad():
-        block(x)
-    torch.testing.assert_close(kept[0], F.linear(x, block.fc1.weight, block.fc1.bias))
-
-
 def test_a_linear_layer_is_none_but_where_it_pays(monkeypatch):
     layer, x = Linear(24, 40), torch.randn(2, 150, 24)
     few, half, none = x[:, :5], x.bfloat16(), x[:, :0]
@@ -148,6 +144,21 @@ def test_a_linear_layer_is_none_but_where_it_pays(monkeypatch):
     assert not is_convolution(Linear(24, 40).double(), x.double(), monkeypatch)
     program = torch.export.export(layer, (x,))
     assert not any("conv" in str(node.target) for node in program.graph.nodes)
+    assert not is_convolution(layer, x.as_subclass(Quantised), monkeypatch)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    assert type(layer.weight) is Quantised
+    assert not is_convolution(layer, x, monkeypatch)
+
+
+def test_a_compiler_gets_the_linear_layer_and_not_the_convolution():
+    graphs = []
+    torch.compiler.reset()
+    torch.compile(Linear(24, 40), backend=lambda graph, inputs: graphs.append(graph.code) or graph.forward)(
+        torch.randn(2, 150, 24)
+    )
+    torch.compiler.reset()
+    assert "linear" in graphs[0]
+    assert "conv" not in graphs[0]
 
 
 def test_a_linear_layer_refuses_what_torch_refuses():
@@ -170,9 +181,48 @@ def test_rows_are_mapped_in_parts():
         sizes.append(part.shape[:-1].numel())
         return 2 * part[..., :2]
 
-    assert torch.equal(map_rows(double, x), 2 * x[..., :2])
+    assert torch.equal(map_rows(double, x, nn.Identity()), 2 * x[..., :2])
     assert sizes == [1024, 1024, 52]
-    assert map_rows(double, x[:, :0]).shape == (3, 0, 2)
+    assert map_rows(double, x[:, :0], nn.Identity()).shape == (3, 0, 2)
+
+
+def watch_by_hook(layer, kept):
+    layer.register_forward_hook(lambda layer, inputs, output: kept.append(output))
+
+
+def watch_by_forward(layer, kept):
+    """As accelerate offloads."""
+    forward = layer.forward
+
+    def watched(x):
+        kept.append(forward(x))
+        return kept[-1]
+
+    layer.forward = watched
+
+
+@pytest.mark.parametrize("watch", [watch_by_hook, watch_by_forward])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_who_watches_the_feed_forward_block_sees_all_rows_in_one_call_and_may_keep_them(watch, wrapped, training):
+    block, x, kept = FeedForward(6, 10), torch.randn(2, 900, 6), []
+    watch(block.fc1, kept)
+    expected = F.linear(x, block.fc1.weight, block.fc1.bias)
+    if wrapped:  # as LoRA does
+        block.fc1 = nn.Sequential(block.fc1)
+    with torch.set_grad_enabled(training):
+        block(x)
+    assert len(kept) == 1
+    # two ways of summing in float32
+    torch.testing.assert_close(kept[0], expected, rtol=0, atol=1e-6)
+
+
+def test_hooks_of_all_modules_see_all_rows_in_one_call_too():
+    block, x, names = FeedForward(6, 10), torch.randn(2, 900, 6), []
+    hook = nn.modules.module.register_module_forward_hook(lambda layer, inputs, output: names.append(type(layer)))
+    with hook:
+        block(x)
+    assert names == [TransformerLinear, TransformerLinear, FeedForward]
 
 
 def test_the_feed_forward_block_gives_the_same_in_parts_with_and_without_gradients():

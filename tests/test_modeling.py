@@ -218,6 +218,16 @@ def test_no_mask_is_a_mask_without_padding(backbone, monkeypatch):
     assert torch.equal(without, model(pixel_values, ones).logits)
 
 
+def test_a_mask_without_padding_makes_no_work():
+    model, given = make_model().eval(), []
+    model.model.backbone.register_forward_pre_hook(lambda backbone, inputs: given.append(inputs[1]))
+    pixel_values, pixel_mask = tiny_images()
+    model(pixel_values, torch.ones_like(pixel_mask))
+    model(pixel_values, pixel_mask)
+    assert given[0] is None
+    assert torch.equal(given[1], pixel_mask.bool())
+
+
 def assert_initial_values(model: DinoDetrForObjectDetection):
     for head in (model.model.query_selection.head, *model.model.decoder.heads):
         torch.testing.assert_close(head.class_head.bias, torch.full((NUM_LABELS,), -math.log(99)))

@@ -65,6 +65,17 @@ def test_the_selection_agrees_with_refining_all_tokens_first():
         torch.testing.assert_close(proposals.boxes[image], boxes[image, best])
 
 
+def test_who_watches_the_selection_sees_all_tokens_scored_in_one_call():
+    levels, seen = tiny_levels(((30, 40), (15, 20), (8, 10))), []
+    selection = tiny_selection()
+    selection.memory_proj.register_forward_hook(
+        lambda layer, _, output: seen.append((output.shape, output.requires_grad))
+    )
+    selection(random_memory(levels), levels)
+    # nothing is kept for a backward pass of the scores, which have none
+    assert seen == [((2, num_tokens(levels), 64), False), ((2, 15, 64), True)]
+
+
 def test_references_are_the_boxes_without_gradient():
     proposals = tiny_selection()(random_memory(), LEVELS)
     assert torch.equal(proposals.references, proposals.boxes)

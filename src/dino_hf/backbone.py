@@ -7,7 +7,7 @@ from transformers import AutoBackbone
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from .configuration_dino_detr import DinoDetrConfig
-from .layers import POINTWISE_DILATION, XavierConv2d, is_traced, use_fast_linear
+from .layers import POINTWISE_DILATION, XavierConv2d, is_plain, is_traced, use_fast_linear
 
 
 def _drop_keys(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
@@ -66,13 +66,17 @@ class _FoldsNorm:
 
     def forward(self, x: Tensor) -> Tensor:
         convolution, norm, activation = self.convolution, self.normalization, getattr(self, "activation", None)
-        plain = _is_plain(convolution, nn.Conv2d) and _is_plain(norm, FrozenBatchNorm2d) and convolution.bias is None
-        if is_traced() or not plain:
+        if is_traced() or not self._is_known():
             return super().forward(x)
         x = self._fold(x) if x.device.type == "cpu" else norm(convolution(x))
-        if _is_plain(activation, nn.ReLU):
+        if is_plain(activation, nn.ReLU):
             return x.relu_()  # nobody else has x
         return x if activation is None else activation(x)
+
+    def _is_known(self) -> bool:
+        convolution, norm = self.convolution, self.normalization
+        norm_is_known = is_plain(norm, FrozenBatchNorm2d) and is_plain(norm.activation, nn.Identity)
+        return norm_is_known and is_plain(convolution, nn.Conv2d) and convolution.bias is None
 
     def _fold(self, x: Tensor) -> Tensor:
         convolution, norm = self.convolution, self.normalization
@@ -82,7 +86,7 @@ class _FoldsNorm:
             weight.register_hook(_in_plain_layout)
         dilation = POINTWISE_DILATION if convolution.kernel_size == (1, 1) else convolution.dilation
         settings = convolution.stride, convolution.padding, dilation, convolution.groups
-        return norm.activation(F.conv2d(x, weight, shift.to(weight.dtype), *settings))
+        return F.conv2d(x, weight, shift.to(weight.dtype), *settings)
 
 
 def _in_plain_layout(gradient: Tensor) -> Tensor:
@@ -102,15 +106,7 @@ class InPlaceReLU(nn.ReLU):
     """Of a sum that nobody else has. Hooks on it may have the sum, and autograd forbids to overwrite what a backward hook saw."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x, inplace=not is_traced() and _is_plain(self, InPlaceReLU))
-
-
-def _is_plain(module: nn.Module, kind: type) -> bool:
-    """Whether nobody has replaced, wrapped (LoRA) or hooked it (offloading, Grad-CAM): then what it computes is known."""
-    if type(module) is not kind or "forward" in vars(module):
-        return False
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return not any(hooks)
+        return F.relu(x, inplace=not is_traced() and is_plain(self, InPlaceReLU))
 
 
 def fold_norms(module: nn.Module) -> None:

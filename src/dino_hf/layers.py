@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
 _MIN_ROWS = 256  # below, the detour of `Linear` costs more than it brings
 _MAX_NUMBERS = 2**31  # in one tensor of a convolution
@@ -22,6 +23,21 @@ POINTWISE_DILATION = 2
 def is_traced() -> bool:
     """Whether a graph is made of what runs: a compiler does better with plain operators, and for any machine."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+# Of all modules' hooks. Torch says nothing of how to ask for them, and a shared model shall load with later versions too.
+_watches_all = getattr(nn_module, "_has_any_global_hook", lambda: False)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether more than the module runs when it is called: hooks (Grad-CAM), or a forward in the place of its own (offloading)."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or "forward" in vars(module) or _watches_all()
+
+
+def is_plain(module: nn.Module, kind: type) -> bool:
+    """Whether nobody has replaced, wrapped (LoRA) or hooked it: then what it computes is known, and nobody else has the result."""
+    return type(module) is kind and not is_watched(module)
 
 
 class Linear(nn.Linear):
@@ -63,10 +79,16 @@ def use_fast_linear(module: nn.Module) -> None:
             child.__class__ = Linear
 
 
-def map_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def map_rows(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> Tensor:
     """function(x) of a function that treats each row of x (..., C) by itself; on a CPU so many rows at a time that what lies
-    between stays in the cache, and in blocks that the allocator keeps and does not get anew from the system."""
+    between stays in the cache, and in blocks that the allocator keeps and does not get anew from the system.
+
+    Args:
+        module: whose parts the function calls. Who watches one of them sees all rows in one call.
+    """
     if is_traced() or x.device.type != "cpu" or x.numel() <= _CACHED_ROWS * x.shape[-1]:
+        return function(x)
+    if any(is_watched(part) for part in module.modules()):
         return function(x)
     rows = torch.cat([function(part) for part in x.flatten(0, -2).split(_CACHED_ROWS)])
     return rows.unflatten(0, x.shape[:-1])
@@ -114,12 +136,12 @@ class FeedForward(nn.Module):
         self.fc2 = TransformerLinear(ffn_dim, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return map_rows(self._forward_rows, x)
+        return map_rows(self._forward_rows, x, self)
 
     def _forward_rows(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)  # (..., F)
-        # In place, it would cost the backward pass a copy (the result of a convolution is a view here), and change what hooks keep.
-        in_place = not torch.is_grad_enabled() and not self.fc1._forward_hooks
+        # Where there is a backward pass, in place would cost it a copy: the result of a convolution is a view here.
+        in_place = not (torch.is_grad_enabled() or is_traced()) and is_plain(self.fc1, TransformerLinear)
         return self.fc2(F.relu(hidden, inplace=in_place))
 
 

@@ -42,7 +42,7 @@ class DinoDetrQuerySelection(nn.Module):
         if num_tokens < num_queries:  # asked, where min() would make the number of queries a variable of a traced graph
             num_queries = num_tokens
         with torch.no_grad():  # to be chosen has no gradient: what is dropped is only scored, and nothing of it kept
-            best = map_rows(self._score, memory)[..., 0].topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
+            best = map_rows(self._score, memory, self)[..., 0].topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
 
         def select(x: Tensor) -> Tensor:
             return x.gather(1, best.expand(-1, -1, x.shape[-1]))
