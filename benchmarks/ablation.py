@@ -12,8 +12,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
+from common import parse
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.tools.demo import small_config
 from dino_hf.tools.scenes import make_scenes
@@ -135,7 +136,7 @@ def table(runs: list[dict]) -> str:
 
 
 def main() -> None:
-    arguments = HfArgumentParser(AblationArguments).parse_args_into_dataclasses()[0]
+    arguments = parse(AblationArguments)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "runs.jsonl"

@@ -25,6 +25,18 @@ class Common:
     def __post_init__(self):
         if self.device == "cuda" and not torch.cuda.is_available():
             raise SystemExit("error: device='cuda', but torch finds no CUDA device; use cpu.")
+        for name, values in vars(self).items():
+            for value in values if isinstance(values, list) else [values]:
+                self._check(name, value)
+
+    def _check(self, name: str, value: object) -> None:
+        """Now, and not when minutes have been measured."""
+        if type(value) is int and value < 1:
+            raise SystemExit(f"error: {name}={value} must be at least 1.")
+        if isinstance(value, str) and "size" in name:
+            parse_size(value)
+        if value in ("tf32", "graphs") and self.device == "cpu":
+            raise SystemExit(f"error: {name}={value!r} is for --device cuda.")
 
 
 @dataclass
@@ -44,8 +56,6 @@ class Timed(Sized):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.rounds < 1:
-            raise SystemExit(f"error: rounds={self.rounds} must be at least 1.")
         if self.quick:
             self.rounds = min(self.rounds, 2)
 
@@ -60,14 +70,27 @@ class CpuOnly(Timed):
         super().__post_init__()
 
 
-Arguments = TypeVar("Arguments", bound=Common)
+Arguments = TypeVar("Arguments")
+
+
+def parse(kind: type[Arguments]) -> Arguments:
+    """The options of the command line as an object of the dataclass."""
+    arguments, unknown = HfArgumentParser(kind).parse_args_into_dataclasses(return_remaining_strings=True)
+    if unknown:
+        raise SystemExit(f"error: there is no option {unknown[0]!r}; --help lists those that there are.")
+    return arguments
 
 
 def read_arguments(kind: type[Arguments]) -> Arguments:
-    arguments = HfArgumentParser(kind).parse_args_into_dataclasses()[0]
+    """Those of a benchmark, of a subclass of `Common`; says what is measured on."""
+    arguments = parse(kind)
+    try:
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: results cannot be kept, choose another --output_dir: {error}") from error
     about = machine(arguments.device)
     print(
-        f"{about['device']}, {about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}"
+        f"{about['device']}, threads: {about['threads']}, torch {about['torch']}, transformers {about['transformers']}"
         + (", toy sizes" if arguments.quick else "")
     )
     return arguments

@@ -5,8 +5,6 @@ python benchmarks/host_syncs.py
 The matcher copies the costs to the CPU once for each step; nothing else should be listed.
 """
 
-import json
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -17,8 +15,8 @@ import torch
 
 from common import parse_size, read_arguments
 from detectors import DINO, build, random_images, random_labels
-from dino_hf.tools.measuring import machine
-from training_step import StepArguments, make_optimizer, training_step
+from dino_hf.tools.measuring import append_rows
+from training_step import StepArguments, make_optimizer, step_settings, training_step
 
 _MESSAGE = "synchronizing CUDA operation"
 
@@ -72,11 +70,9 @@ def main() -> None:
         ours = [line for line in stack if "dino_hf" in line]
         print(f"{count} x {ours[-1] if ours else stack[-1]}")
         print("".join(f"      {line}\n" for line in stack), end="")
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
     row = {"synchronisations": [{"count": count, "stack": stack} for stack, count in found.most_common()]}
-    row |= {"date": time.strftime("%Y-%m-%d"), **machine(arguments.device), "quick": arguments.quick}
-    with (arguments.output_dir / "host_syncs.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    path = arguments.output_dir / "host_syncs.jsonl"
+    append_rows(path, [{"case": step_settings(arguments), **row}], arguments.device, quick=arguments.quick)
 
 
 if __name__ == "__main__":

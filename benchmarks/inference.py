@@ -74,8 +74,8 @@ class InferenceArguments(Timed):
         for name, choices in known.items():
             if unknown := [one for one in getattr(self, name) if one not in choices]:
                 raise SystemExit(f"error: {name}={unknown[0]!r} must be one of {', '.join(choices)}.")
-        if self.device == "cpu" and {"tf32"} & set(self.dtypes) | {"graphs"} & set(self.modes):
-            raise SystemExit("error: tf32 and graphs are for --device cuda.")
+        if self.quick and self.full:
+            raise SystemExit("error: quick and full are opposites; use one of them.")
         self.ceilings |= self.device == "cuda"
 
 
@@ -124,17 +124,17 @@ def selection(rounds: int) -> list[Case]:
     ]
 
 
-def toys() -> list[Case]:
+def toys(arguments: InferenceArguments) -> list[Case]:
     candidates = tuple(
-        Candidate(detector, dtype, "eager") for detector in DETECTORS for dtype in ("float32", "bfloat16")
+        Candidate(detector, dtype, "eager") for detector in arguments.detectors for dtype in ("float32", "bfloat16")
     )
-    return [Case("toy", "64x104", 2, 2, candidates)]
+    return [Case("toy", "64x104", 2, arguments.rounds, candidates)]
 
 
 def cases_of(arguments: InferenceArguments) -> list[Case]:
     named = arguments.models or arguments.sizes or arguments.batch_sizes or arguments.dtypes or arguments.modes
     if arguments.quick and not named:
-        return toys()
+        return toys(arguments)
     if named or arguments.full or arguments.device == "cuda" or arguments.detectors != list(DETECTORS):
         return grid(arguments)
     return selection(arguments.rounds)

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from common import parse
 from detectors import DEFORMABLE, DINO, REFERENCE
 from dino_hf.tools.plot_style import style
 from pictures import by_case, save_inference, save_scaling
@@ -243,7 +242,11 @@ def block(benchmark: str, device: str, arguments: ReportArguments) -> str | None
 
 
 def main() -> None:
-    arguments = HfArgumentParser(ReportArguments).parse_args_into_dataclasses()[0]
+    arguments = parse(ReportArguments)
+    if not arguments.page.is_file():
+        raise SystemExit(
+            f"error: there is no page {arguments.page} to write tables into; run this in the repository, or give --page."
+        )
     page = arguments.page.read_text(encoding="utf-8")
     written = []
 

@@ -29,7 +29,7 @@ class ScalingArguments(Timed):
     queries_size: str = field(default="480x640", metadata={"help": "height x width at which queries grow"})
     boxes_size: str = field(default="320x480", metadata={"help": "height x width of the two images whose boxes grow"})
     dtype: str = field(default="float32", metadata={"help": "of inference", "choices": list(DTYPES)})
-    mode: str = field(default="eager", metadata={"help": "of inference", "choices": ["eager", "dynamic"]})
+    mode: str = field(default="eager", metadata={"help": "of DINO over pixels", "choices": ["eager", "dynamic"]})
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,10 +86,14 @@ def _measured(candidates: dict, points: list[dict], arguments: ScalingArguments)
 
 def main() -> None:
     arguments = read_arguments(ScalingArguments)
-    common = {"model": arguments.model, "dtype": arguments.dtype, "mode": arguments.mode}
-    keep("scaling", {"over": "pixels", **common}, over_pixels(arguments), arguments)
-    keep("scaling", {"over": "queries", "size": arguments.queries_size, **common}, over_queries(arguments), arguments)
-    keep("scaling", {"over": "boxes", "size": arguments.boxes_size, **common}, over_boxes(arguments), arguments)
+    model, dtype = {"model": arguments.model}, {"dtype": arguments.dtype}
+    cases = [
+        ({"over": "pixels", **model, **dtype, "mode": arguments.mode}, over_pixels),
+        ({"over": "queries", "size": arguments.queries_size, **model, **dtype}, over_queries),
+        ({"over": "boxes", "size": arguments.boxes_size, **model}, over_boxes),
+    ]
+    for case, measure in cases:
+        keep("scaling", case, measure(arguments), arguments)
 
 
 if __name__ == "__main__":

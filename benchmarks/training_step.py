@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import HfArgumentParser
 
 from ceilings import measure_arithmetic, measure_bandwidth, shares, work_of
 from common import Sized, Timed, keep, parse_size, read_arguments
@@ -53,8 +52,10 @@ class StepArguments(Sized):
         super().__post_init__()
         if self.quick:
             self.model, self.size = "toy", "64x104"
-        if self.device == "cpu" and self.dtype == "tf32":
-            raise SystemExit("error: tf32 is for --device cuda.")
+
+
+def step_settings(arguments: StepArguments) -> dict:
+    return {name: getattr(arguments, name) for name in ("model", "size", "batch_size", "num_boxes", "dtype")}
 
 
 @dataclass
@@ -177,8 +178,9 @@ def peak_in_own_process(detector: str, arguments: TrainingArguments) -> float | 
     """None where the system does not tell."""
     if arguments.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
-    names = ("model", "size", "batch_size", "num_boxes", "dtype", "mode", "device", "quick")
-    options = [text for name in names for text in (f"--{name}", str(getattr(arguments, name)))]
+    settings = step_settings(arguments)
+    settings |= {name: getattr(arguments, name) for name in ("mode", "device", "quick", "output_dir")}
+    options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, __file__, "--peak_of", detector, *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
@@ -204,17 +206,15 @@ def measure(arguments: TrainingArguments) -> list[dict]:
 
 
 def main() -> None:
-    if "--peak_of" in sys.argv:
-        arguments = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()[0]
+    arguments = read_arguments(TrainingArguments)
+    if arguments.peak_of is not None:
         print(f"{peak_of(arguments.peak_of, arguments):.1f}")
         return
-    arguments = read_arguments(TrainingArguments)
     rows = measure(arguments)
     for row in rows:
         if row["candidate"] in DETECTORS:
             row["peak_MiB"] = peak_in_own_process(row["candidate"], arguments)
-    names = ("model", "size", "batch_size", "num_boxes", "dtype", "mode")
-    rows = keep("training_step", {name: getattr(arguments, name) for name in names}, rows, arguments)
+    rows = keep("training_step", step_settings(arguments) | {"mode": arguments.mode}, rows, arguments)
     share, lowest, highest = (100 * one for one in rows[-1]["share_of_step"])
     print(f"  the loss, forward and backward, is {share:.1f} % ({lowest:.1f} to {highest:.1f}) of DINO's step")
 

@@ -18,6 +18,7 @@ import image_processing
 import inference
 import loss as loss_benchmark
 import pipeline as pipeline_benchmark
+import report
 import scaling
 import training_step
 from common import Timed, parse_size
@@ -154,7 +155,7 @@ def test_a_peak_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path, capfd
     assert training_step.peak_in_own_process(detectors.REFERENCE, arguments) == 12.5
     monkeypatch.setattr(sys, "argv", asked[0][1:])
     training_step.main()  # what that process does
-    assert float(capfd.readouterr().out) > 0
+    assert float(capfd.readouterr().out.split()[-1]) > 0
 
 
 def test_a_step_changes_what_is_trained_and_the_loss_is_that_of_its_predictions():
@@ -232,6 +233,11 @@ def test_the_work_of_a_call_is_counted():
     assert work.traffic == 4 * ((5 * 7 + 7 * 3 + 5 * 3) + 2 * (5 * 3))  # the transposed view costs nothing
     with_gradient = left.clone().requires_grad_()
     assert ceilings.work_of(lambda: (with_gradient @ right).sum().backward()).flops == 2 * work.flops
+    model, images = detectors.build(detectors.DINO, "toy"), detectors.random_images(2, 64, 104)
+    detect = detectors.detection(detectors.DINO, model, images)
+    with ceilings._Traffic() as traffic:
+        detect()
+    assert ceilings.work_of(detect).traffic == traffic.bytes  # with norms folded, as they are where nothing is counted
     assert ceilings.measure_arithmetic("cpu", "float32", size=64) > 1e6
     assert ceilings.measure_bandwidth("cpu", num_bytes=2**16) > 1e6
     row = ceilings.shares(ceilings.Work(flops=10**9, traffic=10**8), 100.0, arithmetic=1e11, bandwidth=1e10)
@@ -259,18 +265,43 @@ def test_synchronisations_are_counted_with_the_lines_that_cause_them():
     ("make", "match"),
     [
         (lambda: Timed(rounds=0), "rounds=0 must be at least 1"),
+        (lambda: inference.InferenceArguments(batch_sizes=[2, 0]), "batch_sizes=0 must be at least 1"),
+        (lambda: inference.InferenceArguments(sizes=["640x640", "800"]), "'800' is no size; write height x width"),
+        (lambda: scaling.ScalingArguments(boxes_size="x"), "'x' is no size"),
+        (lambda: scaling.ScalingArguments(dtype="tf32"), "dtype='tf32' is for --device cuda"),
+        (lambda: inference.InferenceArguments(quick=True, full=True), "quick and full are opposites"),
         (lambda: inference.InferenceArguments(models=["r101"]), "models='r101' must be one of r50-4scale, "),
-        (lambda: inference.InferenceArguments(modes=["graphs"]), "tf32 and graphs are for --device cuda"),
-        (lambda: training_step.TrainingArguments(dtype="tf32"), "tf32 is for --device cuda"),
+        (lambda: inference.InferenceArguments(modes=["graphs"]), "modes='graphs' is for --device cuda"),
+        (lambda: training_step.TrainingArguments(dtype="tf32"), "dtype='tf32' is for --device cuda"),
         (lambda: training_step.TrainingArguments(peak_of="DETR"), "peak_of='DETR' must be one of DINO, "),
         (lambda: coco_evaluation.EvaluationArguments(device="cuda"), "measured on a cpu only"),
-        (lambda: parse_size("800"), "'800' is no size; write height x width"),
         (lambda: parse_size("0x40"), "'0x40' is no size"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(make, match):
     with pytest.raises(SystemExit, match=match):
         make()
+
+
+@pytest.mark.parametrize("module", [loss_benchmark, ablation, report])
+def test_an_option_that_there_is_not_is_one_sentence(module, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script", "--number_of_boxes", "3"])
+    with pytest.raises(SystemExit, match="error: there is no option '--number_of_boxes'; --help lists"):
+        module.main()
+
+
+def test_a_folder_that_cannot_be_is_told_before_anything_is_measured(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(loss_benchmark, "random_case", lambda *settings: pytest.fail("measured"))
+    with pytest.raises(SystemExit, match=r"error: results cannot be kept, choose another --output_dir: .*file"):
+        run(loss_benchmark, monkeypatch, tmp_path / "file" / "results")
+
+
+def test_toys_are_those_detectors_and_rounds_that_were_named():
+    arguments = inference.InferenceArguments(quick=True, rounds=1, detectors=[detectors.DINO])
+    (case,) = inference.cases_of(arguments)
+    assert case.rounds == 1
+    assert [str(one) for one in case.candidates] == ["DINO, float32, eager", "DINO, bfloat16, eager"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

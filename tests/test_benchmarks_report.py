@@ -185,6 +185,12 @@ def write_scaling(results: Path) -> None:
     write(results, "scaling", rows)
 
 
+def test_a_page_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["report", "--page", str(tmp_path / "none.md")])
+    with pytest.raises(SystemExit, match=r"error: there is no page .*none\.md to write tables into"):
+        report.main()
+
+
 def test_a_place_for_what_is_not_measured_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="has a place for 'speed'; known are inference, "):
         make_report(monkeypatch, tmp_path, "<!-- speed cpu -->\n<!-- end -->\n")

@@ -71,10 +71,11 @@ def test_a_peak_counts_from_where_it_was_restarted():
 
 
 def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
-    def refuse():
-        raise OSError("no /proc")
+    def refuse(*key):
+        raise FileNotFoundError("no /proc")
 
-    monkeypatch.setattr(measuring, "restart_peak", refuse)
+    monkeypatch.setattr(measuring, "resident_memory", refuse)
+    monkeypatch.setattr(measuring.ctypes, "CDLL", lambda name: pytest.fail("Windows has no library without a name"))
     row = side_by_side({"a": lambda: None}, rounds=1)[0]
     assert row["temporary_MiB"] is None
 

@@ -134,6 +134,7 @@ def restart_peak() -> None:
     Raises:
         OSError, AttributeError: this is no Linux.
     """
+    resident_memory()  # raises where there is no /proc, before libraries of another system are asked
     ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed, and would hide what is taken again
     Path("/proc/self/clear_refs").write_text("5")
 
