@@ -49,9 +49,8 @@ class Linear(nn.Linear):
             return super().forward(x)
         # Rows become pixels, features channels: a view, for which oneDNN has the layout "channels last".
         pixels = x.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, in, rows, 1)
-        out = F.conv2d(
-            pixels, self.weight[:, :, None, None], self.bias, dilation=POINTWISE_DILATION
-        )  # (1, out, rows, 1)
+        kernel = self.weight[:, :, None, None]
+        out = F.conv2d(pixels, kernel, self.bias, dilation=POINTWISE_DILATION)  # (1, out, rows, 1)
         return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
 
     def _prefers_convolution(self, x: Tensor) -> bool:

@@ -40,9 +40,8 @@ def ms_deform_attn_torch(value: Tensor, shapes: Shapes, locations: Tensor, weigh
     dtype = torch.promote_types(value.dtype, locations.dtype)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
     maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
-    grid = (
-        (2 * finite_locations(locations).to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)
-    )  # (B * H, L, P, Q, 2)
+    grid = 2 * finite_locations(locations).to(dtype) - 1
+    grid = grid.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B * H, L, P, Q, 2)
     weights = weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)[:, :, None]  # (B * H, L, 1, P, Q)
     out = 0
     for i, (level, shape) in enumerate(zip(maps, shapes, strict=True)):

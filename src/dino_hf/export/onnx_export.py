@@ -234,9 +234,8 @@ def _compare(predictor: Predictor, exported: Predictor, pictures: Iterator[Image
     difference = Difference(0.0, 0.0, 0, 0)
     for batch in _batches(pictures):
         prepared = [predictor.image_processor(images=[image.convert("RGB")], return_tensors="pt") for image in batch]
-        masks = (
-            [one["pixel_mask"][0] for one in prepared] if "pixel_mask" in prepared[0] else None
-        )  # none with do_pad=False
+        has_masks = "pixel_mask" in prepared[0]  # not with do_pad=False
+        masks = [one["pixel_mask"][0] for one in prepared] if has_masks else None
         inputs = pad_images([one["pixel_values"][0] for one in prepared], masks)
         expected, found = predictor.model(*inputs), exported.model(*inputs)
         difference += compare_predictions((expected.logits, expected.pred_boxes), (found.logits, found.pred_boxes))
