@@ -1,0 +1,241 @@
+"""Where commands write: one policy for files and folders that exist, and writing beside a place before taking it.
+
+The policy: an output that exists is refused unless the user asked for it to be replaced (`--overwrite`). Then only files that an
+earlier run wrote are replaced. Nothing is written or deleted through a link below the folder, or outside of it.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+MANIFEST = ".dino_hf_files.json"
+_LARGEST_MANIFEST = 2**24  # bytes
+_FOREIGN_AGE = 24 * 3600  # seconds without a change after which a scratch file of another machine is a leftover
+_STARTED = time.time()
+_HOST = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:24] or "host"
+
+
+# -- may it be written?
+
+
+def check_output_file(path: Path, overwrite: bool) -> None:
+    """Check, before the work, that a file can be written.
+
+    Args:
+        overwrite: an existing file may be replaced. A link is replaced itself; its target is not touched.
+    Raises:
+        OSError: a folder has this name, or its folder cannot be written; FileExistsError: the file exists.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file.")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another name, or replace it with --overwrite.")
+    check_writable(path.parent)
+
+
+def check_output_folder(
+    folder: Path, overwrite: bool, is_ours: Callable[[Path], bool], what: str, cure: str = "replace it with --overwrite"
+) -> bool:
+    """Check, before the work, that a folder can take results.
+
+    Args:
+        overwrite: results of an earlier run may be replaced.
+        is_ours: whether the folder holds results of the same command.
+        what: names these results in messages, such as "an evaluation".
+        cure: says how the user replaces them.
+    Returns:
+        whether results of an earlier run are there.
+    Raises:
+        FileExistsError: the folder has earlier results and `overwrite` is False, or it has other files, or is a file itself.
+        OSError: it cannot be written.
+    """
+    check_writable(folder)
+    if not folder.is_dir() or all(is_leftover(entry) for entry in folder.iterdir()):
+        return False
+    if not is_ours(folder):
+        raise FileExistsError(f"{folder} has files that are not of {what}; choose a new or empty folder.")
+    if not overwrite:
+        raise FileExistsError(f"{folder} has {what} in it; choose another folder, or {cure}.")
+    return True
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError if a folder that exists, or the nearest one above it, is a file or cannot be written."""
+    nearest = next((place for place in (folder, *folder.absolute().parents) if os.path.lexists(place)), Path("/"))
+    if not nearest.is_dir():
+        raise FileExistsError(f"{nearest} is not a folder; choose another place for the results.")
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()  # permissions do not tell: a file system may be read-only or full
+    except OSError as error:
+        raise type(error)(
+            f"{folder} cannot be written ({error.strerror}); choose another place for the results."
+        ) from error
+
+
+# -- paths below a folder
+
+
+def path_below(folder: Path, name: str) -> Path:
+    """`folder / name`, with every folder in between a real one.
+
+    Args:
+        name: relative, with "/".
+    Raises:
+        ValueError: the name leads out of the folder, or a part of the way is a link.
+    """
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file below {folder}.")
+    place = folder
+    for part in relative.parts[:-1]:
+        place = place / part
+        if place.is_symlink():
+            raise ValueError(
+                f"{place} is a link, and nothing is written through links; remove it, or choose another folder."
+            )
+    return folder / relative
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Delete regular files below a folder, then the folders on their way that are empty.
+
+    What a name finds behind a link, outside of the folder, or as anything but a regular file stays.
+    """
+    for name in names:
+        try:
+            path = path_below(folder, name)
+        except ValueError:
+            continue
+        if path.is_symlink() or not path.is_file():
+            continue
+        path.unlink()
+        for parent in path.relative_to(folder).parents:
+            with suppress(OSError):  # it has other files
+                if parent.name:
+                    (folder / parent).rmdir()
+
+
+# -- a list of what was written
+
+
+def write_manifest(folder: Path, command: str, names: Iterable[str]) -> None:
+    """Note which files a command wrote into a folder, so that a later run may replace these and no others."""
+    with write_beside(folder / MANIFEST) as path:
+        path.write_text(json.dumps({"command": command, "files": sorted(names)}, ensure_ascii=False), encoding="utf-8")
+
+
+def read_manifest(folder: Path, command: str) -> list[str] | None:
+    """The names that `write_manifest` noted for this command; None: there is no such note that can be read."""
+    path = folder / MANIFEST
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST_MANIFEST:
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    names = content.get("files") if isinstance(content, dict) and content.get("command") == command else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+# -- beside first, then renamed
+
+
+@contextmanager
+def write_beside(path: Path) -> Iterator[Path]:
+    """Give a hidden name in the same folder to write a file to; at the end it takes the place of `path`, whole.
+
+    After an error or an interruption `path` is as it was, and the hidden file is gone. A link at `path` is replaced itself.
+    """
+    remove_leftovers(path)
+    scratch = _scratch(path)
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(folder: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `folder` to write to; at the end it takes the place of `folder`, whole.
+
+    A folder that is there is moved away first, deleted last, and put back if anything goes wrong in between. Whether it may be
+    replaced must have been checked.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    scratch = _scratch(folder)
+    new, old = scratch / folder.name, scratch / ".old"
+    new.mkdir(parents=True)
+    try:
+        yield new
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what processes that were killed left of writing `path`: their hidden files and folders beside it."""
+    prefix = f".{path.stem}."
+    with suppress(OSError):  # there is no such folder yet
+        for entry in list(os.scandir(path.parent)):
+            if not (entry.name.startswith(prefix) and is_leftover(Path(entry))):
+                continue
+            rest = _SCRATCH.fullmatch(entry.name)
+            if rest is None or rest["stem"] != path.stem:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a path is a hidden file or folder of `write_beside` or `folder_beside` whose process has ended."""
+    found = _SCRATCH.fullmatch(path.name)
+    if found is None or path.is_symlink():
+        return False
+    try:
+        changed = path.stat().st_mtime
+    except OSError:
+        return False
+    if found["host"] != _HOST:
+        return time.time() - changed > _FOREIGN_AGE
+    process = int(found["process"])
+    if process == os.getpid():  # numbers come again, in containers at once
+        return changed < _STARTED
+    return not _is_running(process)
+
+
+_SCRATCH = re.compile(r"\.(?P<stem>.+)\.(?P<host>[A-Za-z0-9-]+)-(?P<process>\d{1,9})\.partial(\.\w+)?", re.DOTALL)
+
+
+def _scratch(path: Path) -> Path:
+    """With the suffix of the path, by which libraries choose a format."""
+    return path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.partial{path.suffix}")
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,189 @@
+"""Outputs: refused where something is, whole or not at all, and never through a link."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dino_hf.common import output_folders
+from dino_hf.common.output_folders import (
+    check_output_file,
+    check_output_folder,
+    folder_beside,
+    is_leftover,
+    path_below,
+    read_manifest,
+    remove_files,
+    write_beside,
+    write_manifest,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_file_that_exists_needs_overwrite(tmp_path):
+    path = tmp_path / "a.png"
+    check_output_file(path, overwrite=False)
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"a.png exists; choose another name, or replace it with --overwrite"):
+        check_output_file(path, overwrite=False)
+    check_output_file(path, overwrite=True)
+    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
+        check_output_file(tmp_path, overwrite=True)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError):
+        check_output_file(tmp_path / "nowhere", overwrite=False)
+    with pytest.raises(FileExistsError, match=r"a.png is not a folder"):
+        check_output_file(path / "b.png", overwrite=True)
+
+
+def test_a_folder_with_files_needs_overwrite_and_must_be_ours(tmp_path):
+    def is_ours(folder):
+        return (folder / "ours").exists()
+
+    folder = tmp_path / "out"
+    assert not check_output_folder(folder, False, is_ours, "an evaluation")
+    folder.mkdir()
+    assert not check_output_folder(folder, False, is_ours, "an evaluation")
+    (folder / "mine").touch()
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="has files that are not of an evaluation; choose a new or empty"):
+            check_output_folder(folder, overwrite, is_ours, "an evaluation")
+    (folder / "ours").touch()
+    with pytest.raises(FileExistsError, match="has an evaluation in it; choose another folder, or replace it with --o"):
+        check_output_folder(folder, False, is_ours, "an evaluation")
+    assert check_output_folder(folder, True, is_ours, "an evaluation")
+    assert names(folder) == ["mine", "ours"]
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/a", "b/../../a", "", ".", "a\0b"])
+def test_names_do_not_lead_out(tmp_path, name):
+    with pytest.raises(ValueError, match="is not the name of a file below"):
+        path_below(tmp_path, name)
+    remove_files(tmp_path, [name])
+
+
+def test_nothing_is_removed_through_links(tmp_path):
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    (mine / "deep").mkdir(parents=True)
+    for path in (mine / "a.jpg", mine / "deep" / "b.jpg"):
+        path.write_text("mine")
+    (out / "real" / "deep").mkdir(parents=True)
+    (out / "real" / "deep" / "c.jpg").touch()
+    (out / "images").symlink_to(mine)
+    (out / "link.jpg").symlink_to(mine / "a.jpg")
+    remove_files(out, ["images/a.jpg", "images/deep/b.jpg", "link.jpg", "real/deep/c.jpg", "gone", "real"])
+    assert names(mine) == ["a.jpg", "deep"]
+    assert (mine / "deep" / "b.jpg").read_text() == "mine"
+    assert names(out) == ["images", "link.jpg"]
+    with pytest.raises(ValueError, match="images is a link, and nothing is written through links; remove it"):
+        path_below(out, "images/new.jpg")
+    assert path_below(out, "deep/new.jpg") == out / "deep" / "new.jpg"
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path, target = tmp_path / "a.b.png", tmp_path / "target"
+    target.write_text("mine")
+    path.symlink_to(target)
+    with write_beside(path) as scratch:
+        assert scratch.suffix == ".png"
+        assert scratch.name.startswith(".")
+        scratch.write_text("new")
+        assert path.is_symlink()
+    assert (path.read_text(), path.is_symlink(), target.read_text()) == ("new", False, "mine")
+
+    def stop():
+        with write_beside(path) as scratch:
+            scratch.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["a.b.png", "target"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "model"
+    for content in ("one", "two"):
+        with folder_beside(folder) as scratch:
+            assert scratch.name == "model"
+            (scratch / content).touch()
+        assert names(folder) == [content]
+
+    def fail():
+        with folder_beside(folder) as scratch:
+            (scratch / "three").touch()
+            raise ValueError("full")
+
+    with pytest.raises(ValueError, match="full"):
+        fail()
+    assert names(folder) == ["two"]
+    assert names(folder.parent) == ["model"]
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
+    host, dead = output_folders._HOST, dead_process()
+    left = tmp_path / f".results.{host}-{dead}.partial.json"
+    kept = [
+        tmp_path / f".results.{host}-{os.getppid()}.partial.json",
+        tmp_path / f".results.{host}-{os.getpid()}.partial.json",
+        tmp_path / f".others.{host}-{dead}.partial.json",
+        tmp_path / f".results.elsewhere-{dead}.partial.json",
+        tmp_path / f".results.mine-{dead}.json",
+        tmp_path / "results.json",
+    ]
+    for path in (left, *kept):
+        path.touch()
+    os.utime(kept[1], (time.time() + 9,) * 2)
+    with write_beside(tmp_path / "results.json") as scratch:
+        scratch.write_text("new")
+    assert not left.exists()
+    # Its own name was taken by this process.
+    assert [path.name for path in kept if not path.exists()] == [kept[1].name]
+
+
+def test_scratch_of_an_earlier_process_of_the_same_number_or_of_another_machine_is_a_leftover_by_its_age(tmp_path):
+    own = tmp_path / f".a.{output_folders._HOST}-{os.getpid()}.partial"
+    own.touch()
+    assert not is_leftover(own) or own.stat().st_mtime < output_folders._STARTED
+    os.utime(own, (output_folders._STARTED - 1,) * 2)
+    assert is_leftover(own)
+    foreign = tmp_path / ".a.elsewhere-1.partial"
+    foreign.touch()
+    for age, expected in ((23 * 3600, False), (25 * 3600, True)):
+        os.utime(foreign, (time.time() - age,) * 2)
+        assert is_leftover(foreign) == expected
+
+
+def test_a_folder_of_a_killed_process_is_deleted(tmp_path):
+    left = tmp_path / f".model.{output_folders._HOST}-{dead_process()}.partial"
+    (left / "model").mkdir(parents=True)
+    with folder_beside(tmp_path / "model") as scratch:
+        (scratch / "a").touch()
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 10**5, '{"command": "x"}', '{"command": "x", "files": [1]}', "\x00"]
+)
+def test_a_manifest_that_is_none_names_nothing(tmp_path, content):
+    (tmp_path / output_folders.MANIFEST).write_text(content)
+    assert read_manifest(tmp_path, "x") is None
+
+
+def test_a_manifest_names_what_its_command_wrote(tmp_path):
+    assert read_manifest(tmp_path, "doctor") is None
+    write_manifest(tmp_path, "doctor", ["b.png", "a.png"])
+    assert read_manifest(tmp_path, "doctor") == ["a.png", "b.png"]
+    assert read_manifest(tmp_path, "augment") is None
