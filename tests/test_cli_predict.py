@@ -174,7 +174,7 @@ def test_a_run_that_was_stopped_is_resumed(model, photos, tmp_path, monkeypatch)
 
     exit_code, _, errors = run(*arguments)
     assert exit_code == 1
-    assert "has an earlier prediction; choose another folder, or overwrite it, or resume it." in errors
+    assert "has an earlier prediction in it; choose another folder, or replace it with --overwrite" in errors
     exit_code, output, errors = run(*arguments, "--resume")
     assert exit_code == 3
     whole = [record["file"] for record in journal(tmp_path / "found")]

@@ -134,21 +134,20 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 
 def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
     host, dead = output_folders._HOST, dead_process()
-    left = tmp_path / f".results.{host}-{dead}.partial.json"
+    left = [tmp_path / f".{name}.{host}-{dead}.partial.json" for name in ("results", "others")]
     kept = [
         tmp_path / f".results.{host}-{os.getppid()}.partial.json",
         tmp_path / f".results.{host}-{os.getpid()}.partial.json",
-        tmp_path / f".others.{host}-{dead}.partial.json",
         tmp_path / f".results.elsewhere-{dead}.partial.json",
         tmp_path / f".results.mine-{dead}.json",
         tmp_path / "results.json",
     ]
-    for path in (left, *kept):
+    for path in (*left, *kept):
         path.touch()
     os.utime(kept[1], (time.time() + 9,) * 2)
     with write_beside(tmp_path / "results.json") as scratch:
         scratch.write_text("new")
-    assert not left.exists()
+    assert not any(path.exists() for path in left)
     # Its own name was taken by this process.
     assert [path.name for path in kept if not path.exists()] == [kept[1].name]
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -202,14 +204,15 @@ def test_folders_of_others_are_left_alone(tmp_path):
             FileExistsError, match="has files that are not of an earlier prediction; choose a new or empty"
         ):
             open_folder(tmp_path, **wanted)
-    with pytest.raises(FileExistsError, match=r"mine.txt is a file; choose a folder"):
+    with pytest.raises(FileExistsError, match=r"mine.txt is not a folder; choose another place"):
         open_folder(tmp_path / "mine.txt")
-    with pytest.raises(FileExistsError, match=r"mine.txt is a file; choose a folder"):
+    with pytest.raises(FileExistsError, match=r"mine.txt is not a folder; choose another place"):
         open_folder(tmp_path / "mine.txt" / "deep" / "out")
     fill(open_folder(tmp_path / "out"))
     before = files(tmp_path)
     with pytest.raises(
-        FileExistsError, match="has an earlier prediction; choose another folder, or overwrite it, or resume"
+        FileExistsError,
+        match="has an earlier prediction in it; choose another folder, or replace it with --overwrite, or go on",
     ):
         open_folder(tmp_path / "out")
     with pytest.raises(ValueError, match="overwrite deletes what resume goes on with"):
@@ -219,10 +222,73 @@ def test_folders_of_others_are_left_alone(tmp_path):
     ):
         open_folder(tmp_path / "new", formats=["csv", "xml"])
     assert files(tmp_path) == before
-    journal = tmp_path / "out" / "predictions.jsonl"
-    journal.write_text(journal.read_text(encoding="utf-8").replace('"file": "a/1.jpg"', "file"), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"predictions.jsonl, line 3, is damaged; take the line out"):
-        open_folder(tmp_path / "out", resume=True)
+
+
+DEEP = "[" * 10**5
+
+
+@pytest.mark.parametrize("line", ["[]", "junk", DEEP, '{"file": "a", "origin": "", "frame": null}', "", "\x00"])
+def test_a_damaged_line_costs_one_picture(tmp_path, line):
+    fill(open_folder(tmp_path))
+    journal = tmp_path / "predictions.jsonl"
+    written = journal.read_text(encoding="utf-8").splitlines()
+    written[2] = line  # of a/1.jpg
+    journal.write_text("\n".join(written) + "\n", encoding="utf-8")
+    resumed = open_folder(tmp_path, resume=True, every=1)
+    assert resumed.is_finished(picture("a/1.png").source)
+    assert not resumed.is_finished(picture("a/1.jpg").source)
+    with open_folder(tmp_path, overwrite=True, formats=["csv"]):
+        pass
+    assert files(tmp_path) == ["images/a/1.jpg", "labels/a/1.jpg.txt", "predictions.csv", "predictions.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["predictions.jsonl", ".predictions.jsonl", ".predictions.host-1.partial.jsonl"])
+@pytest.mark.parametrize("wanted", ["overwrite", "resume"])
+def test_a_run_that_was_killed_before_its_first_line_stops_nothing(tmp_path, name, wanted):
+    (tmp_path / name).write_text("" if name.startswith("p") else '{"set')
+    os.utime(tmp_path / name, (0, 0))
+    fill(open_folder(tmp_path, formats=["csv"], **{wanted: True}))
+    assert files(tmp_path) == ["predictions.csv", "predictions.jsonl"]
+
+
+def test_a_journal_without_its_settings_cannot_be_resumed_but_replaced(tmp_path):
+    fill(open_folder(tmp_path))
+    journal = tmp_path / "predictions.jsonl"
+    journal.write_text("{\n" + journal.read_text(encoding="utf-8").partition("\n")[2], encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"cannot be resumed: the first line of its predictions.jsonl, with the settings"
+    ):
+        open_folder(tmp_path, resume=True)
+    with open_folder(tmp_path, overwrite=True, formats=[]):
+        assert files(tmp_path) == ["predictions.jsonl"]
+
+
+def test_nothing_is_written_or_deleted_through_links(tmp_path):
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    (mine / "a").mkdir(parents=True)
+    for name in ("a/1.png", "1.txt", "table"):
+        (mine / name).write_text("mine")
+    fill(open_folder(out))
+    shutil.rmtree(out / "images")
+    (out / "images").symlink_to(mine)
+    with pytest.raises(ValueError, match="images is a link, and nothing is written through links; remove it"):
+        open_folder(out, overwrite=True)
+    (out / "images").unlink()
+    for name in ("predictions.csv", "predictions.json", "classes.txt", "labels/b.txt"):
+        (out / name).unlink()
+        (out / name).symlink_to(mine / "table")
+    fill(open_folder(out, overwrite=True))
+    assert [(mine / name).read_text() for name in ("a/1.png", "1.txt", "table")] == ["mine"] * 3
+    assert not (out / "predictions.csv").is_symlink()
+
+
+def test_a_file_of_the_user_in_the_folder_keeps_its_name(tmp_path):
+    fill(open_folder(tmp_path))
+    (tmp_path / "images" / "c.png").write_bytes(b"mine")
+    with open_folder(tmp_path, overwrite=True) as folder:
+        folder.add(picture("c.png"), FOUND)
+    assert (tmp_path / "images" / "c.png").read_bytes() == b"mine"
+    assert (tmp_path / "images" / "c-2.png").is_file()
 
 
 def test_no_file_is_written_for_two_sources(tmp_path):
@@ -238,31 +304,23 @@ def test_no_file_is_written_for_two_sources(tmp_path):
     assert len(list((tmp_path / "out" / "labels").iterdir())) == len(sources)
 
 
-@pytest.mark.parametrize(
-    ("number", "line", "message"),
-    [
-        (1, '{"file": "a"}', "is no journal of a prediction; save to another folder"),
-        (1, "junk", "is no journal of a prediction; save to another folder"),
-        (2, "[]", "line 2, is damaged"),
-        (
-            2,
-            '{"file": "../mine", "origin": "", "frame": null, "time": null, "width": 1, "height": 1, "objects": []}',
-            "line 2",
-        ),
-    ],
-)
-def test_a_journal_that_is_not_ours_deletes_nothing(tmp_path, number, line, message):
-    fill(open_folder(tmp_path / "out"))
-    (tmp_path / "mine.jpg").write_bytes(b"mine")
-    journal = tmp_path / "out" / "predictions.jsonl"
-    changed = journal.read_text(encoding="utf-8").splitlines()
-    changed[number - 1] = line
-    journal.write_text("\n".join(changed) + "\n", encoding="utf-8")
-    before = files(tmp_path)
+OUTSIDE = '{"file": "%s", "origin": "", "frame": null, "time": null, "width": 1, "height": 1, "objects": []}'
+
+
+def test_a_journal_that_is_not_ours_deletes_nothing(tmp_path):
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    kept = [tmp_path / "mine.jpg", tmp_path / "out" / "images" / "mine.jpg"]
+    for path in kept:
+        path.write_bytes(b"mine")
+    (tmp_path / "out" / "predictions.jsonl").write_text('{"file": "a"}\njunk\n')
     for wanted in ({"overwrite": True}, {"resume": True}):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(FileExistsError, match="has files that are not of an earlier prediction"):
             open_folder(tmp_path / "out", **wanted)
-    assert files(tmp_path) == before
+    lines = ['{"settings": {}}', *(OUTSIDE % name for name in ("../../mine.jpg", str(kept[0]), "a\\u0000b", ""))]
+    (tmp_path / "out" / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    with open_folder(tmp_path / "out", overwrite=True, formats=[]):
+        pass
+    assert all(path.read_bytes() == b"mine" for path in kept)
 
 
 def test_passwords_of_addresses_are_not_written(tmp_path):

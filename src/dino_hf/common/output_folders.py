@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 MANIFEST = ".dino_hf_files.json"
@@ -153,7 +154,7 @@ def write_beside(path: Path) -> Iterator[Path]:
 
     After an error or an interruption `path` is as it was, and the hidden file is gone. A link at `path` is replaced itself.
     """
-    remove_leftovers(path)
+    _remove_leftovers_once(os.path.realpath(path.parent))
     scratch = _scratch(path)
     try:
         yield scratch
@@ -171,7 +172,7 @@ def folder_beside(folder: Path) -> Iterator[Path]:
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    remove_leftovers(folder.parent)
     scratch = _scratch(folder)
     new, old = scratch / folder.name, scratch / ".old"
     new.mkdir(parents=True)
@@ -188,20 +189,22 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete what processes that were killed left of writing `path`: their hidden files and folders beside it."""
-    prefix = f".{path.stem}."
-    with suppress(OSError):  # there is no such folder yet
-        for entry in list(os.scandir(path.parent)):
-            if not (entry.name.startswith(prefix) and is_leftover(Path(entry))):
-                continue
-            rest = _SCRATCH.fullmatch(entry.name)
-            if rest is None or rest["stem"] != path.stem:
+def remove_leftovers(folder: Path) -> None:
+    """Delete the hidden files and folders that `write_beside` and `folder_beside` of killed processes left in a folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in list(entries):
+            if not is_leftover(Path(entry)):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
+
+
+@cache
+def _remove_leftovers_once(folder: str) -> None:
+    """Looking through a folder for each of a hundred thousand files would take hours."""
+    remove_leftovers(Path(folder))
 
 
 def is_leftover(path: Path) -> bool:

@@ -1,12 +1,13 @@
 """Formats of other tools."""
 
 import json
-import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from PIL import Image
 
+from ..common.output_folders import write_beside
 from .predictor import Detections
 
 
@@ -21,10 +22,9 @@ def yolo_lines(detections: Detections, size: tuple[int, int]) -> str:
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """As PNG, or JPEG by any other name; whole or not at all."""
-    new = path.with_name(f".{path.name}")
     is_png = path.suffix.lower() == ".png"
-    picture.save(new, format="PNG" if is_png else "JPEG", **({"compress_level": 3} if is_png else {"quality": 92}))
-    os.replace(new, path)
+    with write_beside(path) as new:
+        picture.save(new, format="PNG" if is_png else "JPEG", **({"compress_level": 3} if is_png else {"quality": 92}))
 
 
 def write_coco(path: Path, records: Iterator[dict], categories: Mapping[int, tuple[int, str]]) -> None:
@@ -36,9 +36,12 @@ def write_coco(path: Path, records: Iterator[dict], categories: Mapping[int, tup
         records: of the journal, one for each image or frame.
         categories: class index -> original category id and name.
     """
-    new, part = path.with_name(f".{path.name}"), path.with_name(f".{path.name}.annotations")
     num_annotations = 0
-    with open(new, "w", encoding="utf-8") as file, open(part, "w+", encoding="utf-8") as annotations:
+    with (
+        write_beside(path) as new,
+        open(new, "w", encoding="utf-8") as file,
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as annotations,
+    ):
         file.write('{"images": [')
         for image_id, record in enumerate(records, start=1):
             image = {name: record[name] for name in ("width", "height", "frame", "time") if record[name] is not None}
@@ -63,5 +66,3 @@ def write_coco(path: Path, records: Iterator[dict], categories: Mapping[int, tup
         while piece := annotations.read(2**20):
             file.write(piece)
         file.write("]}\n")
-    part.unlink()
-    os.replace(new, path)

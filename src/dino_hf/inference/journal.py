@@ -1,44 +1,111 @@
 """The journal of a prediction: a json line of what the run depends on, then one for each image, frame, and end of a video."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from ..common.output_folders import path_below
 from .sources import Source, printable
 
 JOURNAL = "predictions.jsonl"
 MEMORY = "memory"
-_FIELDS = {"frame", "time", "width", "height", "objects"}
+_LONGEST_LINE = 2**25  # bytes; a record of 10,000 objects has 2 million
 
 
-def read_journal(path: Path) -> Iterator[dict]:
-    """{"settings": {...}}, then the records; the last may be cut off where a run was killed.
+class Journal:
+    """What can be read of the journal in a folder. Lines that are damaged are left out: what they were about is unknown.
 
-    Raises:
-        ValueError: it is no journal, or a line is damaged.
+    Args:
+        folder: of results.
+    Attributes:
+        settings: what the run depends on; None: the first line is damaged or missing.
+        num_records: lines that can be read after the first.
+        num_damaged: lines that cannot, without a last one that was being written when the run was killed.
     """
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.settings: dict | None = None
+        self.num_records = self.num_damaged = 0
+        for number, (content, is_whole) in enumerate(_lines(folder / JOURNAL)):
+            if number == 0 and isinstance(content, dict) and isinstance(content.get("settings"), dict):
+                self.settings = content["settings"]
+            elif _is_record(content, folder):
+                self.num_records += 1
+            elif is_whole:
+                self.num_damaged += 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the run was killed before it had written a line."""
+        return self.settings is None and not self.num_records and not self.num_damaged
+
+    @property
+    def is_ours(self) -> bool:
+        return self.settings is not None or self.num_records > 0 or self.is_empty
+
+    def records(self, with_ends: bool = False) -> Iterator[dict]:
+        for content, _ in _lines(self.folder / JOURNAL):
+            if _is_record(content, self.folder) and (with_ends or "end" not in content):
+                yield content
+
+
+def _lines(path: Path) -> Iterator[tuple[object, bool]]:
+    """The content of each line, None where it is damaged or too long, and whether it has an end. Nothing without a file."""
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        while line := file.readline(_LONGEST_LINE):
+            is_short = True
+            while not line.endswith(b"\n") and (rest := file.readline(_LONGEST_LINE)):
+                line, is_short = rest, False
             try:
-                record = json.loads(line)
-            except ValueError:
-                if not line.endswith("\n") and number > 1:
-                    return
-                record = None
-            if number == 1 and not (isinstance(record, dict) and isinstance(record.get("settings"), dict)):
-                raise ValueError(f"{path} is no journal of a prediction; save to another folder.")
-            if number > 1 and not _is_record(record):
-                raise ValueError(f"{path}, line {number}, is damaged; take the line out, or save to another folder.")
-            yield record
+                content = json.loads(line.decode("utf-8", errors="replace")) if is_short else None
+            except (ValueError, RecursionError):
+                content = None
+            yield content, line.endswith(b"\n")
 
 
-def _is_record(record) -> bool:
+def _is_record(record, folder: Path) -> bool:
+    """Whether a line is as `PredictionFolder` writes it, and names a file below the folder: overwriting deletes what it names."""
     if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("file", "origin")):
         return False
-    # Overwriting deletes what the names stand for, which must not lie outside the folder.
-    name = PurePosixPath(record["file"])
-    return not name.is_absolute() and ".." not in name.parts and ("end" in record or record.keys() >= _FIELDS)
+    try:
+        path_below(folder, record["file"])
+    except ValueError:
+        return False
+    if "end" in record:
+        return True
+    frame, time, objects = (record.get(name) for name in ("frame", "time", "objects"))
+    return (
+        (frame is None or (_is_count(frame)))
+        and (time is None or _is_number(time))
+        and all(_is_count(record.get(name)) for name in ("width", "height"))
+        and isinstance(objects, list)
+        and all(map(_is_object, objects))
+    )
+
+
+def _is_object(found) -> bool:
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("label"), str)
+        and isinstance(found.get("category_id"), int)
+        and _is_number(found.get("score"))
+        and isinstance(found.get("box"), list)
+        and len(found["box"]) == 4
+        and all(map(_is_number, found["box"]))
+    )
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15
 
 
 def describe(source: Source) -> str:

@@ -2,14 +2,12 @@
 
 import csv
 import json
-import os
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from ..common.output_folders import check_output_folder, path_below, remove_files, remove_leftovers, write_beside
 from .formats import save_picture, write_coco, yolo_lines
-from .journal import JOURNAL, MEMORY, as_line, describe, identity, read_journal
+from .journal import JOURNAL, MEMORY, Journal, as_line, describe, identity
 from .pictures import draw_detections
 from .predictor import Detections
 from .sources import Picture, Source, unused
@@ -19,6 +17,8 @@ FORMATS = ("images", "coco", "csv", "yolo")
 _COCO, _CSV, _CLASSES = "predictions.json", "predictions.csv", "classes.txt"
 _CSV_COLUMNS = ("file", "frame", "time", "label", "category_id", "score", "x0", "y0", "x1", "y1")
 _DRAWN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
+_OLD_DRAFT = f".{JOURNAL}"  # of a journal, by earlier versions, where a run was killed
+_KINDS = ("images", "videos", "labels")  # folders
 
 
 class PredictionFolder:
@@ -38,11 +38,14 @@ class PredictionFolder:
         categories: class index -> original category id and name.
         formats: those of `FORMATS` that are wanted.
         every: each how many-th frame of a video comes; the written one has as many times less frames per second.
-        overwrite: delete what an earlier prediction left in the folder.
-        resume: keep it, and go on. A video that had not come to its end begins anew.
+        overwrite: delete the files that the journal of an earlier prediction names. Other files stay, and so does what lies behind
+            a link.
+        resume: keep them, and go on. A video that had not come to its end begins again, and so does what a damaged line of the
+            journal was about.
     Raises:
         FileExistsError: the folder has files, and neither is wanted, or they are not of an earlier prediction.
-        ValueError: an unknown format; both are wanted; the earlier prediction had other settings, or its journal is damaged.
+        ValueError: an unknown format; both are wanted; a folder below is a link; the earlier prediction had other settings, or
+            the beginning of its journal is damaged, so that it cannot be resumed.
     """
 
     def __init__(
@@ -65,18 +68,23 @@ class PredictionFolder:
         self._taken: set[str] = set()
         self._video: tuple[Source, VideoWriter] | None = None
         self._finished: set[tuple[str, str]] = set()
-        has_journal = check_folder(self.folder, overwrite or resume)
-        self._is_replaced = has_journal and overwrite
-        if self._is_replaced:
-            deque(self._records(), maxlen=0)  # a damaged journal is found before anything is deleted
-        if has_journal and resume:
-            self._finished = self._read_finished()
+        self._journal_before: Journal | None = None
+        if check_folder(self.folder, overwrite or resume):
+            self._journal_before = Journal(self.folder)
+        self._is_replaced = overwrite
+        for kind in _KINDS:
+            path_below(self.folder, f"{kind}/x")  # a link to elsewhere is refused before the work
+        if resume and self._journal_before is not None and not self._journal_before.is_empty:
+            self._finished = self._read_finished(self._journal_before)
 
     def __enter__(self) -> "PredictionFolder":
         """Nothing is written or deleted before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder, *(self.folder / kind for kind in _KINDS)):
+            remove_leftovers(folder)
+        (self.folder / _OLD_DRAFT).unlink(missing_ok=True)
         if self._is_replaced:
             self._delete_earlier()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._open_files()
         return self
 
@@ -116,7 +124,8 @@ class PredictionFolder:
         if "yolo" in self.formats:
             path = self._path("labels", picture.source.name, picture.frame)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yolo_lines(detections, picture.image.size))
+            with write_beside(path) as new:
+                new.write_text(yolo_lines(detections, picture.image.size))
         if self._table is not None:
             self._write_rows(record)
             self._table.flush()
@@ -138,22 +147,22 @@ class PredictionFolder:
 
     def _open_files(self) -> None:
         """The journal with what is kept of the earlier one, and the table that follows from it."""
-        new = self.folder / f".{JOURNAL}"
-        with open(new, "w", encoding="utf-8") as file:
+        with write_beside(self.folder / JOURNAL) as new, open(new, "w", encoding="utf-8") as file:
             file.write(as_line({"settings": self.settings}))
             kept = self._records(with_ends=True) if self._finished else ()
             file.writelines(as_line(record) for record in kept if identity(record) in self._finished)
-        os.replace(new, self.folder / JOURNAL)
         self._journal = open(self.folder / JOURNAL, "a", encoding="utf-8")  # noqa: SIM115  for the whole run
         self._table = None
         if "csv" in self.formats:
             # utf-8-sig: spreadsheets take a file without its mark for another encoding
-            self._table = open(self.folder / _CSV, "w", encoding="utf-8-sig", newline="")  # noqa: SIM115
+            (self.folder / _CSV).unlink(missing_ok=True)  # a link would be written through
+            self._table = open(self.folder / _CSV, "x", encoding="utf-8-sig", newline="")  # noqa: SIM115
             csv.writer(self._table).writerow(_CSV_COLUMNS)
         if "yolo" in self.formats:
             names = [self.categories.get(index, (index, "-"))[1] for index in range(max(self.categories) + 1)]
             text = "".join(f"{' '.join(name.split())}\n" for name in names)
-            (self.folder / _CLASSES).write_text(text, encoding="utf-8")
+            with write_beside(self.folder / _CLASSES) as new:
+                new.write_text(text, encoding="utf-8")
         for record in self._records():
             self._paths_of(record)  # names that later ones must not take
             if self._table is not None:
@@ -161,37 +170,41 @@ class PredictionFolder:
 
     def _records(self, with_ends: bool = False) -> Iterator[dict]:
         """Of the journal, without its first line."""
-        records = read_journal(self.folder / JOURNAL)
-        next(records)
-        return (record for record in records if with_ends or "end" not in record)
+        return Journal(self.folder).records(with_ends)
 
-    def _read_finished(self) -> set[tuple[str, str]]:
-        earlier = next(read_journal(self.folder / JOURNAL))["settings"]
-        for name in {**earlier, **self.settings}:
-            if earlier.get(name) != self.settings.get(name):
+    def _read_finished(self, journal: Journal) -> set[tuple[str, str]]:
+        if journal.settings is None:
+            raise ValueError(
+                f"{self.folder} cannot be resumed: the first line of its {JOURNAL}, with the settings, is damaged; overwrite the "
+                "prediction, or choose another folder."
+            )
+        earlier = journal.settings
+        for name in self.settings:
+            if earlier.get(name) != self.settings[name]:
+                before, now = (ascii(value) for value in (earlier.get(name), self.settings[name]))
                 raise ValueError(
-                    f"{self.folder} was predicted with {name}={earlier.get(name)!r}, not {self.settings.get(name)!r}; resume with "
-                    "the same, overwrite it, or choose another folder."
+                    f"{self.folder} was predicted with {name}={before:.200}, not {now:.200}; resume with the same, overwrite "
+                    "it, or choose another folder."
                 )
         return {
             identity(record)
-            for record in self._records(with_ends=True)
+            for record in journal.records(with_ends=True)
             if record.get("end") or (record["frame"] is None and record["origin"] != MEMORY)
         }
 
     def _delete_earlier(self) -> None:
-        """Files that the journal names, no others."""
-        for record in self._records():
-            for path in self._paths_of(record):
-                path.unlink(missing_ok=True)
-                for parent in path.relative_to(self.folder).parents:
-                    with suppress(OSError):  # other files are in it
-                        if parent.name:
-                            (self.folder / parent).rmdir()
-        for name in (_COCO, _CSV, _CLASSES, JOURNAL):
-            (self.folder / name).unlink(missing_ok=True)
+        """Files that the journal names, no others. What is left then is the user's: its names are not taken."""
+        if self._journal_before is not None:
+            for record in self._journal_before.records():
+                names = (path.relative_to(self.folder).as_posix() for path in self._paths_of(record))
+                remove_files(self.folder, names)
+            remove_files(self.folder, (_COCO, _CSV, _CLASSES, JOURNAL))
         self._paths.clear()
-        self._taken.clear()
+        self._taken = {
+            path.relative_to(self.folder).as_posix().lower()
+            for kind in _KINDS
+            for path in (self.folder / kind).rglob("*")
+        }
 
     def _paths_of(self, record: dict) -> list[Path]:
         kinds = ("images" if record["frame"] is None else "videos", "labels")
@@ -201,14 +214,14 @@ class PredictionFolder:
         """In the folder of the kind, under the name of the source, with another suffix where the kind needs one; "a.jpg" and
         "a.png" have labels/a.txt and labels/a.png.txt."""
         if kind == "labels" and frame is not None:
-            return self.folder / kind / name / f"{frame:06}.txt"
+            return path_below(self.folder, f"{kind}/{name}/{frame:06}.txt")
         if (kind, name) not in self._paths:
             suffix = {"labels": ".txt", "videos": ".mp4", "images": ".jpg"}[kind]
             path = PurePosixPath(kind, name)
             if kind != "images" or path.suffix.lower() not in _DRAWN_AS_THEY_ARE:
                 short = path.with_suffix(suffix)
                 path = path.with_name(path.name + suffix) if str(short).lower() in self._taken else short
-            self._paths[kind, name] = self.folder / unused(str(path), self._taken)
+            self._paths[kind, name] = path_below(self.folder, unused(str(path), self._taken))
         return self._paths[kind, name]
 
     def _draw(self, picture: Picture, detections: Detections) -> None:
@@ -257,17 +270,18 @@ def check_folder(folder: str | Path, is_wanted: bool) -> bool:
         FileExistsError: it is not wanted, or the folder has other files.
     """
     folder = Path(folder).expanduser()
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
-    if not nearest.is_dir():
-        raise FileExistsError(f"{nearest} is a file; choose a folder to save predictions in.")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return False
-    if not (folder / JOURNAL).is_file():
-        raise FileExistsError(
-            f"{folder} has files that are not of an earlier prediction; choose a new or empty folder to save in."
-        )
-    if not is_wanted:
-        raise FileExistsError(
-            f"{folder} has an earlier prediction; choose another folder, or overwrite it, or resume it."
-        )
-    return True
+    return check_output_folder(
+        folder,
+        is_wanted,
+        _is_prediction,
+        "an earlier prediction",
+        "replace it with --overwrite, or go on with --resume",
+    )
+
+
+def _is_prediction(folder: Path) -> bool:
+    path = folder / JOURNAL
+    if path.is_file() and not path.is_symlink():
+        return Journal(folder).is_ours
+    # A run that was killed before its journal had its name.
+    return {entry.name for entry in folder.iterdir()} <= {_OLD_DRAFT}
