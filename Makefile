@@ -1,23 +1,47 @@
 # Two commands, each of which does all the set-up it needs:
 #   make demo   fine-tune a small DINO on drawn scenes and look at what it finds
 #   make test   the test suite, without what takes long: make test-slow
+# Both install the versions of requirements/locked.txt, with which the suite is known to pass.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(SCRIPTS)
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
+TOOLS := .venv-tools
 WORKERS ?= 2
+PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow test-oldest bench bench-kernels bench-loss ablation parity lint clean
+.PHONY: help demo test test-slow test-oldest test-newest lock bench bench-kernels bench-loss gpu-check ablation parity lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '2,3s/^#   /  /p' Makefile
 
-$(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+# What every environment begins with: a Python that is new enough, or one sentence.
+define make_environment
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: dino_hf needs Python 3.11 or newer, and \
+	$(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(1)
+endef
+
+$(VENV)/installed: pyproject.toml requirements/locked.txt
+	$(call make_environment,$(VENV))
+	$(BIN)/python $(PIP) --constraint requirements/locked.txt --editable '.[test]'
 	@touch $@
+
+$(TOOLS)/installed: requirements/tools.txt
+	$(call make_environment,$(TOOLS))
+	$(TOOLS)/$(SCRIPTS)/python $(PIP) --requirement requirements/tools.txt
+	@touch $@
+
+# Locks what pyproject.toml wants, for every supported Python and system. What is locked stays as it is where that is possible;
+# UPGRADE=--upgrade takes the newest versions: run `make test test-slow` before you keep them.
+UPGRADE ?=
+
+lock: $(TOOLS)/installed
+	$(TOOLS)/$(SCRIPTS)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
+		--custom-compile-command 'make lock' --extra test $(UPGRADE) pyproject.toml --output-file requirements/locked.txt
 
 demo: $(VENV)/installed
 	$(BIN)/python -m dino_hf.tools.demo --output-dir outputs/demo
@@ -31,14 +55,19 @@ test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 # The same suite with exactly the lower bounds of pyproject.toml, in an environment of its own.
-$(OLDEST)/installed: pyproject.toml
-	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip uv
-	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[test]'
+$(OLDEST)/installed: pyproject.toml $(TOOLS)/installed
+	$(call make_environment,$(OLDEST))
+	$(TOOLS)/$(SCRIPTS)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[test]'
 	@touch $@
 
 test-oldest: $(OLDEST)/installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(OLDEST)/$(SCRIPTS)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# And with the newest versions of this day, which are looked up each time.
+test-newest:
+	$(call make_environment,$(NEWEST))
+	$(NEWEST)/$(SCRIPTS)/python $(PIP) --upgrade --upgrade-strategy eager --editable '.[test]'
+	OMP_NUM_THREADS=1 $(NEWEST)/$(SCRIPTS)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # Ratios of the deformable attention backends, and of the whole model with them.
 bench-kernels: $(VENV)/installed
@@ -57,6 +86,10 @@ bench: $(VENV)/installed
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 	$(BIN)/python benchmarks/report.py
 
+# Whether the CUDA kernels are right and fast on the GPU of this machine, in at most 8 minutes; JSON in outputs/gpu_check.json.
+gpu-check: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu_check.py
+
 # What DINO's three ideas bring, three seeds each; an hour and more.
 ablation: $(VENV)/installed
 	$(BIN)/python benchmarks/ablation.py
@@ -70,4 +103,4 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) outputs
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(TOOLS) outputs

@@ -11,6 +11,7 @@ import dino_hf
 from dino_hf.sharing import AUTO_MAP
 
 FLOORS = [
+    {"package_warning"},
     {
         "box_ops",
         "position_embedding",
@@ -110,6 +111,18 @@ def test_whatever_is_loaded_first_has_every_file_beside_it(stem):
     """The loader of the Hub copies what it finds from one file on; what is saved again from there must be whole."""
     found = {Path(name).stem for name in get_relative_import_files(FOLDER / f"{stem}.py")} | {stem}
     assert found == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.rglob("*.py")), ids=lambda file: str(file.relative_to(FOLDER)))
+def test_our_warnings_have_our_category(file):
+    """By it the test suite, and users, tell them from those of other packages."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
+    ]
+    categories = {ast.unparse(call.args[1]) if len(call.args) > 1 else "none" for call in calls}
+    assert categories <= {"DinoDetrWarning"}, f"{file.name}: warnings.warn(message, DinoDetrWarning, stacklevel=...)"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .package_warning import DinoDetrWarning
+
 ENVIRONMENT_VARIABLE = "DINO_HF_MS_DEFORM_ATTN"
 _KERNELS = ("cpu", "triton")  # which an installed dino_hf registers
 
@@ -151,6 +153,7 @@ def choose_backend(name: str | None, device_type: str, dtype: torch.dtype) -> st
             if not known:
                 warnings.warn(
                     f"{error} A slower one takes its place; set {ENVIRONMENT_VARIABLE}=torch to choose that yourself.",
+                    DinoDetrWarning,
                     stacklevel=2,
                 )
     raise ValueError(f"No ms_deform_attn backend computes {dtype} on {device_type!r}; known are {sorted(_entries)}.")

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from ..package_warning import DinoDetrWarning
 from .coco_format import read_json, read_split
 from .raw import SPLITS, RawDataset, RawSplit
 from .recognise import read_raw
@@ -163,5 +164,5 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
         classes = ClassSpace(like.id2label, like.category_ids)
     data, notes = to_rows(split, classes, "/".join(annotation_file.parts[-2:]))
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, DinoDetrWarning, stacklevel=2)
     return data

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..package_warning import DinoDetrWarning
 from .augmented import augmented_detectors, detect_augmented
 from .predictor import Detections, Predictor, check_threshold
 from .sources import End, Failure, Picture, Source, find_sources, read_sources, real_path
@@ -230,4 +231,4 @@ def _check_apart(sources: Sequence[Source], folder: Path) -> None:
 
 
 def _warn(failure: Failure) -> None:
-    warnings.warn(f"{failure.source.name} was left out. {failure.reason}", stacklevel=4)
+    warnings.warn(f"{failure.source.name} was left out. {failure.reason}", DinoDetrWarning, stacklevel=4)
