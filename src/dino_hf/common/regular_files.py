@@ -1,0 +1,260 @@
+"""Files of other people: only regular ones are opened, sizes and depths are bounded, and walks end.
+
+A folder from the internet may hold pipes (which wait for ever), devices such as /dev/zero (which never end), links to private files
+or to folders above, and texts that are made to fill the memory of their reader.
+"""
+
+import json
+import os
+import reprlib
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+MIB = 2**20
+LARGEST_TEXT = 64 * MIB  # bytes of a list of images, a label file or an xml
+LARGEST_YAML = MIB  # a list of 40,000 class names; PyYAML takes seconds for a megabyte
+LARGEST_JSON = 16 * 1024 * MIB  # the largest published COCO jsons have about 6 GiB
+DEEPEST_YAML = 50  # levels of lists and mappings
+LARGEST_YAML_CONTENT = 200_000  # values, counted again for each alias
+_READ_AT_ONCE = 2**24
+
+
+class OutsideError(OSError):
+    """A path leads out of the folder that files may be read from."""
+
+
+# -- is it a file?
+
+
+def is_regular(path: str | os.PathLike) -> bool:
+    """Whether a path leads, through links or not, to a regular file: no folder, pipe, device or socket. Never raises."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):  # ValueError: a NUL or half a surrogate pair in the name
+        return False
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether a path leads to a folder. Never raises."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file for reading bytes, without ever waiting for a pipe or a device.
+
+    Raises:
+        OSError: there is no such file, or it is not a regular one.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise FileNotFoundError(f"{shown(os.fspath(path))} is not the name of a file: {error}.") from error
+    _check_mode(path, mode)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        _check_mode(path, os.fstat(file.fileno()).st_mode)  # it may have been replaced since
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_mode(path: str | os.PathLike, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder, not a file.")
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        raise OSError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'special')}, not a regular file; it is not opened.")
+
+
+def read_bytes(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> bytes:
+    """Content of a regular file.
+
+    Args:
+        largest: in bytes.
+    Raises:
+        OSError: there is no such file, it is not a regular one, or it is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise OSError(f"{path} has {size:,} bytes, more than the {largest:,} that are read of such a file.")
+        parts, left = [], largest + 1  # files of the system have more in them than their size says
+        while left > 0 and (part := file.read(min(left, _READ_AT_ONCE))):
+            parts.append(part)
+            left -= len(part)
+    if left <= 0:
+        raise OSError(f"{path} has more than the {largest:,} bytes that are read of such a file.")
+    return b"".join(parts)
+
+
+def read_text(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> str:
+    """Content in UTF-8, without the mark that Windows sets at its beginning.
+
+    Raises:
+        OSError: as `read_bytes`; ValueError: it is in another encoding.
+    """
+    try:
+        return read_bytes(path, largest).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}; save it in that encoding.") from error
+
+
+def read_lines(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> list[str]:
+    """Lines that are not blank, without white space around them. Raises as `read_text`."""
+    return [line.strip() for line in read_text(path, largest).splitlines() if line.strip()]
+
+
+# -- is it inside?
+
+
+def is_below(path: str | os.PathLike, roots: tuple[str, ...]) -> bool:
+    """Whether a path, with all links followed, lies in one of some folders.
+
+    Args:
+        roots: as `os.path.realpath` gives them. "/" means every path.
+    """
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError):
+        return False
+    return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+
+
+def walk_files(
+    folder: Path, suffixes: set[str] | None = None, roots: tuple[str, ...] = ("/",), outside: list[str] | None = None
+) -> Iterator[Path]:
+    """Regular files below a folder: of each folder its files by name, then those of its folders by name.
+
+    Hidden ones are passed over. Links are followed, after everything else; each folder is walked once, however many links lead to
+    it. Depth does not matter.
+
+    Args:
+        suffixes: of the files, in lower case; None: all.
+        roots: files and folders outside of these are passed over, see `is_below`.
+        outside: gets the paths of links that are passed over for leading outside.
+    Raises:
+        OSError: a folder cannot be listed, so that its files would be lost.
+    """
+    seen, links, outside = set(), [], [] if outside is None else outside
+    waiting = [folder]
+    while waiting or links:
+        here = waiting.pop() if waiting else links.pop(0)
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(here) as listed:
+            entries = sorted(
+                (entry for entry in listed if not entry.name.startswith(".")), key=lambda entry: entry.name
+            )
+        folders = []
+        for entry in entries:
+            path = here / entry.name
+            is_link = entry.is_symlink()
+            if is_folder(path) if is_link else entry.is_dir():
+                if not is_link:
+                    folders.append(path)
+                elif is_below(path, roots):
+                    links.append(path)
+                else:
+                    outside.append(str(path))
+            elif suffixes is None or os.path.splitext(entry.name)[1].lower() in suffixes:
+                if not (is_regular(path) if is_link else entry.is_file()):
+                    continue
+                if is_link and not is_below(path, roots):
+                    outside.append(str(path))
+                else:
+                    yield path
+        waiting += reversed(folders)
+
+
+# -- texts with structure
+
+
+def parse_json(content: bytes | str, name: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
+    """
+    Args:
+        name: of the text, in messages.
+    Raises:
+        ValueError: it is broken, or nested too deeply.
+    """
+    try:
+        return json.loads(content, object_hook=object_hook)
+    except RecursionError:
+        raise ValueError(f"{name} is not usable json: its lists or objects are nested too deeply.") from None
+    except MemoryError:
+        raise ValueError(f"{name} is not usable json: it does not fit in memory.") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid json: {error}.") from error
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON, object_hook: Callable[[dict], Any] | None = None) -> Any:
+    """Content of a json. Raises OSError as `read_bytes`, ValueError as `parse_json`."""
+    with open_regular(path) as file:
+        start = file.read(4096).decode("utf-8-sig", "replace").lstrip()
+    if start and start[0] not in '{["-0123456789tfn':  # before gigabytes are read
+        raise ValueError(f"{path} is not valid json: it starts with {start[:1]!r}.")
+    return parse_json(read_bytes(path, largest), str(path), object_hook)
+
+
+class _BoundedLoader(yaml.BaseLoader):
+    """Of PyYAML: all values are strings, and nothing is run. Bounded in depth and in what aliases stand for."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.depth = 0
+        self.sizes: dict[int, int] = {}  # id of a node that is complete -> values in it
+
+    def compose_node(self, parent, index):
+        is_alias = self.check_event(yaml.AliasEvent)
+        self.depth += 1
+        if self.depth > DEEPEST_YAML:
+            raise yaml.YAMLError(f"lists or mappings are nested more than {DEEPEST_YAML} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if is_alias and id(node) not in self.sizes:
+            raise yaml.YAMLError("an alias stands for something that it is in itself")
+        if not is_alias:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else ()
+            if isinstance(node, yaml.MappingNode):
+                parts = [part for pair in node.value for part in pair]
+            self.sizes[id(node)] = size = 1 + sum(self.sizes[id(part)] for part in parts)
+            if max(size, len(self.sizes)) > LARGEST_YAML_CONTENT:
+                raise yaml.YAMLError(f"it has more than {LARGEST_YAML_CONTENT:,} values, counted with its aliases")
+        return node
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a yaml, with all values as strings, as a class may be called `no` or `007`.
+
+    Raises:
+        OSError: as `read_bytes`; ValueError: it is broken, nested too deeply, or its aliases multiply.
+    """
+    text = read_text(path, LARGEST_YAML)
+    try:
+        return _BoundedLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # the last two: of keys and values that PyYAML cannot make
+        raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}.") from error
+
+
+# -- values in messages
+
+
+class _Short(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxother, self.maxlong = 3, 8, 8, 80, 80, 40
+
+
+def shown(value: Any) -> str:
+    """`repr` of any value for a message, in bounded time and at bounded length."""
+    return _Short().repr(value)
