@@ -1,0 +1,46 @@
+"""Text of strangers for terminals, Markdown, HTML and csv: names of classes and files can hold anything."""
+
+import re
+import unicodedata
+
+from ..card_text import code_span, escape_html, escape_markdown, one_line
+
+__all__ = ["code_span", "csv_cell", "escape_html", "escape_markdown", "one_line", "printable", "shorten"]
+
+# Control and format characters, halves of pairs, separators of lines: they move the cursor, fake lines or fill the clipboard.
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_SUSPECT = re.compile(r"[^\x20-\x7e\n\t]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Joiners that words of many languages and emoji need, and that no terminal acts on.
+_HARMLESS = {"\N{ZERO WIDTH JOINER}", "\N{ZERO WIDTH NON-JOINER}", "\N{SOFT HYPHEN}"}
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Text that a terminal shows as it is: a control character is written as its escape, `\\x1b`. Line feeds and tabs stay.
+
+    Args:
+        limit: most characters; the rest is left out and counted.
+    """
+    if limit is not None:
+        text = shorten(text, limit)
+    return _SUSPECT.sub(lambda found: _visible(found[0]), text)
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most about `limit` characters: the start, and how many more there are."""
+    more = len(text) - limit
+    return text if more <= 0 else f"{text[:limit]}... ({more:,} more characters)"
+
+
+def csv_cell(value: object) -> object:
+    """A value for a csv file. A spreadsheet runs text that starts like a formula, so that text gets an apostrophe in front."""
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) not in _UNPRINTABLE or character in _HARMLESS:
+        return character
+    return character.encode("unicode_escape").decode()
