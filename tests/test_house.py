@@ -14,6 +14,7 @@ FLOORS = [
     {"package_warning"},
     {
         "box_ops",
+        "card_text",
         "position_embedding",
         "feature_levels",
         "gather_attention",
@@ -123,6 +124,47 @@ def test_our_warnings_have_our_category(file):
     ]
     categories = {ast.unparse(call.args[1]) if len(call.args) > 1 else "none" for call in calls}
     assert categories <= {"DinoDetrWarning"}, f"{file.name}: warnings.warn(message, DinoDetrWarning, stacklevel=...)"
+
+
+COMMON = sorted((FOLDER / "common").glob("*.py"))
+
+
+def wrong_imports_of_common(text: str) -> list[str]:
+    """Imports of ours that are neither in `common` nor on the lowest shipped floors."""
+    low = {f"..{name}" for floor in FLOORS[:2] for name in floor}
+    found = [
+        "." * node.level + (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node, _ in imports(ast.parse(text))
+    ]
+    return [
+        name
+        for name in found
+        if name.split(".")[0] == "dino_hf"
+        or (name.startswith(".") and not name.startswith("..") and "." in name[1:])
+        or (name.startswith("..") and name not in low)
+    ]
+
+
+@pytest.mark.parametrize("file", COMMON, ids=lambda file: file.stem)
+def test_common_imports_only_what_is_below(file):
+    assert wrong_imports_of_common(file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ("from .text import printable", True),
+        ("from ..card_text import one_line", True),
+        ("import rich.console", True),
+        ("from ..data.load import load_data", False),
+        ("from ..modeling_dino_detr import DinoDetrModel", False),
+        ("from .. import data", False),
+        ("import dino_hf", False),
+        ("def f():\n    from dino_hf.data import x", False),
+    ],
+)
+def test_an_import_of_a_higher_floor_in_common_is_found(text, is_right):
+    assert (wrong_imports_of_common(text) == []) is is_right
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrModel
@@ -282,6 +283,80 @@ def test_text_of_others_stays_text():
     assert "<script>" not in text
     assert "two lines" in text
     assert card.data.license_name == "--- x: y"
+
+
+def rendered_kinds(text: str) -> set[str]:
+    """The kinds of Markdown elements in a card's body, without the marker at its end."""
+    body = text.split("\n---\n", 1)[1].rpartition("<!-- Written by")[0]
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    return {child.type for token in tokens for child in (token, *(token.children or ()))}
+
+
+STRANGERS = (
+    "![](https://evil.example/pixel.png)",
+    "[free](https://evil.example)",
+    "x <script>alert(1)</script>",
+    "x> <img src=https://evil.example/p.png> <x",
+    "`` <b> ``",
+    'x") ; import os\n```\n<img src=x>',
+    "|a|<b>",
+)
+
+
+@pytest.mark.parametrize("text", STRANGERS)
+def test_no_html_or_picture_of_a_stranger_gets_into_the_card(text):
+    """Wherever a record, a configuration or a folder can hold text."""
+    keys = ("project", "file", "sha256", "url", "weights", "published")
+    training = {**TRAINING, "steps": 9, "dataset": text, "selected": text, "recipe": {text: text}}
+    evaluation = {
+        **MEASURED_AFTER,
+        "dataset": text,
+        "weights": text,
+        "metrics": {"AP": 0.4, text: 0.3, f"AP_class_{text}": 0.2},
+        "objects": {text: 3},
+        "pictures": {text: text, "a.png": text},
+        "intervals": {text: text},
+    }
+    provenance = {
+        "converted_from": {**dict.fromkeys(keys, text), "published_ap": 3, "assumed": {text: text}},
+        "base_model": text,
+        "license": text,
+        "start": text,
+        "training": {**training, "evaluation": evaluation},
+    }
+    converted_only = {"converted_from": provenance["converted_from"], "base_model": text, "license": text}
+    for record in (provenance, converted_only, {"training": {**training, "start": text}}, {text: {text: text}}):
+        config = tiny_config(provenance=record)
+        config.id2label = {0: text, 1: "b"}
+        card = model_card(config, 1, f"folder {text}")
+        assert not rendered_kinds(card) & {"html_inline", "html_block", "image"}, card
+        assert len(re.findall("^```", card, re.MULTILINE)) == 4
+
+
+def test_only_a_plain_address_becomes_a_link():
+    assert (
+        "Source: <https://example.org/a?b=1#c>."
+        in card_of({"converted_from": {"url": "https://example.org/a?b=1#c"}})[1]
+    )
+    assert "Source: `javascript:alert(1)`." in card_of({"converted_from": {"url": "javascript:alert(1)"}})[1]
+
+
+def test_a_card_is_bounded():
+    names = {index: f"{index} " + "x" * 10_000 for index in range(1000)}
+    metrics = {"AP": 0.4} | {f"AP_class_{name}": 0.1 for name in names.values()}
+    many = {f"key{number}": "y" * 10_000 for number in range(1000)}
+    evaluation = {**MEASURED_AFTER, "metrics": metrics, "objects": dict.fromkeys(names.values(), 3)}
+    training = {**TRAINING, "steps": 9, "recipe": many, "evaluation": evaluation}
+    provenance = {"converted_from": {"assumed": many, "file": "z" * 10**6}, "training": training}
+    config = tiny_config(provenance=provenance)
+    config.id2label = names
+    text = model_card(config, 1, "n")
+    assert len(text) < 400_000
+    assert "and 600 more in `config.id2label`" in text
+    assert "| and 600 more in config.provenance |" in text
+    assert "and 950 more." in text
+    assert "`key49=yyy" in text
+    assert "`key50=" not in text
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ from typing import Any
 
 MAX_LENGTH = 200  # characters of one value in a table or a sentence
 # Characters that Markdown gives a meaning inside a line. An underscore inside a word has none.
-_SPECIAL = re.compile(r"[\\`*\[\]|~!]|(?<![^\W_])_|_(?![^\W_])")
+_SPECIAL = re.compile(r"[\\`*\[\]|]|~(?=~)|(?<=~)~|!(?=\[)|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 _ENTITY = re.compile(r"[&<>$]")
 _ADDRESS = re.compile(r"(?i)\b(https?|ftp|mailto|xmpp)(:)|\b(www)(\.)")  # becomes a link without any brackets
-_BLOCK = re.compile(r"^(?:[#+=-]|(?:\d{1,9})(?=[.)]))")  # starts a heading, a list or a rule
+_BLOCK = re.compile(
+    r"^(?:#{1,6}(?=\s|$)|[+-](?=\s|$)|[=-]+$|\d{1,9}(?=[.)](?:\s|$)))"
+)  # starts a heading, a list or a rule
 # Control, format (such as right-to-left overrides) and private characters, halves of pairs, separators of lines.
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 
@@ -26,7 +28,13 @@ def one_line(value: Any, limit: int = MAX_LENGTH) -> str:
 
 def escape_html(text: str) -> str:
     """Text that HTML shows as it is, inside an element or a quoted attribute."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;").replace("'", "&#39;")
+    return (
+        text.replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+        .replace('"', "&quot;")
+        .replace("'", "&#39;")
+    )
 
 
 def escape_markdown(text: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import Tensor, nn
 
+from .card_text import code_span, escape_markdown, one_line
 from .coco_classes import coco_class_space
 from .sharing import read_remote_card
 
@@ -43,7 +44,10 @@ _METRICS = {
 }
 _OF_CLASS = "AP_class_"
 _MOST_CLASSES = 400  # that are listed
+_MOST_ROWS = 400  # of a table
+_MOST_NAMES = 50  # of settings in a sentence
 _THRESHOLD = 0.4  # in the example, where the best one is not known
+_URL = re.compile(r"https?://[\w.~:/?#@!$&'()*+,;=%-]+", re.ASCII)  # nothing that ends a link or starts HTML
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ def model_card(
     """
     facts = _Facts(config.provenance, weights)
     sections = [
-        f"# DINO object detector: {_backbone(config)}, {config.num_feature_levels} scales",
+        f"# DINO object detector: {escape_markdown(one_line(_backbone(config)))}, {config.num_feature_levels} scales",
         "DINO (DETR with Improved deNoising anchOr boxes, [arXiv:2203.03605](https://arxiv.org/abs/2203.03605)), as dino_hf "
         "implements it for Transformers: the object detector, not the self-supervised DINO.",
         "## Weights",
@@ -231,9 +235,8 @@ def model_card(
         _licence(facts),
     ]
     if facts.unread:
-        sections.append(
-            f"The record in `config.provenance` could not be read as a whole; left out: {', '.join(facts.unread)}."
-        )
+        left_out = _listed(facts.unread, _MOST_NAMES)
+        sections.append(f"The record in `config.provenance` could not be read as a whole; left out: {left_out}.")
     body = "\n\n".join(sections)
     text = f"---\n{_metadata(facts, name, tags).to_yaml()}\n---\n\n{body}"
     marker = f"Written by dino_hf {_digest(text)}. Saving the model writes it anew until somebody edits it."
@@ -314,12 +317,12 @@ class _Facts:
         # -1 is COCO's word for "nothing to measure".
         metrics = {key: value for key, value in self._numbers(part, where, "metrics").items() if value >= 0}
         intervals = self._part(part, where, "intervals") or {}
-        pairs = {_line(key): self._checked(intervals, f"{where}intervals.", key, _is_interval) for key in intervals}
+        pairs = {one_line(key): self._checked(intervals, f"{where}intervals.", key, _is_interval) for key in intervals}
         return metrics, {key: pair for key, pair in pairs.items() if pair is not None}
 
     def _numbers(self, parent: dict, where: str, key: str) -> dict[str, float]:
         part = self._part(parent, where, key) or {}
-        values = {_line(name): self._number(part, f"{where}{key}.", name) for name in part}
+        values = {one_line(name): self._number(part, f"{where}{key}.", name) for name in part}
         return {name: value for name, value in values.items() if value is not None}
 
     def _part(self, parent: dict, where: str, key: str) -> dict | None:
@@ -330,13 +333,13 @@ class _Facts:
 
     def _text(self, parent: dict, where: str, key: str) -> str | None:
         value = self._checked(parent, where, key, lambda value: isinstance(value, str))
-        return None if value is None else _line(value) or None
+        return None if value is None else one_line(value) or None
 
     def _checked(self, parent: dict, where: str, key: str, is_right) -> Any:
         value = parent.get(key)
         if value is None or is_right(value):
             return value
-        self.unread.append(f"`{_line(where + str(key))}`")
+        self.unread.append(code_span(f"{where}{key}"))
         return None
 
 
@@ -346,23 +349,23 @@ def _weights(facts: _Facts) -> list[str]:
         sentences += _conversion(facts)
     if facts.training is None:
         if facts.base_model:
-            sentences.append(f"They are recorded as made from `{_place(facts.base_model)}`.")
+            sentences.append(f"They are recorded as made from {code_span(_place(facts.base_model))}.")
         if not sentences:
             sentences.append(
                 "There is no record of where the weights come from. They may be random: nothing here says that they were trained."
             )
         return [" ".join(sentences)]
     start = (
-        f"`{_place(facts.base_model)}`"
+        code_span(_place(facts.base_model))
         if facts.base_model
-        else _escape(facts.start or "weights of which there is no record")
+        else escape_markdown(facts.start or "weights of which there is no record")
     )
     if facts.converted is not None and not facts.base_model:
         start = "the converted weights"
     data = _of_data(facts.training)
     sentences.append(f"The weights here were trained{f' on {data}' if data else ''}, starting from {start}.")
     if facts.training["selected"]:
-        sentences.append(f"They are {_escape(facts.training['selected'])}.")
+        sentences.append(f"They are {escape_markdown(facts.training['selected'])}.")
     return [" ".join(sentences)]
 
 
@@ -370,24 +373,25 @@ def _conversion(facts: _Facts) -> list[str]:
     """Sentences."""
     converted, is_trained = facts.converted, facts.training is not None
     is_changed = not is_trained and facts.are_changed
-    file = f"the file `{converted['file']}`" if converted["file"] else "a file"
-    digest = f" (sha256 `{converted['sha256']}`)" if converted["sha256"] else ""
-    project = _PROJECTS.get(converted["project"], converted["project"])
+    file = f"the file {code_span(converted['file'])}" if converted["file"] else "a file"
+    digest = f" (sha256 {code_span(converted['sha256'])})" if converted["sha256"] else ""
+    project = _PROJECTS.get(converted["project"]) or escape_markdown(converted["project"] or "")
     of_project = f" of {project}" if project else ""
     subject = "The weights that training started from" if is_trained else "The weights"
     changed = ", and changed since; nothing is recorded of how" if is_changed else ""
     sentences = [f"{subject} were converted from {file}{digest}{of_project}{changed}."]
     if converted["published"]:
-        sentences.append(f"That file is the checkpoint published as {_escape(converted['published'])}.")
+        sentences.append(f"That file is the checkpoint published as {escape_markdown(converted['published'])}.")
     if converted["url"]:
-        sentences.append(f"Source: <{converted['url']}>.")
+        is_address = _URL.fullmatch(converted["url"])
+        sentences.append(f"Source: {'<' + converted['url'] + '>' if is_address else code_span(converted['url'])}.")
     if converted["published_ap"] is not None:
         sentences.append(
             f"**Published AP: {converted['published_ap']}**, as its authors report it and not measured by us"
             + ("; it belongs to that file and not to the weights here." if is_trained or is_changed else ".")
         )
     if converted["assumed"]:
-        settings = ", ".join(f"`{_line(key)}={_line(value)}`" for key, value in converted["assumed"].items())
+        settings = _listed([code_span(f"{key}={value}") for key, value in converted["assumed"].items()], _MOST_NAMES)
         sentences.append(f"The file does not tell all settings; assumed were {settings}.")
     return sentences
 
@@ -451,7 +455,7 @@ def _scores(facts: _Facts) -> list[str]:
             (name, count, f"{value:.3f}" if (value := facts.metrics.get(_OF_CLASS + name)) is not None else "")
             for name, count in facts.objects.items()
         ]
-        rows = [(*row, _interval(facts.intervals, _OF_CLASS + row[0])) for row in rows[:_MOST_CLASSES]]
+        rows = [(*row, _interval(facts.intervals, _OF_CLASS + row[0])) for row in rows]
         sections.append(_table(("class", "objects", "AP", "interval"), rows))
     return sections
 
@@ -465,7 +469,7 @@ def _pictures(facts: _Facts, folder: str | Path | None) -> list[str]:
     if folder is None or not facts.is_of_these_weights:
         return []
     return [
-        f"![{_escape(caption).replace('[', '(').replace(']', ')')}]({name})"
+        f"![{escape_markdown(caption.replace('[', '(').replace(']', ')'))}]({name})"
         for name, caption in facts.pictures.items()
         if caption and re.fullmatch(r"[\w-]+\.png", name) and (Path(folder) / name).is_file()
     ]
@@ -490,30 +494,31 @@ def _classes(config) -> str:
         if ids is not None and ids != list(names):
             what += ", each with its category id in the annotations that it was trained on (`config.category_ids`)"
         what += "."
+    shown = [index for index, name in names.items() if name != "N/A"]
     listed = [
-        _escape(_line(name)) + (f" ({ids[index]})" if ids is not None and ids[index] != index else "")
-        for index, name in names.items()
-        if name != "N/A"
+        escape_markdown(one_line(names[index]))
+        + (f" ({ids[index]})" if ids is not None and ids[index] != index else "")
+        for index in shown[:_MOST_CLASSES]
     ]
-    more = len(listed) - _MOST_CLASSES
-    rest = f", and {more} more in `config.id2label`" if more > 0 else ""
-    return f"{what}\n\n{', '.join(listed[:_MOST_CLASSES])}{rest}"
+    more = len(shown) - len(listed)
+    return f"{what}\n\n{', '.join(listed)}{f', and {more} more in `config.id2label`' if more > 0 else ''}"
 
 
 def _use(name: str, facts: _Facts) -> list[str]:
     threshold = facts.best.get("threshold", _THRESHOLD) if facts.is_of_these_weights else _THRESHOLD
+    model = json.dumps(one_line(name, 1000).replace("`", "'"), ensure_ascii=False)  # no name may end the code
     call = (
         f'detector("street.jpg", threshold={round(threshold, 2)})'
         '  # [{"score": ..., "label": ..., "box": {"xmin": ..., ...}}, ...]'
     )
     return [
         "With dino_hf installed, whose kernels make it faster:",
-        f'```python\nimport dino_hf\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model="{name}")\n'
+        f'```python\nimport dino_hf\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model={model})\n'
         f"{call}\n```",
         "Without it, by the code that stands here beside the weights (training needs scipy). Transformers then logs that the model "
         '"is not supported for object-detection"; that is harmless.',
-        '```python\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model="'
-        f'{name}", trust_remote_code=True)\n{call}\n```',
+        '```python\nfrom transformers import pipeline\n\ndetector = pipeline("object-detection", model='
+        f"{model}, trust_remote_code=True)\n{call}\n```",
     ]
 
 
@@ -539,7 +544,9 @@ def _backbone(config) -> str:
 
 
 def _licence(facts: _Facts) -> str:
-    weights = f"Weights: {_escape(facts.license)}." if facts.license else "No licence of the weights is recorded."
+    weights = (
+        f"Weights: {escape_markdown(facts.license)}." if facts.license else "No licence of the weights is recorded."
+    )
     return f"{weights} The Python files here are those of dino_hf, Apache-2.0."
 
 
@@ -578,22 +585,22 @@ def _metadata(facts: _Facts, name: str, tags: Sequence[str]) -> ModelCardData:
 def _of_data(part: dict) -> str:
     count = part["num_images"]
     images = "" if count is None else f"{count:,} images"
-    data = f"`{part['dataset']}`" if part["dataset"] else ""
+    data = code_span(part["dataset"]) if part["dataset"] else ""
     return f"{images} of {data}" if images and data else images or data
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_escape(_line(cell)) for cell in line)} |" for line in lines)
+    more = len(rows) - _MOST_ROWS
+    lines = [head, *rows[:_MOST_ROWS]]
+    if more > 0:
+        lines.append((f"and {more:,} more in config.provenance", *[""] * (len(head) - 1)))
+    lines = [f"| {' | '.join(escape_markdown(one_line(cell)) for cell in line)} |" for line in lines]
+    return "\n".join([lines[0], f"|{' --- |' * len(head)}", *lines[1:]])
 
 
-def _line(value: Any) -> str:
-    """In one line, and not the end of code that it may stand in."""
-    return " ".join(str(value).split()).replace("`", "'")
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+def _listed(items: Sequence[str], most: int) -> str:
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _place(name: str) -> str:
@@ -603,7 +610,7 @@ def _place(name: str) -> str:
 
 def _is_repository(name: str) -> bool:
     """Whether this can be a repository of the Hub, and is not a file or folder."""
-    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name, re.ASCII) is not None
     return is_name and not name.endswith(".json") and not Path(name).exists()
 
 

@@ -1,0 +1,148 @@
+"""Text of strangers on terminals, in Markdown, in HTML and in csv."""
+
+import io
+
+import pytest
+from markdown_it import MarkdownIt
+from rich.progress import Progress
+from rich.table import Table
+
+from dino_hf.common.console import make_console
+from dino_hf.common.text import code_span, csv_cell, escape_html, escape_markdown, one_line, printable, shorten
+
+ATTACKS = [
+    "\x1b]52;c;aGFja2Vk\x07",  # fills the clipboard
+    "\x1b[2J\x1b[1A",  # clears the screen, moves up
+    "\x9b2J",  # the same in one byte
+    "a\rfake line",
+    "a\x08\x08b",
+    "\u202egnp.exe",  # written from right to left
+    "\u2066x\u2069",
+    "\ud800",  # half of a pair: it cannot be encoded
+    "\u2028new line",
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("text", ATTACKS, ids=ascii)
+def test_no_control_character_reaches_a_terminal(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    assert "\\" in shown
+    shown.encode()
+
+
+@pytest.mark.parametrize(
+    "text", ["Zürich", "猫", "👩\u200d👧", "a\tb\nc", "C:\\data", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"]
+)
+def test_words_of_all_languages_stay(text):
+    assert printable(text) == text
+
+
+def test_long_text_is_cut_and_says_so():
+    assert shorten("abcdef", 6) == "abcdef"
+    assert shorten("abcdefg", 6) == "abcdef... (1 more characters)"
+    assert printable("x" * 10**6, limit=50) == "x" * 50 + "... (999,950 more characters)"
+
+
+def rendered(console_output) -> str:
+    file = io.StringIO()
+    console = make_console(file=file, width=60, force_terminal=True, color_system=None)
+    console_output(console)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("text", ATTACKS[:6], ids=ascii)
+def test_tables_sentences_and_progress_are_printable(text):
+    def show(console):
+        table = Table(text, title=text)
+        table.add_row(text)
+        console.print(table)
+        console.print(f"[red]{text}[/red]")
+
+    shown = rendered(show)
+    assert text not in shown
+    assert not set(shown.replace("\n", "")) & {"\x1b", "\x9b", "\x07", "\r", "\x08", "\u202e"}
+    assert "[red]" in shown
+
+
+def test_progress_still_moves_the_cursor():
+    def show(console):
+        with Progress(console=console) as progress:
+            progress.add_task("\x1b]0;title\x07", total=3)
+            progress.refresh()
+
+    shown = rendered(show)
+    assert "\x1b[?25l" in shown  # hides the cursor, as rich does
+    assert "\x1b]0" not in shown
+    assert "\\x1b]0;t" in shown
+
+
+STRANGE_NAMES = [
+    "![](https://evil.example/pixel.png)",
+    "[free](https://evil.example)",
+    "<img src=https://evil.example/p.png>",
+    "<script>alert(1)</script>",
+    "**bold** __bold__ ~~gone~~ `code`",
+    "a | b",
+    "# heading",
+    "1. list",
+    "- list",
+    "+ list",
+    "> quote",
+    "www.evil.example",
+    "https://evil.example/x",
+    "&lt;b&gt;",
+    "$x^2$",
+    "back\\slash\\*",
+    "[x]: https://evil.example",
+    "===",
+    "trailing\\",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES)
+def test_markdown_shows_a_name_as_it_is(name):
+    for text in (escape_markdown(name), f"| a |\n| --- |\n| {escape_markdown(name)} |"):
+        tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
+        inline = [token for token in tokens if token.type == "inline"][-1]
+        assert {child.type for child in inline.children} <= {"text", "text_special", "softbreak"}
+        assert "".join(child.content for child in inline.children).strip() == name
+        assert {token.type.split("_")[0] for token in tokens} <= {
+            "paragraph",
+            "inline",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+        }
+
+
+@pytest.mark.parametrize("name", ["traffic_light", "T-shirt", "Größe 3", "a.b", "(old)"])
+def test_plain_names_stay_readable_in_markdown(name):
+    assert escape_markdown(name) == name
+
+
+def test_values_of_strangers_are_one_short_line():
+    assert one_line("a\n\n b\x1b") == "a b\N{REPLACEMENT CHARACTER}"
+    assert len(one_line("x" * 10**6)) == 200
+    assert one_line("x" * 200) == "x" * 200
+    assert one_line("x" * 201) == "x" * 199 + "…"
+    assert code_span("a`b``c") == "`a'b''c`"
+    assert code_span("") == ""
+
+
+def test_html_is_shown_and_not_read():
+    assert escape_html("<a href=\"x\" b='y'>&") == "&lt;a href=&quot;x&quot; b=&#39;y&#39;&gt;&amp;"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1"])
+def test_a_spreadsheet_finds_no_formula(text):
+    assert csv_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", ["cat", "-1.5", "+3e-4", "-.5", "", -1.5, None, 7])
+def test_other_cells_stay(value):
+    assert csv_cell(value) is value
