@@ -31,7 +31,7 @@ def main() -> None:
         data, _ = load_split(arguments.data, arguments.split)
         evaluations = [
             evaluate_model(
-                Predictor(arguments.model, device=arguments.device, dtype=dtype, pad=False),
+                Predictor(arguments.model, device=arguments.device, dtype=dtype),
                 data,
                 batch_size=arguments.batch_size,
                 num_bootstrap=arguments.num_bootstrap,

@@ -419,7 +419,7 @@ def test_the_documentation_runs_a_file_without_torch_and_finds_the_same(
     processor = DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 120})
     assert names["pixel_values"].shape == processor([picture], return_tensors="pt")["pixel_values"].shape
     lines = [line.rsplit(maxsplit=5) for line in capsys.readouterr().out.splitlines()]
-    (found,) = Predictor(exported.folder / "model", device="cpu", pad=False)([picture])
+    (found,) = Predictor(exported.folder / "model", device="cpu")([picture])
     assert len(lines) == len(found.scores) == 15 * 5
     assert {name for name, *_ in lines} == set(NAMES.values())
     numbers = np.array([line[1:] for line in lines], dtype=float)

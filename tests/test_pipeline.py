@@ -11,6 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrImageProcessorPil
 from dino_hf.box_processing import pad_images
+from dino_hf.inference import Predictor, predict
 from dino_hf.tools.pipeline import DinoDetrObjectDetectionPipeline
 from helpers import tiny_config
 
@@ -34,12 +35,20 @@ def make(model, processor=DinoDetrImageProcessor, **settings):
     return pipeline("object-detection", model=model, image_processor=image_processor, device="cpu")
 
 
-def by_hand(detector, images, batch_size: int) -> list[list[dict]]:
-    """Processor and model called on whole batches: padding changes what a backbone sees at the border, in any DETR, so images alone
-    are no reference."""
+def assert_same(found: list[list[dict]], expected: list[list[dict]]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert [entry["label"] for entry in one] == [entry["label"] for entry in other]
+        # float32 arithmetic whose order depends on the size of the batch
+        scores = ([entry["score"] for entry in entries] for entries in (one, other))
+        np.testing.assert_allclose(*scores, rtol=0, atol=1e-5)
+        corners = ([list(entry["box"].values()) for entry in entries] for entries in (one, other))
+        np.testing.assert_allclose(*corners, rtol=0, atol=1)
+
+
+def by_hand(detector, images) -> list[list[dict]]:
+    """Processor and model called on each image alone."""
     results = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+    for batch in ([image] for image in images):
         with torch.no_grad():
             outputs = detector.model(**detector.image_processor(images=batch, return_tensors="pt"))
         sizes = [(image.height, image.width) for image in batch]
@@ -68,13 +77,13 @@ def test_images_of_different_sizes_are_batched(model, images, processor, batch_s
     assert isinstance(detector, DinoDetrObjectDetectionPipeline)
     found = detector(images, threshold=0.0, batch_size=batch_size)
     assert all(found)
-    assert found == by_hand(detector, images, batch_size)
+    assert_same(found, by_hand(detector, images))
 
 
 def test_a_stream_and_half_precision(model, images):
     detector = make(model)
     streamed = list(detector((image for image in images), threshold=0.0, batch_size=3))
-    assert streamed == by_hand(detector, images, 3)
+    assert_same(streamed, by_hand(detector, images))
     half = make(copy.deepcopy(model).bfloat16())
     assert [len(found) for found in half(images, threshold=0.0, batch_size=3)] == [len(found) for found in streamed]
 
@@ -88,7 +97,25 @@ def test_one_image_gives_what_the_library_gives(model, images):
 
 def test_a_common_size_set_by_hand_still_works(model, images):
     detector = make(model, pad_size={"height": 80, "width": 80})
-    assert detector(images, threshold=0.0, batch_size=5) == by_hand(detector, images, 5)
+    assert_same(detector(images, threshold=0.0, batch_size=5), by_hand(detector, images))
+
+
+def test_the_pipeline_and_predict_give_an_image_one_score(model, images):
+    detector = make(model)
+    piped = detector(images, threshold=0.0, batch_size=4)
+    predicted = predict(Predictor(model, detector.image_processor), images, threshold=0.0, batch_size=3)
+    for one, other in zip(piped, predicted, strict=True):
+        np.testing.assert_allclose([entry["score"] for entry in one], other.scores[: len(one)], rtol=0, atol=1e-5)
+
+
+def test_more_detections_than_the_default_can_be_asked_for(model, images):
+    detector = make(model)
+    everything = detector(images[1], threshold=0.0)
+    few = detector(images[1], threshold=0.0, top_k=7)
+    assert len(few) == 7
+    assert_same([few], [everything[:7]])
+    with pytest.raises(ValueError, match="top_k needs the image processor of DINO"):
+        make(model, DeformableDetrImageProcessor)(images[0], top_k=7)
 
 
 def test_other_image_processors_are_left_alone(model, images):

@@ -26,9 +26,9 @@ from transformers import (
     YolosImageProcessor,
 )
 
-from dino_hf import DinoDetrImageProcessor
+from dino_hf import DinoDetrForObjectDetection
 from dino_hf.inference import Detections, Predictor
-from helpers import RESNET
+from helpers import RESNET, tiny_config
 from inference_toys import CATEGORY_IDS, NAMES, excite, noise, save_toy_detector, toy_detector
 
 SIZES = [(70, 40), (90, 64), (40, 70), (80, 64), (100, 33), (71, 40), (64, 90)]  # (width, height)
@@ -68,31 +68,74 @@ def record_inputs(predictor: Predictor, monkeypatch) -> list[dict]:
 
 
 def test_an_image_has_the_same_detections_in_any_batch(predictor, monkeypatch):
-    monkeypatch.setattr("dino_hf.inference.predictor._STEPS_OF_A_SIDE", 2)  # at toy size, a 25th is a pixel
     alone = [next(predictor([image])) for image in IMAGES]
     batches = record_inputs(predictor, monkeypatch)
     assert_same(list(predictor(IMAGES, batch_size=3)), alone)
     assert_same(list(predictor(IMAGES[::-1], batch_size=5)), alone[::-1])
-    sizes = [{(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in batch["pixel_mask"]} for batch in batches]
-    assert max(map(len, sizes)) > 1  # of different sizes in one batch
-    assert all(batch["has_mask"] or batch["pixel_mask"].all() for batch in batches)
-    for batch in batches:
-        padding = 1 - batch["pixel_mask"].float().mean((1, 2))
-        assert padding.max() < 0.6  # of the area, by less than half a shorter side
-        assert batch["pixel_values"].shape[0] <= 5
-        assert (batch["pixel_values"] * (1 - batch["pixel_mask"])[:, None]).abs().max() == 0
+    assert max(len(batch["pixel_values"]) for batch in batches) > 1
+    assert not any(batch["has_mask"] for batch in batches)
 
 
-def test_a_canvas_is_little_larger_than_the_image(predictor):
-    predictor = Predictor(predictor.model, DinoDetrImageProcessor(size={"shortest_edge": 800, "longest_edge": 1333}))
-    for width, height in ((640, 427), (333, 500)):
-        prepared = predictor._prepare(noise(width, height))
-        assert prepared.pixel_values.shape[1:] == ((800, 1216) if width > height else (1216, 800))
-        assert prepared.pixel_mask.sum() == 800 * round(800 * max(width, height) / min(width, height))
+def test_waiting_images_are_bounded_by_their_bytes(predictor, monkeypatch):
+    shapes = [noise(60 + 7 * number, 40) for number in range(30)]  # no two alike: each waits for others of its shape
+    num_read = 0
+
+    def images():
+        nonlocal num_read
+        for image in shapes:
+            num_read += 1
+            yield image
+
+    expected = list(predictor(shapes))
+    held = 10 * (3 * 150 * 40 + 4 * 3 * 48 * 96)  # about ten of them, as they are and resized
+    monkeypatch.setattr(predictor, "_window_bytes", held)
+    monkeypatch.setattr(predictor, "_ahead_bytes", 1)
+    stream = predictor(images(), batch_size=8)
+    found = [next(stream)]
+    assert num_read <= 16  # the first are smaller
+    assert_same([*found, *stream], expected)
 
 
-def test_without_padding_it_is_what_the_model_says_of_the_image_alone(predictor, monkeypatch):
-    exact = Predictor(predictor.model, predictor.image_processor, pad=False)
+@pytest.mark.parametrize("limit", [1, 20])
+def test_the_limit_keeps_the_best(predictor, limit):
+    everything = next(predictor(IMAGES[:1]))
+    assert_same([next(predictor(IMAGES[:1], max_detections=limit))], [everything.keep(np.arange(limit))])
+    with pytest.raises(ValueError, match="max_detections=0 must be at least 1"):
+        predictor(IMAGES, max_detections=0)
+
+
+def test_the_limit_without_a_setting_is_300_or_the_number_of_queries(predictor):
+    assert predictor.limit(None) == 300
+    assert predictor.limit(7) == 7
+    config = tiny_config(num_queries=301, id2label=NAMES)
+    assert Predictor(DinoDetrForObjectDetection(config), predictor.image_processor).limit(None) == 301
+
+
+def test_each_detection_tells_its_query_and_the_scores_of_all_classes(predictor):
+    image = IMAGES[1]
+    with torch.no_grad():
+        outputs = predictor.model(**predictor.image_processor(images=[image], return_tensors="pt"))
+    scores = outputs.logits[0].sigmoid().numpy()
+    found = next(predictor([image], all_scores=True, threshold=float(np.quantile(scores, 0.5)), max_detections=60))
+    assert 10 < len(found.scores) <= 60
+    assert found.class_scores.shape == (len(found.scores), 5)
+    np.testing.assert_allclose(found.class_scores, scores[found.queries], atol=1e-6)
+    np.testing.assert_allclose(found.class_scores[np.arange(len(found.scores)), found.labels], found.scores, atol=1e-6)
+    x, y, width, height = (outputs.pred_boxes[0].numpy()[found.queries] * np.array([90, 64] * 2)).T
+    np.testing.assert_allclose(found.boxes.T, [x - width / 2, y - height / 2, x + width / 2, y + height / 2], atol=1e-3)
+    assert len(found.keep(found.scores > found.scores[3]).queries) == 3
+    assert next(predictor([image])).queries is None
+
+
+def test_representations_are_short(predictor):
+    found = next(predictor(IMAGES[:1]))
+    assert repr(found).startswith("Detections(75, scores 0.")
+    assert repr(Detections.sorted([], [], [])) == "Detections(0)"
+    assert repr(predictor) == "Predictor('DinoDetrForObjectDetection', 5 classes, float32 on cpu)"
+
+
+def test_it_is_what_the_model_says_of_the_image_alone(predictor, monkeypatch):
+    exact = Predictor(predictor.model, predictor.image_processor)
     batches = record_inputs(exact, monkeypatch)
     found = list(exact(IMAGES, batch_size=4))
     assert not any(batch["has_mask"] for batch in batches)  # no work for padding
@@ -104,15 +147,13 @@ def test_without_padding_it_is_what_the_model_says_of_the_image_alone(predictor,
         assert_same([one], [Detections.sorted(*(expected[name].numpy() for name in ("boxes", "scores", "labels")))])
 
 
-def test_detections_are_those_of_the_image_processor(predictor, monkeypatch):
-    monkeypatch.setattr("dino_hf.inference.predictor._STEPS_OF_A_SIDE", 3)
-    image = noise(96, 64)  # resized to 72 x 48: padded to 80 x 48
-    inputs = predictor.image_processor(images=[image], return_tensors="pt", pad_size={"height": 48, "width": 80})
-    assert inputs["pixel_mask"].sum() == 72 * 48
+def test_detections_are_those_of_the_image_processor(predictor):
+    image = noise(96, 64)
+    inputs = predictor.image_processor(images=[image], return_tensors="pt")
     outputs = predictor.model(**inputs)
     expected = predictor.image_processor.post_process_object_detection(outputs, 0.0, [(64, 96)])[0]
     found = next(predictor([image]))
-    assert_same([found], [Detections(*(expected[name].detach().numpy() for name in Detections._fields))])
+    assert_same([found], [Detections(*(expected[name].detach().numpy() for name in ("boxes", "scores", "labels")))])
     assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype) == (np.float64, np.float64, np.int64)
     assert len(found.scores) == 15 * 5
     assert (np.diff(found.scores) <= 0).all()
@@ -149,6 +190,8 @@ def test_a_rare_shape_does_not_wait_for_others_of_its_kind(predictor, monkeypatc
 def test_the_threshold_leaves_out_what_is_not_above(predictor):
     everything = list(predictor(IMAGES[:3]))
     threshold = float(everything[0].scores[20])
+    with pytest.raises(ValueError, match=r"threshold=50 must be in \[0, 1\]: .* For 50 %, write 0.5."):
+        predictor(IMAGES, threshold=50)
     for found, of_all in zip(predictor(IMAGES[:3], threshold=threshold), everything, strict=True):
         assert_same([found], [of_all.keep(of_all.scores > threshold)])
     assert 0 < len(next(predictor(IMAGES[:1], threshold=threshold)).scores) <= 20

@@ -96,5 +96,7 @@ def _who_fails(predictor: Predictor, data: CocoData, error: Exception, suspects:
                 list(predictor([data.dataset[index]["image"]], batch_size=1, threshold=0.0))
             except type(error):
                 return f"This is {image_name(data, index)}."
+    if not suspects:
+        return "It came up before the first image."
     first, last = image_name(data, suspects[0]), image_name(data, suspects[-1])
     return f"It came up between {first} and {last}; a smaller batch size needs less memory."

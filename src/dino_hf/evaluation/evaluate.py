@@ -73,7 +73,7 @@ def evaluate(
             f"device={device!r} was given with a Predictor, which has its own; give it to Predictor(..., device=...)."
         )
     data, notes = load_split(data, split, box_format)
-    predictor = model if isinstance(model, Predictor) else Predictor(model, device=device, pad=False)
+    predictor = model if isinstance(model, Predictor) else Predictor(model, device=device)
     evaluation = evaluate_model(
         predictor, data, batch_size=batch_size, num_bootstrap=num_bootstrap, seed=seed, progress=progress
     )

@@ -197,7 +197,7 @@ def _load(model: str | Path | DinoDetrForObjectDetection, image_processor) -> tu
         raise ValueError(
             f"{name} is a model of type {model.config.model_type!r}; only {DinoDetrConfig.model_type!r} is exported here."
         )
-    return Predictor(model, image_processor, device="cpu", pad=False), name
+    return Predictor(model, image_processor, device="cpu"), name
 
 
 def _find_images(images: Any) -> list[Source]:

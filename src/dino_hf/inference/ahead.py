@@ -1,5 +1,6 @@
 """Work done by threads before its result is asked for."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,16 +9,37 @@ from concurrent.futures import ThreadPoolExecutor
 _THREADS = min(8, os.cpu_count() or 1)
 
 
-def map_ahead(function: Callable, items: Iterable, num_threads: int = _THREADS) -> Iterator[tuple]:
-    """Each item with its result, in order. `items` is read by the caller's thread, as many items ahead as there are threads."""
+def map_ahead(
+    function: Callable,
+    items: Iterable,
+    num_threads: int = _THREADS,
+    *,
+    cost: Callable[[object], float] | None = None,
+    budget: float = math.inf,
+) -> Iterator[tuple]:
+    """Each item with its result, in order. `items` is read by the caller's thread, as many items ahead as there are threads.
+
+    Args:
+        cost: of an item, in the unit of `budget`, such as bytes.
+        budget: items are worked on ahead only as long as their costs together stay within it. One that costs more is worked on
+            alone.
+    """
     pool, pending = ThreadPoolExecutor(num_threads), deque()
     try:
         for item in items:
-            pending.append((item, pool.submit(function, item)))
+            price = 0 if cost is None else cost(item)
+            while pending and (len(pending) > num_threads or sum(entry[2] for entry in pending) + price > budget):
+                yield _finish(pending)
+            pending.append((item, pool.submit(function, item), price))
+            del item
             if len(pending) > num_threads:
-                item, future = pending.popleft()
-                yield item, future.result()
-        for item, future in pending:
-            yield item, future.result()
+                yield _finish(pending)
+        while pending:
+            yield _finish(pending)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _finish(pending: deque) -> tuple:
+    item, future, _ = pending.popleft()
+    return item, future.result()

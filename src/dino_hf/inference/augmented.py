@@ -15,7 +15,9 @@ SCALES = (1.0, 0.8, 1.25)  # of the size that the image processor gives
 _SAME = 0.55  # intersection over union of boxes of one object, as in the paper of the fusion
 
 
-def augmented_detectors(predictor: Predictor, batch_size: int, threshold: float) -> list[Detect]:
+def augmented_detectors(
+    predictor: Predictor, batch_size: int, threshold: float, max_detections: int | None = None
+) -> list[Detect]:
     """The predictor at each scale, or at its own only if its image processor gives all images one shape.
 
     A view counts with scores down to a part of `threshold` so small that all that is left out could not lift a mean by a sixth of
@@ -23,7 +25,8 @@ def augmented_detectors(predictor: Predictor, batch_size: int, threshold: float)
     """
     scales = SCALES if predictor.can_scale else SCALES[:1]
     lowest = threshold / (2 * len(scales))
-    return [partial(predictor.at_scale(scale), batch_size=batch_size, threshold=lowest) for scale in scales]
+    settings = {"batch_size": batch_size, "threshold": lowest, "max_detections": max_detections}
+    return [partial(predictor.at_scale(scale, 2 * len(scales) - 1), **settings) for scale in scales]
 
 
 def detect_augmented(detectors: Sequence[Detect], threshold: float = 0.0) -> Detect:
@@ -57,7 +60,9 @@ def fuse(answers: Sequence[Detections]) -> Detections:
     score. Two boxes of the same view are two objects. The score is the sum over views divided by their number: what half of the
     views show with 0.8 has 0.4.
     """
-    boxes, scores, labels = (np.concatenate(values) for values in zip(*answers, strict=True))
+    boxes, scores, labels = (
+        np.concatenate([getattr(answer, name) for answer in answers]) for name in ("boxes", "scores", "labels")
+    )
     view = np.repeat(np.arange(len(answers)), [len(answer.scores) for answer in answers])
     fused, classes = np.empty_like(boxes), np.empty_like(labels)  # (N, 4), (N,) of which the first `count` are used
     sums, voted = np.zeros(len(boxes)), np.zeros((len(boxes), len(answers)), dtype=bool)

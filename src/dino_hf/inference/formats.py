@@ -14,7 +14,7 @@ from .predictor import Detections
 def yolo_lines(detections: Detections, size: tuple[int, int]) -> str:
     """A line "class x y width height score" for each detection; centre and size relative to the image, (width, height)."""
     lines = []
-    for (x0, y0, x1, y1), score, label in zip(*(values.tolist() for values in detections), strict=True):
+    for (x0, y0, x1, y1), score, label in detections.rows():
         box = ((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1], (x1 - x0) / size[0], (y1 - y0) / size[1])
         lines.append(f"{label} {' '.join(f'{value:.6f}' for value in box)} {score:.6f}\n")
     return "".join(lines)

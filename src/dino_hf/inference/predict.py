@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..package_warning import DinoDetrWarning
 from .augmented import augmented_detectors, detect_augmented
-from .predictor import Detections, Predictor, check_threshold
+from .predictor import Detections, Predictor, check_max_detections, check_threshold
 from .sources import End, Failure, Picture, Source, find_sources, read_sources, real_path
 from .tiling import Detect, check_overlap, detect_tiled, read_tiles
 from .writers import FORMATS, PredictionFolder, check_folder, check_formats
@@ -34,10 +34,19 @@ class Prediction(NamedTuple):
     names: list[str]  # N
     # N, those of the annotations that the model was trained on; of a model without, class indices
     category_ids: list[int]
+    queries: np.ndarray | None = None  # (N,) int64 number of the query, with `all_scores`
+    class_scores: np.ndarray | None = None  # (N, K) float32 score of each class, with `all_scores`
 
     @property
     def detections(self) -> Detections:
-        return Detections(self.boxes, self.scores, self.labels)
+        return Detections(self.boxes, self.scores, self.labels, self.queries, self.class_scores)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name:.40}" for name, count in Counter(self.names).most_common(5))
+        more = len(set(self.names)) - 5
+        found = (counts + (f" and {more} more classes" if more > 0 else "")) or "nothing found"
+        frame = "" if self.frame is None else f", frame {self.frame}"
+        return f"Prediction({self.name!r:.100}{frame}, {self.image_size[0]} x {self.image_size[1]}: {found})"
 
 
 def predict(
@@ -49,6 +58,9 @@ def predict(
     overwrite: bool = False,
     resume: bool = False,
     threshold: float = 0.5,
+    class_thresholds: Mapping[str | int, float] | None = None,
+    max_detections: int | None = None,
+    all_scores: bool = False,
     classes: Sequence[str | int] | None = None,
     tiles: int | str | tuple[int, int] | None = None,
     tile_overlap: float = 0.2,
@@ -72,6 +84,11 @@ def predict(
         save: folder for results, see `PredictionFolder`; `formats` of "images", "coco", "csv", "yolo".
         overwrite, resume: if the folder has an earlier prediction: replace it, or predict what it lacks.
         threshold: detections with a score of at most this, in [0, 1], are left out.
+        class_thresholds: other thresholds of single classes, by name or original category id, such as {"person": 0.3}.
+        max_detections: at most this many of an image, those with the highest scores; None: 300, or the number of queries if that
+            is higher. A warning tells where there may be more.
+        all_scores: also give the query and the scores of all classes of each detection, and save them in predictions.jsonl; of
+            DINO detectors, without tiles and tta.
         classes: names or original category ids of those that are wanted; None: all.
         tiles: side or (width, height) in pixels of the tiles that larger images are cut into, as they overlap by `tile_overlap`
             of a side; see `detect_tiled`. None: images as a whole.
@@ -89,6 +106,9 @@ def predict(
     check_threshold(threshold)
     check_formats(formats)
     check_overlap(tile_overlap)
+    check_max_detections(max_detections)
+    if all_scores and (tiles is not None or tta):
+        raise ValueError("all_scores cannot be had with tiles or tta, which join the boxes of several queries.")
     if save is None and (overwrite or resume):
         raise ValueError(f"{'overwrite' if overwrite else 'resume'} is about the folder of results; give it as save.")
     for name, value in (("batch_size", batch_size), ("every", every), ("max_frames", max_frames)):
@@ -104,27 +124,42 @@ def predict(
         for index, name in predictor.id2label.items()
     }
     wanted = None if classes is None else find_classes(classes, categories)
-    detect = _make_detect(predictor, batch_size, threshold, tiles, tile_overlap, tta)
+    thresholds = _thresholds(threshold, class_thresholds or {}, categories)
+    limit = _Limit(predictor, max_detections)
+    lowest = min(thresholds.values(), default=threshold)
+    detect = _make_detect(predictor, batch_size, lowest, limit, all_scores, tiles, tile_overlap, tta)
     folder = None
     if save is not None:
         settings = {"model": predictor.name, "threshold": threshold, "classes": classes, "tiles": tiles, "tta": tta}
+        # Only where they are set: an earlier version's run, which had none of them, can be resumed.
+        if class_thresholds:
+            settings["class_thresholds"] = {str(name): value for name, value in class_thresholds.items()}
+        settings |= {"max_detections": max_detections} if max_detections is not None else {}
+        settings |= {"all_scores": True} if all_scores else {}
         settings |= {"tile_overlap": tile_overlap, "every": every, "max_frames": max_frames, "formats": sorted(formats)}
         folder = PredictionFolder(
             save, settings, categories, formats=formats, every=every, overwrite=overwrite, resume=resume
         )
         planned = [source for source in planned if not folder.is_finished(source)]
     items = _refuse(predictor, read_sources(planned, every=every, max_frames=max_frames))
-    predictions = _run(_detect_in_order(detect, items), categories, wanted, folder, on_failure or _warn)
+    if wanted is not None:
+        thresholds = {label: thresholds[label] for label in wanted}
+    predictions = _run(_detect_in_order(detect, items), categories, thresholds, folder, on_failure or _warn, limit)
     return predictions if stream else list(predictions)
 
 
 def _run(
     answers: Iterator[tuple[Picture | Failure | End, Detections | None]],
     categories: Mapping[int, tuple[int, str]],
-    wanted: list[int] | None,
+    thresholds: Mapping[int, float],
     folder: PredictionFolder | None,
     on_failure: Callable[[Failure], None],
+    limit: "_Limit",
 ) -> Iterator[Prediction]:
+    """
+    Args:
+        thresholds: class index -> lowest score, for the classes that are wanted.
+    """
     num_predicted, first_failure = 0, None
     with folder or nullcontext():
         for item, found in answers:
@@ -136,10 +171,11 @@ def _run(
                     folder.finish(item.source)
             else:
                 num_predicted += 1
-                found = _inside(found, item.image.size, wanted)
+                found = _inside(found, item.image.size, thresholds)
                 if folder is not None:
                     folder.add(item, found)
                 yield _describe(item, found, categories)
+    limit.warn()
     if first_failure and not num_predicted and not (folder and folder.has_finished):
         raise ValueError(f"Nothing could be read; the first was {first_failure.source.name}: {first_failure.reason}")
 
@@ -150,7 +186,8 @@ def _describe(picture: Picture, found: Detections, categories: Mapping[int, tupl
     )
     source = picture.source
     place = source.name, source.origin, picture.frame, picture.time, picture.image.size
-    return Prediction(*place, *found, list(names), list(ids))
+    scores = {"queries": found.queries, "class_scores": found.class_scores}
+    return Prediction(*place, found.boxes, found.scores, found.labels, list(names), list(ids), **scores)
 
 
 def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[int, str]]) -> list[int]:
@@ -177,14 +214,54 @@ def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[in
     return sorted(found)
 
 
+def _thresholds(
+    threshold: float, by_class: Mapping[str | int, float], categories: Mapping[int, tuple[int, str]]
+) -> dict[int, float]:
+    """Class index -> lowest score."""
+    thresholds = dict.fromkeys(categories, threshold)
+    for name, value in by_class.items():
+        check_threshold(value)
+        thresholds |= dict.fromkeys(find_classes([name], categories), value)
+    return thresholds
+
+
+class _Limit:
+    """The limit of detections of an image, and how many images (or tiles) reached it."""
+
+    def __init__(self, predictor: Predictor, max_detections: int | None):
+        self.max_detections, self._limit, self._num_reached = max_detections, predictor.limit(max_detections), 0
+
+    def count(self, answers: Iterator[Detections]) -> Iterator[Detections]:
+        for found in answers:
+            self._num_reached += self._limit is not None and len(found.scores) >= self._limit
+            yield found
+
+    def warn(self) -> None:
+        if self._num_reached:
+            warnings.warn(
+                f"In {self._num_reached} {'image' if self._num_reached == 1 else 'images (or tiles)'}, {self._limit} detections or "
+                "more have a score above the threshold; the others were cut off. A higher max_detections keeps more of them.",
+                stacklevel=4,
+            )
+
+
 def _make_detect(
-    predictor: Predictor, batch_size: int, threshold: float, tiles, tile_overlap: float, tta: bool
+    predictor: Predictor,
+    batch_size: int,
+    threshold: float,
+    limit: _Limit,
+    all_scores: bool,
+    tiles,
+    tile_overlap: float,
+    tta: bool,
 ) -> Detect:
     def detect(images):
-        return predictor(images, batch_size=batch_size, threshold=threshold)
+        settings = {"threshold": threshold, "max_detections": limit.max_detections, "all_scores": all_scores}
+        return limit.count(predictor(images, batch_size=batch_size, **settings))
 
     if tta:
-        detect = detect_augmented(augmented_detectors(predictor, batch_size, threshold), threshold)
+        detectors = augmented_detectors(predictor, batch_size, threshold, limit.max_detections)
+        detect = detect_augmented(detectors, threshold)
     if tiles is not None:
         detect = detect_tiled(detect, read_tiles(tiles), tile_overlap)
     return detect
@@ -215,12 +292,11 @@ def _detect_in_order(
     yield from ((item, None) for item in waiting)
 
 
-def _inside(found: Detections, size: tuple[int, int], wanted: list[int] | None) -> Detections:
-    """Of the wanted classes, cut off at the image's border."""
+def _inside(found: Detections, size: tuple[int, int], thresholds: Mapping[int, float]) -> Detections:
+    """Of the wanted classes and above their thresholds, cut off at the image's border."""
     boxes = found.boxes.clip(0, np.array([*size, *size]))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    if wanted is not None:
-        keep &= np.isin(found.labels, wanted)
+    keep &= found.scores > np.array([thresholds.get(label, np.inf) for label in found.labels.tolist()])
     return found._replace(boxes=boxes).keep(keep)
 
 

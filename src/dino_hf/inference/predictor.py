@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,10 +18,9 @@ from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
 
 TOP_K = 300  # as in the paper, and enough for COCO's 100 of each class
-# The shorter side in steps of padding: at the default size, 800, a step is 32 pixels, and a canvas at most 31 larger than the
-# image. In larger ones, boxes get worse (docs/log.md); in smaller ones, there are more shapes, and emptier batches.
-_STEPS_OF_A_SIDE = 25
 _WINDOW = 8  # batches; so many images may wait for others of their shape
+_WINDOW_BYTES = 2**29  # of waiting images, as they are and resized
+_AHEAD_BYTES = 2**28  # of images that threads resize at the same time
 
 
 class Detections(NamedTuple):
@@ -31,6 +29,8 @@ class Detections(NamedTuple):
     boxes: np.ndarray  # (N, 4) float64 (x0, y0, x1, y1) in pixels of the original image; they may stick out of it
     scores: np.ndarray  # (N,) float64 in [0, 1]
     labels: np.ndarray  # (N,) int64 class index of the model
+    queries: np.ndarray | None = None  # (N,) int64 number of the query that found it; None: not asked for
+    class_scores: np.ndarray | None = None  # (N, K) float32 of all classes, in [0, 1]; None: not asked for
 
     @classmethod
     def sorted(cls, boxes, scores, labels) -> "Detections":
@@ -42,7 +42,15 @@ class Detections(NamedTuple):
 
     def keep(self, mask: np.ndarray) -> "Detections":
         """Those where `mask`, (N,) bool, is True, or at indices (M,)."""
-        return Detections(*(values[mask] for values in self))
+        return Detections(*(None if values is None else values[mask] for values in self))
+
+    def rows(self) -> list[tuple[list[float], float, int]]:
+        """Box, score and label of each, as Python numbers."""
+        return list(zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        best = f", scores {self.scores[-1]:.3f} to {self.scores[0]:.3f}" if len(self.scores) else ""
+        return f"Detections({len(self.scores)}{best})"
 
 
 class _Prepared(NamedTuple):
@@ -54,17 +62,14 @@ class _Prepared(NamedTuple):
 class Predictor:
     """A detector with its image processor, on a device: images in, detections out.
 
-    An image gets the same detections whatever else is in its batch, but for the rounding of float arithmetic. A DINO batch may
-    hold images of different sizes, each padded, and masked, by less than a 25th of its shorter side: padding leaks a little into
-    the backbone's convolutions, so how much there is must not depend on the neighbours. Other detectors get batches of one
-    shape, unpadded: some ignore masks, and whether boxes are relative to the padded image depends on how they were trained.
+    An image gets the same detections whatever else is in its batch, but for the rounding of float arithmetic: batches hold images
+    of one shape, and nothing is padded. Padding would leak a little into the backbone's convolutions.
 
     Args:
         model: folder, id on the Hub, or a detector, which is put into evaluation mode.
         image_processor: None: the one saved beside the model.
         device: "cuda", "cuda:1", "mps", "cpu", ...; None: where a given model is; else CUDA or Apple's GPU if there is one.
         dtype: of the weights: "float32", "bfloat16", "float16" or a torch dtype; None: float32, or as a given model is.
-        pad: False: nothing is padded, as the release evaluates. It is the most exact, with emptier batches.
     Raises:
         FileNotFoundError, ValueError: there is no such model, it is no detector, its files are broken or incomplete, or the
             device is not there.
@@ -77,7 +82,6 @@ class Predictor:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        pad: bool = True,
     ):
         dtype = read_dtype(dtype)
         if isinstance(model, PreTrainedModel):
@@ -101,12 +105,18 @@ class Predictor:
         self.category_ids: list[int] | None = getattr(model.config, "category_ids", None)
         # By name, not class: a model that came with its own code has classes of its own.
         self._is_ours = model.config.model_type == DinoDetrConfig.model_type
-        self._pads = pad and self._is_ours
         self._takes_mask = "pixel_mask" in inspect.signature(model.forward).parameters
         postprocess = inspect.signature(image_processor.post_process_object_detection).parameters
         self._size = dict(image_processor.size)
         self._scaled_size: dict[str, int] = {}
-        self._limit = {"top_k": TOP_K} if "top_k" in postprocess else {}
+        self._model_type = model.config.model_type
+        self._num_queries: int = getattr(model.config, "num_queries", None) or 0
+        self._takes_limit = "top_k" in postprocess
+        self._window_bytes, self._ahead_bytes = _WINDOW_BYTES, _AHEAD_BYTES
+
+    def __repr__(self) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"Predictor({self.name!r}, {len(self.id2label)} classes, {dtype} on {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -117,9 +127,15 @@ class Predictor:
         """Whether its images keep their shape, whatever the size: then another size is nothing new to the model."""
         return self._size.get("shortest_edge") is not None
 
-    def at_scale(self, scale: float) -> "Predictor":
-        """The same model on images resized to `scale` times the size of the image processor, for `can_scale`."""
+    def at_scale(self, scale: float, num_others: int = 0) -> "Predictor":
+        """The same model on images resized to `scale` times the size of the image processor, for `can_scale`.
+
+        Args:
+            num_others: predictors that run at the same time, with which it shares the memory for waiting images.
+        """
         scaled = copy.copy(self)
+        scaled._window_bytes //= 1 + num_others
+        scaled._ahead_bytes //= 1 + num_others
         scaled._scaled_size = {
             name: max(1, round(scale * side)) for name, side in self._size.items() if side is not None
         }
@@ -137,44 +153,74 @@ class Predictor:
         return f"It is {image.width} x {image.height} pixels: resized for the model, nothing would be left of its shorter side."
 
     def __call__(
-        self, images: Iterable[Image.Image], *, batch_size: int = 8, threshold: float = 0.0
+        self,
+        images: Iterable[Image.Image],
+        *,
+        batch_size: int = 8,
+        threshold: float = 0.0,
+        max_detections: int | None = None,
+        all_scores: bool = False,
     ) -> Iterator[Detections]:
         """Detections of each image, in the order of `images`, which are read as they are needed.
 
-        Images wait until there are `batch_size` of their shape, or `8 * batch_size` in all.
+        Images wait until there are `batch_size` of their shape, or `8 * batch_size` in all, or half a GiB of them.
 
         Args:
             images: of any mode with 8 bits per channel, predicted as they are stored: EXIF orientation is not applied.
             threshold: detections with a score of at most this, in [0, 1], are left out.
+            max_detections: at most this many of an image, those with the highest scores; None: 300, or the number of queries if
+                that is higher. Image processors of other detectors have limits of their own.
+            all_scores: also give the query and the scores of all classes of each detection; of a DINO detector only.
         Raises:
             ValueError: a setting is out of range; an image has more than 8 bits, or is refused; scores are not finite.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         check_threshold(threshold)
-        return self._stream(images, batch_size, threshold)
+        check_max_detections(max_detections)
+        if all_scores and not self._is_ours:
+            raise ValueError(
+                f"all_scores is for DINO detectors; {self.name} is a {self._model_type}, whose image processor does "
+                "not tell which query a detection is of."
+            )
+        settings = _Settings(threshold, self.limit(max_detections), all_scores)
+        return self._stream(images, batch_size, settings)
 
-    def _stream(self, images: Iterable[Image.Image], batch_size: int, threshold: float) -> Iterator[Detections]:
+    def limit(self, max_detections: int | None) -> int | None:
+        """How many detections an image can have; None: its image processor decides."""
+        if not self._takes_limit:
+            return None
+        return max_detections or max(TOP_K, self._num_queries)
+
+    def _stream(self, images: Iterable[Image.Image], batch_size: int, settings: "_Settings") -> Iterator[Detections]:
         waiting: dict[tuple, list[int]] = {}  # by shape, the numbers of images
         prepared: dict[int, _Prepared] = {}
         done: dict[int, Detections] = {}
+        sizes: dict[int, int] = {}  # bytes of each image that is not given back yet
         num_given = 0
 
         def run(shape: tuple) -> None:
             numbers = waiting.pop(shape)
-            done.update(
-                zip(numbers, self._detect([prepared.pop(number) for number in numbers], threshold), strict=True)
-            )
+            found = self._detect([prepared.pop(number) for number in numbers], settings)
+            done.update(zip(numbers, found, strict=True))
 
-        for number, (_, one) in enumerate(map_ahead(self._prepare, map(_loaded, images))):
+        def is_full() -> bool:
+            return len(sizes) >= _WINDOW * batch_size or sum(sizes.values()) > self._window_bytes
+
+        loaded = map(_loaded, images)
+        ahead = map_ahead(self._prepare, loaded, cost=num_bytes, budget=self._ahead_bytes)
+        for number, (image, one) in enumerate(ahead):
             prepared[number], shape = one, tuple(one.pixel_values.shape)
+            sizes[number] = num_bytes(image) + one.pixel_values.nbytes
+            del image, one
             waiting.setdefault(shape, []).append(number)
             if len(waiting[shape]) == batch_size:
                 run(shape)
-            while len(prepared) + len(done) >= _WINDOW * batch_size and num_given not in done:
-                run(next(shape for shape, numbers in waiting.items() if numbers[0] == num_given))
-            while num_given in done:
+            while num_given in done or (is_full() and num_given in sizes):
+                if num_given not in done:
+                    run(next(shape for shape, numbers in waiting.items() if numbers[0] == num_given))
                 yield done.pop(num_given)
+                del sizes[num_given]
                 num_given += 1
         for shape in list(waiting):
             run(shape)
@@ -190,16 +236,10 @@ class Predictor:
         inputs = self.image_processor(images=[image], return_tensors="pt", **settings)
         pixels, mask = inputs["pixel_values"][0], inputs.get("pixel_mask")
         mask = None if mask is None or not self._takes_mask else mask[0]
-        if self._pads:
-            height, width = pixels.shape[-2:]
-            step = max(1, min(height, width) // _STEPS_OF_A_SIDE)
-            padding = (0, -width % step, 0, -height % step)
-            mask = torch.ones(height, width, dtype=torch.long) if mask is None else mask
-            pixels, mask = F.pad(pixels, padding), F.pad(mask, padding)
         return _Prepared(pixels, mask, (image.height, image.width))
 
     @torch.inference_mode()
-    def _detect(self, images: list[_Prepared], threshold: float) -> list[Detections]:
+    def _detect(self, images: list[_Prepared], settings: "_Settings") -> list[Detections]:
         inputs = {
             "pixel_values": torch.stack([image.pixel_values for image in images]).to(self.device, self.model.dtype)
         }
@@ -220,7 +260,7 @@ class Predictor:
                     'device="cpu", dtype="bfloat16", or an image processor with a smaller size.'
                 )
             half = len(images) // 2
-            return self._detect(images[:half], threshold) + self._detect(images[half:], threshold)
+            return self._detect(images[:half], settings) + self._detect(images[half:], settings)
         for name in ("logits", "pred_boxes"):
             outputs[name] = outputs[name].float()
         if not outputs.logits.isfinite().all() or not outputs.pred_boxes.isfinite().all():
@@ -229,12 +269,43 @@ class Predictor:
                 'dtype="float32" or "bfloat16", and if that does not help, the weights are damaged.'
             )
         sizes = torch.tensor([image.size for image in images])  # (B, 2)
+        limit = {} if settings.limit is None else {"top_k": settings.limit}
         found = self.image_processor.post_process_object_detection(
-            outputs, threshold=threshold, target_sizes=sizes, **self._limit
+            outputs, threshold=settings.threshold, target_sizes=sizes, **limit
         )
-        return [
+        detections = [
             Detections.sorted(*(image[name].cpu().numpy() for name in ("boxes", "scores", "labels"))) for image in found
         ]
+        if settings.all_scores:
+            detections = [
+                _with_scores(found, logits, settings.limit)
+                for found, logits in zip(detections, outputs.logits, strict=True)
+            ]
+        return detections
+
+
+class _Settings(NamedTuple):
+    threshold: float
+    limit: int | None  # detections of an image
+    all_scores: bool
+
+
+def _with_scores(found: Detections, logits: Tensor, limit: int) -> Detections:
+    """With the query and all scores of each detection.
+
+    Args:
+        found: of the post-processing, which takes the best `limit` pairs of a query and a class.
+        logits: (Q, K)
+    """
+    best = logits.flatten().sigmoid().topk(min(limit, logits.numel())).indices[: len(found.scores)]  # (N,)
+    queries, labels = (part.cpu().numpy() for part in (best // logits.shape[1], best % logits.shape[1]))
+    if not np.array_equal(labels, found.labels):
+        raise RuntimeError("The image processor orders detections otherwise than by their scores.")
+    return found._replace(queries=queries, class_scores=logits.sigmoid().cpu().numpy()[queries])
+
+
+def num_bytes(image: Image.Image) -> int:
+    return image.width * image.height * len(image.getbands())
 
 
 def _loaded(image: Image.Image) -> Image.Image:
@@ -245,4 +316,10 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 def check_threshold(threshold: float) -> None:
     if not 0 <= threshold <= 1:  # not nan either
-        raise ValueError(f"threshold={threshold} must be in [0, 1]: the lowest score that is wanted.")
+        percent = f" For {threshold:g} %, write {threshold / 100:g}." if 1 < threshold <= 100 else ""
+        raise ValueError(f"threshold={threshold} must be in [0, 1]: the lowest score that is wanted.{percent}")
+
+
+def check_max_detections(max_detections: int | None) -> None:
+    if max_detections is not None and max_detections < 1:
+        raise ValueError(f"max_detections={max_detections} must be at least 1; leave it out for the default.")

@@ -116,9 +116,14 @@ class PredictionFolder:
                     "score": round(score, 6),
                     "box": [round(value, 3) for value in box],
                 }
-                for box, score, label in zip(*(values.tolist() for values in detections), strict=True)
+                for box, score, label in detections.rows()
             ],
         }
+        if detections.queries is not None:
+            for entry, query, scores in zip(
+                record["objects"], detections.queries.tolist(), detections.class_scores.tolist(), strict=True
+            ):
+                entry |= {"query": query, "scores": [round(score, 6) for score in scores]}
         if "images" in self.formats:
             self._draw(picture, detections)
         if "yolo" in self.formats:

@@ -70,7 +70,7 @@ def _evaluate(model, dataset, split, output_dir, other, box_format, batch_size, 
     data, notes = load_split(dataset, split, box_format)
     for note in notes:
         console.print(note, markup=False, highlight=False)
-    predictors = [Predictor(name, device=device, pad=False) for name in (model, other) if name is not None]
+    predictors = [Predictor(name, device=device) for name in (model, other) if name is not None]
     for predictor in predictors:  # before the first one has worked for an hour
         map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
     evaluations, paths = [], []

@@ -33,6 +33,30 @@ def predict(
         bool, typer.Option("--resume", help="Predict what an earlier prediction lacks.", rich_help_panel=_RESULTS)
     ] = False,
     threshold: Annotated[float, typer.Option(help="Lowest score, in [0, 1].", rich_help_panel=_DETECTION)] = 0.5,
+    class_thresholds: Annotated[
+        str | None,
+        typer.Option(
+            help="Other thresholds of single classes, as in person=0.3,dog=0.6.",
+            rich_help_panel=_DETECTION,
+            show_default=False,
+        ),
+    ] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            help="At most this many in an image; 300 by default, or the number of queries if that is higher.",
+            rich_help_panel=_DETECTION,
+            show_default=False,
+        ),
+    ] = None,
+    all_scores: Annotated[
+        bool,
+        typer.Option(
+            "--all-scores",
+            help="Save the query and the scores of all classes of each detection, in predictions.jsonl.",
+            rich_help_panel=_DETECTION,
+        ),
+    ] = False,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -58,9 +82,9 @@ def predict(
     tile_overlap: Annotated[
         float, typer.Option(help="Of neighbouring tiles, as a part of their side.", rich_help_panel=_LARGE)
     ] = 0.2,
-    every: Annotated[int, typer.Option(help="Only each so many-th frame.", rich_help_panel=_VIDEO)] = 1,
+    every: Annotated[int, typer.Option(help="Use every N-th frame.", rich_help_panel=_VIDEO)] = 1,
     max_frames: Annotated[
-        int | None, typer.Option(help="So many frames of each at most.", rich_help_panel=_VIDEO, show_default=False)
+        int | None, typer.Option(help="Use at most N frames of each.", rich_help_panel=_VIDEO, show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=_SPEED)] = 8,
     device: Annotated[
@@ -105,6 +129,9 @@ def predict(
             overwrite=overwrite,
             resume=resume,
             threshold=threshold,
+            class_thresholds=None if class_thresholds is None else _read_thresholds(class_thresholds),
+            max_detections=max_detections,
+            all_scores=all_scores,
             classes=None if classes is None else [name for name in classes.split(",") if name.strip()],
             tiles=tiles,
             tile_overlap=tile_overlap,
@@ -124,6 +151,22 @@ def predict(
             number = "1 source was" if len(skipped) == 1 else f"{len(skipped)} sources were"
             errors.print(f"{number} skipped.", highlight=False)
             raise typer.Exit(_SOME_SKIPPED)
+
+
+def _read_thresholds(text: str) -> dict[str, float]:
+    """ "person=0.3,dog=0.6" -> {"person": 0.3, "dog": 0.6}"""
+    thresholds = {}
+    for part in text.split(","):
+        name, _, value = part.rpartition("=")
+        try:
+            thresholds[name.strip()] = float(value)
+        except ValueError:
+            thresholds.clear()
+        if not name.strip() or not thresholds:
+            raise ValueError(
+                f"--class-thresholds {text!r:.200} must be like person=0.3,dog=0.6: names and scores in [0, 1]."
+            )
+    return thresholds
 
 
 def _count_images(sources, every: int, max_frames: int | None) -> int | None:

@@ -82,7 +82,7 @@ def leave_results(
     folder = record.output_dir
     if checkpoint := newest_checkpoint(folder):  # those of a finished run may have been deleted
         _write_history(folder, TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
-    predictor = Predictor(folder, device=args.device, pad=False)
+    predictor = Predictor(folder, device=args.device)
     evaluations: list[Evaluation | None] = []
     for data, target in ((splits.validation, folder), (splits.test, folder / TEST_FOLDER)):
         evaluation = None
