@@ -21,7 +21,7 @@ from dino_hf.data import DetectionData, load_data
 from dino_hf.evaluation import report
 from dino_hf.model_card import is_ours, weights_digest
 from dino_hf.tools.scenes import CATEGORIES, make_scenes
-from dino_hf.training import get_recipe, results
+from dino_hf.training import get_recipe, results, run_lock
 from dino_hf.training.results import _best
 from dino_hf.training.run import train
 from dino_hf.training.trainer import DinoDetrTrainer
@@ -236,6 +236,67 @@ def test_a_damaged_checkpoint_is_named(finished, folder, copy):
     os.truncate(copy / "checkpoint-4/model.safetensors", 1000)
     with pytest.raises(ValueError, match=r"checkpoint-4/model.safetensors is damaged .*goes on from the newest of"):
         train(folder / "data", output_dir=copy, resume=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 3}'])
+def test_a_damaged_record_is_named(folder, copy, content):
+    (copy / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run.json is damaged .*newest of them as --model"):
+        train(folder / "data", output_dir=copy, resume=True)
+
+
+def test_an_empty_recipe_stops_no_resume(finished, folder, copy, monkeypatch, caplog):
+    record = read_json(copy / "run.json")
+    (copy / "run.json").write_text(json.dumps(record | {"finished": False}))
+    (copy / "recipe.json").write_text("")
+    monkeypatch.setattr(report, "save_report", lambda *args: [])
+    run_quietly(folder / "data", output_dir=copy, resume=True)
+    assert "recipe.json is damaged" in caplog.text
+    assert read_json(copy / "recipe.json") == read_json(finished[0].output_dir / "recipe.json")
+
+
+def test_other_data_of_the_same_counts_are_noticed(folder, copy, tmp_path):
+    replaced = shutil.copytree(folder / "data", tmp_path / "data")
+    path = replaced / "train/annotations.json"
+    content = read_json(path)
+    content["annotations"][0]["bbox"][2] -= 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"The images to train on are not those that the run in .* had"):
+        train(replaced, output_dir=copy, resume=True)
+
+
+def test_a_run_is_resumed_from_another_working_directory(folder, tmp_path, monkeypatch):
+    """And with the data elsewhere."""
+
+    def stop(self, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DinoDetrTrainer, "train", stop)
+    monkeypatch.chdir(folder)
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly("data", model="untrained", output_dir=tmp_path / "out")
+    shutil.copytree(folder / "data", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly("moved", model=folder / "untrained", output_dir="out", resume=True)
+
+
+def test_a_run_that_is_not_there_is_started_with_a_word(folder, tmp_path):
+    _, printed = run_quietly(
+        folder / "data", model=folder / "untrained", output_dir=tmp_path / "typo", resume=True, dry_run=True
+    )
+    assert f"there is no run in {tmp_path / 'typo'} to resume" in printed
+    assert not (tmp_path / "typo").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(folder, tmp_path, monkeypatch):
+    def start_another(self, **settings):
+        monkeypatch.setattr(run_lock, "_held", set())  # as in another process
+        run_quietly(folder / "data", output_dir=tmp_path / "out", resume=True)
+
+    monkeypatch.setattr(DinoDetrTrainer, "train", start_another)
+    with pytest.raises(ValueError, match=rf"Process {os.getpid()} on .* trains in "):
+        run_quietly(folder / "data", model=folder / "untrained", output_dir=tmp_path / "out")
 
 
 def test_a_folder_that_is_not_free_is_refused(finished, folder, copy, tmp_path):

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,13 @@ from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from ..common.output_folders import write_beside
 from ..data import DetectionData, load_data, read_raw
 from ..data.checks import inspect
 from ..evaluation import Evaluation
 from .checkpoints import check_checkpoint, newest_checkpoint
 from .coco_data import CocoData
+from .machine_failures import MACHINE_ERRORS, failure_of_the_machine, memory_sentence
 from .memory_forecast import choose_batch_size, forecast_memory, free_memory
 from .preflight import (
     Preflight,
@@ -33,6 +35,7 @@ from .preflight import (
 from .progress import BestOfBoth, TrainingProgress
 from .recipes import Recipe
 from .results import keep_weights, leave_results
+from .run_lock import locked_run
 from .run_plan import Plan, fitted
 from .run_record import RunRecord
 from .settings import find_trackers, flat_settings, split_settings
@@ -111,18 +114,38 @@ def train(
     """
     from ..evaluation import report  # noqa: F401  here: it needs matplotlib, and says so before an hour of training
 
-    console = Console()
-    record = RunRecord.take_up(Path(output_dir), resume)
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f'batch_size={batch_size!r} must be a number of images, or "auto".')
-    record.settle_model(model)
+    RunRecord.take_up(Path(output_dir), resume)  # before there is a lock in the folder
+    with nullcontext() if dry_run else locked_run(Path(output_dir), os.environ.get("RANK", "0") == "0"):
+        record = RunRecord.take_up(Path(output_dir), resume)
+        record.settle_model(model)
+        choices = {"validation_fraction": validation_fraction, "box_format": box_format}
+        return _train(data, record, recipe, resume, batch_size, report_to, seed, choices, dry_run, settings)
+
+
+def _train(
+    data: Any,
+    record: RunRecord,
+    recipe: str | None,
+    resume: bool,
+    batch_size: int | str,
+    report_to: str | Sequence[str] | None,
+    seed: int | None,
+    choices: dict[str, Any],
+    dry_run: bool,
+    settings: dict[str, Any],
+) -> TrainingRun:
+    console, output_dir = Console(), record.output_dir
     seed = record.settle("seed", seed, 0)
     trackers = record.settle("report_to", None if report_to is None else find_trackers(report_to), find_trackers(None))
     given = record.settle_settings(flat_settings(settings))
     recipe, others = split_settings(record.settle("recipe", recipe, "finetune"), given)
 
-    splits = _detection_data(data, record, seed, validation_fraction, box_format)
+    splits = _detection_data(data, record, seed, **choices)
     findings = _findings(data, record.values["box_format"])
+    if resume and not record.is_resumed:
+        findings.insert(0, f"there is no run in {output_dir} to resume: this one starts from the beginning.")
     start = _load(record, splits.train, seed)
     recipe = fitted(recipe, given, start.image_processor, splits.validation is not None)
     recipe.configure(start.model)
@@ -145,8 +168,8 @@ def train(
             torch.distributed.barrier()  # all have looked at the folder
         if is_first:
             record.write()
-            text = json.dumps(preflight.as_dict(), indent=2) + "\n"
-            (record.output_dir / PREFLIGHT_NAME).write_text(text, encoding="utf-8")
+            with write_beside(output_dir / PREFLIGHT_NAME) as path:
+                path.write_text(json.dumps(preflight.as_dict(), indent=2) + "\n", encoding="utf-8")
         trainer = _run_trainer(plan, start, args, record.is_resumed, console)
     if not is_first:
         return TrainingRun(record.output_dir, preflight, None, None, trainer)
@@ -302,12 +325,11 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, is_resumed: 
             error.add_note(f"{trainer.state.global_step} steps are done; --resume goes on from the newest checkpoint.")
             raise
         except torch.OutOfMemoryError as error:
-            size = args.train_batch_size
-            cure = f"--batch-size {size // 2}, or" if size > 1 else "smaller images (--short-sides, --longest-side),"
-            raise ValueError(
-                f"Batches of {size} do not fit into the memory of {args.device}: run again with --resume and {cure} "
-                "--activation-checkpointing or --bf16."
-            ) from error
+            raise ValueError(memory_sentence(args)) from error
+        except MACHINE_ERRORS as error:
+            if (sentence := failure_of_the_machine(error, args)) is None:
+                raise
+            raise ValueError(sentence) from error
         finally:
             progress.close()
     return trainer

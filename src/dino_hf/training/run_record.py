@@ -1,14 +1,16 @@
 """run.json: what a run was started with, so that it can be resumed with the same."""
 
+import hashlib
 import json
-import os
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from ..common.output_folders import is_leftover, write_beside
 from .coco_data import CocoData
+from .run_lock import LOCK_NAME
 
 RUN_NAME = "run.json"
-_UNFINISHED = f"_{RUN_NAME}"
+_ROWS = 1000  # that are hashed at a time
 
 
 class RunRecord:
@@ -47,10 +49,13 @@ class RunRecord:
             )
         if path.is_file():
             try:
-                return cls(output_dir, json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise ValueError(f"{path} is damaged ({error}); start anew with another --output-dir.") from error
-        if output_dir.is_dir() and any(path.name != _UNFINISHED for path in output_dir.iterdir()):
+                return cls(output_dir, _checked(json.loads(path.read_text(encoding="utf-8"))))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}), so the run cannot be resumed; its checkpoints are whole folders: start a run in "
+                    "another --output-dir with the newest of them as --model."
+                ) from error
+        if output_dir.is_dir() and any(not _is_passing(path) for path in output_dir.iterdir()):
             what = f"but there is no {RUN_NAME} in it, so no run to resume" if resume else "and has no run in it"
             raise ValueError(f"{output_dir} is not empty, {what}; choose another --output-dir.")
         return cls(output_dir, {})
@@ -66,12 +71,13 @@ class RunRecord:
             ValueError: the run that is resumed started from another one.
         """
         before = self.recorded.get("model")
-        if self.is_resumed and given is not None and str(given) != before:
+        given = None if given is None else _place(given)
+        if self.is_resumed and given is not None and given != (before and _place(before)):
             raise ValueError(
                 f"The run in {self.output_dir} started from {before or 'no model'}, not from {given}: leave out the model to "
                 "resume it, or choose another --output-dir."
             )
-        self.settle("model", None if given is None else str(given), None)
+        self.settle("model", given, None)
 
     def settle_settings(self, given: dict[str, Any]) -> dict[str, Any]:
         self.values["settings"] = self.recorded.get("settings", {}) | given
@@ -88,13 +94,23 @@ class RunRecord:
             "classes": list(train.id2label.values()),
         }
         before = self.recorded.get("data", data)
-        if before != data:
+        digests = {"train": data_digest(train), "held_out": None if held_out is None else data_digest(held_out)}
+        changed = [name for name, digest in digests.items() if before.get("digests", digests).get(name) != digest]
+        if changed and {name: before.get(name) for name in data} == data:
+            what = " and ".join(
+                {"train": "images to train on", "held_out": "held-out images"}[name] for name in changed
+            )
+            raise ValueError(
+                f"The {what} are not those that the run in {self.output_dir} had: as many, but with other names, sizes or boxes. "
+                "Resume it with its own data, or start another in a new --output-dir."
+            )
+        if {name: before.get(name) for name in data} != data:
             raise ValueError(
                 f"The run in {self.output_dir} had {before['train']} images to train on and {before['held_out']} held out, of "
                 f"{len(before['classes'])} classes, these data have {data['train']} and {data['held_out']}, of "
                 f"{len(data['classes'])}: resume it with its own data, or start another in a new --output-dir."
             )
-        self.values["data"] = data
+        self.values["data"] = data | {"digests": digests}
 
     def changes(self) -> list[str]:
         """Where a resumed run goes on with something else than it had."""
@@ -112,10 +128,46 @@ class RunRecord:
     def write(self) -> None:
         """At once: a run that is killed has the old file or the new one."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        path = self.output_dir / RUN_NAME
-        unfinished = path.with_name(_UNFINISHED)
-        unfinished.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        with write_beside(self.output_dir / RUN_NAME) as path:
+            path.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
+
+
+_KINDS = {"settings": dict, "data": dict, "start": str, "start_notes": list, "seed": int, "recipe": str}
+
+
+def _checked(content: Any) -> dict[str, Any]:
+    """What a run wrote into its record. Raises ValueError: it is something else."""
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it is no record of a run")
+    for name, kind in _KINDS.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"its {name} is {str(content.get(name))[:80]}")
+    if not {"train", "held_out", "classes"} <= set(content["data"]):
+        raise ValueError("its data lack numbers of images or classes")
+    return content
+
+
+def _is_passing(path: Path) -> bool:
+    """Whether a file may lie in the folder of a new run: it is of a start that was broken off."""
+    return path.name == LOCK_NAME or is_leftover(path)
+
+
+def _place(model: str | Path) -> str:
+    """A folder by its full path, so that a run can be resumed from any working directory; else the id as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.exists() else str(model)
+
+
+def data_digest(data: CocoData) -> str:
+    """Of names, sizes and boxes of the images, in their order, wherever the data lie. Images are not read."""
+    digest = hashlib.sha256()
+    table = data.dataset.select_columns(["file_name", "width", "height", "objects"]).with_format("arrow")
+    for start in range(0, len(table), _ROWS):
+        rows = table[start : start + _ROWS].to_pylist()
+        for row in rows:
+            row["file_name"] = PurePath(row["file_name"] or "").name
+        digest.update(json.dumps(rows).encode())
+    return digest.hexdigest()
 
 
 def _change(name: str, now: Any, before: Any) -> str:

@@ -14,14 +14,23 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
+from ..common.output_folders import write_beside
 from ..matcher import NonFinitePredictionsError
 from ..model_card import weights_digest
 from ..targets import PADDING_LABEL
 from .augmentation import mix_seeds
-from .checkpoints import UNFINISHED, check_checkpoint, discard, flush, newest_checkpoint, was_stopped_early
+from .checkpoints import (
+    UNFINISHED,
+    check_checkpoint,
+    checkpoints_by_age,
+    discard,
+    flush,
+    newest_checkpoint,
+    was_stopped_early,
+)
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
 from .coco_metric import CocoEvaluator
 from .detector import find_detector
@@ -29,6 +38,7 @@ from .doctor import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
 from .model_card import record_training
 from .recipes import Recipe
+from .run_lock import locked_run
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +174,10 @@ class DinoDetrTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As in `Trainer`, but True begins anew where there is no checkpoint yet, and goes on from the newest that is whole."""
+        with locked_run(Path(self.args.output_dir), self.args.should_save):
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint, *args, **kwargs):
         output_dir = Path(self.args.output_dir)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_checkpoint(output_dir)
@@ -199,14 +213,14 @@ class DinoDetrTrainer(Trainer):
             logger.warning("Departs from the recipe %s: %s", self.recipe.name, line)
         content = {"recipe": self.recipe.as_dict(), "departures": self.departures}
         path = output_dir / RECIPE_NAME
-        if is_resumed and path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        if is_resumed and (before := _recorded_recipe(path)):
             changed = [name for name, value in content["recipe"].items() if before.get(name) != value]
             if changed:
                 old, new = ({name: one.get(name) for name in changed} for one in (before, content["recipe"]))
                 logger.warning("The run that is resumed had another recipe, %s; it goes on with %s.", old, new)
         output_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with write_beside(path) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def get_train_dataloader(self):
         """As in `Trainer`; the order of images depends on the seed only, not on what was seeded since."""
@@ -380,18 +394,19 @@ class DinoDetrTrainer(Trainer):
         limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
         if limit is None or limit <= 0:
             return
-        # Oldest first; the best comes second to last if it is not the last, and both are kept.
-        checkpoints = sort_checkpoints(str(run_dir), use_mtime=True, best_model_checkpoint=best)
-        keep = max(limit, 1 if best in (None, checkpoints[-1]) else 2)
-        for checkpoint in checkpoints[:-keep]:
-            discard(Path(checkpoint))
+        checkpoints = checkpoints_by_age(run_dir, self.state.global_step)
+        others = [one for one in checkpoints[:-1] if best is None or one.name != Path(best).name]
+        has_best = len(others) < len(checkpoints) - 1
+        num_kept = max(0, limit - 1 - has_best)  # beside the newest and the best, which always stay
+        for checkpoint in others[: len(others) - num_kept]:
+            discard(checkpoint)
 
     def _finalize_training(self, trial, *args, **kwargs):
         best = self.state.best_model_checkpoint
         if self.args.save_total_limit == 1 and best is not None and self.args.should_save:
-            for checkpoint in sort_checkpoints(self._get_output_dir(trial)):
+            for checkpoint in checkpoints_by_age(Path(self._get_output_dir(trial)), self.state.global_step):
                 if not os.path.samefile(checkpoint, best):
-                    discard(Path(checkpoint))
+                    discard(checkpoint)
             shutil.rmtree(Path(self._get_output_dir(trial)) / UNFINISHED, ignore_errors=True)
         return super()._finalize_training(trial, *args, **kwargs)
 
@@ -537,6 +552,17 @@ def _check(model, args, recipe, train, held_out) -> None:
             f"save_strategy={args.save_strategy.value!r} and metric_for_best_model={args.metric_for_best_model!r}: make the "
             "strategies equal, or change the recipe by early_stopping_patience=None."
         )
+
+
+def _recorded_recipe(path: Path) -> dict | None:
+    """The recipe of the run that is resumed, for a comparison; None if its file is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s is damaged (%s) and is written again; changes of the recipe are not reported.", path, error)
+        return None
 
 
 def _some(id2label: dict[int, str]) -> str:

@@ -1,0 +1,74 @@
+"""Failures of the machine in training, as a sentence that says what to do: full disks, no memory, killed workers."""
+
+import errno
+import re
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import TrainingArguments
+
+# Libraries raise these as errors of no common type, some of them with the cause only in their text.
+_DISK = re.compile(
+    r"No space left|File too large|os error (28|27|122)|Disk quota|PytorchStreamWriter failed|"
+    r"unexpected pos|enforce fail at inline_container",
+    re.IGNORECASE,
+)
+_MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|Cannot allocate memory|std::bad_alloc", re.IGNORECASE)
+_SHARED_MEMORY = re.compile(r"Bus error|shared memory|/dev/shm", re.IGNORECASE)
+_WORKER = re.compile(r"DataLoader worker .*(killed|exited)", re.IGNORECASE | re.DOTALL)
+# Errors that may be of the machine; all others are faults of the program.
+MACHINE_ERRORS = (SafetensorError, RuntimeError, OSError, MemoryError)
+_DISK_NUMBERS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def failure_of_the_machine(error: BaseException, args: TrainingArguments) -> str | None:
+    """What an error in training says of the machine, in one sentence; None: it is of another kind."""
+    texts = list(_texts(error))
+    numbers = [getattr(one, "errno", None) for one in _chain(error)]
+    if any(number in _DISK_NUMBERS for number in numbers) or _finds(_DISK, texts):
+        free = shutil.disk_usage(next(path for path in _above(Path(args.output_dir)) if path.exists())).free
+        return (
+            f"A file in {args.output_dir} could not be written ({texts[0][:160]}); {free / 2**20:.0f} MiB are free there. Make "
+            "room, or raise the limit of the size of a file, and run again with --resume: whole checkpoints are kept."
+        )
+    if _finds(_WORKER, texts):
+        cause = "shared memory is full" if _finds(_SHARED_MEMORY, texts) else "often because memory ran out"
+        return (
+            f"A process that reads images ended ({texts[0].splitlines()[0][:160]}), {cause}: run again with --resume and a smaller "
+            f"--dataloader-num-workers (it is {args.dataloader_num_workers}; 0 reads in the training process)."
+        )
+    if isinstance(error, MemoryError) or errno.ENOMEM in numbers or _finds(_MEMORY, texts):
+        return memory_sentence(args)
+    return None
+
+
+def memory_sentence(args: TrainingArguments) -> str:
+    size = args.train_batch_size
+    cure = f"--batch-size {size // 2}, or" if size > 1 else "smaller images (--short-sides, --longest-side),"
+    return (
+        f"Batches of {size} do not fit into the memory of {args.device}: run again with --resume and {cure} "
+        "--activation-checkpointing or --bf16."
+    )
+
+
+def _above(path: Path) -> list[Path]:
+    path = path.absolute()
+    return [path, *path.parents]
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what it was raised from or during."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _texts(error: BaseException) -> list[str]:
+    return [str(one) or type(one).__name__ for one in _chain(error)]
+
+
+def _finds(pattern: re.Pattern, texts: list[str]) -> bool:
+    return any(pattern.search(text) for text in texts)
