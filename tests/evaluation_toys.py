@@ -20,7 +20,7 @@ class ReadyPredictor:
     def __init__(self, id2label: dict[int, str], answers: dict[bytes, tuple], category_ids=None, name="toy"):
         self.id2label, self.category_ids, self.name, self.answers = id2label, category_ids, name, answers
 
-    def __call__(self, images, *, batch_size=8, threshold=0.0):
+    def __call__(self, images, *, batch_size=8, threshold=0.0, max_detections=None):
         for image in images:
             yield Detections.sorted(*self.answers[image.tobytes()])
 

@@ -1,6 +1,7 @@
 """`dino-hf eval` as a user calls it, with toy models in folders."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_two_models_are_compared_in_the_category_ids_of_the_data(pair):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "data", "--split", "test"], "has no test images, but train, validation; choose split train."),
+        (["a", "data", "--split", "test"], "has no test images, but train, validation; choose split validation."),
         (["a", "nowhere"], "nowhere"),
         (["nowhere", "data"], "nowhere"),
         (["a", "data", "--compare", "b", "--num-bootstrap", "0"], "--compare needs resamples"),
@@ -106,3 +107,31 @@ def test_help_is_short_and_has_an_example():
     assert result.exit_code == 0
     assert "dino-hf eval my-detector my-dataset" in result.output
     assert len(result.output.splitlines()) < 60
+
+
+def test_without_a_folder_results_go_to_one_of_the_models_name(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = (folder / "b", folder / "data", "--num-bootstrap", 0)
+    assert run(*arguments).exit_code == 0
+    assert (tmp_path / "outputs" / "eval" / "b" / "results.json").is_file()
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert (
+        "outputs/eval/b has an evaluation in it; choose another folder, or replace it with --overwrite."
+        in result.output
+    )
+    assert run(*arguments, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("owner/detr", "owner--detr"), ("detr", "detr"), ("../..", "model"), ("a b/c:d", "a_b--c_d")]
+)
+def test_the_folder_of_a_model_from_the_hub_has_its_id(model, name, monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert cli_eval._folder_name(model) == name
+
+
+def test_the_table_of_many_classes_has_those_with_most_objects():
+    rows = [{"name": str(number), "num_objects": number} for number in range(101)]
+    assert cli_eval._shown_classes(rows[:100]) == (rows[:100], 0)
+    assert cli_eval._shown_classes(rows) == (rows[1:], 1)

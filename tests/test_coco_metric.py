@@ -464,3 +464,37 @@ def test_an_evaluation_that_was_broken_off_does_not_count_in_the_next(scenes):
     unknown = {name: values[:1] for name, values in labels.items()} | {"image_id": np.array([99])}
     with pytest.raises(ValueError, match=r"images \[99\] are not in the data"):
         evaluate(evaluator, logits[:1], boxes[:1], unknown)
+
+
+def crowded(count: int) -> tuple[dict, dict]:
+    boxes = [[20.0 * (i % 20), 20.0 * (i // 20), 12.0, 12.0] for i in range(count)]
+    truth = {"image_id": 1, "boxes": boxes, "labels": [1] * count, "area": [144.0] * count, "iscrowd": [0] * count}
+    found = {"image_id": 1, "boxes": [[x, y, x + w, y + h] for x, y, w, h in boxes]}
+    return truth, found | {"scores": [0.9] * count, "labels": [1] * count}
+
+
+@pytest.mark.parametrize("count", [100, 101, 400])
+def test_a_perfect_detector_is_perfect_on_an_image_of_many_objects(count):
+    truth, found = crowded(count)
+    scores = CocoDetectionMetric({1: "cell"})._compute([found], [truth])
+    assert scores["AP"] == scores["AP50"] == scores["AP75"] == scores["AP_small"] == scores["AR_small"] == 1
+    assert scores["AP_class_cell"] == 1
+    assert scores["AR_100"] == pytest.approx(100 / count)
+    assert (scores["AR_1"], scores["AR_10"]) == pytest.approx((1 / count, 10 / count))
+    assert (scores["AP_large"], scores["AR_medium"]) == (-1, -1)
+
+
+def test_a_higher_limit_gives_the_same_numbers_where_it_cuts_nothing():
+    rng = np.random.default_rng(0)
+    truth, found = crowded(60)
+    found["scores"] = rng.random(60).tolist()
+    found["boxes"] = (np.array(found["boxes"]) + rng.normal(0, 1.5, (60, 4))).tolist()
+    columns = [
+        coco_metric._columns([truth], "reference", coco_metric._TRUTH),
+        coco_metric._columns([found], "prediction", coco_metric._DETECTIONS),
+    ]
+    few, many = (
+        coco_metric.summarize(coco_metric._evaluate(*columns, [1], limit), {1: "cell"}) for limit in (100, 150)
+    )
+    assert few == many
+    assert 0 < few["AP"] < few["AP50"] <= 1

@@ -144,3 +144,19 @@ def test_a_class_without_detections_or_without_objects():
     assert np.isnan(resample([matches], weights)).all()
     matches, _ = matches_of({name: values[:0] for name, values in truth.items()}, nothing)
     assert np.isnan(resample([matches], weights)).all()
+
+
+@pytest.mark.parametrize("num_bootstrap", [10_001, 10**9])
+def test_more_resamples_than_help_are_refused(num_bootstrap):
+    bootstrap.check_num_bootstrap(10_000)
+    with pytest.raises(ValueError, match=rf"num_bootstrap={num_bootstrap} is more than 10000, .*; choose 1000"):
+        bootstrap.check_num_bootstrap(num_bootstrap)
+
+
+def test_resamples_that_do_not_fit_into_memory_are_refused():
+    bootstrap.check_memory(1000, 5000, 80)
+    bootstrap.check_memory(1000, 100_000, 1000)
+    with pytest.raises(
+        ValueError, match=r"10000 resamples of 100000 images and 1000 classes need 4.2 GiB; choose num_b"
+    ):
+        bootstrap.check_memory(10_000, 100_000, 1000)

@@ -23,7 +23,7 @@ def evaluated(data, seed=0, num_bootstrap=300, **noise):
 
 def test_a_model_is_not_better_than_itself(data):
     comparison = compare(evaluated(data), evaluated(data))
-    assert comparison.verdict == "No difference can be shown: +0.0 AP [0.0, 0.0]"
+    assert comparison.verdict == "No difference can be shown: +0.000 AP [0.000, 0.000]"
     for entry in comparison.differences:
         assert (entry.difference, entry.interval, entry.share_better, entry.is_shown) == (0, (0, 0), 0, False)
     names = [entry.name for entry in comparison.differences]
@@ -38,9 +38,10 @@ def test_a_clearly_better_model_is_found_and_the_other_way_round(data):
     low, high = ap.interval
     assert 0 < low < ap.difference < high
     assert ap.share_better == 1
-    assert comparison.verdict == f"B is better: +{100 * ap.difference:.1f} AP [{100 * low:.1f}, {100 * high:.1f}]"
+    assert comparison.verdict == f"B is better: +{ap.difference:.3f} AP [{low:.3f}, {high:.3f}]"
+    assert repr(comparison) == f"Comparison({comparison.verdict}, {len(comparison.differences)} differences)"
     back = compare(better, worse)
-    assert back.verdict.startswith(f"A is better: B has -{100 * ap.difference:.1f} AP [")
+    assert back.verdict.startswith(f"A is better: B has -{ap.difference:.3f} AP [")
     assert back.differences[0].interval == pytest.approx((-high, -low))
     assert back.differences[0].share_better == 0
     assert json.loads(json.dumps(comparison.as_dict()))["differences"][0]["share_b_better"] == 1

@@ -164,7 +164,7 @@ class Failing(ReadyPredictor):
 
     error, alone = ValueError("An image has mode 'F'."), True
 
-    def __call__(self, images, *, batch_size=8, threshold=0.0):
+    def __call__(self, images, *, batch_size=8, threshold=0.0, max_detections=None):
         images = list(images)
         if any(image.tobytes() == self.bad for image in images) and (self.alone or len(images) > 1):
             raise self.error
@@ -220,7 +220,7 @@ def test_a_split_is_found_or_refused(path, data):
     part, notes = load_split(path, "validation")
     assert 0 < len(part.dataset) < 24
     assert any("held out" in note for note in notes)
-    with pytest.raises(ValueError, match="has no test images, but train, validation; choose split train"):
+    with pytest.raises(ValueError, match="has no test images, but train, validation; choose split validation"):
         load_split(path, "test")
     with pytest.raises(ValueError, match="split='val' must be one of train, validation, test"):
         load_split(path, "val")
@@ -236,3 +236,27 @@ def test_the_function_for_users_writes_its_report(data, answers, tmp_path, monke
         evaluate(predictor, data, num_bootstrap=-1)
     with pytest.raises(ValueError, match=r"device='cpu' was given with a Predictor, which has its own"):
         evaluate(predictor, data, device="cpu")
+
+
+def test_more_objects_than_coco_counts_are_counted_and_said(tmp_path):
+    objects = [[3.0 * (number % 40), 6.0 * (number // 40), 2.0, 4.0] for number in range(130)]
+    Image.new("RGB", (125, 40)).save(tmp_path / "1.png")
+    images = [{"id": 1, "file_name": "1.png", "width": 125, "height": 40}]
+    boxes = [
+        {"id": number, "image_id": 1, "category_id": 7, "bbox": box, "area": 8, "iscrowd": 0}
+        for number, box in enumerate(objects, start=1)
+    ]
+    path = tmp_path / "cells.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "cell"}]}))
+    data = load_coco(path, tmp_path)
+    corners = [[x, y, x + w, y + h] for x, y, w, h in objects]
+    predictor = ReadyPredictor(data.id2label, {data.dataset[0]["image"].tobytes(): (corners, [0.9] * 130, [0] * 130)})
+    found = evaluate_model(predictor, data, num_bootstrap=0)
+    assert (found.metrics["AP"], found.max_detections) == (1, 130)
+    assert found.per_class[0]["AR_100"] == found.metrics["AR_100"] == pytest.approx(100 / 130)
+    assert found.notes[-1].startswith("An image has 130 objects of one class, so AP counts the best 130 detections")
+    as_coco = evaluate_model(predictor, data, num_bootstrap=0, max_detections=100)
+    assert as_coco.metrics["AP"] < 0.8
+    assert as_coco.notes[-1].endswith("AP counts only the best 100 detections; the others were cut off.")
+    with pytest.raises(ValueError, match="max_detections=99 must be at least 100, COCO's own limit"):
+        evaluate_model(predictor, data, max_detections=99)

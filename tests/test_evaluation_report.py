@@ -2,9 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dino_hf.coco_classes import COCO_CLASSES
@@ -107,19 +112,80 @@ def test_a_model_that_finds_nothing_has_a_report(data, tmp_path):
 
 
 def test_files_of_others_are_not_replaced(folder, tmp_path):
-    check_folder(folder)
+    with pytest.raises(
+        FileExistsError, match="has an evaluation in it; choose another folder, or replace it with --over"
+    ):
+        check_folder(folder)
+    check_folder(folder, overwrite=True)
     check_folder(tmp_path / "new" / "folder")
     assert not list(tmp_path.iterdir())
     (tmp_path / "detections.json").write_text("[]")
-    with pytest.raises(
-        ValueError, match=r"has a file detections.json that no evaluation has written, .* choose another"
-    ):
-        check_folder(tmp_path)
-    (tmp_path / "results.json").write_text('{"mine": 1}')
-    with pytest.raises(ValueError, match=r"has a file results\.json"):
-        check_folder(tmp_path)
-    with pytest.raises(OSError, match=r"results\.json cannot be written, Not a directory; choose another folder"):
+    for content in ("[]", '{"mine": 1}', "[" * 10**5):
+        (tmp_path / "results.json").write_text(content)
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match="has files that are not of an evaluation; choose a new or empty"):
+                check_folder(tmp_path, overwrite)
+    with pytest.raises(OSError, match=r"results\.json is not a folder; choose another place"):
         check_folder(tmp_path / "results.json")
     if Path("/proc/self").exists():  # where not even root can write
-        with pytest.raises(OSError, match=r"/proc/self/out cannot be written, .*; choose another folder"):
+        with pytest.raises(OSError, match=r"/proc/self/out cannot be written .*; choose another place"):
             check_folder(Path("/proc/self/out"))
+
+
+def test_a_new_report_leaves_nothing_of_an_earlier_comparison(data, evaluation, tmp_path):
+    save_report(evaluation, data, tmp_path / "compared")
+    for name in (*COMPARISON_FILES, "mine.txt"):
+        (tmp_path / name).write_text("old")
+    save_report(evaluation, data, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "mine.txt"}
+
+
+def test_pictures_of_many_classes_are_bounded_and_say_what_they_leave_out(tmp_path, monkeypatch):
+    names = [f"class number {number} with a long name" for number in range(300)]
+    data = draw_blocks(tmp_path / "blocks", names, 12)
+    predictor = ReadyPredictor(data.id2label, noisy_answers(data))
+    evaluation = evaluate_model(predictor, data, num_bootstrap=40)
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda axes, title, **style: titles.append(title))
+    monkeypatch.setattr(Figure, "suptitle", lambda figure, title, **style: titles.append(title))
+    for name in ("confusion", "ap_per_class", "precision_recall", "f1"):
+        getattr(plots, f"save_{name}")(tmp_path / f"{name}.png", evaluation)
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert max(picture.size) <= 3000
+    assert "the 50 classes with the most mistakes; 250 are left out" in titles[0]
+    assert "200 in between are left out" in titles[1]
+    plots.save_comparison_plot(tmp_path / "compare.png", compare(evaluation, evaluation))
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert max(picture.size) <= 3000
+    confusion = evaluation.as_dict()["confusion"]
+    assert sum(count for *_, count in confusion["cells"]) == evaluation.confusion.sum()
+    assert len(confusion["cells"]) < 1000
+
+
+@pytest.mark.parametrize(("num_classes", "drawn"), [(100, 100), (101, 50)])
+def test_the_confusion_matrix_is_whole_up_to_a_hundred_classes(num_classes, drawn):
+    confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+    confusion[np.arange(num_classes), np.arange(num_classes)] = 10**6  # right answers are no mistakes
+    confusion[-3, 4] = confusion[7, -1] = confusion[-1, 9] = 5
+    evaluation = SimpleNamespace(confusion=confusion, class_names=dict.fromkeys(range(num_classes), "x"))
+    counts, names, left_out = plots._most_confused(evaluation)
+    assert (counts.shape, len(names), left_out) == ((drawn + 1,) * 2, drawn, num_classes - drawn)
+    mistakes = counts.sum() - counts.diagonal().sum()
+    assert mistakes == 15  # all are shown
+
+
+def test_numbers_can_be_read_on_every_blue():
+    def luminance(colour):
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    for share in np.linspace(0, 1, 51):
+        behind = luminance(plots._BLUES(share)) + 0.05
+        contrast = 1.05 / behind if plots.readable_on(plots._BLUES(share)) == "white" else behind / 0.05
+        assert contrast >= 4.5  # what WCAG asks for
+
+
+def test_an_evaluation_in_a_notebook_is_a_line(evaluation):
+    assert re.fullmatch(
+        r"Evaluation\('.*' on \d+ images, \d+ objects, \d+ classes: AP 0.\d+, AP50 0.\d+\)", repr(evaluation)
+    )

@@ -14,6 +14,8 @@ from .matching import IOU_THRESHOLDS, RECALLS, SIZES, ClassMatches
 # What is resampled of each class; the mean over classes has the same names.
 STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 LEVEL = 0.95
+MAX_RESAMPLES = 10_000
+_MAX_BYTES = 2**31  # of all resamples
 _MIN_RESAMPLES = 40  # one of them is below the middle 95 %, and one above
 MIN_IMAGES = (
     2  # with objects, for an interval: those of one image are the same in each resample, and would seem certain
@@ -26,6 +28,23 @@ def check_num_bootstrap(num_bootstrap: int) -> None:
     if num_bootstrap != 0 and num_bootstrap < _MIN_RESAMPLES:
         raise ValueError(
             f"num_bootstrap={num_bootstrap} is too few for 95 % intervals; choose 1000, at least {_MIN_RESAMPLES}, or 0 for none."
+        )
+
+    if num_bootstrap > MAX_RESAMPLES:
+        raise ValueError(
+            f"num_bootstrap={num_bootstrap} is more than {MAX_RESAMPLES}, which change the bounds of an interval by less than a "
+            "hundredth of its width; choose 1000."
+        )
+
+
+def check_memory(num_bootstrap: int, num_images: int, num_classes: int) -> None:
+    """Raises ValueError if the resamples would not fit into some memory."""
+    per_resample = 4 * num_images + 8 * num_classes * len(STATISTICS)
+    if num_bootstrap * per_resample > _MAX_BYTES:
+        fit = max(_MIN_RESAMPLES, _MAX_BYTES // per_resample // 100 * 100)
+        raise ValueError(
+            f"{num_bootstrap} resamples of {num_images} images and {num_classes} classes need "
+            f"{num_bootstrap * per_resample / 2**30:.1f} GiB; choose num_bootstrap {fit}, or 0 for no intervals."
         )
 
 

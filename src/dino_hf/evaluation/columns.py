@@ -39,13 +39,18 @@ def image_name(data: CocoData, index: int) -> str:
 
 
 def found_columns(
-    predictor: Predictor, data: CocoData, classes: ClassMap, batch_size: int, progress: Progress
+    predictor: Predictor,
+    data: CocoData,
+    classes: ClassMap,
+    batch_size: int,
+    progress: Progress,
+    max_detections: int | None = None,
 ) -> tuple[Columns, dict[str, int]]:
     """The detections in the class space of the data, and how many of which other classes there were."""
     image_ids, columns, left_out = list(data.dataset["image_id"]), [], Counter()
     progress("images", 0, len(image_ids))
     try:
-        for found in _detect(predictor, data, batch_size):
+        for found in _detect(predictor, data, batch_size, max_detections):
             known, category_ids = classes.apply(found.labels)
             image_id = np.full(len(category_ids), image_ids[len(columns)])
             columns.append((image_id, category_ids, found.boxes[known], found.scores[known]))
@@ -61,7 +66,7 @@ def found_columns(
     return {"image_id": image_id, "labels": labels, "boxes": boxes.reshape(-1, 4), "scores": scores}, names
 
 
-def _detect(predictor: Predictor, data: CocoData, batch_size: int) -> Iterator[Detections]:
+def _detect(predictor: Predictor, data: CocoData, batch_size: int, max_detections: int | None) -> Iterator[Detections]:
     """Detections of each image. An error gets a note that names the image."""
     num_read = num_done = 0
     is_reading = False
@@ -77,7 +82,7 @@ def _detect(predictor: Predictor, data: CocoData, batch_size: int) -> Iterator[D
             yield row["image"]
 
     try:
-        for found in predictor(images(), batch_size=batch_size, threshold=0.0):
+        for found in predictor(images(), batch_size=batch_size, threshold=0.0, max_detections=max_detections):
             yield found
             num_done += 1
     except Exception as error:

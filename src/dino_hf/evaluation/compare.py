@@ -30,7 +30,7 @@ class Difference:
         return low > 0 or high < 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Differences between two detectors, of the numbers that have intervals: with objects in at least two images. Intervals are
     for one number each: among those of 80 classes, 4 are expected to exclude zero for detectors that are equal."""
@@ -41,12 +41,15 @@ class Comparison:
     num_resamples: int
     differences: list[Difference]  # AP, AP50, AP75, AP by size, and of each class
 
+    def __repr__(self) -> str:
+        return f"Comparison({self.verdict}, {len(self.differences)} differences)"
+
     @property
     def verdict(self) -> str:
-        """One sentence about AP, in percent."""
+        """One sentence about AP, in [0, 1]."""
         overall = self.differences[0]
-        low, high = (100 * bound for bound in overall.interval)
-        numbers = f"{100 * overall.difference:+.1f} AP [{low:.1f}, {high:.1f}]"
+        low, high = overall.interval
+        numbers = f"{overall.difference:+.3f} AP [{low:.3f}, {high:.3f}]"
         if not overall.is_shown:
             return f"No difference can be shown: {numbers}"
         return f"B is better: {numbers}" if low > 0 else f"A is better: B has {numbers}"

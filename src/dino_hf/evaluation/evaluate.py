@@ -11,11 +11,21 @@ from ..data.load import load_data
 from ..data.raw import SPLITS
 from ..data.rows import CocoData
 from ..inference.predictor import Predictor
-from ..training.coco_metric import Columns, check_columns, evaluate_class, of_class, summarize
+from ..training.coco_metric import (
+    COCO_LIMIT,
+    Columns,
+    check_columns,
+    detection_limit,
+    evaluate_class,
+    kept_of_image,
+    of_class,
+    summarize,
+)
 from .bootstrap import (
     AP75_INDEX,
     MIN_IMAGES,
     STATISTICS,
+    check_memory,
     check_num_bootstrap,
     draw_images,
     interval,
@@ -39,9 +49,11 @@ def evaluate(
     *,
     split: str = "validation",
     output_dir: str | Path | None = None,
+    overwrite: bool = False,
     batch_size: int = 8,
     num_bootstrap: int = 1000,
     seed: int = 0,
+    max_detections: int | None = None,
     device: str | None = None,
     box_format: str | None = None,
     progress: Progress | None = None,
@@ -57,7 +69,9 @@ def evaluate(
         data: whatever `dino_hf.data.load_data` reads, or the `CocoData` to evaluate on.
         split: "train", "validation" or "test"; of a `CocoData` there is but one.
         output_dir: numbers, detections and pictures are written there (`save_report`); None: nothing is written.
+        overwrite: replace the report of an earlier evaluation in `output_dir`.
         num_bootstrap, seed: of the intervals, see `evaluate_model`.
+        max_detections: see `evaluate_model`.
         device: "cuda", "cpu", ...; None: where a given detector is, else the best one that is there. Not with a `Predictor`.
         box_format: of data that do not tell it, see `load_data`.
         progress: called as in `evaluate_model`.
@@ -67,7 +81,7 @@ def evaluate(
     from .report import check_folder, save_report  # here: they need matplotlib
 
     if output_dir is not None:
-        check_folder(Path(output_dir))
+        check_folder(Path(output_dir), overwrite)
     if isinstance(model, Predictor) and device is not None:
         raise ValueError(
             f"device={device!r} was given with a Predictor, which has its own; give it to Predictor(..., device=...)."
@@ -75,7 +89,13 @@ def evaluate(
     data, notes = load_split(data, split, box_format)
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device)
     evaluation = evaluate_model(
-        predictor, data, batch_size=batch_size, num_bootstrap=num_bootstrap, seed=seed, progress=progress
+        predictor,
+        data,
+        batch_size=batch_size,
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+        max_detections=max_detections,
+        progress=progress,
     )
     evaluation.notes[:0] = notes
     if output_dir is not None:
@@ -96,7 +116,13 @@ def load_split(data: Any, split: str = "validation", box_format: str | None = No
     loaded = load_data(data, box_format=box_format)
     if (part := getattr(loaded, split)) is None:
         there = [name for name in SPLITS if getattr(loaded, name) is not None]
-        raise ValueError(f"{loaded.origin} has no {split} images, but {', '.join(there)}; choose split {there[0]}.")
+        held_out = [name for name in there if name != "train"]
+        cure = (
+            f"choose split {held_out[0]}"
+            if held_out
+            else "annotate images that the detector was not trained on; a score on training images says little about others"
+        )
+        raise ValueError(f"{loaded.origin} has no {split} images, but {', '.join(there)}; {cure}.")
     return part, loaded.notes
 
 
@@ -107,6 +133,7 @@ def evaluate_model(
     batch_size: int = 8,
     num_bootstrap: int = 1000,
     seed: int = 0,
+    max_detections: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict all images and score the detections: COCO's numbers are pycocotools', to the last bit.
@@ -115,6 +142,8 @@ def evaluate_model(
         data: the images, read one after another.
         num_bootstrap: resamples of the images that the 95 % intervals are made of, at least 40; 0: no intervals.
         seed: of the resamples.
+        max_detections: of an image and class that are counted, those with the highest scores, at least 100; None: COCO's 100, or
+            if an image has more objects of a class, as many as it has. A note tells where it is not 100, or cuts.
         progress: called with what is being done ("images", "classes" or "resampled classes"), how many, and of how many.
     Raises:
         ValueError: model and data have no class in common, or an image is not of the size that it was annotated at. An error of
@@ -126,13 +155,17 @@ def evaluate_model(
     for note in classes.notes:
         logger.warning(note)
     truth = truth_columns(data)
-    found, left_out = found_columns(predictor, data, classes, batch_size, progress)
+    check_memory(num_bootstrap, len(data.dataset), len(data.category_ids))
+    limit, limit_notes = _detection_limit(truth, max_detections)
+    for note in limit_notes:
+        logger.warning(note)
+    found, left_out = found_columns(predictor, data, classes, batch_size, progress, kept_of_image(limit))
     class_names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
     check_columns(truth, "reference", class_names)
     check_columns(found, "prediction", class_names)
 
     image_ids = np.unique(np.array(list(data.dataset["image_id"]), dtype=np.int64))
-    results, matches = _match(truth, found, list(class_names), image_ids, progress)
+    results, matches = _match(truth, found, list(class_names), image_ids, progress, limit)
     weights = draw_images(len(image_ids), num_bootstrap, seed)
     samples = resample(matches, weights, lambda done, total: progress("resampled classes", done, total))
     curves = make_curves(matches, np.stack([results[category_id][0][0, :, 0, 0, -1] for category_id in class_names]))
@@ -160,8 +193,29 @@ def evaluate_model(
         samples=samples,
         seed=seed,
         left_out=left_out,
-        notes=classes.notes,
+        notes=classes.notes + limit_notes,
+        max_detections=limit,
     )
+
+
+def _detection_limit(truth: Columns, max_detections: int | None) -> tuple[int, list[str]]:
+    most = detection_limit(truth)
+    if max_detections is not None and max_detections < COCO_LIMIT:
+        raise ValueError(f"max_detections={max_detections} must be at least {COCO_LIMIT}, COCO's own limit.")
+    if most == COCO_LIMIT:
+        return max_detections or COCO_LIMIT, []
+    there = f"An image has {most} objects of one class"
+    if max_detections is None:
+        note = (
+            f"{there}, so AP counts the best {most} detections of an image and class. COCO counts {COCO_LIMIT}; for its numbers, "
+            f"choose max_detections {COCO_LIMIT}."
+        )
+        return most, [note]
+    if max_detections >= most:
+        return max_detections, []
+    return max_detections, [
+        f"{there}, but AP counts only the best {max_detections} detections; the others were cut off."
+    ]
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -169,13 +223,18 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def _match(
-    truth: Columns, found: Columns, category_ids: list[int], image_ids: np.ndarray, progress: Progress
+    truth: Columns,
+    found: Columns,
+    category_ids: list[int],
+    image_ids: np.ndarray,
+    progress: Progress,
+    limit: int,
 ) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], list[ClassMatches]]:
     """Precision and recall of each class by pycocotools, and its matches."""
     results, matches = {}, []
     for category_id in category_ids:
         progress("classes", len(matches), len(category_ids))
-        evaluation = evaluate_class(of_class(truth, category_id), of_class(found, category_id))
+        evaluation = evaluate_class(of_class(truth, category_id), of_class(found, category_id), limit)
         results[category_id] = evaluation.eval["precision"], evaluation.eval["recall"]
         matches.append(class_matches(evaluation, image_ids))
     progress("classes", len(matches), len(category_ids))
@@ -196,7 +255,7 @@ def _class_row(
         result: precision (T, R, 1, A, M) and recall (T, 1, A, M).
         samples: (B, 6)
     """
-    precision, recall = result[0][:, :, 0, :, -1], result[1][:, 0, 0, -1]  # (T, R, A), (T,)
+    precision, recall = result[0][:, :, 0, :, -1], result[1][:, 0, 0, 2]  # (T, R, A), (T,)
     everything = precision[..., 0]
     values = [
         everything,

@@ -15,6 +15,9 @@ from .result import Evaluation
 
 _DPI = 130
 _NUM_LABELLED = 6  # classes with a colour of their own; black is that of all together
+_MOST_ROWS = 100  # classes with a bar of their own
+_MOST_CONFUSED = 100  # classes up to which the whole confusion matrix is drawn
+_FEWER_CONFUSED = 50  # of more classes
 _GREY, _PALE = "#666666", "#c4c4c4"
 _LINES = ("-", "--", "-.")
 _BLUES = LinearSegmentedColormap.from_list("", ["#ffffff", COLOURS[5], COLOURS[0], "#00324f"])
@@ -38,14 +41,14 @@ def save_precision_recall(path: Path, evaluation: Evaluation) -> None:
     curves, names = evaluation.curves, list(evaluation.class_names.values())
     figure, axes = _figure_with_legend()
     averages = curves.precision.mean(axis=1)
-    labels = [f"{shortened(name)}  {100 * average:.1f}" for name, average in zip(names, averages, strict=True)]
+    labels = [f"{shortened(name)}  {average:.3f}" for name, average in zip(names, averages, strict=True)]
     _class_lines(axes, curves.recalls, curves.precision, labels, averages)
     mean = curves.mean_precision
     if not np.isnan(mean).any():
-        label = f"mean of classes  {100 * mean.mean():.1f}"
+        label = f"mean of classes  {mean.mean():.3f}"
         axes.plot(curves.recalls, mean, color=COLOURS[6], linewidth=3, label=label, zorder=5)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
-    _legend(axes, "AP50 (%)")
+    _legend(axes, "AP50")
     axes.set_title("Precision and recall at IoU 0.5", loc="left", fontsize=11)
     figure.savefig(path, facecolor="white")
 
@@ -74,9 +77,8 @@ def save_f1(path: Path, evaluation: Evaluation) -> None:
 
 
 def save_confusion(path: Path, evaluation: Evaluation) -> None:
-    """The confusion matrix: counts as text, colours as shares of each row."""
-    counts = evaluation.confusion
-    names = [shortened(name, 22) for name in evaluation.class_names.values()]
+    """The confusion matrix: counts as text, colours as shares of each row; of many classes those with the most mistakes."""
+    counts, names, left_out = _most_confused(evaluation)
     cell = min(0.95, max(0.27, 5 / len(counts)))
     side = cell * len(counts)
     figure = Figure(
@@ -90,7 +92,7 @@ def save_confusion(path: Path, evaluation: Evaluation) -> None:
     is_large = side > 12  # it is looked at as a whole first, then from near
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            colour = "white" if shares[row, column] > 0.45 else "black"
+            colour = readable_on(_BLUES(shares[row, column]))
             size = 10 if cell > 0.6 else 8 if count < 100 or cell > 0.35 else 6
             text = axes.text(column, row, _count(count), ha="center", va="center", fontsize=size, color=colour)
             text.set_in_layout(False)  # it lies inside: thousands need not be measured
@@ -109,6 +111,8 @@ def save_confusion(path: Path, evaluation: Evaluation) -> None:
     axes.set_xlabel("predicted", fontsize=20 if is_large else 10)
     axes.set_ylabel("annotated", fontsize=20 if is_large else 10)
     title = f"Confusions at IoU 0.5, scores above {evaluation.threshold:.3f}"
+    if left_out:
+        title += f"\nthe {len(names)} classes with the most mistakes; {left_out} are left out"
     axes.set_title(title, loc="left", fontsize=22 if is_large else 11)
     bar = figure.colorbar(picture, ax=axes, shrink=0.5 if is_large else 0.9, aspect=18)
     bar.set_label("share of the row", fontsize=16 if is_large else 10)
@@ -117,15 +121,42 @@ def save_confusion(path: Path, evaluation: Evaluation) -> None:
     figure.savefig(path, facecolor="white", bbox_inches="tight", pad_inches=0.15)
 
 
+def _most_confused(evaluation: Evaluation) -> tuple[np.ndarray, list[str], int]:
+    """Counts and names of the classes that are drawn, and how many are left out."""
+    counts = evaluation.confusion
+    names = [shortened(name, 22) for name in evaluation.class_names.values()]
+    if len(names) <= _MOST_CONFUSED:
+        return counts, names, 0
+    inner = counts[:-1, :-1]
+    mistakes = inner.sum(axis=0) + inner.sum(axis=1) - 2 * inner.diagonal() + counts[:-1, -1] + counts[-1, :-1]
+    kept = np.sort(np.argsort(-mistakes, kind="stable")[:_FEWER_CONFUSED])
+    rows = [*kept, len(names)]
+    return counts[np.ix_(rows, rows)], [names[index] for index in kept], len(names) - len(kept)
+
+
+def readable_on(colour: tuple[float, ...]) -> str:
+    """Black or white, whichever has the higher contrast (WCAG 2.2, relative luminance).
+
+    Args:
+        colour: red, green and blue in [0, 1], and anything after.
+    """
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
+
+
 def save_ap_per_class(path: Path, evaluation: Evaluation) -> None:
     """AP of each class with its interval, the best first; those without objects at the end."""
-    rows = sorted(evaluation.per_class, key=lambda row: -row["AP"])
+    everything = sorted(evaluation.per_class, key=lambda row: -row["AP"])
+    rows = _ends(everything)
     figure, axes = _figure_of_rows(len(rows))
     labels = [f"{shortened(row['name'], 30)}  ({row['num_objects']})" for row in rows]
     _bars(axes, labels, [row["AP"] for row in rows], [row["intervals"].get("AP") for row in rows])
     if (overall := evaluation.metrics["AP"]) >= 0:
-        axes.axvline(100 * overall, color=COLOURS[1], linewidth=1.2, linestyle="--", zorder=1)
+        axes.axvline(overall, color=COLOURS[1], linewidth=1.2, linestyle="--", zorder=1)
     note = " (dashed: mean)" if overall >= 0 else ""
+    if left_out := len(everything) - len(rows):
+        note += f"; the best and the worst, {left_out} in between are left out"
     _title_rows(axes, f"AP of each class{note}", "class (objects)", evaluation)
     figure.savefig(path, facecolor="white")
 
@@ -147,23 +178,28 @@ def save_comparison_plot(path: Path, comparison: Comparison) -> None:
     """Differences with intervals: B is better to the right of zero."""
     fixed = [entry for entry in comparison.differences if not entry.name.startswith("AP_class_")]
     classes = sorted(comparison.differences[len(fixed) :], key=lambda entry: -entry.difference)
-    rows = [*fixed, *classes]
+    shown = _ends(classes)
+    rows = [*fixed, *shown]
     figure, axes = _figure_of_rows(len(rows))
     for y, entry in enumerate(rows):
         low, high = entry.interval
         better = entry.is_shown and entry.difference > 0
         colour, marker = (COLOURS[0], "o") if better else (COLOURS[1], "s") if entry.is_shown else (_GREY, "D")
-        axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(100 * entry.difference, y, marker, color=colour, markersize=6)
-        text = f"{100 * entry.difference:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(entry.difference, y, marker, color=colour, markersize=6)
+        text = f"{entry.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     labels = [SIZE_NAMES.get(entry.name, shortened(entry.name.removeprefix("AP_class_"), 30)) for entry in rows]
     _set_rows(axes, labels)
     axes.axvline(0, color="black", linewidth=1)
     if classes:
         axes.axhline(len(fixed) - 0.5, color=_PALE, linewidth=1)
-    widest = max(1.0, *(100 * abs(bound) for entry in rows for bound in entry.interval)) * 1.05
-    axes.set(xlabel="AP of B less AP of A, in percent, with 95 % intervals", xlim=(-widest, widest))
+    bounds = [bound for entry in rows for bound in (*entry.interval, 0.0)]
+    margin = max(0.01, 0.06 * (max(bounds) - min(bounds)))
+    label = "AP of B less AP of A, with 95 % intervals"
+    if left_out := len(classes) - len(shown):
+        label += f"; {left_out} classes in between are left out"
+    axes.set(xlabel=label, xlim=(min(bounds) - margin, max(bounds) + margin))
     title = [comparison.verdict, f"A: {tail(comparison.model_a)}", f"B: {tail(comparison.model_b)}"]
     figure.suptitle("\n".join(title), x=0.01, ha="left", fontsize=10)
     figure.savefig(path, facecolor="white")
@@ -222,6 +258,11 @@ def _legend(axes: Axes, title: str) -> None:
     )
 
 
+def _ends(rows: list) -> list:
+    """All of a sorted list that a picture can show: of many the first and the last."""
+    return rows if len(rows) <= _MOST_ROWS else rows[: _MOST_ROWS // 2] + rows[-(_MOST_ROWS // 2) :]
+
+
 def _figure_of_rows(count: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.2, 1.5 + 0.24 * max(count, 3)), layout="constrained", dpi=_DPI if count < 50 else 110)
     axes = figure.subplots()
@@ -235,13 +276,13 @@ def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], intervals:
     for y, (value, bounds) in enumerate(zip(values, intervals, strict=True)):
         text = "none"
         if value >= 0:
-            axes.barh(y, 100 * value, height=0.68, color=COLOURS[5], zorder=2)
-            text = f"{100 * value:.1f}"
+            axes.barh(y, value, height=0.68, color=COLOURS[5], zorder=2)
+            text = f"{value:.3f}"
             if bounds is not None:
-                low, high = (100 * bound for bound in bounds)
+                low, high = bounds
                 axes.plot([low, high], [y, y], color=COLOURS[6], linewidth=1.4, zorder=3)
                 axes.plot([low, high], [y, y], "|", color=COLOURS[6], markersize=6, zorder=3)
-                text += f"  [{low:.1f}, {high:.1f}]"
+                text += f"  [{low:.3f}, {high:.3f}]"
         axes.text(
             1.02,
             y,
@@ -252,7 +293,7 @@ def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], intervals:
             color=_GREY if value < 0 else "black",
         )
     _set_rows(axes, labels)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 1)
 
 
 def _set_rows(axes: Axes, labels: Sequence[str]) -> None:
@@ -262,6 +303,6 @@ def _set_rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _title_rows(axes: Axes, title: str, y_label: str, evaluation: Evaluation) -> None:
-    axes.set_xlabel("AP (%)" + (", with 95 % bootstrap intervals over images" if len(evaluation.samples) else ""))
+    axes.set_xlabel("AP" + (", with 95 % bootstrap intervals over images" if len(evaluation.samples) else ""))
     axes.set_ylabel(y_label, fontsize=8.5)
     axes.figure.suptitle(title, x=0.01, ha="left", fontsize=11)

@@ -2,15 +2,17 @@
 
 import csv
 import json
-import os
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..common.output_folders import check_output_folder, remove_files, write_beside
+from ..common.regular_files import read_json
+from ..common.text import csv_cell
 from ..data.rows import CocoData
 from .compare import Comparison
 from .result import Evaluation
@@ -58,6 +60,7 @@ FILES = (
     "mistakes.png",
 )
 COMPARISON_FILES = ("compare.json", "compare.png")
+COMPARED = "compared"  # folder with the report of the other detector
 
 
 def save_report(evaluation: Evaluation, data: CocoData, folder: Path) -> list[Path]:
@@ -84,7 +87,10 @@ def save_report(evaluation: Evaluation, data: CocoData, folder: Path) -> list[Pa
         lambda path: plots.save_ap_per_size(path, evaluation),
         lambda path: mistakes_page.save_mistakes(path, evaluation, data),
     ]
-    return _write_all(folder, dict(zip(FILES, writers, strict=True)))
+    paths = _write_all(folder, dict(zip(FILES, writers, strict=True)))
+    # What an earlier report had and this one has not.
+    remove_files(folder, (*COMPARISON_FILES, *(f"{COMPARED}/{name}" for name in FILES)))
+    return paths
 
 
 def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -100,29 +106,19 @@ def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     return _write_all(folder, dict(zip(COMPARISON_FILES, writers, strict=True)))
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, overwrite: bool = False) -> None:
     """Before the work is done: a report can be written there, and replaces nothing but an earlier one.
 
     Raises:
-        ValueError: it would replace other files.
+        FileExistsError: the folder has an earlier report, and `overwrite` is False, or it has other files.
         OSError: it cannot be written.
     """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=existing).close()  # permissions do not tell: a file system may be read-only or full
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written, {error.strerror}; choose another folder for the report.") from error
-    there = [name for name in (*FILES, *COMPARISON_FILES) if (folder / name).exists()]
-    if there and not _is_report(folder / "results.json"):
-        raise ValueError(
-            f"{folder} has a file {there[0]} that no evaluation has written, and that a report would replace; choose another "
-            "folder."
-        )
+    check_output_folder(folder, overwrite, lambda place: _is_report(place / "results.json"), "an evaluation")
 
 
 def _is_report(path: Path) -> bool:
     try:
-        return "dino_hf" in json.loads(path.read_text(encoding="utf-8"))["versions"]
+        return "dino_hf" in read_json(path)["versions"]
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -130,19 +126,11 @@ def _is_report(path: Path) -> bool:
 def _write_all(folder: Path, writers: dict[str, Callable[[Path], None]]) -> list[Path]:
     """All under other names first: what fails leaves an earlier report as it was."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    try:
-        for name, write in writers.items():
-            path = folder / name
-            written.append((path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}"), path))
-            with style():
-                write(written[-1][0])
-        for temporary, path in written:
-            temporary.replace(path)
-    finally:
-        for temporary, _ in written:
-            temporary.unlink(missing_ok=True)
-    return [path for _, path in written]
+    with ExitStack() as stack, style():
+        drafts = [stack.enter_context(write_beside(folder / name)) for name in reversed(writers)]
+        for draft, write in zip(reversed(drafts), writers.values(), strict=True):
+            write(draft)
+    return [folder / name for name in writers]
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -180,6 +168,7 @@ def _write_table(path: Path, evaluation: Evaluation) -> None:
             }
             values |= {name: row[name] for name in _COLUMNS if name in row}
             absent = [name for name in ("AP", *_BOUNDED, "AR_100") if values[name] == -1]
+            values["name"] = csv_cell(row["name"])
             writer.writerow(values | dict.fromkeys(absent, "none"))
 
 

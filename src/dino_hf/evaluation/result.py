@@ -11,10 +11,11 @@ from .curves import Best, Curves
 from .matching import AREA_RANGES, SIZES
 from .mistakes import Mistake
 
+_MOST_ROWS = 101  # of the confusion matrix in json, as a table
 FALLBACK_THRESHOLD = 0.5  # of the confusion matrix where nothing was found
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Evaluation:
     """What a detector is worth on a data set. Numbers are in [0, 1]; one without any ground truth is -1, as pycocotools has it."""
 
@@ -35,6 +36,14 @@ class Evaluation:
     seed: int  # of the resamples
     left_out: dict[str, int]  # classes of the model that the data do not have -> how many detections
     notes: list[str]
+    max_detections: int = 100  # of an image and class that were counted
+
+    def __repr__(self) -> str:
+        counts = self.counts
+        return (
+            f"Evaluation({self.model!r:.100} on {counts['images']} images, {counts['objects']} objects, {len(self.class_names)} "
+            f"classes: AP {self.metrics['AP']:.3f}, AP50 {self.metrics['AP50']:.3f})"
+        )
 
     @property
     def best(self) -> Best | None:
@@ -91,12 +100,13 @@ class Evaluation:
                 {name: _none_for_absent(value) if name in _ROW_NUMBERS else value for name, value in row.items()}
                 for row in self.per_class
             ],
+            "max_detections": self.max_detections,
             "confusion": {
                 "iou": 0.5,
                 "threshold": self.threshold,
                 "rows": [*names, "background"],
                 "columns": [*names, "missed"],
-                "counts": self.confusion.tolist(),
+                **_confusion(self.confusion),
             },
             "bootstrap": {"resamples": len(self.samples), "seed": self.seed},
             "left_out": self.left_out,
@@ -109,3 +119,11 @@ _ROW_NUMBERS = {*STATISTICS, "AR_100"}
 
 def _none_for_absent(value: float) -> float | None:
     return None if value == -1 else value
+
+
+def _confusion(counts: np.ndarray) -> dict[str, list]:
+    """All counts; of more than 100 classes, (row, column, count) of those above zero: 1,000 classes have a million."""
+    if len(counts) <= _MOST_ROWS:
+        return {"counts": counts.tolist()}
+    places = np.argwhere(counts)
+    return {"cells": [[*place, int(counts[tuple(place)])] for place in places.tolist()]}

@@ -1,5 +1,6 @@
 """The command `dino-hf eval`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from .command_errors import Debug, one_sentence_errors
 
+_MOST_CLASSES = 100  # in a table; all are in the files
 _OUTPUT, _SETTINGS = "Data and output", "Settings"
 
 
@@ -17,8 +19,16 @@ def evaluate(
     ],
     split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=_OUTPUT)] = "validation",
     output_dir: Annotated[
-        Path, typer.Option(help="Folder for numbers, detections and pictures.", rich_help_panel=_OUTPUT)
-    ] = Path("outputs/eval"),
+        Path | None,
+        typer.Option(
+            help="Folder for numbers, detections and pictures; outputs/eval/<name of the model> by default.",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier evaluation.", rich_help_panel=_OUTPUT)
+    ] = False,
     compare: Annotated[
         str | None,
         typer.Option(
@@ -34,6 +44,14 @@ def evaluate(
         int, typer.Option(help="Resamples for the 95 % intervals; 0: none.", rich_help_panel=_SETTINGS)
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.", rich_help_panel=_SETTINGS)] = 0,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            help="Detections of an image and class that count; by default COCO's 100, or as many as it has objects.",
+            show_default=False,
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cuda, cpu, ...; the best by default.", show_default=False, rich_help_panel=_SETTINGS),
@@ -46,39 +64,45 @@ def evaluate(
     Example: dino-hf eval my-detector my-dataset --compare PekingU/rtdetr_r50vd
     """
     with one_sentence_errors(debug):
-        _evaluate(model, dataset, split, output_dir, compare, box_format, batch_size, num_bootstrap, seed, device)
+        settings = {"num_bootstrap": num_bootstrap, "seed": seed, "max_detections": max_detections}
+        folder = output_dir or Path("outputs/eval", _folder_name(model))
+        _evaluate(model, dataset, split, folder, overwrite, compare, box_format, device, batch_size, settings)
 
 
-def _evaluate(model, dataset, split, output_dir, other, box_format, batch_size, num_bootstrap, seed, device) -> None:
+def _folder_name(model: str) -> str:
+    """Of the results of a model: its last two parts for an id on the Hub, its last one for a folder."""
+    path = Path(model).expanduser()
+    parts = [path.resolve().name] if path.exists() else model.split("/")[-2:]
+    return re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip(".-_")[:100] or "model"
+
+
+def _evaluate(model, dataset, split, output_dir, overwrite, other, box_format, device, batch_size, settings) -> None:
     # Imported here: they take seconds, which other commands need not wait for.
-    from rich.console import Console
-
+    from ..common.console import make_console
     from ..evaluation import compare, evaluate_model, load_split
     from ..evaluation.bootstrap import check_num_bootstrap
     from ..evaluation.classes import map_classes
-    from ..evaluation.report import check_folder, save_comparison, save_report
+    from ..evaluation.report import COMPARED, check_folder, save_comparison, save_report
     from ..inference import Predictor
     from ..training.progress import EvaluationProgress
 
+    num_bootstrap = settings["num_bootstrap"]
     if other is not None and not num_bootstrap:
         raise ValueError("--compare needs resamples; choose --num-bootstrap 1000.")
     check_num_bootstrap(num_bootstrap)
-    folders = [output_dir] if other is None else [output_dir, output_dir / "compared"]
-    for folder in folders:
-        check_folder(folder)
-    console = Console()
+    folders = [output_dir] if other is None else [output_dir, output_dir / COMPARED]
+    check_folder(output_dir, overwrite)
+    console = make_console()
     data, notes = load_split(dataset, split, box_format)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(note)
     predictors = [Predictor(name, device=device) for name in (model, other) if name is not None]
     for predictor in predictors:  # before the first one has worked for an hour
         map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
     evaluations, paths = [], []
     for predictor, folder in zip(predictors, folders, strict=True):
         with EvaluationProgress(console, predictor.name) as progress:
-            evaluation = evaluate_model(
-                predictor, data, batch_size=batch_size, num_bootstrap=num_bootstrap, seed=seed, progress=progress
-            )
+            evaluation = evaluate_model(predictor, data, batch_size=batch_size, progress=progress, **settings)
         evaluation.notes[:0] = notes
         paths += save_report(evaluation, data, folder)
         evaluations.append(evaluation)
@@ -87,18 +111,20 @@ def _evaluate(model, dataset, split, output_dir, other, box_format, batch_size, 
         comparison = compare(*evaluations)
         paths += save_comparison(comparison, output_dir)
         _show_comparison(console, comparison)
-    console.print(f"{len(paths)} files are in {output_dir}.", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{len(paths)} files are in {output_dir}.", soft_wrap=True)
 
 
 def _show(console, evaluation) -> None:
     from rich.table import Table
 
+    from ..common.text import shorten
+
     counts = evaluation.counts
-    title = f"{_plain(evaluation.model)}: AP {_number(evaluation.metrics['AP'], evaluation.intervals.get('AP'))}"
+    title = f"{evaluation.model:.200}: AP {_number(evaluation.metrics['AP'], evaluation.intervals.get('AP'))}"
     table = Table()
     left_out = counts["detections_left_out"]
     caption = (
-        f"in percent{', with 95 % intervals' if evaluation.intervals else ''}; {counts['images']} images, "
+        f"{'with 95 % intervals; ' if evaluation.intervals else ''}{counts['images']} images, "
         f"{counts['objects']} objects, {counts['detections']} detections"
         + (f", {left_out} more of other classes" if left_out else "")
     )
@@ -110,48 +136,57 @@ def _show(console, evaluation) -> None:
         "intervals": evaluation.intervals,
         **evaluation.metrics,
     }
-    for row in (together, *evaluation.per_class):
+    rows, num_left_out = _shown_classes(evaluation.per_class)
+    for row in (together, *rows):
         values = [_number(row["AP"], row["intervals"].get("AP"))]
         values += [_number(row[name]) for name in ("AP50", "AP_small", "AP_medium", "AP_large")]
-        table.add_row(_plain(row["name"]), str(row["num_objects"]), *values, end_section=row is together)
+        table.add_row(shorten(row["name"], 60), str(row["num_objects"]), *values, end_section=row is together)
+    if num_left_out:
+        caption += f"; {num_left_out} more classes are in results.csv"
     # Apart from the table, at whose width they would be broken.
-    console.print(title, highlight=False, soft_wrap=True)
+    console.print(title, soft_wrap=True)
     console.print(table)
-    console.print(caption, markup=False, highlight=False, soft_wrap=True)
+    console.print(caption, soft_wrap=True)
     if evaluation.best is not None:
         best = evaluation.best
         text = f"Best threshold {best.threshold:.3f}: F1 {best.f1:.2f}, precision {best.precision:.2f}, recall {best.recall:.2f}"
-        console.print(text, highlight=False)
+        console.print(text)
 
 
 def _show_comparison(console, comparison) -> None:
     from rich.table import Table
 
-    console.print(f"A: {comparison.model_a}\nB: {comparison.model_b}", markup=False, highlight=False, soft_wrap=True)
+    from ..common.text import shorten
+
+    console.print(f"A: {comparison.model_a}\nB: {comparison.model_b}", soft_wrap=True)
     table = Table()
     for name in ("", "A", "B", "B - A", "B better in"):
         table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
-    for entry in comparison.differences:
+    for entry in comparison.differences[:_MOST_CLASSES]:
         low, high = entry.interval
         table.add_row(
-            _plain(entry.name.removeprefix("AP_class_")),
+            shorten(entry.name.removeprefix("AP_class_"), 60),
             _number(entry.a),
             _number(entry.b),
-            f"{100 * entry.difference:+.1f} [{100 * low:.1f}, {100 * high:.1f}]".replace("[", r"\["),
+            f"{entry.difference:+.3f} [{low:+.3f}, {high:+.3f}]",
             f"{100 * entry.share_better:.1f} %",
         )
     console.print(table)
-    console.print(comparison.verdict, markup=False, highlight=False)
+    if (more := len(comparison.differences) - _MOST_CLASSES) > 0:
+        console.print(f"{more} more classes are in compare.json.")
+    console.print(comparison.verdict)
+
+
+def _shown_classes(rows: list) -> tuple[list, int]:
+    """Rows of the table of classes, and how many are left out: those with the fewest objects."""
+    if len(rows) <= _MOST_CLASSES:
+        return rows, 0
+    fewest = sorted(rows, key=lambda row: -row["num_objects"])[_MOST_CLASSES - 1]["num_objects"]
+    kept = [row for row in rows if row["num_objects"] >= fewest][:_MOST_CLASSES]
+    return kept, len(rows) - len(kept)
 
 
 def _number(value: float, bounds: tuple[float, float] | None = None) -> str:
-    """In percent."""
     if value < 0:
         return "none"
-    return f"{100 * value:.1f}" + ("" if bounds is None else rf" \[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]")
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    return f"{value:.3f}" + ("" if bounds is None else f" [{bounds[0]:.3f}, {bounds[1]:.3f}]")

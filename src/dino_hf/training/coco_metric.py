@@ -46,6 +46,9 @@ _TRUTH = {"boxes": np.float64, "labels": np.int64, "area": np.float64, "iscrowd"
 _DETECTIONS = {"boxes": np.float64, "scores": np.float64, "labels": np.int64}
 _LABELS = ("image_id", "orig_size", "class_labels", "boxes")  # of those that DetectionCollator makes
 
+COCO_LIMIT = 100  # detections of an image and class that COCO counts
+TOP_K = 300  # detections that are kept of an image, all classes together
+
 Columns = dict[str, np.ndarray]  # one row for each of many boxes: image_id, labels (category ids), boxes (N, 4), ...
 ClassResult = tuple[np.ndarray, np.ndarray]  # precision (T, R, 1, A, M) and recall (T, 1, A, M) of pycocotools
 
@@ -95,7 +98,8 @@ class CocoDetectionMetric(evaluate.Metric):
         detections = _columns(predictions, "prediction", _DETECTIONS)
         check_columns(truth, "reference", self.class_names)
         check_columns(detections, "prediction", self.class_names)
-        return summarize(_evaluate(truth, detections, sorted(self.class_names)), self.class_names)
+        limit = detection_limit(truth)
+        return summarize(_evaluate(truth, detections, sorted(self.class_names), limit), self.class_names)
 
 
 def _image_ids(images: list[dict]) -> set[int]:
@@ -140,11 +144,27 @@ def check_columns(columns: Columns, kind: str, class_names: dict[int, str]) -> N
         )
 
 
-def _evaluate(truth: Columns, detections: Columns, category_ids: list[int]) -> dict[int, ClassResult]:
+def detection_limit(truth: Columns) -> int:
+    """How many detections of an image and class are counted: COCO's 100, or as many as an image has objects of a class.
+
+    With 100, the AP of a perfect detector on an image of 400 cells would be 0.25.
+    """
+    pairs = np.stack([truth["image_id"], truth["labels"]], axis=1)[truth["iscrowd"] == 0]
+    return max([COCO_LIMIT, *np.unique(pairs, axis=0, return_counts=True)[1].tolist()])
+
+
+def kept_of_image(limit: int) -> int:
+    """How many detections of an image, all classes together, are kept for a limit of an image and class."""
+    return TOP_K if limit == COCO_LIMIT else max(TOP_K, 3 * limit)
+
+
+def _evaluate(
+    truth: Columns, detections: Columns, category_ids: list[int], limit: int = COCO_LIMIT
+) -> dict[int, ClassResult]:
     """One class after another: of all at once, pycocotools would hold gigabytes for 300 detections in each of 5,000 images."""
     results = {}
     for category_id in category_ids:
-        evaluation = evaluate_class(of_class(truth, category_id), of_class(detections, category_id)).eval
+        evaluation = evaluate_class(of_class(truth, category_id), of_class(detections, category_id), limit).eval
         results[category_id] = evaluation["precision"], evaluation["recall"]
     return results
 
@@ -153,8 +173,13 @@ def of_class(columns: Columns, category_id: int) -> Columns:
     return {name: column[columns["labels"] == category_id] for name, column in columns.items()}
 
 
-def evaluate_class(truth: Columns, detections: Columns) -> COCOeval:
-    """What pycocotools makes of the boxes of one class: its matches in `evalImgs`, its precision and recall in `eval`."""
+def evaluate_class(truth: Columns, detections: Columns, limit: int = COCO_LIMIT) -> COCOeval:
+    """What pycocotools makes of the boxes of one class: its matches in `evalImgs`, its precision and recall in `eval`.
+
+    Args:
+        limit: of the detections of an image, at least 100. The last axis of `eval` is for 1, 10, 100 detections, and if it is
+            higher, for this limit.
+    """
     image_ids = np.union1d(truth["image_id"], detections["image_id"])
     corners = detections["boxes"].astype(np.float64)
     sizes = corners[:, 2:] - corners[:, :2]
@@ -174,6 +199,8 @@ def evaluate_class(truth: Columns, detections: Columns) -> COCOeval:
             score=detections["scores"],
         )
         evaluation = COCOeval(true, found, iouType="bbox")
+        if limit > COCO_LIMIT:
+            evaluation.params.maxDets = [*evaluation.params.maxDets, limit]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
@@ -196,13 +223,15 @@ def _index(image_ids: np.ndarray, **columns: np.ndarray) -> COCO:
     return coco
 
 
-def _evaluate_together(truth: Columns, detections: Columns, category_ids: list[int]) -> dict[int, ClassResult]:
+def _evaluate_together(
+    truth: Columns, detections: Columns, category_ids: list[int], limit: int = COCO_LIMIT
+) -> dict[int, ClassResult]:
     """`_evaluate`, the classes shared out over the processes of a distributed run, each of which gets the results of all."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return _evaluate(truth, detections, category_ids)
+        return _evaluate(truth, detections, category_ids, limit)
     parts = [None] * torch.distributed.get_world_size()
     own = category_ids[torch.distributed.get_rank() :: len(parts)]
-    torch.distributed.all_gather_object(parts, _evaluate(truth, detections, own))
+    torch.distributed.all_gather_object(parts, _evaluate(truth, detections, own, limit))
     return {category_id: result for part in parts for category_id, result in part.items()}
 
 
@@ -211,16 +240,32 @@ def summarize(results: dict[int, ClassResult], class_names: dict[int, str]) -> d
     category_ids = sorted(results)
     precision = np.concatenate([results[category_id][0] for category_id in category_ids], axis=2)
     recall = np.concatenate([results[category_id][1] for category_id in category_ids], axis=1)
-    evaluation = COCOeval(iouType="bbox")
-    evaluation.eval = {"precision": precision, "recall": recall}
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.summarize()
-    scores = dict(zip(NAMES, map(float, evaluation.stats), strict=True))
+    scores = dict(zip(NAMES, _twelve_numbers(precision, recall), strict=True))
     for index, category_id in enumerate(category_ids):
-        values = precision[:, :, index, 0, -1]  # (T, R) for all areas, 100 detections
+        values = precision[:, :, index, 0, -1]  # (T, R) for all areas, as many detections as count
         values = values[values > -1]
         scores[f"AP_class_{class_names[category_id]}"] = float(values.mean()) if values.size else -1.0
     return scores
+
+
+def _twelve_numbers(precision: np.ndarray, recall: np.ndarray) -> list[float]:
+    """
+    Args:
+        precision, recall: (T, R, K, A, M) and (T, K, A, M).
+    """
+    if precision.shape[-1] == 3:
+        evaluation = COCOeval(iouType="bbox")
+        evaluation.eval = {"precision": precision, "recall": recall}
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.summarize()
+        return list(map(float, evaluation.stats))
+    # pycocotools looks for the AP of 100 detections, whatever its limits are.
+    areas = range(1, precision.shape[3])
+    values = [precision[..., 0, -1], precision[0, ..., 0, -1], precision[5, ..., 0, -1]]
+    values += [precision[..., area, -1] for area in areas]
+    values += [recall[..., 0, index] for index in range(3)]
+    values += [recall[..., area, -1] for area in areas]
+    return [float(known.mean()) if (known := value[value > -1]).size else -1.0 for value in values]
 
 
 class CocoEvaluator:
@@ -252,6 +297,13 @@ class CocoEvaluator:
         self.detections: dict[int, dict[str, np.ndarray]] = {}
         rows = data.dataset.select_columns(["image_id", "width", "height", "objects"])
         self.rows = {row["image_id"]: row for row in rows}
+        pairs = Counter(
+            (row["image_id"], category)
+            for row in rows
+            for category, is_crowd in zip(row["objects"]["category"], row["objects"]["iscrowd"], strict=True)
+            if not is_crowd
+        )
+        self.top_k = kept_of_image(max([COCO_LIMIT, *pairs.values()]))
 
     def keep_top(self, predictions: tuple, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """`preprocess_logits_for_metrics` of `Trainer`: the best 300 detections of each image, on the device of the predictions.
@@ -261,7 +313,8 @@ class CocoEvaluator:
             labels: of `DetectionCollator`.
         Returns:
             `scores` (B, N) float32 in [0, 1], highest first, `labels` (B, N) int32 in [0, K), `boxes` (B, N, 4) float32
-            as (x0, y0, x1, y1) in pixels of the original image; N is 300, or Q * K if that is less. Where a label is -100 there
+            as (x0, y0, x1, y1) in pixels of the original image; N is 300, or Q * K if that is less, or more where an image has more
+            than 100 objects of a class. Where a label is -100 there
             is no detection, for small images have fewer queries. `Trainer.predict` returns them too, as arrays.
         Raises:
             ValueError: the labels are not of `DetectionCollator`.
@@ -269,7 +322,9 @@ class CocoEvaluator:
         _check_form(labels)
         _, logits, boxes = predictions[:3]
         detections = self.image_processor.top_detections(
-            SimpleNamespace(logits=torch.as_tensor(logits), pred_boxes=torch.as_tensor(boxes)), labels["orig_size"]
+            SimpleNamespace(logits=torch.as_tensor(logits), pred_boxes=torch.as_tensor(boxes)),
+            labels["orig_size"],
+            top_k=self.top_k,
         )
         x0, _, x1, _ = detections["boxes"].unbind(-1)
         # `Trainer` fills up the queries of images, and later the detections, with -100. Such a box has a negative size.
@@ -319,7 +374,8 @@ class CocoEvaluator:
         }
         check_columns(detections, "prediction", self.class_names)
         truth = _columns([self._reference(image_id) for image_id in found], "reference", _TRUTH)
-        return summarize(_evaluate_together(truth, detections, sorted(self.class_names)), self.class_names)
+        results = _evaluate_together(truth, detections, sorted(self.class_names), detection_limit(truth))
+        return summarize(results, self.class_names)
 
     def _reference(self, image_id: int) -> dict:
         objects = self.rows[image_id]["objects"]
