@@ -42,16 +42,19 @@ register_pipeline()
 
 # What needs more than a model does: imported when it is asked for.
 _COMMANDS = {"train": ".training.run", "evaluate": ".evaluation", "predict": ".inference", "export_onnx": ".export"}
+_PARTS = ("data", "evaluation", "export", "inference", "training")
 
 
 def __getattr__(name: str):
+    if name in _PARTS:
+        return import_module(f".{name}", __name__)
     if name not in _COMMANDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_COMMANDS[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_COMMANDS})
+    return sorted({*globals(), *_COMMANDS, *_PARTS})
 
 
 __all__ = [

@@ -7,7 +7,10 @@ from transformers import AutoBackbone
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from .configuration_dino_detr import DinoDetrConfig
-from .layers import POINTWISE_DILATION, XavierConv2d, is_plain, is_traced, use_fast_linear
+from .layers import POINTWISE_DILATION, XavierConv2d, carries_gradient, is_plain, is_traced, use_fast_linear
+
+# Types of backbones that are faster in the layout "channels last" (docs/log.md); Swin and ConvNeXt are not.
+_FASTER_IN_CHANNELS_LAST = ("resnet",)
 
 
 def _drop_keys(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
@@ -132,6 +135,21 @@ def pixels_of_cells(mask: Tensor, height: int, width: int) -> Tensor:
     return mask.index_select(1, nearest(mask.shape[1], height)).index_select(2, nearest(mask.shape[2], width))
 
 
+def _takes_channels_last(backbone: nn.Module, model_type: str) -> bool:
+    """Whether a backbone computes maps in the layout "channels last": only those that were measured in it, and only where torch is
+    right in it. A group norm whose input needs no gradient (a frozen stem) crashes torch 2.11 in its backward pass; a strided
+    1 x 1 convolution of few channels writes beyond its memory in that of torch 2.14."""
+    if model_type not in _FASTER_IN_CHANNELS_LAST:
+        return False
+    return not any(isinstance(part, nn.GroupNorm) or _is_unsafe(part) for part in backbone.modules())
+
+
+def _is_unsafe(part: nn.Module) -> bool:
+    if not isinstance(part, nn.Conv2d) or part.kernel_size != (1, 1):
+        return False
+    return max(part.stride) > 1 and part.in_channels // part.groups <= 8
+
+
 class DinoDetrBackbone(nn.Module):
     """Any backbone of `AutoBackbone`, and a projection of its maps to L levels of width C (DINO sec. 4.1, app. D.1)."""
 
@@ -146,8 +164,7 @@ class DinoDetrBackbone(nn.Module):
         use_fast_linear(self.model)
         if config.backbone_config.model_type == "resnet":
             fold_norms(self.model)
-        # In this layout torch 2.11 crashes in the backward pass of a group norm whose input needs no gradient (frozen stem).
-        self._takes_channels_last = not any(isinstance(part, nn.GroupNorm) for part in self.model.modules())
+        self._takes_channels_last = _takes_channels_last(self.model, config.backbone_config.model_type)
         # Swin and BiT end with a norm for classification that no feature map passes: its parameters would never get a gradient.
         for body, unused in (("swin", "layernorm"), ("bit", "norm")):
             if hasattr(getattr(self.model, body, None), unused):
@@ -204,6 +221,8 @@ class DinoDetrBackbone(nn.Module):
         """
         if self._takes_channels_last and pixel_values.device.type in ("cpu", "cuda"):  # GPUs: not measured
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        if any(parameter.requires_grad for parameter in self.model.parameters()):
+            pixel_values = carries_gradient(pixel_values, self.model)
         maps = self.project(list(self.model(pixel_values).feature_maps))
         if pixel_mask is None:
             return maps, None

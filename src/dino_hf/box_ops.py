@@ -42,8 +42,8 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:  # DINO: 1e-3 (its siblings in transformers use 1e-5)
     """Logit of x in [0, 1], finite everywhere: x and 1 - x are kept above `eps`."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    # One clip for each: an exporter's optimizer merges successive ones wrongly.
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
 def refine_boxes(boxes: Tensor, delta: Tensor, eps: float = 1e-3) -> Tensor:

@@ -21,7 +21,9 @@ def ms_deform_attn_gather(
     """
     batch, tokens, heads, _ = value.shape
     dtype = torch.promote_types(value.dtype, locations.dtype)
-    sizes = torch.tensor([(width, height) for height, width in shapes], device=value.device)  # (L, 2)
+    # Filled in, so that a traced graph computes the sizes of other images; a tensor of numbers would be a constant of it.
+    sides = [torch.full((), side, device=value.device) for height, width in shapes for side in (width, height)]
+    sizes = torch.stack(sides).view(-1, 2)  # (L, 2)
     locations = finite_locations(locations).to(dtype)
     # In cells, the centre of the first at 0; in a row, the upper left neighbour of a point and the lower right one.
     points = (locations * sizes[:, None] - 0.5).transpose(-1, -2)  # (B, Q, H, L, 2, P)

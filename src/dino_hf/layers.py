@@ -40,6 +40,21 @@ def is_plain(module: nn.Module, kind: type) -> bool:
     return type(module) is kind and not is_watched(module)
 
 
+def carries_gradient(x: Tensor, layers: nn.Module) -> Tensor:
+    """x, to which a gradient flows back where `layers` need that: re-entrant checkpointing computes gradients only if an input of a
+    layer wants one, and behind frozen layers (LoRA, frozen stages) none does."""
+    if x.requires_grad or not torch.is_grad_enabled() or not any(map(_is_reentrant, layers.modules())):
+        return x
+    return x.detach().requires_grad_()
+
+
+def _is_reentrant(layer: nn.Module) -> bool:
+    """Whether the layer is checkpointed by torch's re-entrant implementation, which is its default."""
+    if not (layer.training and getattr(layer, "gradient_checkpointing", False)):
+        return False
+    return getattr(layer._gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True)
+
+
 class Linear(nn.Linear):
     """`nn.Linear`, whose float32 is computed by oneDNN on a CPU where torch would use MKL: as a 1 x 1 convolution. On AMD
     processors it is twice as fast, forward and backward (docs/log.md)."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -17,11 +17,11 @@ from .decoder import DinoDetrDecoder
 from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
 from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
-from .layers import is_traced
+from .layers import carries_gradient, is_traced
 from .model_card import FILE_NAME, digest_to_compare, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
 from .recording import Record
-from .targets import Targets, collect_targets
+from .targets import Targets, collect_targets, mask_from_sizes
 
 
 @dataclass
@@ -105,6 +105,14 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The level embedding of the encoder: tools that want a gradient to enter the first layer (`enable_input_require_grads`)
+        find it here."""
+        return self.base_model.encoder.level_embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.encoder.level_embed = value
+
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         """As in `PreTrainedModel`, but "sdpa" is not forced upon backbones: one that has it uses it, others would raise."""
         if attn_implementation == "sdpa":
@@ -185,10 +193,10 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         """
         Args:
             pixel_values: (B, 3, h, w) normalised images, padded at the right and bottom.
-            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None where nothing is padded.
-            labels: see `DinoDetrForObjectDetection`; only used in training, for denoising.
+            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None where nothing is padded, or where `labels` have `size`.
+            labels: see `DinoDetrForObjectDetection`; used in training, for denoising, and for the mask where none is given.
         """
-        pixel_mask = _check_inputs(pixel_values, pixel_mask)
+        pixel_mask = _check_inputs(pixel_values, pixel_mask, labels)
         pixel_values = pixel_values.to(self.dtype)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -199,7 +207,8 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
 
         feature_maps, masks = self.backbone(pixel_values, pixel_mask)  # L x (B, C, h_l, w_l), L x (B, h_l, w_l)
         levels = describe_whole_levels(feature_maps) if masks is None else describe_levels(masks)
-        memory = self.encoder(flatten_maps(feature_maps), levels, encoder_record)  # (B, S, C)
+        tokens = carries_gradient(flatten_maps(feature_maps), self.encoder.layers)
+        memory = self.encoder(tokens, levels, encoder_record)  # (B, S, C)
         proposals = self.query_selection(memory, levels)
         queries, references, num_denoising, attention_mask = proposals.content, proposals.references, 0, None
 
@@ -211,6 +220,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             references = torch.cat([denoising.references, references], dim=1)  # (B, N + Q, 4)
             num_denoising, attention_mask = denoising.content.shape[1], denoising.attention_mask
 
+        queries = carries_gradient(queries, self.decoder.layers)
         decoded = self.decoder(queries, references, memory, levels, num_denoising, attention_mask, decoder_record)
         if denoising is not None:
             denoised, decoded = decoded.split(num_denoising)
@@ -232,13 +242,20 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         )
 
 
-def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor | None:
+def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, labels=None) -> Tensor | None:
     """The mask as booleans, True on the image; None where nothing is known to be padded."""
     if pixel_values.ndim != 4:
         raise ValueError(
             f"pixel_values have shape {tuple(pixel_values.shape)}, expected (batch, channels, height, width); "
             "DinoDetrImageProcessor makes them, a single image needs pixel_values[None]."
         )
+    if pixel_values.shape[1] != 3:
+        raise ValueError(
+            f"pixel_values have shape {tuple(pixel_values.shape)}, but a DINO detector takes 3 channels, RGB: (batch, 3, height, "
+            "width). DinoDetrImageProcessor makes them of any image."
+        )
+    if pixel_mask is None and labels is not None:
+        pixel_mask = mask_from_sizes(labels, pixel_values)
     if pixel_mask is None:
         return None
     batch_size, _, height, width = pixel_values.shape
@@ -277,10 +294,12 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         """
         Args:
             pixel_values: (B, 3, h, w) normalised images, padded at the right and bottom.
-            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None where nothing is padded.
+            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None where nothing is padded. Where there are labels with
+                `size`, as image processors make them, and no mask, the mask is made from the sizes.
             labels: for the loss (and, in training, denoising): one dictionary per image with `class_labels` (T,) in [0, K)
                 and `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image; or one dictionary of padded tensors,
-                `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4).
+                `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4). `size`, (height, width) of the image without its
+                padding, is used where there is no `pixel_mask`.
             output_hidden_states, output_attentions: add those of every layer to the output.
             num_items_in_batch: boxes to divide the losses by, in place of those of this batch averaged over processes: with
                 gradient accumulation, the boxes of all batches of a step, of all processes.
@@ -288,6 +307,7 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
             ValueError: inputs or labels of a wrong form, in the user's words.
         """
         if labels is not None:
+            pixel_mask = _check_inputs(pixel_values, pixel_mask, labels)
             labels = collect_targets(labels, len(pixel_values), self.config.num_labels, pixel_values.device)
         outputs = self.model(
             pixel_values,

@@ -96,6 +96,49 @@ def collect_targets(
     return Targets(*(x.to(device, non_blocking=True) for x in (targets.class_labels, targets.boxes)), counts)
 
 
+@torch.compiler.disable(reason="whether anything is padded depends on the data")
+def mask_from_sizes(labels: "Sequence[Mapping] | Mapping | Targets", pixel_values: Tensor) -> Tensor | None:
+    """The mask of padding from what labels say of it: image processors put the size of each image without padding into them.
+
+    The library's training examples drop `pixel_mask`. The boxes in `labels` would then be relative to another image than the
+    one that the model sees.
+
+    Args:
+        labels: as in `collect_targets`; `size` (2,) or, padded, (B, 2) is (height, width) of the image without padding.
+        pixel_values: (B, 3, h, w)
+    Returns:
+        (B, h, w) bool, True on the image; None where no labels have a size, or nothing is padded.
+    Raises:
+        ValueError: a size is no (height, width), or larger than the padded image.
+    """
+    if isinstance(labels, Mapping):
+        sizes = None if labels.get("size") is None else list(torch.as_tensor(labels["size"]))
+    elif isinstance(labels, Sequence) and any(isinstance(one, Mapping) and "size" in one for one in labels):
+        whole = torch.tensor(pixel_values.shape[-2:], device="cpu")
+        sizes = [torch.as_tensor(one["size"]) if "size" in one else whole for one in labels]
+    else:
+        sizes = None
+    batch_size, _, height, width = pixel_values.shape
+    if sizes is None or len(sizes) != batch_size:
+        return None  # `collect_targets` refuses a wrong number of labels
+    for image, size in enumerate(sizes):
+        if size.shape != (2,):
+            raise ValueError(f"labels[{image}]: size has shape {tuple(size.shape)}; expected (2,), height and width.")
+    sizes = torch.stack([size.to(pixel_values.device, non_blocking=True) for size in sizes])  # (B, 2)
+    if sizes.device.type == "cpu":  # elsewhere the host would wait for the values
+        given = sizes.tolist()
+        for image, (h, w) in enumerate(given):
+            if not (1 <= h <= height and 1 <= w <= width):
+                raise ValueError(
+                    f"labels[{image}]: size is {(h, w)}, but pixel_values are {(height, width)}: it must be the height and width "
+                    "of the image without its padding. Pass pixel_mask, or leave `size` out where nothing is padded."
+                )
+        if all(size == [height, width] for size in given):
+            return None
+    rows, columns = (torch.arange(side, device=sizes.device) for side in (height, width))
+    return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
+
+
 def _on_host(class_labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """(...), (..., 4) as they are, on the CPU: in one copy, because each waits for everything that the device still computes."""
     if class_labels.device.type == "cpu" and boxes.device.type == "cpu":
