@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
@@ -23,6 +23,7 @@ from architecture import build_config, recognise, rules_for, to_release_names
 from checkpoint_files import ConversionError, load_checkpoint
 from convert_back import load_folder, separate_heads, to_release
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.common.images import read_image
 from dino_hf.tools.scenes import draw_scene
 from key_mapping import translate
 from source_arithmetic import SourceArithmetic, Trace
@@ -178,9 +179,9 @@ def open_picture(image: Path | None) -> Image.Image:
     if image is None:
         return draw_scene(np.random.default_rng(0))[0].resize((640, 480))
     try:
-        return Image.open(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ConversionError(f"{image} cannot be read as a picture ({error}).") from error
+        return read_image(image)
+    except OSError as error:
+        raise ConversionError(f"{image} cannot be read as a picture. {error}") from error
 
 
 @torch.no_grad()

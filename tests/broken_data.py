@@ -128,8 +128,18 @@ def _upside_down(folder, contents):
 
 
 def _deep(folder, contents):
-    values = np.random.default_rng(0).integers(0, 4000, (70, 104)).astype(np.uint16)
+    values = np.random.default_rng(0).integers(0, 2**14, (70, 104)).astype(np.uint16)
+    values[0, :2] = 0, 2**14 - 1
     Image.fromarray(values).save(folder / "train" / "002.png")
+
+
+def _float(folder, contents):
+    Image.new("F", (104, 70), 0.5).save(folder / "train" / "002.png", format="TIFF")
+
+
+def _frames(folder, contents):
+    frames = [Image.fromarray(np.full((70, 104), 40 * number, np.uint8)) for number in range(3)]
+    frames[0].save(folder / "train" / "002.png", save_all=True, append_images=frames[1:])
 
 
 def _copy_image(split, number, source_split, source, **save):
@@ -232,14 +242,19 @@ def _same_file(folder, contents):
 
 CASES = [
     Case("image-missing", 1, "train: images[2]: 002.png", lambda folder, contents: (folder / "train/002.png").unlink()),
-    Case("image-broken", 1, "train: images[1]: 001.jpg: OSError: image file is truncated", _truncate),
     Case(
-        "image-broken", 1, "train: images[2]: 002.png: no image, or of a kind that Pillow does not know", _not_an_image
+        "image-broken",
+        1,
+        "train: images[1]: 001.jpg: Its pixels cannot be decoded, OSError: image file is truncated",
+        _truncate,
     ),
+    Case("image-broken", 1, "train: images[2]: 002.png: It is no image of a known format", _not_an_image),
     Case("image-resized", 1, "train: images[1]: 001.jpg: 194 x 134, stated 97 x 67", _resize),
     Case("image-rotated", 1, "001.jpg: 67 x 97, stated 97 x 67, EXIF orientation 6", _turn),
     Case("image-orientation-unclear", 1, "001.jpg: 97 x 67, stated 97 x 67, EXIF orientation 3", _upside_down),
-    Case("image-mode", 1, "002.png: mode I;16", _deep),
+    Case("image-mode", 1, "002.png: values from 0 to 16,383, of 65,535", _deep),
+    Case("image-mode-unknown", 1, "002.png: It has 32 bits per pixel", _float),
+    Case("image-frames", 1, "002.png: the first of several frames", _frames),
     Case("image-size-wrong", 1, "width 0, height 64", _set("train", "images", 0, width=0)),
     Case("image-size-unknown", 1, "images[0]: 000.png", _set("train", "images", 0, width=None)),
     Case("duplicate-image-id", 1, "images[3]: 003.jpg: id 2", _set("train", "images", 3, id=2)),

@@ -3,7 +3,6 @@ words."""
 
 import copy
 import dataclasses
-import gc
 import json
 import pickle
 import re
@@ -221,22 +220,20 @@ def test_an_image_that_its_exif_tag_turns_is_an_error(write):
         prepare(data)
 
 
-def test_an_image_that_the_processor_refuses_is_named(write):
+def test_an_image_of_unknown_range_is_named(write):
     json_file, folder = write(CONTENT)
-    Image.new("I;16", (60, 40)).save(folder / "wide.png")
-    with pytest.raises(ValueError, match="mode 'I;16'") as caught:
+    Image.new("F", (60, 40)).save(folder / "wide.png", format="TIFF")
+    with pytest.raises(OSError, match=r"wide\.png cannot be read\. It has 32 bits per pixel, mode 'F'"):
         prepare(load_coco(json_file, folder))
-    assert caught.value.__notes__ == ["This is image 7."]
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # by `datasets`, where Pillow fails
 @pytest.mark.parametrize("cut", [slice(None, 60), slice(None, 20), slice(8, None)])
 def test_a_damaged_image_is_named(write, cut):
     paths = write(CONTENT)
     data = load_coco(*paths)
     file = paths[1] / "tall.png"
     file.write_bytes(file.read_bytes()[cut])
-    message = rf"(?s){re.escape(str(file))} cannot be read, \w+: .*; it may be damaged: copy it anew, or take its entry"
+    message = rf"(?s){re.escape(str(file))} cannot be read\. It.* If it is damaged, copy it again, or take its entry"
     assert isinstance(data.dataset[0]["image"], Image.Image)
     with pytest.raises(OSError, match=message):
         data.dataset[1]
@@ -244,7 +241,6 @@ def test_a_damaged_image_is_named(write, cut):
     for copied in (dataset, copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):  # workers get a pickle
         with pytest.raises(OSError, match=message):
             copied[:]
-    gc.collect()  # the unclosed files, while their warning is ignored
 
 
 def test_a_batch_of_two_sizes_is_padded_and_its_boxes_stay_relative_to_each_image(write):
@@ -383,10 +379,6 @@ def test_the_original_is_checked_before_it_is_augmented(write):
         augmented(load_coco(*write(content)))
     json_file, folder = write(CONTENT)
     data = load_coco(json_file, folder)
-    Image.new("I;16", (60, 40)).save(folder / "wide.png")
-    with pytest.raises(ValueError, match="mode 'I;16'") as caught:
-        augmented(data)
-    assert caught.value.__notes__ == ["This is image 7."]
     Image.new("RGB", (30, 20)).save(folder / "wide.png")
     with pytest.raises(ValueError, match="Image 7 is 30 wide and 20 high, but 60 and 40 by its json"):
         augmented(data)

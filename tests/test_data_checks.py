@@ -48,11 +48,29 @@ def test_each_way_to_break_data_is_named_and_nothing_else(case, tmp_path):
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["findings"][0]["kind"] == report.findings[0].kind
 
 
+def test_an_image_of_too_many_pixels_is_not_called_damaged(tmp_path, monkeypatch):
+    raw = as_raw(tmp_path, make_data(tmp_path))
+    monkeypatch.setattr("dino_hf.common.images.MAX_PIXELS", 104 * 70 - 1)
+    found = {finding.kind: finding for finding in inspect(raw).findings}
+    assert "image-broken" not in found
+    assert found["image-too-large"].severity == "error"
+    assert "104 x 70 pixels" in found["image-too-large"].offenders[0].value
+
+
+def test_images_of_16_bits_are_dark_below_a_quarter_of_the_range(tmp_path):
+    raw = as_raw(tmp_path, make_data(tmp_path))
+    values = np.zeros((70, 104), dtype=np.uint16)
+    values[3, 5] = 2**14
+    Image.fromarray(values).save(tmp_path / "train" / "002.png")
+    assert "image-mode" not in {finding.kind for finding in inspect(raw).findings}
+
+
 def test_every_kind_that_is_known_is_tested():
     assert len({case.kind for case in CASES}) > 40
     assert set(KINDS) - {case.kind for case in CASES} == {
         "no-categories",
         "no-images",
+        "image-too-large",
         "image-without-boxes",
         "boxes-are-xywh",
         "boxes-are-pixels",

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from dino_hf import DinoDetrForObjectDetection
+from dino_hf.common.images import to_rgb
 from dino_hf.inference import Detections, Predictor
 from helpers import RESNET, tiny_config
 from inference_toys import CATEGORY_IDS, NAMES, excite, noise, save_toy_detector, toy_detector
@@ -199,11 +200,11 @@ def test_the_threshold_leaves_out_what_is_not_above(predictor):
 
 def test_grey_palette_and_alpha_are_read_as_in_training(predictor):
     image = IMAGES[0]
-    for mode in ("L", "P", "RGBA", "CMYK", "1"):
+    for mode in ("L", "P", "RGBA", "CMYK", "1", "I"):
         converted = image.convert(mode)
-        assert_same([next(predictor([converted]))], [next(predictor([converted.convert("RGB")]))])
-    with pytest.raises(ValueError, match="An image has mode 'I;16', but 8 bits per channel are expected"):
-        next(predictor([Image.new("I;16", (40, 30))]))
+        assert_same([next(predictor([converted]))], [next(predictor([to_rgb(converted)]))])
+    with pytest.raises(OSError, match="It has 32 bits per pixel, mode 'F', of unknown range"):
+        next(predictor([Image.new("F", (40, 30))]))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])

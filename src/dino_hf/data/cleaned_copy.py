@@ -12,8 +12,7 @@ from typing import NamedTuple
 from .checks import Report
 from .cleaning import ANNOTATION_FILE, Change, CleanedSplit, Cleaner
 from .findings import count_text
-from .image_facts import image_bytes
-from .raw import RawDataset
+from .raw import RawDataset, image_file
 
 
 class CleanedCopy(NamedTuple):
@@ -123,10 +122,11 @@ def _write_splits(
 
 
 def _copy_image(image: dict, path: Path) -> None:
-    if image.get("image") is None:
-        shutil.copyfile(image["path"], path)  # where the file system can, without reading it
+    file = image_file(image)
+    if isinstance(file, bytes):
+        path.write_bytes(file)
     else:
-        path.write_bytes(image_bytes(image))
+        shutil.copyfile(file, path)  # where the file system can, without reading it
 
 
 def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..common.images import IMAGE_SUFFIXES
 from .box_cleaning import CleanedBoxes, ImageGeometry, clean_boxes
 from .box_table import LAYOUT_TEXTS, BoxTable, count_boxes, make_box_table, stated_sizes
 from .checks import Report, images_of_others, kind_of_reading, repeated_boxes
 from .findings import box_text, count_text
 from .image_checks import find_copies, fit_of_size, is_not_here
 from .image_facts import ImageFacts, image_key
-from .raw import IMAGE_SUFFIXES, RawDataset
+from .raw import RawDataset
 
 ANNOTATION_FILE = "_annotations.coco.json"
 _MOST_NEAR = 0.5  # of the images of a split
@@ -96,7 +97,7 @@ class Cleaner:
             if fact.is_missing:
                 reasons[place] = "image-missing", str(image.get("path"))
             elif fact.error is not None:
-                reasons[place] = "image-broken", fact.error
+                reasons[place] = fact.error_kind, fact.error
             elif len(keys_of_id[image["id"]]) > 1:
                 reasons[place] = "duplicate-image-id", f"id {image['id']}: whose boxes are whose cannot be told"
             elif fit_of_size(fact, stated[place]) == "image-resized":

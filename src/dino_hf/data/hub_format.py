@@ -7,10 +7,11 @@ from pathlib import Path
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 
+from ..common.images import upright_size
 from .categories import merge_categories
 from .hub_layout import box_fields, dtype_name, find_layout
 from .hub_loading import load_datasets
-from .raw import Problem, RawDataset, RawSplit, StoredImage, canonical_split, image_size, in_order, open_image
+from .raw import Problem, RawDataset, RawSplit, StoredImage, canonical_split, in_order, open_image
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn")
 
@@ -179,7 +180,7 @@ class _Reader:
             return [a, b, c, d]
         if image["width"] is None:
             with open_image(image) as opened:
-                image["width"], image["height"] = image_size(opened)
+                image["width"], image["height"] = upright_size(opened)
         return [a * image["width"], b * image["height"], c * image["width"], d * image["height"]]
 
 

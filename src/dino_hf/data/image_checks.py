@@ -15,7 +15,7 @@ _HELD_OUT = {
     "validation": 2,
     "test": 3,
 }  # of two splits with the same image, the higher one keeps it; others: 1
-_DEEP_MODES = ("I", "F")  # how the names of Pillow's modes of more than 8 bits start
+_DARK = 2**14  # images of 16 bits whose values are all below become darker than a quarter of white
 
 
 def check_entries_of_images(found: FindingCollector, name: str) -> None:
@@ -70,11 +70,14 @@ def check_files(found: FindingCollector, name: str, facts: list[ImageFacts]) -> 
     missing = [place for place, fact in enumerate(facts) if fact.is_missing]
     add("image-missing", missing, lambda place: str(images[place].get("path") or "no bytes and no path"))
     broken = [place for place, fact in enumerate(facts) if fact.error is not None]
-    add("image-broken", broken, lambda place: facts[place].error)
+    for kind in ("image-broken", "image-too-large", "image-mode-unknown"):
+        add(kind, [place for place in broken if facts[place].error_kind == kind], lambda place: facts[place].error)
     for kind in ("image-resized", "image-rotated", "image-orientation-unclear"):
         add(kind, [place for place, problem in enumerate(problems) if problem == kind], size_text)
-    deep = [place for place, fact in enumerate(facts) if (fact.mode or "").startswith(_DEEP_MODES)]
-    add("image-mode", deep, lambda place: f"mode {facts[place].mode}")
+    deep = [place for place, fact in enumerate(facts) if fact.values is not None and fact.values[1] < _DARK]
+    add("image-mode", deep, lambda place: "values from {:,} to {:,}, of 65,535".format(*facts[place].values))
+    several = [place for place, fact in enumerate(facts) if fact.other_frames is not None]
+    add("image-frames", several, lambda place: f"the first of several {facts[place].other_frames}")
 
 
 def fit_of_size(fact: ImageFacts, stated: np.ndarray) -> str | None:

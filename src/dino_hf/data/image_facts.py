@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from scipy.spatial import cKDTree
 
-from .raw import RawSplit, image_size, open_image
+from ..common import images
+from .raw import RawSplit, image_file
 
 THUMBNAIL_SIDE = 32
 _COARSE_SIDE = 8  # of the thumbnails that candidates are found by
@@ -28,6 +29,8 @@ _MAX_MEAN_DIFFERENCE = 2.5
 _MIN_CONTRAST = 4.0  # standard deviation in grey levels: even images are all alike and prove nothing
 _MAX_ASPECT_RATIO = 1.02  # of the aspect ratios of two copies
 
+_BYTES_PER_PIXEL = 8  # decoded, and as RGB
+_room = images.DecodingRoom(2**30)  # for all threads
 _PAIRS = 10_000  # that are compared at once
 _CHUNK = 64  # images between two reports of progress
 
@@ -36,7 +39,8 @@ class ImageFacts(NamedTuple):
     """Of one image. Only `is_missing` is known of images that were not opened."""
 
     is_missing: bool = False
-    error: str | None = None  # why it cannot be decoded
+    error: str | None = None  # why it cannot be read
+    error_kind: str | None = None  # of finding, if there is an error
     size: tuple[int, int] | None = None  # width and height, upright
     stored_size: tuple[int, int] | None = None  # before its EXIF orientation turns it
     orientation: int = 1  # EXIF's; 5 to 8 swap width and height
@@ -44,6 +48,8 @@ class ImageFacts(NamedTuple):
     format: str | None = None  # Pillow's: "JPEG", "PNG", ...
     digest: bytes | None = None  # of the file's bytes
     thumbnail: np.ndarray | None = None  # (THUMBNAIL_SIDE, THUMBNAIL_SIDE) uint8, grey
+    values: tuple[int, int] | None = None  # lowest and highest, of images of more than 8 bits
+    other_frames: str | None = None  # "pages" or "frames" that are not read
 
 
 def image_key(image: Mapping) -> str | None:
@@ -51,27 +57,21 @@ def image_key(image: Mapping) -> str | None:
     return None if image.get("path") is None else os.path.abspath(image["path"])
 
 
-def image_bytes(image: Mapping) -> bytes:
+def open_file(file: Path | str | bytes) -> BinaryIO:
     """The file of an image of a `RawSplit`, as it is.
 
     Raises:
-        OSError: there is none.
+        FileNotFoundError, UnreadableImage: there is none, or it is no regular file.
     """
-    if image.get("image") is None:
-        return Path(image["path"]).read_bytes()
-    content = image["image"]["bytes"]
-    if content is None:
-        path = image["image"]["path"]
-        if not path:
-            raise FileNotFoundError("The data set has neither bytes nor a path for it.")
-        content = Path(path).read_bytes()
-    return content
+    if isinstance(file, bytes):
+        return io.BytesIO(file)
+    images.check_file(file)
+    return open(file, "rb")
 
 
 def open_upright(image: Mapping) -> Image.Image:
-    """As RGB, turned as its EXIF orientation says, as people and training see it."""
-    with open_image(image) as opened:
-        return ImageOps.exif_transpose(opened).convert("RGB")
+    """RGB, as people and training see it."""
+    return images.read_image(image_file(image))
 
 
 def look_at_images(
@@ -109,35 +109,54 @@ def _look_for(image: Mapping) -> ImageFacts:
 
 def _look(image: Mapping) -> ImageFacts:
     try:
-        content = image_bytes(image)
+        file = image_file(image)
+        with open_file(file) as opened:
+            return _look_into(opened)
     except (FileNotFoundError, IsADirectoryError):
         return ImageFacts(is_missing=True)
+    except images.TooManyPixels as error:
+        return ImageFacts(error=str(error), error_kind="image-too-large")
+    except images.UnknownRange as error:
+        return ImageFacts(error=str(error), error_kind="image-mode-unknown")
     except OSError as error:
-        return ImageFacts(error=str(error))
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            stored_size, size, mode, file_format = opened.size, image_size(opened), opened.mode, opened.format
-            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-            # JPEG of an eighth of the size takes a fraction of the time; all of the file is read all the same.
-            opened.draft("RGB", (4 * THUMBNAIL_SIDE, 4 * THUMBNAIL_SIDE))
-            opened.load()
+        return ImageFacts(error=error.strerror or str(error), error_kind="image-broken")
+
+
+def _look_into(file: BinaryIO) -> ImageFacts:
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    with images.open_image(file) as opened:
+        stored_size, orientation = images.stored_size(opened), images.orientation(opened)
+        size, mode, file_format = images.upright_size(opened), opened.mode, opened.format
+        others = images.other_frames(opened)
+        # JPEG of an eighth of the size takes a fraction of the time; all of the file is read all the same.
+        opened.draft("RGB", (4 * THUMBNAIL_SIDE, 4 * THUMBNAIL_SIDE))
+        with _room.take(_BYTES_PER_PIXEL * opened.width * opened.height):
+            images.load(opened)
+            values = _values(opened)
             thumbnail = _thumbnail(opened)
-    except UnidentifiedImageError:  # its message has the address of the bytes
-        return ImageFacts(error="no image, or of a kind that Pillow does not know")
-    except Exception as error:  # those of Pillow have no common type
-        return ImageFacts(error=" ".join(f"{type(error).__name__}: {error}".split()))
-    digest = hashlib.blake2b(content, digest_size=16).digest()
-    return ImageFacts(False, None, size, stored_size, orientation, mode, file_format, digest, thumbnail)
+    return ImageFacts(
+        False, None, None, size, stored_size, orientation, mode, file_format, digest, thumbnail, values, others
+    )
+
+
+def _values(image: Image.Image) -> tuple[int, int] | None:
+    """Lowest and highest value of an image of more than 8 bits."""
+    if not image.mode.startswith("I"):
+        return None
+    values = np.asarray(image)
+    return int(values.min()), int(values.max())
 
 
 def _thumbnail(image: Image.Image) -> np.ndarray:
     """(THUMBNAIL_SIDE, THUMBNAIL_SIDE) uint8, upright."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((255 * (values - values.min()) / max(np.ptp(values), 1)).astype(np.uint8))
+    side = THUMBNAIL_SIDE, THUMBNAIL_SIDE
+    seen = images.to_rgb(image)  # also tells what training could not read
+    if image.mode.startswith("I"):  # such images often use a small part of the range
+        grey = np.asarray(Image.fromarray(np.asarray(image, dtype=np.float32)).resize(side, Image.Resampling.BOX))
+        small = Image.fromarray((255 * (grey - grey.min()) / max(np.ptp(grey), 1)).astype(np.uint8))
     else:
-        image = ImageOps.exif_transpose(image).convert("L")
-    return np.asarray(image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
+        small = seen.resize(side, Image.Resampling.BOX).convert("L")
+    return np.asarray(images.turn(small, images.orientation(image)))
 
 
 def exact_copies(facts: Sequence[ImageFacts], keys: Sequence[str | None]) -> list[list[int]]:

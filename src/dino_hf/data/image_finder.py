@@ -4,8 +4,9 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..common.images import IMAGE_SUFFIXES
 from .files import files_below
-from .raw import IMAGE_SUFFIXES, canonical_split, split_in
+from .raw import canonical_split, split_in
 
 
 class ImageFinder:

@@ -23,6 +23,23 @@ KINDS = {
         "error", "images whose file does not exist", f"{_COPY_THEM}; look at upper and lower case.", True
     ),
     "image-broken": Kind("error", "images that cannot be decoded", f"{_COPY_THEM}.", True),
+    "image-too-large": Kind(
+        "error",
+        "images of more pixels than are read",
+        "Scale them down, or cut them into parts, with their boxes.",
+        True,
+    ),
+    "image-mode-unknown": Kind(
+        "error",
+        "images whose values have no known range, so that no colour can be told",
+        "Save them with 8 or 16 bits: only you know which value is white.",
+        True,
+    ),
+    "image-frames": Kind(
+        "note",
+        "files of several pages or frames, of which only the first is used",
+        "Save the others as images of their own if they belong to the data.",
+    ),
     "image-size-wrong": Kind(
         "error", "images whose stated width or height is not a positive number", "State the size in pixels.", True
     ),
@@ -45,8 +62,8 @@ KINDS = {
     ),
     "image-mode": Kind(
         "warning",
-        "images of more than 8 bits a channel, which become nearly white or black as 8 bits",
-        "Scale them to 8 bits yourself: only you know the range that matters.",
+        "images of 16 bits that use less than a quarter of the range, so they become dark with 8 bits",
+        "Scale them to 8 bits yourself: training and prediction divide by 257 and do not know which range matters.",
     ),
     "image-size-unknown": Kind(
         "note",

@@ -1,6 +1,5 @@
 """What the files of a data set say, unchecked, so that broken data can be looked at; all formats in the words of COCO."""
 
-import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import NamedTuple
 from datasets import Dataset
 from PIL import Image
 
+from ..common import images
+
 SPLITS = ("train", "validation", "test")
-IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 _SPLIT_WORDS = {
     "train": "train training trainval trn",
@@ -82,22 +82,25 @@ def open_image(entry: dict) -> Image.Image:
     """The image of an entry of `RawSplit.images`, opened but not decoded, not turned by its EXIF orientation.
 
     Raises:
-        OSError: it is missing, or Pillow cannot read it.
+        OSError: it is missing, or is no image that can be read.
+    """
+    return images.open_image(image_file(entry))
+
+
+def image_file(entry: Mapping) -> Path | str | bytes:
+    """Where an entry of `RawSplit.images` has its image: a file, or the bytes of one.
+
+    Raises:
+        FileNotFoundError: it has neither.
     """
     if entry.get("image") is None:
-        return Image.open(entry["path"])
+        return entry["path"]
     stored = entry["image"]
     if (content := stored["bytes"]) is not None:
-        return Image.open(io.BytesIO(content))
+        return content
     if not stored["path"]:
-        raise OSError(f"Image {entry['id']} is empty: it has neither bytes nor a path.")
-    return Image.open(stored["path"])
-
-
-def image_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an opened image as it is seen: turned by its EXIF orientation."""
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return image.size[::-1] if turned else image.size
+        raise FileNotFoundError(f"Image {entry['id']} is empty: it has neither bytes nor a path.")
+    return stored["path"]
 
 
 def in_order(splits: dict) -> dict:

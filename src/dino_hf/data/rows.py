@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
+from ..common.images import read_image
 from .raw import Problem, RawSplit
 
 _MOST_PIXELS = 2**31  # of a side
@@ -13,16 +14,20 @@ SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processo
 
 
 class _ImageFile(Image):
-    """Of `datasets`, which reads images before any transform sees them: it does not say which file is damaged."""
+    """As in `datasets`, but the images are read as everywhere else in this package: upright, RGB, from local files only."""
 
     def decode_example(self, value, token_per_repo_id=None):
+        if not isinstance(value, dict):  # it is decoded already
+            return value
+        path, content = value["path"], value["bytes"]
         try:
-            return super().decode_example(value, token_per_repo_id)
-        except Exception as error:  # those of Pillow have no common type
-            path = value.get("path") if isinstance(value, dict) else None
+            if content is None and not path:
+                raise OSError("It has neither bytes nor a path.")
+            return read_image(path if content is None else content)
+        except OSError as error:
             raise OSError(
-                f"{path or 'An image'} cannot be read, {type(error).__name__}: {error}; it may be damaged: copy it anew, or take "
-                "its entry and annotations out of the data."
+                f"{path or 'An image'} cannot be read. {error} If it is damaged, copy it again, or take its entry and annotations "
+                "out of the data."
             ) from error
 
 

@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from PIL import Image
-
+from ..common.images import IMAGE_SUFFIXES, open_image, upright_size
 from .files import files_below, read_lines
-from .raw import IMAGE_SUFFIXES, SPLITS, Problem, RawDataset, RawSplit, canonical_split, image_size, in_order, split_in
+from .raw import SPLITS, Problem, RawDataset, RawSplit, canonical_split, in_order, split_in
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -163,9 +162,9 @@ class _Reader:
 
     def _size_in_file(self, path: Path) -> tuple[int, int] | tuple[None, None]:
         try:
-            with Image.open(path) as image:
-                return image_size(image)
-        except Exception:  # missing or damaged: both are found with the images of all formats
+            with open_image(path) as image:
+                return upright_size(image)
+        except OSError:  # missing or damaged: both are found with the images of all formats
             return None, None
 
 

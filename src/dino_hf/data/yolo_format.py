@@ -5,9 +5,10 @@ from pathlib import Path
 
 import yaml
 
+from ..common.images import IMAGE_SUFFIXES
 from .files import read_lines, read_text
 from .image_finder import image_files
-from .raw import IMAGE_SUFFIXES, Problem, RawDataset, in_order, split_in
+from .raw import Problem, RawDataset, in_order, split_in
 from .yolo_labels import label_file, labels_without_image, read_labels
 
 _SPLIT_KEYS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}

@@ -5,10 +5,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
+from ..common.images import open_image, upright_size
 from .files import read_text
-from .raw import Problem, RawSplit, image_size
+from .raw import Problem, RawSplit
 
 _THREADS = 8  # headers of images are read: mostly waiting, on a disk of the network
 
@@ -79,10 +78,10 @@ def _read_image(path: Path, has_keypoints: bool) -> tuple[tuple, list[dict], lis
     problems = []
     if path.is_file():  # what is missing is found with the images of all formats
         try:
-            with Image.open(path) as image:
-                size = image_size(image)
-        except Exception as error:  # those of Pillow have no common type
-            message = f"{path} cannot be read, {type(error).__name__}: {error}; its boxes are relative to its size."
+            with open_image(path) as image:
+                size = upright_size(image)
+        except OSError as error:
+            message = f"{path} cannot be read, and its boxes are relative to its size. {error}"
             problems.append(Problem("unreadable-image", str(path), message))
     labels = label_file(path)
     if not labels.is_file():

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_transforms import get_size_with_aspect_ratio
 
+from ..common.images import to_rgb
 from ..configuration_dino_detr import DinoDetrConfig
 from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
@@ -230,8 +231,8 @@ class Predictor:
         """Image by image: then its pixels depend on nothing else."""
         if reason := self.refuses(image):
             raise ValueError(f"An image cannot be predicted on. {reason}")
-        if image.mode != "RGB" and not image.mode.startswith(("I", "F")):  # which would be cut off at white
-            image = image.convert("RGB")
+        if image.mode != "RGB":
+            image = to_rgb(image)
         settings = {"size": self._scaled_size} if self._scaled_size else {}
         inputs = self.image_processor(images=[image], return_tensors="pt", **settings)
         pixels, mask = inputs["pixel_values"][0], inputs.get("pixel_mask")

@@ -1,13 +1,11 @@
 """What users point at -> upright RGB images: files, folders, patterns, addresses, videos, cameras, images in memory."""
 
 import glob
-import io
 import itertools
 import os
 import re
 import string
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.error import HTTPError, URLError
@@ -15,27 +13,18 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ..common import images
+from ..common.images import IMAGE_SUFFIXES
 from .ahead import map_ahead
 from .videos import read_frames
 
 # fmt: off
-IMAGE_SUFFIXES = frozenset((
-    ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pgm", ".png",
-    ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-))
 VIDEO_SUFFIXES = frozenset((
     ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv",
 ))
 # fmt: on
-# Those that Pillow decodes by itself: for others, such as EPS, it starts programs.
-Image.init()
-_FORMATS = tuple(
-    name
-    for name in ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-    if name in Image.OPEN
-)
 _LIVE = ("rtsp", "rtmp", "udp")
 _TIMEOUT = 20.0  # seconds without an answer
 _LARGEST_DOWNLOAD = 500 * 2**20  # bytes
@@ -269,8 +258,6 @@ def _try_frames(source: Source, every: int, max_frames: int | None) -> Iterator[
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "It is no image of a known format, or its beginning is damaged."
     if isinstance(error, URLError) and not isinstance(error, HTTPError):
         return f"It cannot be fetched: {error.reason}."
     text = " ".join(str(error).split()) or type(error).__name__
@@ -280,10 +267,9 @@ def _reason(error: Exception) -> str:
 
 
 def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
-    """An upright RGB image, turned as EXIF says.
+    """An upright RGB image, read as in `common.images.read_image`.
 
-    16-bit grey is scaled from its full range. What is transparent is dropped, as in training: the colours below are seen. Of an
-    animation, the first frame is read.
+    Transparency is composited on white, 16-bit grey is scaled from its full range, and of an animation the first frame is read.
 
     Raises:
         OSError, ValueError: it cannot be read, or has values of unknown range. Pillow raises errors of other types too.
@@ -293,37 +279,8 @@ def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
             raise ValueError(
                 f"An array is {origin.dtype} of shape {origin.shape}; it must be uint8, (h, w, 3) RGB or (h, w)."
             )
-        return to_rgb(Image.fromarray(np.ascontiguousarray(origin)))
-    if isinstance(origin, Image.Image):
-        return to_rgb(_upright(origin))
-    with Image.open(io.BytesIO(_download(origin)) if isinstance(origin, str) else origin, formats=_FORMATS) as image:
-        image.load()
-        return to_rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    with suppress(Exception):  # a damaged EXIF block says nothing, and there are many ways to be damaged
-        image = ImageOps.exif_transpose(image)
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB with 8 bits per channel.
-
-    Raises:
-        ValueError: 32 bits per pixel, whose range nobody knows.
-    """
-    if 0 in image.size:
-        raise ValueError(f"It is {image.width} x {image.height} pixels, so there is nothing to see.")
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() >= 0 and values.max() <= 65535:
-            return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"It has 32 bits per pixel, mode {image.mode!r}, of unknown range; save it with 8 or 16 bits.")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")  # a copy of what is RGB already, which no file or user holds
+        return images.read_image(Image.fromarray(np.ascontiguousarray(origin)))
+    return images.read_image(_download(origin) if isinstance(origin, str) else origin)
 
 
 def _download(address: str) -> bytes:

@@ -103,7 +103,6 @@ def predict(
     """
     with one_sentence_errors(debug):
         # Imported here: they take seconds, which `--help` need not wait for.
-        from PIL import Image
         from rich.console import Console
         from transformers.utils.logging import disable_progress_bar
 
@@ -111,8 +110,6 @@ def predict(
         from ..inference.sources import find_sources
 
         disable_progress_bar()
-        if tiles is not None:
-            Image.MAX_IMAGE_PIXELS = 4 * 10**9  # what Pillow takes for an attack is what tiles are for
         console, errors = Console(), Console(stderr=True, soft_wrap=True)
         found = find_sources(sources, exclude=save)
         skipped = []

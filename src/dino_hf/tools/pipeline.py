@@ -1,11 +1,17 @@
 """`pipeline("object-detection", ..., batch_size=N)` on images of different sizes."""
 
+import base64
+import os
+from pathlib import Path
+
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.object_detection import ObjectDetectionPipeline
 
 from ..box_processing import DinoDetrProcessingMixin
+from ..common.images import read_image
 
 TASK = "object-detection"
 _NO_SCORE = -1e4  # logit of a query that an image does not have; its score is 0
@@ -29,7 +35,13 @@ class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
         return preprocess, forward, postprocess
 
     def preprocess(self, image, timeout: float | None = None):
-        """As in the library, the image in a list: lists are batched as they are."""
+        """As in the library, the image in a list: lists are batched as they are.
+
+        With our image processor, images are read as in training. The library shows the colours that are hidden below transparency,
+        makes 16-bit grey white, and starts Ghostscript for EPS.
+        """
+        if self._is_ours():
+            image = _read(image)
         inputs = super().preprocess(image, timeout)
         if self._is_ours():
             inputs["pixel_values"] = list(inputs["pixel_values"])
@@ -66,6 +78,20 @@ class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
 
     def _is_ours(self) -> bool:
         return isinstance(self.image_processor, DinoDetrProcessingMixin)
+
+
+def _read(image):
+    """A path, an address, base64 text or an image of Pillow -> RGB; anything else is left to the library, which refuses it."""
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        from ..inference.sources import read_image as read_address  # here: it is seldom needed
+
+        return read_address(image)
+    if isinstance(image, str) and not os.path.isfile(image):
+        try:
+            image = base64.b64decode(image.removeprefix("data:").partition("base64,")[2] or image, validate=True)
+        except ValueError:
+            return image
+    return read_image(image) if isinstance(image, str | bytes | Path | Image.Image) else image
 
 
 def _flat(images: list[Tensor] | list[list[Tensor]]) -> list[Tensor]:

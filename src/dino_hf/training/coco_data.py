@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..box_processing import pad_images
+from ..common.images import to_rgb
 from ..data.load import load_coco
 from ..data.rows import CocoData, check_image_size, visible_side
 from ..targets import PADDING_LABEL
@@ -80,6 +81,8 @@ class DetectionTransform:
         columns = (rows[name] for name in ("image_id", "image", "width", "height", "objects"))
         for image_id, image, width, height, objects in zip(*columns, strict=True):
             check_image_size(image_id, image, (width, height))
+            if image.mode != "RGB":  # of rows that are not from `load_data`
+                image = to_rgb(image)
             try:
                 if self.augmentation is None:
                     pixel_values, labels = self._process(image_id, image, objects)
