@@ -3,6 +3,7 @@
 import http.server
 import os
 import shutil
+import socket
 import struct
 import threading
 from fractions import Fraction
@@ -311,6 +312,70 @@ def test_a_camera_that_is_not_there_is_a_failure(monkeypatch):
     (item,) = read([0])
     assert isinstance(item, Failure)
     assert item.source.name == "camera-0"
+
+
+def times(path) -> list[float]:
+    return [frame.time for frame in read_frames(path)]
+
+
+@pytest.mark.parametrize(
+    ("given", "rate", "expected"),
+    [
+        ([0.1 * n for n in range(12)], 1000, [0.1 * n for n in range(12)]),  # of a browser: a clock without a rate
+        ([0, 0.1, 0.2, 5.2, 5.3, 6], 10, [0, 0.1, 0.2, 5.2, 5.3, 6]),  # of a screen: nothing changed for 5 s
+        ([None] * 5, Fraction(30000, 1001), [n * 1001 / 30000 for n in range(5)]),
+        ([3, 3.5, 4], 10, [0, 0.5, 1]),
+        ([0, 0.5, 0.5, 0.2, 1], 10, [0, 0.5, 0.5, 0.5, 1]),  # they stand still and go back
+        ([0, 1e9, 1e9 + 1], 10, [0, 3600, 7200]),  # and leap
+    ],
+)
+def test_a_written_video_has_the_times_of_its_frames(tmp_path, given, rate, expected):
+    writer = VideoWriter(tmp_path / "x.mp4", (64, 48), rate)
+    for number, time in enumerate(given):
+        writer.write(Image.new("RGB", (64, 48), (20 * number,) * 3), time)
+    writer.close()
+    np.testing.assert_allclose(times(tmp_path / "x.mp4"), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "written"), [((4096, 20), (4096, 20)), ((4098, 40), (4096, 40)), ((30, 8192), (14, 4096))]
+)
+def test_large_pictures_are_written_smaller(tmp_path, size, written):
+    writer = VideoWriter(tmp_path / "x.mp4", size, 10)
+    writer.write(Image.new("RGB", size))
+    writer.close()
+    (frame,) = read_frames(tmp_path / "x.mp4")
+    assert frame.image.size == written
+
+
+def test_frames_that_are_too_large_are_refused_before_one_is_decoded(tree, monkeypatch):
+    monkeypatch.setattr("dino_hf.inference.videos._MOST_PIXELS", 64 * 48)
+    assert len(list(read_frames(tree / "b" / "clip.mp4"))) == 9
+    monkeypatch.setattr("dino_hf.inference.videos._MOST_PIXELS", 64 * 48 - 1)
+    (item,) = read([tree / "b" / "clip.mp4"])
+    assert item.reason.startswith("Its frames are 64 x 48 pixels, and at most ")
+
+
+def test_a_pipe_or_a_device_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "b.mkv").symlink_to("/dev/zero")
+    (tmp_path / "c.webm").symlink_to("gone")
+    items = read([tmp_path])
+    assert [item.source.name for item in items] == ["a.mp4", "b.mkv", "c.webm"]
+    assert [item.reason for item in items[:2]] == ["It is no regular file."] * 2
+    assert isinstance(items[2], Failure)
+
+
+def test_a_playlist_under_the_name_of_a_video_leads_to_no_address(tmp_path):
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(0.2)
+    address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+    (tmp_path / "a.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n")
+    (item,) = read([tmp_path / "a.mp4"])
+    assert isinstance(item, Failure)
+    with pytest.raises(TimeoutError):
+        server.accept()
+    server.close()
 
 
 # -- addresses

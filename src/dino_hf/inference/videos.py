@@ -1,5 +1,6 @@
 """Videos and cameras in, annotated videos out, by PyAV (FFmpeg)."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,7 +12,14 @@ import av
 import av.error
 from PIL import Image
 
+from ..common.regular_files import is_regular
+
 _TIMEOUT = 20.0  # seconds without an answer of an address
+_MOST_PIXELS = 2**27  # of a frame; the largest cameras have half of it
+_DECODER_BYTES = 2**29  # of frames that the threads of the decoder hold
+_LONGEST_SIDE = 4096  # pixels of a written video; most players and all graphics cards play it
+_TICKS = 60_000  # a second, of a written video: 24, 25, 30, 50 and 60 frames a second and 30000/1001 divide it
+_LONGEST_PAUSE = 3600 * _TICKS  # between two frames; an MP4 has no room for a day
 
 
 class Frame(NamedTuple):
@@ -34,6 +42,7 @@ def read_frames(origin: Path | str | int, *, every: int = 1, max_frames: int | N
     num_read, frame = 0, None
     with _open(origin) as container:
         stream = _video_of(container)
+        _check_size(stream)
         stream.thread_type = "AUTO"
         start = (stream.start_time or 0) * stream.time_base
         for index, frame in enumerate(container.decode(stream)):
@@ -62,12 +71,31 @@ def video_info(origin: Path | str | int) -> VideoInfo:
     return VideoInfo(Fraction(rate or 25), num_frames)
 
 
+def _check_size(stream) -> None:
+    """Refuse frames that are too large, and let large ones be decoded by fewer threads, each of which holds some."""
+    codec = stream.codec_context
+    num_pixels = (codec.width or 0) * (codec.height or 0)
+    if num_pixels > _MOST_PIXELS:
+        raise ValueError(
+            f"Its frames are {codec.width} x {codec.height} pixels, and at most {_MOST_PIXELS // 10**6} million are read; scale it "
+            "down."
+        )
+    fit = max(1, _DECODER_BYTES // max(1, 2 * num_pixels))
+    codec.thread_count = min(fit, os.cpu_count() or 1)
+
+
 def _open(origin: Path | str | int):
     if isinstance(origin, int):
         file, file_format = camera_input(origin)
         # Apple's cameras refuse FFmpeg's own choice, 29.97.
         options = {"framerate": "30"} if file_format == "avfoundation" else {}
         return av.open(file, format=file_format, container_options=options)
+    if isinstance(origin, Path):
+        origin.stat()  # the system's own reason, if there is no such file
+        if not is_regular(origin):
+            raise ValueError("It is no regular file.")
+        # A playlist under the name of a video must not lead to addresses.
+        return av.open(str(origin), options={"protocol_whitelist": "file"})
     return av.open(str(origin), timeout=_TIMEOUT if isinstance(origin, str) else None)
 
 
@@ -98,29 +126,54 @@ class VideoWriter:
     killed.
 
     Args:
-        size: (width, height) of the pictures; an odd side loses its last row or column, which the codecs cannot hold.
+        size: (width, height) of the pictures; an odd side loses its last row or column, which the codecs cannot hold. Pictures
+            with a side of more than 4,096 pixels are scaled down.
+        frame_rate: of pictures that come without a time, frames per second.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], frame_rate: Fraction):
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self.size = tuple(max(2, side - side % 2) for side in size)
+        scale = min(1, _LONGEST_SIDE / max(size))
+        self.size = tuple(max(2, side - side % 2) for side in (round(scale * side) for side in size))
+        self._step = max(1, min(_LONGEST_PAUSE, round(_TICKS / max(frame_rate, Fraction(1, 3600)))))
+        self._start: float | None = None
+        self._ticks = -self._step
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "hybrid_fragmented"})
-        # MPEG-4's clock ticks at most 65535 times a second: 30000/1001 fits, 1000000/33367 does not.
-        self._stream = self._container.add_stream(codec, rate=Fraction(frame_rate).limit_denominator(1001))
+        rate = min(max(Fraction(frame_rate), Fraction(1)), Fraction(1000)).limit_denominator(1001)
+        self._stream = self._container.add_stream(codec, rate=rate)
         self._stream.width, self._stream.height = self.size
         self._stream.pix_fmt = "yuv420p"
+        # Frames come at any time: screens, browsers and phones write one when something changes.
+        self._stream.codec_context.time_base = Fraction(1, _TICKS)
         if codec == "mpeg4":
             self._stream.bit_rate = 8 * self.size[0] * self.size[1]
         else:
             self._stream.options = {"crf": "20", "preset": "veryfast"}
 
-    def write(self, image: Image.Image) -> None:
+    def write(self, image: Image.Image, time: float | None = None) -> None:
+        """
+        Args:
+            time: seconds since the beginning, higher than that of the picture before; None: a frame after it.
+        """
         width, height = self.size
         if image.size != self.size:
             is_odd = image.width - width in (0, 1) and image.height - height in (0, 1)
             # Videos may change their size.
             image = image.crop((0, 0, width, height)) if is_odd else image.resize(self.size)
-        self._container.mux(self._stream.encode(av.VideoFrame.from_image(image)))
+        frame = av.VideoFrame.from_image(image)
+        self._ticks = frame.pts = self._next_tick(time)
+        frame.time_base = Fraction(1, _TICKS)
+        self._container.mux(self._stream.encode(frame))
+
+    def _next_tick(self, time: float | None) -> int:
+        if time is None:
+            return self._ticks + self._step
+        if self._start is None:
+            self._start = time - max(0, self._ticks + self._step) / _TICKS
+        ticks = round((time - self._start) * _TICKS)
+        # Time stamps of damaged videos stand still, go back or leap.
+        lowest = max(0, self._ticks + 1)
+        return min(max(ticks, lowest), lowest + _LONGEST_PAUSE)
 
     def close(self) -> None:
         self._container.mux(self._stream.encode())

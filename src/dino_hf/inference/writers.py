@@ -241,7 +241,7 @@ class PredictionFolder:
             self._close_video()
             rate = video_info(picture.source.origin).frame_rate / self.every
             self._video = picture.source, VideoWriter(path, drawn.size, rate)
-        self._video[1].write(drawn)
+        self._video[1].write(drawn, picture.time)
 
     def _close_video(self) -> None:
         if self._video is not None:
