@@ -10,24 +10,39 @@ with the compiled CPU kernel, for every torch from the version in build.toml on.
 import argparse
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
-import subprocess
+import stat
 import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 _BUILT = "built.json"  # what a build consists of
+COMPILER_SECONDS = 300  # a compiler that hangs must not hang its user: the four files take 15 seconds on one free core
+_LARGEST_RECORD = 100_000  # bytes of built.json
+_ABANDONED_SECONDS = 6 * 3600  # age of a scratch folder that no build can be using any more
 
 
 class BuildError(Exception):
-    """Why a kernel cannot be built, in one sentence."""
+    """Why a kernel cannot be built, in one sentence.
+
+    Args:
+        is_lasting: whether the same compiler would fail again with the same sources.
+    """
+
+    def __init__(self, sentence: str, is_lasting: bool = False):
+        super().__init__(sentence)
+        self.is_lasting = is_lasting
 
 
 def find_compiler() -> list[str] | None:
@@ -68,7 +83,8 @@ def kernel_id(project: Path, native: bool) -> str:
     for file in sorted(_sources(project)):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(project).as_posix()} {len(content)}\n".encode() + content)
-    digest.update(Path(__file__).read_bytes())
+    for file in (Path(__file__), Path(__file__).with_name("compiling.py")):
+        digest.update(file.read_bytes())
     name = read_settings(project)["general"]["name"].replace("-", "_")
     return f"_{name}_{'native' if native else 'universal'}_{digest.hexdigest()[:12]}"
 
@@ -88,7 +104,7 @@ def find_variant(project: Path, output_dir: Path, native: bool) -> Path | None:
     return variant if _is_current(variant, kernel_id(project, native)) else None
 
 
-def build_variant(project: Path, output_dir: Path, native: bool) -> Path:
+def build_variant(project: Path, output_dir: Path, native: bool, mode: int = 0o755) -> Path:
     """Build one variant into `output_dir`, unless it is there already.
 
     Safe when several processes do it at once: each builds in a folder of its own, and the first to finish puts it in place.
@@ -97,6 +113,7 @@ def build_variant(project: Path, output_dir: Path, native: bool) -> Path:
         project: folder with build.toml.
         output_dir: folder that gets `<variant name>/`.
         native: compile the C++ kernel; else Python only.
+        mode: of the folder.
     Returns:
         the variant's folder.
     Raises:
@@ -108,19 +125,25 @@ def build_variant(project: Path, output_dir: Path, native: bool) -> Path:
     identity = kernel_id(project, native)
     target = output_dir / variant_name(project, native)
     output_dir.mkdir(parents=True, exist_ok=True)
+    _delete_abandoned(output_dir)
     scratch = Path(tempfile.mkdtemp(dir=output_dir, prefix=f".{target.name}."))
     try:
         for file in _python_package(project).glob("*.py"):
-            shutil.copy(file, scratch)
+            shutil.copyfile(file, scratch / file.name)
         (scratch / "_ops.py").write_text(_ops_source(identity, native), encoding="utf-8")
         (scratch / "metadata.json").write_text(_metadata(project, identity), encoding="utf-8")
         if native:
             compile_library(project, scratch / f"{identity}.abi3.so", identity)
-        sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
-        (scratch / _BUILT).write_text(json.dumps({"id": identity, "sizes": sizes}), encoding="utf-8")
-        scratch.chmod(0o755)
+        files = sorted(scratch.iterdir())
+        sizes = {file.name: file.stat().st_size for file in files}
+        digests = {file.name: _digest(file) for file in files}
+        content = {"id": identity, "sizes": sizes, "sha256": digests}
+        (scratch / _BUILT).write_text(json.dumps(content), encoding="utf-8")
+        for file in scratch.iterdir():  # whatever the umask is, nobody else may write here
+            file.chmod(0o755 if file.suffix == ".so" else 0o644)
+        scratch.chmod(mode)
         if target.exists() and not _is_current(target, identity):
-            shutil.rmtree(target)  # of older sources
+            shutil.rmtree(target)  # damaged, or of older sources
         try:
             scratch.replace(target)
         except OSError:
@@ -131,18 +154,55 @@ def build_variant(project: Path, output_dir: Path, native: bool) -> Path:
     return target
 
 
+def _delete_abandoned(output_dir: Path) -> None:
+    """Scratch folders of builds that were killed: their processes could not."""
+    for folder in output_dir.glob(".torch-*"):
+        try:
+            is_old = time.time() - folder.lstat().st_mtime > _ABANDONED_SECONDS
+        except OSError:  # another process was first
+            continue
+        if is_old and folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _is_current(variant: Path, identity: str) -> bool:
-    """Built from these sources, and whole: a full disk or a crash may have cut files short, and to load one can end the process."""
+    """Built from these sources, and whole. A crash or a full disk may have left zeros in a library, and to load that can end
+    the process: so every byte is compared."""
     try:
-        built = json.loads((variant / _BUILT).read_text(encoding="utf-8"))
-        sizes = {name: (variant / name).stat().st_size for name in built["sizes"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        if not stat.S_ISREG((variant / _BUILT).lstat().st_mode):
+            return False
+        with (variant / _BUILT).open("rb") as file:
+            built = json.loads(file.read(_LARGEST_RECORD))
+        return (
+            built["id"] == identity
+            and {"__init__.py", "_ops.py"} <= set(built["sha256"])
+            and all((variant / name).stat().st_size == size for name, size in built["sizes"].items())
+            and all(_digest(variant / name) == digest for name, digest in built["sha256"].items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    return built["id"] == identity and sizes == built["sizes"]
+
+
+def _digest(file: Path) -> str:
+    if not stat.S_ISREG(file.lstat().st_mode):
+        raise ValueError(f"{file} is no file")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def compiler_state() -> str:
+    """Changes whenever the compiler does that `find_compiler` finds: a build that failed with another one is worth a try."""
+    parts = find_compiler() or []
+    for part in parts[:2]:  # a wrapper such as ccache names the compiler second
+        if path := shutil.which(part):
+            about = os.stat(path)
+            parts = [*parts, os.path.realpath(path), str(about.st_size), str(about.st_mtime_ns)]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def compile_library(project: Path, library: Path, namespace: str) -> None:
     """Compile the C++ sources of build.toml, side by side, into one shared library."""
+    if platform.system() == "Windows":
+        raise BuildError("the C++ kernel is not made for Windows, where torch wants Microsoft's compiler")
     compiler = find_compiler()
     if compiler is None:
         named = (
@@ -164,36 +224,53 @@ def compile_library(project: Path, library: Path, namespace: str) -> None:
         *settings["cxx-flags"],
     ]
     sources = [project / name for name in settings["src"] if name.endswith(".cpp")]
-    with tempfile.TemporaryDirectory() as scratch:
-        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
-        running = [
-            _start([*compiler, *flags, "-c", str(source), "-o", str(output)])
-            for source, output in zip(sources, objects, strict=True)
-        ]
-        _finish(running)
-        # GCC would otherwise make symbols unique in the process: two versions of the kernel could not be loaded.
-        unique = ["-fno-gnu-unique"] if _is_gcc(compiler) else []
-        undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-        libraries = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        link = [*compiler, "-shared", *unique, *undefined, *map(str, objects), "-o", str(library), *libraries]
-        _finish([_start(link)])
+    scratch = library.parent
+    objects = [scratch / f"{source.stem}.o" for source in sources]
+    commands = [
+        [*compiler, *flags, "-c", str(source), "-o", str(output)]
+        for source, output in zip(sources, objects, strict=True)
+    ]
+    _run(commands, scratch)
+    # GCC would otherwise make symbols unique in the process: two versions of the kernel could not be loaded.
+    unique = ["-fno-gnu-unique"] if _is_gcc(compiler, scratch) else []
+    undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
+    libraries = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    _run([[*compiler, "-shared", *unique, *undefined, *map(str, objects), "-o", str(library), *libraries]], scratch)
+    if not library.is_file():
+        raise BuildError(f"the C++ compiler ({compiler[0]}) reported success and wrote no library", is_lasting=True)
+    for file in objects:
+        file.unlink(missing_ok=True)
 
 
-def _is_gcc(compiler: list[str]) -> bool:
-    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
-    return "Free Software Foundation" in told
+def _is_gcc(compiler: list[str], scratch: Path) -> bool:
+    return "Free Software Foundation" in _run([[*compiler, "--version"]], scratch)[0]
 
 
-def _start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _run(commands: list[list[str]], scratch: Path) -> list[str]:
+    """What the compiler printed, for each command."""
+    results = _compiling().run_commands(commands, COMPILER_SECONDS, str(scratch))
+    for command, result in zip(commands, results, strict=True):
+        name, code, output = command[0], result["code"], result["output"]
+        if code is None:
+            raise BuildError(f"the C++ compiler ({name}) did not finish in {COMPILER_SECONDS} s", is_lasting=True)
+        if code:
+            printable = re.sub(r"[^\x20-\x7e\n\u00a0-\ud7ff\ufffd]", " ", output)
+            first = next((line for line in printable.splitlines() if "error:" in line), printable.strip()[-300:])
+            # Killed, or no room on the disk: that may be over the next time.
+            is_lasting = code > 0 and "No space left" not in output
+            sentence = f"the C++ compiler failed ({name}, exit {code}): {first.strip()[:300]}"
+            raise BuildError(" ".join(sentence.split()), is_lasting)
+    return [result["output"] for result in results]
 
 
-def _finish(processes: list[subprocess.Popen]) -> None:
-    outputs = [process.communicate()[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        if process.returncode:
-            first = next((line for line in output.splitlines() if "error:" in line), output.strip()[-300:])
-            raise BuildError(f"the C++ compiler failed ({process.args[0]}, exit {process.returncode}): {first}")
+@functools.cache
+def _compiling() -> ModuleType:
+    """compiling.py, beside this file, which may itself be a script or a module of any name."""
+    file = Path(__file__).with_name("compiling.py")
+    spec = importlib.util.spec_from_file_location("_dino_hf_compiling", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _ops_source(identity: str, native: bool) -> str:

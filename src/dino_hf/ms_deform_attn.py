@@ -53,7 +53,8 @@ def ms_deform_attn_torch(value: Tensor, shapes: Shapes, locations: Tensor, weigh
 
 register_backend("torch", lambda: Backend(ms_deform_attn_torch))
 register_backend("reference", lambda: Backend(ms_deform_attn_reference), automatic=False)
-register_backend("gather", lambda: Backend(ms_deform_attn_gather), automatic=False)  # what exported programs get
+# What exported programs get, and devices on which `grid_sample` has no backward pass.
+register_backend("gather", lambda: Backend(ms_deform_attn_gather))
 
 
 def ms_deform_attn(
@@ -74,7 +75,7 @@ def ms_deform_attn(
         BackendUnavailable: a backend was named that cannot run here.
     """
     _check_shapes(value, shapes, locations, weights)
-    name = choose_backend(backend, value.device.type, value.dtype)
+    name = choose_backend(backend, value.device.type, value.dtype, value.device.index, is_order=True)
     return load_backend(name).plain(value, shapes, locations, weights)
 
 
@@ -91,7 +92,7 @@ def ms_deform_attn_fused(
         backend, returns, raises: as in `ms_deform_attn`.
     """
     _check_shapes(value, shapes, offsets, logits, references)
-    name = choose_backend(backend, value.device.type, value.dtype)
+    name = choose_backend(backend, value.device.type, value.dtype, value.device.index, is_order=True)
     fused = load_backend(name).fused
     if fused is not None:
         return fused(value, shapes, references, offsets, logits)
@@ -172,7 +173,7 @@ class DinoDetrDeformableAttention(nn.Module):
     Args:
         d_model: C
         num_heads, num_levels, num_points: H, L, P
-        backend: name of the operator's implementation; None chooses.
+        backend: name of the operator's implementation, which is taken where it can run; None chooses.
     """
 
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int, backend: str | None = None):
@@ -205,11 +206,12 @@ class DinoDetrDeformableAttention(nn.Module):
         logits = self.attention_weights(queries).unflatten(-1, per_point)  # (B, Q, H, L, P)
         ratios = levels.valid_ratios[:, None].repeat(1, 1, 1, references.shape[-1] // 2)  # (B, 1, L, 2 | 4)
         references = references[:, :, None] * ratios  # (B, Q, L, 2 | 4) of the padded map
+        backend = choose_backend(self.backend, value.device.type, value.dtype, value.device.index)
         if need_weights:
             weights = attention_weights(logits)
             locations = sampling_locations(references, offsets, levels.shapes)
-            output = ms_deform_attn(value, levels.shapes, locations, weights, self.backend)  # (B, Q, C)
+            output = ms_deform_attn(value, levels.shapes, locations, weights, backend)  # (B, Q, C)
         else:
             weights = None
-            output = ms_deform_attn_fused(value, levels.shapes, references, offsets, logits, self.backend)
+            output = ms_deform_attn_fused(value, levels.shapes, references, offsets, logits, backend)
         return self.output_proj(output), weights
