@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -145,14 +144,3 @@ def test_an_image_that_does_not_fit_is_named(scenes, tmp_path):
     assert exit_code == 1
     assert output.startswith("error: An image has mode 'I;16'")
     assert output.endswith("This is image 1.\n")
-
-
-def test_without_matplotlib_the_command_says_how_to_get_it(scenes, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in ("augmentation_grid", "drawing"):
-        monkeypatch.delitem(sys.modules, f"dino_hf.tools.{name}")
-    exit_code, output = augment(scenes)
-    assert exit_code == 1
-    assert "matplotlib, which draws the picture, is not installed; pip install 'dino_hf[plots]'." in output

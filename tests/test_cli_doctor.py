@@ -1,7 +1,6 @@
 """`dino-hf doctor` as a user calls it: what it prints, writes, and its exit code."""
 
 import json
-import sys
 
 import pytest
 import typer
@@ -168,10 +167,3 @@ def test_what_is_no_data_set_ends_with_1(tmp_path):
     code, _, errors = call(tmp_path / "nowhere.json")
     assert code == 1
     assert errors == f"error: There is no file or folder {tmp_path / 'nowhere.json'}.\n"
-
-
-def test_without_matplotlib_pictures_say_what_to_install(sound, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, errors = call(sound, "--pictures", tmp_path / "pictures")
-    assert code == 1
-    assert "matplotlib, which draws the pictures, is not installed; pip install 'dino_hf[plots]'." in errors

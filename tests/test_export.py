@@ -20,6 +20,7 @@ from transformers import AutoBackbone, YolosConfig, YolosForObjectDetection, Yol
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.attention_backends import ENVIRONMENT_VARIABLE
+from dino_hf.common.installation import install_command
 from dino_hf.export import ExportReport, export_onnx, onnx_export, onnx_file
 from dino_hf.export.comparison import compare_predictions
 from dino_hf.export.graph import _any_size, export_program
@@ -396,7 +397,7 @@ def test_a_detector_of_another_kind_is_refused(quick_export, tmp_path):
 def test_a_missing_package_is_named_with_its_cure(quick_export, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        ImportError, match=rf"^{package} is missing, which ONNX files need: pip install 'dino_hf\[onnx\]'"
+        ImportError, match=re.escape(f"{package} is missing, which ONNX files need: {install_command('onnx')}.")
     ):
         quick_export()
 

@@ -34,7 +34,7 @@ PACKAGES = {"torch", "torchvision", "transformers", "huggingface_hub"} | sys.std
 GUARDED_PACKAGES = {"scipy"}
 
 FOLDER = Path(dino_hf.__file__).parent
-SHIPPED = sorted(file for file in FOLDER.glob("*.py") if file.stem != "__init__")
+SHIPPED = sorted(file for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "__main__"))
 
 REFERENCES = [one for entry in AUTO_MAP.values() for one in (entry.values() if isinstance(entry, dict) else [entry])]
 

@@ -1,6 +1,7 @@
 """Adapters and class heads train, everything else stays bit for bit, and what is merged is a plain model again."""
 
 import dataclasses
+import re
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import Trainer, TrainingArguments, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.common.installation import install_command
 from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import load_coco
 from dino_hf.training.lora import add_lora, lora_config
@@ -206,5 +208,5 @@ def test_a_model_of_another_kind_and_one_with_adapters_are_refused():
 
 def test_without_peft_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"pip install 'dino_hf\[lora\]'"):
+    with pytest.raises(ImportError, match=re.escape(install_command("lora"))):
         add_lora(make_model())

@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
+from ..common.paths import expand_home
 from .coco_format import read_coco, read_json
 from .files import files_below
 from .hub_format import read_hub
@@ -32,7 +33,7 @@ def read_raw(source, *, box_format: str | None = None) -> RawDataset:
         return read_hub(source, box_format)
     if not str(source).strip():
         raise ValueError("The path of the data is empty; give a folder, a file or an id of the Hub.")
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if not path.exists():
         return _read_id(source, path, box_format)
     raw = _read_folder(path, box_format) if path.is_dir() else _read_file(path, box_format)

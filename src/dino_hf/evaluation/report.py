@@ -14,18 +14,10 @@ from ..common.output_folders import check_output_folder, remove_files, write_bes
 from ..common.regular_files import read_json
 from ..common.text import csv_cell
 from ..data.rows import CocoData
+from ..tools.plot_style import style
+from . import mistakes_page, plots
 from .compare import Comparison
 from .result import Evaluation
-
-try:
-    from ..tools.plot_style import style
-    from . import mistakes_page, plots
-except ImportError as error:
-    if (error.name or "").partition(".")[0] != "matplotlib":
-        raise
-    raise ImportError(
-        "matplotlib, which draws the pictures of an evaluation, is not installed; pip install 'dino_hf[plots]'."
-    ) from error
 
 _PACKAGES = ("dino_hf", "torch", "transformers", "pycocotools", "numpy")
 _COLUMNS = (

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ..box_processing import pad_images
+from ..common.paths import expand_home
 from ..configuration_dino_detr import DinoDetrConfig
 from ..inference.loading import DTYPES, load_detector, load_image_processor
 from ..inference.predictor import Predictor
@@ -83,7 +84,7 @@ def export_onnx(
         FileNotFoundError, OSError, ImportError: in one sentence.
     """
     import_onnx()
-    say, output = say or _silent, Path(os.path.expanduser(output))
+    say, output = say or _silent, expand_home(output)
     dtype = _check_settings(opset, dtype, tolerance, ap_tolerance)
     if data is None and (ap_tolerance is not None or box_format is not None):
         raise ValueError(
@@ -162,7 +163,7 @@ def _check_output(output: Path, overwrite: bool, model: str | Path | DinoDetrFor
     for file in (output, _weights_of(output)):
         if os.path.lexists(file) and not overwrite:  # a link to nowhere is something too
             raise FileExistsError(f"{file} exists already; choose another name, or overwrite it (--overwrite).")
-    own_folder = Path(os.path.expanduser(model)).resolve() if isinstance(model, str | Path) else None
+    own_folder = expand_home(model).resolve() if isinstance(model, str | Path) else None
     if output.exists() and output.suffix != ".onnx" and output.parent.resolve() == own_folder:
         raise FileExistsError(f"{output} is a file of the model itself; choose another name, such as model.onnx.")
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from ..common.installation import missing
+from ..common.paths import expand_home
 from ..inference.predictor import Predictor
 from ..modeling_dino_detr import DinoDetrObjectDetectionOutput
 from .graph import first_line
@@ -58,7 +60,7 @@ def import_onnx() -> ModuleType:
         import onnxruntime
         import onnxscript
     except ImportError as error:
-        raise ImportError(f"{error.name} is missing, which ONNX files need: pip install 'dino_hf[onnx]'.") from error
+        raise missing(error, (error.name or "").partition(".")[0], "ONNX files", "onnx") from error
     del onnx, onnxscript
     return onnxruntime
 
@@ -142,7 +144,7 @@ def make_metadata(predictor: Predictor, name: str) -> dict[str, str]:
 def _public_name(name: str) -> str:
     """An id on the Hub as it is; of a folder, which may be gone, its own name: where it lay is nobody's business."""
     is_id = name.count("/") < 2 and not name.startswith((".", "~", os.sep)) and not Path(name).exists()
-    return name if is_id else Path(os.path.abspath(os.path.expanduser(name))).name
+    return name if is_id else Path(os.path.abspath(expand_home(name))).name
 
 
 @contextmanager

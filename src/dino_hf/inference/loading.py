@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..common.paths import expand_home
 from ..data.hub_access import reach_hub
 
 # Of json, checks of settings, shapes of weights, their formats.
@@ -76,7 +77,7 @@ def load_image_processor(source: str | Path):
 
 def _find(source: str | Path) -> str:
     """A folder that exists, or what may be an id on the Hub: "name" or "owner/name"."""
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if folder.is_dir():
         if not (folder / CONFIG_NAME).is_file():
             newest = get_last_checkpoint(folder)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..common.paths import expand_home
 from ..package_warning import DinoDetrWarning
 from .augmented import augmented_detectors, detect_augmented
 from .predictor import Detections, Predictor, check_max_detections, check_threshold
@@ -114,10 +115,10 @@ def predict(
     for name, value in (("batch_size", batch_size), ("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    planned = find_sources(sources, exclude=None if save is None else Path(save).expanduser())
+    planned = find_sources(sources, exclude=None if save is None else expand_home(save))
     if save is not None:
         check_folder(save, overwrite or resume)  # before the model is loaded, which takes its time
-        _check_apart(planned, real_path(Path(save).expanduser()))
+        _check_apart(planned, real_path(expand_home(save)))
     predictor = model if isinstance(model, Predictor) else Predictor(model, image_processor, device=device, dtype=dtype)
     categories = {
         index: (index if predictor.category_ids is None else predictor.category_ids[index], name)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..common import images
 from ..common.images import IMAGE_SUFFIXES
+from ..common.paths import expand_home
 from .ahead import map_ahead
 from .videos import read_frames
 
@@ -131,7 +132,7 @@ def _find(source, number: int, exclude: Path | None) -> list[tuple]:
         return [(None, text, "camera")]
     if scheme:
         raise ValueError(f"{text} is an address of kind {scheme!r}; known are http, https, {', '.join(_LIVE)}.")
-    path = Path(os.path.abspath(Path(text).expanduser()))
+    path = Path(os.path.abspath(expand_home(text)))
     if path.is_dir():
         return _in_folder(path, text, exclude)
     if path.exists():
@@ -156,7 +157,7 @@ def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None 
 
 
 def _in_pattern(text: str, exclude: Path | None) -> list[tuple]:
-    pattern = Path(os.path.abspath(Path(text).expanduser()))
+    pattern = Path(os.path.abspath(expand_home(text)))
     root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     found = []
     for path in sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=_natural):

@@ -8,10 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import av
-import av.error
 from PIL import Image
 
+from ..common.installation import missing
 from ..common.regular_files import is_regular
 
 _TIMEOUT = 20.0  # seconds without an answer of an address
@@ -63,7 +62,7 @@ def video_info(origin: Path | str | int) -> VideoInfo:
     """What a file says, which may be wrong; 25 frames per second, if it says nothing, or cannot be read, and of a camera."""
     rate, num_frames = None, None
     if not isinstance(origin, int):  # a camera is opened once
-        with suppress(OSError, ValueError, av.error.FFmpegError), _open(origin) as container:
+        with suppress(OSError, ValueError, _av().FFmpegError), _open(origin) as container:
             stream = _video_of(container)
             rate, num_frames = stream.average_rate or stream.guessed_rate, stream.frames or None
             if num_frames is None and rate and stream.duration:
@@ -84,19 +83,32 @@ def _check_size(stream) -> None:
     codec.thread_count = min(fit, os.cpu_count() or 1)
 
 
+def _av():
+    """PyAV, imported when the first video or camera is opened: everything else works without it.
+
+    Raises:
+        ImportError: it is not installed; says how to install it.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise missing(error, "av", "videos and cameras", "video") from error
+    return av
+
+
 def _open(origin: Path | str | int):
     if isinstance(origin, int):
         file, file_format = camera_input(origin)
         # Apple's cameras refuse FFmpeg's own choice, 29.97.
         options = {"framerate": "30"} if file_format == "avfoundation" else {}
-        return av.open(file, format=file_format, container_options=options)
+        return _av().open(file, format=file_format, container_options=options)
     if isinstance(origin, Path):
         origin.stat()  # the system's own reason, if there is no such file
         if not is_regular(origin):
             raise ValueError("It is no regular file.")
         # A playlist under the name of a video must not lead to addresses.
-        return av.open(str(origin), options={"protocol_whitelist": "file"})
-    return av.open(str(origin), timeout=_TIMEOUT if isinstance(origin, str) else None)
+        return _av().open(str(origin), options={"protocol_whitelist": "file"})
+    return _av().open(str(origin), timeout=_TIMEOUT if isinstance(origin, str) else None)
 
 
 def _video_of(container):
@@ -115,7 +127,7 @@ def camera_input(index: int, platform: str = sys.platform) -> tuple[str, str]:
         return str(index), "avfoundation"
     if platform != "win32":
         return f"/dev/video{index}", "v4l2"
-    cameras = [device.name for device in av.enumerate_input_devices("dshow") if "video" in device.media_types]
+    cameras = [device.name for device in _av().enumerate_input_devices("dshow") if "video" in device.media_types]
     if index >= len(cameras):
         raise ValueError(f"There is no camera {index}; there are {len(cameras)}: {cameras}.")
     return f"video={cameras[index]}", "dshow"
@@ -132,6 +144,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, size: tuple[int, int], frame_rate: Fraction):
+        av = _av()
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         scale = min(1, _LONGEST_SIDE / max(size))
         self.size = tuple(max(2, side - side % 2) for side in (round(scale * side) for side in size))
@@ -160,7 +173,7 @@ class VideoWriter:
             is_odd = image.width - width in (0, 1) and image.height - height in (0, 1)
             # Videos may change their size.
             image = image.crop((0, 0, width, height)) if is_odd else image.resize(self.size)
-        frame = av.VideoFrame.from_image(image)
+        frame = _av().VideoFrame.from_image(image)
         self._ticks = frame.pts = self._next_tick(time)
         frame.time_base = Fraction(1, _TICKS)
         self._container.mux(self._stream.encode(frame))

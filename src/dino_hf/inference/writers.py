@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from ..common.output_folders import check_output_folder, path_below, remove_files, remove_leftovers, write_beside
+from ..common.paths import expand_home
 from .formats import save_picture, write_coco, yolo_lines
 from .journal import JOURNAL, MEMORY, Journal, as_line, describe, identity
 from .pictures import draw_detections
@@ -62,7 +63,7 @@ class PredictionFolder:
         check_formats(formats)
         if overwrite and resume:
             raise ValueError("overwrite deletes what resume goes on with; choose one of them.")
-        self.folder, self.formats, self.every = Path(folder).expanduser(), frozenset(formats), every
+        self.folder, self.formats, self.every = expand_home(folder), frozenset(formats), every
         self.settings, self.categories = json.loads(json.dumps(settings)), dict(categories)
         self._paths: dict[tuple[str, str], Path] = {}
         self._taken: set[str] = set()
@@ -274,7 +275,7 @@ def check_folder(folder: str | Path, is_wanted: bool) -> bool:
     Raises:
         FileExistsError: it is not wanted, or the folder has other files.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_home(folder)
     return check_output_folder(
         folder,
         is_wanted,

@@ -2,9 +2,11 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
 import torch
 import typer
+from typer.core import TyperGroup
 
 from ..attention_backends import ENVIRONMENT_VARIABLE, choose_backend, describe_backends
 from .cli_augment import augment
@@ -15,10 +17,32 @@ from .cli_predict import predict
 from .cli_scenes import scenes
 from .cli_train import CONTEXT as ANY_FIELD
 from .cli_train import train
+from .command_errors import FAILED, Debug, one_sentence_errors
 from .kernel_loading import cache_dir, load_kernel
 
+_UsageError = typer.BadParameter.__base__  # of click, which newer versions of typer bring along
+
+
+class _Commands(TyperGroup):
+    """Commands that end with our exit code when the command line is wrong: click's own, 2, means something else here."""
+
+    def make_context(self, *arguments, **settings):
+        try:
+            return super().make_context(*arguments, **settings)
+        except _UsageError as error:
+            error.exit_code = FAILED
+            raise
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except _UsageError as error:
+            error.exit_code = FAILED
+            raise
+
+
 app = typer.Typer(
-    help="DINO object detection with Hugging Face Transformers: train, evaluate and predict on anyone's data.",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
@@ -40,8 +64,27 @@ _PACKAGES = (
 _DATA, _MODELS, _OTHER = "Data", "Models", "Other"
 
 
-def env() -> None:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"dino-hf {version('dino_hf')}")
+        raise typer.Exit
+
+
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """DINO object detection with Hugging Face Transformers: train, evaluate and predict on anyone's data."""
+
+
+def env(debug: Debug = False) -> None:
     """Print versions, devices and the backends of deformable attention: which runs, and why the others do not."""
+    with one_sentence_errors(debug):
+        _print_environment()
+
+
+def _print_environment() -> None:
     print(f"Python        {platform.python_version()} on {platform.platform()}")
     for package in _PACKAGES:
         try:
@@ -72,6 +115,7 @@ def _vectors(name: str) -> str:
     return {16: ", AVX-512", 8: ", AVX2", 4: ", vectors of 4 floats"}[load_kernel(native=True).vector_lanes()]
 
 
+app.callback()(_options)
 app.command("doctor", rich_help_panel=_DATA)(doctor)
 app.command("augment", rich_help_panel=_DATA)(augment)
 app.command("scenes", rich_help_panel=_DATA)(scenes)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..common.text import printable
 from .command_errors import Debug, one_sentence_errors
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -37,18 +38,11 @@ def augment(
             )
         from ..data import load_data
         from ..training.recipes import get_recipe
+        from .augmentation_grid import save_augmentation_grid
 
-        try:
-            from .augmentation_grid import save_augmentation_grid
-        except ImportError as error:
-            if error.name.partition(".")[0] != "matplotlib":
-                raise
-            raise ImportError(
-                "matplotlib, which draws the picture, is not installed; pip install 'dino_hf[plots]'."
-            ) from error
         augmentation = get_recipe(recipe).augmentation
         data = load_data(dataset, validation_fraction=0)
         if data.train is None:
             raise ValueError(f"{dataset} has no images to train on.")
         save_augmentation_grid(output, data.train, augmentation, num_images, num_samples, seed)
-        print(f"Look at {output}.")
+        print(printable(f"Look at {output}."))

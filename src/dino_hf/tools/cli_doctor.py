@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .command_errors import Debug, one_sentence_errors
+from ..common.text import printable
+from .command_errors import ERRORS_FOUND, Debug, one_sentence_errors
 
 _FIRST_LINE = b'{\n "dataset": '  # of the findings, which may be overwritten; annotations may not
 
@@ -69,29 +70,23 @@ def doctor(
         print_report(report, max_examples, notes=raw.notes)
         if json is not None:
             json.write_text(_dumps(report.as_dict()), encoding="utf-8")
-            typer.echo(f"All findings are in {json}.")
+            typer.echo(printable(f"All findings are in {json}."))
         if pictures is not None:
             from ..data.suspects import save_histograms, save_suspects
 
             pages = save_suspects(pictures, raw, report, max_examples)
             save_histograms(pictures / "histograms.png", report)
-            typer.echo(f"Look at {', '.join(map(str, [*pages, pictures / 'histograms.png']))}.")
+            typer.echo(printable(f"Look at {', '.join(map(str, [*pages, pictures / 'histograms.png']))}."))
         if fix is not None:
             with progress_bar("writing images") as progress:
                 copy = write_cleaned_copy(raw, report, fix, progress)
             report = inspect(read_raw(fix), check_images=False)
             print_copy(copy, report)
         if report.has_errors:
-            raise typer.Exit(2)
+            raise typer.Exit(ERRORS_FOUND)
 
 
 def _check_pictures(folder: Path) -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            "matplotlib, which draws the pictures, is not installed; pip install 'dino_hf[plots]'."
-        ) from None
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose a folder for the pictures.")
 

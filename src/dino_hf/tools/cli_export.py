@@ -1,11 +1,12 @@
 """`dino-hf export`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..common.console import make_console
+from ..common.paths import expand_home
 from .command_errors import Debug, one_sentence_errors
 
 _FILE, _COMPARISON = "File", "Comparison with the model"
@@ -71,13 +72,12 @@ def export(
         if format not in _FORMATS:
             raise ValueError(f"--format {format} is not known; there is {', '.join(_FORMATS)}.")
         # Imported here: they take seconds, which `--help` need not wait for.
-        from rich.console import Console
         from transformers.utils.logging import disable_progress_bar
 
         from ..export import export_onnx
 
         disable_progress_bar()
-        console = Console(soft_wrap=True, highlight=False, markup=False)
+        console = make_console(soft_wrap=True)
         report = export_onnx(
             model,
             _default_output(model) if output is None else output,
@@ -107,4 +107,4 @@ def export(
 
 def _default_output(model: str) -> Path:
     """Named like the model, in the folder that the command is run in."""
-    return Path(f"{Path(os.path.expanduser(model)).resolve().name}.onnx")
+    return Path(f"{expand_home(model).resolve().name}.onnx")

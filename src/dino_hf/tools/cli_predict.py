@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from .command_errors import Debug, one_sentence_errors
+from .command_errors import SOME_SKIPPED, Debug, one_sentence_errors
 
 _RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
-_SOME_SKIPPED = 3
 
 
 def predict(
@@ -147,7 +146,7 @@ def predict(
         if skipped:
             number = "1 source was" if len(skipped) == 1 else f"{len(skipped)} sources were"
             errors.print(f"{number} skipped.", highlight=False)
-            raise typer.Exit(_SOME_SKIPPED)
+            raise typer.Exit(SOME_SKIPPED)
 
 
 def _read_thresholds(text: str) -> dict[str, float]:

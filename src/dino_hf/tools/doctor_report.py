@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ..common.console import make_console
 from ..data.checks import Report
 from ..data.cleaned_copy import CleanedCopy
 from ..data.data_statistics import SIZE_NAMES, aspect_texts, count_texts, relative_texts
@@ -25,7 +26,7 @@ _BAR = 16  # characters
 def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     """On standard error, gone when done. Gives a function of the number done and of all."""
     columns = TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(text, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -37,7 +38,7 @@ def print_report(report: Report, max_examples: int, notes: Sequence[str] = ()) -
         max_examples: offenders of each kind.
         notes: of the reader.
     """
-    console = Console(highlight=False)
+    console = make_console(markup=True)
     console.print(Text(f"{report.origin}, in {report.format} format", style="bold"))
     for note in notes:
         console.print(Padding(Text(note), (0, 0, 0, 2), expand=False))
@@ -171,7 +172,7 @@ def print_copy(copy: CleanedCopy, report: Report) -> None:
     Args:
         report: of the copy.
     """
-    console = Console(highlight=False)
+    console = make_console(markup=True)
     console.print()
     console.print(Text(f"Cleaned copy in {copy.folder}: {'; '.join(copy.size_texts)}.", style="bold"))
     console.print(Text(f"{number_of(len(copy.changes), 'change')}, written down in {copy.folder / 'CHANGES.txt'}."))

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
+from ..common.installation import missing
 from .detector import check_detector
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def lora_config(
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ImportError("LoRA needs peft: pip install 'dino_hf[lora]', or pip install 'peft>=0.20'.") from error
+        raise missing(error, "peft", "LoRA adapters", "lora") from error
     check_detector(
         model,
         "DinoDetrForObjectDetection",

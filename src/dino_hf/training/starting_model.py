@@ -16,6 +16,7 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
+from ..common.paths import expand_home
 from ..configuration_dino_detr import DinoDetrConfig
 from ..data.hub_access import reach_hub
 from ..image_processing_dino_detr import DinoDetrImageProcessor
@@ -55,7 +56,7 @@ def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
         if source is None:
             return _default(data)
         config = _read_config(source)
-        folder = Path(source).expanduser()
+        folder = expand_home(source)
         if folder.is_dir() and not any((folder / name).is_file() for name in _WEIGHTS):
             return _from_configuration(folder, data)
     model = load_detector(source)
@@ -108,7 +109,7 @@ def _random_start(model: PreTrainedModel, image_processor, source: str) -> Start
 
 
 def _image_processor(source: str | Path, config: dict | None):
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if folder.is_dir() and not (folder / IMAGE_PROCESSOR_NAME).is_file():
         return DinoDetrImageProcessor()
     return load_image_processor(source)
@@ -116,7 +117,7 @@ def _image_processor(source: str | Path, config: dict | None):
 
 def _read_config(source: str | Path) -> dict:
     """The configuration of a DINO detector, as a dictionary: no code of the model is run, nor its class looked for."""
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if folder.is_file():
         raise ValueError(
             f"{source} is a file; convert a checkpoint of the original release, detrex or mmdetection with "

@@ -1,0 +1,51 @@
+"""How this package was installed, and what installs one of its extras beside it."""
+
+import json
+import shlex
+from importlib.metadata import PackageNotFoundError, distribution
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+_NAME = "dino_hf"
+
+
+def install_command(extra: str) -> str:
+    """The pip command that adds an extra of pyproject.toml, from wherever this package was installed."""
+    return f"pip install {_source(extra)}"
+
+
+def missing(error: ImportError, package: str, purpose: str, extra: str) -> ImportError:
+    """The error to raise in place of `error`, if that says that `package` is missing; else `error` itself.
+
+    Args:
+        purpose: what needs the package, such as "ONNX files".
+    """
+    if (error.name or "").partition(".")[0] != package:
+        return error
+    return ImportError(f"{package} is missing, which {purpose} need: {install_command(extra)}.", name=error.name)
+
+
+def _source(extra: str) -> str:
+    origin = _direct_url()
+    url = origin.get("url")
+    if not isinstance(url, str):
+        return shlex.quote(f"{_NAME}[{extra}]")
+    if isinstance(version_control := origin.get("vcs_info"), dict):
+        commit = version_control.get("commit_id")
+        place = f"{version_control.get('vcs', 'git')}+{url}" + (f"@{commit}" if commit else "")
+        return shlex.quote(f"{_NAME}[{extra}] @ {place}")
+    if urlsplit(url).scheme != "file":
+        return shlex.quote(f"{_NAME}[{extra}] @ {url}")
+    path = url2pathname(urlsplit(url).path)
+    folder = origin.get("dir_info")
+    is_editable = isinstance(folder, dict) and folder.get("editable") is True
+    return ("-e " if is_editable else "") + shlex.quote(f"{path}[{extra}]")
+
+
+def _direct_url() -> dict:
+    """What pip noted of a package that did not come from an index; empty where it came from one."""
+    try:
+        content = json.loads(distribution(_NAME).read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
