@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..package_warning import DinoDetrWarning
 from .coco_format import read_json, read_split
+from .image_digests import copy_groups
 from .raw import SPLITS, RawDataset, RawSplit
 from .recognise import read_raw
 from .rows import ClassSpace, CocoData, class_space, raise_problem, to_rows
@@ -31,6 +32,7 @@ def load_data(
     """Read a data set in COCO, YOLO, Pascal VOC or Hugging Face format, which is recognised by its files.
 
     Validation data are the data set's own, else a part of its training data in which each class has its share; never test data.
+    Copies of one image, exact or near, stay on one side of that split; near copies are looked for among up to 5,000 images.
     Classes are numbered 0 to K - 1 in the order of their original ids, which the data have in `category_ids`. All parts have
     the classes of all; where parts number them otherwise, those of the same name are one. A category that is the supercategory of
     others or called background, and that no object has, is left out.
@@ -81,7 +83,9 @@ def _checked(raw: RawDataset, validation_fraction: float, seed: int) -> Detectio
             parts[name], own_notes = to_rows(split, classes, f"{_name(raw.origin)}, {name}")
             notes += own_notes
     if "train" in parts and "validation" not in parts and validation_fraction > 0:
-        train, held_out = _split(parts["train"], validation_fraction, seed)
+        groups, own_notes = copy_groups(raw.splits["train"], parts["train"])
+        notes += own_notes
+        train, held_out = _split(parts["train"], validation_fraction, seed, groups)
         notes.append(
             f"There are no validation data: {len(held_out.dataset)} of {len(parts['train'].dataset)} training images are held out, "
             f"each class by its share, with seed {seed}."
@@ -119,13 +123,9 @@ def _has_images(split: RawSplit) -> bool:
     return any("image" in entry or entry["path"].is_file() for entry in split.images)
 
 
-def _split(data: CocoData, fraction: float, seed: int) -> tuple[CocoData, CocoData]:
-    columns = data.dataset.select_columns(["file_name", "objects"])[:]
+def _split(data: CocoData, fraction: float, seed: int, groups: list[int]) -> tuple[CocoData, CocoData]:
+    columns = data.dataset.select_columns("objects")[:]
     classes = [set(objects["category"]) for objects in columns["objects"]]
-    # Roboflow names augmented copies of one photo <photo>.rf.<hash>.jpg: held out together
-    groups = [
-        name.split(".rf.")[0] if ".rf." in name else f"{index}" for index, name in enumerate(columns["file_name"])
-    ]
     parts = stratified_split(classes, fraction, seed, groups)
     names = (f"{data.name}, without {fraction:g} held out", f"{data.name}, {fraction:g} held out by seed {seed}")
     return tuple(

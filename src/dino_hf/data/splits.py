@@ -6,7 +6,7 @@ import numpy as np
 
 
 def stratified_split(
-    classes: list[set[int]], fraction: float, seed: int, groups: list[str] | None = None
+    classes: list[set[int]], fraction: float, seed: int, groups: list[int] | None = None
 ) -> tuple[list[int], list[int]]:
     """Iterative stratification of multi-label data (Sechidis, Tsoumakas, Vlahavas, ECML PKDD 2011) for two parts: the rarest
     class is shared out first, each of its images to the part that lacks it most. Images without objects are a class of their

@@ -4,8 +4,9 @@
 """
 
 from .compare import Comparison, Difference, compare
-from .evaluate import evaluate, evaluate_model, load_split
+from .evaluate import evaluate, evaluate_model
 from .result import Evaluation
+from .seen_images import load_split
 
 __all__ = [
     "Comparison",

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from ..data.load import load_data
-from ..data.raw import SPLITS
 from ..data.rows import CocoData
 from ..inference.predictor import Predictor
 from ..training.coco_metric import (
@@ -39,6 +37,7 @@ from .curves import Best, make_curves
 from .matching import SIZES, ClassMatches, class_matches
 from .mistakes import NUM_MISTAKES, confusion_matrix, find_mistakes
 from .result import FALLBACK_THRESHOLD, Evaluation
+from .seen_images import load_split
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +55,7 @@ def evaluate(
     max_detections: int | None = None,
     device: str | None = None,
     box_format: str | None = None,
+    allow_trained: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """AP of a detector with 95 % intervals, on any data that can be recognised; what `dino-hf eval` does.
@@ -66,14 +66,16 @@ def evaluate(
     Args:
         model: folder, id on the Hub, or a detector: any that `AutoModelForObjectDetection` loads; or a `Predictor`, which has its
             own image processor and device. Its classes are found in the data by name.
-        data: whatever `dino_hf.data.load_data` reads, or the `CocoData` to evaluate on.
-        split: "train", "validation" or "test"; of a `CocoData` there is but one.
+        data: whatever `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
+        split: "train", "validation" or "test"; of a `CocoData` there is but one. Where the data have no validation images, these
+            are the images that the model's training run held out, or else a fifth of the training images, by seed 0.
         output_dir: numbers, detections and pictures are written there (`save_report`); None: nothing is written.
         overwrite: replace the report of an earlier evaluation in `output_dir`.
         num_bootstrap, seed: of the intervals, see `evaluate_model`.
         max_detections: see `evaluate_model`.
         device: "cuda", "cpu", ...; None: where a given detector is, else the best one that is there. Not with a `Predictor`.
         box_format: of data that do not tell it, see `load_data`.
+        allow_trained: measure also where the model was trained on some of the images, with a note in the result.
         progress: called as in `evaluate_model`.
     Raises:
         ValueError, FileNotFoundError, OSError: what cannot be read, or does not fit, in one sentence.
@@ -86,8 +88,8 @@ def evaluate(
         raise ValueError(
             f"device={device!r} was given with a Predictor, which has its own; give it to Predictor(..., device=...)."
         )
-    data, notes = load_split(data, split, box_format)
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device)
+    data, notes = load_split(data, split, box_format, [getattr(predictor, "model", None)], allow_trained)
     evaluation = evaluate_model(
         predictor,
         data,
@@ -101,29 +103,6 @@ def evaluate(
     if output_dir is not None:
         save_report(evaluation, data, Path(output_dir))
     return evaluation
-
-
-def load_split(data: Any, split: str = "validation", box_format: str | None = None) -> tuple[CocoData, list[str]]:
-    """One part of a data set, with its class space, and what was decided when it was read.
-
-    Raises:
-        ValueError: there is no such part.
-    """
-    if isinstance(data, CocoData):
-        return data, []
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}.")
-    loaded = load_data(data, box_format=box_format)
-    if (part := getattr(loaded, split)) is None:
-        there = [name for name in SPLITS if getattr(loaded, name) is not None]
-        held_out = [name for name in there if name != "train"]
-        cure = (
-            f"choose split {held_out[0]}"
-            if held_out
-            else "annotate images that the detector was not trained on; a score on training images says little about others"
-        )
-        raise ValueError(f"{loaded.origin} has no {split} images, but {', '.join(there)}; {cure}.")
-    return part, loaded.notes
 
 
 def evaluate_model(

@@ -92,15 +92,16 @@ def export_onnx(
         )
     _check_output(output, overwrite, model)
     sources = None if images is None else _find_images(images)
+    predictor, name = _load(model, image_processor)
     evaluation_data = None
     if data is not None:
         from ..evaluation import load_split
-
-        evaluation_data, _ = load_split(data, split, box_format)
-    predictor, name = _load(model, image_processor)
-    if evaluation_data is not None:
         from ..evaluation.classes import map_classes
 
+        # The two APs are compared with each other, so images that were trained on do no harm here.
+        evaluation_data, notes = load_split(data, split, box_format, [predictor.model], allow_trained=True)
+        for note in notes:
+            say(note)
         map_classes(predictor.id2label, predictor.category_ids, evaluation_data, name)
     tolerance = TOLERANCES[dtype] if tolerance is None else tolerance
     ap_tolerance = AP_TOLERANCES[dtype] if ap_tolerance is None else ap_tolerance

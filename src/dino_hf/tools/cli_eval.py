@@ -39,6 +39,10 @@ def evaluate(
         str | None,
         typer.Option(help="Of boxes, where the data do not tell it.", show_default=False, rich_help_panel=_OUTPUT),
     ] = None,
+    allow_trained: Annotated[
+        bool,
+        typer.Option("--allow-trained", help="Measure also on images that it was trained on.", rich_help_panel=_OUTPUT),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=_SETTINGS)] = 8,
     num_bootstrap: Annotated[
         int, typer.Option(help="Resamples for the 95 % intervals; 0: none.", rich_help_panel=_SETTINGS)
@@ -66,7 +70,8 @@ def evaluate(
     with one_sentence_errors(debug):
         settings = {"num_bootstrap": num_bootstrap, "seed": seed, "max_detections": max_detections}
         folder = output_dir or Path("outputs/eval", _folder_name(model))
-        _evaluate(model, dataset, split, folder, overwrite, compare, box_format, device, batch_size, settings)
+        reading = {"split": split, "box_format": box_format, "allow_trained": allow_trained}
+        _evaluate(model, dataset, folder, overwrite, compare, device, batch_size, reading, settings)
 
 
 def _folder_name(model: str) -> str:
@@ -76,7 +81,7 @@ def _folder_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip(".-_")[:100] or "model"
 
 
-def _evaluate(model, dataset, split, output_dir, overwrite, other, box_format, device, batch_size, settings) -> None:
+def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, reading, settings) -> None:
     # Imported here: they take seconds, which other commands need not wait for.
     from ..common.console import make_console
     from ..evaluation import compare, evaluate_model, load_split
@@ -93,10 +98,10 @@ def _evaluate(model, dataset, split, output_dir, overwrite, other, box_format, d
     folders = [output_dir] if other is None else [output_dir, output_dir / COMPARED]
     check_folder(output_dir, overwrite)
     console = make_console()
-    data, notes = load_split(dataset, split, box_format)
+    predictors = [Predictor(name, device=device) for name in (model, other) if name is not None]
+    data, notes = load_split(dataset, models=[one.model for one in predictors], **reading)
     for note in notes:
         console.print(note)
-    predictors = [Predictor(name, device=device) for name in (model, other) if name is not None]
     for predictor in predictors:  # before the first one has worked for an hour
         map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
     evaluations, paths = [], []

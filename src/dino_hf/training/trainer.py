@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
 from ..common.output_folders import write_beside
+from ..data.image_digests import image_digests, pack
 from ..matcher import NonFinitePredictionsError
 from ..model_card import weights_digest
 from ..targets import PADDING_LABEL
@@ -43,6 +44,7 @@ from .run_lock import locked_run
 logger = logging.getLogger(__name__)
 
 RECIPE_NAME = "recipe.json"
+_MOST_RECORDED = 20_000  # images whose digests are kept in the configuration, 7 bytes each
 # More in a row are no accident of the data: weights that are broken spoil every step. At the start of float16 training, the
 # loss scale may need 16 of them, from 65,536 down to 1.
 _MOST_SKIPPED_IN_A_ROW = 20
@@ -124,7 +126,8 @@ class DinoDetrTrainer(Trainer):
         if recipe.ema_decay is not None:
             self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
         self.departures = recipe.departures(args, detector.config, len(train.dataset))
-        self._held_out = held_out
+        self._train_data, self._held_out = train, held_out
+        self._images: dict[str, str] | None = None  # for the record
         self._ema_evaluation: dict | None = None  # for the card of the averaged model
         self._stopped_early = False  # the run that is resumed
         self._steps_per_epoch = 1
@@ -141,6 +144,17 @@ class DinoDetrTrainer(Trainer):
         self.add_callback(_Steps(self))
         self._doctor = TrainingDoctor(self)
         self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
+
+    def _image_record(self) -> dict[str, str]:
+        """Digests of the images, by which `dino_hf.evaluate` knows what was trained on; none of very many images."""
+        if self._images is None:
+            parts = {"trained": self._train_data, "held_out": self._held_out}
+            self._images = {
+                name: pack(image_digests(data))
+                for name, data in parts.items()
+                if data is not None and len(data.dataset) <= _MOST_RECORDED
+            }
+        return self._images
 
     def _check_sharding(self) -> None:
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and (
@@ -451,6 +465,7 @@ class _Steps(TrainerCallback):
 
     def _record_recipe(self) -> None:
         record = self.trainer.model.config.provenance["training"]["recipe"]  # of record_training
+        self.trainer.model.config.provenance["training"]["images"] = self.trainer._image_record()
         record["recipe"], record["schedule"] = self.trainer.recipe.name, self.trainer.recipe.lr_scheduler
         if self.trainer.departures:
             record["departures_from_the_recipe"] = "; ".join(self.trainer.departures)

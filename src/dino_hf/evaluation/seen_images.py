@@ -1,0 +1,111 @@
+"""Which images a detector was trained on, by the record in its configuration, and which its run held out."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from ..data.image_digests import image_digests, unpack
+from ..data.load import DetectionData, load_data
+from ..data.raw import SPLITS
+from ..data.rows import CocoData
+
+logger = logging.getLogger(__name__)
+
+
+class SeenImages(NamedTuple):
+    """Digests of `dino_hf.data.image_digests`; empty where the record has none."""
+
+    trained: set[bytes]
+    held_out: set[bytes]  # by the run's own split of data without validation images
+
+
+def seen_images(model: PreTrainedModel | None) -> SeenImages:
+    """The record of a run in a model's configuration. It may be of a stranger, so anything odd in it counts as none."""
+    record: Any = getattr(getattr(model, "config", None), "provenance", None)
+    for name in ("training", "images"):
+        record = record.get(name) if isinstance(record, dict) else None
+    record = record if isinstance(record, dict) else {}
+    return SeenImages(unpack(record.get("trained")), unpack(record.get("held_out")))
+
+
+def load_split(
+    data: Any,
+    split: str = "validation",
+    box_format: str | None = None,
+    models: Sequence[PreTrainedModel | None] = (),
+    allow_trained: bool = False,
+) -> tuple[CocoData, list[str]]:
+    """One part of a data set, with its class space, and what was decided when it was read.
+
+    Where the data have no validation images, the validation part is what the run of the first model held out; without such a run
+    it is a fifth of the training images, by seed 0.
+
+    Args:
+        data: what `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
+        split: "train", "validation" or "test"; of a `CocoData` there is but one.
+        models: those that are evaluated.
+        allow_trained: evaluate on images that a model was trained on, with a note. The training part, and a `CocoData`, are the
+            user's choice, so there it is a note in any case.
+    Raises:
+        ValueError: there is no such part, or a model was trained on images of it.
+    """
+    seen = [seen_images(model) for model in models]
+    if isinstance(data, CocoData):
+        return data, _check_overlap(data, seen, True, "given")
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}.")
+    if isinstance(data, DetectionData):
+        loaded = data
+    else:
+        own = next((one for one in seen if one.held_out), None)
+        loaded = load_data(data, box_format=box_format, validation_fraction=0) if own and split != "test" else None
+        if loaded is not None and loaded.validation is None and loaded.train is not None:
+            loaded = _as_the_run_split(loaded, own, split)
+        if loaded is None:
+            loaded = load_data(data, box_format=box_format)
+    if (part := getattr(loaded, split)) is None:
+        there = [name for name in SPLITS if getattr(loaded, name) is not None]
+        held_out = [name for name in there if name != "train"]
+        cure = (
+            f"choose split {held_out[0]}"
+            if held_out
+            else "annotate images that the detector was not trained on; a score on training images says little about others"
+        )
+        raise ValueError(f"{loaded.origin} has no {split} images, but {', '.join(there)}; {cure}.")
+    return part, loaded.notes + _check_overlap(part, seen, allow_trained or split == "train", split)
+
+
+def _as_the_run_split(data: DetectionData, seen: SeenImages, split: str) -> DetectionData | None:
+    """The training images of the data in the two parts that a run made of them; None: it held out none of these images."""
+    digests = image_digests(data.train)
+    held_out = [index for index, digest in enumerate(digests) if digest in seen.held_out]
+    trained = [index for index, digest in enumerate(digests) if digest in seen.trained]
+    if not held_out or not trained:
+        return None
+    note = (
+        f"There are no validation data: the {len(held_out)} of {len(digests)} training images that the training run held out are "
+        "the validation images."
+    )
+    train, validation = (
+        data.train._replace(dataset=data.train.dataset.select(indices), name=f"{data.train.name}, {what} by the run")
+        for indices, what in ((trained, "trained on"), (held_out, "held out"))
+    )
+    return data._replace(train=train, validation=validation, notes=[*data.notes, note])
+
+
+def _check_overlap(data: CocoData, seen: Sequence[SeenImages], allowed: bool, split: str) -> list[str]:
+    trained = set().union(*(one.trained for one in seen))
+    if not trained:
+        return []
+    count = sum(digest in trained for digest in image_digests(data))
+    if not count:
+        return []
+    what = f"{count} of the {len(data.dataset)} {split} images were trained on, so AP on them says little about other images"
+    if allowed:
+        logger.warning("%s.", what)
+        return [f"{what}."]
+    raise ValueError(
+        f"{what}: evaluate on other images, or use --allow-trained (in Python, allow_trained=True) to measure all the same."
+    )

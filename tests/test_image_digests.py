@@ -1,0 +1,99 @@
+"""Images that are the same are known by their content, and no split puts them on both sides."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_hf.data import image_digests as digests_module
+from dino_hf.data import load_data
+from dino_hf.data.image_digests import image_digests, pack, unpack
+
+
+def write_data(folder, pictures):
+    """`pictures`: file name -> Pillow image."""
+    images, annotations = [], []
+    for number, (name, picture) in enumerate(pictures.items()):
+        picture.save(folder / name)
+        images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "bbox": [5, 6, 30, 20], "area": 600})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "fox"}]}
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder
+
+
+def picture(seed, size=(90, 60)):
+    """Smooth, so that compression changes little."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def held_out_names(data):
+    return [set(part.dataset["file_name"]) for part in (data.train, data.validation)]
+
+
+@pytest.mark.parametrize("copy", ["exact", "compressed", "scaled"])
+def test_copies_stay_on_one_side(tmp_path, copy):
+    pictures = {}
+    for seed in range(14):
+        pictures[f"{seed}.png"] = picture(seed)
+        suffix = "jpg" if copy == "compressed" else "png"
+        pictures[f"{seed}-again.{suffix}"] = picture(seed, (135, 90) if copy == "scaled" else (90, 60))
+    data = load_data(write_data(tmp_path, pictures), validation_fraction=0.3)
+    trained, held_out = ({name.split(".")[0].split("-")[0] for name in names} for names in held_out_names(data))
+    assert held_out
+    assert not trained & held_out
+    assert "14 of 28 images are copies of others and stay on the side of these." in data.notes
+
+
+def test_copies_of_copies_are_one_group(tmp_path):
+    names = {f"{seed}.png": picture(seed % 3) for seed in range(12)}
+    data = load_data(write_data(tmp_path, names), validation_fraction=0.3)
+    trained, held_out = ({int(name.split(".")[0]) % 3 for name in names} for names in held_out_names(data))
+    assert trained | held_out == {0, 1, 2}
+    assert not trained & held_out
+
+
+def test_where_all_look_alike_exact_copies_decide(tmp_path):
+    """As frames of a camera that does not move."""
+    base = np.asarray(picture(0)).copy()
+    frames = {}
+    for number in range(10):
+        frame = base.copy()
+        frame[0, number] ^= 3
+        frames[f"{number}.png"] = Image.fromarray(frame)
+    frames["copy.png"] = frames["3.png"]
+    data = load_data(write_data(tmp_path, frames))
+    assert "All images are near copies of one, so near copies may be on both sides of the split." in data.notes
+    trained, held_out = held_out_names(data)
+    assert len({"3.png", "copy.png"} & held_out) in (0, 2)
+    assert trained
+
+
+@pytest.mark.parametrize(("most", "is_decoded"), [(8, True), (7, False)])
+def test_of_many_images_only_exact_copies_are_looked_for(tmp_path, monkeypatch, most, is_decoded):
+    monkeypatch.setattr(digests_module, "MOST_DECODED", most)
+    data = load_data(write_data(tmp_path, {f"{seed}.png": picture(seed) for seed in range(8)}))
+    assert any("near copies are not looked for" in note for note in data.notes) != is_decoded
+
+
+def test_digests_are_of_content_and_both_ends(tmp_path):
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 255, (120, 130, 3), dtype=np.uint8))  # 46 kB
+    data = load_data(write_data(tmp_path, {"a.bmp": large, "b.bmp": large, "c.bmp": large}), validation_fraction=0)
+    content = bytearray((tmp_path / "b.bmp").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "b.bmp").write_bytes(content)
+    first, second, third = image_digests(data.train)
+    assert first == third != second
+    assert len(first) == 5
+    (tmp_path / "c.bmp").unlink()
+    assert image_digests(data.train)[2] is None
+
+
+def test_packed_digests_come_back():
+    digests = [bytes([number] * 5) for number in (3, 1, 2)]
+    assert unpack(pack([*digests, None, digests[0]])) == set(digests)
+    for text in (None, 7, "not base64!", "", ["a"], "AAAA"):
+        assert unpack(text) == set()
