@@ -242,6 +242,7 @@ class _Limit:
             warnings.warn(
                 f"In {self._num_reached} {'image' if self._num_reached == 1 else 'images (or tiles)'}, {self._limit} detections or "
                 "more have a score above the threshold; the others were cut off. A higher max_detections keeps more of them.",
+                DinoDetrWarning,
                 stacklevel=4,
             )
 
