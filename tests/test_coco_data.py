@@ -95,14 +95,14 @@ IMAGE = CONTENT["images"][0]
         (CONTENT | {"categories": []}, ValueError, "has no categories"),
         (CONTENT | {"categories": [{"id": 2}]}, ValueError, "category 0 has name=None"),
         (
-            CONTENT | {"categories": [{"id": "2", "name": "dog"}]},
+            CONTENT | {"categories": [{"id": [2], "name": "dog"}]},
             ValueError,
-            "category 0 has id='2', but needs id as int",
+            r"category 0 has id=\[2\], but needs id as int",
         ),
         (CONTENT | {"categories": [{"id": i, "name": "dog"} for i in (2, 90)]}, ValueError, "same name"),
         (CONTENT | {"images": []}, ValueError, "lists no images"),
         (CONTENT | {"images": [IMAGE, IMAGE]}, ValueError, "two image entries with id=7"),
-        (CONTENT | {"images": [IMAGE | {"id": "u1"}]}, ValueError, "image 0 has id='u1'"),
+        (CONTENT | {"images": [IMAGE | {"id": ""}]}, ValueError, "image 0 has id=''"),
         (CONTENT | {"images": [IMAGE | {"file_name": "lost.png"}]}, FileNotFoundError, r"lost\.png"),
         (changed(category_id=4), ValueError, r"annotations\[0\] has category_id=4"),
         (changed(image_id=99), ValueError, "image_id=99, which is not among the images"),
@@ -214,9 +214,7 @@ def test_an_image_that_its_exif_tag_turns_is_an_error(write):
     exif[ExifTags.Base.Orientation] = 6  # turn by 90 degrees
     Image.new("RGB", (60, 40)).save(folder / "wide.png", exif=exif)
     data = load_coco(json_file, folder)
-    with pytest.raises(
-        ValueError, match=r"Image 7 is 40 wide and 60 high, but 60 and 40 by its json; .* its EXIF orientation"
-    ):
+    with pytest.raises(ValueError, match=r"Image 7 is 40 wide and 60 high, but 60 and 40 by its json; .* turned after"):
         prepare(data)
 
 

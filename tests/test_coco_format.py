@@ -163,7 +163,7 @@ def test_a_split_may_have_fewer_classes_or_more(tmp_path):
         ({"annotations": [3]}, "bad-entry", r"annotations\[0\] has image_id=3, but needs image_id as int"),
         ({"images": ["a.png"]}, "bad-entry", "image 0 has id='a.png', but needs id as int"),
         ({"images": [{"id": 1, "width": 4}]}, "bad-entry", "image 0 has file_name=None, but needs file_name as str"),
-        ({"categories": [{"id": "4", "name": "cat"}]}, "bad-entry", "category 0 has id='4', but needs id as int"),
+        ({"categories": [{"id": True, "name": "cat"}]}, "bad-entry", "category 0 has id=True, but needs id as int"),
         (
             {"images": [{"id": 2**70, "file_name": "a.png"}]},
             "bad-entry",
@@ -230,5 +230,5 @@ def test_names_from_other_computers_are_found(listed, image, tmp_path):
 
 def test_one_file_is_never_two_images(tmp_path):
     write(tmp_path, {"labels.json": content("cam1/1.png", "cam2/1.png")}, ["images/1.png", "images/2.png"])
-    with pytest.raises(FileNotFoundError, match=r"cam2/1.png, listed in .*labels.json, does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"cam1/1.png, listed in .*labels.json, does not exist"):
         load_data(tmp_path)

@@ -74,6 +74,7 @@ def test_every_kind_that_is_known_is_tested():
         "image-without-boxes",
         "boxes-are-xywh",
         "boxes-are-pixels",
+        "outside",  # in test_untrusted_data.py
     }  # of which below
 
 

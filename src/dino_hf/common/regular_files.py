@@ -20,6 +20,7 @@ LARGEST_YAML = MIB  # a list of 40,000 class names; PyYAML takes seconds for a m
 LARGEST_JSON = 16 * 1024 * MIB  # the largest published COCO jsons have about 6 GiB
 DEEPEST_YAML = 50  # levels of lists and mappings
 LARGEST_YAML_CONTENT = 200_000  # values, counted again for each alias
+EVERYWHERE = ("/",)  # as the roots of paths: any place
 _READ_AT_ONCE = 2**24
 
 
@@ -120,17 +121,20 @@ def is_below(path: str | os.PathLike, roots: tuple[str, ...]) -> bool:
     """Whether a path, with all links followed, lies in one of some folders.
 
     Args:
-        roots: as `os.path.realpath` gives them. "/" means every path.
+        roots: as `os.path.realpath` gives them, or EVERYWHERE.
     """
     try:
         real = os.path.realpath(path)
     except (OSError, ValueError):
         return False
-    return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+    return roots == EVERYWHERE or any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
 
 
 def walk_files(
-    folder: Path, suffixes: set[str] | None = None, roots: tuple[str, ...] = ("/",), outside: list[str] | None = None
+    folder: Path,
+    suffixes: set[str] | None = None,
+    roots: tuple[str, ...] = EVERYWHERE,
+    outside: list[str] | None = None,
 ) -> Iterator[Path]:
     """Regular files below a folder: of each folder its files by name, then those of its folders by name.
 
@@ -239,11 +243,15 @@ def read_yaml(path: Path) -> Any:
     Raises:
         OSError: as `read_bytes`; ValueError: it is broken, nested too deeply, or its aliases multiply.
     """
-    text = read_text(path, LARGEST_YAML)
+    return parse_yaml(read_text(path, LARGEST_YAML), str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """As `read_yaml`, of a text whose name is for messages."""
     try:
         return _BoundedLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, TypeError) as error:  # the last two: of keys and values that PyYAML cannot make
-        raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{name} is not valid yaml: {' '.join(str(error).split())}.") from error
 
 
 # -- values in messages

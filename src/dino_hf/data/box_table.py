@@ -75,7 +75,9 @@ def count_boxes(table: BoxTable, num_images: int) -> np.ndarray:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        return False
+    return abs(value) < _TOO_LARGE  # compares whole numbers that no float holds, and is False for NaN
 
 
 def _places(ids: list, known: list) -> np.ndarray:

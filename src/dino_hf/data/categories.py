@@ -1,6 +1,17 @@
 """One list of categories for the splits of a data set."""
 
+from collections.abc import Sequence
+
 from .raw import RawSplit
+
+
+def groups_of_others(categories: Sequence[dict]) -> list[bool]:
+    """Whether each category is the supercategory of another one, which may have the same name as in exports of one class."""
+    entries_of: dict[str, set[int]] = {}
+    for place, entry in enumerate(categories):
+        if isinstance(entry.get("supercategory"), str):
+            entries_of.setdefault(entry["supercategory"], set()).add(place)
+    return [bool(entries_of.get(entry.get("name"), set()) - {place}) for place, entry in enumerate(categories)]
 
 
 def merge_categories(categories: list[dict], split: RawSplit, own: list[dict]) -> tuple[RawSplit, list[str]]:

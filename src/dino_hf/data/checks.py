@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .box_table import LAYOUT_TEXTS, BoxTable, Reading, count_boxes, guess_reading, make_box_table, stated_sizes
+from .box_table import LAYOUT_TEXTS, BoxTable, Reading, count_boxes, make_box_table, stated_sizes
+from .categories import groups_of_others
 from .data_statistics import describe
 from .findings import Finding, FindingCollector, Offender, box_text, count_text
 from .image_checks import check_copies, check_entries_of_images, check_files, is_not_here, repeated_places
 from .image_facts import ImageFacts, look_at_images
 from .raw import RawDataset
+from .reading import guess_readings
 from .rows import SMALLEST_SIDE
 
 _MANY_BOXES = 300  # detections that post-processing keeps
@@ -59,7 +61,7 @@ def inspect(
     facts = look_at_images(raw.splits, check_images, progress)
     sizes = {name: _known_sizes(stated_sizes(split), facts[name]) for name, split in raw.splits.items()}
     tables = {name: make_box_table(split, raw.categories, sizes[name]) for name, split in raw.splits.items()}
-    readings = _guess_readings(tables, raw.format)
+    readings = guess_readings(tables, raw.format)
     found = FindingCollector(raw, tables)
     _check_problems(found, check_images)
     _check_categories(found)
@@ -82,16 +84,6 @@ def _known_sizes(stated: np.ndarray, facts: list[ImageFacts]) -> np.ndarray:
     """(I, 2) as stated, which is what the boxes are for; as found where nothing is stated."""
     found = np.array([(np.nan, np.nan) if fact.size is None else fact.size for fact in facts]).reshape(-1, 2)
     return np.where(np.isnan(stated), found, stated)
-
-
-def _guess_readings(tables: dict[str, BoxTable], raw_format: str) -> dict[str, Reading]:
-    """Of the whole data set if one wrong reading explains it, else of each split by itself."""
-    if not tables:
-        return {}
-    of_all = guess_reading(list(tables.values()), raw_format)
-    if not of_all.is_as_read:
-        return dict.fromkeys(tables, of_all)
-    return {name: guess_reading([table], raw_format) for name, table in tables.items()}
 
 
 def _check_problems(found: FindingCollector, images_are_decoded: bool) -> None:
@@ -119,11 +111,10 @@ def _check_categories(found: FindingCollector) -> None:
     first = {key: names[place] for place, key in reversed(list(enumerate(plain)))}
     similar = [place for place, name in enumerate(names) if plain[place] and first[plain[place]] != name]
     add("similar-category-name", similar, lambda place: f"{names[place]!r} and {first[plain[place]]!r}")
-    parents = {entry.get("supercategory") for entry in categories if entry.get("supercategory") != entry.get("name")}
     is_background = [key in _BACKGROUND for key in plain]
     used = {place for table in found.tables.values() for place in np.unique(table.category).tolist()}
     add("background-class", [place for place in used - {-1} if is_background[place]], entry_text)
-    is_group = [entry.get("name") in parents for entry in categories]
+    is_group = groups_of_others(categories)
     placeholders = {
         place for place in range(len(names)) if place not in used and (is_background[place] or is_group[place])
     }

@@ -1,17 +1,21 @@
 """COCO json files, wherever their images are."""
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
+from ..common import regular_files
+from ..common.regular_files import shown
 from .categories import merge_categories
-from .files import files_below
+from .files import DataFolder
 from .image_finder import ImageFinder
+from .keys import KeyNumbers
 from .raw import SPLITS, Problem, RawDataset, RawSplit, canonical_split, in_order, split_in
+from .usable import only_usable
 
 _LISTS = ("images", "annotations", "categories")
 _NO_BOXES = ("captions", "panoptic", "stuff", "person_keypoints")  # of COCO itself, beside its instances_*.json
+_TOO_LARGE = 10**300  # for a whole number: a float holds less than 1.8e308
 _MOST_JSONS = 100  # more are one for each image, in another format
 
 
@@ -19,14 +23,11 @@ def read_json(path: Path):
     """Content of a json, without the masks of objects, which are most of it.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is broken.
+        FileNotFoundError, OSError, ValueError: there is none, it is no regular file, or it is broken.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"There is no annotation file {path}.")
-    try:
-        return json.loads(path.read_bytes(), object_hook=_without_mask)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid json: {error}.") from error
+    return regular_files.read_json(path, object_hook=_without_mask)
 
 
 def _without_mask(entry: dict) -> dict:
@@ -45,7 +46,7 @@ def is_detection(content) -> bool:
     return bool({"bbox", "category_id"} & fields) or ("categories" in content and "segments_info" not in fields)
 
 
-def read_coco(source: Path) -> RawDataset | None:
+def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
     """A json, or a folder with jsons at any depth; None if it holds none in COCO format.
 
     The split of a json is told by its name, or by the folders between it and `source`; a single one that tells none is "train".
@@ -54,13 +55,14 @@ def read_coco(source: Path) -> RawDataset | None:
         ValueError: the json given cannot be read.
     """
     notes, problems, contents = [], [], {}
-    if source.is_file():
+    files = DataFolder(_image_root(source), allow_outside=allow_outside)
+    if not source.is_dir():
         contents[source] = read_json(source)
     else:
-        for path in _candidates(source):
+        for path in _candidates(source, files):
             try:
                 content = read_json(path)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 problems.append(Problem("unreadable-file", str(path), str(error)))
                 continue
             if is_detection(content):
@@ -69,19 +71,30 @@ def read_coco(source: Path) -> RawDataset | None:
                 notes.append(f"{path} has images, but no boxes, and is passed over.")
     if not contents:
         return None
-    splits, categories, finder = {}, [], ImageFinder(_image_root(source))
+    listed = [name for content in contents.values() for name in _file_names(content)]
+    splits, categories, finder = {}, [], ImageFinder(files, _image_root(source), listed)
     for name, path in _name_splits(source, list(contents), problems).items():
-        split, own_categories, own_problems = read_split(contents.pop(path), path, name, finder.of_split(path, name))
+        split, own_categories, own_problems, own_notes = read_split(
+            contents.pop(path), path, name, finder.of_split(path, name)
+        )
+        notes += own_notes
         splits[name], split_notes = merge_categories(categories, split, own_categories)
         notes += split_notes
         problems += own_problems
-    return RawDataset("coco", source, splits, categories, problems, notes)
+    return only_usable(RawDataset("coco", source, splits, categories, problems, notes + files.notes()), files)
 
 
-def _candidates(folder: Path) -> list[Path]:
+def _file_names(content) -> Iterator[str]:
+    images = content.get("images") if isinstance(content, dict) else None
+    for entry in images if isinstance(images, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
+            yield entry["file_name"]
+
+
+def _candidates(folder: Path, files: DataFolder) -> list[Path]:
     """Jsons that may be in COCO format. Of COCO's own files for one set of images those with boxes of all classes."""
     found = []
-    for _, paths in groupby(files_below(folder, {".json"}), key=lambda path: path.parent):
+    for _, paths in groupby(files.files(folder, {".json"}), key=lambda path: path.parent):
         jsons = list(paths)
         if any(path.name.startswith("instances") for path in jsons):
             jsons = [path for path in jsons if not path.name.startswith(_NO_BOXES)]
@@ -137,8 +150,10 @@ def _name_splits(source: Path, paths: list[Path], problems: list[Problem]) -> di
 
 def read_split(
     content, path: Path, name: str, find_image: Callable[[str], Path]
-) -> tuple[RawSplit, list[dict], list[Problem]]:
-    """One json's images and annotations, its categories, and the entries that are none.
+) -> tuple[RawSplit, list[dict], list[Problem], list[str]]:
+    """One json's images and annotations, its categories, the entries that are none, and what was decided.
+
+    Ids may be texts, as of databases: those of numbers become these numbers, others are numbered.
 
     Args:
         find_image: file_name -> absolute path, which need not exist.
@@ -153,43 +168,69 @@ def read_split(
             Problem("missing-list", str(path), f"{path} is not in COCO format: it has no list of {missing}.")
         )
 
-    def typed(part: str, kind: str, fields: dict[str, type]) -> Iterator[tuple[int, dict]]:
-        for number, entry in enumerate(content.get(part) if part not in missing else ()):
+    def entries(part: str) -> list:
+        return [] if part in missing else content[part]
+
+    image_ids, category_ids = (KeyNumbers(entries(part), "id") for part in ("images", "categories"))
+
+    def typed(part: str, kind: str, fields: dict) -> Iterator[tuple[int, dict]]:
+        for number, entry in enumerate(entries(part)):
             where = f"{part}[{number}]" if part == "annotations" else f"{kind} {number}"
             if message := _wrong_type(entry, fields):
                 problems.append(Problem("bad-entry", f"{path}: {where}", f"{path}: {where} {message}."))
             else:
+                for field, kind_of_field in fields.items():
+                    if isinstance(kind_of_field, KeyNumbers):
+                        entry[field] = kind_of_field.number(entry[field])
                 yield number, entry
 
-    categories = [entry for _, entry in typed("categories", "category", {"id": int, "name": str})]
+    categories = [entry for _, entry in typed("categories", "category", {"id": category_ids, "name": str})]
+    for entry in categories:
+        if not isinstance(entry.get("supercategory"), str):
+            entry.pop("supercategory", None)
     images = []
-    for _, entry in typed("images", "image", {"id": int, "file_name": str}):
+    for _, entry in typed("images", "image", {"id": image_ids, "file_name": str}):
         entry.setdefault("width", None)
         entry.setdefault("height", None)
         entry["path"] = find_image(entry["file_name"])
         images.append(entry)
     annotations = []
-    for number, entry in typed("annotations", "annotation", {"image_id": int, "category_id": int, "bbox": list}):
+    fields = {"image_id": image_ids, "category_id": category_ids, "bbox": list}
+    for number, entry in typed("annotations", "annotation", fields):
         where, box = f"annotations[{number}]", entry["bbox"]
-        if len(box) != 4 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in box):
-            message = f"{path}: {where} has bbox={box}; it must be (x, y, width, height) in pixels."
+        if len(box) != 4 or not all(map(_is_number, box)):
+            message = f"{path}: {where} has bbox={shown(box)}; it must be (x, y, width, height) in pixels."
             problems.append(Problem("bad-entry", f"{path}: {where}", message))
-        elif not isinstance(entry.get("area"), int | float | None) or entry.get("iscrowd") not in (0, 1, None):
-            message = (
-                f"{path}: {where} has area={entry.get('area')!r} and iscrowd={entry.get('iscrowd')!r}; they must be "
-            )
-            problems.append(Problem("bad-entry", f"{path}: {where}", message + "a number, and 0 or 1."))
+        elif not (entry.get("area") is None or _is_number(entry["area"])) or entry.get("iscrowd") not in (0, 1, None):
+            values = f"area={shown(entry.get('area'))} and iscrowd={shown(entry.get('iscrowd'))}"
+            message = f"{path}: {where} has {values}; they must be a number, and 0 or 1."
+            problems.append(Problem("bad-entry", f"{path}: {where}", message))
         else:
+            if not isinstance(entry.get("id"), int | str):  # of a database; only whether ids repeat matters
+                entry.pop("id", None)
             entry["where"] = where
             annotations.append(entry)
-    return RawSplit(name, path, images, annotations), categories, problems
+    notes = [*image_ids.notes(f"{path}: ids of images"), *category_ids.notes(f"{path}: ids of categories")]
+    return RawSplit(name, path, images, annotations), categories, problems, notes
 
 
-def _wrong_type(entry, fields: dict[str, type]) -> str | None:
+def _is_number(value) -> bool:
+    """Also NaN and infinity, which are found later; no truth values, and no whole numbers that a float cannot hold."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
+    )
+
+
+def _wrong_type(entry, fields: dict) -> str | None:
+    """What is wrong with the first field that is not of its type, or no key."""
     for name, kind in fields.items():
         value = entry.get(name) if isinstance(entry, dict) else entry
-        if not isinstance(entry, dict) or not isinstance(value, kind) or isinstance(value, bool) or value == "":
-            return f"has {name}={value!r}, but needs {name} as {kind.__name__}"
-        if kind is int and not -(2**63) <= value < 2**63:
-            return f"has {name}={value}, which is more than 64 bits hold"
+        if isinstance(kind, KeyNumbers):
+            is_right, kind_name = isinstance(entry, dict) and kind.number(value) is not None, "int"
+        else:
+            is_right, kind_name = isinstance(value, kind) and value != "", kind.__name__
+        if not isinstance(entry, dict) or not is_right:
+            if isinstance(entry, dict) and isinstance(value, int) and value.bit_length() > 63 and kind_name == "int":
+                return f"has {name}={shown(value)}, which is more than 64 bits hold"
+            return f"has {name}={shown(value)}, but needs {name} as {kind_name}"
     return None

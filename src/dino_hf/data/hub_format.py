@@ -1,22 +1,30 @@
 """Data sets of the library `datasets`, under whatever names they have boxes and classes."""
 
+import os
 from collections.abc import Iterator
 from numbers import Integral, Real
 from pathlib import Path
 
+import datasets
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
+from huggingface_hub import constants
 
 from ..common.images import upright_size
+from ..common.regular_files import shown
 from .categories import merge_categories
+from .files import DataFolder
+from .hub_files import Part
 from .hub_layout import box_fields, dtype_name, find_layout
 from .hub_loading import load_datasets
+from .image_finder import ImageFinder, posix
 from .raw import Problem, RawDataset, RawSplit, StoredImage, canonical_split, in_order, open_image
+from .usable import is_address, only_usable
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn")
 
 
-def read_hub(source, box_format: str | None = None) -> RawDataset:
+def read_hub(source, box_format: str | None = None, allow_outside: bool = False) -> RawDataset:
     """A `Dataset`, `DatasetDict` or their iterable kinds, a folder of `save_to_disk`, of parquet, arrow or jsonl files or of images
     with a metadata.jsonl, one such file, or an id of the Hub.
 
@@ -31,22 +39,29 @@ def read_hub(source, box_format: str | None = None) -> RawDataset:
     Args:
         box_format: one of BOX_FORMATS, with an n where boxes are relative to the image's size. Default: "xywh", in pixels, as
             COCO has it. It is never guessed.
+        allow_outside: read images that paths in files lead to outside of the folder. Addresses are never asked.
     Raises:
         ValueError: there are no images or no boxes under names that are known.
         OSError: there is no such data set here or on the Hub, or the Hub cannot be reached.
     """
     if box_format not in (None, *BOX_FORMATS):
         raise ValueError(f"box_format={box_format!r} is unknown; choose one of {', '.join(BOX_FORMATS)}.")
-    origin, parts = load_datasets(source)
-    problems, notes, read = [], [], []
+    files = None
+    if isinstance(source, str | Path) and os.path.lexists(source):
+        path = Path(source).absolute()
+        files = DataFolder(path if path.is_dir() else path.parent, allow_outside=allow_outside)
+    origin, parts, notes = load_datasets(source, files)
+    if files is None and isinstance(source, str):  # of the Hub, whose files are in these caches
+        files = DataFolder(Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
+    problems, read = [], []
     words = {}
-    for word, dataset in parts.items():
+    for word, part in parts.items():
         name = canonical_split(word)
         if words.setdefault(name, word) != word:
             message = f"{origin} has {words[name]} and {word}, which both are {name} data; pass a DatasetDict with one of them."
             problems.append(Problem("two-files-for-a-split", f"{origin}, {word}", message))
             name = word
-        reader = _Reader(f"{origin}, {word}", dataset, source, box_format, problems)
+        reader = _Reader(f"{origin}, {word}", part, files, box_format, problems)
         read.append((*reader.read(name), reader.unnamed))
     names = sorted({entry["category_id"] for split, own, _ in read if own is None for entry in split.annotations})
     ids = {name: number for number, name in enumerate(names, start=1)}
@@ -65,24 +80,26 @@ def read_hub(source, box_format: str | None = None) -> RawDataset:
         notes.append(
             "Boxes are read as (x, y, width, height) in pixels; box_format tells another layout, such as xyxy."
         )
-    return RawDataset("huggingface", origin, in_order(splits), categories, problems, list(dict.fromkeys(notes)))
+    raw = RawDataset("huggingface", origin, in_order(splits), categories, problems, list(dict.fromkeys(notes)))
+    return only_usable(raw, files)
 
 
 class _Reader:
     """Reads one split."""
 
-    def __init__(self, where: str, dataset: Dataset, source, box_format: str | None, problems: list[Problem]):
-        self.where, self.dataset, self.problems = where, dataset, problems
+    def __init__(
+        self, where: str, part: Part, files: DataFolder | None, box_format: str | None, problems: list[Problem]
+    ):
+        dataset = part.rows
+        self.where, self.dataset, self.files, self.problems = where, dataset, files, problems
         self.layout, self.label = find_layout(dataset, where)
         self.box_fields, self.box_format = box_fields(dataset.features, self.layout, box_format, where)
-        self.folder = None
-        if isinstance(source, str | Path) and Path(source).exists():
-            self.folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        self.folder = part.beside
         self.unnamed = False
 
     def read(self, name: str) -> tuple[RawSplit, list[dict] | None]:
         """The split, and its categories; None if its annotations have names in place of category ids."""
-        images, stored = self._images()
+        images, stored = self._images(name)
         annotations, name_of = [], {}
         group = self.layout.group
         wanted = [group] if group else [column for column in self.layout[2:] if column]
@@ -90,10 +107,13 @@ class _Reader:
             columns = _as_columns(objects[group] if group else objects)
             for number, entry in enumerate(self._objects(columns, f"row {row}")):
                 where = f"row {row}, object {number}"
+                if images[row].get("left_out"):
+                    continue
                 if annotation := self._annotation(entry, images[row], where):
                     annotations.append(annotation)
                     if self.layout.category_name and isinstance(entry[self.layout.category_name], str):
                         name_of.setdefault(annotation["category_id"], entry[self.layout.category_name])
+        images = [image for image in images if not image.pop("left_out", False)]
         split = RawSplit(name, self.where, images, annotations, stored)
         if isinstance(self.label, ClassLabel):
             return split, [{"id": number, "name": name} for number, name in enumerate(self.label.names)]
@@ -103,7 +123,7 @@ class _Reader:
         ids = sorted({entry["category_id"] for entry in annotations})
         return split, [{"id": number, "name": name_of.get(number, f"class_{number}")} for number in ids]
 
-    def _images(self) -> tuple[list[dict], Dataset | None]:
+    def _images(self, split: str) -> tuple[list[dict], Dataset | None]:
         features, column = self.dataset.features, self.layout.image
         ids = self._whole_numbers("image_id")
         if ids is None or None in ids or len(set(ids)) < len(ids):
@@ -114,23 +134,55 @@ class _Reader:
             for image_id, width, height in zip(ids, widths, heights, strict=True)
         ]
         if dtype_name(features[column]) == "string":
-            for entry, path in zip(images, self.dataset[column][:], strict=True):
-                entry["file_name"] = path or ""
-                entry["path"] = ((self.folder or Path()) / (path or "")).absolute()
-            return images, None
+            return self._with_paths(images, [name or "" for name in self.dataset[column][:]], split), None
         stored = self.dataset.select_columns(column)
         stored = stored if column == "image" else stored.rename_column(column, "image")
         stored = stored.cast_column("image", Image(decode=False))
-        names = list(_stored_names(stored))
-        for row in (row for row, name in enumerate(names) if name is None):
-            message = f"{self.where}: row {row} has no image, neither bytes nor a path."
-            self.problems.append(Problem("missing-file", f"{self.where}: row {row}", message))
+        left_out, names = set(), []
+        for row, (path, has_bytes) in enumerate(_stored_paths(stored)):
+            names.append(Path(posix(path)).name if path else None)
+            if not path and not has_bytes:
+                message = f"{self.where}: row {row} has no image, neither bytes nor a path."
+                self.problems.append(Problem("missing-file", f"{self.where}: row {row}", message))
+            elif not has_bytes and not self._may_be_opened(path, f"row {row}"):
+                left_out.add(row)
         if dtype_name(features.get("file_name")) == "string":
             names = self.dataset["file_name"][:]
         for row, (entry, name) in enumerate(zip(images, names, strict=True)):
             entry["file_name"] = name or f"{row}"
             entry["image"] = StoredImage(stored, row)
+            entry["left_out"] = row in left_out
         return images, stored
+
+    def _may_be_opened(self, path: str, where: str) -> bool:
+        """Whether the path of an image is a file of the data set; adds a problem if not."""
+        if is_address(path):
+            self._refuse_address(where, path)
+        elif self.files is None or self.files.is_inside(Path(path).absolute()):
+            return True
+        else:
+            message = f"{self.where}: {where}: {self.files.outside_text(path)}"
+            self.problems.append(Problem("outside", f"{self.where}: {where}", message))
+        return False
+
+    def _with_paths(self, images: list[dict], names: list[str], split: str) -> list[dict]:
+        """Images that are named by a column of paths: from the folder of the data, or the working directory."""
+        find = None
+        if self.files is not None and self.folder is not None:
+            find = ImageFinder(self.files, self.files.folder, names).of_split(self.folder / "rows", split)
+        for entry, name in zip(images, names, strict=True):
+            entry["file_name"] = name
+            if is_address(name):
+                self._refuse_address(f"image {entry['id']}", name)
+            entry["path"] = find(name) if find and name else Path(name).absolute()
+        return images
+
+    def _refuse_address(self, where: str, address: str) -> None:
+        message = (
+            f"{self.where}: {where} is at the address {shown(address)}, and addresses in data are never asked; download the image, "
+            "and give its path or bytes."
+        )
+        self.problems.append(Problem("bad-entry", f"{self.where}: {where}", message))
 
     def _whole_numbers(self, column: str) -> list[int] | None:
         return self.dataset[column][:] if "int" in dtype_name(self.dataset.features.get(column)) else None
@@ -159,7 +211,10 @@ class _Reader:
         if not isinstance(category_id, Integral | str):
             wrong = f"has {self.layout.category}={category_id!r}; it must be a class"
         elif box is None or len(box) != 4 or not all(isinstance(value, Real) for value in box):
-            wrong = f"has {self.layout.box}={box}; it must be four numbers"
+            wrong = f"has {self.layout.box}={shown(box)}; it must be four numbers"
+        elif not all(entry[key] is None or isinstance(entry[key], Real) for key in self.layout[5:7] if key):
+            values = {key: entry[key] for key in self.layout[5:7] if key}
+            wrong = f"has {shown(values)}; they must be numbers"
         else:
             annotation = {"image_id": image["id"], "category_id": category_id, "where": where}
             annotation["bbox"] = self._to_xywh(box, image)
@@ -195,9 +250,8 @@ def _as_columns(objects) -> dict[str, list]:
     return {key: [entry[key] for entry in objects] for key in (objects[0] if objects else ())}
 
 
-def _stored_names(stored: Dataset) -> Iterator[str | None]:
-    """File names as stored, "" where there are bytes only, None where there is nothing. The bytes are not read."""
+def _stored_paths(stored: Dataset) -> Iterator[tuple[str | None, bool]]:
+    """Path as stored, and whether there are bytes, which are not read."""
     for batch in stored.with_format("arrow").iter(batch_size=1000):
         paths, contents = (pc.struct_field(batch["image"], name) for name in ("path", "bytes"))
-        for path, has_bytes in zip(paths.to_pylist(), contents.is_valid().to_pylist(), strict=True):
-            yield Path(path.replace("\\", "/")).name if path else "" if has_bytes else None
+        yield from zip(paths.to_pylist(), contents.is_valid().to_pylist(), strict=True)

@@ -22,6 +22,12 @@ KINDS = {
     "image-missing": Kind(
         "error", "images whose file does not exist", f"{_COPY_THEM}; look at upper and lower case.", True
     ),
+    "outside": Kind(
+        "error",
+        "files outside of the data set's folder, which are not read",
+        "Copy them into the folder, or allow them with --allow-outside.",
+        True,
+    ),
     "image-broken": Kind("error", "images that cannot be decoded", f"{_COPY_THEM}.", True),
     "image-too-large": Kind(
         "error",

@@ -1,17 +1,20 @@
 """A data set in any format -> what models are trained and evaluated on."""
 
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from ..package_warning import DinoDetrWarning
+from .categories import groups_of_others
 from .coco_format import read_json, read_split
+from .files import DataFolder
 from .image_digests import copy_groups
 from .raw import SPLITS, RawDataset, RawSplit
+from .reading import check_reading
 from .recognise import read_raw
 from .rows import ClassSpace, CocoData, class_space, raise_problem, to_rows
 from .splits import stratified_split
+from .usable import only_usable
 
 _BACKGROUND = {"background", "__background__", "_background_", "bg", "n/a", "none"}
 
@@ -27,7 +30,13 @@ class DetectionData(NamedTuple):
 
 
 def load_data(
-    source, *, validation_fraction: float = 0.2, seed: int = 0, box_format: str | None = None
+    source,
+    *,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    box_format: str | None = None,
+    allow_outside: bool = False,
+    trust_boxes: bool = False,
 ) -> DetectionData:
     """Read a data set in COCO, YOLO, Pascal VOC or Hugging Face format, which is recognised by its files.
 
@@ -43,6 +52,8 @@ def load_data(
         validation_fraction: of the training images, in [0, 1), if there are no validation data; 0: none are held out.
         seed: of that split.
         box_format: as in `read_raw`, for Hugging Face data sets whose boxes are not (x, y, width, height) in pixels.
+        allow_outside: as in `read_raw`, also read files outside of the data set's folder.
+        trust_boxes: do not compare with the images whether the boxes are what their format says.
     Raises:
         ValueError, OSError: nothing is recognised, or something is wrong with the data: what, and in which entry.
     """
@@ -50,8 +61,11 @@ def load_data(
         raise ValueError(f"validation_fraction={validation_fraction!r} must be at least 0 and less than 1.")
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number, at least 0.")
-    raw = read_raw(source, box_format=box_format)
+    raw = read_raw(source, box_format=box_format, allow_outside=allow_outside)
     try:
+        raise_problem(raw.problems)
+        if not trust_boxes:
+            check_reading(raw)
         return _checked(raw, validation_fraction, seed)
     except (ValueError, FileNotFoundError) as error:
         if not isinstance(source, str | Path):
@@ -62,7 +76,6 @@ def load_data(
 
 
 def _checked(raw: RawDataset, validation_fraction: float, seed: int) -> DetectionData:
-    raise_problem(raw.problems)
     notes = [f"{raw.origin} is read in {raw.format} format.", *raw.notes]
     classes, left_out = _classes(raw)
     notes += left_out
@@ -104,12 +117,9 @@ def _name(origin: Path | str) -> str:
 def _classes(raw: RawDataset) -> tuple[ClassSpace, list[str]]:
     """Without a category for background that nothing belongs to."""
     used = {entry["category_id"] for split in raw.splits.values() for entry in split.annotations}
-    parents = Counter(
-        entry.get("supercategory") for entry in raw.categories if entry.get("supercategory") != entry["name"]
-    )
     kept, notes = [], []
-    for entry in raw.categories:
-        is_background = entry["name"].strip().lower() in _BACKGROUND or entry["name"] in parents
+    for entry, is_group in zip(raw.categories, groups_of_others(raw.categories), strict=True):
+        is_background = entry["name"].strip().lower() in _BACKGROUND or is_group
         if entry["id"] not in used and is_background:
             notes.append(
                 f"Category {entry['id']}, {entry['name']!r}, has no objects and stands for background: left out."
@@ -134,7 +144,9 @@ def _split(data: CocoData, fraction: float, seed: int, groups: list[int]) -> tup
     )
 
 
-def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData | None = None) -> CocoData:
+def load_coco(
+    annotation_file: str | Path, image_dir: str | Path, like: CocoData | None = None, allow_outside: bool = False
+) -> CocoData:
     """Read COCO annotations. Categories are numbered 0 to K - 1 in the order of their original ids.
 
     A box that sticks out of its image is kept as it is; one of no size is left out, of training and evaluation, with a warning.
@@ -143,6 +155,7 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
         annotation_file: json with `images`, `annotations` and `categories`.
         image_dir: folder that the `file_name`s are relative to.
         like: the training data, whose categories these data must have (they may lack some).
+        allow_outside: also read images outside of `image_dir` that links or names lead to.
     Returns:
         the data in Arrow form; images are read when they are asked for.
     Raises:
@@ -151,8 +164,12 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
     """
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
     content = read_json(annotation_file)
-    split, categories, problems = read_split(content, annotation_file, "train", lambda name: image_dir / name)
-    raise_problem(problems)
+    split, categories, problems, notes = read_split(content, annotation_file, "train", lambda name: image_dir / name)
+    raw = RawDataset("coco", annotation_file, {"train": split}, categories, problems)
+    raw = only_usable(raw, DataFolder(image_dir, allow_outside=allow_outside))
+    raise_problem(raw.problems)
+    check_reading(raw)
+    split = raw.splits["train"]
     classes = class_space(categories, annotation_file)
     if like is not None:
         known = {category_id: like.id2label[index] for index, category_id in enumerate(like.category_ids)}
@@ -162,7 +179,7 @@ def load_coco(annotation_file: str | Path, image_dir: str | Path, like: CocoData
                 f"{annotation_file} has the categories {others}, which the training data do not have: {known}."
             )
         classes = ClassSpace(like.id2label, like.category_ids)
-    data, notes = to_rows(split, classes, "/".join(annotation_file.parts[-2:]))
-    for note in notes:
+    data, own_notes = to_rows(split, classes, "/".join(annotation_file.parts[-2:]))
+    for note in notes + own_notes:
         warnings.warn(note, DinoDetrWarning, stacklevel=2)
     return data

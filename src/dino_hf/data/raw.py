@@ -24,7 +24,7 @@ class Problem(NamedTuple):
     """Something that could not even be read."""
 
     # "unreadable-file", "unreadable-image", "missing-file", "missing-folder", "missing-list", "bad-entry", "bad-line",
-    # "two-files-for-a-split"
+    # "two-files-for-a-split", "outside"
     kind: str
     where: str  # the file, and the entry or line in it
     message: str  # one sentence

@@ -1,16 +1,23 @@
 """Which format a data set is in is seen from its files."""
 
+import os
+import re
 from itertools import islice
 from pathlib import Path
 
+from ..common.images import IMAGE_SUFFIXES
 from ..common.paths import expand_home
+from ..common.regular_files import is_folder, open_regular
 from .coco_format import read_coco, read_json
-from .files import files_below
+from .files import DataFolder, unread_note
+from .hub_files import FILE_KINDS
 from .hub_format import read_hub
-from .hub_loading import FILE_KINDS, is_saved_dataset
+from .hub_loading import is_saved_dataset
 from .raw import RawDataset
-from .voc_format import read_voc
-from .yolo_format import find_yaml, read_yolo, read_yolo_without_yaml
+from .voc_format import read_voc, why_no_voc
+from .yolo_format import find_yaml, read_yolo, read_yolo_without_yaml, why_no_yolo
+
+_ANNOTATION_SUFFIXES = (".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".zip", ".tar", ".gz", ".7z")
 
 _LOOKED_FOR = (
     "a json in COCO format, a YOLO yaml with `names` and `train` or a classes.txt, xml files in Pascal VOC format, or parquet, "
@@ -18,14 +25,17 @@ _LOOKED_FOR = (
 )
 
 
-def read_raw(source, *, box_format: str | None = None) -> RawDataset:
+def read_raw(source, *, box_format: str | None = None, allow_outside: bool = False) -> RawDataset:
     """Read a data set in whatever format it is, unchecked: broken data can be looked at.
+
+    Only regular files inside the data set's folder are read, with all links followed. No address in it is ever asked.
 
     Args:
         source: folder at any depth of which the annotations are, a json in COCO format, a yaml of YOLO, a parquet, arrow or jsonl
             file, an id of the Hub; or a `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict` of `datasets`.
         box_format: how boxes of a Hugging Face data set are written, which nothing in it tells: "xywh" (default), "xyxy",
             "cxcywh", in pixels, or "xywhn", "xyxyn", "cxcywhn", relative to the image. The other formats say it themselves.
+        allow_outside: also read files outside of the data set's folder that its links and paths lead to.
     Raises:
         ValueError, OSError: nothing is recognised, or the annotation file given cannot be read.
     """
@@ -34,43 +44,59 @@ def read_raw(source, *, box_format: str | None = None) -> RawDataset:
     if not str(source).strip():
         raise ValueError("The path of the data is empty; give a folder, a file or an id of the Hub.")
     path = expand_home(source)
-    if not path.exists():
+    if not is_folder(path) and not os.path.lexists(path):
         return _read_id(source, path, box_format)
-    raw = _read_folder(path, box_format) if path.is_dir() else _read_file(path, box_format)
+    read = _read_folder if path.is_dir() else _read_file
+    raw = read(path, box_format, allow_outside)
     if box_format is not None and raw.format != "huggingface":
         raise ValueError(f"{source} is in {raw.format} format, which says how boxes are written; leave box_format out.")
     return raw
 
 
 def _read_id(source: str | Path, path: Path, box_format: str | None) -> RawDataset:
+    """An id may have a dot in it, but does not end as a file of annotations."""
     parts = str(source).split("/")
-    if isinstance(source, Path) or path.suffix or path.is_absolute() or len(parts) > 2 or not all(parts):
+    is_file_name = path.suffix.lower() in (*FILE_KINDS, *_ANNOTATION_SUFFIXES, *IMAGE_SUFFIXES)
+    is_id = (
+        not path.is_absolute()
+        and len(parts) <= 2
+        and all(re.fullmatch(r"\w[\w.-]*(:[\w.-]+)?", part) for part in parts)
+    )
+    if isinstance(source, Path) or is_file_name or not is_id:
         raise FileNotFoundError(f"There is no file or folder {source}.")
     return read_hub(source, box_format)
 
 
-def _read_file(path: Path, box_format: str | None) -> RawDataset:
+def _read_file(path: Path, box_format: str | None, allow_outside: bool) -> RawDataset:
+    open_regular(path).close()
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):
-        return read_yolo(find_yaml(path))
+        return read_yolo(find_yaml(path), path, allow_outside)
     if suffix in FILE_KINDS:
-        return read_hub(path, box_format)
+        return read_hub(path, box_format, allow_outside)
     if suffix == ".json":
-        return read_coco(path)
+        return read_coco(path, allow_outside)
     raise ValueError(f"{path} is no data set; give a folder, or {_LOOKED_FOR}.")
 
 
-def _read_folder(folder: Path, box_format: str | None) -> RawDataset:
+def _read_folder(folder: Path, box_format: str | None, allow_outside: bool) -> RawDataset:
     if is_saved_dataset(folder):
-        return read_hub(folder, box_format)
-    if yaml_file := find_yaml(folder):
-        return read_yolo(yaml_file)
-    if raw := read_coco(folder) or read_voc(folder) or read_yolo_without_yaml(folder):
-        return raw
-    if any(files_below(folder, set(FILE_KINDS))):
-        return read_hub(folder, box_format)
-    for path in islice(files_below(folder, {".json"}), 100):
+        return read_hub(folder, box_format, allow_outside)
+    files = DataFolder(folder, allow_outside=allow_outside)
+    if yaml_file := find_yaml(folder, files):
+        raw = read_yolo(yaml_file, folder, allow_outside)
+    else:
+        raw = read_coco(folder, allow_outside) or read_voc(folder, files) or read_yolo_without_yaml(folder, files)
+    if raw:
+        return raw._replace(notes=[*raw.notes, *unread_note(folder, files)])
+    if any(files.files(folder, set(FILE_KINDS))):
+        return read_hub(folder, box_format, allow_outside)
+    for path in islice(files.files(folder, {".json"}), 100):
         read_json(path)  # one that is broken may be the reason
+    for explain in (why_no_voc, why_no_yolo):
+        if reason := explain(folder, files):
+            raise ValueError(f"{folder} cannot be read as a data set: {reason}")
     found = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} others" if len(found) > 8 else "")
-    raise ValueError(f"{folder} is no data set: looked for {_LOOKED_FOR}; there is {shown or 'nothing'}.")
+    reasons = " ".join(["", *files.notes(), *unread_note(folder, files)])
+    raise ValueError(f"{folder} is no data set: looked for {_LOOKED_FOR}; there is {shown or 'nothing'}.{reasons}")

@@ -187,7 +187,8 @@ def _has_size(box: list[float], image_size: tuple[int, int] | tuple[None, None],
     width, height = box[2:]
     if width < 0 or height < 0:
         raise ValueError(
-            f"{where} has bbox={box}, of negative size; it must be (x, y, width, height) in pixels, not two corners."
+            f"{where} has bbox={box}, of negative size; width and height must be positive. Of two corners, xmin must be below "
+            "xmax, and ymin below ymax."
         )
     if min(width, height) < SMALLEST_SIDE:
         return False
@@ -213,8 +214,8 @@ def check_image_size(image_id: int, image, size: tuple[int, int] | tuple[None, N
         return
     if image.size == size[::-1]:
         cause = (
-            "its EXIF orientation turns it, while the annotations are for the pixels as stored: save it without that tag, "
-            "or annotate it upright"
+            "width and height are swapped in the json, or the file was turned after it was annotated: correct the json, or turn "
+            "the boxes"
         )
     else:
         cause = "it was resized after it was annotated: bring width, height and boxes in the json to its size"

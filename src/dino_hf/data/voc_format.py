@@ -2,21 +2,27 @@
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 from ..common.images import IMAGE_SUFFIXES, open_image, upright_size
-from .files import files_below, read_lines
+from ..common.regular_files import is_regular, read_bytes
+from .files import DataFolder
+from .image_finder import is_generic, posix
 from .raw import SPLITS, Problem, RawDataset, RawSplit, canonical_split, in_order, split_in
+from .split_lists import SplitLists, lists_beside, lists_of_image_sets
+from .usable import only_usable
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read_voc(source: Path) -> RawDataset | None:
+def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
     """A folder with xml files: VOC's own (Annotations, JPEGImages, ImageSets/Main), or with images beside them or in a folder
     beside theirs, in folders of splits or not. None if no xml is an annotation.
 
+    Splits are those of lists (ImageSets, or train.txt and others in the folder), else of folders.
     Corners are taken as today's tools write them: from 0, the last one outside of the box. Where <database> names VOC itself
     they are counted from 1, the last pixel inside, and become (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1).
     Objects marked `difficult`, which VOC's evaluation neither demands nor counts as wrong, become crowds: they are not
@@ -24,55 +30,85 @@ def read_voc(source: Path) -> RawDataset | None:
     VOC has no category ids: they are 1 to K in the order of the names of all splits. Images are numbered from 1 in each split,
     in the order of their paths.
     """
-    files = list(files_below(source, {".xml"}))
-    if not any(map(_is_annotation, files)):
+    source = source.absolute()
+    paths = list(files.files(source, {".xml"}))
+    if not any(_is_annotation(path) for path in paths):
         return None
     problems, notes = [], []
-    reader = _Reader(source, problems)
-    image_sets = {folder: _image_sets(folder) for folder in {path.parent for path in files}}
+    reader = _Reader(source, files, problems)
     found: dict[str, list[tuple[dict, list[dict]]]] = {}
-    unlisted = 0
-    for path in files:
-        sets = image_sets[path.parent]
-        told = [_split_word(source, path)] if sets is None else sets.pop(path.stem, [])
-        unlisted += not told
-        if told and (entry := reader.read(path)):
-            for split in told:
-                found.setdefault(split, []).append(entry)
-    if unlisted:
-        notes.append(f"{source}: {unlisted} xml files are in no list of ImageSets/Main and are passed over.")
-    for folder, sets in image_sets.items():
-        for stem, told in (sets or {}).items():
-            reader.read_unannotated(folder / f"{stem}.xml", told, found)
+    for folder, lists, group in _by_lists(source, paths, files):
+        splits_of, missing = lists.shares(files, folder, group) if lists else ({}, [])
+        if lists and not splits_of:
+            notes.append(f"{folder}: no line of {lists.where} names an xml, so these lists are passed over.")
+            lists, missing = None, []
+        unlisted = [path for path in group if lists and path not in splits_of]
+        if unlisted:
+            notes.append(f"{folder}: {len(unlisted)} xml files are in no list of {lists.where} and are passed over.")
+        for path in group:
+            told = splits_of.get(path, []) if lists else [_split_word(source, path)]
+            if told and (entry := reader.read(path)):
+                for split in told:
+                    found.setdefault(split, []).append(entry)
+        for split, line in missing:
+            reader.read_unannotated(group[0].parent / f"{_stem(line)}.xml", split, lists.where, found)
+    notes += reader.images_without_xml(paths)
     names = {entry["category_id"] for images in found.values() for _, objects in images for entry in objects}
     ids = {name: number for number, name in enumerate(sorted(names), start=1)}
     splits = {split: _number(split, source, images, ids) for split, images in in_order(found).items()}
     categories = [{"id": number, "name": name} for name, number in ids.items()]
-    return RawDataset("voc", source, splits, categories, problems, notes)
+    return only_usable(RawDataset("voc", source, splits, categories, problems, notes + files.notes()), files)
+
+
+def why_no_voc(source: Path, files: DataFolder) -> str | None:
+    """Why the xml files of a folder cannot be read; None if there is none, or they are for something else."""
+    first = next(files.files(source, {".xml"}), None)
+    if first is None:
+        return None
+    try:
+        _parse(first)
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
+        return f"{first} is not valid xml: {error}; correct it, or save it as UTF-8."
+    return None
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    """Also of encodings that the parser of Python does not know, such as GBK."""
+    content = read_bytes(path)
+    try:
+        return ElementTree.fromstring(content)
+    except (ValueError, LookupError):
+        declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["'][^>]*\?>""", content)
+        if declared is None:
+            raise
+        return ElementTree.fromstring(content[declared.end() :].decode(declared[1].decode()))
 
 
 def _is_annotation(path: Path) -> bool:
     try:
-        return ElementTree.parse(path).getroot().tag == "annotation"
-    except (ElementTree.ParseError, ValueError, LookupError):  # the last two: of an encoding that is wrong or unknown
+        return _parse(path).tag == "annotation"
+    except (ElementTree.ParseError, ValueError, LookupError, OSError):  # of an encoding that is wrong or unknown
         return False
 
 
-def _image_sets(folder: Path) -> dict[str, list[str]] | None:
-    """Stem of an image -> the splits that list it, if there are lists beside a folder of annotations."""
-    lists = folder.parent / "ImageSets" / "Main"
-    files = {word: lists / f"{word}.txt" for word in ("train", "val", "test") if (lists / f"{word}.txt").is_file()}
-    if not {"train", "val"} & set(files) and (lists / "trainval.txt").is_file():
-        files["trainval"] = lists / "trainval.txt"
-    if not files:
-        return None
-    stems = {path.stem for path in folder.iterdir()}
-    splits: dict[str, list[str]] = {}
-    for word, path in files.items():
-        for line in read_lines(path):
-            stem = line if line in stems else line.split()[0]  # lists of one class have 1 or -1 behind the name
-            splits.setdefault(stem, []).append(canonical_split(word))
-    return splits
+def _by_lists(source: Path, paths: list[Path], files: DataFolder) -> list[tuple[Path, SplitLists | None, list[Path]]]:
+    """Folder, its split lists, and the xml files that these are for: below the nearest ImageSets, or all others."""
+    lists_in: dict[Path, SplitLists | None] = {}
+    groups: dict[Path, list[Path]] = {}
+    for path in paths:
+        above = [folder for folder in path.parents if folder.is_relative_to(source)]
+        for folder in above:
+            if folder not in lists_in:
+                lists_in[folder] = lists_of_image_sets(folder, files)
+        groups.setdefault(next((folder for folder in above if lists_in[folder]), source), []).append(path)
+    return [(folder, lists_in[folder] or lists_beside(folder, files), group) for folder, group in groups.items()]
+
+
+def _stem(line: str) -> str:
+    """Name of an image in a line of a list: without a mark of 1 or -1 or a second path behind it, and without suffix."""
+    words = line.split()
+    name = line if len(words) == 1 or (words[-1] not in ("0", "1", "-1") and "/" not in line) else words[0]
+    return os.path.splitext(posix(name).rpartition("/")[2])[0]
 
 
 def _split_word(source: Path, path: Path) -> str:
@@ -87,22 +123,22 @@ def _split_word(source: Path, path: Path) -> str:
 class _Reader:
     """Reads xml files, and finds the image of each."""
 
-    def __init__(self, source: Path, problems: list[Problem]):
-        self.source = source.absolute()
-        self.problems = problems
+    def __init__(self, source: Path, files: DataFolder, problems: list[Problem]):
+        self.source, self.files, self.problems = source, files, problems
         self._names_in: dict[Path, dict[str, str]] = {}
+        self._xml_of: dict[Path, Path] = {}  # image -> the xml that it belongs to
 
     def read(self, path: Path) -> tuple[dict, list[dict]] | None:
         """The image without its id, and its objects without image ids, category ids being names yet."""
         try:
-            root = ElementTree.parse(path).getroot()
-        except (ElementTree.ParseError, ValueError, LookupError) as error:
+            root = _parse(path)
+        except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
             self.problems.append(Problem("unreadable-file", str(path), f"{path} is not valid xml: {error}."))
             return None
         if root.tag != "annotation":
             return None
         first_pixel = 1 if re.match(r"The VOC\d* Database", root.findtext("source/database", "").strip()) else 0
-        where = path.relative_to(self.source) if path.is_absolute() else path.absolute().relative_to(self.source)
+        where = path.relative_to(self.source)
         objects = []
         for number, entry in enumerate(root.iterfind("object")):
             try:
@@ -113,18 +149,33 @@ class _Reader:
                 )
         return self._image(path, root), objects
 
-    def read_unannotated(self, path: Path, splits: list[str], found: dict[str, list]) -> None:
+    def read_unannotated(self, path: Path, split: str, where: str, found: dict[str, list]) -> None:
         """An image that a list names and that has no xml: usual in test data."""
-        for split in splits:
-            if split == "test":
-                found.setdefault(split, []).append((self._image(path, None), []))
-            else:
-                message = f"{path} does not exist, but ImageSets/Main lists it as {split} data."
-                self.problems.append(Problem("missing-file", str(path), message))
+        if split == "test":
+            found.setdefault(split, []).append((self._image(path, None), []))
+        else:
+            message = f"{path} does not exist, but {where} lists it as {split} data."
+            self.problems.append(Problem("missing-file", str(path), message))
+
+    def images_without_xml(self, paths: list[Path]) -> list[str]:
+        """A note, if folders of images have some that no xml belongs to."""
+        known = {path.stem for path in [*paths, *self._xml_of]}
+        folders = sorted({image.parent for image in self._xml_of})
+        others = [
+            folder / name for folder in folders for stem, name in self._images_in(folder).items() if stem not in known
+        ]
+        if not others:
+            return []
+        return [
+            f"{len(others)} images have no xml and are passed over; the first is {others[0]}. An image without objects needs an "
+            "xml without <object>."
+        ]
 
     def _image(self, path: Path, root: ElementTree.Element | None) -> dict:
         listed = "" if root is None else root.findtext("filename", "").strip()
-        image = self._find(path.absolute(), Path(listed.replace("\\", "/")).name)
+        image = self._find(path, Path(posix(listed)).name)
+        if self._xml_of.setdefault(image, path) != path:  # cam1/1.xml and cam2/1.xml are not both for the one 1.jpg
+            image = path.with_suffix(".jpg")
         size = [None if root is None else _whole(root.findtext(f"size/{side}")) for side in ("width", "height")]
         if None in size:  # some tools write 0 for what they do not know
             size = self._size_in_file(image)
@@ -133,31 +184,44 @@ class _Reader:
 
     def _find(self, path: Path, listed: str) -> Path:
         """The image called as the xml is, beside it or in a folder for images; else as <filename> says."""
-        above, below = path.parent.parent, path.parent.relative_to(self.source).parts[1:]
-        folders = [
-            path.parent,
-            *(above / name for name in _IMAGE_FOLDERS),
-            *(self.source.joinpath(name, *below) for name in _IMAGE_FOLDERS),  # images/train for annotations/train
-            path.parent / "images",
-            above,
-        ]
+        folders = self._image_folders(path.parent)
         for folder in folders:
-            if Path(listed).stem == path.stem and (folder / listed).is_file():  # of two, not the mask beside it
+            if Path(listed).stem == path.stem and is_regular(folder / listed):  # of two, not the mask beside it
                 return folder / listed
             if name := self._images_in(folder).get(path.stem):
                 return folder / name
         for folder in folders:
-            if listed and (folder / listed).is_file():
+            if listed and is_regular(folder / listed):
                 return folder / listed
-        folder = next((folder for folder in folders[1:-1] if folder.is_dir()), path.parent)
+        folder = next((folder for folder in folders[1:] if folder.is_dir()), path.parent)
         return folder / (listed or f"{path.stem}.jpg")
+
+    @cache  # noqa: B019  it lives as long as one data set is read
+    def _image_folders(self, beside: Path) -> list[Path]:
+        """Where images of the xml files in a folder may be, likely places first.
+
+        For annotations/train/a.xml: images/train, then images. For cam1/xml/a.xml cam1/images, but never images, which may be of
+        another camera.
+        """
+        found = [beside]
+        for above in [folder for folder in beside.parents if folder.is_relative_to(self.source)]:
+            parts = beside.relative_to(above).parts
+            own = [part for part in parts if not is_generic(part)] if len(parts) > 1 else []
+            for below in (parts[1:], own):
+                found += [above.joinpath(name, *below) for name in _IMAGE_FOLDERS]
+            if not own:
+                found.append(above)
+        return [*dict.fromkeys([*found, *(beside / name for name in _IMAGE_FOLDERS)])]
 
     def _images_in(self, folder: Path) -> dict[str, str]:
         """Stem -> name."""
         if folder not in self._names_in:
             names = os.listdir(folder) if folder.is_dir() else []
             images = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
-            self._names_in[folder] = {os.path.splitext(name)[0]: name for name in sorted(images)}
+            images.sort(key=lambda name: (os.path.splitext(name)[1].lower() not in (".jpg", ".jpeg"), name))
+            self._names_in[folder] = {
+                os.path.splitext(name)[0]: name for name in reversed(images)
+            }  # not the mask a.png
         return self._names_in[folder]
 
     def _size_in_file(self, path: Path) -> tuple[int, int] | tuple[None, None]:
@@ -176,7 +240,8 @@ def _read_object(entry: ElementTree.Element, first_pixel: int) -> dict:
     try:
         x0, y0, x1, y1 = (float(text) for text in texts)
     except (TypeError, ValueError):
-        raise ValueError(f"has {dict(zip(_CORNERS, texts, strict=True))} as bndbox; it must be four numbers") from None
+        found = {corner: text and text[:40] for corner, text in zip(_CORNERS, texts, strict=True)}
+        raise ValueError(f"has {found} as bndbox; it must be four numbers") from None
     box = [x0 - first_pixel, y0 - first_pixel, x1 - x0 + first_pixel, y1 - y0 + first_pixel]
     return {"category_id": name, "bbox": box, "iscrowd": int((entry.findtext("difficult") or "").strip() == "1")}
 
@@ -184,7 +249,7 @@ def _read_object(entry: ElementTree.Element, first_pixel: int) -> dict:
 def _whole(text: str | None) -> int | None:
     try:
         return round(float(text)) or None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last one: infinite
         return None
 
 

@@ -3,46 +3,51 @@
 import os
 from pathlib import Path
 
-import yaml
-
 from ..common.images import IMAGE_SUFFIXES
-from .files import read_lines, read_text
-from .image_finder import image_files
+from ..common.regular_files import is_folder, is_regular, shown
+from .files import DataFolder
+from .image_finder import image_files, posix
 from .raw import Problem, RawDataset, in_order, split_in
-from .yolo_labels import label_file, labels_without_image, read_labels
+from .split_lists import darknet_lists, lists_beside
+from .usable import only_usable
+from .yolo_labels import label_file, labels_without_image, read_labels, without_masks
 
 _SPLIT_KEYS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _NAMES = ("data", "dataset")
-_NAMES_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # the last: of labelImg
+_NAMES_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "data/obj.names")  # the third: of labelImg
+_MOST_CLASSES = 100_000
 
 
-def find_yaml(source: Path) -> Path | None:
+def find_yaml(source: Path, files: DataFolder | None = None) -> Path | None:
     """The yaml given, or the one in a folder that describes a YOLO data set.
 
+    Args:
+        files: of the folder; None for a yaml, which the user named.
     Raises:
         ValueError: several do, and none is called data.yaml or dataset.yaml; or the one given is none.
     """
-    if source.is_file():
-        if not _is_yolo(source):
+    files = files or DataFolder(source, allow_outside=True)
+    if not source.is_dir():
+        if not _is_yolo(source, files):
             raise ValueError(
                 f"{source} is not the yaml of a YOLO data set: it needs `names`, and `train` or `val` folders."
             )
         return source
     found = []
     for patterns in (("*.yaml", "*.yml"), ("*/*.yaml", "*/*.yml")):  # archives often hold a single folder
-        paths = sorted(path for pattern in patterns for path in source.glob(pattern))
-        found = found or [path for path in paths if _is_yolo(path, must_be_yaml=path.stem in _NAMES)]
+        paths = sorted(path for pattern in patterns for path in source.glob(pattern) if files.is_file(path))
+        found = found or [path for path in paths if _is_yolo(path, files, must_be_yaml=path.stem in _NAMES)]
     named = [path for path in found if path.stem in _NAMES]
     if len(found) > 1 and len(named) != 1:
         names = [path.relative_to(source).as_posix() for path in found]
-        raise ValueError(f"{source} has several yaml files of YOLO data sets: {names}; give one of them.")
+        raise ValueError(f"{source} has several yaml files of YOLO data sets: {shown(names)}; give one of them.")
     return (named or found or [None])[0]
 
 
-def _is_yolo(path: Path, must_be_yaml: bool = True) -> bool:
+def _is_yolo(path: Path, files: DataFolder, must_be_yaml: bool = True) -> bool:
     try:
-        content = _read_yaml(path)
-    except ValueError:
+        content = _read_yaml(path, files)
+    except (ValueError, OSError):
         if must_be_yaml:
             raise
         return False
@@ -53,114 +58,186 @@ def _is_yolo(path: Path, must_be_yaml: bool = True) -> bool:
     )
 
 
-def _read_yaml(path: Path):
-    """Its content with all values as strings, as a class may be called `no` or `007`. Keys without a value are left out.
-
-    Raises:
-        ValueError: it is broken.
-    """
-    try:
-        content = yaml.load(read_text(path), yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}.") from error
+def _read_yaml(path: Path, files: DataFolder):
+    """As `read_yaml`. Keys without a value are left out."""
+    content = files.read_yaml(path)
     if not isinstance(content, dict):
         return content
     return {key: value for key, value in content.items() if value not in ("", "~", "null", [])}
 
 
-def read_yolo(yaml_file: Path) -> RawDataset:
+def read_yolo(yaml_file: Path, source: Path | None = None, allow_outside: bool = False) -> RawDataset:
     """The data set of a yaml: `path`, `train`, `val` and `test` (folders, lists of them, or txt files that list images), `names`.
 
     A txt has lines of class, centre x, centre y, width, height, relative to the image as it is seen (turned by its EXIF
     orientation); of a polygon (class x1 y1 x2 y2 x3 y3 ...) the bounding box is taken. An image without a txt has no boxes.
     Images are numbered from 1 in each split, in the order of their paths; class numbers are the category ids.
+
+    Args:
+        source: what the user named: the yaml, whose `path` is then read wherever it leads, or a folder that all must lie in.
     """
-    content = _read_yaml(yaml_file)
+    beside, source = yaml_file.absolute().parent, source or yaml_file
+    content = _read_yaml(yaml_file, DataFolder(beside, allow_outside=True))
     problems, splits, notes = [], {}, []
+    path = content.get("path")
+    if path is not None and not isinstance(path, str):
+        problems.append(
+            Problem("bad-entry", f"{yaml_file}: path", f"{yaml_file} has path={shown(path)}; it must be a folder.")
+        )
+        path = None
+    bases = (
+        [beside] if path is None else [beside / posix(path), Path.cwd() / posix(path), beside]
+    )  # an absolute path replaces
+    folders = [source.absolute() if source.is_dir() else beside]
+    if not source.is_dir() and path is not None:
+        folders += [base for base in bases if is_folder(base)]
+        if not DataFolder(beside).is_inside(folders[1] if len(folders) > 1 else beside):
+            notes.append(f"The images are in {os.path.realpath(folders[1])}, which {yaml_file} names as its path.")
+    files = DataFolder(*folders, allow_outside=allow_outside)
     categories = _categories(content, yaml_file, problems)
     for key, name in _SPLIT_KEYS.items():
         if content.get(key) is None or name in splits:
             continue
-        paths, missing = _images_of(content[key], content.get("path"), yaml_file)
-        missing = [f"{place}, which {yaml_file} names as {key}, {why}" for place, why in missing]
-        if missing and not paths and name == "test":
-            notes.append(f"{missing[0]}, so there are no test data.")
+        paths, missing = _images_of(content[key], bases, files)
+        missing = [(kind, f"{place}, which {yaml_file} names as {key}, {why}") for kind, place, why in missing]
+        if missing and not paths and name == "test" and missing[0][0] != "outside":
+            notes.append(f"{missing[0][1]}, so there are no test data.")
             continue
-        problems += [Problem("missing-folder", f"{yaml_file}: {key}", f"{one}.") for one in missing]
+        problems += [Problem(kind, f"{yaml_file}: {key}", f"{one}.") for kind, one in missing]
         if paths:
-            splits[name] = read_labels(name, yaml_file, paths, "kpt_shape" in content, problems)
-    return RawDataset("yolo", yaml_file, splits, categories, problems, notes + labels_without_image(splits))
+            paths, masks = without_masks(paths)
+            notes += masks
+            splits[name] = read_labels(name, yaml_file, paths, "kpt_shape" in content, files, problems)
+    notes += labels_without_image(splits, files) + files.notes()
+    return only_usable(RawDataset("yolo", yaml_file, splits, categories, problems, notes), files)
 
 
-def read_yolo_without_yaml(folder: Path) -> RawDataset | None:
+def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None:
     """As labelling tools export: `classes.txt` or `obj.names` with a class per line, and images with their txt files anywhere
-    below, in folders called as splits or not. None if there is none of them, or no txt of an image."""
-    names_file = next((folder / name for name in _NAMES_FILES if (folder / name).is_file()), None)
-    paths = [] if names_file is None else [path.absolute() for path in image_files(folder)]
-    if not any(label_file(path).is_file() for path in paths):
+    below. None if there is none of them, or no txt of an image.
+
+    Splits are those of the lists that obj.data names, of train.txt and others, or else of folders.
+    """
+    names_file = _names_file(folder, files)
+    root = folder.absolute()
+    paths = [] if names_file is None else sorted(image_files(root, files))
+    if not any(is_regular(label_file(path)) for path in paths):
         return None
-    names = map(str.strip, read_text(names_file).splitlines())
+    names = map(str.strip, files.read_text(names_file).splitlines())
     categories = [{"id": number, "name": name} for number, name in enumerate(names) if name]
+    paths, notes = without_masks(paths)
+    lists = darknet_lists(root, files) or lists_beside(root, files)
+    splits_of, missing = lists.shares(files, root, paths) if lists else ({}, [])
+    if lists and not splits_of:
+        notes.append(f"{folder}: no line of {lists.where} names an image, so these lists are passed over.")
+        lists, missing = None, []
     of_split: dict[str, list[Path]] = {}
-    for path in sorted(paths):
-        told = filter(None, map(split_in, path.relative_to(folder.absolute()).parts[-2::-1]))
-        of_split.setdefault(next(told, "train"), []).append(path)
-    problems = []
-    splits = {name: read_labels(name, names_file, paths, False, problems) for name, paths in in_order(of_split).items()}
-    return RawDataset("yolo", folder, splits, categories, problems, labels_without_image(splits))
+    for path in paths:
+        told = filter(None, map(split_in, path.relative_to(root).parts[-2::-1]))
+        for split in splits_of.get(path, []) if lists else [next(told, "train")]:
+            of_split.setdefault(split, []).append(path)
+    problems = [
+        Problem(
+            "missing-file",
+            f"{folder}: {shown(line)}",
+            f"{shown(line)}, which {lists.where} lists as {split} data, does not exist.",
+        )
+        for split, line in missing
+    ]
+    unlisted = [path for path in paths if lists and path not in splits_of]
+    if unlisted:
+        notes.append(
+            f"{folder}: {len(unlisted)} images are in no list of {lists.where} and are passed over; the first is {unlisted[0]}."
+        )
+    splits = {
+        name: read_labels(name, names_file, paths, False, files, problems) for name, paths in in_order(of_split).items()
+    }
+    notes += labels_without_image(splits, files) + files.notes()
+    return only_usable(RawDataset("yolo", folder, splits, categories, problems, notes), files)
+
+
+def _names_file(folder: Path, files: DataFolder) -> Path | None:
+    return next((folder / name for name in _NAMES_FILES if files.is_file(folder / name)), None)
+
+
+def why_no_yolo(folder: Path, files: DataFolder) -> str | None:
+    """Why a folder with names of classes is no data set; None if it has none."""
+    names_file = _names_file(folder, files)
+    if names_file is None:
+        return None
+    labels = [path for path in files.files(folder, {".txt"}) if path != names_file]
+    images = next(image_files(folder, files), None)
+    if images is None:
+        where = f"{len(labels)} txt files" if labels else "no txt files either"
+        return f"there are names of classes in {names_file} and {where}, but no images; copy the images into {folder / 'images'}."
+    return f"there are names of classes in {names_file} and images such as {images}, but no txt beside one or in a folder labels."
 
 
 def _categories(content: dict, yaml_file: Path, problems: list[Problem]) -> list[dict]:
+    def refuse(field: str, text: str) -> None:
+        problems.append(Problem("bad-entry", f"{yaml_file}: {field}", f"{yaml_file} has {text}."))
+
     names, count = content.get("names"), content.get("nc")
-    if count is not None and not (isinstance(count, str) and count.isdecimal()):
-        message = f"{yaml_file} has nc={count!r}; it must be the number of classes."
-        problems.append(Problem("bad-entry", f"{yaml_file}: nc", message))
-        count = None
+    if count is not None:
+        if isinstance(count, str) and count.isdecimal() and len(count) < 19 and int(count) <= _MOST_CLASSES:
+            count = int(count)
+        else:
+            refuse("nc", f"nc={shown(count)}; it must be the number of classes, at most {_MOST_CLASSES:,}")
+            count = None
     if names is None:
-        names = [f"class_{index}" for index in range(int(count or 0))]
+        names = [f"class_{index}" for index in range(count or 0)]
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(key.isdecimal() for key in map(str, names)):
-        message = f"{yaml_file} has names={names!r}; they must be a list, or a dictionary with class numbers."
-        problems.append(Problem("bad-entry", f"{yaml_file}: names", message))
+    if not isinstance(names, dict) or not all(key.isdecimal() and len(key) < 19 for key in map(str, names)):
+        refuse("names", f"names={shown(names)}; they must be a list, or a dictionary with class numbers")
         return []
-    if count is not None and int(count) != len(names):
-        message = f"{yaml_file} has nc={count}, but {len(names)} names: {list(names.values())}; correct one of them."
-        problems.append(Problem("bad-entry", f"{yaml_file}: nc", message))
-    return [{"id": int(number), "name": str(name)} for number, name in names.items()]
+    if wrong := [name for name in names.values() if not isinstance(name, str)]:
+        refuse("names", f"a class named {shown(wrong[0])}; a name must be a text")
+        return []
+    if count is not None and count != len(names):
+        refuse("nc", f"nc={count}, but {len(names)} names: {shown(list(names.values()))}; correct one of them")
+    return [{"id": int(number), "name": name} for number, name in names.items()]
 
 
-def _images_of(entries, path, yaml_file: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Images of one split in the order of their paths, and what is wrong with entries that lead to none."""
-    beside = yaml_file.absolute().parent
-    bases = (
-        [beside] if path is None else [beside / _posix(str(path)), Path.cwd() / _posix(str(path)), beside]
-    )  # an absolute path replaces
+def _images_of(entries, bases: list[Path], files: DataFolder) -> tuple[list[Path], list[tuple[str, Path | str, str]]]:
+    """Images of one split in the order of their paths, and what is wrong with entries that lead to none: kind, place, why."""
     images, missing = [], []
-    for entry in map(_posix, map(str, entries if isinstance(entries, list) else [entries])):
-        # "../train/images" is meant from the folder of the yaml in exports of Roboflow, which is where it is not
-        places = [base / entry for base in bases] + [base / entry.removeprefix("../") for base in bases]
-        place = next((Path(os.path.normpath(place)) for place in places if place.exists()), None)
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, str):
+            missing.append(("bad-entry", shown(entry), "must be a folder, a list of them, or a txt file"))
+            continue
+        places = _places(posix(entry), bases)
+        inside = [place for place in places if files.is_inside(place)]
+        place = next((place for place in inside if place.is_dir() or is_regular(place)), None)
         if place is None:
-            missing.append((places[0], "does not exist"))
+            there = [place for place in places if place not in inside and (place.is_dir() or is_regular(place))]
+            why = f"leads out of the data set: {files.outside_text(there[0])[:-1]}" if there else "does not exist"
+            missing.append(("outside" if there else "missing-folder", there[0] if there else places[0], why))
             continue
         found = []
         if place.is_dir():
-            found = list(image_files(place))
+            found = list(image_files(place, files))
         elif place.suffix == ".txt":
-            found = [_listed(_posix(line), [place.parent, *bases]) for line in read_lines(place)]
+            found = [_listed(posix(line), [place.parent, *bases], files) for line in files.read_lines(place)]
         elif place.suffix.lower() in IMAGE_SUFFIXES:
             found = [place]
         images += found
         if not found:
-            missing.append((place, "has no images"))
+            missing.append(("missing-folder", place, "has no images"))
     return sorted(dict.fromkeys(images)), missing
 
 
-def _posix(path: str) -> str:
-    return path.replace("\\", "/")  # of data sets made on Windows
+def _places(entry: str, bases: list[Path]) -> list[Path]:
+    """Where an entry may lead.
+
+    Exports of Roboflow have "../train/images" for images that lie beside the yaml: there first, as the folder above may hold
+    another export.
+    """
+    stripped = entry.removeprefix("../")
+    entries = [stripped, entry] if stripped != entry else [entry]
+    return [Path(os.path.normpath(base / one)) for one in entries for base in bases]
 
 
-def _listed(line: str, bases: list[Path]) -> Path:
+def _listed(line: str, bases: list[Path], files: DataFolder) -> Path:
     places = [Path(os.path.normpath(base / line)) for base in bases]
-    return next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if files.is_file(place)), next(filter(is_regular, places), places[0]))

@@ -1,0 +1,132 @@
+"""Lists that say which images, or annotations, belong to which split."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .files import DataFolder
+from .image_finder import TailIndex, posix
+from .raw import SPLITS, canonical_split
+
+_TRAINVAL = "trainval"
+
+
+class SplitLists(NamedTuple):
+    """The lists of one data set."""
+
+    lists: dict[str, list[Path]]  # split -> its lists
+    where: str  # they are, for messages
+
+    def shares(self, files: DataFolder, root: Path, paths: Iterable[Path]) -> tuple[dict[Path, list[str]], list[tuple]]:
+        """Path of a file -> the splits that list it; and what lists name that is not there: (split, its entry).
+
+        Args:
+            root: folder that all paths are in.
+        """
+        index = TailIndex(root, paths, with_suffix=False)
+        splits_of: dict[Path, list[str]] = {}
+        missing = []
+        for split, lists in self.lists.items():
+            for line in dict.fromkeys(line for path in lists for line in files.read_lines(path)):
+                if (found := _find(index, line, split)) is None:
+                    missing.append((split, line))
+                elif split not in splits_of.setdefault(found, []):
+                    splits_of[found].append(split)
+        return splits_of, missing
+
+
+def _find(index: TailIndex, line: str, split: str) -> Path | None:
+    """The file of a line, which is a path or a name without suffix, alone or with a class mark or a second path behind it."""
+    for name in dict.fromkeys([line, *line.split()]):
+        found = index.find(posix(name), split) or index.find(f"{posix(name)}.", split)  # a dot in a name without suffix
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def lists_of_image_sets(folder: Path, files: DataFolder) -> SplitLists | None:
+    """The lists in the folder ImageSets of VOC: those of Main, or in it, or else of the first of its folders that has some."""
+    top = folder / "ImageSets"
+    if not top.is_dir():
+        return None
+    others = sorted(path for path in top.iterdir() if path.is_dir() and path.name != "Main")
+    for place in (top / "Main", top, *others):
+        if lists := _lists_in(place, files):
+            return SplitLists(lists, place.relative_to(folder).as_posix())
+    return None
+
+
+def lists_beside(folder: Path, files: DataFolder) -> SplitLists | None:
+    """train.txt, val_list.txt and others in a folder, or in its folders `data` and `splits`."""
+    for place in (folder, folder / "data", folder / "splits", folder / "ImageSets", folder / "Main"):
+        if lists := _lists_in(place, files):
+            where = place.relative_to(folder).as_posix()
+            return SplitLists(lists, "its split lists" if where == "." else where)
+    return None
+
+
+def darknet_lists(folder: Path, files: DataFolder) -> SplitLists | None:
+    """The lists that a file of Darknet, such as obj.data, names."""
+    for path in sorted(files.files(folder, {".data"})):
+        lists: dict[str, list[Path]] = {}
+        for line in files.read_lines(path):
+            key, _, value = (part.strip() for part in line.partition("="))
+            split = canonical_split(key.lower())
+            if split in SPLITS and value and (found := _beside(path.parent, folder, posix(value), files)):
+                lists[split] = [found]
+        if lists.get("validation") == lists.get("train"):  # as Darknet wants one where there is none
+            lists.pop("validation", None)
+        if lists:
+            return SplitLists(lists, path.name)
+    return None
+
+
+def _beside(beside: Path, root: Path, value: str, files: DataFolder) -> Path | None:
+    """A path in a file, as it stands or with its first folders left out, which are of another computer."""
+    parts = [part for part in value.split("/") if part not in ("", ".", "..")]
+    places = [base.joinpath(*parts[start:]) for base in (beside, root) for start in range(len(parts))]
+    return next((place for place in places if files.is_file(place)), None)
+
+
+def _lists_in(folder: Path, files: DataFolder) -> dict[str, list[Path]]:
+    """Split -> lists in a folder. One of train and val together counts where there is neither."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.txt")) if folder.is_dir() else ():
+        split = _TRAINVAL if _word(path.stem) == _TRAINVAL else canonical_split(_word(path.stem))
+        if split in (*SPLITS, _TRAINVAL) and files.is_file(path) and _is_list(path, files):
+            found.setdefault(split, []).append(path)
+    both = found.pop(_TRAINVAL, None)
+    if both and not {"train", "validation"} & set(found):
+        found["train"] = both
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _word(stem: str) -> str:
+    """ "train" of train_list, list_train and train_files."""
+    parts = [
+        part for part in stem.lower().replace("-", "_").split("_") if part not in ("list", "files", "images", "set")
+    ]
+    return "_".join(parts)
+
+
+def _is_list(path: Path, files: DataFolder) -> bool:
+    """Not the label file of an image train.jpg."""
+    first = next(iter(files.read_lines(path)), "")
+    return not first or not _is_box(first.split())
+
+
+def _is_box(values: list[str]) -> bool:
+    try:
+        return len([float(value) for value in values]) >= 5
+    except ValueError:
+        return False
+
+
+def unlisted(paths: Iterable[Path], splits_of: dict[Path, list[str]]) -> Iterator[Path]:
+    return (path for path in paths if path not in splits_of)
+
+
+def stem_path(path: Path, root: Path) -> str:
+    """Relative path without its suffix."""
+    return os.path.splitext(path.relative_to(root).as_posix())[0]

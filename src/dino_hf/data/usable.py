@@ -1,0 +1,69 @@
+"""What no reader may give to others: names that no file or report can hold, and files outside of the data set."""
+
+from ..common.regular_files import OutsideError, shown
+from .files import DataFolder
+from .raw import Problem, RawDataset, RawSplit
+
+
+def only_usable(raw: RawDataset, files: DataFolder | None = None) -> RawDataset:
+    """Without images, and their annotations, whose names are no text or whose files may not be read; each is a problem.
+
+    Class names that are no text are made some, which is a problem too.
+
+    Args:
+        files: of the data set; None: its paths are the user's own, or were checked.
+    """
+    problems = []
+    categories = [_usable_category(entry, raw, problems) for entry in raw.categories]
+    splits = {name: _usable_split(split, files, problems) for name, split in raw.splits.items()}
+    return raw._replace(splits=splits, categories=categories, problems=[*raw.problems, *problems])
+
+
+def _usable_category(entry: dict, raw: RawDataset, problems: list[Problem]) -> dict:
+    if is_text(entry["name"]):
+        return entry
+    where = f"{raw.origin}: category {entry['id']}"
+    message = f"{where} has name={shown(entry['name'])}, which is no text that can be written; correct it."
+    problems.append(Problem("bad-entry", where, message))
+    return entry | {"name": entry["name"].encode("utf-8", "replace").decode().replace("\0", "?")}
+
+
+def _usable_split(split: RawSplit, files: DataFolder | None, problems: list[Problem]) -> RawSplit:
+    left_out = {}
+    for place, image in enumerate(split.images):
+        if problem := _problem(split, image, files):
+            problems.append(problem)
+            left_out[place] = image["id"]
+    if not left_out:
+        return split
+    images = [image for place, image in enumerate(split.images) if place not in left_out]
+    gone = set(left_out.values()) - {image["id"] for image in images}
+    annotations = [entry for entry in split.annotations if entry["image_id"] not in gone]
+    return split._replace(images=images, annotations=annotations)
+
+
+def _problem(split: RawSplit, image: dict, files: DataFolder | None) -> Problem | None:
+    where = f"{split.origin}: image {image['id']}"
+    if not is_text(image["file_name"]) or ("path" in image and not is_text(str(image["path"]))):
+        message = f"{where} has file_name={shown(image['file_name'])}, which is no text in UTF-8; rename the file."
+        return Problem("bad-entry", where, message)
+    if files is not None and "path" in image:
+        try:
+            files.check(image["path"])
+        except OutsideError as error:
+            return Problem("outside", where, f"{where}: {error}")
+    return None
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8 and be part of a path."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def is_address(path: str) -> bool:
+    """Whether a path would be asked of a server, or is in an archive, by the file systems of `datasets`."""
+    return "://" in path or "::" in path
