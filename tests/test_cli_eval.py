@@ -10,6 +10,7 @@ from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcess
 from typer.testing import CliRunner
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.evaluation import measured
 from dino_hf.evaluation.report import COMPARISON_FILES, FILES
 from dino_hf.tools import cli_eval
 from dino_hf.tools.scenes import CATEGORIES, make_scenes
@@ -128,7 +129,7 @@ def test_without_a_folder_results_go_to_one_of_the_models_name(folder, tmp_path,
 )
 def test_the_folder_of_a_model_from_the_hub_has_its_id(model, name, monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert cli_eval._folder_name(model) == name
+    assert measured.report_folder(model) == Path("outputs/eval", name)
 
 
 def test_the_table_of_many_classes_has_those_with_most_objects():

@@ -63,10 +63,8 @@ def journal(folder) -> list[dict]:
 def test_the_command_predicts_a_folder_and_names_what_it_skips(model, photos, tmp_path):
     exit_code, output, errors = run(model, photos, "--save", tmp_path / "found", "--threshold", THRESHOLD)
     assert exit_code == 3
-    assert (
-        errors
-        == "skipped 5.png: It is no image of a known format, or its beginning is damaged.\n1 source was skipped.\n"
-    )
+    assert errors.startswith("skipped 5.png: It is no image of a known format (AVIF,")
+    assert errors.endswith("), or its beginning is damaged.\n1 source was skipped.\n")
     records = journal(tmp_path / "found")
     names = ["1.png", "2.png", "10.png", *["clip.mp4"] * 5, "sub/1.png"]
     assert [record["file"] for record in records] == names
@@ -286,3 +284,67 @@ def test_help_is_short_and_ends_with_an_example():
     assert exit_code == 0
     assert "dino-hf predict outputs/train photos/ clip.mp4 --save found" in output
     assert len(output.splitlines()) < 80
+
+
+def test_a_resumed_prediction_with_nothing_left_says_so(model, photos, tmp_path):
+    arguments = (model, photos / "1.png", "--save", tmp_path / "out")
+    run(*arguments)
+    exit_code, output, _ = run(*arguments, "--resume")
+    assert exit_code == 0
+    assert output.startswith(
+        "Nothing was left to predict: the earlier prediction has all of these sources.\nResults are in"
+    )
+
+
+@pytest.mark.parametrize(
+    ("best", "named", "is_told"),
+    [(0.347, "{model}", True), (0.347, "another", False), (0.519, "{model}", False), (0.521, "{model}", True)],
+)
+def test_the_threshold_that_was_measured_is_told(model, photos, tmp_path, monkeypatch, best, named, is_told):
+    monkeypatch.chdir(tmp_path)
+    report = tmp_path / "outputs" / "eval" / model.name / "results.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps({"model": named.format(model=model), "best_threshold": {"threshold": best}}))
+    _, output, _ = run(model, photos / "1.png")
+    assert (f"measured {best} as the best threshold of this model" in output) == is_told
+    assert "measured" not in run(model, photos / "1.png", "--threshold", 0.5)[1]
+    for damaged in ("", "[]", '{"model": "x", "best_threshold": null}', "[" * 10**5):
+        report.write_text(damaged)
+        assert run(model, photos / "1.png")[0] == 0
+
+
+def test_thresholds_of_single_classes(predictor, photos):
+    everything = predict(predictor, photos / "1.png", threshold=0.0)[0]
+    name = everything.names[0]
+    middle = float(np.median(everything.scores))
+    found = predict(predictor, photos / "1.png", threshold=middle, class_thresholds={name: 0.0})[0]
+    kept = [score > middle or own == name for score, own in zip(everything.scores, everything.names, strict=True)]
+    assert len(found.scores) == sum(kept) > (everything.scores > middle).sum()
+    with pytest.raises(ValueError, match=r"threshold=2 must be in \[0, 1\]"):
+        predict(predictor, photos / "1.png", class_thresholds={name: 2})
+    with pytest.raises(ValueError, match="The model has no class 'disk'; the closest are disc"):
+        predict(predictor, photos / "1.png", class_thresholds={"disk": 0.3})
+    assert cli_predict._read_thresholds("person=0.3, a=b=1") == {"person": 0.3, "a=b": 1.0}
+    for text in ("person", "=0.3", "person=high", ""):
+        with pytest.raises(ValueError, match=r"must be like person=0\.3,dog=0\.6"):
+            cli_predict._read_thresholds(text)
+
+
+def test_a_word_is_said_where_detections_were_cut_off(predictor, model, photos):
+    with pytest.warns(UserWarning, match="In 1 image, 3 detections or more have a score above the threshold"):
+        (found,) = predict(predictor, photos / "1.png", threshold=0.0, max_detections=3)
+    assert len(found.scores) <= 3
+    errors = run(model, photos / "1.png", "--threshold", 0, "--max-detections", 3)[2]
+    assert "note: In 1 image, 3 detections or more" in errors
+
+
+def test_queries_and_all_scores_are_saved_where_asked_for(predictor, photos, tmp_path):
+    (found,) = predict(predictor, photos / "1.png", threshold=0.0, all_scores=True, save=tmp_path / "out", formats=[])
+    (record,) = journal(tmp_path / "out")
+    assert found.class_scores.shape == (len(found.scores), 5)
+    assert [entry["query"] for entry in record["objects"]] == found.queries.tolist()
+    np.testing.assert_allclose([entry["scores"] for entry in record["objects"]], found.class_scores, atol=1e-6)
+    assert repr(found).startswith("Prediction('1.png', 90 x 60: ")
+    assert len(repr(found)) < 300
+    with pytest.raises(ValueError, match="all_scores cannot be had with tiles or tta"):
+        predict(predictor, photos / "1.png", all_scores=True, tta=True)

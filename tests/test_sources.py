@@ -6,6 +6,8 @@ import shutil
 import socket
 import struct
 import threading
+import time
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from dino_hf.common.images import UnknownRange, to_rgb
-from dino_hf.inference import sources
+from dino_hf.inference import downloads, sources
 from dino_hf.inference.sources import End, Failure, Picture, Source, find_sources, read_image, read_sources
 from dino_hf.inference.videos import VideoWriter, camera_input, read_frames, video_info
 from inference_toys import noise
@@ -331,8 +333,8 @@ def times(path) -> list[float]:
 )
 def test_a_written_video_has_the_times_of_its_frames(tmp_path, given, rate, expected):
     writer = VideoWriter(tmp_path / "x.mp4", (64, 48), rate)
-    for number, time in enumerate(given):
-        writer.write(Image.new("RGB", (64, 48), (20 * number,) * 3), time)
+    for number, moment in enumerate(given):
+        writer.write(Image.new("RGB", (64, 48), (20 * number,) * 3), moment)
     writer.close()
     np.testing.assert_allclose(times(tmp_path / "x.mp4"), expected, atol=1e-3)
 
@@ -412,18 +414,112 @@ def test_an_address_may_have_spaces_and_any_letters(server, tree):
     assert [type(item) for item in items] == [Picture, Picture]
 
 
-def test_an_address_without_answer_and_too_large_a_file_are_failures(server, monkeypatch):
+def test_an_address_without_answer_and_too_large_a_file_are_failures(server, tree, monkeypatch):
     (item,) = read(["http://127.0.0.1:1/1.jpg"])
     assert "refused" in item.reason
-    monkeypatch.setattr(sources, "_LARGEST_DOWNLOAD", 100)
+    size = (tree / "a" / "1.jpg").stat().st_size
+    monkeypatch.setattr(downloads, "LARGEST_DOWNLOAD", size)
+    assert isinstance(read([f"{server}/a/1.jpg"])[0], Picture)
+    monkeypatch.setattr(downloads, "LARGEST_DOWNLOAD", size - 1)
     (item,) = read([f"{server}/a/1.jpg"])
     assert item.reason == "It is larger than 0 MiB; download it yourself."
 
 
 def test_an_address_that_never_answers_is_given_up(monkeypatch):
-    import socket
-
-    monkeypatch.setattr(sources, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (item,) = read([f"http://127.0.0.1:{silent.getsockname()[1]}/1.jpg"])
     assert "timed out" in item.reason
+
+
+HEADER = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "again", "reason"),
+    [
+        (HEADER + b"Content-Length: 1000000\r\n\r\n", b"x", "was not fetched whole within"),  # a body that trickles
+        (HEADER, b"X: y\r\n", "It "),  # a header that never ends
+        (HEADER + b"X: ", b"y", "was not fetched whole within"),
+        (HEADER + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", "was not fetched whole within"),
+    ],
+)
+def test_a_transfer_has_a_limit_of_time(monkeypatch, start, again, reason):
+    monkeypatch.setattr(downloads, "_LONGEST", 0.6)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def trickle():
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.sendall(start)
+                for _ in range(30):
+                    time.sleep(0.1)
+                    connection.sendall(again)
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        begin = time.monotonic()
+        (item,) = read([f"http://127.0.0.1:{listening.getsockname()[1]}/1.jpg"])
+        assert time.monotonic() - begin < 2
+        thread.join()
+    assert reason in item.reason
+
+
+@pytest.mark.parametrize(
+    "answer", [b"junk\r\n\r\n", HEADER + b"Content-Length: 9\r\n\r\nxyz", HEADER + b"X: y\r\n" * 200]
+)
+def test_answers_that_are_no_http_or_break_off_are_failures(answer):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def reply():
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        (item,) = read([f"http://127.0.0.1:{listening.getsockname()[1]}/1.jpg"])
+        thread.join()
+    assert isinstance(item, Failure)
+
+
+def test_photos_that_are_not_read_are_named(tmp_path):
+    for name in ("1.HEIC", "2.cr2", "3.jxl"):
+        (tmp_path / name).write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(50))
+    Image.new("RGB", (16, 12)).save(tmp_path / "4.dng", format="TIFF")  # the thumbnail in a raw image
+    noise(40, 30).save(tmp_path / "5.heic", format="JPEG")  # as some phones name it
+    for name in ("6.3gp", "7.ts"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    items = read(tmp_path)
+    assert [item.source.name[0] for item in items] == list("1234567")
+    assert [type(item) for item in items] == [*[Failure] * 4, Picture, Failure, Failure]
+    assert items[0].reason == "It is a HEIC image, which is not read; convert it to JPEG."
+    assert items[3].reason == items[1].reason == "It is a raw image of a camera, which is not read; convert it to JPEG."
+
+
+def test_of_several_pages_or_frames_the_first_is_read_with_a_word(tmp_path):
+    pages = [Image.new("RGB", (20, 12), colour) for colour in (RED, BLUE)]
+    for name in ("scan.tif", "moving.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match="only the first one is read") as told:
+        items = read(tmp_path)
+    assert [str(one.message) for one in told] == [
+        "moving.gif has several frames; only the first one is read.",
+        "scan.tif has several pages; only the first one is read.",
+    ]
+    assert all(np.abs(np.subtract(item.image.getpixel((3, 3)), RED)).max() < 12 for item in items)
+
+
+def test_images_are_read_ahead_as_far_as_their_bytes_allow(tmp_path, monkeypatch):
+    for number in range(6):
+        Image.new("RGB", (100, 50)).save(tmp_path / f"{number}.png")
+    found = find_sources(tmp_path)
+    assert sources._decoded_bytes(found[0]) == 4 * 100 * 50
+    monkeypatch.setattr(sources, "_AHEAD_BYTES", 2 * 4 * 100 * 50)
+    started, read_one = [], sources.read_image
+    monkeypatch.setattr(sources, "read_image", lambda origin: started.append(origin) or read_one(origin))
+    stream = read_sources(found)
+    next(stream)
+    time.sleep(0.2)
+    assert len(started) == 2
+    assert len(list(stream)) == 5

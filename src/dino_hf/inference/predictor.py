@@ -76,6 +76,8 @@ class Predictor:
             device is not there.
     """
 
+    _takes_limit, _num_queries = False, 0  # of the image processor and the model
+
     def __init__(
         self,
         model: str | Path | PreTrainedModel,

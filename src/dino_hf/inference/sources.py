@@ -4,31 +4,34 @@ import glob
 import itertools
 import os
 import re
-import string
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from ..common import images
-from ..common.images import IMAGE_SUFFIXES
+from ..common.images import IMAGE_SUFFIXES, open_image, other_frames
 from ..common.paths import expand_home
 from .ahead import map_ahead
+from .downloads import LARGEST_DOWNLOAD, download
 from .videos import read_frames
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset((
-    ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv",
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
 ))
+# Photos that are not read: they are named and skipped, not passed over in silence.
+_RAW_SUFFIXES = frozenset((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"))
+_UNREAD_SUFFIXES = _RAW_SUFFIXES | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl"}
 # fmt: on
 _LIVE = ("rtsp", "rtmp", "udp")
-_TIMEOUT = 20.0  # seconds without an answer
-_LARGEST_DOWNLOAD = 500 * 2**20  # bytes
+_AHEAD_BYTES = 2**28  # of images that threads decode at the same time
 
 
 class Source(NamedTuple):
@@ -190,7 +193,7 @@ def printable(name: str) -> str:
 
 def _kind(path: Path) -> str | None:
     suffix = path.suffix.lower()
-    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+    return "image" if suffix in IMAGE_SUFFIXES | _UNREAD_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
 
 
 def _natural(path: Path) -> list[list]:
@@ -232,14 +235,42 @@ def read_sources(
         every: of a video or camera, each how many-th frame.
         max_frames: of each video or camera, at most this many; None: all of a video, and a camera until the process is stopped.
     """
-    for source, picture in map_ahead(lambda source: _try_image(source) if source.kind == "image" else None, sources):
+    pictures = map_ahead(
+        lambda source: _try_image(source) if source.kind == "image" else None,
+        sources,
+        cost=_decoded_bytes,
+        budget=_AHEAD_BYTES,
+    )
+    for source, picture in pictures:
         if source.kind == "image":
             yield picture
         else:
             yield from _try_frames(source, every, max_frames)
 
 
+def _decoded_bytes(source: Source) -> int:
+    """What reading an image takes, as far as its header tells."""
+    if source.kind != "image":
+        return 0
+    if isinstance(source.origin, str):
+        return LARGEST_DOWNLOAD
+    if isinstance(source.origin, np.ndarray):
+        return source.origin.nbytes
+    if isinstance(source.origin, Image.Image):
+        return 4 * source.origin.width * source.origin.height
+    try:
+        with open_image(source.origin) as image:
+            if several := other_frames(image):
+                warnings.warn(f"{source.name} has several {several}; only the first one is read.", stacklevel=2)
+            return 4 * image.width * image.height
+    except OSError:  # it fails again when it is read, where it is reported
+        return 0
+
+
 def _try_image(source: Source) -> Picture | Failure:
+    if isinstance(source.origin, Path) and source.origin.suffix.lower() in _RAW_SUFFIXES:
+        # Some are TIFF files, whose first page is a thumbnail.
+        return Failure(source, "It is a raw image of a camera, which is not read; convert it to JPEG.")
     try:
         return Picture(source, read_image(source.origin))
     except Exception as error:  # those of Pillow have no common type
@@ -281,13 +312,4 @@ def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
                 f"An array is {origin.dtype} of shape {origin.shape}; it must be uint8, (h, w, 3) RGB or (h, w)."
             )
         return images.read_image(Image.fromarray(np.ascontiguousarray(origin)))
-    return images.read_image(_download(origin) if isinstance(origin, str) else origin)
-
-
-def _download(address: str) -> bytes:
-    address = quote(address, safe=string.punctuation)  # as browsers do with spaces and letters of other alphabets
-    with urlopen(Request(address, headers={"User-Agent": "dino_hf"}), timeout=_TIMEOUT) as answer:
-        content = answer.read(_LARGEST_DOWNLOAD + 1)
-    if len(content) > _LARGEST_DOWNLOAD:
-        raise ValueError(f"It is larger than {_LARGEST_DOWNLOAD >> 20} MiB; download it yourself.")
-    return content
+    return images.read_image(download(origin) if isinstance(origin, str) else origin)

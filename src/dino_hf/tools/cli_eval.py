@@ -1,6 +1,5 @@
 """The command `dino-hf eval`."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -69,16 +68,11 @@ def evaluate(
     """
     with one_sentence_errors(debug):
         settings = {"num_bootstrap": num_bootstrap, "seed": seed, "max_detections": max_detections}
-        folder = output_dir or Path("outputs/eval", _folder_name(model))
+        from ..evaluation.measured import report_folder
+
+        folder = output_dir or report_folder(model)
         reading = {"split": split, "box_format": box_format, "allow_trained": allow_trained}
         _evaluate(model, dataset, folder, overwrite, compare, device, batch_size, reading, settings)
-
-
-def _folder_name(model: str) -> str:
-    """Of the results of a model: its last two parts for an id on the Hub, its last one for a folder."""
-    path = Path(model).expanduser()
-    parts = [path.resolve().name] if path.exists() else model.split("/")[-2:]
-    return re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip(".-_")[:100] or "model"
 
 
 def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, reading, settings) -> None:

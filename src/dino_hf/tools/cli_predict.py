@@ -1,5 +1,6 @@
 """`dino-hf predict`."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,8 @@ import typer
 from .command_errors import SOME_SKIPPED, Debug, one_sentence_errors
 
 _RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
+_THRESHOLD = 0.5
+_MOST_CLASSES = 100  # in the table at the end
 
 
 def predict(
@@ -31,7 +34,12 @@ def predict(
     resume: Annotated[
         bool, typer.Option("--resume", help="Predict what an earlier prediction lacks.", rich_help_panel=_RESULTS)
     ] = False,
-    threshold: Annotated[float, typer.Option(help="Lowest score, in [0, 1].", rich_help_panel=_DETECTION)] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Lowest score, in [0, 1]; {_THRESHOLD} by default.", rich_help_panel=_DETECTION, show_default=False
+        ),
+    ] = None,
     class_thresholds: Annotated[
         str | None,
         typer.Option(
@@ -102,20 +110,21 @@ def predict(
     """
     with one_sentence_errors(debug):
         # Imported here: they take seconds, which `--help` need not wait for.
-        from rich.console import Console
         from transformers.utils.logging import disable_progress_bar
 
+        from ..common.console import make_console
+        from ..common.text import shorten
         from ..inference.predict import predict as run
         from ..inference.sources import find_sources
 
         disable_progress_bar()
-        console, errors = Console(), Console(stderr=True, soft_wrap=True)
+        console, errors = make_console(), make_console(stderr=True, soft_wrap=True)
         found = find_sources(sources, exclude=save)
         skipped = []
 
         def report(failure) -> None:
             skipped.append(failure)
-            errors.print(f"skipped {failure.source.name}: {failure.reason}", markup=False, highlight=False)
+            errors.print(f"skipped {shorten(failure.source.name, 300)}: {shorten(failure.reason, 1000)}")
 
         predictions = run(
             model,
@@ -124,7 +133,7 @@ def predict(
             formats=[name.strip() for name in formats.split(",") if name.strip()],
             overwrite=overwrite,
             resume=resume,
-            threshold=threshold,
+            threshold=_THRESHOLD if threshold is None else threshold,
             class_thresholds=None if class_thresholds is None else _read_thresholds(class_thresholds),
             max_detections=max_detections,
             all_scores=all_scores,
@@ -140,12 +149,18 @@ def predict(
             stream=True,
             on_failure=report,
         )
-        _summarize(_follow(predictions, _count_images(found, every, max_frames), console), console)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: errors.print(f"note: {shorten(str(message), 1000)}")
+            num_images = _summarize(_follow(predictions, _count_images(found, every, max_frames), console), console)
+        if not num_images and not skipped:
+            console.print("Nothing was left to predict: the earlier prediction has all of these sources.")
         if save is not None:
-            console.print(f"Results are in {save}.", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"Results are in {save}.", soft_wrap=True)
+        if hint := _hint(model, threshold):
+            console.print(hint, soft_wrap=True)
         if skipped:
             number = "1 source was" if len(skipped) == 1 else f"{len(skipped)} sources were"
-            errors.print(f"{number} skipped.", highlight=False)
+            errors.print(f"{number} skipped.")
             raise typer.Exit(SOME_SKIPPED)
 
 
@@ -207,12 +222,33 @@ def _follow(predictions, total: int | None, console):
         yield from progress.track(predictions, total=total)
 
 
-def _summarize(predictions, console) -> None:
-    """Take all predictions, and print how many objects of each class there are, in how many images."""
+def _hint(model: str, threshold: float | None) -> str | None:
+    """The best threshold that an evaluation of this model has measured, if none was chosen."""
+    from ..evaluation.measured import measured_threshold
+
+    if threshold is not None:
+        return None
+    found = measured_threshold(model)
+    if found is None or abs(found.threshold - _THRESHOLD) < 0.02:
+        return None
+    return (
+        f"An evaluation ({found.path}) measured {found.threshold:.3f} as the best threshold of this model; to use it in place of "
+        f"{_THRESHOLD}: --threshold {found.threshold:.3f}"
+    )
+
+
+def _summarize(predictions, console) -> int:
+    """Take all predictions, and print how many objects of each class there are, in how many images.
+
+    Returns:
+        the number of images.
+    """
     from collections import Counter
 
     from rich.table import Table
     from rich.text import Text
+
+    from ..common.text import shorten
 
     objects, images, num_images = Counter(), Counter(), 0
     for prediction in predictions:
@@ -223,7 +259,11 @@ def _summarize(predictions, console) -> None:
     table.add_column("class")
     table.add_column("objects", justify="right")
     table.add_column("images", justify="right")
-    for name, count in objects.most_common():
-        table.add_row(Text(name), str(count), str(images[name]))
+    for name, count in objects.most_common(_MOST_CLASSES):
+        table.add_row(Text(shorten(name, 60)), str(count), str(images[name]))
+    if (more := len(objects) - _MOST_CLASSES) > 0:
+        table.add_row(f"{more} more classes", str(sum(count for _, count in objects.most_common()[_MOST_CLASSES:])), "")
     table.add_row("all", str(objects.total()), str(num_images), style="bold")
-    console.print(table)
+    if num_images:
+        console.print(table)
+    return num_images

@@ -1,0 +1,45 @@
+"""What an evaluation has found out about a model, for commands that use it later."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ..common.regular_files import read_json
+
+RESULTS = "results.json"
+EVALUATIONS = Path("outputs/eval")  # where `dino-hf eval` writes by default
+_LARGEST = 2**26  # bytes
+
+
+class MeasuredThreshold(NamedTuple):
+    threshold: float  # with the best F1, in [0, 1]
+    path: Path  # of the report
+
+
+def report_folder(model: str) -> Path:
+    """Where `dino-hf eval` writes by default: the last two parts of an id on the Hub, the last one of a folder."""
+    path = Path(model).expanduser()
+    parts = [path.resolve().name] if path.exists() else model.split("/")[-2:]
+    return EVALUATIONS / (re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip(".-_")[:100] or "model")
+
+
+def measured_threshold(model: str) -> MeasuredThreshold | None:
+    """The best threshold in the report that training left beside the model, or else in that of `dino-hf eval`; None: there is none.
+
+    Args:
+        model: folder or id on the Hub. A report that names another model does not count.
+    """
+    for folder in (Path(model).expanduser(), report_folder(model)):
+        try:
+            report = read_json(folder / RESULTS, _LARGEST)
+            threshold = report["best_threshold"]["threshold"]
+            is_of_model = _same(report["model"], model)
+        except (OSError, ValueError, LookupError, TypeError):  # no report, or a damaged one
+            continue
+        if is_of_model and isinstance(threshold, float) and 0 < threshold < 1:
+            return MeasuredThreshold(threshold, folder / RESULTS)
+    return None
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
