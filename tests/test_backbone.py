@@ -17,7 +17,6 @@ from dino_hf.backbone import (
     freeze_batch_norm,
     pixels_of_cells,
 )
-from dino_hf.layers import Linear
 from helpers import BIT, CONVNEXT, RESNET, SIZES, SWIN, TIMM, randomize, tiny_config, tiny_images, tiny_labels
 
 BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT}
@@ -358,10 +357,23 @@ def test_a_compiler_gets_the_norm_unfolded():
     assert "relu_" not in graphs[0]
 
 
-def test_linear_layers_of_a_backbone_are_fast_ones():
-    layers = [part for part in make_backbone("swin").modules() if isinstance(part, nn.Linear)]
+def test_linear_layers_of_a_backbone_are_plain_and_computed_fast_but_where_they_are_checkpointed(monkeypatch):
+    backbone, calls = make_backbone("swin", num_frozen_backbone_stages=0), []
+    layers = [part for part in backbone.modules() if isinstance(part, nn.Linear)]
     assert layers
-    assert all(isinstance(layer, Linear) for layer in layers)
+    assert {type(layer) for layer in layers} == {nn.Linear}
+    monkeypatch.setattr("dino_hf.cpu_speed._as_convolution", lambda *args: calls.append(args) or F.linear(*args))
+    monkeypatch.setattr("dino_hf.cpu_speed._prefers_convolution", lambda *args: True)
+    pixel_values = torch.randn(2, 3, 128, 200)
+    backbone.train()(pixel_values, None)
+    assert calls
+    calls.clear()
+    next(backbone.model.children()).grad_checkpointing = True  # timm's name
+    backbone(pixel_values, None)
+    assert not calls
+    with torch.no_grad():
+        backbone(pixel_values, None)
+    assert calls
 
 
 def test_group_norms_get_maps_in_the_plain_layout():

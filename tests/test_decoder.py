@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dino_hf.decoder import DinoDetrDecoder, DinoDetrDecoderLayer, DinoDetrSelfAttention, QKVLinear
+from dino_hf.decoder import DinoDetrDecoder, DinoDetrDecoderLayer, DinoDetrSelfAttention
 from dino_hf.denoising import denoising_attention_mask
+from dino_hf.layers import attention_xavier, linear
 from dino_hf.recording import Record
 from helpers import NUM_LABELS, num_tokens, randomize, tiny_config, tiny_levels
 
@@ -243,10 +244,10 @@ def test_self_attention_agrees_with_that_of_torch(attention, padded, groups):
 
 
 def test_projections_of_self_attention_start_as_parts_of_one_matrix():
-    weight = QKVLinear(64, 64).weight
+    weight = linear(64, 64, attention_xavier).weight
     bound = math.sqrt(6 / (64 + 3 * 64))
     assert 0.95 * bound < weight.abs().max() <= bound
-    assert not QKVLinear(64, 64).bias.any()
+    assert not linear(64, 64, attention_xavier).bias.any()
 
 
 def test_a_layer_runs_self_attention_then_cross_attention_then_feed_forward():

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from dino_hf.heads import ClassHead, DetectionHead
+from dino_hf.heads import DetectionHead, class_head
 from helpers import randomize
 
 
 def test_classes_start_at_a_probability_of_one_percent():
-    head = ClassHead(32, 7)
+    head = class_head(32, 7)
     torch.testing.assert_close(head.bias, torch.full((7,), -math.log(99)))
     torch.testing.assert_close(head(torch.zeros(2, 3, 32)).sigmoid(), torch.full((2, 3, 7), 0.01))
     assert head.weight.any()

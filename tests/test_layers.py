@@ -5,17 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dino_hf.layers import (
-    MLP,
-    FeedForward,
-    Linear,
-    TransformerLinear,
-    XavierConv2d,
-    XavierLinear,
-    ZeroLinear,
-    map_rows,
-    use_fast_linear,
-)
+from dino_hf.cpu_speed import fast_linear, map_rows
+from dino_hf.layers import MLP, FeedForward, linear, starts_as, xavier, xavier_weight, zero
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to avoid")
 
@@ -29,39 +20,45 @@ def assert_uniform(weight: torch.Tensor, bound: float):
     assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
-@pytest.mark.parametrize("make", [XavierLinear, TransformerLinear])
-def test_linear_layers_start_xavier_uniform(make):
-    assert_uniform(make(20, 30).weight, math.sqrt(6 / (20 + 30)))
+@pytest.mark.parametrize("start", [xavier, xavier_weight])
+def test_linear_layers_start_xavier_uniform(start):
+    layer = linear(20, 30, start)
+    assert type(layer) is nn.Linear
+    assert_uniform(layer.weight, math.sqrt(6 / (20 + 30)))
 
 
 def test_convolutions_start_xavier_uniform():
-    layer = XavierConv2d(6, 10, kernel_size=3)
+    layer = starts_as(xavier, nn.Conv2d, 6, 10, kernel_size=3)
     assert_uniform(layer.weight, math.sqrt(6 / (9 * (6 + 10))))
     assert not layer.bias.any()
 
 
 def test_the_xavier_layer_starts_with_zero_bias():
-    assert not XavierLinear(20, 30).bias.any()
+    assert not linear(20, 30, xavier).bias.any()
 
 
 def test_the_transformer_layer_keeps_the_bias_of_torch():
-    assert_uniform(TransformerLinear(20, 400).bias, 1 / math.sqrt(20))
+    assert_uniform(linear(20, 400, xavier_weight).bias, 1 / math.sqrt(20))
 
 
 def test_the_zero_layer_starts_as_zero():
-    layer = ZeroLinear(20, 30)
+    layer = linear(20, 30, zero)
     assert not layer.weight.any()
     assert not layer.bias.any()
 
 
 @pytest.mark.parametrize(
-    "layer", [XavierLinear(20, 30), ZeroLinear(20, 30), TransformerLinear(20, 30), XavierConv2d(6, 10, kernel_size=3)]
+    "layer",
+    [
+        *(linear(20, 30, start) for start in (xavier, zero, xavier_weight)),
+        starts_as(xavier, nn.Conv2d, 6, 10, kernel_size=3),
+    ],
 )
-def test_reset_parameters_draws_initial_values_again(layer):
+def test_initial_values_are_drawn_again(layer):
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.fill_(100.0)
-    layer.reset_parameters()
+    layer.initial_values(layer)
     assert all(parameter.abs().max() < 1 for parameter in layer.parameters())
 
 
@@ -81,6 +78,26 @@ def test_the_mlp_has_a_relu_between_layers_but_not_behind_the_last():
     assert (result < 0).any()
 
 
+class Fast(nn.Module):
+    """A linear layer in a module whose linear layers are fast ones."""
+
+    def __init__(self, *args, **settings):
+        super().__init__()
+        self.layer = nn.Linear(*args, **settings)
+
+    @fast_linear
+    def forward(self, x):
+        return self.layer(x)
+
+    @property
+    def weight(self):
+        return self.layer.weight
+
+    @property
+    def bias(self):
+        return self.layer.bias
+
+
 class Quantised(torch.Tensor):
     """Stands for tensors that know how a linear layer goes with them."""
 
@@ -98,7 +115,7 @@ def is_convolution(layer: nn.Linear, x: torch.Tensor, monkeypatch) -> bool:
 @pytest.mark.parametrize("shape", [(2, 150, 24), (300, 24), (2, 3, 70, 24)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_as_a_convolution_gives_the_same_and_the_same_gradients(shape, bias, monkeypatch):
-    layer = Linear(24, 40, bias=bias)
+    layer = Fast(24, 40, bias=bias)
     x = torch.randn(shape, requires_grad=True)
     assert is_convolution(layer, x, monkeypatch)
     grad, leaves = torch.randn(*shape[:-1], 40), (x, *layer.parameters())
@@ -113,7 +130,7 @@ def test_a_linear_layer_as_a_convolution_gives_the_same_and_the_same_gradients(s
 
 @needs_mkl
 def test_a_linear_layer_takes_rows_that_are_not_contiguous(monkeypatch):
-    layer, x = Linear(24, 40), torch.randn(2, 24, 150).transpose(1, 2)
+    layer, x = Fast(24, 40), torch.randn(2, 24, 150).transpose(1, 2)
     assert is_convolution(layer, x, monkeypatch)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-5)
 
@@ -122,9 +139,9 @@ def test_a_linear_layer_takes_rows_that_are_not_contiguous(monkeypatch):
 def test_what_is_no_convolution_is_computed_as_a_linear_layer():
     x = torch.randn(300, 24)
     for make, inputs in [
-        (lambda: Linear(0, 5), x[:, :0]),
-        (lambda: Linear(24, 0), x),
-        (lambda: Linear(24, 5), x.to_mkldnn()),
+        (lambda: Fast(0, 5), x[:, :0]),
+        (lambda: Fast(24, 0), x),
+        (lambda: Fast(24, 5), x.to_mkldnn()),
     ]:
         layer = make()
         expected = F.linear(inputs, layer.weight, layer.bias)
@@ -132,7 +149,7 @@ def test_what_is_no_convolution_is_computed_as_a_linear_layer():
 
 
 def test_a_linear_layer_is_none_but_where_it_pays(monkeypatch):
-    layer, x = Linear(24, 40), torch.randn(2, 150, 24)
+    layer, x = Fast(24, 40), torch.randn(2, 150, 24)
     few, half, none = x[:, :5], x.bfloat16(), x[:, :0]
     assert not is_convolution(layer, few, monkeypatch)
     assert not is_convolution(layer, none, monkeypatch)
@@ -140,12 +157,12 @@ def test_a_linear_layer_is_none_but_where_it_pays(monkeypatch):
         assert not is_convolution(layer, x, monkeypatch)
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         assert not is_convolution(layer, x, monkeypatch)
-    assert not is_convolution(Linear(24, 40).bfloat16(), half, monkeypatch)
-    assert not is_convolution(Linear(24, 40).double(), x.double(), monkeypatch)
+    assert not is_convolution(Fast(24, 40).bfloat16(), half, monkeypatch)
+    assert not is_convolution(Fast(24, 40).double(), x.double(), monkeypatch)
     program = torch.export.export(layer, (x,))
     assert not any("conv" in str(node.target) for node in program.graph.nodes)
     assert not is_convolution(layer, x.as_subclass(Quantised), monkeypatch)
-    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    layer.layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
     assert type(layer.weight) is Quantised
     assert not is_convolution(layer, x, monkeypatch)
 
@@ -153,7 +170,7 @@ def test_a_linear_layer_is_none_but_where_it_pays(monkeypatch):
 def test_a_compiler_gets_the_linear_layer_and_not_the_convolution():
     graphs = []
     torch.compiler.reset()
-    torch.compile(Linear(24, 40), backend=lambda graph, inputs: graphs.append(graph.code) or graph.forward)(
+    torch.compile(Fast(24, 40), backend=lambda graph, inputs: graphs.append(graph.code) or graph.forward)(
         torch.randn(2, 150, 24)
     )
     torch.compiler.reset()
@@ -163,15 +180,21 @@ def test_a_compiler_gets_the_linear_layer_and_not_the_convolution():
 
 def test_a_linear_layer_refuses_what_torch_refuses():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        Linear(24, 40)(torch.randn(2, 480, 12))
+        Fast(24, 40)(torch.randn(2, 480, 12))
 
 
-def test_plain_linear_layers_become_fast_ones_and_others_stay():
-    model = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 2)), ZeroLinear(2, 2))
-    names = list(model.state_dict())
-    use_fast_linear(model)
-    assert [type(layer) for layer in (model[0], model[1][0], model[2])] == [Linear, Linear, ZeroLinear]
-    assert list(model.state_dict()) == names
+@needs_mkl
+def test_linear_layers_are_fast_in_modules_of_others_too_and_plain_again_behind(monkeypatch):
+    layer, x = nn.Linear(24, 40), torch.randn(2, 150, 24)
+    assert is_convolution(Fast(24, 40), x, monkeypatch)
+    assert not is_convolution(layer, x, monkeypatch)
+    outer = Fast(24, 24)
+    outer.layer = nn.Sequential(Fast(24, 24), nn.Linear(24, 24))
+    assert is_convolution(outer, x, monkeypatch)
+    broken = Fast(24, 40)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        broken(torch.randn(2, 480, 12))
+    assert not is_convolution(layer, x, monkeypatch)
 
 
 def test_rows_are_mapped_in_parts():
@@ -222,7 +245,7 @@ def test_hooks_of_all_modules_see_all_rows_in_one_call_too():
     hook = nn.modules.module.register_module_forward_hook(lambda layer, inputs, output: names.append(type(layer)))
     with hook:
         block(x)
-    assert names == [TransformerLinear, TransformerLinear, FeedForward]
+    assert names == [nn.Linear, nn.Linear, FeedForward]
 
 
 def test_the_feed_forward_block_gives_the_same_in_parts_with_and_without_gradients():

@@ -1,15 +1,17 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from dino_hf.layers import linear
 from dino_hf.ms_deform_attn import (
     DinoDetrDeformableAttention,
-    SamplingOffsets,
     attention_weights,
     ms_deform_attn,
     ms_deform_attn_fused,
     sampling_locations,
+    star_offsets,
 )
 from helpers import num_tokens, randomize, tiny_levels
 
@@ -194,7 +196,7 @@ def test_references_get_a_gradient_where_they_want_one(size):
 
 
 def test_heads_start_by_looking_on_a_star():
-    offsets = SamplingOffsets(32, num_heads=8, num_levels=3, num_points=4)
+    offsets = linear(32, 8 * 3 * 4 * 2, partial(star_offsets, num_heads=8, num_levels=3, num_points=4))
     assert not offsets.weight.any()
     star = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
     bias = offsets.bias.view(8, 3, 4, 2)

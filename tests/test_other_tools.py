@@ -1,6 +1,7 @@
 """What people do to a detector with tools that know nothing of it: their collators, tracers, exporters, adapters, quantizers."""
 
 import importlib
+import warnings
 
 import pytest
 import torch
@@ -181,3 +182,22 @@ def test_backbones_that_were_not_measured_keep_their_layout():
 def test_parts_that_messages_name_are_found(part):
     assert getattr(dino_hf, part) is importlib.import_module(f"dino_hf.{part}")
     assert part in dir(dino_hf)
+
+
+def test_linear_layers_and_convolutions_are_those_of_torch():
+    model = make_model(backbone_config=dict(SWIN))
+    kinds = {type(part) for part in model.modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    assert kinds == {nn.Linear, nn.Conv2d}
+
+
+def test_linear_layers_can_be_quantized():
+    model = randomize(make_model(), 0.1).eval()
+    linears = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch moves it to another package
+        quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        outputs = quantized(*tiny_images())
+    replaced = [name for name, part in quantized.named_modules() if "quantized" in type(part).__module__]
+    assert len(linears) > 20
+    assert set(linears) <= set(replaced)
+    assert outputs.pred_boxes.isfinite().all()

@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoBackbone
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
+from transformers.utils import ModelOutput
 
 from .configuration_dino_detr import DinoDetrConfig
-from .layers import POINTWISE_DILATION, XavierConv2d, carries_gradient, is_plain, is_traced, use_fast_linear
+from .cpu_speed import POINTWISE_DILATION, fast_linear, is_plain, is_traced
+from .layers import carries_gradient, starts_as, xavier
 
 # Types of backbones that are faster in the layout "channels last" (docs/log.md); Swin and ConvNeXt are not.
 _FASTER_IN_CHANNELS_LAST = ("resnet",)
@@ -144,6 +146,12 @@ def _takes_channels_last(backbone: nn.Module, model_type: str) -> bool:
     return not any(isinstance(part, nn.GroupNorm) or _is_unsafe(part) for part in backbone.modules())
 
 
+def _is_checkpointed(part: nn.Module) -> bool:
+    """By transformers or by timm."""
+    names = ("gradient_checkpointing", "grad_checkpointing")
+    return part.training and any(getattr(part, name, False) is True for name in names)
+
+
 def _is_unsafe(part: nn.Module) -> bool:
     if not isinstance(part, nn.Conv2d) or part.kernel_size != (1, 1):
         return False
@@ -161,7 +169,6 @@ class DinoDetrBackbone(nn.Module):
             config.backbone_config, attn_implementation=None if attention == "sdpa" else attention
         )
         freeze_batch_norm(self.model)
-        use_fast_linear(self.model)
         if config.backbone_config.model_type == "resnet":
             fold_norms(self.model)
         self._takes_channels_last = _takes_channels_last(self.model, config.backbone_config.model_type)
@@ -177,10 +184,14 @@ class DinoDetrBackbone(nn.Module):
         channels = self.model.channels
         num_extra = config.num_feature_levels - len(channels)
         bias = config.projection_bias
-        projections = [XavierConv2d(width, config.d_model, kernel_size=1, bias=bias) for width in channels]
+        projections = [
+            starts_as(xavier, nn.Conv2d, width, config.d_model, kernel_size=1, bias=bias) for width in channels
+        ]
         # The first extra level looks at the backbone's last map as it is, further ones at the level before.
         for width in [channels[-1], *[config.d_model] * (num_extra - 1)][:num_extra]:
-            projections.append(XavierConv2d(width, config.d_model, kernel_size=3, stride=2, padding=1, bias=bias))
+            projections.append(
+                starts_as(xavier, nn.Conv2d, width, config.d_model, kernel_size=3, stride=2, padding=1, bias=bias)
+            )
         self.projections = nn.ModuleList(projections)
         self.norms = nn.ModuleList(nn.GroupNorm(32, config.d_model) for _ in projections)
 
@@ -223,12 +234,23 @@ class DinoDetrBackbone(nn.Module):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if any(parameter.requires_grad for parameter in self.model.parameters()):
             pixel_values = carries_gradient(pixel_values, self.model)
-        maps = self.project(list(self.model(pixel_values).feature_maps))
+        maps = self.project(list(self._run(pixel_values).feature_maps))
         if pixel_mask is None:
             return maps, None
         padding = ~pixel_mask  # (B, h, w)
         padding[:, 0, 0] = False  # where images begin: one without any valid pixel would divide by a size of zero
         return maps, [pixels_of_cells(padding, *level.shape[-2:]) for level in maps]
+
+    def _run(self, pixel_values: Tensor) -> ModelOutput:
+        """The backbone's output, by way of its fast linear layers if it has any."""
+        has_linears = any(type(part) is nn.Linear for part in self.model.modules())
+        # What is checkpointed runs again in the backward pass by itself, and has to do there what it did here.
+        checkpoints = torch.is_grad_enabled() and any(map(_is_checkpointed, self.model.modules()))
+        return self._run_fast(pixel_values) if has_linears and not checkpoints else self.model(pixel_values)
+
+    @fast_linear
+    def _run_fast(self, pixel_values: Tensor) -> ModelOutput:
+        return self.model(pixel_values)
 
     def project(self, features: list[Tensor]) -> list[Tensor]:
         """Maps of the backbone -> L maps (B, C, h_l, w_l)."""

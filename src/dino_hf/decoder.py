@@ -9,20 +9,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .box_ops import refine_boxes
 from .configuration_dino_detr import DinoDetrConfig
+from .cpu_speed import fast_linear
 from .feature_levels import FeatureLevels
 from .heads import DetectionHead
-from .layers import MLP, FeedForward, Linear, TransformerLinear, XavierLinear
+from .layers import MLP, FeedForward, attention_xavier, linear, xavier, xavier_weight
 from .ms_deform_attn import DinoDetrDeformableAttention
 from .position_embedding import embed_boxes
 from .recording import Record, note
-
-
-class QKVLinear(Linear):
-    """Starts like a third of one xavier-uniform (3C, C) matrix, as in `nn.MultiheadAttention`, with zero bias."""
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight, gain=0.5**0.5)  # bound sqrt(6 / (C + 3C)) instead of sqrt(6 / (C + C))
-        nn.init.zeros_(self.bias)
 
 
 def eager_attention(
@@ -45,8 +38,10 @@ class DinoDetrSelfAttention(nn.Module):
         super().__init__()
         self.config = config
         self.num_heads = config.decoder_attention_heads
-        self.q_proj, self.k_proj, self.v_proj = (QKVLinear(config.d_model, config.d_model) for _ in range(3))
-        self.o_proj = XavierLinear(config.d_model, config.d_model)
+        self.q_proj, self.k_proj, self.v_proj = (
+            linear(config.d_model, config.d_model, attention_xavier) for _ in range(3)
+        )
+        self.o_proj = linear(config.d_model, config.d_model, xavier)
 
     def forward(
         self, queries: Tensor, position: Tensor, num_denoising: int, attention_mask: Tensor | None, need_weights: bool
@@ -111,6 +106,7 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
         self.mlp = FeedForward(config.d_model, config.decoder_ffn_dim)
         self.mlp_norm = nn.LayerNorm(config.d_model)
 
+    @fast_linear
     def forward(
         self,
         queries: Tensor,
@@ -158,7 +154,7 @@ class DinoDetrDecoder(nn.Module):
         width = config.d_model
         self.layers = nn.ModuleList(DinoDetrDecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(width)
-        self.position_mlp = MLP([TransformerLinear(2 * width, width), TransformerLinear(width, width)])
+        self.position_mlp = MLP([linear(2 * width, width, xavier_weight), linear(width, width, xavier_weight)])
         self.pred_boxes_eps = config.pred_boxes_eps
         self.look_forward_twice = config.look_forward_twice
         num_heads = 1 if config.share_decoder_heads else config.decoder_layers

@@ -4,15 +4,20 @@ import math
 
 from torch import Tensor, nn
 
-from .layers import MLP, Linear, ZeroLinear
+from .cpu_speed import fast_linear
+from .layers import MLP, linear, zero
 
 
-class ClassHead(Linear):
-    """One logit per class. Starts at a probability of 0.01 for each: few queries show an object (arXiv:1708.02002, sec. 4.1)."""
+def rare_classes(layer: nn.Linear) -> None:
+    """Initial values of a class head: a probability of 0.01 for each class, for few queries show an object (arXiv:1708.02002, sec.
+    4.1)."""
+    layer.reset_parameters()
+    nn.init.constant_(layer.bias, -math.log(99))
 
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        nn.init.constant_(self.bias, -math.log(99))
+
+def class_head(d_model: int, num_labels: int, **settings) -> nn.Linear:
+    """One logit per class."""
+    return linear(d_model, num_labels, rare_classes, **settings)
 
 
 class DetectionHead(nn.Module):
@@ -23,9 +28,10 @@ class DetectionHead(nn.Module):
 
     def __init__(self, d_model: int, num_labels: int):
         super().__init__()
-        self.class_head = ClassHead(d_model, num_labels)
-        self.box_head = MLP([Linear(d_model, d_model), Linear(d_model, d_model), ZeroLinear(d_model, 4)])
+        self.class_head = class_head(d_model, num_labels)
+        self.box_head = MLP([nn.Linear(d_model, d_model), nn.Linear(d_model, d_model), linear(d_model, 4, zero)])
 
+    @fast_linear
     def classify(self, hidden_states: Tensor) -> Tensor:
         """(..., C) -> (..., K) logits."""
         return self.class_head(hidden_states)

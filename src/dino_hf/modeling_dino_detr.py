@@ -12,12 +12,13 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone import DinoDetrBackbone
 from .configuration_dino_detr import DinoDetrConfig
+from .cpu_speed import is_traced
 from .criterion import DenoisingPredictions, DinoDetrLoss
 from .decoder import DinoDetrDecoder
 from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
 from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
-from .layers import carries_gradient, is_traced
+from .layers import carries_gradient
 from .model_card import FILE_NAME, digest_to_compare, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
 from .recording import Record
@@ -101,8 +102,10 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # the loss normalises by boxes itself
 
     def _init_weights(self, module):
-        # Every layer owns its initial values; the library guards torch.nn.init, so what a checkpoint gave stays.
-        if hasattr(module, "reset_parameters"):
+        # Every layer carries its initial values; the library guards torch.nn.init, so what a checkpoint gave stays.
+        if hasattr(module, "initial_values"):
+            module.initial_values(module)
+        elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -254,7 +257,7 @@ def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, labels=None) 
             f"pixel_values have shape {tuple(pixel_values.shape)}, but a DINO detector takes 3 channels, RGB: (batch, 3, height, "
             "width). DinoDetrImageProcessor makes them of any image."
         )
-    if pixel_mask is None and labels is not None:
+    if pixel_mask is None and labels is not None and not isinstance(labels, Targets):  # an outer model asked them
         pixel_mask = mask_from_sizes(labels, pixel_values)
     if pixel_mask is None:
         return None
@@ -307,7 +310,8 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
             ValueError: inputs or labels of a wrong form, in the user's words.
         """
         if labels is not None:
-            pixel_mask = _check_inputs(pixel_values, pixel_mask, labels)
+            if pixel_mask is None and pixel_values.ndim == 4:  # the model refuses others
+                pixel_mask = mask_from_sizes(labels, pixel_values)
             labels = collect_targets(labels, len(pixel_values), self.config.num_labels, pixel_values.device)
         outputs = self.model(
             pixel_values,

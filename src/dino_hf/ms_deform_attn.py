@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from transformers import initialization as init
 from .attention_backends import Backend, choose_backend, load_backend, register_backend
 from .feature_levels import FeatureLevels
 from .gather_attention import finite_locations, ms_deform_attn_gather
-from .layers import Linear, XavierLinear, ZeroLinear
+from .layers import linear, xavier, zero
 
 Shapes = Sequence[tuple[int, int]]  # (height, width) of each level
 
@@ -143,28 +144,17 @@ def _check_shapes(
         )
 
 
-class SamplingOffsets(Linear):
-    """Where each head looks, in cells of each level, before it has learnt to depend on the query: on a star around it.
-
-    A class of its own because its initial values belong to its parameters: the library calls `_init_weights` only for
-    modules that own some.
-    """
-
-    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int):
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        super().__init__(d_model, num_heads * num_levels * num_points * 2)
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
-        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)  # (H, 2)
-        direction = direction / direction.abs().amax(-1, keepdim=True)  # on the square with half-side 1
-        distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)  # (P)
-        star = direction[:, None, None, :] * distance[:, None]  # (H, 1, P, 2)
-        star = star.expand(-1, self.num_levels, -1, -1).flatten()  # (H * L * P * 2)
-        init.copy_(
-            self.bias, star.to(self.bias.device)
-        )  # the library's copy_: leaves a bias alone that was just loaded
+def star_offsets(layer: nn.Linear, num_heads: int, num_levels: int, num_points: int) -> None:
+    """Initial values of sampling offsets: where each head looks, in cells of each level, before it has learnt to depend on the
+    query. The points of a head lie on a ray of a star around the reference."""
+    nn.init.zeros_(layer.weight)
+    angle = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+    direction = torch.stack([angle.cos(), angle.sin()], dim=-1)  # (H, 2)
+    direction = direction / direction.abs().amax(-1, keepdim=True)  # on the square with half-side 1
+    distance = torch.arange(1, num_points + 1, dtype=torch.float32)  # (P)
+    star = direction[:, None, None, :] * distance[:, None]  # (H, 1, P, 2)
+    star = star.expand(-1, num_levels, -1, -1).flatten()  # (H * L * P * 2)
+    init.copy_(layer.bias, star.to(layer.bias.device))  # the library's copy_: leaves a bias alone that was just loaded
 
 
 class DinoDetrDeformableAttention(nn.Module):
@@ -180,10 +170,12 @@ class DinoDetrDeformableAttention(nn.Module):
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.backend = backend
-        self.sampling_offsets = SamplingOffsets(d_model, num_heads, num_levels, num_points)
-        self.attention_weights = ZeroLinear(d_model, num_heads * num_levels * num_points)
-        self.value_proj = XavierLinear(d_model, d_model)
-        self.output_proj = XavierLinear(d_model, d_model)
+        per_point = num_heads * num_levels * num_points
+        star = partial(star_offsets, num_heads=num_heads, num_levels=num_levels, num_points=num_points)
+        self.sampling_offsets = linear(d_model, per_point * 2, star)
+        self.attention_weights = linear(d_model, per_point, zero)
+        self.value_proj = linear(d_model, d_model, xavier)
+        self.output_proj = linear(d_model, d_model, xavier)
 
     def forward(
         self, queries: Tensor, references: Tensor, memory: Tensor, levels: FeatureLevels, need_weights: bool = False

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_dino_detr import DinoDetrConfig
+from .cpu_speed import fast_linear, map_rows
 from .feature_levels import FeatureLevels, cell_centers
 from .heads import DetectionHead
-from .layers import TransformerLinear, map_rows
+from .layers import linear, xavier_weight
 
 
 class Proposals(NamedTuple):
@@ -23,12 +24,13 @@ class Proposals(NamedTuple):
 class DinoDetrQuerySelection(nn.Module):
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
-        self.memory_proj = TransformerLinear(config.d_model, config.d_model)
+        self.memory_proj = linear(config.d_model, config.d_model, xavier_weight)
         self.memory_norm = nn.LayerNorm(config.d_model)
         self.head = DetectionHead(config.d_model, config.num_labels)
         self.num_queries = config.num_queries
         self.content = nn.Embedding(config.num_queries, config.d_model) if config.mixed_query_selection else None
 
+    @fast_linear
     def forward(self, memory: Tensor, levels: FeatureLevels) -> Proposals:
         """
         Args:

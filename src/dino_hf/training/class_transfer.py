@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..heads import class_head
 from .detector import base_detector
 
 _WRAPPED = "one that is wrapped, for distributed training, compilation or PEFT, gets its classes before that."
@@ -101,7 +102,7 @@ def transfer_classes(
     with torch.random.fork_rng(devices=(), device_type="cuda"):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also reach GPUs, whose state is not kept here
         on_cpu = {"device": "cpu", "dtype": torch.float32}  # the same values for a model of any device and dtype
-        fresh = [type(head)(head.in_features, len(names), **on_cpu) for head in heads]
+        fresh = [class_head(head.in_features, len(names), **on_cpu) for head in heads]
         fresh += [nn.Embedding(len(names), embedding.embedding_dim, **on_cpu) for embedding in embeddings]
     layers = [*heads, *embeddings]
     changed = [
