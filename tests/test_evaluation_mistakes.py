@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
+from dino_hf.evaluation import mistakes_page
 from dino_hf.evaluation.mistakes import confusion_matrix, find_mistakes
 
 CAT, DOG, EEL = 3, 7, 8
@@ -91,3 +94,23 @@ def test_a_model_that_finds_nothing_has_missed_everything(is_empty):
     counts = confusion_matrix(truth, columns([], "scores"), [CAT, DOG, EEL], 0.5)
     assert counts[:, -1].tolist() == ([0] * 4 if is_empty else [1, 2, 1, 0])
     assert counts.sum() == counts[:, -1].sum()
+
+
+def test_a_panel_shows_what_it_is_about_and_a_few_others():
+    axes = Figure().subplots()
+    boxes = np.array([[10.0 + number, 10, 60 + number, 50] for number in range(30)])
+    texts = [f"class {number}" for number in range(30)]
+    is_it = np.arange(30) == 17
+    crop = (0, 0, 120, 90)
+    hidden = mistakes_page._draw_panel(axes, Image.new("RGB", (120, 90)), crop, boxes, texts, is_it, "#0072B2")
+    assert hidden == 30 - 1 - 4
+    assert len(axes.patches) == 2 * 5
+    assert axes.texts[0].get_text() == "class 17"
+    few = mistakes_page._draw_panel(
+        Figure().subplots(), Image.new("RGB", (120, 90)), crop, boxes[:5], texts[:5], is_it[13:18], "#0072B2"
+    )
+    assert few == 0
+
+
+def test_the_width_of_a_text_is_that_of_its_letters():
+    assert 3 < mistakes_page._text_width("WWWW") / mistakes_page._text_width("iiii") < 5

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -383,6 +384,23 @@ def test_labels_keep_out_of_each_others_way(monkeypatch):
     boxes = [[100, 100, 300, 250]] * 4
     draw_detections(noise(500, 400), Detections.sorted(boxes, [0.9, 0.8, 0.7, 0.6], [0, 1, 2, 0]), NAMES)
     assert sum(pictures._shared(a, b) for i, a in enumerate(places) for b in places[:i]) == 0
+
+
+def test_names_and_numbers_of_any_length_are_drawn_in_no_time():
+    assert pictures._one_line("x" * 80) == "x" * 80
+    assert pictures._one_line("x" * 81) == "x" * 79 + "…"
+    boxes = np.tile([10.0, 10, 300, 200], (3000, 1)) + np.arange(3000)[:, None] % 90
+    crowd = Detections.sorted(boxes, np.linspace(1, 0, 3000), np.zeros(3000))
+    start = time.monotonic()
+    draw_detections(noise(400, 300), crowd, {0: "word " * 2000})
+    assert time.monotonic() - start < 20  # it would be hours
+
+
+def test_the_first_300_have_labels(monkeypatch):
+    places = []
+    monkeypatch.setattr(pictures, "_place", lambda *arguments: places.append((0, 0, 9, 9)) or places[-1])
+    draw_detections(noise(60, 40), Detections.sorted(np.tile([1, 1, 9, 9], (301, 1)), [0.5] * 301, [0] * 301), NAMES)
+    assert len(places) == 300
 
 
 def test_text_can_be_read_on_its_colour():

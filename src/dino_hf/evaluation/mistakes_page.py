@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 from PIL import Image
 
 from ..data.rows import CocoData
@@ -24,7 +25,10 @@ _TITLES = {
 }
 _TRUE, _FOUND = COLOURS[0], COLOURS[1]
 _PIXELS = 260  # of the longer side of a panel
-_CHARACTER = (9.5, 24)  # width, on average, and height of a line of text, in pixels of a panel
+_LINE = 24  # height of a line of text, in pixels of a panel
+_PER_POINT = 2.5  # pixels of a panel for a point of a font
+_FONT_SIZE = 6.5  # points
+_MOST_OTHERS = 4  # boxes of a panel beside the one that it is about
 
 _Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels
 
@@ -73,11 +77,17 @@ def _draw_pair(pair, mistake: Mistake, evaluation: Evaluation, data: CocoData, i
     found_texts = [f"{shortened(names[label], 12)} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     is_it = (found_boxes == np.array(mistake.box)).all(axis=1) & (np.array(labels) == mistake.category_id)
     crop = _crop(image, [mistake.box, *true_boxes[true_rows == mistake.truth]])
-    _draw_panel(pair[0], image, crop, true_boxes, true_texts, true_rows == mistake.truth, _TRUE)
-    _draw_panel(pair[1], image, crop, found_boxes, found_texts, is_it, _FOUND)
-    pair[0].set_title(shortened(Path(image_name(data, index)).name, 26), fontsize=7, loc="left", color="#555555")
+    num_hidden = _draw_panel(pair[0], image, crop, true_boxes, true_texts, true_rows == mistake.truth, _TRUE)
+    num_hidden_found = _draw_panel(pair[1], image, crop, found_boxes, found_texts, is_it, _FOUND)
+    style = {"fontsize": 7, "loc": "left", "color": "#555555"}
+    pair[0].set_title(shortened(Path(image_name(data, index)).name, 20) + _more(num_hidden), **style)
     score = "" if mistake.score is None else f" {mistake.score:.2f}"
-    pair[1].set_title(shortened(names[mistake.category_id], 20) + score, fontsize=7, loc="left", color="#555555")
+    pair[1].set_title(shortened(names[mistake.category_id], 16) + score + _more(num_hidden_found), **style)
+
+
+def _more(num_hidden: int) -> str:
+    """Says that a panel does not show all boxes of its part of the image."""
+    return f" (+{num_hidden} boxes)" if num_hidden else ""
 
 
 def _crop(image: Image.Image, boxes: list) -> tuple[int, int, int, int]:
@@ -100,7 +110,12 @@ def _draw_panel(
     texts: list[str],
     is_it: np.ndarray,
     colour: str,
-) -> None:
+) -> int:
+    """Draw a part of an image with the boxes that it is about, and the largest few of the others.
+
+    Returns:
+        how many boxes in this part are not drawn: a weak detector has dozens, which would hide each other.
+    """
     part = image.convert("RGB").crop(crop)
     scale = _PIXELS / max(part.size)
     part = part.resize([max(1, round(side * scale)) for side in part.size])
@@ -108,9 +123,9 @@ def _draw_panel(
     boxes = (boxes - np.array([crop[0], crop[1]] * 2)) * scale - 0.5  # (N, 4)
     visible = np.maximum(0, np.minimum(boxes[:, 2:], part.size) - np.maximum(boxes[:, :2], 0)).prod(axis=1)
     texted: list[_Box] = []
-    for index in np.lexsort((-visible, ~is_it)).tolist():  # what it is about gets its text first
-        if visible[index] <= 0:
-            continue
+    order = [index for index in np.lexsort((-visible, ~is_it)).tolist() if visible[index] > 0]
+    shown = order[: _MOST_OTHERS + int(is_it.sum())]  # what it is about comes first, and gets its text first
+    for index in shown:
         x0, y0, x1, y1 = boxes[index]
         for edge, extra in (("white", 1.4), (colour, 0.0)):
             width = (2.4 if is_it[index] else 1.1) + extra
@@ -120,15 +135,23 @@ def _draw_panel(
         if place := _place(boxes[index], texts[index], part.size, texted):
             texted.append(place)
             style = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
-            axes.text(place[0] + 3, place[3] - 5, texts[index], fontsize=6.5, color="white", zorder=4, bbox=style)
+            axes.text(
+                place[0] + 3, place[3] - 5, texts[index], fontsize=_FONT_SIZE, color="white", zorder=4, bbox=style
+            )
     # All panels have one scale: what is narrower or lower leaves its rest of the square white.
     axes.set_xlim(-0.5, _PIXELS - 0.5)
     axes.set_ylim(_PIXELS - 0.5, -0.5)
+    return len(order) - len(shown)
+
+
+def _text_width(text: str) -> float:
+    """In pixels of a panel."""
+    return TextPath((0, 0), text, size=_FONT_SIZE).get_extents().width * _PER_POINT
 
 
 def _place(box: np.ndarray, text: str, size: tuple[int, int], taken: list[_Box]) -> _Box | None:
     """Where a text fits into the panel: above the box, inside at its upper or lower edge, or below; None if others are there."""
-    width, height = _CHARACTER[0] * len(text) + 6, _CHARACTER[1]
+    width, height = _text_width(text) + 8, _LINE
     x0 = min(max(box[0], 0), max(0, size[0] - width))
     for bottom in (box[1], box[1] + height, box[3], box[3] + height):
         place = (x0, bottom - height, x0 + width, bottom)

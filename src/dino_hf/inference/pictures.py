@@ -17,6 +17,8 @@ from .predictor import Detections
 _SMALLEST = 320  # pixels of the longer side: below, labels could not be read, and the picture is drawn larger
 _PAD = 2  # pixels around the text of a label
 _CROWD = 20  # boxes; above, labels are smaller
+_MOST_LABELS = 300  # boxes with a label, those with the highest scores; more could not be read
+_LONGEST_NAME = 80  # characters of a label
 
 
 def draw_detections(
@@ -35,7 +37,7 @@ def draw_detections(
     line = min(8, max(2, round(side / 180)))
     # Pillow fails on a line break.
     texts = [
-        f"{' '.join(id2label[int(label)].split())} {score:.2f}"
+        f"{_one_line(id2label[int(label)])} {score:.2f}"
         for label, score in zip(detections.labels, detections.scores, strict=True)
     ]
     font = _font(min(44, max(11, round(side / (42 if len(texts) <= _CROWD else 54)))), frozenset("".join(texts)))
@@ -43,7 +45,7 @@ def draw_detections(
     for box, label in reversed(list(zip(boxes, detections.labels, strict=True))):  # the surest on top
         _draw_box(draw, box, line, _colour(label))
     taken: list[tuple[int, int, int, int]] = []
-    for box, label, text in zip(boxes, detections.labels, texts, strict=True):
+    for box, label, text in list(zip(boxes, detections.labels, texts, strict=True))[:_MOST_LABELS]:
         text = _shorten(
             text, font, max(box[2] - box[0], round(0.3 * picture.width)) - 2 * _PAD, picture.width - 2 * _PAD
         )
@@ -54,6 +56,11 @@ def draw_detections(
         draw.text((place[0] + _PAD, place[1] + _PAD), text, font=font, fill=_readable_on(_colour(label)), anchor="la")
         taken.append(place)
     return picture
+
+
+def _one_line(name: str) -> str:
+    name = " ".join(name[: 4 * _LONGEST_NAME].split())
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _pixels(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
