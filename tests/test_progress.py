@@ -57,6 +57,24 @@ def test_a_line_for_each_epoch_and_the_best_is_marked(clock):
     ]
 
 
+def test_without_a_terminal_there_is_a_line_each_minute(clock):
+    progress, args, state = make(logging_steps=1)
+    progress.on_train_begin(args, state, TrainerControl())
+    for seconds, lines in ((59.9, 0), (0.1, 1), (59.9, 1), (60.0, 2)):
+        clock.now += seconds
+        state.global_step += 1
+        progress.on_log(args, state, TrainerControl(), logs={"loss": 2.0 * state.global_step})
+        progress.on_step_end(args, state, TrainerControl())
+        assert len(progress.console.file.getvalue().splitlines()) == lines
+    clock.now += 61.0
+    progress.on_prediction_step(args, state, TrainerControl())
+    printed = progress.console.file.getvalue().splitlines()
+    assert printed[0].startswith("training, step 2 of 12: loss 3.00, ")
+    assert printed[2].startswith("evaluating, step 4 of 12: loss 5.00, ")
+    run_epoch(progress, args, state, clock, {"eval_AP": 0.1})  # the line of an epoch has the losses of all of it
+    assert "loss 5.60, AP 0.100" in progress.console.file.getvalue().splitlines()[-1]
+
+
 def test_the_time_left_has_evaluations_and_checkpoints_in_it(clock):
     progress, args, state = make()
     progress.on_train_begin(args, state, TrainerControl())

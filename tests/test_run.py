@@ -21,7 +21,7 @@ from dino_hf.data import DetectionData, load_data
 from dino_hf.evaluation import report
 from dino_hf.model_card import is_ours, weights_digest
 from dino_hf.tools.scenes import CATEGORIES, make_scenes
-from dino_hf.training import get_recipe, results, run_lock
+from dino_hf.training import get_recipe, results, run_lock, run_plan
 from dino_hf.training.results import _best
 from dino_hf.training.run import train
 from dino_hf.training.trainer import DinoDetrTrainer
@@ -287,6 +287,44 @@ def test_a_run_that_is_not_there_is_started_with_a_word(folder, tmp_path):
     )
     assert f"there is no run in {tmp_path / 'typo'} to resume" in printed
     assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(("recipe", "is_warned"), [(None, True), ("finetune", True), ("scratch", False)])
+def test_random_weights_and_the_recipe_of_trained_ones_are_warned_of(folder, tmp_path, recipe, is_warned):
+    run, _ = run_quietly(
+        folder / "data", model=folder / "untrained", output_dir=tmp_path / "o", dry_run=True, recipe=recipe
+    )
+    assert any("starts from random weights" in one and "scratch" in one for one in run.preflight.warnings) == is_warned
+
+
+def test_trained_weights_are_not_warned_of(finished, folder, tmp_path):
+    run, _ = run_quietly(folder / "data", model=finished[0].output_dir, output_dir=tmp_path / "o", dry_run=True)
+    assert not any("random weights" in one for one in run.preflight.warnings)
+
+
+def test_bad_images_are_counted_before_the_first_step(folder, tmp_path):
+    data = shutil.copytree(folder / "data", tmp_path / "data")
+    spoilt = sorted((data / "train").glob("*.png"))[2]
+    spoilt.write_bytes(spoilt.read_bytes()[:-60])
+    places = {"model": folder / "untrained", "output_dir": tmp_path / "out", "dry_run": True}
+    run, printed = run_quietly(data, **places)
+    assert run.preflight.data["images"]["train"] == 9
+    assert "1 of 10 train images cannot be used" in printed
+    with pytest.raises(ValueError, match="1 of 10 train images cannot be used"):
+        run_quietly(data, on_bad_image="raise", **places)
+    with pytest.raises(ValueError, match=r"on_bad_image='ignore' must be"):
+        run_quietly(data, on_bad_image="ignore", **places)
+
+
+def test_workers_are_counted_by_usable_cores(folder, monkeypatch):
+    args = get_recipe("finetune").training_arguments("o", report_to="none", use_cpu=True)
+    monkeypatch.setattr(run_plan.os, "sched_getaffinity", lambda process: {1, 5, 6, 7, 9}, raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (run_plan._usable_cores(), run_plan._processes_here(args)) == (5, 2)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.delattr(run_plan.os, "sched_getaffinity")
+    monkeypatch.setattr(run_plan.os, "cpu_count", lambda: None)
+    assert (run_plan._usable_cores(), run_plan._processes_here(args)) == (1, 1)
 
 
 def test_two_runs_in_one_folder_are_refused(folder, tmp_path, monkeypatch):

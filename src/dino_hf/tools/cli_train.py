@@ -76,6 +76,22 @@ def train(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    on_bad_image: Annotated[
+        str | None,
+        typer.Option(
+            help="skip: leave out images that cannot be used, with a warning. raise: stop before the first step.",
+            show_default="skip",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    check_images: Annotated[
+        bool,
+        typer.Option(
+            "--check-images",
+            help="Decode all images before the first step; without it, 2,000 at most.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Fine-tune a detector, and leave the best weights, their AP, curves and a model card.
@@ -105,6 +121,8 @@ def train(
             seed=seed,
             validation_fraction=validation_fraction,
             box_format=box_format,
+            on_bad_image=on_bad_image,
+            check_images=check_images,
             dry_run=dry_run,
             **parse_settings(context.args),
         )

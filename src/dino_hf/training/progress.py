@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+_SILENCE = 60  # seconds without a line, where there is no terminal
 BEST_AP = "best_AP"  # as a name for `metric_for_best_model`
 
 
@@ -34,6 +35,7 @@ class TrainingProgress(TrainerCallback):
         self._loss: float | None = None
         self._losses: list[float] = []  # since the last line
         self._best = -1.0
+        self._last_line = time.perf_counter()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._timer = _Timer()
@@ -93,18 +95,29 @@ class TrainingProgress(TrainerCallback):
 
     def _show(self, args, state, description: str) -> None:
         if self._bar is None:
+            if time.perf_counter() - self._last_line >= _SILENCE:
+                self._line(args, state, {}, description)
             return
         left = self.seconds_left(args, state)
         parts = [] if self._loss is None else [f"loss {self._loss:.2f}"]
         parts += [] if left is None else [f"{_duration(left)} left"]
         self._bar.update(self._task, completed=state.global_step, description=description, note=", ".join(parts))
 
-    def _line(self, args, state, metrics: dict) -> None:
-        losses, self._losses = self._losses, []
+    def _line(self, args, state, metrics: dict, description: str | None = None) -> None:
+        """
+        Args:
+            description: of what goes on, in a line between two evaluations.
+        """
+        self._last_line = time.perf_counter()
+        losses = self._losses
+        if description is None:
+            self._losses = []
         if not state.is_world_process_zero:
             return
         where = f"step {state.global_step} of {state.max_steps}"
-        if args.max_steps <= 0 and args.eval_strategy != "steps":
+        if description is not None:
+            where = f"{description}, {where}"
+        elif args.max_steps <= 0 and args.eval_strategy != "steps":
             where = f"epoch {state.epoch:.0f} of {args.num_train_epochs:g}"
         parts = [f"loss {sum(losses) / len(losses):.2f}"] if losses else []
         for name, label, digits in _SHOWN:
@@ -131,19 +144,22 @@ class _Timer:
     """Mean durations by name: each lap is the time since the last one, of whatever name."""
 
     def __init__(self):
-        self._laps: dict[str, list[float]] = {}
+        self._laps: dict[str, tuple[int, float, float]] = {}  # number, their sum, the first one; in seconds
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self._laps.setdefault(name, []).append(now - self._last)
+        lap = now - self._last
+        count, total, first = self._laps.get(name, (0, 0.0, lap))
+        self._laps[name] = count + 1, total + lap, first
         self._last = now
 
     def mean(self, name: str) -> float | None:
-        laps = self._laps.get(name, [])
+        count, total, first = self._laps.get(name, (0, 0.0, 0.0))
         # The first step builds kernels and starts workers; alone, it is better than nothing.
-        laps = laps[1:] if name == "step" and len(laps) > 1 else laps
-        return sum(laps) / len(laps) if laps else None
+        if name == "step" and count > 1:
+            count, total = count - 1, total - first
+        return total / count if count else None
 
 
 def _evaluations_left(args, state) -> int:

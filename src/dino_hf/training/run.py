@@ -19,6 +19,7 @@ from ..data.checks import inspect
 from ..evaluation import Evaluation
 from .checkpoints import check_checkpoint, newest_checkpoint
 from .coco_data import CocoData
+from .image_check import leave_out_bad_images
 from .machine_failures import MACHINE_ERRORS, failure_of_the_machine, memory_sentence
 from .memory_forecast import choose_batch_size, forecast_memory, free_memory
 from .preflight import (
@@ -78,6 +79,8 @@ def train(
     seed: int | None = None,
     validation_fraction: float | None = None,
     box_format: str | None = None,
+    on_bad_image: str | None = None,
+    check_images: bool = False,
     dry_run: bool = False,
     **settings,
 ) -> TrainingRun:
@@ -106,6 +109,10 @@ def train(
         seed: of everything random, also of a split of the data; None: 0.
         validation_fraction, box_format: of data that have no validation images or do not tell what their boxes are, see
             `load_data`; None: 0.2 and none.
+        on_bad_image: "skip" leaves out images that cannot be read or have not the size of their annotations, with a warning;
+            "raise" stops before the first step. None: "skip".
+        check_images: decode all images before the first step, which finds those that are cut off. Up to 2,000 images are decoded
+            in any case; of more, only the starts of the files are read.
         dry_run: stop before training; nothing is written.
         settings: fields of `Recipe`, of its `Augmentation` and `model_settings`, and of `TrainingArguments`, by name. The sizes of
             training images are those of the model's image processor, if none are given.
@@ -120,7 +127,10 @@ def train(
     with nullcontext() if dry_run else locked_run(Path(output_dir), os.environ.get("RANK", "0") == "0"):
         record = RunRecord.take_up(Path(output_dir), resume)
         record.settle_model(model)
+        if record.settle("on_bad_image", on_bad_image, "skip") not in ("skip", "raise"):
+            raise ValueError(f'on_bad_image={on_bad_image!r} must be "skip" or "raise".')
         choices = {"validation_fraction": validation_fraction, "box_format": box_format}
+        choices["check_images"] = check_images
         return _train(data, record, recipe, resume, batch_size, report_to, seed, choices, dry_run, settings)
 
 
@@ -142,11 +152,15 @@ def _train(
     given = record.settle_settings(flat_settings(settings))
     recipe, others = split_settings(record.settle("recipe", recipe, "finetune"), given)
 
+    check_images = choices.pop("check_images")
     splits = _detection_data(data, record, seed, **choices)
     findings = _findings(data, record.values["box_format"])
+    splits, bad_images = leave_out_bad_images(splits, record.values["on_bad_image"], check_images)
+    findings += bad_images
     if resume and not record.is_resumed:
         findings.insert(0, f"there is no run in {output_dir} to resume: this one starts from the beginning.")
     start = _load(record, splits.train, seed)
+    findings += _about_random_weights(start, recipe)
     recipe = fitted(recipe, given, start.image_processor, splits.validation is not None)
     recipe.configure(start.model)
     arguments = others | {"seed": seed, "report_to": trackers or "none"}
@@ -224,6 +238,16 @@ def _load(record: RunRecord, train: CocoData, seed: int) -> Start:
         start = load_start(record.values["model"], train, seed)
         record.values |= {"start": start.source, "start_notes": start.notes}
     return start
+
+
+def _about_random_weights(start: Start, recipe: Recipe) -> list[str]:
+    if recipe.name != "finetune" or not start.source.startswith("random weights"):
+        return []
+    return [
+        f"the detector starts from random weights, and the recipe finetune is for trained ones: its learning rate, "
+        f"{recipe.learning_rate:g}, and number of epochs are too small. Start from a trained detector (--model), or choose "
+        "--recipe scratch for a small model or paper-36ep for a large one."
+    ]
 
 
 def _findings(data: Any, box_format: str | None) -> list[str]:

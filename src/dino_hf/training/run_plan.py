@@ -56,9 +56,21 @@ class Plan(NamedTuple):
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # there is nothing to copy to
         elif "dataloader_num_workers" not in self.arguments:
-            args.dataloader_num_workers = min(_MOST_WORKERS, (os.cpu_count() or 1) // args.world_size)
+            args.dataloader_num_workers = min(_MOST_WORKERS, _usable_cores() // _processes_here(args))
             args.dataloader_persistent_workers = args.dataloader_num_workers > 0
         return args
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on: a container or a scheduler may give it some of those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processes_here(args: TrainingArguments) -> int:
+    """Processes of the run on this machine; of several machines, each has its own cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
 
 
 def _strategies(given: dict[str, Any], has_evaluation: bool) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Images that would stop an epoch, found before the first step."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from ..common.images import load, open_image, to_rgb, upright_size
+from ..data import DetectionData
+from ..data.rows import CocoData, check_image_size
+
+MOST_DECODED = 2000  # images that are decoded without being asked: it takes about 10 ms for each
+_CHUNK = 100  # images that are in memory at once, as files
+_SHOWN = 3  # bad images that are named
+_MODES_OF_DOUBT = ("I", "F")  # Pillow's modes whose range of values only the pixels tell
+
+
+def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: bool) -> tuple[DetectionData, list[str]]:
+    """Look at the images to train on and those held out.
+
+    The start of each file is always read: format, size and orientation. Up to 2,000 images are decoded wholly too, which also
+    shows those that are cut off.
+
+    Args:
+        on_bad_image: "skip" takes them out of the data, "raise" stops.
+        decode_all: decode all images, however many.
+    Returns:
+        the data without bad images, and warnings.
+    Raises:
+        ValueError: there is a bad image and `on_bad_image` is "raise", or most of a part are bad.
+    """
+    parts = {"train": splits.train, "validation": splits.validation}
+    num_images = sum(len(data.dataset) for data in parts.values() if data is not None)
+    decode = decode_all or num_images <= MOST_DECODED
+    warnings = []
+    for name, data in parts.items():
+        if data is None:
+            continue
+        bad = bad_images(data, decode)
+        if not bad:
+            continue
+        reasons = list(bad.values())
+        listed = " ".join(reasons[:_SHOWN])
+        what = f"{len(bad)} of {len(data.dataset)} {name} images cannot be used. {listed}"
+        if len(bad) > _SHOWN:
+            what += f" And {len(bad) - _SHOWN} more."
+        if on_bad_image == "raise":
+            raise ValueError(f"{what} Mend or remove them, or leave them out by --on-bad-image skip.")
+        if len(bad) > len(data.dataset) / 2:
+            raise ValueError(f"{what} They are too many to leave out: mend them.")
+        warnings.append(f"{what} They are left out (--on-bad-image raise stops instead).")
+        kept = [index for index in range(len(data.dataset)) if index not in bad]
+        splits = splits._replace(**{name: data._replace(dataset=data.dataset.select(kept))})
+    return splits, warnings
+
+
+def bad_images(data: CocoData, decode: bool) -> dict[int, str]:
+    """Index of each image that cannot be read, or has another size than its annotations say -> one sentence."""
+    rows = data.dataset.select_columns(["image_id", "file_name", "width", "height", "image"]).with_format("arrow")
+    bad = {}
+    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
+        for start in range(0, len(rows), _CHUNK):
+            some = rows[start : start + _CHUNK].to_pylist()
+            for place, problem in enumerate(pool.map(lambda row: _problem(row, decode), some)):
+                if problem is not None:
+                    bad[start + place] = problem
+    return bad
+
+
+class _Sized:
+    """Of an image, what `check_image_size` looks at."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+        self.width, self.height = size
+
+
+def _problem(row: Mapping, decode: bool) -> str | None:
+    stored = row["image"] or {}
+    path, content = stored.get("path"), stored.get("bytes")
+    name = path or row["file_name"] or f"Image {row['image_id']}"
+    if content is None and not path:
+        return f"{name} has neither bytes nor a path."
+    try:
+        with open_image(path if content is None else content) as image:
+            check_image_size(row["image_id"], _Sized(upright_size(image)), (row["width"], row["height"]))
+            if decode or image.mode.startswith(_MODES_OF_DOUBT):
+                load(image)
+                if image.mode.startswith(_MODES_OF_DOUBT):
+                    to_rgb(image)
+    except (OSError, ValueError) as error:
+        sentence = str(error).rstrip(".")
+        return f"{sentence}." if isinstance(error, ValueError) else f"{name}: {sentence}."
+    return None
