@@ -12,7 +12,7 @@ TOOLS := .venv-tools
 WORKERS ?= 2
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow test-oldest test-newest lock bench bench-kernels bench-loss gpu-check ablation parity lint clean
+.PHONY: help demo test test-slow test-oldest test-newest lock bench bench-kernels bench-loss gpu-check mutants ablation parity lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -85,6 +85,15 @@ BENCHMARKS := loss inference training_step pipeline scaling $(if $(findstring cu
 bench: $(VENV)/installed
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 	$(BIN)/python benchmarks/report.py
+
+# Which small changes of a module no test notices: make mutants MODULE=src/dino_hf/inference/tiling.py [TESTS=tests/test_tiling.py].
+# Each change runs the tests once, so one module takes minutes to hours. Survivors are listed in outputs/mutants/.
+MODULE ?=
+TESTS ?=
+
+mutants: $(VENV)/installed $(TOOLS)/installed
+	@test -n "$(MODULE)" || { echo "error: name a module: make mutants MODULE=src/dino_hf/inference/tiling.py"; exit 1; }
+	$(TOOLS)/$(SCRIPTS)/python tests/scripts/mutants.py --python $(BIN)/python "$$(mktemp -d)/copy" $(MODULE) $(TESTS)
 
 # Whether the CUDA kernels are right and fast on the GPU of this machine, in at most 8 minutes; JSON in outputs/gpu_check.json.
 gpu-check: $(VENV)/installed

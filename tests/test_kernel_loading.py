@@ -169,6 +169,23 @@ def test_env_tells_what_runs_here():
         assert "  triton      out: there is no CUDA device" in result.output
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("evil", "There is no ms_deform_attn backend 'evil'; known are"), ("triton", "'triton' cannot run here: ")],
+)
+def test_a_variable_that_orders_what_cannot_run_is_one_sentence(monkeypatch, name, reason):
+    if name == "triton" and torch.cuda.is_available():
+        pytest.skip("it runs here")
+    monkeypatch.setenv("DINO_HF_MS_DEFORM_ATTN", name)
+    result = CliRunner().invoke(cli.app, ["env"])
+    assert result.exit_code == 1
+    lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert f"DINO_HF_MS_DEFORM_ATTN: The{'re' if name == 'evil' else ''} " in lines[0]
+    assert reason in lines[0]
+    assert "Traceback" not in result.output
+
+
 def test_a_build_ahead_of_time_is_used_and_needs_no_compiler(tmp_path):
     """As in a container that has a compiler when it is made and none when it runs."""
     sources = tmp_path / "kernels"

@@ -21,6 +21,7 @@ from typing import Annotated
 
 import typer
 
+from ..attention_backends import BackendUnavailable
 from ..common.console import accept_any_text
 from ..common.paths import check_current_folder
 from ..common.stopping import Terminated, stop_like_ctrl_c
@@ -83,7 +84,7 @@ def _sentence(error: Exception) -> str | None:
         return f"{os.fsdecode(error.filename)}: {_CURES[error.errno]}"
     if isinstance(error, OSError) and error.errno in _CURES and text.startswith("[Errno"):
         return f"{error.strerror}: {_CURES[error.errno]}"
-    return text if isinstance(error, ValueError | OSError | ImportError) else None
+    return text if isinstance(error, ValueError | OSError | ImportError | BackendUnavailable) else None
 
 
 def _show(sentence: str, error: BaseException, with_traceback: bool) -> None:
