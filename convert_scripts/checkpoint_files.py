@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import re
 import secrets
 import zipfile
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from plain_values import check_pickle, plain_value
 
 
 class ConversionError(ValueError):
@@ -86,6 +89,7 @@ def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LEGACY_PICKLES = 4  # at the beginning of files without an archive: magic number, version, machine, content
 _COUNTERS = ("relative_position_index", "num_batches_tracked")  # no weights
 
 
@@ -148,6 +152,32 @@ def _check_archive(path: Path) -> None:
         )
 
 
+def _check_pickles(path: Path) -> None:
+    """
+    Raises:
+        ConversionError: the file is damaged, or reading it would take all time or memory.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.infolist():
+                    if entry.filename.endswith("data.pkl"):
+                        with archive.open(entry) as stream:
+                            check_pickle(stream, entry.file_size)
+        else:
+            with path.open("rb") as stream:
+                for _ in range(_LEGACY_PICKLES):
+                    check_pickle(stream, 0)
+    except ConversionError:
+        raise
+    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        raise ConversionError(
+            f"{path} was refused, and nothing in it was run: it is not a PyTorch checkpoint that can be read "
+            f"({(str(error) or type(error).__name__).splitlines()[0][:200]}). Download it again."
+        ) from error
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
@@ -156,8 +186,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path):
-    if zipfile.is_zipfile(path):
-        _check_archive(path)
+    _check_pickles(path)
     allowed = [argparse.Namespace, *((UnreadObject, name) for name in _HARMLESS)]
     try:
         # of a path, torch would believe the suffix
@@ -176,6 +205,10 @@ def _read_pickle(path: Path):
 
 
 _CONTAINERS = ("model", "state_dict")
+_MOST_CLASSES = 100_000
+_MOST_TENSORS = 20_000  # the largest published DINO has 1,500
+_LONGEST_CONFIG = 2**21  # characters
+_WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)*")  # of distributed training and of torch.compile, in any order
 _AVERAGES = ("ema_model", "ema_state")  # the release, detrex
 
 
@@ -196,10 +229,14 @@ def _tensors_of(content: dict, ema: bool, path: Path) -> dict[str, Tensor]:
     )
     if not isinstance(tensors, dict):
         raise ConversionError(f"{path} has a {type(tensors).__name__} under {part!r}, not a dictionary of tensors.")
-    plain = {str(name).removeprefix("module."): value for name, value in tensors.items()}
+    if len(tensors) > _MOST_TENSORS:
+        raise ConversionError(
+            f"{path} has {len(tensors):,} tensors; at most {_MOST_TENSORS:,} are read, and a DINO has fewer than 2,000."
+        )
+    plain = {_WRAPPERS.sub("", str(name), count=1): value for name, value in tensors.items()}
     if len(plain) < len(tensors):
         raise ConversionError(
-            f"{path} has tensors both with and without the prefix 'module.'; save it with one of the two."
+            f"{path} has tensors both with and without the prefix 'module.' or '_orig_mod.'; save it with one of the two."
         )
     return plain
 
@@ -216,13 +253,15 @@ def _training_of(content: dict, path: Path) -> tuple[dict, list[str] | None]:
             names = of_data.get("classes", of_data.get("CLASSES", names))
         names = [names] if isinstance(names, str) else names
         is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        is_list = is_list and len(names) <= _MOST_CLASSES
         return read_config_text(meta.get("cfg", meta.get("config"))), list(names) if is_list else None
-    return vars(args) if isinstance(args, argparse.Namespace) else dict(args or {}), None
+    settings = vars(args) if isinstance(args, argparse.Namespace) else dict.items(args or {})
+    return {str(name): plain_value(value) for name, value in dict(settings).items()}, None
 
 
 def read_config_text(text) -> dict:
     """Settings from a configuration of mmengine, which is Python: literals and calls of `dict` are read, nothing is run."""
-    if not isinstance(text, str):
+    if not isinstance(text, str) or len(text) > _LONGEST_CONFIG:
         return {}
     try:
         statements = [statement for statement in ast.parse(text).body if isinstance(statement, ast.Assign)]
@@ -259,7 +298,9 @@ def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
     if path.suffix == ".safetensors":
         raise ConversionError(f"{path}: the other projects read files of torch.save; name it .pth.")
     if path.is_symlink() or path.is_dir() or (path.exists() and not force):
-        raise ConversionError(f"{path} exists; choose another --output, or --force to replace a file.")
+        raise ConversionError(f"{path} exists; choose another --output, or --force to replace a checkpoint.")
+    if path.exists() and not _is_checkpoint(path):
+        raise ConversionError(f"{path} is not a file of torch.save, so it is not replaced; choose another --output.")
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -272,6 +313,17 @@ def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file was written by torch.save, as far as its parts tell."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
 def sha256(path: Path) -> str:

@@ -86,15 +86,19 @@ def load_folder(folder: Path) -> DinoDetrForObjectDetection:
     if not (folder / "config.json").is_file():
         raise ConversionError(f"{folder} is no folder with a model of dino_hf: it has no config.json.")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if not isinstance(config, DinoDetrConfig):
             raise ConversionError(
                 f"{folder} holds a model of type {config.model_type!r}, not {DinoDetrConfig.model_type!r}."
             )
-        model, report = DinoDetrForObjectDetection.from_pretrained(folder, output_loading_info=True)
+        model, report = DinoDetrForObjectDetection.from_pretrained(folder, config=config, output_loading_info=True)
     except ConversionError:
         raise
     except Exception as error:  # the library's, of many kinds
+        if "trust_remote_code" in str(error):
+            raise ConversionError(
+                f"{folder} names code of its own for its model, which is never run here; only models of dino_hf are converted."
+            ) from error
         raise ConversionError(
             f"{folder} cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
         ) from error

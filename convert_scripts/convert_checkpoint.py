@@ -9,7 +9,6 @@ What a file does not tell (for detrex nearly all but the sizes) is taken to be a
 
 import argparse
 import json
-import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -29,6 +28,8 @@ from checkpoint_files import Checkpoint, ConversionError, load_checkpoint, sha25
 from class_names import class_space
 from convert_back import convert_back
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.common.stopping import stop_like_ctrl_c
+from dino_hf.common.text import printable
 from dino_hf.model_card import weights_digest
 from key_mapping import UnknownName, translate
 from output_folder import scratch_beside
@@ -263,11 +264,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def stop(*_) -> None:
-    """Leave as an error does, so that nothing half-written stays."""
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
@@ -291,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             same = not options.verify or verify(options.checkpoint, options.output, options.ema, options.image)
     except (ConversionError, StrictDataclassError) as error:
-        sys.exit(f"error: {error.args[0]}")
+        sys.exit(f"error: {printable(str(error.args[0]), 4000)}")
     except KeyboardInterrupt:
         sys.exit("error: stopped")
     if not same:
@@ -299,5 +295,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
-    main()
+    with stop_like_ctrl_c():  # nothing half-written stays
+        main()

@@ -24,6 +24,7 @@ from checkpoint_files import ConversionError, load_checkpoint
 from convert_back import load_folder, separate_heads, to_release
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.images import read_image
+from dino_hf.common.text import printable
 from dino_hf.tools.scenes import draw_scene
 from key_mapping import translate
 from source_arithmetic import SourceArithmetic, Trace
@@ -265,7 +266,7 @@ def load_processor(folder: Path):
         ConversionError: the folder has none.
     """
     try:
-        return AutoImageProcessor.from_pretrained(folder)
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ConversionError(f"{folder} has no image processor that can be loaded: {reason}") from error
@@ -286,7 +287,7 @@ def check_processor(folder: Path) -> bool:
 @torch.no_grad()
 def print_detections(folder: Path, picture: Image.Image, name: str, top: int = 10) -> None:
     processor = load_processor(folder)
-    model = AutoModelForObjectDetection.from_pretrained(folder).eval()
+    model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=False).eval()
     inputs = processor(images=picture, return_tensors="pt")
     outputs = model(inputs["pixel_values"].to(model.dtype), inputs["pixel_mask"])
     size = [(picture.height, picture.width)]
@@ -312,7 +313,7 @@ def main(arguments: list[str] | None = None) -> None:
             model, Model(second, options.ema, model.config if first.is_dir() else None), open_picture(options.image)
         )
     except (ConversionError, StrictDataclassError) as error:
-        sys.exit(f"error: {error.args[0]}")
+        sys.exit(f"error: {printable(str(error.args[0]), 4000)}")
     sys.exit(0 if equal else 1)
 
 

@@ -1,0 +1,104 @@
+"""Bounds on what a checkpoint says besides its tensors. A file of a kilobyte can hold values that take hours to show or compare."""
+
+import pickletools
+from typing import IO
+
+from torch import Tensor
+
+_MOST_VALUES = 10_000  # of all lists and dictionaries of a value together
+_DEEPEST = 20
+_LONGEST_TEXT = 2**21  # characters: mmdetection's configuration of a training is one text
+_LARGEST_INTEGER = 2**63
+_MOST_HASHED = 10**6  # values that the hash of one dictionary key visits
+_LARGEST_PICKLE = 2**26  # bytes of a checkpoint's values without its tensors; those of large trainings are below 1 MiB
+
+
+class Unreadable:
+    """Takes the place of a value that is not read. It is equal to nothing, and messages show what it stands for."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __repr__(self) -> str:
+        return self.what
+
+
+def plain_value(value):
+    """The value, if it is made of few numbers, texts, lists and dictionaries; otherwise an `Unreadable`."""
+    budget = [_MOST_VALUES]
+    try:
+        return _plain(value, budget, _DEEPEST)
+    except OverflowError:
+        return Unreadable(f"a {type(value).__name__} that is too large or too deep to be a setting")
+
+
+def _plain(value, budget: list[int], depth: int):
+    """Raises OverflowError if there is more than the budget. An object that occurs twice counts twice."""
+    budget[0] -= 1
+    if budget[0] < 0 or depth < 0:
+        raise OverflowError
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        if abs(value) >= _LARGEST_INTEGER:
+            raise OverflowError
+        return value
+    if isinstance(value, str):
+        if len(value) > _LONGEST_TEXT:
+            raise OverflowError
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)([_plain(one, budget, depth - 1) for one in value]) if type(value) in (list, tuple) else None
+    if isinstance(value, dict):
+        return {_plain(key, budget, 0): _plain(one, budget, depth - 1) for key, one in dict.items(value)}
+    return Unreadable("a tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}")
+
+
+def check_pickle(stream: IO[bytes], size: int) -> None:
+    """Look at the operations of a pickle without doing them, for the reader would not end at every pickle.
+
+    Args:
+        stream: at the beginning of a pickle; afterwards at its end.
+        size: bytes that can be read at most.
+    Raises:
+        ValueError: it is too large, or has a tuple of tuples whose hash takes too long.
+    """
+    if size > _LARGEST_PICKLE:
+        raise ValueError(f"it has {size:,} bytes besides its tensors, at most {_LARGEST_PICKLE:,} are read")
+    stack, marks, memo = [], [], {}  # for each object, how many values its hash visits
+    for operation, argument, _ in pickletools.genops(stream):
+        name = operation.name
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "POP_MARK":
+            del stack[marks.pop() :]
+        else:
+            before = operation.stack_before
+            if pickletools.markobject in before:
+                mark = marks.pop()
+                taken = stack[mark:]
+                start = mark - before.index(pickletools.markobject)
+            else:
+                start = len(stack) - len(before)
+                taken = stack[max(0, start) :]
+            if start < 0:
+                raise ValueError("its operations take values that are not there")
+            target = stack[start] if before and before[0] in _FILLED and name in _FILLING else None
+            del stack[start:]
+            cost = 1 + sum(taken) if name in _HASHED else 1
+            if cost > _MOST_HASHED:
+                raise ValueError("it has nested tuples that stand for more values than any training saves")
+            stack.extend([cost if target is None else target] * len(operation.stack_after))
+
+
+_HASHED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ")
+_FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+_FILLED = (pickletools.pylist, pickletools.pydict, pickletools.pyset, pickletools.anyobject)
