@@ -213,6 +213,7 @@ def build_config(
         "num_extra_label_embeddings": _extra_rows(tensors, num_labels),
     }
     _check_chosen(chosen, shown)
+    _check_counts(shown)
     assumed = {**_PUBLISHED[project], "num_denoising": 100, "box_noise_scale": 1.0}
     kind = shown["backbone_config"]["model_type"]
     if kind == "resnet":
@@ -233,6 +234,28 @@ def build_config(
     return DinoDetrConfig(**values), {
         name: assumed[name] for name in assumed if name not in told and name not in chosen
     }
+
+
+_MOST = {
+    "num_queries": 100_000,
+    "num_labels": 100_000,
+    "num_feature_levels": 20,
+    "encoder_layers": 100,
+    "decoder_layers": 100,
+}
+_MOST_BLOCKS = 1000  # of a backbone; the largest published one has 50
+
+
+def _check_counts(shown: dict) -> None:
+    """
+    Raises:
+        ConversionError: a number of parts is so large that building the model would take hours.
+    """
+    for name, most in _MOST.items():
+        if shown[name] > most:
+            raise ConversionError(f"The tensors show {name}={shown[name]:,}; at most {most:,} are converted.")
+    if (blocks := sum(shown["backbone_config"]["depths"])) > _MOST_BLOCKS:
+        raise ConversionError(f"The backbone has {blocks:,} blocks; at most {_MOST_BLOCKS:,} are converted.")
 
 
 # Fields that no tensor tells.
@@ -256,14 +279,24 @@ def _check_chosen(chosen: dict, shown: dict) -> None:
 
 
 def _extra_rows(tensors: dict[str, Tensor], num_labels: int) -> int:
+    """Rows of the label embedding beyond one for each class. A smaller one is filled up, see `filled_label_rows`."""
     if "label_enc.weight" not in tensors:
         return 1
-    extra = len(tensors["label_enc.weight"]) - num_labels
-    if extra < 0:
-        raise ConversionError(
-            f"The label embedding of denoising has {num_labels + extra} rows for {num_labels} classes; it needs one for each."
-        )
-    return extra
+    return max(0, len(tensors["label_enc.weight"]) - num_labels)
+
+
+def filled_label_rows(tensors: dict[str, Tensor], num_labels: int) -> tuple[dict[str, Tensor], int]:
+    """The tensors with at least one row of the label embedding for each class, and how many rows were added.
+
+    A label book smaller than the number of classes (`dn_labelbook_size` of the release) is used only in training, so detections
+    do not change. New rows are the mean of the others.
+    """
+    rows = tensors.get("label_enc.weight")
+    if rows is None or len(rows) >= num_labels:
+        return tensors, 0
+    num_missing = num_labels - len(rows)
+    mean = rows.float().mean(0, keepdim=True).to(rows.dtype).expand(num_missing, -1)
+    return {**tensors, "label_enc.weight": torch.cat([rows, mean])}, num_missing
 
 
 def _attention_sizes(tensors: dict[str, Tensor], num_levels: int, known: dict, instead: dict) -> dict:

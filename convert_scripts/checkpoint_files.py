@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from plain_values import check_pickle, plain_value
+from plain_values import TooLarge, check_pickle, plain_value
 
 
 class ConversionError(ValueError):
@@ -167,14 +167,16 @@ def _check_pickles(path: Path) -> None:
                             check_pickle(stream, entry.file_size)
         else:
             with path.open("rb") as stream:
-                for _ in range(_LEGACY_PICKLES):
-                    check_pickle(stream, 0)
+                if stream.peek(2).startswith(b"\x80"):  # else the reader refuses it at its first byte
+                    for _ in range(_LEGACY_PICKLES):
+                        check_pickle(stream, 0)
     except ConversionError:
         raise
+    except TooLarge as error:
+        raise ConversionError(f"{path} was refused, and nothing in it was run: {error}.") from error
     except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise ConversionError(
-            f"{path} was refused, and nothing in it was run: it is not a PyTorch checkpoint that can be read "
-            f"({(str(error) or type(error).__name__).splitlines()[0][:200]}). Download it again."
+            f"{path} is truncated or damaged ({(str(error) or type(error).__name__).splitlines()[0][:200]}). Download it again."
         ) from error
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from architecture import (
     PROJECTS,
     build_config,
+    filled_label_rows,
     recognise,
     rules_for,
     to_release_names,
@@ -122,6 +123,11 @@ def _convert(
         otherwise = "" if row else " (--published, --set and --image-size say otherwise)"
         values = ", ".join(f"{name}={value}" for name, value in assumed.items())
         print(f"  not in the file, taken to be as {project} publishes it{otherwise}: {values}")
+    tensors, num_filled = filled_label_rows(tensors, config.num_labels)
+    if num_filled:
+        print(
+            f"  the label embedding had {num_filled} rows fewer than classes; they were filled up with the mean (training only)"
+        )
     config.provenance = provenance(loaded, project, row, assumed)
     model, renamed, more = build_model(config, tensors)
     config.provenance["converted_from"]["weights"] = weights_digest(model)  # the card notices when they change
@@ -158,6 +164,7 @@ def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Count
     if not config.num_denoising and state.pop("model.denoising.label_embedding.weight", None) is not None:
         dropped["label embedding of denoising, which is off"] += 1
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    _check_shapes(config, state)
     model = DinoDetrForObjectDetection(config).to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
     try:
         model.load_state_dict(state, strict=True)
@@ -166,6 +173,22 @@ def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Count
             f"The converted tensors do not fit the model: {' '.join(str(error).split())[:300]}"
         ) from error
     return model.eval(), len(state), dropped
+
+
+def _check_shapes(config, state: dict[str, torch.Tensor]) -> None:
+    """Compare shapes before memory is taken for the model: sizes are read from single axes, and a made-up file can claim any.
+
+    Raises:
+        ConversionError: a tensor does not fit.
+    """
+    with torch.device("meta"):
+        wanted = DinoDetrForObjectDetection(config).state_dict()
+    for name, tensor in state.items():
+        if name in wanted and tensor.shape != wanted[name].shape:
+            raise ConversionError(
+                f"The converted tensors do not fit the model: {name} has the shape {tuple(tensor.shape)}, not "
+                f"{tuple(wanted[name].shape)}."
+            )
 
 
 def find_published(title: str | None) -> Published | None:

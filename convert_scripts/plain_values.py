@@ -54,6 +54,10 @@ def _plain(value, budget: list[int], depth: int):
     return Unreadable("a tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}")
 
 
+class TooLarge(ValueError):
+    """A pickle that takes all time or memory to read."""
+
+
 def check_pickle(stream: IO[bytes], size: int) -> None:
     """Look at the operations of a pickle without doing them, for the reader would not end at every pickle.
 
@@ -61,10 +65,11 @@ def check_pickle(stream: IO[bytes], size: int) -> None:
         stream: at the beginning of a pickle; afterwards at its end.
         size: bytes that can be read at most.
     Raises:
-        ValueError: it is too large, or has a tuple of tuples whose hash takes too long.
+        TooLarge: it is large, or has a tuple of tuples whose hash takes too long.
+        ValueError: it is damaged.
     """
     if size > _LARGEST_PICKLE:
-        raise ValueError(f"it has {size:,} bytes besides its tensors, at most {_LARGEST_PICKLE:,} are read")
+        raise TooLarge(f"it has {size:,} bytes besides its tensors, at most {_LARGEST_PICKLE:,} are read")
     stack, marks, memo = [], [], {}  # for each object, how many values its hash visits
     for operation, argument, _ in pickletools.genops(stream):
         name = operation.name
@@ -95,7 +100,7 @@ def check_pickle(stream: IO[bytes], size: int) -> None:
             del stack[start:]
             cost = 1 + sum(taken) if name in _HASHED else 1
             if cost > _MOST_HASHED:
-                raise ValueError("it has nested tuples that stand for more values than any training saves")
+                raise TooLarge("it has nested tuples that stand for more values than any training saves")
             stack.extend([cost if target is None else target] * len(operation.stack_after))
 
 

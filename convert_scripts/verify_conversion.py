@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from architecture import build_config, recognise, rules_for, to_release_names
+from architecture import build_config, filled_label_rows, recognise, rules_for, to_release_names
 from checkpoint_files import ConversionError, load_checkpoint
 from convert_back import load_folder, separate_heads, to_release
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
@@ -54,6 +54,7 @@ class Model:
         told = told_by_file(project, checkpoint.settings)
         values = {} if instead is None else instead.to_dict()
         self.config, _ = build_config(self.tensors, project, told, {}, values)
+        self.tensors, _ = filled_label_rows(self.tensors, self.config.num_labels)
         self.run = self.arithmetic().run
 
     def tensors_in_use(self) -> dict[str, Tensor]:

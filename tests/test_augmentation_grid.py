@@ -91,7 +91,7 @@ def test_the_command_draws_the_augmentation_of_a_recipe(scenes, tmp_path):
         first = picture.convert("RGB")
     assert first.size == (600, 550)
     assert len(first.resize((64, 64)).getcolors(4096)) > 100  # not blank
-    assert augment(*arguments, "--recipe", "finetune", "--seed", 1)[0] == 0
+    assert augment(*arguments, "--recipe", "finetune", "--seed", 1, "--overwrite")[0] == 0
     with Image.open(output) as picture:
         assert picture.convert("RGB").tobytes() != first.tobytes()
 

@@ -112,8 +112,28 @@ def test_errors_that_a_copy_cannot_cure_end_with_2(tmp_path):
 def test_pictures_are_drawn(broken, tmp_path):
     code, output, _ = call(broken, "--pictures", tmp_path / "pictures", "--max-examples", 1)
     assert code == 2
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"suspects-1.png", "histograms.png"}
+    written = {"suspects-1.png", "histograms.png"}
+    assert {path.name for path in (tmp_path / "pictures").glob("*.*g")} == written
     assert "Look at " in output
+
+    mine = tmp_path / "pictures" / "suspects-7.png"
+    mine.write_text("mine")
+    before = {name: (tmp_path / "pictures" / name).stat().st_mtime_ns for name in written}
+    code, _, errors = call(broken, "--pictures", tmp_path / "pictures")
+    assert code == 1
+    assert "has pictures of the doctor in it; choose another folder, or replace it with --overwrite" in errors
+    assert {name: (tmp_path / "pictures" / name).stat().st_mtime_ns for name in written} == before
+    code, _, _ = call(broken, "--pictures", tmp_path / "pictures", "--max-examples", 1, "--overwrite")
+    assert code == 2
+    assert mine.read_text() == "mine"
+
+
+def test_pictures_do_not_go_into_an_album(broken, tmp_path):
+    (tmp_path / "histograms.png").write_text("mine")
+    code, _, errors = call(broken, "--pictures", tmp_path)
+    assert code == 1
+    assert "has files that are not of pictures of the doctor; choose a new or empty folder" in errors
+    assert [path.read_text() for path in tmp_path.glob("histograms.png")] == ["mine"]
 
 
 def test_images_can_be_left_alone(broken):

@@ -435,8 +435,40 @@ def test_more_label_rows_than_classes_are_kept(save, tmp_path):
     convert_back(tmp_path / "out", "original", tmp_path / "back.pth")
     assert torch.equal(load_checkpoint(tmp_path / "back.pth").tensors["label_enc.weight"], tensors["label_enc.weight"])
     assert torch.load(tmp_path / "back.pth", weights_only=False)["args"].dn_labelbook_size == 91
-    with pytest.raises(ConversionError, match="has 5 rows for 6 classes"):
-        convert(save({"model": tensors | {"label_enc.weight": torch.randn(5, WIDTH)}}), tmp_path / "few")
+
+
+def test_fewer_label_rows_than_classes_are_filled_up(save, tmp_path, capsys):
+    """The label book is used in training only; rows that the file lacks are the mean of the others."""
+    rows = torch.randn(5, WIDTH)
+    path = save({"model": original_tensors() | {"label_enc.weight": rows}, "args": settings()})
+    model = convert(path, tmp_path / "few")
+    embedding = model.model.denoising.label_embedding.weight
+    assert torch.equal(embedding[:5], rows)
+    assert torch.equal(embedding[5:], rows.mean(0, keepdim=True).expand(CLASSES - 5, -1))
+    assert "1 rows fewer than classes" in capsys.readouterr().out
+    assert verify(path, tmp_path / "few")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("transformer.tgt_embed.weight", (50_000, 1)),
+        ("transformer.encoder.layers.0.linear1.weight", (10_000_000, 1)),
+        ("class_embed.0.weight", (90_000, 1)),
+        ("backbone.0.body.conv1.weight", (10_000_000, 1, 1, 1)),
+    ],
+)
+def test_sizes_that_a_made_up_file_claims_take_no_memory(name, shape, save, tmp_path):
+    path = save({"model": original_tensors() | {name: torch.zeros(shape, dtype=torch.float16)}, "args": settings()})
+    with pytest.raises(ConversionError):
+        convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_parts_have_bounds(save, tmp_path):
+    queries = {"transformer.tgt_embed.weight": torch.zeros(100_001, WIDTH, dtype=torch.float16)}
+    with pytest.raises(ConversionError, match="num_queries=100,001; at most 100,000 are converted"):
+        convert(save({"model": original_tensors() | queries, "args": settings()}), tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -76,3 +76,48 @@ def test_the_worst_of_several_batches_counts():
     total = Difference(0.1, 0.3, 4, 1) + Difference(0.2, 0.1, 5, 2)
     assert total == Difference(0.2, 0.3, 9, 3)
     check_difference(total, 0.3, "it")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("is_found_too", [False, True])
+def test_a_model_of_values_that_are_no_numbers_is_never_equal(predictions, value, part, is_found_too):
+    broken = [x.clone() for x in predictions]
+    broken[part][1, 2, 0] = value
+    with pytest.raises(ValueError, match="NaN or infinite values, so nothing can be compared"):
+        compare_predictions(broken, broken if is_found_too else predictions)
+
+
+def test_a_difference_of_nan_is_refused():
+    with pytest.raises(ValueError, match="differs from the model"):
+        check_difference(Difference(0.0, float("nan"), 3, 1), 0.01, "it")
+    check_difference(Difference(0.01, 0.01, 3, 1), 0.01, "it")
+    with pytest.raises(ValueError, match="differs from the model"):
+        check_difference(Difference(0.0101, 0.0, 3, 1), 0.01, "it")
+
+
+def test_what_has_a_score_of_030_counts_and_what_has_less_does_not():
+    """An image of 12 detections: 11 above 0.3, so that the 10 best are not all, and one at the border."""
+    for score, counted in ((0.3001, 12), (0.2999, 11)):
+        logits = torch.full((2, 12, 1), 3.0)
+        logits[:, 11] = torch.tensor(score).logit()
+        boxes = torch.rand(2, 12, 4, generator=torch.Generator().manual_seed(0))
+        assert compare_predictions((logits, boxes), (logits, boxes)).num_detections == 2 * counted
+
+
+def test_at_least_the_ten_best_of_an_image_count():
+    logits = torch.linspace(-5, -3, 40).reshape(1, 20, 2).repeat(2, 1, 1)
+    boxes = torch.full((2, 20, 4), 0.5)
+    assert compare_predictions((logits, boxes), (logits, boxes)).num_detections == 20
+
+
+@pytest.mark.parametrize(("rank", "is_found"), [(299, True), (300, False)])
+def test_a_partner_is_looked_for_among_the_300_best(rank, is_found):
+    """In the other version the same detection has fallen to this rank, by scores that are all but equal."""
+    logits = torch.linspace(0.0, -1e-4, 400).double().reshape(1, 400, 1).repeat(2, 1, 1)
+    boxes = torch.rand(2, 400, 4, generator=torch.Generator().manual_seed(0)).double()
+    order = [*range(1, rank + 1), 0, *range(rank + 1, 400)]
+    wanted = logits.clone()
+    wanted[:, 10:] -= 5  # only the ten best count
+    moved = compare_predictions((wanted, boxes), (logits, boxes[:, order]))
+    assert (moved.box < 1e-3) is is_found

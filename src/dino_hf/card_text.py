@@ -50,6 +50,9 @@ def escape_markdown(text: str) -> str:
 
 
 def code_span(value: Any, limit: int = MAX_LENGTH) -> str:
-    """The value between backticks, where Markdown reads nothing else than the end of the code."""
+    """The value between backticks, where Markdown reads nothing else than the end of the code. A value with angle brackets is
+    escaped text instead: not every page that shows cards reads Markdown alike."""
     text = one_line(value, limit).replace("`", "'")
+    if "<" in text or ">" in text:
+        return escape_markdown(text)
     return f"`{text}`" if text else ""

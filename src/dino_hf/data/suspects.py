@@ -1,6 +1,5 @@
 """Pictures of what is suspicious in a data set, and of how its boxes are spread over classes, sizes and shapes."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ _MARKERS = "os^Dvp"
 
 @style()
 def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: int = 3) -> list[Path]:
-    """Pages suspects-1.png, ... of the first offenders of each kind, worst first; pages of an earlier call are replaced.
+    """Pages suspects-1.png, ... of the first offenders of each kind, worst first.
 
     The suspicious box is vermilion, drawn where the files put it, also outside of the image; the others of the image are blue.
     Where boxes probably are of another layout, it is green where that would put it.
@@ -48,9 +47,6 @@ def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: i
         the pages; none if there is nothing to see.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if re.fullmatch(r"suspects-\d+\.png", path.name):
-            path.unlink()
     album = _Album(raw, report)
     shown = [
         (finding, offender)

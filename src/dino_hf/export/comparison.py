@@ -52,7 +52,11 @@ def compare_predictions(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Te
 
     Args:
         expected, found: logits (B, Q, K) and boxes (B, Q, 4), cxcywh in [0, 1].
+    Raises:
+        ValueError: an expected value is NaN or infinite.
     """
+    if not all(part.isfinite().all() for part in expected):
+        raise ValueError("The model gives NaN or infinite values, so nothing can be compared; its weights are damaged.")
     worst = Difference(0.0, 0.0, 0, 0)
     for one, other in zip(_detections(*expected), _detections(*found), strict=True):
         (score, box), (score_back, box_back) = _differences(one, other), _differences(other, one)
@@ -86,7 +90,7 @@ def check_difference(difference: Difference, tolerance: float, name: str) -> Non
     Raises:
         ValueError: it is larger than `tolerance`.
     """
-    if max(difference.score, difference.box) > tolerance:
+    if not (difference.score <= tolerance and difference.box <= tolerance):  # so that NaN is refused too
         raise ValueError(
             f"{name} differs from the model by {difference.score:.2g} in scores and {difference.box:.2g} of an image's side in "
             f"boxes, among {difference.num_detections} detections in {difference.num_images} images; allowed are {tolerance:g}."

@@ -103,6 +103,7 @@ def export_onnx(
         for note in notes:
             say(note)
         map_classes(predictor.id2label, predictor.category_ids, evaluation_data, name)
+    _check_weights(predictor.model, name)
     tolerance = TOLERANCES[dtype] if tolerance is None else tolerance
     ap_tolerance = AP_TOLERANCES[dtype] if ap_tolerance is None else ap_tolerance
 
@@ -200,6 +201,16 @@ def _load(model: str | Path | DinoDetrForObjectDetection, image_processor) -> tu
             f"{name} is a model of type {model.config.model_type!r}; only {DinoDetrConfig.model_type!r} is exported here."
         )
     return Predictor(model, image_processor, device="cpu"), name
+
+
+def _check_weights(model: DinoDetrForObjectDetection, name: str) -> None:
+    """Raises ValueError if a weight is NaN or infinite."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{name} is not exported: its weight {key} has values that are NaN or infinite. The training had diverged; take an "
+                "earlier checkpoint."
+            )
 
 
 def _find_images(images: Any) -> list[Source]:

@@ -14,11 +14,13 @@ from ..box_ops import cxcywh_to_xyxy
 from ..training import CocoData, DetectionTransform
 from ..training.augmentation import Augmentation
 from .drawing import draw_boxes
+from .plot_style import style
 
 _CELL = (290, 250)  # width and height of a picture in the grid, in pixels
 _DPI = 100
 
 
+@style()
 def save_augmentation_grid(
     path: Path, data: CocoData, augmentation: Augmentation, num_images: int = 4, num_samples: int = 4, seed: int = 0
 ) -> None:

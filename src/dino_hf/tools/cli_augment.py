@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..common.output_folders import check_output_file, write_beside
 from ..common.text import printable
 from .command_errors import Debug, one_sentence_errors
 
@@ -19,6 +20,7 @@ def augment(
     num_images: Annotated[int, typer.Option(min=1, help="Rows: images of the data.")] = 4,
     num_samples: Annotated[int, typer.Option(min=1, help="Columns: epochs.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the augmentation and of the choice of images.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that is there.")] = False,
     debug: Debug = False,
 ) -> None:
     """Draw training images, each as annotated and as augmented in the first epochs.
@@ -36,6 +38,7 @@ def augment(
                 f"{output} does not end in one of {', '.join(_PICTURES)}, the pictures that can be written; choose for example "
                 f"--output {output.with_suffix('.png')}."
             )
+        check_output_file(output, overwrite)
         from ..data import load_data
         from ..training.recipes import get_recipe
         from .augmentation_grid import save_augmentation_grid
@@ -44,5 +47,6 @@ def augment(
         data = load_data(dataset, validation_fraction=0)
         if data.train is None:
             raise ValueError(f"{dataset} has no images to train on.")
-        save_augmentation_grid(output, data.train, augmentation, num_images, num_samples, seed)
+        with write_beside(output) as path:
+            save_augmentation_grid(path, data.train, augmentation, num_images, num_samples, seed)
         print(printable(f"Look at {output}."))

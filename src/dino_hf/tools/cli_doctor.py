@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from ..common.output_folders import check_output_folder, read_manifest, remove_files, write_manifest
 from ..common.text import printable
 from .command_errors import ERRORS_FOUND, Debug, one_sentence_errors
 
+_PICTURES = "doctor"  # the command in the list of what was written
 _FIRST_LINE = b'{\n "dataset": '  # of the findings, which may be overwritten; annotations may not
 
 
@@ -21,6 +23,10 @@ def doctor(
     pictures: Annotated[
         Path | None, typer.Option(help="Draw suspects and histograms into this folder.", rich_help_panel="Results")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the pictures of an earlier call.", rich_help_panel="Results"),
+    ] = False,
     json: Annotated[
         Path | None, typer.Option(help="Write all findings to this file.", rich_help_panel="Results")
     ] = None,
@@ -65,6 +71,9 @@ def doctor(
             check_target(raw, fix)
         for path in filter(None, (pictures, json)):
             check_outside(raw, path)
+        if pictures is not None:
+            is_ours = lambda folder: read_manifest(folder, _PICTURES) is not None  # noqa: E731
+            check_output_folder(pictures, overwrite, is_ours, "pictures of the doctor")
         with progress_bar("looking at images") as progress:
             report = inspect(raw, check_images=not no_images, progress=progress)
         print_report(report, max_examples, notes=raw.notes)
@@ -74,8 +83,10 @@ def doctor(
         if pictures is not None:
             from ..data.suspects import save_histograms, save_suspects
 
+            remove_files(pictures, read_manifest(pictures, _PICTURES) or [])
             pages = save_suspects(pictures, raw, report, max_examples)
             save_histograms(pictures / "histograms.png", report)
+            write_manifest(pictures, _PICTURES, [*(page.name for page in pages), "histograms.png"])
             typer.echo(printable(f"Look at {', '.join(map(str, [*pages, pictures / 'histograms.png']))}."))
         if fix is not None:
             with progress_bar("writing images") as progress:
