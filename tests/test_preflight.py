@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dino_hf.training.preflight import (
     describe_disk,
     describe_memory,
     describe_plan,
+    few_queries,
     find_warnings,
     image_sizes,
     size_text,
@@ -166,3 +168,16 @@ def test_sizes_have_units():
         "1.5 GiB",
         "300 GiB",
     ]
+
+
+@pytest.mark.parametrize(("num_queries", "is_warned"), [(12, True), (13, False)])
+def test_few_queries_are_warned_of_below_a_tenth_of_the_tokens(num_queries, is_warned):
+    """64 x 96 pixels, strides 8, 16 and 32: 96 + 24 + 6 = 126 tokens."""
+    config = SimpleNamespace(
+        num_queries=num_queries,
+        num_feature_levels=3,
+        backbone_config=SimpleNamespace(out_features=["stage2", "stage3"]),
+    )
+    warnings = few_queries(config, (64, 96))
+    assert len(warnings) == is_warned
+    assert not is_warned or "about 126 tokens" in warnings[0]

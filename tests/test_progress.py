@@ -72,7 +72,7 @@ def test_without_a_terminal_there_is_a_line_each_minute(clock):
     assert printed[0].startswith("training, step 2 of 12: loss 3.00, ")
     assert printed[2].startswith("evaluating, step 4 of 12: loss 5.00, ")
     run_epoch(progress, args, state, clock, {"eval_AP": 0.1})  # the line of an epoch has the losses of all of it
-    assert "loss 5.60, AP 0.100" in progress.console.file.getvalue().splitlines()[-1]
+    assert "loss 4.80, AP 0.100" in progress.console.file.getvalue().splitlines()[-1]
 
 
 def test_the_time_left_has_evaluations_and_checkpoints_in_it(clock):

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from transformers import TrainerState
 
@@ -95,12 +96,13 @@ def save_curves(path: Path, state: TrainerState) -> None:
     which = " (raw and averaged weights)" if of_average else ""
     ap_axes.set_title(f"AP on held-out images{which}", loc="left", fontsize=11)
     ap_axes.set_ylim(bottom=0)
-    rates = curve(rate_axes, "learning_rate", "all but the backbone", COLOURS[0])
+    rates = curve(rate_axes, "learning_rate", "transformer", COLOURS[0])
     rate_axes.set_title("Learning rate", loc="left", fontsize=11)
     rate_axes.set_ylim(bottom=0)
     rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")  # a factor above the axis would push its title up
     for axes in (loss_axes, ap_axes, rate_axes):
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))  # labels of more ticks run together
         if rates and rates[-1][0] >= 2:
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#dddddd", linewidth=0.6)

@@ -1,6 +1,7 @@
 """What a run is going to do, on what, and whether there is room for it: told before it starts."""
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from ..attention_backends import choose_backend
 from .coco_data import CocoData
@@ -22,6 +24,7 @@ from .recipes import Recipe, images_per_step, planned_steps
 
 _MOST_CLASSES = 12  # that are listed
 _MOST_LOOKED_AT = 200  # images that are opened where the annotations have no sizes
+_SHARE_OF_TOKENS = 0.1  # of the tokens of an image, that should be selected as queries
 _RARE = 10  # boxes; a class with fewer in training is told of
 
 
@@ -121,7 +124,7 @@ def _memory_line(memory: dict[str, Any]) -> str:
     return (
         f"about {size_text(memory['total'])} for each process: {size_text(memory['fixed'])} for weights, gradients, optimizer and "
         f"average, {size_text(memory['per_image'])} for each image of up to {width} x {height} with {memory['boxes']} boxes; "
-        f"{size_text(memory['free'])} free"
+        f"{size_text(memory['free'])} free; the process itself has {size_text(memory['process'])} now"
     )
 
 
@@ -226,6 +229,7 @@ def describe_memory(forecast: MemoryForecast, free: int, args: TrainingArguments
         "image_size": list(forecast.size),
         "boxes": forecast.num_boxes,
         "free": free,
+        "process": psutil.Process().memory_info().rss,
         "planned_share_of_free": SHARE_OF_FREE,
     }
 
@@ -245,6 +249,25 @@ def describe_disk(model: nn.Module, recipe: Recipe, args: TrainingArguments, out
         "free": shutil.disk_usage(existing).free,
         "what": f"up to {kept} checkpoints, the best and the last weights{many}" if kept else "the weights",
     }
+
+
+def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
+    """A warning if an image has many more tokens than queries: only selected tokens train the encoder's heads.
+
+    Args:
+        size: (height, width) of the largest training images in pixels; their tokens are estimated by the usual strides.
+    """
+    stages = getattr(config.backbone_config, "out_features", None) or ["stage2"]
+    stage = re.search(r"\d+", str(stages[0]))
+    first = 2 ** (int(stage[0]) + 1) if stage else 8
+    strides = [first * 2**level for level in range(config.num_feature_levels)]
+    tokens = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides)
+    if config.num_queries >= _SHARE_OF_TOKENS * tokens:
+        return []
+    return [
+        f"num_queries={config.num_queries} is less than a tenth of the about {tokens:,} tokens of an image: only selected tokens "
+        "train the encoder's heads, so a detector with few queries learns slowly. Use more queries, or smaller images."
+    ]
 
 
 def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings: list[str]) -> list[str]:

@@ -29,6 +29,7 @@ from .preflight import (
     describe_disk,
     describe_memory,
     describe_plan,
+    few_queries,
     find_warnings,
     image_sizes,
     size_text,
@@ -300,7 +301,7 @@ def _prepare(
         plan=describe_plan(recipe, args, model, num_images, _steps_done(plan.output_dir)),
         memory=memory,
         disk=describe_disk(model, recipe, args, plan.output_dir),
-        warnings=find_warnings(data, memory, findings + record.changes()),
+        warnings=find_warnings(data, memory, findings + few_queries(model.config, forecast.size) + record.changes()),
     )
     if (disk := preflight.disk)["needed"] > disk["free"]:
         raise ValueError(

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -79,6 +79,7 @@ class DinoDetrTrainer(Trainer):
         held_out: to evaluate on, loaded with `like=train`; None: there is no evaluation.
         image_processor: a `DinoDetrImageProcessor`; saved with the model. Its size is that of evaluation.
         callbacks: more `TrainerCallback`s.
+        doctor: log what `TrainingDoctor` sees. Its matches are part of each checkpoint's state.
 
     Attributes:
         ema: `ModelEma`, None without.
@@ -98,6 +99,7 @@ class DinoDetrTrainer(Trainer):
         held_out: CocoData | None = None,
         image_processor,
         callbacks: list[TrainerCallback] | None = None,
+        doctor: bool = True,
     ):
         _check(model, args, recipe, train, held_out)
         detector = find_detector(model)
@@ -142,8 +144,9 @@ class DinoDetrTrainer(Trainer):
         if self._patience is not None:
             self.add_callback(EarlyStoppingCallback(self._patience))
         self.add_callback(_Steps(self))
-        self._doctor = TrainingDoctor(self)
-        self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
+        self._doctor = TrainingDoctor(self) if doctor else None
+        if self._doctor is not None:
+            self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
 
     def _image_record(self) -> dict[str, str]:
         """Digests of the images, by which `dino_hf.evaluate` knows what was trained on; none of very many images."""
@@ -301,7 +304,7 @@ class DinoDetrTrainer(Trainer):
         if self.ema.num_updates == 0:  # nothing is averaged yet
             averaged = {prefix + name.removeprefix(metric_key_prefix): value for name, value in output.metrics.items()}
             return output._replace(metrics=output.metrics | averaged)
-        with self.ema.applied(), self._doctor.paused():
+        with self.ema.applied(), nullcontext() if self._doctor is None else self._doctor.paused():
             averaged = super().evaluation_loop(*arguments, prefix)
         if metric_key_prefix == "eval" and self.compute_metrics is self.evaluator is not None:
             self._record_ema_evaluation(averaged.metrics, len(dataloader.dataset))
