@@ -70,7 +70,7 @@ def test_a_copy_of_any_broken_data_is_sound_and_the_original_untouched(case, tmp
     recorded = json.loads((tmp_path / "fixed" / "fixes.json").read_text())
     assert [change["kind"] for change in recorded["changes"]] == [change.kind for change in copy.changes]
     text = (tmp_path / "fixed" / "CHANGES.txt").read_text()
-    is_note = case.kind in ("near-copy", "box-whole-image", "crowd", "placeholder-category")
+    is_note = case.kind in ("near-copy", "image-frames", "box-whole-image", "crowd", "placeholder-category")
     if case.kind in FOR_THE_OWNER or is_note:
         assert case.kind not in {change.kind for change in copy.changes}
     else:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .rows import SMALLEST_SIDE
+from .rows import MOST_PIXELS, SMALLEST_SIDE
 
 
 class ImageGeometry(NamedTuple):
@@ -44,6 +44,7 @@ def clean_boxes(boxes: np.ndarray, areas: np.ndarray, geometry: ImageGeometry) -
         first = np.minimum(boxes[:, :2], boxes[:, :2] + boxes[:, 2:])
         flipped = np.concatenate([first, np.abs(boxes[:, 2:])], axis=1)
         boxes = np.where(is_negative[:, None], flipped, boxes)  # the others are not even rounded
+        is_no_area = (areas < 0) | (areas >= MOST_PIXELS**2)
         is_area_wrong = ~np.isnan(areas) & ((areas <= 0) | (areas > 1.01 * boxes[:, 2:].prod(1) + 1))
         has_size = boxes[:, 2:].min(1) >= SMALLEST_SIDE
         low = np.clip(boxes[:, :2], 0, geometry.sizes)
@@ -53,6 +54,7 @@ def clean_boxes(boxes: np.ndarray, areas: np.ndarray, geometry: ImageGeometry) -
     is_number = ~np.isnan(boxes).any(1)
     kinds[is_negative] = "box-negative"
     kinds[is_area_wrong & (kinds == "")] = "area-wrong"
+    kinds[is_no_area & (kinds == "area-wrong")] = "area-not-number"
     kinds[is_clipped & (kinds != "box-negative")] = "box-sticks-out"
     is_kept = is_number & has_size & (visible >= SMALLEST_SIDE)
     kinds[~is_kept] = np.where(has_size & (visible <= 0), "box-outside", "box-empty")[~is_kept]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .raw import RawSplit
+from .rows import MOST_PIXELS
 
 _SLACK = 0.02  # share of a side by which hand-drawn boxes may leave their image and still count as inside
 _MIN_LEAVING = (
@@ -14,14 +15,16 @@ _MIN_LEAVING = (
 )
 _MIN_LEAVING_SHARE = 0.1
 _MAX_MISREAD_SHARE = 0.005  # of the boxes may leave under the right reading: mistakes of single boxes
-_SURE_BOXES = 10  # that a box of (x, y, width, height) also reads as corners inside the image is about one in four
 _TOO_LARGE = 1e100  # for a number: products of smaller ones are finite
+_SURE_BOXES = 10  # that a box of (x, y, width, height) also reads as corners inside the image is about one in four
 
 
 class BoxTable(NamedTuple):
     """Annotations of a split in their order; N of them."""
 
-    boxes: np.ndarray  # (N, 4) float64 as in the files; not a number where they are not four finite numbers
+    boxes: (
+        np.ndarray
+    )  # (N, 4) float64 as in the files; not a number where they are not four numbers that training takes
     image: np.ndarray  # (N,) place of the image in split.images; -1 if there is none of that id
     category: np.ndarray  # (N,) place in the categories; -1 if there is none of that id
     is_crowd: np.ndarray  # (N,) bool
@@ -104,21 +107,14 @@ def _boxes(values: list) -> np.ndarray:
         is_box = [isinstance(row, list | tuple) and len(row) == 4 and all(map(_is_number, row)) for row in rows]
         boxes = np.array([row if good else [math.nan] * 4 for row, good in zip(rows, is_box, strict=True)])
     boxes = boxes.reshape(-1, 4).astype(np.float64)
-    boxes[~(np.abs(boxes) < _TOO_LARGE).all(1)] = np.nan
+    boxes[~(np.abs(boxes) < MOST_PIXELS).all(1)] = np.nan
     return boxes
 
 
 def _numbers(values: list) -> np.ndarray:
-    """(len(values),) not a number for None; -inf for what is neither a number nor None."""
-    try:
-        numbers = np.array([math.nan if value is None else value for value in values])
-    except ValueError:
-        numbers = None
-    if numbers is None or numbers.dtype.kind not in "iuf" or numbers.ndim != 1:
-        numbers = np.array(
-            [math.nan if value is None else value if _is_number(value) else -math.inf for value in values]
-        )
-    return numbers.astype(np.float64)
+    """(len(values),) not a number for None; -inf for what is neither a finite number nor None."""
+    numbers = [math.nan if value is None else value if _is_number(value) else -math.inf for value in values]
+    return np.array(numbers, dtype=np.float64)
 
 
 def _from_xywh(boxes: np.ndarray) -> np.ndarray:
@@ -189,21 +185,26 @@ def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
         return Reading(expected, expects_relative, True, True, 0, {})
     is_relative = (np.abs(numbers).max(1) <= 1.5).mean() >= 1 - _MAX_MISREAD_SHARE
     unit = np.ones_like(sizes) if is_relative else sizes
-    num_leaving = {name: _count_leaving(to_corners(numbers), unit) for name, to_corners in _CORNERS.items()}
+    num_leaving = {name: int(leaving(to_corners(numbers), unit).sum()) for name, to_corners in _CORNERS.items()}
 
     def reading(layout: str, is_sure: bool) -> Reading:
         as_read = layout == expected and is_relative == expects_relative
         return Reading(layout, bool(is_relative), as_read, is_sure, count, num_leaving)
 
-    others = sorted((leaving, name) for name, leaving in num_leaving.items() if name != expected)
+    others = sorted((count, name) for name, count in num_leaving.items() if name != expected)
     (best_leaving, best), (second_leaving, _) = others
     is_clear = second_leaving >= max(1, 2 * best_leaving) or best == "xyxy"
     share = num_leaving[expected] / count
     if is_relative != expects_relative:
         # Nothing can be as the format says: the layout that leaves least, the expected one where all leave alike.
-        fits = sorted((leaving, name != expected, name) for name, leaving in num_leaving.items())
+        fits = sorted((count, name != expected, name) for name, count in num_leaving.items())
         is_sure = fits[0][0] <= _MAX_MISREAD_SHARE * count and fits[1][0] > fits[0][0] and count >= _SURE_BOXES
         return reading(fits[0][2], is_sure)
+    # Centres that are read as corners, or the reverse, leave at two sides that meet. Things that are cut off leave at one or at
+    # opposite sides, where the camera sees them come and go.
+    leaving_axes = _leaving_axes(_CORNERS[expected](numbers), unit).sum(0)  # (2,)
+    if best != "xyxy" and leaving_axes.min() < _MIN_LEAVING:
+        return reading(expected, True)
     if (
         num_leaving[expected] >= _MIN_LEAVING
         and share >= _MIN_LEAVING_SHARE
@@ -213,8 +214,17 @@ def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
     return reading(expected, True)
 
 
-def _count_leaving(corners: np.ndarray, unit: np.ndarray) -> int:
-    """Boxes that leave an image of (width, height) `unit` by more than a little, or have no size."""
+def leaving(corners: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """(N,) boxes that leave an image of (width, height) `unit` by more than a little, or have no size.
+
+    Args:
+        corners: (N, 4) x0, y0, x1, y1.
+        unit: (N, 2)
+    """
+    return (_leaving_axes(corners, unit) | (corners[:, 2:] <= corners[:, :2])).any(1)
+
+
+def _leaving_axes(corners: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """(N, 2) whether they leave it at the left or right, and at the top or bottom."""
     slack = np.maximum(_SLACK * unit, np.where(unit > 1, 2, 0))  # two pixels: rounding, and borders counted from 1
-    leaves = (corners[:, :2] < -slack) | (corners[:, 2:] > unit + slack) | (corners[:, 2:] <= corners[:, :2])
-    return int(leaves.any(1).sum())
+    return (corners[:, :2] < -slack) | (corners[:, 2:] > unit + slack)

@@ -14,7 +14,8 @@ from .image_checks import check_copies, check_entries_of_images, check_files, is
 from .image_facts import ImageFacts, look_at_images
 from .raw import RawDataset
 from .reading import guess_readings
-from .rows import SMALLEST_SIDE
+from .rows import MOST_PIXELS, SMALLEST_SIDE
+from .stated_size import SizeFit, fit_sizes
 
 _MANY_BOXES = 300  # detections that post-processing keeps
 _WHOLE_IMAGE = 0.99  # share of the sides
@@ -30,6 +31,7 @@ class Report(NamedTuple):
     findings: list[Finding]  # worst first
     statistics: dict  # see `describe`
     facts: dict[str, list[ImageFacts]]  # of the images of each split
+    fits: dict[str, SizeFit]  # of the sizes of the images of each split
     readings: dict[str, Reading]  # what the boxes of each split are
     images_were_decoded: bool
 
@@ -59,7 +61,11 @@ def inspect(
         progress: called with the number of images done, and of all.
     """
     facts = look_at_images(raw.splits, check_images, progress)
-    sizes = {name: _known_sizes(stated_sizes(split), facts[name]) for name, split in raw.splits.items()}
+    fits = {
+        name: fit_sizes(facts[name], stated_sizes(split), make_box_table(split, raw.categories))
+        for name, split in raw.splits.items()
+    }
+    sizes = {name: fit.sizes for name, fit in fits.items()}
     tables = {name: make_box_table(split, raw.categories, sizes[name]) for name, split in raw.splits.items()}
     readings = guess_readings(tables, raw.format)
     found = FindingCollector(raw, tables)
@@ -67,7 +73,7 @@ def inspect(
     _check_categories(found)
     for name in raw.splits:
         check_entries_of_images(found, name)
-        check_files(found, name, facts[name])
+        check_files(found, name, facts[name], fits[name])
         _check_references(found, name)
         _check_reading(found, name, readings[name])
         if readings[name].is_as_read:  # else each box would be wrong in ways that mean nothing
@@ -77,13 +83,7 @@ def inspect(
     check_copies(found, facts)
     pixels = {name: readings[name].to_xywh(table, raw.format) for name, table in tables.items()}
     statistics = describe(raw, tables, pixels, sizes)
-    return Report(str(raw.origin), raw.format, found.findings(), statistics, facts, readings, check_images)
-
-
-def _known_sizes(stated: np.ndarray, facts: list[ImageFacts]) -> np.ndarray:
-    """(I, 2) as stated, which is what the boxes are for; as found where nothing is stated."""
-    found = np.array([(np.nan, np.nan) if fact.size is None else fact.size for fact in facts]).reshape(-1, 2)
-    return np.where(np.isnan(stated), found, stated)
+    return Report(str(raw.origin), raw.format, found.findings(), statistics, facts, fits, readings, check_images)
 
 
 def _check_problems(found: FindingCollector, images_are_decoded: bool) -> None:
@@ -238,8 +238,10 @@ def _check_geometry(found: FindingCollector, name: str) -> None:
     found.add_boxes("box-sticks-out", name, is_inside & (sticking > 1))  # a pixel: rounding, and counting from 1
     found.add_boxes("box-tiny", name, is_inside & (smaller < 1))
     found.add_boxes("box-whole-image", name, is_inside & is_whole & ~table.is_crowd)
-    is_area_wrong = ~np.isnan(table.area) & ((table.area <= 0) | (table.area > 1.01 * box_areas + 1))
+    is_no_area = (table.area < 0) | (table.area >= MOST_PIXELS**2)
+    is_area_wrong = ~np.isnan(table.area) & ~is_no_area & ((table.area == 0) | (table.area > 1.01 * box_areas + 1))
     annotations = found.raw.splits[name].annotations
+    found.add_boxes("area-not-number", name, is_no_area, lambda place: f"area {annotations[place]['area']}")
     found.add_boxes(
         "area-wrong",
         name,
@@ -295,6 +297,8 @@ def _check_counts(found: FindingCollector, name: str, facts: list[ImageFacts]) -
             kind = "no-boxes" if is_all else "unlabelled-train" if name == "train" else "unlabelled-split"
             found.add(kind, [Offender(name, str(split.origin), None, count_text(len(split.images), "image"))])
         return
+    if table.is_crowd.all() and name == next(iter(found.raw.splits)):
+        found.add("only-crowds", [Offender(name, str(split.origin), None, count_text(len(table.boxes), "crowd"))])
     found.add_boxes("crowd", name, table.is_crowd)
     known = table.image >= 0
     counts = count_boxes(table, len(split.images))  # (I,)

@@ -1,8 +1,8 @@
 """A copy of a data set, in COCO format, with what can be corrected corrected and the rest left out; the original is only read."""
 
+import itertools
 import json
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .checks import Report
-from .cleaning import ANNOTATION_FILE, Change, CleanedSplit, Cleaner
+from .cleaning import ANNOTATION_FILE, Change, CleanedSplit, Cleaner, portable_name
 from .findings import count_text
 from .raw import RawDataset, image_file
 
@@ -108,8 +108,9 @@ def _write_splits(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     num_done, num_images = 0, sum(len(split.images) for split in splits.values())
+    taken = {"fixes.json", "changes.txt"}
     for name, split in splits.items():
-        target = folder / re.sub(r"[^\w.-]+", "_", name)
+        target = folder / unused(portable_name(name), taken)
         for image, source in zip(split.images, split.sources, strict=True):
             path = target / image["file_name"]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,18 @@ def _write_splits(
             if progress is not None:
                 progress(num_done, num_images)
         content = {"images": split.images, "annotations": split.annotations, "categories": categories}
-        (target / ANNOTATION_FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        _write_text(target / ANNOTATION_FILE, json.dumps(content, ensure_ascii=False))
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """A name that is not in `taken`, and now is; compared without case, as some file systems do."""
+    free = next(
+        one
+        for one in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
+        if one.casefold() not in taken
+    )
+    taken.add(free.casefold())
+    return free
 
 
 def _copy_image(image: dict, path: Path) -> None:
@@ -132,7 +144,7 @@ def _copy_image(image: dict, path: Path) -> None:
 def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:
     changes = [change._asdict() for change in result.changes]
     content = {"original": origin, "kept": result.kept, "changes": changes}
-    (folder / "fixes.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    _write_text(folder / "fixes.json", json.dumps(content, indent=1, ensure_ascii=False))
     lines = [f"A cleaned copy of {origin}.", ""]
     lines += result.size_texts
     lines += ["", count_text(len(changes), "change")]
@@ -145,4 +157,10 @@ def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:
         places = [part for part in (change.split, change.where, change.file) if part is not None]
         after = f" -> {change.after}" if change.after else ""
         lines.append(f"  {change.kind}: {': '.join(places)}: {change.action}: {change.before}{after}")
-    (folder / "CHANGES.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_text(folder / "CHANGES.txt", "\n".join(lines) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(
+        text, encoding="utf-8", errors="backslashreplace"
+    )  # names that are no UTF-8, as json escapes them too

@@ -1,5 +1,6 @@
 """Decides what is corrected and what is left out of a data set, and writes down every change."""
 
+import re
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -11,11 +12,12 @@ from .box_cleaning import CleanedBoxes, ImageGeometry, clean_boxes
 from .box_table import LAYOUT_TEXTS, BoxTable, count_boxes, make_box_table, stated_sizes
 from .checks import Report, images_of_others, kind_of_reading, repeated_boxes
 from .findings import box_text, count_text
-from .image_checks import find_copies, fit_of_size, is_not_here
+from .image_checks import find_copies, is_not_here
 from .image_facts import ImageFacts, image_key
 from .raw import RawDataset
 
 ANNOTATION_FILE = "_annotations.coco.json"
+_LONGEST_NAME = 200  # bytes of a part of a path
 _MOST_NEAR = 0.5  # of the images of a split
 _SAME_SHAPE = 0.01  # relative difference of two aspect ratios: a side that was rounded when an image was resized
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "MPO": ".jpg"}  # of the others: their format in lower case
@@ -89,6 +91,7 @@ class Cleaner:
     def _reasons_to_leave_out(self, name: str) -> dict[int, tuple[str, str]]:
         """Place of an image -> kind of finding and a text."""
         split, facts, stated = self.raw.splits[name], self.report.facts[name], stated_sizes(self.raw.splits[name])
+        kinds = self.report.fits[name].kinds
         keys_of_id = {}
         for place, image in enumerate(split.images):
             keys_of_id.setdefault(image["id"], set()).add(image_key(image) or place)
@@ -100,7 +103,7 @@ class Cleaner:
                 reasons[place] = fact.error_kind, fact.error
             elif len(keys_of_id[image["id"]]) > 1:
                 reasons[place] = "duplicate-image-id", f"id {image['id']}: whose boxes are whose cannot be told"
-            elif fit_of_size(fact, stated[place]) == "image-resized":
+            elif kinds[place] == "image-resized":
                 scale = np.array(fact.size) / stated[place]
                 if abs(scale[0] / scale[1] - 1) > _SAME_SHAPE:
                     shapes = "{} x {}, stated {:g} x {:g}".format(*fact.size, *stated[place])
@@ -154,7 +157,7 @@ class Cleaner:
     def _clean_images(self, name: str) -> tuple[list[dict], list[int], np.ndarray]:
         """Images, their sources, and (I,) the place in the copy of each image of the split, -1 for what is left out."""
         split, facts, stated = self.raw.splits[name], self.report.facts[name], stated_sizes(self.raw.splits[name])
-        images, sources, place_of_key = [], [], {}
+        images, sources, place_of_key, kinds = [], [], {}, self.report.fits[name].kinds
         new_place = np.full(len(split.images), -1)
         names = {ANNOTATION_FILE}
         for place, (image, fact) in enumerate(zip(split.images, facts, strict=True)):
@@ -172,9 +175,15 @@ class Cleaner:
             if key is not None:
                 place_of_key[key] = len(images)
             width, height = fact.size
-            if fact.size != tuple(stated[place]):
-                kind = fit_of_size(fact, stated[place])
-                if kind not in ("image-rotated", "image-resized"):
+            kind = kinds[place]
+            if kind == "stated-size-unclear":
+                width, height = map(int, stated[place])
+                self.kept.append(
+                    f"{file} of {name} is {fact.size[0]} x {fact.size[1]}, stated {width} x {height}, and its boxes fit both: "
+                    "size and boxes are as they were. Correct the size, or the boxes."
+                )
+            elif fact.size != tuple(stated[place]):
+                if kind not in ("image-rotated", "image-resized", "stated-size-wrong"):
                     kind = (
                         "image-size-unknown"
                         if None in (image.get("width"), image.get("height"))
@@ -189,7 +198,7 @@ class Cleaner:
                     else "stated"
                 )
                 self._note(kind, action, name, where, file, before, f"{width} x {height}")
-            elif fit_of_size(fact, stated[place]) == "image-orientation-unclear":
+            elif kind == "image-orientation-unclear":
                 self.kept.append(
                     f"{file} of {name} has an EXIF orientation; whether its boxes are for the upright image is unclear."
                 )
@@ -227,7 +236,7 @@ class Cleaner:
             box, area = cleaned.boxes[place].tolist(), float(cleaned.areas[place])
             stays = is_kept[place] and not is_repeat[place]
             if kind:
-                if kind == "area-wrong":
+                if kind in ("area-wrong", "area-not-number"):
                     before, after = f"area {entry['area']}", f"area {area:.6g}"
                 elif stays:
                     after = box_text(box)
@@ -258,16 +267,18 @@ class Cleaner:
 
     def _geometry(self, name: str) -> tuple[ImageGeometry, np.ndarray]:
         """Of the images of a split; and (I, 2) the sizes that its boxes are for."""
-        facts, stated = self.report.facts[name], stated_sizes(self.raw.splits[name])
+        facts, fit = self.report.facts[name], self.report.fits[name]
+        stated = stated_sizes(self.raw.splits[name])
         unknown = np.nan, np.nan
         sizes = np.array([fact.size or unknown for fact in facts], dtype=np.float64).reshape(-1, 2)
         stored = np.array([fact.stored_size or unknown for fact in facts], dtype=np.float64).reshape(-1, 2)
-        fits = [fit_of_size(fact, size) for fact, size in zip(facts, stated, strict=True)]
-        is_rotated = np.array([fit == "image-rotated" for fit in fits], dtype=bool)
-        is_resized = np.array([fit == "image-resized" for fit in fits], dtype=bool)
+        is_rotated = np.array([kind == "image-rotated" for kind in fit.kinds], dtype=bool)
+        is_resized = np.array([kind == "image-resized" for kind in fit.kinds], dtype=bool)
+        is_unclear = np.array([kind == "stated-size-unclear" for kind in fit.kinds], dtype=bool)
+        sizes = np.where(is_unclear[:, None], stated, sizes)
         orientations = np.where(is_rotated, [fact.orientation for fact in facts], 1)
         scales = np.where(is_resized[:, None], sizes / np.where(is_resized[:, None], stated, 1), 1.0)
-        return ImageGeometry(sizes, stored, orientations, scales), np.where(np.isnan(stated), sizes, stated)
+        return ImageGeometry(sizes, stored, orientations, scales), fit.sizes
 
     def _clean_boxes(self, name: str, table: BoxTable, geometry: ImageGeometry) -> CleanedBoxes:
         reading = self.report.readings[name]
@@ -293,10 +304,19 @@ class Cleaner:
         return clean_boxes(boxes, areas, geometry.of_boxes(table.image))
 
 
+def portable_name(name: str) -> str:
+    """A name of a file or folder that Windows takes too, of at most 200 bytes in UTF-8; its end stays."""
+    text = name.encode(errors="replace").decode()
+    text = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\/]', "_", text).rstrip(". ") or "_"
+    if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", text):
+        text = f"_{text}"
+    return text.encode()[-_LONGEST_NAME:].decode(errors="ignore")
+
+
 def _free_name(file_name: str, image_id: int, fact: ImageFacts, taken: set[str]) -> str:
     """A relative path below the folder of the split that no other image has, for file systems that ignore case too."""
     parts = [part for part in PurePosixPath(file_name.replace("\\", "/")).parts if part not in ("/", "..", ".")]
-    parts = [part.replace(":", "_") for part in parts] or [str(image_id)]
+    parts = [portable_name(part) for part in parts] or [str(image_id)]
     path = PurePosixPath(*parts)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         path = path.with_name(path.name + _SUFFIXES.get(fact.format, f".{fact.format.lower()}"))

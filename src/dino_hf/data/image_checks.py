@@ -8,8 +8,9 @@ from .box_table import count_boxes, stated_sizes
 from .findings import FindingCollector, Offender, count_text
 from .image_facts import ImageFacts, exact_copies, image_key, near_copies
 from .raw import RawDataset, RawSplit
+from .rows import is_utf8
+from .stated_size import SizeFit
 
-_FLIPPING, _TURNING = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations that keep, and that swap width and height
 _HELD_OUT = {
     "train": 0,
     "validation": 2,
@@ -28,6 +29,9 @@ def check_entries_of_images(found: FindingCollector, name: str) -> None:
     found.add_images(
         "image-size-wrong", name, wrong, lambda place: f"width {sizes[place][0]!r}, height {sizes[place][1]!r}"
     )
+    names = [image.get("file_name") or "" for image in images]
+    broken = [place for place, text in enumerate(names) if not is_utf8(text)]
+    found.add_images("name-not-utf8", name, broken, lambda place: ascii(names[place]))
     ids = [image.get("id") for image in images]
     found.add_images("duplicate-image-id", name, repeated_places(ids), lambda place: f"id {ids[place]!r}")
     keys = [image_key(image) for image in images]
@@ -49,9 +53,8 @@ def is_not_here(split: RawSplit, facts: list[ImageFacts]) -> bool:
     return split.name == "test" and not split.annotations and bool(facts) and all(fact.is_missing for fact in facts)
 
 
-def check_files(found: FindingCollector, name: str, facts: list[ImageFacts]) -> None:
+def check_files(found: FindingCollector, name: str, facts: list[ImageFacts], fit: SizeFit) -> None:
     images, stated = found.raw.splits[name].images, stated_sizes(found.raw.splits[name])
-    problems = [fit_of_size(fact, size) for fact, size in zip(facts, stated, strict=True)]
 
     def add(kind: str, places: list[int], value) -> None:
         found.add_images(kind, name, places, value)
@@ -72,29 +75,14 @@ def check_files(found: FindingCollector, name: str, facts: list[ImageFacts]) -> 
     broken = [place for place, fact in enumerate(facts) if fact.error is not None]
     for kind in ("image-broken", "image-too-large", "image-mode-unknown"):
         add(kind, [place for place in broken if facts[place].error_kind == kind], lambda place: facts[place].error)
-    for kind in ("image-resized", "image-rotated", "image-orientation-unclear"):
-        add(kind, [place for place, problem in enumerate(problems) if problem == kind], size_text)
+    for kind in (
+        "image-resized", "image-rotated", "stated-size-wrong", "stated-size-unclear", "image-orientation-unclear",
+    ):  # fmt: skip
+        add(kind, [place for place, one in enumerate(fit.kinds) if one == kind], size_text)
     deep = [place for place, fact in enumerate(facts) if fact.values is not None and fact.values[1] < _DARK]
     add("image-mode", deep, lambda place: "values from {:,} to {:,}, of 65,535".format(*facts[place].values))
     several = [place for place, fact in enumerate(facts) if fact.other_frames is not None]
     add("image-frames", several, lambda place: f"the first of several {facts[place].other_frames}")
-
-
-def fit_of_size(fact: ImageFacts, stated: np.ndarray) -> str | None:
-    """Which kind of finding an image's size is; None if it is as stated.
-
-    Args:
-        stated: (2,) width and height; not a number if unknown.
-    """
-    if fact.size is None:
-        return None
-    is_stated = not np.isnan(stated).any()
-    if is_stated and fact.size != tuple(stated):
-        return "image-rotated" if fact.stored_size == tuple(stated) else "image-resized"
-    is_square = fact.size[0] == fact.size[1]
-    if fact.orientation in _FLIPPING or (fact.orientation in _TURNING and (is_square or not is_stated)):
-        return "image-orientation-unclear"
-    return None
 
 
 class Copy(NamedTuple):

@@ -61,6 +61,17 @@ KINDS = {
         "Turn the boxes, or save the images without that tag.",
         True,
     ),
+    "stated-size-wrong": Kind(
+        "error",
+        "images whose stated size is wrong: their boxes fit the image as it is",
+        "State the size of the image.",
+        True,
+    ),
+    "stated-size-unclear": Kind(
+        "error",
+        "images of another size than stated, whose boxes fit both sizes",
+        "Look at them: then state the size of the image, or bring the boxes to it as the image was scaled or turned.",
+    ),
     "image-orientation-unclear": Kind(
         "warning",
         "images with an EXIF orientation that the stated size neither confirms nor denies",
@@ -128,8 +139,14 @@ KINDS = {
         "error", "boxes in pixels where they must be relative to their image", "Divide them by width and height.", True
     ),
     # numbers of boxes, one by one
+    "name-not-utf8": Kind(
+        "error", "images whose file name is not UTF-8, as from a zip of another computer", "Rename the files.", True
+    ),
     "box-not-numbers": Kind(
-        "error", "boxes that are not four finite numbers", "Give (x, y, width, height) in pixels.", True
+        "error",
+        "boxes that are not four finite numbers of a sensible size",
+        "Give (x, y, width, height) in pixels.",
+        True,
     ),
     "box-negative": Kind(
         "error", "boxes of negative width or height", "Give the smaller corner first, then the size.", True
@@ -152,6 +169,12 @@ KINDS = {
         "warning",
         "areas that are not positive or more than that of their box, which moves boxes between sizes in AP",
         "Recompute them.",
+        True,
+    ),
+    "area-not-number": Kind(
+        "error",
+        "areas that are negative or no number, where training stops",
+        "Recompute them, or leave them out.",
         True,
     ),
     "duplicate-box": Kind(
@@ -231,6 +254,11 @@ KINDS = {
     ),
     "no-boxes": Kind(
         "error", "data sets without any box", "Look whether the annotations lie where they are looked for."
+    ),
+    "only-crowds": Kind(
+        "error",
+        "splits whose boxes are all marked as crowd, so there is nothing to learn",
+        "Set iscrowd to 0: some tools write 1 for every mask.",
     ),
     "unlabelled-train": Kind(
         "error", "training splits without any box", "Look whether their annotations lie where they are looked for."

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from ..common.images import read_image
 from .raw import Problem, RawSplit
 
-_MOST_PIXELS = 2**31  # of a side
+MOST_PIXELS = 2**31  # of a side
 SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
 
 
@@ -122,6 +122,15 @@ def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tu
     return CocoData(dataset, *classes, name), notes
 
 
+def is_utf8(text: str) -> bool:
+    """Whether it can be written as UTF-8: names from a zip of another computer may not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> tuple[dict[int, dict], list[str]]:
     """Image id -> its objects as columns."""
     index_of = {category_id: index for index, category_id in enumerate(classes.category_ids)}
@@ -135,10 +144,10 @@ def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> t
             )
         if entry["image_id"] not in sizes:
             raise ValueError(f"{where} has image_id={entry['image_id']}, which is not among the images.")
-        if not all(abs(value) < _MOST_PIXELS for value in box):  # NaN neither
+        if not all(abs(value) < MOST_PIXELS for value in box):  # NaN neither
             raise ValueError(f"{where} has bbox={box}; it must be (x, y, width, height) in pixels.")
         area = entry.get("area")
-        if area is not None and not 0 <= area < _MOST_PIXELS**2:
+        if area is not None and not 0 <= area < MOST_PIXELS**2:
             raise ValueError(f"{where} has area={area}; it must be a number of pixels, or be left out.")
         if not _has_size(box, sizes[entry["image_id"]], where):
             without_size.append(f"{entry['where']} with bbox={box}")
@@ -177,7 +186,7 @@ def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
     size = image.get("width"), image.get("height")
     if None in size:
         return None, None
-    if not all(isinstance(side, int | float) and 0 < side < _MOST_PIXELS for side in size):
+    if not all(isinstance(side, int | float) and 0 < side < MOST_PIXELS for side in size):
         raise ValueError(f"{where} has width={size[0]!r} and height={size[1]!r}; they must be numbers of pixels.")
     return int(size[0]), int(size[1])
 
