@@ -65,8 +65,9 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             selection). For ablations.
         look_forward_twice: whether the box loss of a layer also trains the layer before (sec. 3.5). For ablations.
         ms_deform_attn_backend: name of the implementation of deformable attention ("cpu", "triton", "torch", "reference" or
-            "gather"); None chooses by device and dtype. `dino_hf.use_backend` and the environment variable
-            DINO_HF_MS_DEFORM_ATTN go first.
+            "gather"); None chooses by device and dtype. It is a preference: where this backend cannot run, another one takes its
+            place with a warning. `dino_hf.use_backend` and the environment variable DINO_HF_MS_DEFORM_ATTN go first, and are
+            orders.
         num_labels, id2label, label2id: as in every configuration of transformers.
         category_ids: original category id of each class, in the order of `id2label`, as in the annotations that the model was
             trained on; None if there are none. Loading with another `id2label`, `label2id` or `num_labels` forgets them, unless

@@ -17,6 +17,7 @@ from PIL import Image
 from ..common import images
 from ..common.images import IMAGE_SUFFIXES, open_image, other_frames
 from ..common.paths import expand_home
+from ..package_warning import DinoDetrWarning
 from .ahead import map_ahead
 from .downloads import LARGEST_DOWNLOAD, download
 from .videos import read_frames
@@ -261,7 +262,9 @@ def _decoded_bytes(source: Source) -> int:
     try:
         with open_image(source.origin) as image:
             if several := other_frames(image):
-                warnings.warn(f"{source.name} has several {several}; only the first one is read.", stacklevel=2)
+                warnings.warn(
+                    f"{source.name} has several {several}; only the first one is read.", DinoDetrWarning, stacklevel=2
+                )
             return 4 * image.width * image.height
     except OSError:  # it fails again when it is read, where it is reported
         return 0
