@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from ..common.regular_files import is_regular
 from ..package_warning import DinoDetrWarning
 from .categories import groups_of_others
 from .coco_format import read_json, read_split
@@ -130,7 +131,7 @@ def _classes(raw: RawDataset) -> tuple[ClassSpace, list[str]]:
 
 
 def _has_images(split: RawSplit) -> bool:
-    return any("image" in entry or entry["path"].is_file() for entry in split.images)
+    return any("image" in entry or is_regular(entry["path"]) for entry in split.images)
 
 
 def _split(data: CocoData, fraction: float, seed: int, groups: list[int]) -> tuple[CocoData, CocoData]:

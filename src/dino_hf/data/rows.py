@@ -7,6 +7,7 @@ from typing import NamedTuple
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
 from ..common.images import read_image
+from ..common.regular_files import is_regular
 from .raw import Problem, RawSplit
 
 MOST_PIXELS = 2**31  # of a side
@@ -99,7 +100,7 @@ def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tu
     if not images:
         raise ValueError(f"{split.origin} lists no images; add some, or leave this part out.")
     for image in images.values():
-        if image.get("image") is None and not image["path"].is_file():
+        if image.get("image") is None and not is_regular(image["path"]):
             raise FileNotFoundError(f"{image['path']}, listed in {split.origin}, does not exist.")
     sizes = {image_id: _size(image, f"{split.origin}: image {image_id}") for image_id, image in images.items()}
     objects, notes = _objects(split, classes, sizes)

@@ -36,6 +36,8 @@ def load_split(
     box_format: str | None = None,
     models: Sequence[PreTrainedModel | None] = (),
     allow_trained: bool = False,
+    allow_outside: bool = False,
+    trust_boxes: bool = False,
 ) -> tuple[CocoData, list[str]]:
     """One part of a data set, with its class space, and what was decided when it was read.
 
@@ -48,6 +50,7 @@ def load_split(
         models: those that are evaluated.
         allow_trained: evaluate on images that a model was trained on, with a note. The training part, and a `CocoData`, are the
             user's choice, so there it is a note in any case.
+        allow_outside, trust_boxes: as in `load_data`.
     Raises:
         ValueError: there is no such part, or a model was trained on images of it.
     """
@@ -60,11 +63,12 @@ def load_split(
         loaded = data
     else:
         own = next((one for one in seen if one.held_out), None)
-        loaded = load_data(data, box_format=box_format, validation_fraction=0) if own and split != "test" else None
+        reading = {"box_format": box_format, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
+        loaded = load_data(data, validation_fraction=0, **reading) if own and split != "test" else None
         if loaded is not None and loaded.validation is None and loaded.train is not None:
             loaded = _as_the_run_split(loaded, own, split)
         if loaded is None:
-            loaded = load_data(data, box_format=box_format)
+            loaded = load_data(data, **reading)
     if (part := getattr(loaded, split)) is None:
         there = [name for name in SPLITS if getattr(loaded, name) is not None]
         held_out = [name for name in there if name != "train"]

@@ -41,6 +41,14 @@ def doctor(
         bool,
         typer.Option("--no-images", help="Do not open the images, which takes longest.", rich_help_panel="Reading"),
     ] = False,
+    allow_outside: Annotated[
+        bool,
+        typer.Option(
+            "--allow-outside",
+            help="Also read files outside of the data set's folder that it leads to.",
+            rich_help_panel="Reading",
+        ),
+    ] = False,
     max_examples: Annotated[int, typer.Option(min=1, help="Shown of each finding.", rich_help_panel="Results")] = 3,
     debug: Debug = False,
 ) -> None:
@@ -66,7 +74,7 @@ def doctor(
             )
         if fix is not None and no_images:
             raise ValueError("A cleaned copy needs a look at the images; leave --no-images out.")
-        raw = read_raw(dataset, box_format=box_format)
+        raw = read_raw(dataset, box_format=box_format, allow_outside=allow_outside)
         if fix is not None:
             check_target(raw, fix)
         for path in filter(None, (pictures, json)):

@@ -42,6 +42,20 @@ def evaluate(
         bool,
         typer.Option("--allow-trained", help="Measure also on images that it was trained on.", rich_help_panel=_OUTPUT),
     ] = False,
+    allow_outside: Annotated[
+        bool,
+        typer.Option(
+            "--allow-outside",
+            help="Also read files outside of the data set's folder that it leads to.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    trust_boxes: Annotated[
+        bool,
+        typer.Option(
+            "--trust-boxes", help="Do not check that the boxes are what their format says.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=_SETTINGS)] = 8,
     num_bootstrap: Annotated[
         int, typer.Option(help="Resamples for the 95 % intervals; 0: none.", rich_help_panel=_SETTINGS)
@@ -72,6 +86,7 @@ def evaluate(
 
         folder = output_dir or report_folder(model)
         reading = {"split": split, "box_format": box_format, "allow_trained": allow_trained}
+        reading |= {"allow_outside": allow_outside, "trust_boxes": trust_boxes}
         _evaluate(model, dataset, folder, overwrite, compare, device, batch_size, reading, settings)
 
 

@@ -76,6 +76,20 @@ def train(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    allow_outside: Annotated[
+        bool,
+        typer.Option(
+            "--allow-outside",
+            help="Also read files outside of the data set's folder that it leads to.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
+    trust_boxes: Annotated[
+        bool,
+        typer.Option(
+            "--trust-boxes", help="Do not check that the boxes are what their format says.", rich_help_panel=_DATA
+        ),
+    ] = False,
     on_bad_image: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +135,8 @@ def train(
             seed=seed,
             validation_fraction=validation_fraction,
             box_format=box_format,
+            allow_outside=allow_outside or None,
+            trust_boxes=trust_boxes or None,
             on_bad_image=on_bad_image,
             check_images=check_images,
             dry_run=dry_run,

@@ -80,6 +80,8 @@ def train(
     seed: int | None = None,
     validation_fraction: float | None = None,
     box_format: str | None = None,
+    allow_outside: bool | None = None,
+    trust_boxes: bool | None = None,
     on_bad_image: str | None = None,
     check_images: bool = False,
     dry_run: bool = False,
@@ -110,6 +112,8 @@ def train(
         seed: of everything random, also of a split of the data; None: 0.
         validation_fraction, box_format: of data that have no validation images or do not tell what their boxes are, see
             `load_data`; None: 0.2 and none.
+        allow_outside, trust_boxes: read files outside of the data set's folder; do not check what the boxes are. See `load_data`;
+            None: False.
         on_bad_image: "skip" leaves out images that cannot be read or have not the size of their annotations, with a warning;
             "raise" stops before the first step. None: "skip".
         check_images: decode all images before the first step, which finds those that are cut off. Up to 2,000 images are decoded
@@ -131,6 +135,8 @@ def train(
         if record.settle("on_bad_image", on_bad_image, "skip") not in ("skip", "raise"):
             raise ValueError(f'on_bad_image={on_bad_image!r} must be "skip" or "raise".')
         choices = {"validation_fraction": validation_fraction, "box_format": box_format}
+        record.settle("allow_outside", allow_outside, False)
+        record.settle("trust_boxes", trust_boxes, False)
         choices["check_images"] = check_images
         return _train(data, record, recipe, resume, batch_size, report_to, seed, choices, dry_run, settings)
 
@@ -155,7 +161,7 @@ def _train(
 
     check_images = choices.pop("check_images")
     splits = _detection_data(data, record, seed, **choices)
-    findings = _findings(data, record.values["box_format"])
+    findings = _findings(data, record.values)
     splits, bad_images = leave_out_bad_images(splits, record.values["on_bad_image"], check_images)
     findings += bad_images
     if resume and not record.is_resumed:
@@ -215,7 +221,8 @@ def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction
     elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(one, CocoData) for one in data):
         splits = DetectionData(*data, None, [], data[0].name or "")
     else:
-        splits = load_data(data, validation_fraction=fraction, seed=seed, box_format=box_format)
+        reading = {name: record.values[name] for name in ("allow_outside", "trust_boxes")}
+        splits = load_data(data, validation_fraction=fraction, seed=seed, box_format=box_format, **reading)
     if splits.train is None:
         raise ValueError(f"{splits.origin} has no images to train on; name the data set that has a train split.")
     for part, what in ((splits.train, "to train on"), (splits.validation, "held out")):
@@ -251,18 +258,31 @@ def _about_random_weights(start: Start, recipe: Recipe) -> list[str]:
     ]
 
 
-def _findings(data: Any, box_format: str | None) -> list[str]:
+_ABOUT_READING = {
+    "boxes-are-corners",
+    "boxes-are-xywh",
+    "boxes-are-centres",
+    "boxes-are-normalised",
+    "boxes-are-pixels",
+}
+
+
+def _findings(data: Any, settings: dict[str, Any]) -> list[str]:
     """What the doctor says of data that can be trained on.
+
+    Args:
+        settings: box_format, allow_outside and trust_boxes of the run.
 
     Raises:
         ValueError: training would stop, or learn the wrong.
     """
     if not isinstance(data, str | Path):
         return []
-    report = inspect(read_raw(data, box_format=box_format), check_images=False)
+    reading = {name: settings[name] for name in ("box_format", "allow_outside")}
+    report = inspect(read_raw(data, **reading), check_images=False)
     advice = f"`dino-hf doctor {data}` shows them, and --fix writes a cleaned copy."
     for finding in report.findings:
-        if finding.severity == "error":
+        if finding.severity == "error" and not (settings["trust_boxes"] and finding.kind in _ABOUT_READING):
             raise ValueError(f"{data} has {finding.count} {finding.what}. {advice}")
     warnings = [finding for finding in report.findings if finding.severity == "warning"]
     if not warnings:
