@@ -7,11 +7,9 @@ from torch import nn
 from dino_hf.decoder import DinoDetrDecoder, DinoDetrDecoderLayer, DinoDetrSelfAttention
 from dino_hf.denoising import denoising_attention_mask
 from dino_hf.layers import attention_xavier, linear
-from dino_hf.recording import Record
 from helpers import NUM_LABELS, num_tokens, randomize, tiny_config, tiny_levels
 
 LEVELS = tiny_levels()
-NOTHING = Record.of(hidden_states=False, attentions=False)
 
 
 def tiny_decoder(attention="sdpa", **changes) -> DinoDetrDecoder:
@@ -92,7 +90,7 @@ def test_the_decoder_agrees_in_values_and_gradients_with_a_transcription_of_the_
         masks = denoising_attention_mask(groups, 2, num_queries), mask_of_all_pairs(groups, 2, num_queries)
     results = []
     for decoded in (
-        decoder(*inputs, 2 * groups, masks[0], NOTHING),
+        decoder(*inputs, 2 * groups, masks[0])[0],
         transcribed_decoder(decoder, *inputs, masks[1]),
     ):
         decoder.zero_grad()
@@ -111,7 +109,7 @@ def test_the_bound_under_predicted_boxes_is_not_that_of_the_next_start(eps):
     levels = levels._replace(valid_ratios=levels.valid_ratios.double())
     inputs = queries.double(), references.double(), memory.double(), levels
     with torch.no_grad():
-        decoded = decoder(*inputs, 0, None, NOTHING)
+        decoded = decoder(*inputs, 0, None)[0]
         start = inputs[1]
         for layer, boxes in enumerate(decoded.boxes):
             head = decoder.heads[0]
@@ -119,14 +117,13 @@ def test_the_bound_under_predicted_boxes_is_not_that_of_the_next_start(eps):
             moved = head.box_head(decoded.hidden_states[layer]).float() + bounded
             torch.testing.assert_close(boxes, moved.sigmoid(), rtol=0, atol=1e-7)
             if layer == 0:
-                record = Record.of(hidden_states=True, attentions=False)
-                decoder(*inputs, 0, None, record)
+                _, record = decoder(*inputs, 0, None, output_hidden_states=True)
                 bounded = torch.log(start.clamp(min=1e-3) / (1 - start).clamp(min=1e-3))
                 start = (head.box_head(record.hidden_states[1]).float() + bounded).sigmoid()
 
 
 def test_predictions_of_all_layers_have_one_form():
-    decoded = tiny_decoder()(*random_inputs(), 0, None, NOTHING)
+    decoded = tiny_decoder()(*random_inputs(), 0, None)[0]
     assert decoded.hidden_states.shape == (3, 2, 6, 64)
     assert decoded.logits.shape == (3, 2, 6, NUM_LABELS)
     assert decoded.boxes.shape == (3, 2, 6, 4)
@@ -134,7 +131,7 @@ def test_predictions_of_all_layers_have_one_form():
 
 
 def test_split_gives_the_first_queries_and_the_others():
-    decoded = tiny_decoder()(*random_inputs(), 0, None, NOTHING)
+    decoded = tiny_decoder()(*random_inputs(), 0, None)[0]
     first, others = decoded.split(2)
     for whole, a, b in zip(decoded, first, others, strict=True):
         assert a.shape[2] == 2
@@ -145,7 +142,7 @@ def test_split_gives_the_first_queries_and_the_others():
 @pytest.mark.parametrize("twice", [True, False])
 def test_look_forward_twice_trains_the_box_head_of_a_layer_and_of_the_one_before(layer, twice):
     decoder = tiny_decoder(share_decoder_heads=False, look_forward_twice=twice)
-    decoder(*random_inputs(), 0, None, NOTHING).boxes[layer].sum().backward()
+    decoder(*random_inputs(), 0, None)[0].boxes[layer].sum().backward()
     reached = [
         index
         for index, head in enumerate(decoder.heads)
@@ -158,13 +155,13 @@ def test_look_forward_twice_is_a_matter_of_gradients_only():
     once, twice = (tiny_decoder(look_forward_twice=value) for value in (False, True))
     once.load_state_dict(twice.state_dict())
     inputs = random_inputs()
-    for a, b in zip(*(decoder(*inputs, 0, None, NOTHING) for decoder in (once, twice)), strict=True):
+    for a, b in zip(*(decoder(*inputs, 0, None)[0] for decoder in (once, twice)), strict=True):
         assert torch.equal(a, b)
 
 
 def test_where_queries_look_carries_no_gradient_to_boxes():
     decoder = tiny_decoder(share_decoder_heads=False)
-    decoder(*random_inputs(), 0, None, NOTHING).logits[-1].sum().backward()
+    decoder(*random_inputs(), 0, None)[0].logits[-1].sum().backward()
     for head in decoder.heads:
         assert all(parameter.grad is None or not parameter.grad.any() for parameter in head.box_head.parameters())
 
@@ -178,10 +175,8 @@ def test_matching_queries_do_not_notice_denoising_queries(attention, groups):
     more_queries = torch.cat([torch.randn(2, num_denoising, 64), queries], dim=1)
     more_references = torch.cat([torch.rand(2, num_denoising, 4), references], dim=1)
     mask = denoising_attention_mask(groups, 4, 6)
-    alone = decoder(queries, references, memory, levels, 0, None, NOTHING)
-    _, beside = decoder(more_queries, more_references, memory, levels, num_denoising, mask, NOTHING).split(
-        num_denoising
-    )
+    alone = decoder(queries, references, memory, levels, 0, None)[0]
+    _, beside = decoder(more_queries, more_references, memory, levels, num_denoising, mask)[0].split(num_denoising)
     for a, b in zip(alone, beside, strict=True):
         # sums of another length in float32
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -193,8 +188,8 @@ def test_denoising_queries_notice_their_own_group_only():
     mask = denoising_attention_mask(2, 4, 6)
     changed = queries.clone()
     changed[:, 5] += 1  # of the second group
-    before = decoder(queries, references, memory, levels, 8, mask, NOTHING).logits
-    after = decoder(changed, references, memory, levels, 8, mask, NOTHING).logits
+    before = decoder(queries, references, memory, levels, 8, mask)[0].logits
+    after = decoder(changed, references, memory, levels, 8, mask)[0].logits
     moved = (before - after).abs().amax((0, 1, 3)) > 1e-6  # far below what a change of 1 does, far above rounding
     assert moved.tolist() == [False] * 4 + [True] * 4 + [False] * 6
 
@@ -205,7 +200,7 @@ def test_eager_attention_equals_sdpa(groups):
     sdpa.load_state_dict(eager.state_dict())
     inputs = random_inputs()
     mask = denoising_attention_mask(groups, 2, 6 - 2 * groups) if groups else None
-    for a, b in zip(*(decoder(*inputs, 2 * groups, mask, NOTHING) for decoder in (eager, sdpa)), strict=True):
+    for a, b in zip(*(decoder(*inputs, 2 * groups, mask)[0] for decoder in (eager, sdpa)), strict=True):
         # sums in another order in float32
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
@@ -267,9 +262,8 @@ def test_a_layer_runs_self_attention_then_cross_attention_then_feed_forward():
 
 def test_the_record_holds_every_layer():
     queries, references, memory, levels = random_inputs()
-    record = Record.of(hidden_states=True, attentions=True)
     decoder = tiny_decoder()
-    decoded = decoder(queries, references, memory, levels, 0, None, record)
+    decoded, record = decoder(queries, references, memory, levels, 0, None, True, True)
     assert len(record.hidden_states) == 3 + 1
     assert torch.equal(record.hidden_states[0], queries)
     torch.testing.assert_close(decoder.norm(record.hidden_states[-1]), decoded.hidden_states[-1])
@@ -285,13 +279,13 @@ def test_heads_are_shared_or_one_for_each_layer(share, num_heads):
 @pytest.mark.parametrize("share", [True, False])
 def test_every_parameter_gets_a_gradient(share):
     decoder = tiny_decoder(share_decoder_heads=share)
-    decoded = decoder(*random_inputs(), 0, None, NOTHING)
+    decoded = decoder(*random_inputs(), 0, None)[0]
     (decoded.logits.sum() + decoded.boxes.sum()).backward()
     assert [name for name, parameter in decoder.named_parameters() if parameter.grad is None] == []
 
 
 def test_boxes_are_float32_in_a_model_of_half_precision():
     queries, references, memory, levels = random_inputs()
-    decoded = tiny_decoder().bfloat16()(queries.bfloat16(), references, memory.bfloat16(), levels, 0, None, NOTHING)
+    decoded = tiny_decoder().bfloat16()(queries.bfloat16(), references, memory.bfloat16(), levels, 0, None)[0]
     assert decoded.boxes.dtype == torch.float32
     assert decoded.logits.dtype == torch.bfloat16

@@ -4,11 +4,9 @@ import torch
 from dino_hf.encoder import DinoDetrEncoder, DinoDetrEncoderLayer
 from dino_hf.feature_levels import cell_centers
 from dino_hf.position_embedding import embed_map
-from dino_hf.recording import Record
 from helpers import num_tokens, randomize, tiny_config, tiny_levels
 
 LEVELS = tiny_levels()
-NOTHING = Record.of(hidden_states=False, attentions=False)
 
 
 def tiny_encoder(**changes) -> DinoDetrEncoder:
@@ -41,13 +39,13 @@ def test_tokens_are_placed_by_cell_and_by_level(temperature, offset):
     expected = tokens
     for layer in encoder.layers:
         expected, _ = layer(expected, place, cell_centers(LEVELS), LEVELS)
-    torch.testing.assert_close(encoder(tokens, LEVELS, NOTHING), expected)
+    torch.testing.assert_close(encoder(tokens, LEVELS)[0], expected)
 
 
 def test_the_content_of_padding_reaches_no_other_token():
     encoder, tokens = tiny_encoder(), random_tokens()
     changed = torch.where(LEVELS.padding_mask[..., None], 50.0, tokens)
-    before, after = encoder(tokens, LEVELS, NOTHING), encoder(changed, LEVELS, NOTHING)
+    before, after = encoder(tokens, LEVELS)[0], encoder(changed, LEVELS)[0]
     inside = ~LEVELS.padding_mask
     assert torch.equal(before[inside], after[inside])
     assert not torch.equal(before, after)
@@ -56,15 +54,14 @@ def test_the_content_of_padding_reaches_no_other_token():
 def test_the_images_of_a_batch_do_not_see_each_other():
     encoder, tokens = tiny_encoder(), random_tokens()
     changed = torch.stack([tokens[0] + 1, tokens[1]])
-    before, after = encoder(tokens, LEVELS, NOTHING), encoder(changed, LEVELS, NOTHING)
+    before, after = encoder(tokens, LEVELS)[0], encoder(changed, LEVELS)[0]
     assert torch.equal(before[1], after[1])
     assert not torch.equal(before[0], after[0])
 
 
 def test_the_record_holds_the_input_and_the_output_of_each_layer():
     encoder, tokens = tiny_encoder(), random_tokens()
-    record = Record.of(hidden_states=True, attentions=True)
-    memory = encoder(tokens, LEVELS, record)
+    memory, record = encoder(tokens, LEVELS, True, True)
     assert len(record.hidden_states) == 2 + 1
     assert torch.equal(record.hidden_states[0], tokens)
     assert torch.equal(record.hidden_states[-1], memory)
@@ -74,13 +71,12 @@ def test_the_record_holds_the_input_and_the_output_of_each_layer():
 
 
 def test_nothing_is_recorded_unless_somebody_asks():
-    record = Record.of(hidden_states=False, attentions=False)
-    tiny_encoder()(random_tokens(), LEVELS, record)
-    assert record.as_tuples() == (None, None, None)
+    _, record = tiny_encoder()(random_tokens(), LEVELS)
+    assert record == (None, None, None)
 
 
 def test_every_parameter_gets_a_gradient():
     encoder = tiny_encoder()
-    encoder(random_tokens(), LEVELS, NOTHING).square().sum().backward()
+    encoder(random_tokens(), LEVELS)[0].square().sum().backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
     assert encoder.level_embed.weight.grad.any(-1).all()

@@ -201,3 +201,42 @@ def test_linear_layers_can_be_quantized():
     assert len(linears) > 20
     assert set(linears) <= set(replaced)
     assert outputs.pred_boxes.isfinite().all()
+
+
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "out_features": ["stage2", "stage3", "stage4"],
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "unused"),
+    [
+        ({"model_type": "dinov2", "image_size": 56, **VIT}, "mask_token"),
+        ({"model_type": "dinov3_vit", "intermediate_size": 64, **VIT}, "mask_token"),
+        (
+            {
+                "model_type": "maskformer-swin",
+                "embed_dim": 8,
+                "depths": [1] * 4,
+                "num_heads": [1, 2, 2, 4],
+                "window_size": 3,
+            },
+            None,
+        ),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)
+def test_what_no_map_of_a_backbone_depends_on_is_not_trained(backbone, unused, tmp_path):
+    model = make_model(backbone_config=backbone)
+    model.save_pretrained(tmp_path)
+    for one in (model, DinoDetrForObjectDetection.from_pretrained(tmp_path)):
+        one.train()(torch.randn(2, 3, 112, 140), labels=tiny_labels(2, 1)).loss.backward()
+        parameters = dict(one.model.backbone.model.named_parameters())
+        lost = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
+        assert lost == []
+        frozen = [name for name, p in parameters.items() if not p.requires_grad]
+        assert unused is None or any(unused in name for name in frozen)
+        assert len(frozen) < len(parameters) / 2

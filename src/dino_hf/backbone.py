@@ -1,15 +1,19 @@
 """Pixels -> L feature maps of one width."""
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone
+from transformers import AutoBackbone, PreTrainedConfig
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 from transformers.utils import ModelOutput
 
 from .configuration_dino_detr import DinoDetrConfig
 from .cpu_speed import POINTWISE_DILATION, fast_linear, is_plain, is_traced
 from .layers import carries_gradient, starts_as, xavier
+
+logger = logging.getLogger(__name__)
 
 # Types of backbones that are faster in the layout "channels last" (docs/log.md); Swin and ConvNeXt are not.
 _FASTER_IN_CHANNELS_LAST = ("resnet",)
@@ -125,6 +129,42 @@ def fold_norms(module: nn.Module) -> None:
             part.activation.__class__ = InPlaceReLU
 
 
+def unused_parameters(backbone: nn.Module, config: PreTrainedConfig) -> frozenset[str]:
+    """Names of the trainable parameters that no feature map depends on, as mask tokens and the layers after the last map. Found by
+    a forward pass without numbers, on the device "meta"; none where the backbone cannot run there."""
+    parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
+    buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in backbone.named_buffers()}
+    side = getattr(config, "image_size", None)
+    side = side if isinstance(side, int) and 32 <= side <= 1024 else 224
+    was_training = backbone.training
+    backbone.eval()  # without the layers that are left out at random
+    try:
+        with torch.enable_grad(), torch.device("meta"):
+            pixel_values = torch.empty(1, 3, side, side)
+            outputs = torch.func.functional_call(backbone, parameters | buffers, (pixel_values,))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        logger.info("What of %s no map depends on is not known: %s", type(backbone).__name__, error)
+        return frozenset()
+    finally:
+        backbone.train(was_training)
+    reached = _leaves([level.grad_fn for level in outputs.feature_maps])
+    return frozenset(name for name, parameter in parameters.items() if id(parameter) not in reached)
+
+
+def _leaves(nodes: list) -> set[int]:
+    """Ids of the tensors at the ends of an autograd graph."""
+    seen, found = set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        nodes.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
 def pixels_of_cells(mask: Tensor, height: int, width: int) -> Tensor:
     """(B, h, w) -> (B, height, width): what `F.interpolate` takes for the nearest pixel of each cell, to the last bit. Written
     out, for in exported graphs it is an operator that runtimes round in their own ways, to the pixel before."""
@@ -179,6 +219,9 @@ class DinoDetrBackbone(nn.Module):
                 identity.register_load_state_dict_pre_hook(_drop_keys)
                 setattr(getattr(self.model, body), unused, identity)
         self.num_frozen_stages = config.num_frozen_backbone_stages
+        # Of these types the stages are known.
+        is_known = config.backbone_config.model_type in ("resnet", "swin", "convnext", "convnextv2", "bit")
+        self._unused = frozenset() if is_known else unused_parameters(self.model, config.backbone_config)
         self.freeze_stages()
 
         channels = self.model.channels
@@ -196,7 +239,11 @@ class DinoDetrBackbone(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(32, config.d_model) for _ in projections)
 
     def freeze_stages(self) -> None:
-        """Leave out of training the first stages, and those after the last that gives a feature map: no gradient reaches them."""
+        """Leave out of training the first stages, and what no feature map depends on: no gradient reaches it, and distributed
+        training would wait for one."""
+        for name, parameter in self.model.named_parameters():
+            if name in self._unused:
+                parameter.requires_grad_(False)
         num_stages = self.num_frozen_stages
         body = getattr(self.model, "swin", getattr(self.model, "bit", self.model))
         stem = getattr(body, "embedder", getattr(body, "embeddings", None))

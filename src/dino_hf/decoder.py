@@ -168,8 +168,9 @@ class DinoDetrDecoder(nn.Module):
         levels: FeatureLevels,
         num_denoising: int,
         attention_mask: Tensor | None,
-        record: Record,
-    ) -> Decoded:
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> tuple[Decoded, Record]:
         """
         Args:
             queries: (B, Q, C) content.
@@ -177,6 +178,7 @@ class DinoDetrDecoder(nn.Module):
             memory: (B, S, C)
             num_denoising, attention_mask: see `DinoDetrSelfAttention`; the first of the queries are for denoising.
         """
+        record = Record.of(output_hidden_states, output_attentions)
         hidden_states, logits, boxes = [], [], []
         start = references
         note(record.hidden_states, queries)
@@ -208,7 +210,7 @@ class DinoDetrDecoder(nn.Module):
                 references = start.detach()
                 if not self.look_forward_twice:
                     start = references
-        return Decoded(torch.stack(hidden_states), torch.stack(logits), torch.stack(boxes))
+        return Decoded(torch.stack(hidden_states), torch.stack(logits), torch.stack(boxes)), record.as_tuples()
 
     def _position(self, references: Tensor, levels: FeatureLevels) -> Tensor:
         """(B, Q, 4) -> (B, Q, C). The box is taken relative to the padded image, as level 0 has it."""

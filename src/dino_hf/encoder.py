@@ -53,8 +53,12 @@ class DinoDetrEncoder(nn.Module):
         self.level_embed = nn.Embedding(config.num_feature_levels, config.d_model)
         self.layers = nn.ModuleList(DinoDetrEncoderLayer(config) for _ in range(config.encoder_layers))
 
-    def forward(self, tokens: Tensor, levels: FeatureLevels, record: Record) -> Tensor:
-        """(B, S, C) tokens of the backbone's maps -> (B, S, C) memory."""
+    def forward(
+        self, tokens: Tensor, levels: FeatureLevels, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> tuple[Tensor, Record]:
+        """(B, S, C) tokens of the backbone's maps -> (B, S, C) memory, and what was asked for. It is returned, because hooks that
+        move the inputs of a module to its device copy a list that is passed to it."""
+        record = Record.of(output_hidden_states, output_attentions)
         position = self._position(levels).to(tokens.dtype)
         references = cell_centers(levels)
         note(record.hidden_states, tokens)
@@ -62,7 +66,7 @@ class DinoDetrEncoder(nn.Module):
             tokens, weights = layer(tokens, position, references, levels, record.attentions is not None)
             note(record.attentions, weights)
             note(record.hidden_states, tokens)
-        return tokens
+        return tokens, record.as_tuples()
 
     def _position(self, levels: FeatureLevels) -> Tensor:
         """(B or 1, S, C): where a cell is on its level, and which level that is."""

@@ -21,7 +21,6 @@ from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
 from .layers import carries_gradient
 from .model_card import FILE_NAME, digest_to_compare, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
-from .recording import Record
 from .targets import Targets, collect_targets, mask_from_sizes
 
 
@@ -125,17 +124,8 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """As in `PreTrainedModel`, which makes every loaded parameter trainable: what is frozen is frozen again. What a
-        checkpoint does not hold, as the class heads of other classes, is drawn from a seed of its own: the same in every call,
-        and the caller's random numbers go on as if nothing had been drawn."""
-        # CUDA that nobody uses yet is left alone: once it is initialised, processes cannot be forked.
-        uses_cuda = kwargs.get("device_map", "cpu") not in (None, "cpu", torch.device("cpu"))
-        uses_cuda = uses_cuda or torch.get_default_device().type == "cuda" or torch.cuda.is_initialized()
-        devices = range(torch.cuda.device_count()) if uses_cuda else ()
-        with torch.random.fork_rng(devices, device_type="cuda"):
-            torch.default_generator.manual_seed(0)  # torch.manual_seed would also reach a CUDA that is not initialised
-            if devices:
-                torch.cuda.manual_seed_all(0)
-            loaded = super().from_pretrained(*args, **kwargs)  # with output_loading_info, a tuple
+        checkpoint does not hold, as the class heads of other classes, is drawn from torch's generator: seed it before."""
+        loaded = super().from_pretrained(*args, **kwargs)  # with output_loading_info, a tuple
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, DinoDetrBackbone):
                 module.freeze_stages()
@@ -205,13 +195,12 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        encoder_record = Record.of(output_hidden_states, output_attentions)
-        decoder_record = Record.of(output_hidden_states, output_attentions)
+        asked = output_hidden_states, output_attentions
 
         feature_maps, masks = self.backbone(pixel_values, pixel_mask)  # L x (B, C, h_l, w_l), L x (B, h_l, w_l)
         levels = describe_whole_levels(feature_maps) if masks is None else describe_levels(masks)
         tokens = carries_gradient(flatten_maps(feature_maps), self.encoder.layers)
-        memory = self.encoder(tokens, levels, encoder_record)  # (B, S, C)
+        memory, encoder_record = self.encoder(tokens, levels, *asked)  # (B, S, C)
         proposals = self.query_selection(memory, levels)
         queries, references, num_denoising, attention_mask = proposals.content, proposals.references, 0, None
 
@@ -224,11 +213,12 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             num_denoising, attention_mask = denoising.content.shape[1], denoising.attention_mask
 
         queries = carries_gradient(queries, self.decoder.layers)
-        decoded = self.decoder(queries, references, memory, levels, num_denoising, attention_mask, decoder_record)
+        decoded, decoder_record = self.decoder(
+            queries, references, memory, levels, num_denoising, attention_mask, *asked
+        )
         if denoising is not None:
             denoised, decoded = decoded.split(num_denoising)
             denoising = DenoisingPredictions(denoised.logits, denoised.boxes, denoising.answers)
-        encoder_record, decoder_record = encoder_record.as_tuples(), decoder_record.as_tuples()
         return DinoDetrModelOutput(
             last_hidden_state=decoded.hidden_states[-1],
             intermediate_logits=decoded.logits.transpose(0, 1),

@@ -73,8 +73,7 @@ def transfer_classes(
     Where a new class has the name of an old one, its rows of every class head and of denoising's label embedding are kept. Case,
     spaces, hyphens and underscores do not count, and `SYNONYMS` are one name; the most exact match wins, and of several equal ones
     the first. Where two new classes match one old class ("tv" and "television"), both start from it. "LABEL_0" and the like are
-    no names. All other rows are those of a fresh model, the same in every call; the caller's random numbers go on as if nothing
-    had been drawn.
+    no names. All other rows are those of a fresh model, drawn from torch's generator: seed it before.
 
     The parameters are new objects, with the old dtype, device and `requires_grad`: make the optimizer, and wrappers like those of
     distributed training, compilation or PEFT, afterwards.
@@ -99,11 +98,9 @@ def transfer_classes(
     embeddings = [] if detector.denoising is None else [detector.denoising.label_embedding]
     for head in heads:
         _check_head(head, len(old_names))
-    with torch.random.fork_rng(devices=(), device_type="cuda"):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would also reach GPUs, whose state is not kept here
-        on_cpu = {"device": "cpu", "dtype": torch.float32}  # the same values for a model of any device and dtype
-        fresh = [class_head(head.in_features, len(names), **on_cpu) for head in heads]
-        fresh += [nn.Embedding(len(names), embedding.embedding_dim, **on_cpu) for embedding in embeddings]
+    on_cpu = {"device": "cpu", "dtype": torch.float32}  # the same values for a model of any device and dtype
+    fresh = [class_head(head.in_features, len(names), **on_cpu) for head in heads]
+    fresh += [nn.Embedding(len(names), embedding.embedding_dim, **on_cpu) for embedding in embeddings]
     layers = [*heads, *embeddings]
     changed = [
         _transferred(layer, initial, sources, len(old_names)) for layer, initial in zip(layers, fresh, strict=True)

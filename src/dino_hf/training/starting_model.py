@@ -59,12 +59,12 @@ def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
         folder = expand_home(source)
         if folder.is_dir() and not any((folder / name).is_file() for name in _WEIGHTS):
             return _from_configuration(folder, data)
-    model = load_detector(source)
-    provenance = model.config.provenance
-    if isinstance(provenance, dict):
-        model.config.provenance = {name: value for name, value in provenance.items() if name != "start"}
-    transfer = transfer_classes(model, data.id2label, data.category_ids)
-    return Start(model, _image_processor(source, config), str(source), str(transfer).splitlines())
+        model = load_detector(source)
+        provenance = model.config.provenance
+        if isinstance(provenance, dict):
+            model.config.provenance = {name: value for name, value in provenance.items() if name != "start"}
+        transfer = transfer_classes(model, data.id2label, data.category_ids)
+        return Start(model, _image_processor(source, config), str(source), str(transfer).splitlines())
 
 
 def load_checkpoint(folder: str | Path, source: str, notes: list[str]) -> Start:
