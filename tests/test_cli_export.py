@@ -71,7 +71,7 @@ def test_options_arrive(calls):
     expected = {"opset": 20, "dtype": "float16", "overwrite": True, "images": ["x.jpg", "y"], "tolerance": 0.1}
     expected |= {"data": "scenes", "split": "test", "box_format": "coco", "ap_tolerance": 2.0}
     assert calls == [("m", Path("a.onnx"), expected)]
-    assert "AP of the model 45.67, of the file 45.66." in result.output
+    assert "AP of the model 0.4567, of the file 0.4566." in result.output
 
 
 def test_another_format_is_an_error_in_one_sentence(calls):

@@ -308,11 +308,11 @@ def test_an_ap_that_differs_is_refused(exported, quick_export, monkeypatch, tmp_
     monkeypatch.setattr(dino_hf.evaluation, "evaluate_model", evaluate_model)
     data = exported.folder / "data"
     with pytest.raises(
-        ValueError, match=r"its AP is 50.30, that of the model 50.00; 0.1 points of difference are allowed"
+        ValueError, match=r"its AP is 0.5030, that of the model 0.5000; a difference of 0.001 is allowed"
     ):
         quick_export(data=data)
     assert not list(tmp_path.iterdir())
-    assert quick_export(data=data, ap_tolerance=0.31).ap == (0.5, 0.503)
+    assert quick_export(data=data, ap_tolerance=0.0031).ap == (0.5, 0.503)
 
 
 def test_data_without_objects_confirm_nothing(exported, quick_export, tmp_path):

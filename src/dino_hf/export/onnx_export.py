@@ -27,7 +27,7 @@ from .onnx_file import OPSETS, OnnxModel, import_onnx, make_metadata, write_onnx
 
 # In points of AP, both ways. Scores that differ in the last bit can swap two detections; half precision moves boxes across the
 # thresholds of IoU.
-AP_TOLERANCES = {torch.float32: 0.1, torch.float16: 0.5}
+AP_TOLERANCES = {torch.float32: 0.001, torch.float16: 0.005}
 _NUM_SCENES = 3
 
 
@@ -75,7 +75,7 @@ def export_onnx(
         data, split, box_format: annotated images, as for `dino_hf.evaluate`, on which the AP of both is compared too.
         tolerance: largest difference of a score, and of a box as a part of the image's side; None: 0.01 in float32, 0.25 in
             float16. Of detections with scores from 0.3, and at least the 10 best of an image.
-        ap_tolerance: largest difference of the AP in points; None: 0.1 in float32, 0.5 in float16.
+        ap_tolerance: largest difference of the AP, in [0, 1]; None: 0.001 in float32, 0.005 in float16.
         overwrite: replace a file that is there.
         image_processor: of a model that is given as such; None: the one saved beside it.
         say: called with what is being done.
@@ -272,7 +272,7 @@ def _compare_ap(
 ) -> tuple[float, float]:
     """
     Raises:
-        ValueError: they differ by more than `tolerance` points, or there are no objects.
+        ValueError: they differ by more than `tolerance`, or there are no objects.
     """
     from ..evaluation import evaluate_model
 
@@ -282,9 +282,9 @@ def _compare_ap(
         ap.append(evaluate_model(one, data, batch_size=1, num_bootstrap=0).metrics["AP"])
         if ap[0] < 0:  # COCO's -1
             raise ValueError(f"{data.name} has no objects, and so no AP to compare; give other data, or none.")
-    if 100 * abs(ap[0] - ap[1]) > tolerance:
+    if abs(ap[0] - ap[1]) > tolerance:
         raise ValueError(
-            f"{name} was not written: its AP is {100 * ap[1]:.2f}, that of the model {100 * ap[0]:.2f}; {tolerance:g} points of "
-            "difference are allowed."
+            f"{name} was not written: its AP is {ap[1]:.4f}, that of the model {ap[0]:.4f}; a difference of {tolerance:g} is "
+            "allowed."
         )
     return ap[0], ap[1]

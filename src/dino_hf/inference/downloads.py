@@ -8,7 +8,7 @@ from urllib.request import Request, urlopen
 
 LARGEST_DOWNLOAD = 100 * 2**20  # bytes
 _TIMEOUT = 20.0  # seconds without an answer
-_LONGEST = 60.0  # seconds for a whole transfer
+_LONGEST = 30.0  # seconds for a whole transfer
 _PIECE = 2**16
 
 
@@ -16,7 +16,7 @@ def download(address: str) -> bytes:
     """The content at an http or https address.
 
     Raises:
-        OSError, ValueError: it cannot be fetched, takes more than a minute, or has more than 100 MiB.
+        OSError, ValueError: it cannot be fetched, takes more than 30 seconds, or has more than 100 MiB.
     """
     found: list[bytes | BaseException] = []
     stop = threading.Event()

@@ -58,7 +58,9 @@ def export(
     ap_tolerance: Annotated[
         float | None,
         typer.Option(
-            help="In points of AP; by default 0.1, in float16 0.5.", show_default=False, rich_help_panel=_COMPARISON
+            help="In AP, from 0 to 1; by default 0.001, in float16 0.005.",
+            show_default=False,
+            rich_help_panel=_COMPARISON,
         ),
     ] = None,
     debug: Debug = False,
@@ -98,7 +100,7 @@ def export(
             f"{difference.score:.1g}, boxes by {difference.box:.1g} of an image's side (allowed: {report.tolerance:g})."
         )
         if report.ap is not None:
-            console.print(f"AP of the model {100 * report.ap[0]:.2f}, of the file {100 * report.ap[1]:.2f}.")
+            console.print(f"AP of the model {report.ap[0]:.4f}, of the file {report.ap[1]:.4f}.")
         megabytes = report.num_bytes / 2**20
         console.print(f"{report.path}: {megabytes:.1f} MiB, {report.dtype}, opset {report.opset}.")
         console.print("Inputs pixel_values (batch, 3, height, width) float32, pixel_mask (batch, height, width) int64;")
