@@ -50,6 +50,7 @@ def convert(
     size: tuple[int, int] | None = None,
     label_names: Path | None = None,
     force: bool = False,
+    ask: bool = False,
 ) -> DinoDetrForObjectDetection:
     """Convert one file and write the folder, wholly or not at all.
 
@@ -63,6 +64,7 @@ def convert(
         size: shortest edge, and most of the longest, of images at evaluation.
         label_names: file with the names of the classes.
         force: replace an output folder that holds nothing but a model.
+        ask: refuse a file of detrex whose position settings are neither known nor chosen, instead of taking detrex's defaults.
     Raises:
         ConversionError: what is wrong with the file or the folder.
     """
@@ -73,6 +75,9 @@ def convert(
         )
     with scratch_beside(output_dir, force, [path for path in (checkpoint, label_names) if path]) as scratch:
         loaded = load_checkpoint(checkpoint, ema)
+        row = row or _known_by_name(loaded)
+        if ask:
+            _check_positions(loaded, source, row, chosen or {})
         try:
             model, processor = _convert(loaded, source, row, chosen or {}, size, label_names)
         except (ConversionError, StrictDataclassError):
@@ -136,6 +141,30 @@ def _convert(
     for reason, number in dropped.items():
         print(f"    {number}: {reason}")
     return model, processor
+
+
+_POSITIONS = ("position_temperature", "position_offset")
+
+
+def _known_by_name(loaded: Checkpoint) -> Published | None:
+    """The published checkpoint of detrex that has the name of this file. Other projects save their settings in the file."""
+    if recognise(loaded.tensors) != "detrex":
+        return None
+    return next((row for row in PUBLISHED if row.project == "detrex" and row.file == loaded.path.name), None)
+
+
+def _check_positions(loaded: Checkpoint, source: str, row: Published | None, chosen: dict) -> None:
+    """
+    Raises:
+        ConversionError: the file is of detrex, which saves no settings, and trains with two kinds of positions.
+    """
+    project = source if source != "auto" else recognise(loaded.tensors)
+    if project == "detrex" and row is None and not all(name in chosen for name in _POSITIONS):
+        raise ConversionError(
+            f"{loaded.path} is of detrex and does not tell its position settings, and wrong ones give wrong boxes: name the "
+            "published checkpoint by --published, or take them from its configuration: --set position_temperature=10000 --set "
+            "position_offset=-0.5 for detrex's default, --set position_temperature=20 --set position_offset=0 for the release's."
+        )
 
 
 def provenance(checkpoint: Checkpoint, project: str, row: Published | None, assumed: dict) -> dict:
@@ -307,6 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
                 size=options.image_size,
                 label_names=options.label_names,
                 force=options.force,
+                ask=True,
             )
             same = not options.verify or verify(options.checkpoint, options.output, options.ema, options.image)
     except (ConversionError, StrictDataclassError) as error:

@@ -342,6 +342,18 @@ def test_what_the_projects_publish_differently_is_in_the_config(of_project, tmp_
     assert "image size=800 to 1333" in said
 
 
+def test_the_command_asks_for_the_positions_of_a_file_of_detrex(of_project, tmp_path, capsys):
+    arguments = ["--checkpoint", str(of_project("detrex")), "--output", str(tmp_path / "out")]
+    arguments += [part for name in HEADS for part in ("--set", f"{name}=4")]
+    for more in ([], ["--set", "position_offset=0"]):
+        with pytest.raises(SystemExit, match="does not tell its position settings"):
+            main([*arguments, *more])
+    assert not (tmp_path / "out").exists()
+    main([*arguments, "--set", "position_temperature=20", "--set", "position_offset=0"])
+    config = DinoDetrForObjectDetection.from_pretrained(tmp_path / "out").config
+    assert (config.position_temperature, config.position_offset) == (20, 0)
+
+
 def test_mmdetections_configuration_is_read_from_the_file(of_project, tmp_path):
     content = torch.load(of_project("mmdet"), weights_only=False)
     content["meta"]["cfg"] = """
@@ -768,6 +780,7 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
     path = of_project("detrex", "swin")
     monkeypatch.chdir(tmp_path)
     told = ["--set", "encoder_attention_heads=4", "--set", "decoder_attention_heads=4", "--image-size", "96", "160"]
+    told += ["--set", "position_temperature=10000", "--set", "position_offset=-0.5"]
     main(["--checkpoint", str(path), "--output", "out", *told, "--verify"])
     said = capsys.readouterr().out
     assert "tensors of out are those of" in said
