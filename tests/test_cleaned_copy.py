@@ -20,6 +20,7 @@ from dino_hf.data.recognise import read_raw
 NOTHING_TO_LEARN = {"no-boxes", "unlabelled-train"}
 FOR_THE_OWNER = {  # warnings that stay
     "image-orientation-unclear",
+    "near-leak",
     "image-mode",
     "box-tiny",
     "duplicate-box-other-class",
@@ -41,6 +42,16 @@ def tree_hash(folder: Path) -> dict[str, str]:
 
 def fix(raw, folder) -> cleaned_copy.CleanedCopy:
     return write_cleaned_copy(raw, inspect(raw), folder)
+
+
+def test_near_copies_are_left_out_on_request_only(tmp_path):
+    (case,) = (case for case in CASES if case.kind == "near-leak")
+    raw = break_data(case, tmp_path / "data")
+    report = inspect(raw)
+    kept = write_cleaned_copy(raw, report, tmp_path / "kept")
+    dropped = write_cleaned_copy(raw, report, tmp_path / "dropped", drop_near_copies=True)
+    assert kept.num_images["train"] == dropped.num_images["train"] + 1 == len(raw.splits["train"].images)
+    assert any("--drop-near-copies" in text for text in kept.kept)
 
 
 def boxes_by_file(folder: Path, split: str = "train") -> dict[str, list]:
@@ -288,7 +299,8 @@ def test_frames_of_a_fixed_camera_stay(tmp_path):
             image.update(width=180, height=120)
             frame = np.clip(pixels + noise.integers(-6, 7, pixels.shape), 0, 255).astype(np.uint8)
             Image.fromarray(frame).save(tmp_path / "data" / name / image["file_name"], quality=95)
-    copy = fix(as_raw(tmp_path / "data", contents), tmp_path / "fixed")
+    raw = as_raw(tmp_path / "data", contents)
+    copy = write_cleaned_copy(raw, inspect(raw), tmp_path / "fixed", drop_near_copies=True)
     assert copy.num_images == {"train": 6, "validation": 4}
     assert [text.split(":")[0] for text in copy.kept] == [
         "6 images of train look like one in another split and are most of it, as with a fixed camera"

@@ -32,7 +32,11 @@ class CleanedCopy(NamedTuple):
 
 
 def write_cleaned_copy(
-    raw: RawDataset, report: Report, folder: str | Path, progress: Callable[[int, int], None] | None = None
+    raw: RawDataset,
+    report: Report,
+    folder: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+    drop_near_copies: bool = False,
 ) -> CleanedCopy:
     """Write `folder/<split>/` with images and `_annotations.coco.json`, and what was changed as fixes.json and CHANGES.txt.
 
@@ -47,6 +51,7 @@ def write_cleaned_copy(
         report: of `inspect(raw)`, which must have looked at the images.
         folder: new, or empty; it appears when all is written. Until then the copy is beside it, as `.<name>.<process>.partial`.
         progress: called with the number of images written, and of all.
+        drop_near_copies: also leave out images that only look like one in another split.
     Raises:
         ValueError: the folder is not empty or lies within the original, the report is without images, or nothing is left.
     """
@@ -54,7 +59,7 @@ def write_cleaned_copy(
     if not report.images_were_decoded:
         raise ValueError("A cleaned copy needs a report of the images too: inspect with check_images=True.")
     check_target(raw, folder)
-    cleaner = Cleaner(raw, report)
+    cleaner = Cleaner(raw, report, drop_near_copies)
     splits = {name: split for name in raw.splits if (split := cleaner.clean(name)).images}
     if not any(split.annotations for split in splits.values()):
         raise ValueError(f"Nothing would be left of {raw.origin}: no image has a box that can be used.")

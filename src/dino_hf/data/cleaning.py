@@ -52,8 +52,8 @@ class Cleaner:
         kept: one sentence for each thing that only the owner of the data can decide.
     """
 
-    def __init__(self, raw: RawDataset, report: Report):
-        self.raw, self.report = raw, report
+    def __init__(self, raw: RawDataset, report: Report, drop_near_copies: bool = False):
+        self.raw, self.report, self.drop_near_copies = raw, report, drop_near_copies
         self.changes: list[Change] = []
         self.kept: list[str] = []
         for problem in raw.problems:
@@ -123,15 +123,24 @@ class Cleaner:
             for name, split in self.raw.splits.items()
         }
         copies = find_copies(self.raw, facts, num_boxes)
+        num_all = sum(copy.kind == "near-leak" for copy in copies)
+        if num_all and not self.drop_near_copies:
+            self.kept.append(
+                f"{count_text(num_all, 'image')} look like one in another split and are still there. Look at them; "
+                "--drop-near-copies leaves them out."
+            )
         num_near = Counter(copy.split for copy in copies if copy.kind == "near-leak")
         staying = {name for name, count in num_near.items() if count > _MOST_NEAR * len(facts[name])}
         self.kept += [
             f"{count_text(num_near[name], 'image')} of {name} look like one in another split and are most of it, as with a fixed "
             "camera: they are still there; split by scene, not by frame."
-            for name in sorted(staying)
+            for name in sorted(staying if self.drop_near_copies else ())
         ]
         for copy in copies:
-            if copy.kind != "near-copy" and not (copy.kind == "near-leak" and copy.split in staying):
+            is_dropped = copy.is_exact or (
+                self.drop_near_copies and copy.kind == "near-leak" and copy.split not in staying
+            )
+            if is_dropped:
                 other, place = copy.original
                 original = self.raw.splits[other].images[place].get("file_name")
                 lost = f"left out with {count_text(int(num_boxes[copy.split][copy.image]), 'annotation')}"

@@ -110,8 +110,7 @@ KINDS = {
     "near-leak": Kind(
         "warning",
         "images that look like one in another split, compressed again or scaled",
-        "Take them out of train, and split videos and bursts by scene instead of by frame.",
-        True,
+        "Take them out of train (--fix does with --drop-near-copies), and split videos and bursts by scene instead of by frame.",
     ),
     # numbers of boxes, all of a data set
     "boxes-are-corners": Kind(

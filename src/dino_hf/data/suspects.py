@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from ..tools.drawing import COLOURS
@@ -215,6 +216,7 @@ def _draw_classes(axes: Axes, classes: list[dict | None], splits: list[str], num
     axes.set_ylim(len(classes) - 0.4, -0.6)
     if most > 50:
         axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))  # the usual one writes TeX
         axes.set_xlim(-0.2, most * 1.6)
     else:
         axes.set_xlim(-0.03 * most, most * 1.08)

@@ -20,6 +20,14 @@ def doctor(
     fix: Annotated[
         Path | None, typer.Option(help="Write a cleaned copy to this new folder.", rich_help_panel="Results")
     ] = None,
+    drop_near_copies: Annotated[
+        bool,
+        typer.Option(
+            "--drop-near-copies",
+            help="With --fix, also leave out images that look like one in another split.",
+            rich_help_panel="Results",
+        ),
+    ] = False,
     pictures: Annotated[
         Path | None, typer.Option(help="Draw suspects and histograms into this folder.", rich_help_panel="Results")
     ] = None,
@@ -98,7 +106,7 @@ def doctor(
             typer.echo(printable(f"Look at {', '.join(map(str, [*pages, pictures / 'histograms.png']))}."))
         if fix is not None:
             with progress_bar("writing images") as progress:
-                copy = write_cleaned_copy(raw, report, fix, progress)
+                copy = write_cleaned_copy(raw, report, fix, progress, drop_near_copies)
             report = inspect(read_raw(fix), check_images=False)
             print_copy(copy, report)
         if report.has_errors:
