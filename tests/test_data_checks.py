@@ -304,3 +304,12 @@ def test_images_that_yolos_reader_could_not_read_are_named_once(tmp_path):
         [f.kind for f in inspect(raw, check_images=look).findings if f.severity == "error"] for look in (True, False)
     ]
     assert kinds == [["image-broken"], ["unreadable-image"]]
+
+
+@pytest.mark.parametrize(
+    ("num_leaving", "num_boxes", "is_as_read"), [(2, 10, True), (3, 10, False), (3, 30, False), (3, 31, True)]
+)
+def test_three_boxes_and_a_tenth_must_leave_before_another_reading_is_tried(num_leaving, num_boxes, is_as_read):
+    fitting = [[10, 10, 30, 30]] * (num_boxes - num_leaving)  # as corners too
+    table = table_of(fitting + [[60, 20, 90, 50]] * num_leaving)
+    assert guess_reading([table], "coco").is_as_read == is_as_read
