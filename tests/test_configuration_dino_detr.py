@@ -402,3 +402,29 @@ def test_classes_with_gaps_in_their_numbers_are_refused():
 def test_values_without_sense_are_refused(changes, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         DinoDetrConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("num_queries", 100_000),
+        ("encoder_layers", 200),
+        ("decoder_layers", 200),
+        ("encoder_ffn_dim", 131_072),
+        ("num_feature_levels", 32),
+    ],
+)
+def test_sizes_that_no_machine_has_room_for_are_refused_before_anything_is_built(name, largest):
+    assert getattr(tiny_config(**{name: largest}), name) == largest
+    with pytest.raises(StrictDataclassError, match=f"{name}={largest + 1} is larger than"):
+        tiny_config(**{name: largest + 1})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"depths": [1, 1, 1, 10**6]}, {"hidden_sizes": [16, 24, 32, 10**9]}, {"embedding_size": -5}, {"num_channels": 4}],
+    ids=str,
+)
+def test_a_backbone_of_absurd_sizes_is_refused(changes):
+    with pytest.raises(StrictDataclassError, match="backbone_config has"):
+        tiny_config(backbone_config=RESNET | changes)

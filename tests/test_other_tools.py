@@ -240,3 +240,18 @@ def test_what_no_map_of_a_backbone_depends_on_is_not_trained(backbone, unused, t
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
         assert unused is None or any(unused in name for name in frozen)
         assert len(frozen) < len(parameters) / 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": {"height": 10**5, "width": 8}}, r"height=100000; a side must lie in \[1, 16384\]"),
+        ({"size": {"height": 16_385, "width": 8}}, "height=16385"),
+        ({"size": {"shortest_edge": -5, "longest_edge": 8}}, "shortest_edge=-5"),
+        ({"do_pad": True, "pad_size": {"height": 8, "width": 10**12}}, "width=1000000000000"),
+        ({"image_mean": [0.5] * 5}, "image_mean=.* has 5 numbers"),
+    ],
+)
+def test_an_image_processor_refuses_absurd_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DinoDetrImageProcessor(**settings)(images=[torch.zeros(3, 6, 8, dtype=torch.uint8)], return_tensors="pt")

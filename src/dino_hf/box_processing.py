@@ -12,6 +12,8 @@ from transformers.image_utils import ImageType, SizeDict, get_image_type
 from .box_ops import cxcywh_to_xyxy
 from .sharing import CarriesCode, is_shipped
 
+_LONGEST_SIDE = 16_384
+
 
 class DinoDetrProcessingMixin(CarriesCode):
     """Mixed into the image processors of the library: labels relative to the unpadded image, and the top 300 detections."""
@@ -25,6 +27,25 @@ class DinoDetrProcessingMixin(CarriesCode):
         one of the two classes only."""
         if not is_shipped(cls):
             super().register_for_auto_class(auto_class)
+
+    def _validate_preprocess_kwargs(self, **kwargs):
+        """As in the library; sizes and statistics of a stranger's preprocessor_config.json are checked before anything is made of
+        them.
+
+        Raises:
+            ValueError: a side is not in [1, 16384] pixels, or mean or deviation are not one number or three.
+        """
+        for name in ("size", "pad_size", "crop_size"):
+            for side, value in dict(kwargs.get(name) or {}).items():
+                if value is not None and not 1 <= value <= _LONGEST_SIDE:
+                    raise ValueError(f"{name} has {side}={value}; a side must lie in [1, {_LONGEST_SIDE}] pixels.")
+        for name in ("image_mean", "image_std"):
+            value = kwargs.get(name)
+            if isinstance(value, Sequence) and len(value) != 3:
+                raise ValueError(
+                    f"{name}={value!r:.100} has {len(value)} numbers; give three, for red, green and blue."
+                )
+        return super()._validate_preprocess_kwargs(**kwargs)
 
     def process_image(self, image, *args, **kwargs):
         """As in the library, which would cut off at white, or let overflow, what has more than 8 bits: it is refused.

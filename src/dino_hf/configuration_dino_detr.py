@@ -14,6 +14,22 @@ from .sharing import CarriesCode
 _DEFAULT_STAGES = ["stage2", "stage3", "stage4"]
 # How older configurations of sibling models set their backbone.
 _OLD_BACKBONE_SETTINGS = ("backbone", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone")
+# Beyond these, memory or hours are asked for that nobody meant: a model that was loaded from elsewhere can ask for anything.
+_LARGEST = {
+    "num_queries": 100_000,
+    "d_model": 16_384,
+    "encoder_layers": 200,
+    "decoder_layers": 200,
+    "encoder_ffn_dim": 131_072,
+    "decoder_ffn_dim": 131_072,
+    "encoder_n_points": 256,
+    "decoder_n_points": 256,
+    "num_feature_levels": 32,
+    "num_denoising": 100_000,
+    "num_extra_label_embeddings": 100_000,
+}
+_LARGEST_OF_BACKBONE = 131_072  # of widths, sides and other sizes
+_MOST_LAYERS_OF_BACKBONE = 1_000
 _CLASS_SETTINGS = ("id2label", "label2id", "num_labels")
 
 
@@ -222,6 +238,12 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by the library at construction and before saving."""
+        for name, largest in _LARGEST.items():
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name}={getattr(self, name)} is larger than {largest}, the most that is built here.")
+        if (channels := getattr(self.backbone_config, "num_channels", 3)) != 3:
+            raise ValueError(f"backbone_config has num_channels={channels}, but a DINO detector takes 3 channels, RGB.")
+        _check_backbone_sizes(self.backbone_config.to_dict())
         for side in ("encoder", "decoder"):
             heads = getattr(self, f"{side}_attention_heads")
             if heads < 1 or self.d_model % heads:
@@ -285,6 +307,18 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             )
         if self.box_noise_scale < 0:
             raise ValueError(f"box_noise_scale={self.box_noise_scale} must not be negative; 0 means no noise.")
+
+
+def _check_backbone_sizes(settings: dict) -> None:
+    """Raises ValueError for a size of a backbone that is negative or absurdly large."""
+    for name, value in settings.items():
+        is_depth = name.startswith("depth") or name.endswith("_layers")
+        if not (is_depth or name.endswith(("size", "sizes", "dim", "dims", "heads", "channels"))):
+            continue
+        largest = _MOST_LAYERS_OF_BACKBONE if is_depth else _LARGEST_OF_BACKBONE
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, int) and not 0 <= one <= largest:
+                raise ValueError(f"backbone_config has {name}={value!r:.100}; sizes there lie in [0, {largest}].")
 
 
 def _checked_names(id2label: dict[int, str]) -> dict[int, str]:
