@@ -435,7 +435,7 @@ def replaced_by_another_model(folder):
             damage("preprocessor_config.json", lambda data: data[:-20]),
             "has no preprocessor_config.json that can be read",
         ),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors that can be read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has a configuration and no weights: train it first"),
         (
             lambda folder: (folder / "preprocessor_config.json").unlink(),
             "has no preprocessor_config.json; save the image processor beside the model, with its save_pretrained.",

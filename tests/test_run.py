@@ -19,6 +19,7 @@ from transformers import AutoModelForObjectDetection, TrainerState, pipeline
 from dino_hf import DinoDetrImageProcessor
 from dino_hf.data import DetectionData, load_data
 from dino_hf.evaluation import report
+from dino_hf.inference import Predictor
 from dino_hf.model_card import is_ours, weights_digest
 from dino_hf.tools.scenes import CATEGORIES, make_scenes
 from dino_hf.training import get_recipe, results, run_lock, run_plan
@@ -295,6 +296,11 @@ def test_random_weights_and_the_recipe_of_trained_ones_are_warned_of(folder, tmp
         folder / "data", model=folder / "untrained", output_dir=tmp_path / "o", dry_run=True, recipe=recipe
     )
     assert any("starts from random weights" in one and "scratch" in one for one in run.preflight.warnings) == is_warned
+
+
+def test_a_model_without_weights_is_to_be_trained_first(folder):
+    with pytest.raises(FileNotFoundError, match=r"no weights: train it first, with dino-hf train DATASET --model"):
+        Predictor(folder / "untrained")
 
 
 def test_trained_weights_are_not_warned_of(finished, folder, tmp_path):

@@ -92,6 +92,10 @@ def _find(source: str | Path) -> str:
     return text
 
 
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors*", "*.bin*"))
+
+
 def _load(auto_class, source: str, file: str, **settings):
     try:
         if not Path(source).is_dir():
@@ -101,6 +105,10 @@ def _load(auto_class, source: str, file: str, **settings):
         raise
     except OSError as error:
         if Path(source).is_dir():
+            if file != IMAGE_PROCESSOR_NAME and not _has_weights(Path(source)):
+                raise FileNotFoundError(
+                    f"{source} has a configuration and no weights: train it first, with dino-hf train DATASET --model {source}."
+                ) from error
             raise FileNotFoundError(f"{source} has no {file} that can be read: {_first_line(error)}") from error
         raise FileNotFoundError(
             f"There is no folder {source}, and no model of that name that the Hub gives: {_first_line(error)}"
