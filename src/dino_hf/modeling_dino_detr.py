@@ -21,7 +21,7 @@ from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
 from .layers import carries_gradient
 from .model_card import FILE_NAME, digest_to_compare, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
-from .targets import Targets, collect_targets, mask_from_sizes
+from .targets import Targets, collect_targets, mask_from_sizes, targets_and_mask
 
 
 @dataclass
@@ -300,9 +300,7 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
             ValueError: inputs or labels of a wrong form, in the user's words.
         """
         if labels is not None:
-            if pixel_mask is None and pixel_values.ndim == 4:  # the model refuses others
-                pixel_mask = mask_from_sizes(labels, pixel_values)
-            labels = collect_targets(labels, len(pixel_values), self.config.num_labels, pixel_values.device)
+            labels, pixel_mask = targets_and_mask(labels, pixel_values, pixel_mask, self.config.num_labels)
         outputs = self.model(
             pixel_values,
             pixel_mask,

@@ -96,6 +96,16 @@ def collect_targets(
     return Targets(*(x.to(device, non_blocking=True) for x in (targets.class_labels, targets.boxes)), counts)
 
 
+@torch.compiler.disable(reason="one break of a compiled graph for both")
+def targets_and_mask(
+    labels: "Sequence[Mapping] | Mapping | Targets", pixel_values: Tensor, pixel_mask: Tensor | None, num_labels: int
+) -> tuple[Targets, Tensor | None]:
+    """`collect_targets` of a batch, and its mask: where none is passed, that of `mask_from_sizes`."""
+    if pixel_mask is None and pixel_values.ndim == 4:  # the model refuses others
+        pixel_mask = mask_from_sizes(labels, pixel_values)
+    return collect_targets(labels, len(pixel_values), num_labels, pixel_values.device), pixel_mask
+
+
 @torch.compiler.disable(reason="whether anything is padded depends on the data")
 def mask_from_sizes(labels: "Sequence[Mapping] | Mapping | Targets", pixel_values: Tensor) -> Tensor | None:
     """The mask of padding from what labels say of it: image processors put the size of each image without padding into them.
