@@ -25,7 +25,7 @@ from dino_hf import (
 from dino_hf.sharing import AUTO_MAP
 from helpers import randomize, tiny_config, tiny_images, tiny_labels
 
-FLOOR = {file.name for file in Path(dino_hf.__file__).parent.glob("*.py")} - {"__init__.py"}
+FLOOR = {file.name for file in Path(dino_hf.__file__).parent.glob("*.py")} - {"__init__.py", "__main__.py"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
