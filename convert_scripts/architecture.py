@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from checkpoint_files import Checkpoint, ConversionError
@@ -231,9 +232,13 @@ def build_config(
             f"num_denoising={values['num_denoising']} counts pairs of queries in {project}; below 50, it counts groups in dino_hf, "
             "as in the release. It bears on training only: set another by --set num_denoising=N, 0 or at least 50."
         )
-    return DinoDetrConfig(**values), {
-        name: assumed[name] for name in assumed if name not in told and name not in chosen
-    }
+    try:
+        config = DinoDetrConfig(**values)
+    except StrictDataclassError as error:
+        raise ConversionError(
+            f"No model is built with the sizes and settings of this file: {error.__cause__}"
+        ) from error
+    return config, {name: assumed[name] for name in assumed if name not in told and name not in chosen}
 
 
 _MOST = {

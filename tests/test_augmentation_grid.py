@@ -138,9 +138,9 @@ def test_an_image_that_does_not_fit_is_named(scenes, tmp_path):
     content = json.loads(scenes.read_text())
     content["images"] = content["images"][:1]
     content["annotations"] = []
-    Image.new("I;16", (content["images"][0]["width"], content["images"][0]["height"])).save(tmp_path / "000001.png")
+    Image.new("F", (content["images"][0]["width"], content["images"][0]["height"])).save(tmp_path / "000001.tif")
+    content["images"][0]["file_name"] = "000001.tif"
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     exit_code, output = augment(tmp_path / "annotations.json", "--output", tmp_path / "grid.png")
     assert exit_code == 1
-    assert output.startswith("error: An image has mode 'I;16'")
-    assert output.endswith("This is image 1.\n")
+    assert "000001.tif cannot be read. It has 32 bits per p" in output

@@ -330,6 +330,7 @@ def test_thresholds_of_single_classes(predictor, photos):
             cli_predict._read_thresholds(text)
 
 
+@pytest.mark.filterwarnings("always::dino_hf.package_warning.DinoDetrWarning")
 def test_a_word_is_said_where_detections_were_cut_off(predictor, model, photos):
     with pytest.warns(UserWarning, match="In 1 image, 3 detections or more have a score above the threshold"):
         (found,) = predict(predictor, photos / "1.png", threshold=0.0, max_detections=3)

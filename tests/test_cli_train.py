@@ -46,6 +46,8 @@ def test_options_and_fields_of_training_arguments_and_recipes_reach_training(cal
         "dry_run": False,
         "validation_fraction": 0.1,
         "box_format": None,
+        "allow_outside": None,
+        "trust_boxes": None,
         "on_bad_image": "raise",
         "check_images": True,
         "learning_rate": 1e-3,

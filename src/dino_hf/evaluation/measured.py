@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ..common.paths import expand_home
 from ..common.regular_files import read_json
 
 RESULTS = "results.json"
@@ -18,7 +19,7 @@ class MeasuredThreshold(NamedTuple):
 
 def report_folder(model: str) -> Path:
     """Where `dino-hf eval` writes by default: the last two parts of an id on the Hub, the last one of a folder."""
-    path = Path(model).expanduser()
+    path = expand_home(model)
     parts = [path.resolve().name] if path.exists() else model.split("/")[-2:]
     return EVALUATIONS / (re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip(".-_")[:100] or "model")
 
@@ -29,7 +30,7 @@ def measured_threshold(model: str) -> MeasuredThreshold | None:
     Args:
         model: folder or id on the Hub. A report that names another model does not count.
     """
-    for folder in (Path(model).expanduser(), report_folder(model)):
+    for folder in (expand_home(model), report_folder(model)):
         try:
             report = read_json(folder / RESULTS, _LARGEST)
             threshold = report["best_threshold"]["threshold"]
@@ -42,4 +43,4 @@ def measured_threshold(model: str) -> MeasuredThreshold | None:
 
 
 def _same(one: str, other: str) -> bool:
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return one == other or expand_home(one).resolve() == expand_home(other).resolve()

@@ -27,7 +27,7 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder or Hub id of a DINO detector to start from; R50 with a published backbone if not given.",
+            help="Folder or Hub id of a DINO detector to start from; else R50.",
             show_default=False,
         ),
     ] = None,
@@ -57,13 +57,11 @@ def train(
             rich_help_panel=_RUN,
         ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of everything random.", show_default="0", rich_help_panel=_RUN)
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0", rich_help_panel=_RUN)] = None,
     validation_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Of the images, held out where the data have no validation images.",
+            help="Share of images to hold out if there is no validation part.",
             show_default="0.2",
             rich_help_panel=_DATA,
         ),
@@ -80,20 +78,18 @@ def train(
         bool,
         typer.Option(
             "--allow-outside",
-            help="Also read files outside of the data set's folder that it leads to.",
+            help="Follow the data set to files outside of its folder.",
             rich_help_panel=_DATA,
         ),
     ] = False,
     trust_boxes: Annotated[
         bool,
-        typer.Option(
-            "--trust-boxes", help="Do not check that the boxes are what their format says.", rich_help_panel=_DATA
-        ),
+        typer.Option("--trust-boxes", help="Do not check the boxes.", rich_help_panel=_DATA),
     ] = False,
     on_bad_image: Annotated[
         str | None,
         typer.Option(
-            help="skip: leave out images that cannot be used, with a warning. raise: stop before the first step.",
+            help="skip: leave out unusable images with a warning; raise: stop.",
             show_default="skip",
             rich_help_panel=_DATA,
         ),
@@ -102,7 +98,7 @@ def train(
         bool,
         typer.Option(
             "--check-images",
-            help="Decode all images before the first step; without it, 2,000 at most.",
+            help="Decode all images first, not just 2,000.",
             rich_help_panel=_DATA,
         ),
     ] = False,

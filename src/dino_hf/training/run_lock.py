@@ -32,7 +32,7 @@ def locked_run(folder: Path, is_first: bool) -> Iterator[None]:
     if not is_first or path in _held:
         yield
         return
-    is_new = not path.parent.exists()
+    new = [place for place in path.parents if not place.exists()]  # the deepest one first
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = _take(path)
     _held.add(path)
@@ -42,9 +42,9 @@ def locked_run(folder: Path, is_first: bool) -> Iterator[None]:
         _held.discard(path)
         if _read(path) == mine:
             path.unlink(missing_ok=True)
-        if is_new:
-            with suppress(OSError):  # it has a run in it now
-                path.parent.rmdir()
+        with suppress(OSError):  # there is a run in it now
+            for place in new:
+                place.rmdir()
 
 
 def _take(path: Path) -> dict:

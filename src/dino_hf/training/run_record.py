@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..common.output_folders import is_leftover, write_beside
+from ..common.paths import expand_home
 from .coco_data import CocoData
 from .run_lock import LOCK_NAME
 
@@ -154,7 +155,7 @@ def _is_passing(path: Path) -> bool:
 
 def _place(model: str | Path) -> str:
     """A folder by its full path, so that a run can be resumed from any working directory; else the id as it is."""
-    folder = Path(model).expanduser()
+    folder = expand_home(model)
     return str(folder.resolve()) if folder.exists() else str(model)
 
 
