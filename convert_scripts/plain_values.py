@@ -10,7 +10,7 @@ _DEEPEST = 20
 _LONGEST_TEXT = 2**21  # characters: mmdetection's configuration of a training is one text
 _LARGEST_INTEGER = 2**63
 _MOST_HASHED = 10**6  # values that the hash of one dictionary key visits
-_LARGEST_PICKLE = 2**26  # bytes of a checkpoint's values without its tensors; those of large trainings are below 1 MiB
+_LARGEST_PICKLE = 2**26  # bytes of values beside the tensors of a checkpoint; large trainings need less than 1 MiB
 
 
 class Unreadable:

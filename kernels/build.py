@@ -139,7 +139,7 @@ def build_variant(project: Path, output_dir: Path, native: bool, mode: int = 0o7
         digests = {file.name: _digest(file) for file in files}
         content = {"id": identity, "sizes": sizes, "sha256": digests}
         (scratch / _BUILT).write_text(json.dumps(content), encoding="utf-8")
-        for file in scratch.iterdir():  # whatever the umask is, nobody else may write here
+        for file in scratch.iterdir():  # the umask may let other users write, which is refused here
             file.chmod(0o755 if file.suffix == ".so" else 0o644)
         scratch.chmod(mode)
         if target.exists() and not _is_current(target, identity):

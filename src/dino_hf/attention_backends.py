@@ -103,7 +103,7 @@ def _load(name: str) -> None:
             _loaded[name] = _entries[name].load()
         except BackendUnavailable as error:
             _reasons[name] = str(error)
-        except Exception as error:  # of whatever a machine can have: it must not stop what PyTorch can do
+        except Exception as error:  # any failure of the kernel: PyTorch's own operators still work
             logger.debug("The ms_deform_attn backend %r did not load", name, exc_info=True)
             _reasons[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 

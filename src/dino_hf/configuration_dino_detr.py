@@ -14,7 +14,7 @@ from .sharing import CarriesCode
 _DEFAULT_STAGES = ["stage2", "stage3", "stage4"]
 # How older configurations of sibling models set their backbone.
 _OLD_BACKBONE_SETTINGS = ("backbone", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone")
-# Beyond these, memory or hours are asked for that nobody meant: a model that was loaded from elsewhere can ask for anything.
+# Larger values take all memory or hours. A model folder from a stranger can ask for any value.
 _LARGEST = {
     "num_queries": 100_000,
     "d_model": 16_384,

@@ -35,7 +35,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module, kind: type) -> bool:
-    """Whether nobody has replaced, wrapped (LoRA) or hooked it: then what it computes is known, and nobody else has the result."""
+    """Whether the module is exactly `kind`: not replaced, wrapped (LoRA) or hooked. Only then may its result be overwritten."""
     return type(module) is kind and not is_watched(module)
 
 

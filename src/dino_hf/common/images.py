@@ -88,7 +88,7 @@ def open_image(origin: Path | str | bytes | BinaryIO) -> Image.Image:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise TooManyPixels(_too_large("too many")) from None
-        except Exception as error:  # those of Pillow have no common type
+        except Exception as error:  # Pillow's errors have no common type
             raise UnreadableImage(_sentence(error)) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -117,7 +117,7 @@ def load(image: Image.Image) -> None:
     with _pillow_limit():
         try:
             image.load()
-        except Exception as error:  # those of Pillow have no common type
+        except Exception as error:  # Pillow's errors have no common type
             raise UnreadableImage(_sentence(error)) from error
 
 

@@ -136,7 +136,7 @@ def walk_files(
     roots: tuple[str, ...] = EVERYWHERE,
     outside: list[str] | None = None,
 ) -> Iterator[Path]:
-    """Regular files below a folder: of each folder its files by name, then those of its folders by name.
+    """Regular files below a folder. Each folder gives its files by name first, then its folders by name.
 
     Hidden ones are passed over. Links are followed, after everything else; each folder is walked once, however many links lead to
     it. Depth does not matter.

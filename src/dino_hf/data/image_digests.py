@@ -1,4 +1,4 @@
-"""Which images are the same, whatever their names: short digests of their content, and groups of copies."""
+"""Copies of images, found by short digests of their content and not by their names."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""Ids of images and categories as whole numbers, whatever the files have."""
+"""Turn the ids of images and categories, numbers or texts, into whole numbers."""
 
 import re
 

@@ -276,7 +276,7 @@ def _try_image(source: Source) -> Picture | Failure:
         return Failure(source, "It is a raw image of a camera, which is not read; convert it to JPEG.")
     try:
         return Picture(source, read_image(source.origin))
-    except Exception as error:  # those of Pillow have no common type
+    except Exception as error:  # Pillow's errors have no common type
         return Failure(source, _reason(error))
 
 
