@@ -1,6 +1,8 @@
 """What training starts from, and what it refuses to start from."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from urllib.error import URLError
 
@@ -34,6 +36,39 @@ def test_a_detector_keeps_the_classes_that_it_knows(tmp_path):
     assert start.image_processor.size == {"shortest_edge": 48, "longest_edge": 64}
     assert start.notes == ["Kept 1 of 3 classes: emu", "New: cat, dog", "Dropped: ant"]
     assert start.model.config.provenance == {"license": "mit"}  # the start is this folder now
+
+
+def test_new_heads_follow_the_seed_and_the_random_numbers_go_on(tmp_path):
+    DinoDetrForObjectDetection(tiny_config(num_labels=2)).save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    heads = [
+        load_start(tmp_path, DATA, seed=seed).model.model.decoder.heads[0].class_head.weight.detach()
+        for seed in (3, 4, 3)
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[0], heads[1])
+
+
+def test_two_threads_that_load_leave_no_seed_behind(tmp_path, monkeypatch):
+    tiny_config(num_labels=2).save_pretrained(tmp_path)
+    inside = threading.Barrier(2)
+
+    def meet(folder, data):
+        try:
+            inside.wait(timeout=0.3)  # both are seeded at once, if nothing keeps them apart
+        except threading.BrokenBarrierError:
+            pass
+        return torch.rand(3)
+
+    monkeypatch.setattr(starting_model, "_from_configuration", meet)
+    torch.manual_seed(77)
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        drawn = list(pool.map(lambda seed: load_start(tmp_path, DATA, seed), (1, 2)))
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = [torch.rand(3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    assert all(map(torch.equal, drawn, expected))
 
 
 def test_a_configuration_alone_starts_from_random_weights_of_the_seed(tmp_path):

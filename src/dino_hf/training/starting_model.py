@@ -1,5 +1,8 @@
 """What training starts from: a detector of ours, a configuration with random weights, or an R50 with a published backbone."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,10 +52,7 @@ def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
         FileNotFoundError, OSError: there is no such model, or it cannot be fetched.
         ValueError: it is a model of another kind; the message says of which.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed would also reach GPUs, whose state is not kept here
+    with _seeded(seed):
         if source is None:
             return _default(data)
         config = _read_config(source)
@@ -65,6 +65,20 @@ def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
             model.config.provenance = {name: value for name, value in provenance.items() if name != "start"}
         transfer = transfer_classes(model, data.id2label, data.category_ids)
         return Start(model, _image_processor(source, config), str(source), str(transfer).splitlines())
+
+
+_SEEDING = threading.RLock()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator of the CPU within, and give its state back after.
+
+    One thread at a time: a second one would otherwise keep the seeded state of the first, and leave that behind.
+    """
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed GPUs, whose state is not kept
+        yield
 
 
 def load_checkpoint(folder: str | Path, source: str, notes: list[str]) -> Start:
