@@ -52,20 +52,27 @@ def test_new_heads_follow_the_seed_and_the_random_numbers_go_on(tmp_path):
 
 def test_two_threads_that_load_leave_no_seed_behind(tmp_path, monkeypatch):
     tiny_config(num_labels=2).save_pretrained(tmp_path)
-    inside = threading.Barrier(2)
+    calls, second_is_in, one_is_done = [], threading.Event(), threading.Event()
 
-    def meet(folder, data):
-        try:
-            inside.wait(timeout=0.3)  # both are seeded at once, if nothing keeps them apart
-        except threading.BrokenBarrierError:
-            pass
+    def draw(folder, data):
+        calls.append(folder)
+        if len(calls) == 1:
+            second_is_in.wait(timeout=0.5)  # if nothing keeps the threads apart
+        else:
+            second_is_in.set()
+            one_is_done.wait(timeout=60)
         return torch.rand(3)
 
-    monkeypatch.setattr(starting_model, "_from_configuration", meet)
+    def load(seed):
+        drawn = load_start(tmp_path, DATA, seed)
+        one_is_done.set()
+        return drawn
+
+    monkeypatch.setattr(starting_model, "_from_configuration", draw)
     torch.manual_seed(77)
     state = torch.get_rng_state()
     with ThreadPoolExecutor(2) as pool:
-        drawn = list(pool.map(lambda seed: load_start(tmp_path, DATA, seed), (1, 2)))
+        drawn = list(pool.map(load, (1, 2)))
     assert torch.equal(torch.get_rng_state(), state)
     expected = [torch.rand(3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     assert all(map(torch.equal, drawn, expected))
