@@ -86,14 +86,14 @@ bench: $(VENV)/installed
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 	$(BIN)/python benchmarks/report.py
 
-# Which small changes of a module no test notices: make mutants MODULE=src/dino_hf/inference/tiling.py [TESTS=tests/test_tiling.py].
-# Each change runs the tests once, so one module takes minutes to hours. Survivors are listed in outputs/mutants/.
-MODULE ?=
-TESTS ?=
+# Which small changes no test notices, of a sample of each module: make mutants [ROOMS="data export"] [COUNT=40]. A room or a module
+# such as src/dino_hf/inference/tiling.py. A change takes seconds, all rooms take hours; a run that was stopped goes on. Survivors
+# are listed in outputs/mutants/survivors.txt.
+ROOMS :=
+COUNT := 40
 
 mutants: $(VENV)/installed $(TOOLS)/installed
-	@test -n "$(MODULE)" || { echo "error: name a module: make mutants MODULE=src/dino_hf/inference/tiling.py"; exit 1; }
-	$(TOOLS)/$(SCRIPTS)/python tests/scripts/mutants.py --python $(BIN)/python "$$(mktemp -d)/copy" $(MODULE) $(TESTS)
+	$(TOOLS)/$(SCRIPTS)/python tests/scripts/mutants.py --python $(BIN)/python --count $(COUNT) $(ROOMS)
 
 # Whether the CUDA kernels are right and fast on the GPU of this machine, in at most 8 minutes; JSON in outputs/gpu_check.json.
 gpu-check: $(VENV)/installed
