@@ -3,9 +3,10 @@
 from .checks import Report, inspect
 from .cleaned_copy import write_cleaned_copy
 from .load import DetectionData, load_data
-from .raw import Problem, RawDataset, RawSplit, canonical_split, open_image
+from .raw import Problem, RawDataset, RawSplit, open_image
 from .recognise import read_raw
 from .rows import CocoData
+from .split_names import canonical_split
 
 __all__ = [
     "CocoData",

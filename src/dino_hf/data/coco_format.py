@@ -1,5 +1,6 @@
 """COCO json files, wherever their images are."""
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +11,8 @@ from .categories import merge_categories
 from .files import DataFolder
 from .image_finder import ImageFinder
 from .keys import KeyNumbers
-from .raw import SPLITS, Problem, RawDataset, RawSplit, canonical_split, in_order, split_in
+from .raw import SPLITS, Problem, RawDataset, RawSplit, in_order
+from .split_names import SplitNames, canonical_split, is_plain, split_in
 from .usable import only_usable
 
 _LISTS = ("images", "annotations", "categories")
@@ -73,7 +75,8 @@ def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
         return None
     listed = [name for content in contents.values() for name in _file_names(content)]
     splits, categories, finder = {}, [], ImageFinder(files, _image_root(source), listed)
-    for name, path in _name_splits(source, list(contents), problems).items():
+    names = SplitNames(source, contents if source.is_dir() else (), files_tell=True)
+    for name, path in _name_splits(source, list(contents), names, problems).items():
         split, own_categories, own_problems, own_notes = read_split(
             contents.pop(path), path, name, finder.of_split(path, name)
         )
@@ -81,7 +84,8 @@ def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
         splits[name], split_notes = merge_categories(categories, split, own_categories)
         notes += split_notes
         problems += own_problems
-    return only_usable(RawDataset("coco", source, splits, categories, problems, notes + files.notes()), files)
+    notes += names.notes() + files.notes()
+    return only_usable(RawDataset("coco", source, splits, categories, problems, notes), files)
 
 
 def _file_names(content) -> Iterator[str]:
@@ -109,27 +113,23 @@ def _image_root(source: Path) -> Path:
         return source
     folder = source.absolute().parent
     for part in (folder, folder.parent):
-        if part.name.lower().startswith(("annotation", "label")):
+        if re.match(r"(annotation|label)s?(?![a-z])", part.name.lower()) and is_plain(part.name):
             return part.parent
     return folder
 
 
-def _split_word(source: Path, path: Path) -> str | None:
+def _split_word(source: Path, path: Path, names: SplitNames) -> str | None:
     """The split that a json's name tells, or else the nearest of its folders that tells one."""
-    if split := split_in(path.stem):
+    if split := names.of_file(path) if source.is_dir() else split_in(path.stem, at_end=True):
         return split
-    if source.is_dir():
-        for folder in path.relative_to(source).parts[-2::-1]:
-            if split := split_in(folder):
-                return split
     # of folders above, which may be called anything, only one that is called as a split is
     name = canonical_split((source if source.is_dir() else source.parent).absolute().name)
     return name if name in SPLITS else None
 
 
-def _name_splits(source: Path, paths: list[Path], problems: list[Problem]) -> dict[str, Path]:
+def _name_splits(source: Path, paths: list[Path], names: SplitNames, problems: list[Problem]) -> dict[str, Path]:
     """Split -> its json. Where two jsons want one name the second has its own, and for data to learn from that is a problem."""
-    words = {path: _split_word(source, path) for path in paths}
+    words = {path: _split_word(source, path, names) for path in paths}
     if len(paths) == 1:
         return {words[paths[0]] or "train": paths[0]}
     splits = {}

@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets
 from ..common.regular_files import LARGEST_YAML, open_regular, parse_json, parse_yaml, read_bytes, shown
 from .files import DataFolder
 from .hub_layout import dtype_name, find_layout
-from .raw import split_in
+from .split_names import SplitNames
 
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}
 _DEEPEST = 64  # levels of lists and objects in a line of a jsonl; pyarrow crashes Python at some thousand
@@ -78,8 +78,10 @@ def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[
     """
     _check_card(folder)
     groups: dict[tuple, list[Path]] = {}
-    for path in files.files(folder, set(FILE_KINDS)):
-        groups.setdefault((_word(folder, path), *_kind(path)), []).append(path)
+    paths = list(files.files(folder, set(FILE_KINDS)))
+    names = SplitNames(folder, paths, files_tell=True)
+    for path in paths:
+        groups.setdefault((names.of_file(path) or "train", *_kind(path)), []).append(path)
     parts: dict[str, Part] = {}
     first: dict[str, Path] = {}
     passed_over, reasons = [], []
@@ -104,12 +106,8 @@ def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[
     if not parts:
         raise reasons[0]
     notes = [f"{path} has no images with boxes, and is passed over." for path in passed_over[:8]]
-    return parts, notes + ([f"So are {len(passed_over) - 8} other files."] if len(passed_over) > 8 else [])
-
-
-def _word(folder: Path, path: Path) -> str:
-    names = [path.stem, *path.relative_to(folder).parts[-2::-1]]
-    return next(filter(None, map(split_in, names)), "train")
+    notes += [f"So are {len(passed_over) - 8} other files."] if len(passed_over) > 8 else []
+    return parts, notes + names.notes()
 
 
 def _kind(path: Path) -> tuple:

@@ -18,7 +18,8 @@ from .hub_files import Part
 from .hub_layout import box_fields, dtype_name, find_layout
 from .hub_loading import load_datasets
 from .image_finder import ImageFinder, posix
-from .raw import Problem, RawDataset, RawSplit, StoredImage, canonical_split, in_order, open_image
+from .raw import Problem, RawDataset, RawSplit, StoredImage, in_order, open_image
+from .split_names import canonical_split
 from .usable import is_address, only_usable
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn")

@@ -17,7 +17,7 @@ from ..common.regular_files import is_regular, shown
 from .files import DataFolder
 from .hub_access import reach_hub
 from .hub_files import Part, load_files, load_folder, one_line
-from .raw import split_in
+from .split_names import split_in
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -38,11 +38,15 @@ def load_datasets(source, files: DataFolder | None = None) -> tuple[Path | str, 
         path = Path(source)
         if path.is_dir() and not is_saved_dataset(path):
             return origin, *load_folder(path, files)
-        source = _load_saved(path, files) if path.is_dir() else {split_in(path.stem) or "train": load_files([path])}
+        source = (
+            _load_saved(path, files)
+            if path.is_dir()
+            else {split_in(path.stem, at_end=True) or "train": load_files([path])}
+        )
     elif isinstance(source, str | Path):
         source = _load_from_hub(str(source))
     if isinstance(source, Dataset | IterableDataset):
-        source = {split_in(str(source.split)) or "train": source}  # of "train[:80%]" too
+        source = {split_in(str(source.split), at_end=True) or "train": source}  # of "train[:80%]" too
     values = list(source.values()) if isinstance(source, dict) else []
     if not values or not all(isinstance(value, Dataset | IterableDataset) for value in values):
         kind = " of ".join(dict.fromkeys(type(value).__name__ for value in (source, *values)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..common.images import IMAGE_SUFFIXES
 from ..common.regular_files import is_regular
 from .files import DataFolder
-from .raw import canonical_split, split_in
+from .split_names import SplitNames, canonical_split, split_in
 
 # Names of folders that say nothing about which images are in them
 _GENERIC = {
@@ -45,6 +45,7 @@ class ImageFinder:
         self.files = files
         self.root = root.absolute()
         self._paths: TailIndex | None = None
+        self._split_names: SplitNames | None = None
         folders_of: dict[str, set[str]] = {}  # last part of listed names -> folders that it is listed in
         for name in set(listed):
             folder, _, last = posix(name).rpartition("/")
@@ -80,7 +81,8 @@ class ImageFinder:
 
     def _by_tail(self, name: str, split: str, bases: list[Path]) -> Path | None:
         if self._paths is None:
-            self._paths = TailIndex(self.root, image_files(self.root, self.files))
+            paths = list(image_files(self.root, self.files))
+            self._paths, self._split_names = TailIndex(self.root, paths), SplitNames(self.root, paths)
         found = self._paths.find(name, split, alike(name.rpartition("/")[2]) in self._of_several)
         found = [path for path in found if self._may_be_of(path, split)]
         in_bases = [path for base in bases for path in found if path.parent == base]
@@ -88,7 +90,8 @@ class ImageFinder:
 
     def _may_be_of(self, path: Path, split: str) -> bool:
         """Two splits may number their files alike: never take one from the folder of another split."""
-        told = set(filter(None, map(split_in, path.relative_to(self.root).parts[:-1])))
+        folders = [folder for folder in path.parents if folder.is_relative_to(self.root) and folder != self.root]
+        told = set(filter(None, map(self._split_names.of_folder, folders)))
         return not told or split in told
 
 
@@ -143,7 +146,7 @@ def _contradict(listed: Sequence[str], found: Sequence[str], split: str | None) 
     """Whether the last folders that differ both say which images are in them."""
     if not listed or not found or listed[-1] in _GENERIC or found[-1] in _GENERIC:
         return False
-    return (split is None or split_in(listed[-1]) != split) and split_in(found[-1]) is None
+    return (split is None or split_in(listed[-1], at_end=True) != split) and split_in(found[-1]) is None
 
 
 def is_generic(folder: str) -> bool:

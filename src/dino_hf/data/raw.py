@@ -1,6 +1,5 @@
 """What the files of a data set say, unchecked, so that broken data can be looked at; all formats in the words of COCO."""
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +10,6 @@ from PIL import Image
 from ..common import images
 
 SPLITS = ("train", "validation", "test")
-
-_SPLIT_WORDS = {
-    "train": "train training trainval trn",
-    "validation": "val valid validation validate dev development eval evaluation minival",
-    "test": "test testing testdev",
-}
-_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
 
 
 class Problem(NamedTuple):
@@ -106,15 +98,3 @@ def image_file(entry: Mapping) -> Path | str | bytes:
 def in_order(splits: dict) -> dict:
     """Train, validation, test, others."""
     return dict(sorted(splits.items(), key=lambda item: SPLITS.index(item[0]) if item[0] in SPLITS else len(SPLITS)))
-
-
-def canonical_split(word: str) -> str:
-    """ "train", "validation" or "test" for what data sets call them ("valid", "val2017", "dev", ...), else the word itself."""
-    return _SPLIT_OF.get(re.sub(r"[-_ ]?\d*$", "", word.lower()), word)
-
-
-def split_in(name: str) -> str | None:
-    """The split that a file's or folder's name tells, as "instances_val2017" does; None if it tells none, or two."""
-    words = [name, *re.split(r"[^a-zA-Z0-9]+", name.replace("test-dev", "test"))]
-    found = {split for split in map(canonical_split, words) if split in SPLITS}
-    return found.pop() if len(found) == 1 else None

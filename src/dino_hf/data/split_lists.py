@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from .files import DataFolder
 from .image_finder import TailIndex, posix
-from .raw import SPLITS, canonical_split
+from .raw import SPLITS
+from .split_names import canonical_split
 
 _TRAINVAL = "trainval"
 

@@ -10,8 +10,9 @@ from ..common.images import IMAGE_SUFFIXES, open_image, upright_size
 from ..common.regular_files import is_regular, read_bytes
 from .files import DataFolder
 from .image_finder import is_generic, posix
-from .raw import SPLITS, Problem, RawDataset, RawSplit, canonical_split, in_order, split_in
+from .raw import SPLITS, Problem, RawDataset, RawSplit, in_order
 from .split_lists import SplitLists, lists_beside, lists_of_image_sets
+from .split_names import SplitNames, canonical_split
 from .usable import only_usable
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
@@ -36,6 +37,7 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
         return None
     problems, notes = [], []
     reader = _Reader(source, files, problems)
+    names = SplitNames(source, paths)
     found: dict[str, list[tuple[dict, list[dict]]]] = {}
     for folder, lists, group in _by_lists(source, paths, files):
         splits_of, missing = lists.shares(files, folder, group) if lists else ({}, [])
@@ -46,15 +48,15 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
         if unlisted:
             notes.append(f"{folder}: {len(unlisted)} xml files are in no list of {lists.where} and are passed over.")
         for path in group:
-            told = splits_of.get(path, []) if lists else [_split_word(source, path)]
+            told = splits_of.get(path, []) if lists else [names.of_file(path) or _own_split(source)]
             if told and (entry := reader.read(path)):
                 for split in told:
                     found.setdefault(split, []).append(entry)
         for split, line in missing:
             reader.read_unannotated(group[0].parent / f"{_stem(line)}.xml", split, lists.where, found)
-    notes += reader.images_without_xml(paths)
-    names = {entry["category_id"] for images in found.values() for _, objects in images for entry in objects}
-    ids = {name: number for number, name in enumerate(sorted(names), start=1)}
+    notes += [*names.notes(), *reader.images_without_xml(paths)]
+    classes = {entry["category_id"] for images in found.values() for _, objects in images for entry in objects}
+    ids = {name: number for number, name in enumerate(sorted(classes), start=1)}
     splits = {split: _number(split, source, images, ids) for split, images in in_order(found).items()}
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     return only_usable(RawDataset("voc", source, splits, categories, problems, notes + files.notes()), files)
@@ -111,11 +113,8 @@ def _stem(line: str) -> str:
     return os.path.splitext(posix(name).rpartition("/")[2])[0]
 
 
-def _split_word(source: Path, path: Path) -> str:
-    """The nearest folder's that tells one."""
-    for folder in path.relative_to(source).parts[-2::-1]:
-        if split := split_in(folder):
-            return split
+def _own_split(source: Path) -> str:
+    """Of a data set whose folders tell none: the folder above may be called anything, so only one called as a split is one."""
     name = canonical_split(source.absolute().name)
     return name if name in SPLITS else "train"
 

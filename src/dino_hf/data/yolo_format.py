@@ -7,8 +7,9 @@ from ..common.images import IMAGE_SUFFIXES
 from ..common.regular_files import is_folder, is_regular, shown
 from .files import DataFolder
 from .image_finder import image_files, posix
-from .raw import Problem, RawDataset, in_order, split_in
+from .raw import Problem, RawDataset, in_order
 from .split_lists import darknet_lists, lists_beside
+from .split_names import SplitNames
 from .usable import only_usable
 from .yolo_labels import label_file, labels_without_image, read_labels, without_masks
 
@@ -131,10 +132,9 @@ def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None
     if lists and not splits_of:
         notes.append(f"{folder}: no line of {lists.where} names an image, so these lists are passed over.")
         lists, missing = None, []
-    of_split: dict[str, list[Path]] = {}
+    split_names, of_split = SplitNames(root, paths), {}
     for path in paths:
-        told = filter(None, map(split_in, path.relative_to(root).parts[-2::-1]))
-        for split in splits_of.get(path, []) if lists else [next(told, "train")]:
+        for split in splits_of.get(path, []) if lists else [split_names.of_file(path) or "train"]:
             of_split.setdefault(split, []).append(path)
     problems = [
         Problem(
@@ -152,7 +152,7 @@ def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None
     splits = {
         name: read_labels(name, names_file, paths, False, files, problems) for name, paths in in_order(of_split).items()
     }
-    notes += labels_without_image(splits, files) + files.notes()
+    notes += split_names.notes() + labels_without_image(splits, files) + files.notes()
     return only_usable(RawDataset("yolo", folder, splits, categories, problems, notes), files)
 
 
