@@ -14,17 +14,17 @@ _SPLIT_WORDS = {
 _SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
 # Words that stand beside a split in names of exports, and name nothing that a picture could show.
 _PLAIN_WORDS = (
-    "annotated annotation annotations ann anns anno annos aug augmented bbox bboxes caption captions challenge clean cleaned coco "
-    "create csv cvat darknet data dataset datasets default det detect detection detections final fixed fold folder full gt "
-    "groundtruth image images img imgs info instance instances jpeg jpegimages jpg json jsonl keypoints label labeled labelled "
-    "labels large list lists mini new obj object objects of orig original panoptic parquet part pascal pascalvoc photo photos "
-    "picture pictures png polygons private public raw ready release resized sample set shard small split splits subset tiny ultralytics "
-    "unlabeled unlabelled v version voc xml xmls yolo"
+    "annotated annotation annotations ann anns anno annos aug augmented bbox bboxes caption captions challenge clean cleaned "
+    "coco create csv cvat darknet data dataset datasets default det detect detection detections final fixed fold folder full "
+    "gt groundtruth image images img imgs info instance instances jpeg jpegimages jpg json jsonl keypoints label labeled "
+    "labelled labels large list lists mini new obj object objects orig original panoptic parquet part pascal pascalvoc photo "
+    "photos picture pictures png polygons private public raw ready release resized sample set shard small split splits subset "
+    "tiny ultralytics unlabeled unlabelled v version voc xml xmls yolo"
 )
 _PLAIN = frozenset(_PLAIN_WORDS.split())
 # a, 00000, 2017, v2, 640x480, 1080p, voc2007, the digest of a shard
 _PLAIN_FORM = re.compile(
-    r"[a-z]|\d+|v\d+|\d+x\d+|\d+(px|p|k)|(voc|coco|yolo|fold|part|stage|set|split)v?\d+|(?=\D*\d)[0-9a-f]{8,}"
+    r"[a-d]|\d+|v\d+|\d+x\d+|\d+(px|p|k)|(voc|coco|yolo|fold|part|stage|set|split)v?\d+|(?=\D*\d)[0-9a-f]{8,}"
 )
 
 
@@ -62,7 +62,8 @@ def is_plain(name: str) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", name.lower().replace("test-dev", "testdev")) if word]
+    name = re.sub(r"(\d+)[-_]of[-_](\d+)", r"\1-\2", name.lower().replace("test-dev", "testdev"))  # a shard
+    return [word for word in re.split(r"[^a-z0-9]+", name) if word]
 
 
 def _is_plain(word: str) -> bool:
