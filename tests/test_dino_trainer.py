@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from dino_hf.model_card import weights_digest
 from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import load_coco, record_training
 from dino_hf.training.augmentation import Augmentation
+from dino_hf.training.held_out_loss import HeldOutLoss, num_own_images
 from dino_hf.training.lora import add_lora
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.trainer import DinoDetrTrainer
@@ -283,6 +285,52 @@ def test_both_weights_are_evaluated_and_nothing_is_moved(precision, data, tmp_pa
         assert metrics[f"{prefix}loss"] == found["eval_loss"]
         assert metrics[f"{prefix}AP50"] == found["eval_AP50"]
         assert metrics[f"{prefix}AR_100"] == found["eval_AR_100"]
+
+
+def summed_loss(trainer) -> tuple[float, int]:
+    """Losses of the held-out images, each alone and not divided by boxes, and their boxes."""
+    total, num_boxes = 0.0, 0
+    for index in range(len(trainer.eval_dataset)):
+        batch = trainer.data_collator([trainer.eval_dataset[index]])
+        with torch.no_grad():
+            total += trainer.model.eval()(**batch, num_items_in_batch=1).loss.item()
+        num_boxes += int((batch["labels"]["class_labels"] >= 0).sum())
+    return total, num_boxes
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_the_held_out_loss_does_not_depend_on_the_batches(batch_size, uneven, tmp_path):
+    """Four images of one size; two have no boxes."""
+    both = uneven[0], uneven[0]
+    model = DinoDetrForObjectDetection(tiny_config(num_labels=2, id2label=both[0].id2label))
+    recipe = make_recipe(ema_decay=None)
+    trainer = make_trainer(both, tmp_path, recipe, model, per_device_eval_batch_size=batch_size)
+    total, num_boxes = summed_loss(trainer)
+    assert num_boxes == 4
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / num_boxes, rel=1e-5)  # float32
+
+
+def test_accelerate_fills_up_last_batches_and_what_it_repeats_does_not_count():
+    state = SimpleNamespace(end_of_dataloader=True, remainder=5)
+    shares = [
+        num_own_images(SimpleNamespace(num_processes=3, process_index=rank, gradient_state=state), 3)
+        for rank in range(3)
+    ]
+    assert shares == [3, 2, 0]
+    assert num_own_images(SimpleNamespace(num_processes=1, process_index=0, gradient_state=state), 3) == 3
+    state.end_of_dataloader = False
+    assert num_own_images(SimpleNamespace(num_processes=3, process_index=2, gradient_state=state), 3) == 3
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_held_out_loss_that_is_nan_is_left_out_or_spoils_all(keeps):
+    loss = HeldOutLoss(keeps_non_finite=keeps)
+    for value, num_boxes in ((6.0, 2), (math.nan, 1), (9.0, 3)):
+        loss.add(torch.tensor(value), torch.tensor(num_boxes))
+    alone = SimpleNamespace(device=torch.device("cpu"), reduce=lambda sums, how: sums)
+    mean = loss.mean(alone)
+    assert math.isnan(mean) if keeps else mean == 3.0
+    assert HeldOutLoss(False).mean(alone) == 0.0
 
 
 def test_predictions_are_those_of_the_models_own_weights_unless_the_average_is_applied(data, tmp_path):

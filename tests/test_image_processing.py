@@ -196,6 +196,52 @@ def test_values_of_another_range_are_fine_with_their_own_scale_or_without_any(ba
 
 
 @both_backends
+@pytest.mark.parametrize("kind", ["array", "channels first", "tensor", "half"])
+def test_floats_in_the_unit_interval_are_not_divided_by_255_once_more(backend, kind):
+    image = np.array(make_images()[0])
+    processor = make_processor(backend)
+    expected = processor(images=[image], return_tensors="pt")["pixel_values"]
+    for floats in (image / 255, image.astype(np.float64)):
+        if kind == "channels first":
+            floats = floats.transpose(2, 0, 1)
+        elif kind in ("tensor", "half"):
+            dtype = torch.float16 if kind == "half" else torch.float32
+            floats = torch.from_numpy(floats).permute(2, 0, 1).to(dtype)
+        assert torch.equal(processor(images=[floats], return_tensors="pt")["pixel_values"], expected)
+    black = np.zeros((20, 30, 3), np.float32)
+    pixels = processor(images=[black], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, processor(images=[black.astype(np.uint8)], return_tensors="pt")["pixel_values"])
+
+
+@both_backends
+@pytest.mark.parametrize(
+    ("value", "settings", "message"),
+    [
+        (-1.5, {}, "values down to -1.5; pass it as it was before it was normalised"),
+        (float("nan"), {}, "NaN or infinite"),
+        (float("inf"), {}, "NaN or infinite"),
+        (float("nan"), {"do_rescale": False}, "NaN or infinite"),
+        (200.0, {"do_rescale": False}, r"up to 200, but with do_rescale=False they must lie in \[0, 1\]"),
+    ],
+)
+def test_arrays_on_another_scale_are_refused(backend, value, settings, message):
+    image = np.full((20, 30, 3), 0.5, np.float32)
+    image[3, 4, 1] = value
+    with pytest.raises(ValueError, match=message):
+        make_processor(backend)(images=[image], return_tensors="pt", **settings)
+
+
+def test_bytes_without_a_scale_are_fine_where_the_mean_is_of_bytes():
+    image = np.array(make_images()[0])
+    settings = {"image_mean": [123.675, 116.28, 103.53], "image_std": [58.395, 57.12, 57.375]}
+    expected = make_processor("torchvision")(images=[image], return_tensors="pt")["pixel_values"]
+    got = make_processor("torchvision", do_rescale=False, **settings)(images=[image], return_tensors="pt")[
+        "pixel_values"
+    ]
+    assert (got - expected).abs().max() < 1e-4  # float32
+
+
+@both_backends
 @pytest.mark.parametrize(("height", "width"), [(1, 400), (400, 1)])
 def test_an_extremely_long_image_keeps_a_pixel_of_its_short_side(backend, height, width):
     image = Image.new("RGB", (width, height), "red")

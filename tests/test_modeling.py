@@ -12,10 +12,22 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection
 from transformers.utils.generic import find_labels
 
-from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrModel
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrModel
 from dino_hf.feature_levels import describe_levels
 from dino_hf.modeling_dino_detr import DinoDetrModelOutput, DinoDetrObjectDetectionOutput
-from helpers import BIT, CONVNEXT, NUM_LABELS, RESNET, SWIN, TIMM, num_tokens, tiny_config, tiny_images, tiny_labels
+from helpers import (
+    BIT,
+    CONVNEXT,
+    NUM_LABELS,
+    RESNET,
+    SIZES,
+    SWIN,
+    TIMM,
+    num_tokens,
+    tiny_config,
+    tiny_images,
+    tiny_labels,
+)
 
 BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT}
 every_backbone = pytest.mark.parametrize("backbone", ["resnet", "swin", "convnext", "bit"])
@@ -646,3 +658,27 @@ def test_half_precision_trains_with_a_loss_in_float32(dtype):
     assert all(one.grad.isfinite().all() for one in model.parameters() if one.requires_grad)
     # 8 bits of bfloat16 choose other queries; float16 has 11
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+@pytest.mark.parametrize("form", ["list", "sizes", "padded"])
+def test_tensors_of_the_model_do_not_depend_on_the_default_device(form):
+    """A model on another device than the default one; what is made on "meta" by mistake has no numbers."""
+    model = DinoDetrForObjectDetection(tiny_config(max_denoising_queries=6, mask_denoising_padding=True))
+    pixel_values, pixel_mask = tiny_images()
+    labels = tiny_labels(5, 0)
+    if form == "sizes":
+        labels = [one | {"size": torch.tensor(size)} for one, size in zip(labels, SIZES, strict=True)]
+        pixel_mask = None
+    elif form == "padded":
+        labels = {"class_labels": torch.tensor([[1, 2], [3, -100]]), "boxes": torch.full((2, 2, 4), 0.4)}
+    expected = model.eval()(pixel_values, pixel_mask, labels).loss
+    torch.set_default_device("meta")
+    try:
+        model.train()(pixel_values, pixel_mask, labels).loss.backward()
+        outputs = model.eval()(pixel_values, pixel_mask, labels, output_attentions=True)
+        sizes = [(48, 60), (40, 50)]
+        found = DinoDetrImageProcessor().post_process_object_detection(outputs, 0.0, sizes, config=model.config)
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(outputs.loss, expected)
+    assert all(one["boxes"].device.type == "cpu" and len(one["boxes"]) for one in found)

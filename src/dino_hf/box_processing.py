@@ -8,11 +8,15 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import ImageType, SizeDict, get_image_type
+from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
 from .sharing import CarriesCode, is_shipped
 
 _LONGEST_SIDE = 16_384
+_ABOVE_WHITE = 1.01  # resizing may leave a little more than 1
+
+logger = logging.get_logger(__name__)
 
 
 class DinoDetrProcessingMixin(CarriesCode):
@@ -48,25 +52,61 @@ class DinoDetrProcessingMixin(CarriesCode):
         return super()._validate_preprocess_kwargs(**kwargs)
 
     def process_image(self, image, *args, **kwargs):
-        """As in the library, which would cut off at white, or let overflow, what has more than 8 bits: it is refused.
+        """As in the library, which would cut off at white, or let overflow, what has more than 8 bits: it is refused. Floating
+        point images in [0, 1] are not divided by 255 once more; they and those in [0, 255] are rounded to bytes.
 
         Raises:
-            ValueError: a PIL image of mode I, I;16 or F, or an array with values that do not come to lie in [0, 1].
+            ValueError: a PIL image of mode I, I;16 or F, or an array that is empty, or has NaN, infinity, or values that do not
+                come to lie in [0, 1].
         """
-        found = None
         if get_image_type(image) == ImageType.PIL:
             if image.mode.startswith(("I", "F")):
-                found = f"mode {image.mode!r}"
-        elif kwargs.get("do_rescale") and str(image.dtype) not in ("uint8", "torch.uint8"):
-            highest = float(image.float().max() if isinstance(image, Tensor) else image.max())
-            if highest * kwargs["rescale_factor"] > 1.01:
-                found = f"values up to {highest:g}"
-        if found is not None:
-            raise ValueError(
-                f"An image has {found}, but 8 bits per channel are expected; convert it first, in the files themselves if "
-                "`pipeline` is to read them: for the full range of 16 bits, Image.fromarray((array / 257).astype('uint8'))."
-            )
+                raise ValueError(_more_than_8_bits(f"mode {image.mode!r}"))
+        elif kwargs.get("do_rescale") or kwargs.get("do_normalize"):
+            image = self._checked_array(image, **kwargs)
         return super().process_image(image, *args, **kwargs)
+
+    def _checked_array(self, image, do_rescale=None, rescale_factor=None, do_normalize=None, image_mean=None, **_):
+        """The array on the scale that `rescale_factor` brings to [0, 1]."""
+        if 0 in image.shape:
+            raise ValueError(f"An image has the shape {tuple(image.shape)}, and so no pixels.")
+        is_bytes = str(image.dtype) in ("uint8", "torch.uint8")
+        if is_bytes and do_rescale:
+            return image
+        numbers = image.float() if isinstance(image, Tensor) else image  # torch has no minimum of 16 bits
+        lowest, highest = float(numbers.min()), float(numbers.max())
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
+            raise ValueError(
+                "An image has values that are NaN or infinite; an image has 8 bits per channel, or floats in [0, 1]."
+            )
+        if not do_rescale:
+            is_for_floats = image_mean is None or max(_as_list(image_mean)) <= 1  # other projects have means of bytes
+            if do_normalize and is_for_floats and highest > _ABOVE_WHITE:
+                raise ValueError(
+                    f"An image has values up to {highest:g}, but with do_rescale=False they must lie in [0, 1]: pass "
+                    "do_rescale=True, or divide by 255."
+                )
+            return image
+        if highest * rescale_factor > _ABOVE_WHITE:
+            raise ValueError(_more_than_8_bits(f"values up to {highest:g}"))
+        if "float" not in str(image.dtype):
+            return image
+        if lowest < 0:
+            raise ValueError(
+                f"An image has values down to {lowest:g}; pass it as it was before it was normalised, in [0, 255] or [0, 1], or "
+                "do_rescale=False and do_normalize=False."
+            )
+        if 0 < highest <= 1:
+            logger.warning_once(
+                "Floating point images with values in [0, 1] are not divided by 255 once more. do_rescale=False says the same."
+            )
+            numbers = numbers / rescale_factor
+        if not math.isclose(rescale_factor, 1 / 255):
+            return numbers
+        # Bytes: the backend on PIL resizes nothing else.
+        if isinstance(image, Tensor):
+            return numbers.round().clamp(0, 255).to(torch.uint8)
+        return numbers.round().clip(0, 255).astype("uint8")
 
     def resize(self, image, size, *args, **kwargs):
         """As in the library, but a side that would vanish keeps one pixel."""
@@ -181,6 +221,17 @@ def pad_images(images: Sequence[Tensor], masks: Sequence[Tensor] | None = None) 
     return pixel_values, pixel_mask
 
 
+def _more_than_8_bits(found: str) -> str:
+    return (
+        f"An image has {found}, but 8 bits per channel are expected; convert it first, in the files themselves if `pipeline` is to "
+        "read them: for the full range of 16 bits, Image.fromarray((array / 257).astype('uint8'))."
+    )
+
+
+def _as_list(numbers: float | Sequence[float]) -> list[float]:
+    return list(numbers) if isinstance(numbers, Sequence) else [numbers]
+
+
 def _check_classes(config: PreTrainedConfig | None, num_labels: int) -> None:
     if config is None:
         return
@@ -198,7 +249,7 @@ def _check_classes(config: PreTrainedConfig | None, num_labels: int) -> None:
 def _read_sizes(target_sizes: Tensor | Sequence, num_images: int) -> Tensor:
     """(B, 2) float32 of a tensor, or of a list of tuples or tensors."""
     try:
-        sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32) for size in target_sizes])
+        sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32, device="cpu") for size in target_sizes])
     except (TypeError, ValueError, RuntimeError):
         sizes = None
     if sizes is None or sizes.shape != (num_images, 2):

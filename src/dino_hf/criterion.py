@@ -97,7 +97,9 @@ def cardinality_errors(logits: Tensor, counts: tuple[int, ...]) -> Tensor:
     others = logits[..., :-1].amax(-1) if logits.shape[-1] > 1 else torch.full_like(last, -torch.inf)
     # Of equal classes the first counts, as in argmax, which takes longer.
     num_predicted = (others >= last).sum(-1).float()  # (D, B)
-    expected = torch.tensor(counts).to(logits.device, non_blocking=True)  # (B); made on a GPU, it would wait for it
+    expected = torch.tensor(counts, device="cpu").to(
+        logits.device, non_blocking=True
+    )  # (B); made on a GPU, it would wait for it
     return (num_predicted - expected).abs().mean(-1)
 
 

@@ -85,7 +85,9 @@ class DinoDetrDenoising(nn.Module):
         order = shuffled[targets.image[shuffled].argsort(stable=True)]  # image after image, in random order within each
         counts = tuple(min(count, limit) for count in targets.counts)
         starts = itertools.accumulate(targets.counts, initial=0)
-        first = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts, strict=False)])
+        first = torch.cat(
+            [torch.arange(start, start + count, device="cpu") for start, count in zip(starts, counts, strict=False)]
+        )
         index = order[first.to(device, non_blocking=True)]
         return Targets(targets.class_labels[index], targets.boxes[index], counts), index
 

@@ -137,7 +137,7 @@ def match(
         cost[:, :, -1].masked_fill_(~is_finite[..., None], torch.nan)
     cost = cost.cpu().numpy()
     ends = list(itertools.accumulate(targets.counts))
-    rows, left_out = [], torch.zeros(cost.shape[:2], dtype=torch.bool)
+    rows, left_out = [], torch.zeros(cost.shape[:2], dtype=torch.bool, device="cpu")
     for layer, layer_cost in enumerate(cost):
         for image, (image_cost, count, end) in enumerate(zip(layer_cost, targets.counts, ends, strict=True)):
             if math.isnan(image_cost[-1, 0]):
@@ -146,11 +146,11 @@ def match(
                 left_out[layer, image] = True
                 continue
             target, query = linear_sum_assignment(image_cost[:count])
-            row = torch.empty(4, len(query), dtype=torch.long)  # (4, M_image)
+            row = torch.empty(4, len(query), dtype=torch.long, device="cpu")  # (4, M_image)
             row[0], row[1] = layer, image
             row[2], row[3] = torch.from_numpy(query), torch.from_numpy(target) + end - count
             rows.append(row)
-    index = torch.cat(rows, dim=1) if rows else torch.zeros(4, 0, dtype=torch.long)
+    index = torch.cat(rows, dim=1) if rows else torch.zeros(4, 0, dtype=torch.long, device="cpu")
     return Matches(*index.to(device, non_blocking=True)), left_out
 
 

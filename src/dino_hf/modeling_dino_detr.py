@@ -308,13 +308,19 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        return _detections(outputs) if labels is None else self._scored(outputs, labels, num_items_in_batch)
+        return _detections(outputs) if labels is None else self.score(outputs, labels, num_items_in_batch)
 
     @torch.compiler.disable(reason="the loss depends on the number of boxes")
-    def _scored(
-        self, outputs: DinoDetrModelOutput, targets: Targets, num_items_in_batch: Tensor | int | None
+    def score(
+        self, outputs: DinoDetrModelOutput, targets: Targets, num_items_in_batch: Tensor | int | None = None
     ) -> DinoDetrObjectDetectionOutput:
-        """What `forward` returns, with losses."""
+        """What `forward` returns, with losses.
+
+        Args:
+            outputs: those of `DinoDetrModel`.
+            targets: of `collect_targets`, for the same images.
+            num_items_in_batch: see `forward`.
+        """
         # The encoder's proposals first, as if they came from a layer.
         logits = torch.cat(
             [outputs.enc_topk_logits[None], outputs.intermediate_logits.transpose(0, 1)]

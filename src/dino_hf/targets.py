@@ -20,14 +20,16 @@ class Targets:
     @property
     def image(self) -> Tensor:
         """(T,) index of the image that each box belongs to."""
-        image = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts, dtype=torch.long))
+        # On the host, also where the default device is another one.
+        counts = torch.tensor(self.counts, dtype=torch.long, device="cpu")
+        image = torch.arange(len(self.counts), device="cpu").repeat_interleave(counts)
         return image.to(self.boxes.device, non_blocking=True)
 
     @property
     def position(self) -> Tensor:
         """(T,) index of each box within its image."""
-        positions = [torch.arange(count) for count in self.counts]
-        position = torch.cat(positions) if positions else torch.zeros(0, dtype=torch.long)
+        positions = [torch.arange(count, device="cpu") for count in self.counts]
+        position = torch.cat(positions) if positions else torch.zeros(0, dtype=torch.long, device="cpu")
         return position.to(self.boxes.device, non_blocking=True)
 
 
@@ -90,8 +92,8 @@ def collect_targets(
     counts = tuple(len(image_classes) for image_classes in class_labels)
     if len({one.device for one in (*class_labels, *boxes)}) > 1:
         class_labels, boxes = ([one.to(device) for one in many] for many in (class_labels, boxes))
-    classes = torch.cat(class_labels) if class_labels else torch.zeros(0, dtype=torch.int64)
-    targets = Targets(classes, torch.cat(boxes) if boxes else torch.zeros(0, 4), counts)
+    classes = torch.cat(class_labels) if class_labels else torch.zeros(0, dtype=torch.int64, device="cpu")
+    targets = Targets(classes, torch.cat(boxes) if boxes else torch.zeros(0, 4, device="cpu"), counts)
     _check_values(Targets(*_on_host(targets.class_labels, targets.boxes), counts), num_labels)
     return Targets(*(x.to(device, non_blocking=True) for x in (targets.class_labels, targets.boxes)), counts)
 
@@ -122,10 +124,10 @@ def mask_from_sizes(labels: "Sequence[Mapping] | Mapping | Targets", pixel_value
         ValueError: a size is no (height, width), or larger than the padded image.
     """
     if isinstance(labels, Mapping):
-        sizes = None if labels.get("size") is None else list(torch.as_tensor(labels["size"]))
+        sizes = None if labels.get("size") is None else list(_as_tensor(labels["size"]))
     elif isinstance(labels, Sequence) and any(isinstance(one, Mapping) and "size" in one for one in labels):
         whole = torch.tensor(pixel_values.shape[-2:], device="cpu")
-        sizes = [torch.as_tensor(one["size"]) if "size" in one else whole for one in labels]
+        sizes = [_as_tensor(one["size"]) if "size" in one else whole for one in labels]
     else:
         sizes = None
     batch_size, _, height, width = pixel_values.shape
@@ -180,9 +182,14 @@ def _unpad(labels: Mapping) -> list[dict]:
     ]
 
 
+def _as_tensor(value) -> Tensor:
+    """Tensors stay where they are, others come to the host, whatever the default device is."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def _as_tensors(target: Mapping, where: str, class_shape: str, box_shape: str) -> tuple[Tensor, Tensor]:
     try:
-        return torch.as_tensor(target["class_labels"]), torch.as_tensor(target["boxes"])
+        return _as_tensor(target["class_labels"]), _as_tensor(target["boxes"])
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{where} cannot be read as tensors ({error}); pass class_labels {class_shape} as torch.int64 and boxes "

@@ -170,6 +170,19 @@ def check_skip(data, folder: Path) -> None:
     assert [entry["skipped_steps"] for entry in trainer.state.log_history if "loss" in entry] == [0, 1, 0]
 
 
+def check_held_out_loss(data, folder: Path) -> None:
+    """Four images in two processes, in batches of three: two of them are repeated, and do not count."""
+    trainer = make_trainer(data, folder / "held_out", held_out=data, per_device_eval_batch_size=3)
+    total = num_boxes = 0
+    for index in range(len(trainer.eval_dataset)):
+        batch = DetectionCollator()([trainer.eval_dataset[index]])
+        with torch.no_grad():
+            total += trainer.model.eval()(**batch, num_items_in_batch=1).loss.item()
+        num_boxes += int((batch["labels"]["class_labels"] >= 0).sum())
+    loss = trainer.evaluate()["eval_loss"]
+    assert math.isclose(loss, total / num_boxes, rel_tol=1e-5), (loss, total / num_boxes)
+
+
 def main(data: Path, folder: Path) -> None:
     global RANK
     logging.disable_progress_bar()
@@ -183,6 +196,7 @@ def main(data: Path, folder: Path) -> None:
     dist.init_process_group("gloo")
     RANK = dist.get_rank()
     check_window(uneven, folder)
+    check_held_out_loss(uneven, folder)
     check_resume(train, held_out, folder)
     check_skip(train, folder)
     dist.destroy_process_group()

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, ModelOutput
 
 from ..common.output_folders import write_beside
 from ..data.image_digests import image_digests, pack
@@ -37,6 +37,7 @@ from .coco_metric import CocoEvaluator
 from .detector import find_detector
 from .doctor import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
+from .held_out_loss import HeldOutLoss, loss_of_first, num_boxes_of, num_own_images
 from .model_card import record_training
 from .recipes import Recipe
 from .run_lock import locked_run
@@ -136,6 +137,7 @@ class DinoDetrTrainer(Trainer):
         self._image_ids: list[Tensor] = []  # of the batches of this step
         self._batch_in_step = 0
         self._num_skipped = 0  # since the last log
+        self._held_out_loss: HeldOutLoss | None = None  # of the evaluation that is going on
         self._unfinished: Path | None = None  # where a checkpoint is being written
         record_training(self, train, held_out)
         self._patience = None  # of a callback of ours
@@ -273,12 +275,28 @@ class DinoDetrTrainer(Trainer):
             NonFinitePredictionsError: with the image's id, step and epoch.
         """
         try:
+            if self._held_out_loss is not None and kwargs.get("return_outputs") and "labels" in inputs:
+                return self._loss_in_evaluation(model, inputs)
             return super().compute_loss(model, inputs, *args, **kwargs)
         except NonFinitePredictionsError as error:
             image_id = int(inputs["labels"]["image_id"][error.image])
             where = f"It is the image of id {image_id}, {'in training' if model.training else 'in evaluation'} {self._when()}."
             error.args = (f"{error} {where} A recipe with on_non_finite='skip' leaves out what it spoils.",)
             raise
+
+    def _loss_in_evaluation(self, model, inputs: dict) -> tuple[Tensor, ModelOutput]:
+        """The loss of a batch and its outputs. The loss is also added to that of the whole evaluation."""
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs | {"num_items_in_batch": 1}, return_outputs=True)
+        num_boxes = num_boxes_of(labels)
+        batch_size = len(labels["boxes"])
+        count = num_own_images(self.accelerator, batch_size)
+        if count == batch_size:
+            self._held_out_loss.add(loss, num_boxes)
+        else:
+            own = {name: value[:count] for name, value in labels.items()}
+            self._held_out_loss.add(loss_of_first(find_detector(model), outputs, labels, count), num_boxes_of(own))
+        return loss / num_boxes.clamp(min=1), outputs
 
     def _when(self) -> str:
         return f"after step {self.state.global_step}, in epoch {(self.state.epoch or 0.0):.2f}"
@@ -295,9 +313,10 @@ class DinoDetrTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description: str, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ):
-        """As in `Trainer`, and for `evaluate` once more with the averaged weights, whose metrics are named `eval_ema_...`."""
+        """As in `Trainer`, and for `evaluate` once more with the averaged weights, whose metrics are named `eval_ema_...`. The
+        loss is the sum of all images by the number of all boxes, whatever the batches."""
         arguments = (dataloader, description, prediction_loss_only, ignore_keys)
-        output = super().evaluation_loop(*arguments, metric_key_prefix)
+        output = self._evaluate_once(*arguments, metric_key_prefix)
         if self.ema is None or description == "Prediction":
             return output
         prefix = f"{metric_key_prefix}_ema"
@@ -305,13 +324,23 @@ class DinoDetrTrainer(Trainer):
             averaged = {prefix + name.removeprefix(metric_key_prefix): value for name, value in output.metrics.items()}
             return output._replace(metrics=output.metrics | averaged)
         with self.ema.applied(), nullcontext() if self._doctor is None else self._doctor.paused():
-            averaged = super().evaluation_loop(*arguments, prefix)
+            averaged = self._evaluate_once(*arguments, prefix)
         if metric_key_prefix == "eval" and self.compute_metrics is self.evaluator is not None:
             self._record_ema_evaluation(averaged.metrics, len(dataloader.dataset))
         # The number of samples is only used for their rate, and there were twice as many.
         return output._replace(
             metrics=output.metrics | averaged.metrics, num_samples=output.num_samples + averaged.num_samples
         )
+
+    def _evaluate_once(self, *arguments):
+        self._held_out_loss = HeldOutLoss(keeps_non_finite=not self.args.logging_nan_inf_filter)
+        try:
+            output = super().evaluation_loop(*arguments)
+            mean = self._held_out_loss.mean(self.accelerator)
+        finally:
+            self._held_out_loss = None
+        name = f"{arguments[-1]}_loss"
+        return output._replace(metrics=output.metrics | {name: mean} if name in output.metrics else output.metrics)
 
     def _record_ema_evaluation(self, metrics: dict[str, float], num_images: int) -> None:
         training = (self.model.config.provenance or {}).get("training", {})

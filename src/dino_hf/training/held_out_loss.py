@@ -1,0 +1,68 @@
+"""One loss of an evaluation, whatever its batches: the losses of all images, divided by all their boxes."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from ..modeling_dino_detr import DinoDetrModelOutput
+from ..targets import PADDING_LABEL, collect_targets
+
+
+def num_boxes_of(labels: Mapping[str, Tensor]) -> Tensor:
+    """() boxes in labels of `DetectionCollator`."""
+    return (labels["class_labels"] != PADDING_LABEL).sum()
+
+
+class HeldOutLoss:
+    """Losses and boxes of the batches of one process so far.
+
+    `Trainer` averages the losses of batches, each divided by the boxes of its own batch: then boxes of images with few boxes
+    count more, and the number depends on the size of batches.
+
+    Args:
+        keeps_non_finite: whether a loss that is NaN or infinite spoils the sum; `Trainer` leaves it out by default.
+    """
+
+    def __init__(self, keeps_non_finite: bool):
+        self.keeps_non_finite = keeps_non_finite
+        self.sums: Tensor | None = None  # (2,) float64: loss and boxes
+
+    def add(self, loss: Tensor, num_boxes: Tensor) -> None:
+        """
+        Args:
+            loss: () not divided by boxes.
+            num_boxes: ()
+        """
+        pair = torch.stack([loss.detach().cpu().double(), num_boxes.cpu().double()])
+        if self.keeps_non_finite or pair.isfinite().all():
+            self.sums = pair if self.sums is None else self.sums + pair
+
+    def mean(self, accelerator) -> float:
+        """Over all processes, each of which must call it. The loss of images without any box is divided by 1, as in training."""
+        sums = torch.zeros(2, dtype=torch.float64) if self.sums is None else self.sums
+        # In two float32 parts: not every device has float64.
+        high = sums.float()
+        parts = torch.stack([high, (sums - high.double()).float()]).to(accelerator.device)
+        loss, num_boxes = accelerator.reduce(parts, "sum").cpu().double().sum(0).tolist()
+        return loss / max(num_boxes, 1.0)
+
+
+def num_own_images(accelerator, batch_size: int) -> int:
+    """How many of the images of this batch count: accelerate repeats images to fill up the last batches of several processes."""
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return batch_size
+    return min(batch_size, max(0, state.remainder - accelerator.process_index * batch_size))
+
+
+def loss_of_first(detector: nn.Module, outputs: ModelOutput, labels: Mapping[str, Tensor], count: int) -> Tensor:
+    """() the loss, not divided by boxes, of the first images of a batch in evaluation, from the outputs of all of them."""
+    if not count:
+        return outputs["loss"].new_zeros(())
+    names = ("enc_topk_logits", "enc_topk_bboxes", "intermediate_logits", "intermediate_pred_boxes")
+    parts = DinoDetrModelOutput(**{name: outputs[name][:count] for name in names})
+    labels = {name: labels[name][:count] for name in ("class_labels", "boxes")}
+    targets = collect_targets(labels, count, detector.config.num_labels, parts.enc_topk_logits.device)
+    return detector.score(parts, targets, num_items_in_batch=1).loss
