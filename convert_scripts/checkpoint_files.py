@@ -2,12 +2,10 @@
 
 import argparse
 import ast
-import contextlib
 import hashlib
 import os
 import pickle
 import re
-import secrets
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dino_hf.common.output_folders import write_beside
 from plain_values import TooLarge, check_pickle, plain_value
 
 
@@ -303,18 +302,13 @@ def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
         raise ConversionError(f"{path} exists; choose another --output, or --force to replace a checkpoint.")
     if path.exists() and not _is_checkpoint(path):
         raise ConversionError(f"{path} is not a file of torch.save, so it is not replaced; choose another --output.")
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("xb") as file:
+        with write_beside(path) as scratch, scratch.open("xb") as file:
             torch.save(content, file)
-        os.replace(scratch, path)
     except (OSError, RuntimeError) as error:  # torch's own, where a disk is full
         reason = error if isinstance(error, OSError) else "is the disk full?"
         raise ConversionError(f"{path} cannot be written ({reason}); choose another --output.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
 
 
 def _is_checkpoint(path: Path) -> bool:

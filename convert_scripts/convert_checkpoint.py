@@ -29,9 +29,9 @@ from checkpoint_files import Checkpoint, ConversionError, load_checkpoint, sha25
 from class_names import class_space
 from convert_back import convert_back
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.common.stopping import stop_like_ctrl_c
 from dino_hf.common.text import printable
 from dino_hf.model_card import weights_digest
+from dino_hf.tools.command_errors import script_errors
 from key_mapping import UnknownName, translate
 from output_folder import scratch_beside
 from published import BACKBONES, PUBLISHED, Published
@@ -341,12 +341,10 @@ def main(arguments: list[str] | None = None) -> None:
             same = not options.verify or verify(options.checkpoint, options.output, options.ema, options.image)
     except (ConversionError, StrictDataclassError) as error:
         sys.exit(f"error: {printable(str(error.args[0]), 4000)}")
-    except KeyboardInterrupt:
-        sys.exit("error: stopped")
     if not same:
         sys.exit("error: what was written does not compute what its source does (see above)")
 
 
 if __name__ == "__main__":
-    with stop_like_ctrl_c():  # nothing half-written stays
+    with script_errors():  # SIGTERM, too, leaves nothing half-written
         main()

@@ -1,8 +1,6 @@
 """The folder that a conversion writes: whole or not at all, and in the place of nothing but a model."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from safetensors import SafetensorError
 
 from checkpoint_files import ConversionError
 from dino_hf import DinoDetrConfig
+from dino_hf.common.output_folders import folder_beside
 from dino_hf.model_card import is_ours, read_card
 from dino_hf.sharing import shipped_files
 
@@ -71,31 +70,15 @@ def _is_of_a_model(entry: Path, config: dict) -> bool:
 
 @contextmanager
 def scratch_beside(folder: Path, force: bool, inputs: list[Path]) -> Iterator[Path]:
-    """A hidden folder to write into, which in the end takes the place of `folder`: whoever sees that sees a whole one.
+    """A hidden folder to write into, which in the end takes the place of `folder`, whole.
 
     Raises:
         ConversionError: there is no place for it, or something else is there.
     """
     check_output(folder, force, inputs)
-    folder = folder.absolute()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise ConversionError(f"{folder} cannot be written ({error}); choose another --output.") from error
-    new, old = scratch / folder.name, scratch / ".old"  # the name stands in the model card
-    try:
-        new.mkdir(mode=0o755)
-        yield new
-        check_output(folder, force, inputs)  # it may have changed meanwhile
-        try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():  # whatever stopped it in between
-                old.rename(folder)
+        with folder_beside(folder) as scratch:
+            yield scratch
+            check_output(folder, force, inputs)  # it may have changed meanwhile
     except (OSError, SafetensorError) as error:
         raise ConversionError(f"{folder} cannot be written ({error}); choose another --output.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

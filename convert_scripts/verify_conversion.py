@@ -25,6 +25,7 @@ from convert_back import load_folder, separate_heads, to_release
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.images import read_image
 from dino_hf.common.text import printable
+from dino_hf.tools.command_errors import script_errors
 from dino_hf.tools.scenes import draw_scene
 from key_mapping import translate
 from source_arithmetic import SourceArithmetic, Trace
@@ -319,4 +320,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script_errors():
+        main()

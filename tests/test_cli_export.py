@@ -105,4 +105,4 @@ def test_a_model_is_exported_and_a_second_time_only_if_asked(tmp_path, monkeypat
     onnx.checker.check_model(tmp_path / "toy.onnx")
     result = run("toy")
     assert result.exit_code == 1
-    assert "toy.onnx exists already" in result.stderr
+    assert "toy.onnx exists; choose another name" in result.stderr

@@ -327,7 +327,7 @@ def test_data_without_objects_confirm_nothing(exported, quick_export, tmp_path):
 
 def test_old_weights_beside_an_overwritten_file_go_with_it(quick_export, tmp_path):
     (tmp_path / "out.onnx.data").write_text("old")
-    with pytest.raises(FileExistsError, match=r"out.onnx.data exists already; choose another name, or overwrite it"):
+    with pytest.raises(FileExistsError, match=r"out.onnx.data exists; choose another name, or replace it with --overw"):
         quick_export()
     quick_export(overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
@@ -335,12 +335,10 @@ def test_old_weights_beside_an_overwritten_file_go_with_it(quick_export, tmp_pat
 
 def test_nothing_of_the_users_is_in_the_way(exported, quick_export, monkeypatch, tmp_path):
     (tmp_path / "out.onnx").symlink_to("nowhere.onnx")
-    with pytest.raises(FileExistsError, match=r"out.onnx exists already"):
+    with pytest.raises(FileExistsError, match=r"out.onnx exists; choose another name"):
         quick_export()
     (tmp_path / "other.onnx.data").mkdir()
-    with pytest.raises(
-        IsADirectoryError, match=r"other.onnx.data, where large weights go, is a folder; choose another"
-    ):
+    with pytest.raises(IsADirectoryError, match=r"other.onnx.data is a folder; give the name of a file"):
         quick_export(output="other.onnx", overwrite=True)
     shutil.copytree(exported.folder / "model", tmp_path / "model")
     with pytest.raises(FileExistsError, match=r"model.safetensors is a file of the model itself; choose another name"):
@@ -348,9 +346,6 @@ def test_nothing_of_the_users_is_in_the_way(exported, quick_export, monkeypatch,
     (tmp_path / "clip.mp4").write_text("no picture")
     with pytest.raises(ValueError, match="There is no image to compare on among the sources"):
         quick_export(output="new.onnx", images="clip.mp4")
-    monkeypatch.setattr(onnx_export.os, "access", lambda path, mode: False)
-    with pytest.raises(PermissionError, match=r"The folder . is read-only; choose another for new.onnx"):
-        quick_export(output="new.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "other.onnx.data", "model", "clip.mp4"}
 
 
@@ -364,7 +359,7 @@ WRONG = {
     "no user": ({"output": "~no_such_user/x.onnx"}, ValueError, "~no_such_user is no home folder of this machine"),
     "no detector": ({"model": torch.nn.Identity()}, ValueError, "A Identity cannot be exported, only a DinoDetrFor"),
     "folder": ({"output": "."}, IsADirectoryError, "is a folder; give the name of a file in it"),
-    "no folder": ({"output": "no/x.onnx"}, FileNotFoundError, "There is no folder no for x.onnx; make it first"),
+    "no place": ({"output": "/dev/null/x.onnx"}, FileExistsError, "/dev/null is not a folder; choose another place"),
     "model": ({"model": "./nothing"}, FileNotFoundError, "There is no folder ./nothing"),
     "images": ({"images": "nothing.jpg"}, FileNotFoundError, "nothing.jpg"),
     "data": ({"data": ".", "split": "dev"}, ValueError, "split='dev' must be one of train, validation, test"),

@@ -345,7 +345,7 @@ def test_two_runs_in_one_folder_are_refused(folder, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_free_is_refused(finished, folder, copy, tmp_path):
     data = folder / "data"
-    with pytest.raises(ValueError, match=r"has a run in it: --resume .*another --output-dir"):
+    with pytest.raises(FileExistsError, match=r"has a run in it; choose another folder, or go on with it by --resume"):
         train(data, output_dir=copy)
     with pytest.raises(ValueError, match=r"started from .*untrained, not from other"):
         train(data, output_dir=copy, model="other", resume=True)
@@ -355,9 +355,11 @@ def test_a_folder_that_is_not_free_is_refused(finished, folder, copy, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     for resume in (True, False):
-        with pytest.raises(ValueError, match=r"mine is not empty, .*choose another --output-dir"):
+        with pytest.raises(
+            FileExistsError, match=r"mine has files that are not of a run; choose a new or empty folder"
+        ):
             train(data, output_dir=tmp_path / "mine", resume=resume)
-    with pytest.raises(ValueError, match=r"thesis.txt is a file"):
+    with pytest.raises(FileExistsError, match=r"thesis.txt is not a folder; choose another place"):
         train(data, output_dir=tmp_path / "mine/thesis.txt")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 MANIFEST = ".dino_hf_files.json"
+_REPLACED = ".old"  # in a scratch folder: what was in the place that is taken
 _LARGEST_MANIFEST = 2**24  # bytes
 _FOREIGN_AGE = 24 * 3600  # seconds without a change after which a scratch file of another machine is a leftover
 _STARTED = time.time()
@@ -42,7 +43,12 @@ def check_output_file(path: Path, overwrite: bool) -> None:
 
 
 def check_output_folder(
-    folder: Path, overwrite: bool, is_ours: Callable[[Path], bool], what: str, cure: str = "replace it with --overwrite"
+    folder: Path,
+    overwrite: bool,
+    is_ours: Callable[[Path], bool],
+    what: str,
+    cure: str = "replace it with --overwrite",
+    ignored: str = "",
 ) -> bool:
     """Check, before the work, that a folder can take results.
 
@@ -51,6 +57,7 @@ def check_output_folder(
         is_ours: whether the folder holds results of the same command.
         what: names these results in messages, such as "an evaluation".
         cure: says how the user replaces them.
+        ignored: name of a file that counts as nothing, such as a lock.
     Returns:
         whether results of an earlier run are there.
     Raises:
@@ -58,7 +65,7 @@ def check_output_folder(
         OSError: it cannot be written.
     """
     check_writable(folder)
-    if not folder.is_dir() or all(is_leftover(entry) for entry in folder.iterdir()):
+    if not folder.is_dir() or all(entry.name == ignored or is_leftover(entry) for entry in folder.iterdir()):
         return False
     if not is_ours(folder):
         raise FileExistsError(f"{folder} has files that are not of {what}; choose a new or empty folder.")
@@ -164,6 +171,23 @@ def write_beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `path`, which is deleted at the end with all that is in it.
+
+    From there, a file or folder is moved to its place in one step.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    scratch = _scratch(path)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
 def folder_beside(folder: Path) -> Iterator[Path]:
     """Give an empty hidden folder beside `folder` to write to; at the end it takes the place of `folder`, whole.
 
@@ -171,12 +195,9 @@ def folder_beside(folder: Path) -> Iterator[Path]:
     replaced must have been checked.
     """
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder.parent)
-    scratch = _scratch(folder)
-    new, old = scratch / folder.name, scratch / ".old"
-    new.mkdir(parents=True)
-    try:
+    with scratch_folder(folder) as scratch:
+        new, old = scratch / folder.name, scratch / _REPLACED
+        new.mkdir()
         yield new
         try:
             if folder.exists():
@@ -185,20 +206,31 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         finally:
             if old.exists() and not folder.exists():
                 old.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the hidden files and folders that `write_beside` and `folder_beside` of killed processes left in a folder."""
+    """Delete the hidden files and folders that `write_beside`, `scratch_folder` and `folder_beside` of killed processes left."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in list(entries):
             if not is_leftover(Path(entry)):
                 continue
             if entry.is_dir(follow_symlinks=False):
+                _put_back(Path(entry))
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
+
+
+def _put_back(scratch: Path) -> None:
+    """A process that was killed between the two renames of `folder_beside` left the only copies of a folder in its scratch."""
+    old = scratch / _REPLACED
+    if old.is_symlink() or not old.is_dir():
+        return
+    for new in scratch.iterdir():
+        place = scratch.with_name(new.name)
+        if new.name != _REPLACED and not os.path.lexists(place):
+            old.rename(place)
+            return
 
 
 @cache
@@ -208,7 +240,7 @@ def _remove_leftovers_once(folder: str) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a path is a hidden file or folder of `write_beside` or `folder_beside` whose process has ended."""
+    """Whether a path is a hidden file or folder of `write_beside` or `scratch_folder` whose process has ended."""
     found = _SCRATCH.fullmatch(path.name)
     if found is None or path.is_symlink():
         return False
@@ -224,7 +256,7 @@ def is_leftover(path: Path) -> bool:
     return not _is_running(process)
 
 
-_SCRATCH = re.compile(r"\.(?P<stem>.+)\.(?P<host>[A-Za-z0-9-]+)-(?P<process>\d{1,9})\.partial(\.\w+)?", re.DOTALL)
+_SCRATCH = re.compile(r"\.(?P<stem>.+)\.(?P<host>[A-Za-z0-9-]+)-(?P<process>\d{1,9})\.partial(\.[^.]+)?", re.DOTALL)
 
 
 def _scratch(path: Path) -> Path:

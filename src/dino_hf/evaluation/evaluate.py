@@ -56,6 +56,8 @@ def evaluate(
     device: str | None = None,
     box_format: str | None = None,
     allow_trained: bool = False,
+    allow_outside: bool = False,
+    trust_boxes: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """AP of a detector with 95 % intervals, on any data that can be recognised; what `dino-hf eval` does.
@@ -76,6 +78,8 @@ def evaluate(
         device: "cuda", "cpu", ...; None: where a given detector is, else the best one that is there. Not with a `Predictor`.
         box_format: of data that do not tell it, see `load_data`.
         allow_trained: measure also where the model was trained on some of the images, with a note in the result.
+        allow_outside: also read files outside of the data set's folder that it leads to.
+        trust_boxes: do not check that the boxes are what their format says.
         progress: called as in `evaluate_model`.
     Raises:
         ValueError, FileNotFoundError, OSError: what cannot be read, or does not fit, in one sentence.
@@ -89,7 +93,8 @@ def evaluate(
             f"device={device!r} was given with a Predictor, which has its own; give it to Predictor(..., device=...)."
         )
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device)
-    data, notes = load_split(data, split, box_format, [getattr(predictor, "model", None)], allow_trained)
+    reading = {"allow_trained": allow_trained, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
+    data, notes = load_split(data, split, box_format, [getattr(predictor, "model", None)], **reading)
     evaluation = evaluate_model(
         predictor,
         data,

@@ -3,8 +3,6 @@
 import copy
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..box_processing import pad_images
+from ..common.output_folders import check_output_file, scratch_folder
 from ..common.paths import expand_home
 from ..configuration_dino_detr import DinoDetrConfig
 from ..inference.loading import DTYPES, load_detector, load_image_processor
@@ -53,6 +52,8 @@ def export_onnx(
     data: Any = None,
     split: str = "validation",
     box_format: str | None = None,
+    allow_outside: bool = False,
+    trust_boxes: bool = False,
     tolerance: float | None = None,
     ap_tolerance: float | None = None,
     overwrite: bool = False,
@@ -72,7 +73,8 @@ def export_onnx(
         dtype: of the weights, "float32" or "float16"; inputs and outputs are float32 in both.
         images: files, folders or PIL images to compare on; None: scenes that are drawn on the spot. The first is run alone, the
             others in pairs, padded to a common size.
-        data, split, box_format: annotated images, as for `dino_hf.evaluate`, on which the AP of both is compared too.
+        data, split, box_format, allow_outside, trust_boxes: annotated images, as for `dino_hf.evaluate`, on which the AP of both is
+            compared too.
         tolerance: largest difference of a score, and of a box as a part of the image's side; None: 0.01 in float32, 0.25 in
             float16. Of detections with scores from 0.3, and at least the 10 best of an image.
         ap_tolerance: largest difference of the AP, in [0, 1]; None: 0.001 in float32, 0.005 in float16.
@@ -99,7 +101,8 @@ def export_onnx(
         from ..evaluation.classes import map_classes
 
         # The two APs are compared with each other, so images that were trained on do no harm here.
-        evaluation_data, notes = load_split(data, split, box_format, [predictor.model], allow_trained=True)
+        reading = {"allow_trained": True, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
+        evaluation_data, notes = load_split(data, split, box_format, [predictor.model], **reading)
         for note in notes:
             say(note)
         map_classes(predictor.id2label, predictor.category_ids, evaluation_data, name)
@@ -110,8 +113,7 @@ def export_onnx(
     say("Tracing the model.")
     program = export_program(predictor.model if dtype == torch.float32 else copy.deepcopy(predictor.model).to(dtype))
     # Beside its place, for moving it there is then one step; a folder, for there may be a second file.
-    folder = Path(tempfile.mkdtemp(prefix=".dino_hf_", dir=output.parent))
-    try:
+    with scratch_folder(output) as folder:
         say("Writing the graph.")
         draft = folder / output.name
         write_onnx(program, draft, opset, make_metadata(predictor, name))
@@ -126,8 +128,6 @@ def export_onnx(
             ap = _compare_ap(predictor, exported, evaluation_data, ap_tolerance, output.name, say)
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
         _move(folder, output)
-    finally:
-        shutil.rmtree(folder)
     dtype_name = str(dtype).removeprefix("torch.")
     return ExportReport(output, num_bytes, opset, dtype_name, difference, tolerance, ap)
 
@@ -154,17 +154,9 @@ def _check_settings(
 
 
 def _check_output(output: Path, overwrite: bool, model: str | Path | DinoDetrForObjectDetection) -> None:
-    if output.is_dir():
-        raise IsADirectoryError(f"{output} is a folder; give the name of a file in it, as {output / 'model.onnx'}.")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {output.parent} for {output.name}; make it first.")
-    if not os.access(output.parent, os.W_OK):
-        raise PermissionError(f"The folder {output.parent} is read-only; choose another for {output.name}.")
-    if _weights_of(output).is_dir():
-        raise IsADirectoryError(f"{_weights_of(output)}, where large weights go, is a folder; choose another name.")
-    for file in (output, _weights_of(output)):
-        if os.path.lexists(file) and not overwrite:  # a link to nowhere is something too
-            raise FileExistsError(f"{file} exists already; choose another name, or overwrite it (--overwrite).")
+    """Both files that may be written, as all commands check theirs."""
+    check_output_file(output, overwrite)
+    check_output_file(_weights_of(output), overwrite)
     own_folder = expand_home(model).resolve() if isinstance(model, str | Path) else None
     if output.exists() and output.suffix != ".onnx" and output.parent.resolve() == own_folder:
         raise FileExistsError(f"{output} is a file of the model itself; choose another name, such as model.onnx.")

@@ -20,6 +20,16 @@ def augment(
     num_images: Annotated[int, typer.Option(min=1, help="Rows: images of the data.")] = 4,
     num_samples: Annotated[int, typer.Option(min=1, help="Columns: epochs.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the augmentation and of the choice of images.")] = 0,
+    box_format: Annotated[
+        str | None, typer.Option(help="Of boxes, where the data do not tell it.", show_default=False)
+    ] = None,
+    allow_outside: Annotated[
+        bool,
+        typer.Option("--allow-outside", help="Also read files outside of the data set's folder that it leads to."),
+    ] = False,
+    trust_boxes: Annotated[
+        bool, typer.Option("--trust-boxes", help="Do not check that the boxes are what their format says.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that is there.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -44,7 +54,8 @@ def augment(
         from .augmentation_grid import save_augmentation_grid
 
         augmentation = get_recipe(recipe).augmentation
-        data = load_data(dataset, validation_fraction=0)
+        reading = {"box_format": box_format, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
+        data = load_data(dataset, validation_fraction=0, **reading)
         if data.train is None:
             raise ValueError(f"{dataset} has no images to train on.")
         with write_beside(output) as path:

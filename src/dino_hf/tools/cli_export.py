@@ -55,6 +55,20 @@ def export(
         str | None,
         typer.Option(help="Of boxes, where the data do not tell it.", show_default=False, rich_help_panel=_COMPARISON),
     ] = None,
+    allow_outside: Annotated[
+        bool,
+        typer.Option(
+            "--allow-outside",
+            help="Also read files outside of the data set's folder that it leads to.",
+            rich_help_panel=_COMPARISON,
+        ),
+    ] = False,
+    trust_boxes: Annotated[
+        bool,
+        typer.Option(
+            "--trust-boxes", help="Do not check that the boxes are what their format says.", rich_help_panel=_COMPARISON
+        ),
+    ] = False,
     ap_tolerance: Annotated[
         float | None,
         typer.Option(
@@ -89,6 +103,8 @@ def export(
             data=data,
             split=split,
             box_format=box_format,
+            allow_outside=allow_outside,
+            trust_boxes=trust_boxes,
             tolerance=tolerance,
             ap_tolerance=ap_tolerance,
             overwrite=overwrite,

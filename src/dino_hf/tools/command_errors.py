@@ -75,6 +75,16 @@ def one_sentence_errors(debug: bool) -> Iterator[None]:
             raise typer.Exit(FAILED) from None
 
 
+@contextmanager
+def script_errors() -> Iterator[None]:
+    """As `one_sentence_errors`, for a script that is no command of typer."""
+    try:
+        with one_sentence_errors(debug=False):
+            yield
+    except typer.Exit as ending:
+        sys.exit(ending.exit_code)
+
+
 def _sentence(error: Exception) -> str | None:
     """What went wrong, for the kinds of errors that a user can cure."""
     text = str(error)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..common.output_folders import is_leftover, write_beside
+from ..common.output_folders import check_output_folder, write_beside
 from ..common.paths import expand_home
 from .coco_data import CocoData
 from .run_lock import LOCK_NAME
@@ -38,28 +38,22 @@ class RunRecord:
         """Of a folder that is new or empty, or of a run that is to be resumed.
 
         Raises:
-            ValueError: the folder has something in it that would be overwritten, or nothing that could be resumed.
+            FileExistsError: the folder has something in it that would be overwritten, or nothing that could be resumed.
+            OSError: it cannot be written.
+            ValueError: the record of its run is damaged.
         """
         path = output_dir / RUN_NAME
-        if output_dir.exists() and not output_dir.is_dir():
-            raise ValueError(f"{output_dir} is a file; choose another --output-dir.")
-        if path.is_file() and not resume:
+        cure = "go on with it by --resume (in Python, resume=True)"
+        has_run = check_output_folder(output_dir, resume, _has_run, "a run", cure, ignored=LOCK_NAME)
+        if not has_run:
+            return cls(output_dir, {})
+        try:
+            return cls(output_dir, _checked(json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{output_dir} has a run in it: --resume (in Python, resume=True) goes on with it, another --output-dir starts a "
-                "new one."
-            )
-        if path.is_file():
-            try:
-                return cls(output_dir, _checked(json.loads(path.read_text(encoding="utf-8"))))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{path} is damaged ({error}), so the run cannot be resumed; its checkpoints are whole folders: start a run in "
-                    "another --output-dir with the newest of them as --model."
-                ) from error
-        if output_dir.is_dir() and any(not _is_passing(path) for path in output_dir.iterdir()):
-            what = f"but there is no {RUN_NAME} in it, so no run to resume" if resume else "and has no run in it"
-            raise ValueError(f"{output_dir} is not empty, {what}; choose another --output-dir.")
-        return cls(output_dir, {})
+                f"{path} is damaged ({error}), so the run cannot be resumed; its checkpoints are whole folders: start a run in "
+                "another --output-dir with the newest of them as --model."
+            ) from error
 
     def settle(self, name: str, given: Any, default: Any) -> Any:
         """What holds: what is given, else what is recorded, else the default; it is kept."""
@@ -148,9 +142,8 @@ def _checked(content: Any) -> dict[str, Any]:
     return content
 
 
-def _is_passing(path: Path) -> bool:
-    """Whether a file may lie in the folder of a new run: it is of a start that was broken off."""
-    return path.name == LOCK_NAME or is_leftover(path)
+def _has_run(folder: Path) -> bool:
+    return (folder / RUN_NAME).is_file()
 
 
 def _place(model: str | Path) -> str:
