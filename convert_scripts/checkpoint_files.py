@@ -3,7 +3,6 @@
 import argparse
 import ast
 import hashlib
-import os
 import pickle
 import re
 import zipfile

@@ -65,11 +65,12 @@ def test_the_id_of_a_model_on_the_hub_names_the_file_too(calls):
 
 def test_options_arrive(calls):
     options = "--output a.onnx --opset 20 --dtype float16 --overwrite --images x.jpg --images y --tolerance 0.1"
-    options += " --data scenes --split test --box-format coco --ap-tolerance 2"
+    options += " --data scenes --split test --box-format coco --ap-tolerance 2 --allow-outside --trust-boxes"
     result = run("m", *options.split())
     assert result.exit_code == 0, result.output
     expected = {"opset": 20, "dtype": "float16", "overwrite": True, "images": ["x.jpg", "y"], "tolerance": 0.1}
     expected |= {"data": "scenes", "split": "test", "box_format": "coco", "ap_tolerance": 2.0}
+    expected |= {"allow_outside": True, "trust_boxes": True}
     assert calls == [("m", Path("a.onnx"), expected)]
     assert "AP of the model 0.4567, of the file 0.4566." in result.output
 

@@ -1,5 +1,7 @@
 """The demo at toy size: every stage runs and leaves what it says."""
 
+import errno
+
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -7,6 +9,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetec
 from typer import Typer
 from typer.testing import CliRunner
 
+from dino_hf import DinoDetrConfig
+from dino_hf.tools.cli import app
 from dino_hf.tools.cli_scenes import scenes
 from dino_hf.tools.demo import DemoArguments, prepare, run
 
@@ -62,13 +66,23 @@ def test_settings_are_checked_before_anything_is_touched(tmp_path):
 
 
 def test_scenes_command(tmp_path):
-    app = Typer()
-    app.command()(scenes)
+    single = Typer()
+    single.command()(scenes)
     folder = tmp_path / "scenes"
-    result = CliRunner().invoke(app, [str(folder), "--num-train", "3", "--num-validation", "2"])
+    result = CliRunner().invoke(single, [str(folder), "--num-train", "3", "--num-validation", "2"])
     assert result.exit_code == 0, result.output
     assert len(list((folder / "train").glob("*.png"))) == 3
     assert AutoConfig.from_pretrained(folder / "untrained").category_ids == [3, 7, 12, 21, 40]
-    result = CliRunner().invoke(app, [str(folder)])
+    result = CliRunner().invoke(single, [str(folder)])
     assert result.exit_code == 1
-    assert f"error: {folder} exists; name a new folder" in result.stderr
+    assert f"error: {folder} has files that are not of drawn scenes; choose a new or empty folder" in result.stderr
+
+
+def test_scenes_that_cannot_be_finished_leave_nothing(tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DinoDetrConfig, "save_pretrained", full)
+    result = CliRunner().invoke(app, ["scenes", str(tmp_path / "a"), "--num-train", "2", "--num-validation", "2"])
+    assert result.stderr == "error: No space left on device: the disk is full; make room, or choose another place.\n"
+    assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ def augment(
     output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("augmented.png"),
     num_images: Annotated[int, typer.Option(min=1, help="Rows: images of the data.")] = 4,
     num_samples: Annotated[int, typer.Option(min=1, help="Columns: epochs.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the augmentation and of the choice of images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the augmentation and of the choice of images.")] = 0,
     box_format: Annotated[
         str | None, typer.Option(help="Of boxes, where the data do not tell it.", show_default=False)
     ] = None,

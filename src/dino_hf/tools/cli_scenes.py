@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..common.output_folders import check_output_folder, folder_beside
 from .command_errors import Debug, one_sentence_errors
 
 
@@ -12,7 +13,7 @@ def scenes(
     folder: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
     num_train: Annotated[int, typer.Option(min=1, help="Images to train on.")] = 4800,
     num_validation: Annotated[int, typer.Option(min=1, help="Held-out images.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Draw a small data set, to try the other commands on.
@@ -23,11 +24,11 @@ def scenes(
     Example: dino-hf scenes scenes && dino-hf train scenes --model scenes/untrained
     """
     with one_sentence_errors(debug):
-        if folder.exists():
-            raise ValueError(f"{folder} exists; name a new folder, or delete that one.")
+        check_output_folder(folder, False, lambda _: False, "drawn scenes")
         from .demo import UNTRAINED, draw_data
 
-        draw_data(folder, num_train, num_validation, seed)
+        with folder_beside(folder) as scratch:
+            draw_data(scratch, num_train, num_validation, seed)
         print(
             f"{folder} has {num_train} images in train and {num_validation} in validation; {folder / UNTRAINED} is a model."
         )
