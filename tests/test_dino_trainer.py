@@ -23,7 +23,7 @@ from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.held_out_loss import HeldOutLoss, num_own_images
 from dino_hf.training.lora import add_lora
 from dino_hf.training.recipes import get_recipe
-from dino_hf.training.trainer import DinoDetrTrainer
+from dino_hf.training.trainer import DinoDetrTrainer, _Steps
 from helpers import QUIET, tiny_config
 from processes import run_processes
 
@@ -541,6 +541,28 @@ def test_no_more_steps_are_skipped_when_the_weights_are_broken(data, tmp_path, m
     spoil(trainer, 0, 1, 3, 4, 5, which="gradient")
     with pytest.raises(ValueError, match=r"3 steps in a row had a gradient that is NaN .* after step 5, in epoch 1.67"):
         trainer.train()
+
+
+def test_the_21st_step_in_a_row_is_not_skipped():
+    optimizer = SimpleNamespace(optimizer_step_was_skipped=True)
+    trainer = SimpleNamespace(_num_skipped=0, ema=None, accelerator=optimizer, _when=lambda: "now")
+    steps = _Steps(trainer)
+    for _ in range(20):
+        steps.on_optimizer_step(None, None, None)
+    with pytest.raises(ValueError, match=r"^21 steps in a row had a gradient that is NaN or infinite, now"):
+        steps.on_optimizer_step(None, None, None)
+    optimizer.optimizer_step_was_skipped = False
+    steps.on_optimizer_step(None, None, None)
+    assert (steps.num_skipped_in_a_row, trainer._num_skipped) == (0, 21)
+
+
+@pytest.mark.parametrize(("count", "is_recorded"), [(20_000, True), (20_001, False)])
+def test_digests_of_up_to_20_000_images_are_recorded(count, is_recorded, monkeypatch):
+    monkeypatch.setattr("dino_hf.training.trainer.image_digests", lambda data: [b"12345"])
+    monkeypatch.setattr("dino_hf.training.trainer.pack", len)
+    data = SimpleNamespace(dataset=range(count))
+    trainer = SimpleNamespace(_images=None, _train_data=data, _held_out=None)
+    assert ("trained" in DinoDetrTrainer._image_record(trainer)) == is_recorded
 
 
 # Checkpoints

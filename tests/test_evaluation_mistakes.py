@@ -1,12 +1,16 @@
 """Confusions and mistakes of a small example, counted by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from dino_hf.evaluation import mistakes_page
-from dino_hf.evaluation.mistakes import confusion_matrix, find_mistakes
+from dino_hf.evaluation.curves import Best
+from dino_hf.evaluation.mistakes import NUM_MISTAKES, confusion_matrix, find_mistakes
+from dino_hf.evaluation.result import Evaluation, _confusion
 
 CAT, DOG, EEL = 3, 7, 8
 
@@ -114,3 +118,53 @@ def test_a_panel_shows_what_it_is_about_and_a_few_others():
 
 def test_the_width_of_a_text_is_that_of_its_letters():
     assert 3 < mistakes_page._text_width("WWWW") / mistakes_page._text_width("iiii") < 5
+
+
+@pytest.mark.parametrize(
+    ("shift", "is_paired"), [(10.0, True), (10.01, False)]
+)  # of 30 pixels: IoU 0.5, and a little less
+def test_objects_are_found_from_an_iou_of_a_half(shift, is_paired):
+    truth = columns([(1, CAT, (0, 0, 30, 10), 0)], "iscrowd")
+    for label, kind in ((CAT, "poor localisation"), (DOG, "background")):
+        found = columns([(1, label, (shift, 0, 30 + shift, 10), 0.9)], "scores")
+        counts = confusion_matrix(truth, found, [CAT, DOG], 0.5)
+        assert (counts[0, int(label != CAT)] == 1) == is_paired
+        paired = ["wrong class", "miss"] if label == DOG else []
+        mistakes = [mistake.kind for mistake in find_mistakes(truth, found, 0.5, limit=3)]
+        assert mistakes == (paired if is_paired else [kind, "miss"])
+
+
+@pytest.mark.parametrize(
+    ("shift", "kind"), [(9.0, "poor localisation"), (9.01, "background")]
+)  # of 11: IoU 0.1, and less
+def test_a_box_is_poor_from_an_iou_of_a_tenth(shift, kind):
+    truth = columns([(1, CAT, (0, 0, 11, 10), 0)], "iscrowd")
+    found = columns([(1, CAT, (shift, 0, 11 + shift, 10), 0.9)], "scores")
+    assert [mistake.kind for mistake in find_mistakes(truth, found, 0.5, limit=3)] == [kind, "miss"]
+
+
+@pytest.mark.parametrize(
+    ("right", "is_forgiven"), [(40.0, True), (40.1, False)]
+)  # half of it lies in the crowd, and less
+def test_a_crowd_forgives_what_lies_in_it_by_half(right, is_forgiven):
+    truth = columns([(1, CAT, (0, 0, 20, 50), 1)], "iscrowd")
+    found = columns([(1, CAT, (0, 0, right, 10), 0.9)], "scores")
+    assert confusion_matrix(truth, found, [CAT], 0.5).sum() == (not is_forgiven)
+    mistakes = find_mistakes(truth, found, 0.5, limit=3)
+    assert [mistake.kind for mistake in mistakes] == ([] if is_forgiven else ["background"])
+
+
+def test_the_page_has_four_mistakes_of_a_kind():
+    assert NUM_MISTAKES == 4
+
+
+def test_a_confusion_matrix_of_more_than_100_classes_is_written_as_its_cells():
+    counts = np.zeros((102, 102), dtype=np.int64)
+    counts[3, 101] = 7
+    assert _confusion(counts[1:, 1:]) == {"counts": counts[1:, 1:].tolist()}  # 100 classes and the background
+    assert _confusion(counts) == {"cells": [[3, 101, 7]]}
+
+
+def test_without_detections_the_threshold_is_a_half():
+    assert Evaluation.threshold.fget(SimpleNamespace(best=None)) == 0.5
+    assert Evaluation.threshold.fget(SimpleNamespace(best=Best(0.3, 0.7, 0.6, 0.8))) == 0.3

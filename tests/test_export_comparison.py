@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dino_hf.export.comparison import Difference, check_difference, compare_predictions
+from dino_hf.export.comparison import TOLERANCES, Difference, check_difference, compare_predictions
 
 
 @pytest.fixture
@@ -121,3 +121,32 @@ def test_a_partner_is_looked_for_among_the_300_best(rank, is_found):
     wanted[:, 10:] -= 5  # only the ten best count
     moved = compare_predictions((wanted, boxes), (logits, boxes[:, order]))
     assert (moved.box < 1e-3) is is_found
+
+
+@pytest.mark.parametrize(("score", "count"), [(0.301, 12), (0.299, 11)])
+def test_detections_count_from_a_score_of_0_3(score, count):
+    logits = torch.full((1, 30, 2), -6.0)
+    logits[0, :11, 0] = 2.0
+    logits[0, 11, 1] = torch.tensor(score).logit()
+    one = logits, torch.full((1, 30, 4), 0.5)
+    assert compare_predictions(one, one).num_detections == count
+
+
+@pytest.mark.parametrize(("num_better", "is_found"), [(299, True), (300, False)])
+def test_a_partner_is_among_the_300_best_of_the_other_version(num_better, is_found):
+    logits = torch.full((1, 400, 2), -30.0)
+    logits[0, 1:, 0] = torch.arange(399, 0, -1) / 100 - 8
+    logits[0, 0, 1] = 2.0
+    weaker = logits.clone()
+    weaker[0, 0, 1] = logits[0, num_better : num_better + 2, 0].mean()  # after the better ones of the other class
+    boxes = torch.full((1, 400, 4), 0.5)
+    difference = compare_predictions((logits, boxes), (weaker, boxes))
+    assert (difference.score < 1) == is_found
+
+
+def test_versions_may_differ_by_a_hundredth_and_in_half_precision_by_a_quarter():
+    for dtype, allowed in ((torch.float32, 0.01), (torch.float16, 0.25)):
+        check_difference(Difference(allowed, allowed, 10, 1), TOLERANCES[dtype], "it")
+        for score, box in ((allowed + 1e-6, 0.0), (0.0, allowed + 1e-6)):
+            with pytest.raises(ValueError, match="it differs from the model"):
+                check_difference(Difference(score, box, 10, 1), TOLERANCES[dtype], "it")

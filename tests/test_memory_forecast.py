@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainingArguments
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from dino_hf import DinoDetrForObjectDetection
@@ -93,6 +94,32 @@ def test_large_images_are_extrapolated(monkeypatch):
     assert measured.size == (640, 512)
     # Within a percent: what is not linear is the rounding of the smallest feature maps.
     assert abs(extrapolated.per_image / measured.per_image - 1) < 0.01
+
+
+def test_several_processes_hold_the_gradients_once_more(monkeypatch):
+    model = DinoDetrForObjectDetection(tiny_config(num_denoising=20))
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    alone = forecast(model).fixed
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    assert forecast(model).fixed == alone + trained
+
+
+def test_images_are_measured_up_to_a_tenth_above_384_x_384_and_else_at_two_smaller_sizes(monkeypatch):
+    sizes = []
+
+    def measure(model, args, size, num_boxes):
+        sizes.append(size)
+        return size[0] * size[1]
+
+    monkeypatch.setattr(forecasts, "_measure", measure)
+    for size, expected in {
+        (400, 405): [(400, 405)],  # 162,000 pixels, of 162,201 that are measured
+        (400, 406): [(256, 256), (384, 384)],
+        (640, 512): [(288, 224), (416, 352)],  # whole numbers of 32
+    }.items():
+        sizes.clear()
+        assert forecast(size=size).per_image == pytest.approx(size[0] * size[1], abs=1)
+        assert sizes == expected
 
 
 @pytest.mark.parametrize(

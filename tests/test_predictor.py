@@ -29,6 +29,7 @@ from transformers import (
 from dino_hf import DinoDetrForObjectDetection
 from dino_hf.common.images import to_rgb
 from dino_hf.inference import Detections, Predictor
+from dino_hf.inference.predictor import _Prepared
 from helpers import RESNET, tiny_config
 from inference_toys import CATEGORY_IDS, NAMES, excite, noise, save_toy_detector, toy_detector
 
@@ -485,3 +486,62 @@ def test_code_in_a_folder_is_never_run(tmp_path):
     assert list(tmp_path.glob("*.py"))
     list(Predictor(tmp_path)(IMAGES[:2]))
     assert not (tmp_path / "ran").exists()
+
+
+# The borders of what waits
+
+
+def order_of_batches(predictor, monkeypatch, shapes, nbytes=1) -> list[int]:
+    """Sizes of the batches, of at most two, in which images of these shapes are run."""
+    ran = []
+
+    def prepare(image):
+        pixels = torch.empty((nbytes, *image.size[::-1]), dtype=torch.uint8, device="meta")
+        return _Prepared(pixels, None, image.size[::-1])
+
+    def detect(images, settings):
+        ran.append(len(images))
+        return [Detections.sorted(np.zeros((0, 4)), [], []) for _ in images]
+
+    monkeypatch.setattr(predictor, "_prepare", prepare)
+    monkeypatch.setattr(predictor, "_detect", detect)
+    assert len(list(predictor([Image.new("RGB", shape) for shape in shapes], batch_size=2))) == len(shapes)
+    return ran
+
+
+@pytest.mark.parametrize(("num_between", "last"), [(14, [2]), (15, [1, 1, 1])])
+def test_an_image_waits_for_its_shape_until_8_batches_are_read(num_between, last, predictor, monkeypatch):
+    shapes = [(40, 30), *[(30, 40)] * num_between, (40, 30)]
+    ran = order_of_batches(predictor, monkeypatch, shapes)
+    assert ran == [2] * 7 + last
+
+
+@pytest.mark.parametrize(("extra", "ran"), [(0, [2, 1]), (1, [1, 1, 1])])
+def test_images_wait_up_to_half_a_gib_of_them(extra, ran, predictor, monkeypatch):
+    """The first and second image, of other shapes, weigh half a GiB together, as they are and resized."""
+    channels = (2**29 - 2 * 4 * 64 * 32) // (2 * 64 * 32)
+    monkeypatch.setattr(
+        "dino_hf.inference.predictor.num_bytes", lambda image: 4 * 64 * 32 + extra * (image.size == (32, 64))
+    )
+    shapes = [(64, 32), (32, 64), (64, 32)]
+    assert order_of_batches(predictor, monkeypatch, shapes, channels) == ran
+
+
+def test_images_of_a_quarter_of_a_gib_are_resized_ahead(predictor, monkeypatch):
+    budgets = []
+
+    def map_ahead(function, items, *, cost, budget):
+        budgets.append(budget)
+        return ((item, function(item)) for item in items)
+
+    monkeypatch.setattr("dino_hf.inference.predictor.map_ahead", map_ahead)
+    order_of_batches(predictor, monkeypatch, [(40, 30)])
+    assert budgets == [2**28]
+
+
+def test_an_image_has_300_detections_at_most_or_one_for_each_query(predictor, monkeypatch):
+    assert predictor._num_queries < 300
+    assert predictor.limit(None) == 300
+    monkeypatch.setattr(predictor, "_num_queries", 301)
+    assert predictor.limit(None) == 301
+    assert predictor.limit(7) == 7

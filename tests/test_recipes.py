@@ -93,6 +93,41 @@ def test_finetune_warms_up_averages_stops_early_and_scales_the_paper_to_its_batc
     assert recipe.backbone_learning_rate == paper.backbone_learning_rate * share
 
 
+def test_each_number_of_the_recipes_of_our_own():
+    def differing(name: str) -> dict:
+        paper = get_recipe("paper-12ep").as_dict()
+        return {field: value for field, value in get_recipe(name).as_dict().items() if value != paper[field]}
+
+    settings = get_recipe("paper-12ep").model_settings
+    augmentation = dataclasses.asdict(Augmentation())
+    assert differing("finetune") == {
+        "name": "finetune",
+        "num_train_epochs": 50,
+        "lr_scheduler": "cosine",
+        "lr_drop_epochs": [],
+        "warmup_steps": 0.05,
+        "learning_rate": 5e-5,
+        "backbone_learning_rate": 5e-6,
+        "total_batch_size": 8,
+        "ema_decay": 0.998,
+        "ema_warmup_steps": 100,
+        "early_stopping_patience": 10,
+    }
+    assert differing("scratch") == {
+        "name": "scratch",
+        "num_train_epochs": 3,
+        "lr_scheduler": "cosine",
+        "lr_drop_epochs": [],
+        "warmup_steps": 0.02,
+        "learning_rate": 7e-4,
+        "backbone_learning_rate": 7e-4,
+        "max_grad_norm": 5.0,
+        "total_batch_size": 4,
+        "model_settings": settings | {"num_denoising": 50, "box_noise_scale": 0.4, "cls_loss_coefficient": 3.0},
+        "augmentation": json.loads(json.dumps(augmentation | {"short_sides": [800], "crop": 0.0})),
+    }
+
+
 def test_a_recipe_is_json_and_back():
     for recipe in RECIPES.values():
         saved = json.loads(json.dumps(recipe.as_dict()))

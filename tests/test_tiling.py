@@ -1,6 +1,7 @@
 """Tiles and test-time augmentation on detectors whose answers are known: each object comes once, in its place."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,3 +238,69 @@ def test_all_views_of_a_real_predictor_have_a_say():
         alone = next(detect_augmented(detectors, 0.01)([image]))
         np.testing.assert_allclose(one.boxes, alone.boxes, atol=0.01)  # float32 in batches of other sizes
         assert one.scores.min() > 0.01
+
+
+# The borders of what decides
+
+TWO_TILES = [Tile(0, 0, 1000, 600), Tile(0, 0, 600, 600), Tile(400, 0, 1000, 600)]
+
+
+def merged(whole=(), left=(), right=(), tiles=TWO_TILES) -> Detections:
+    """Of one class, on the whole image and on the two tiles, in pixels of the image; the scores fall in this order."""
+    score, answers = 0.9, []
+    for boxes, tile in zip((whole, left, right), tiles, strict=True):
+        scores = [score := score - 0.01 for _ in boxes]
+        inside = [np.subtract(box, (tile.x0, tile.y0) * 2) for box in boxes]
+        answers.append(Detections.sorted(inside, scores, [0] * len(scores)))
+    return merge(answers, tiles, (120, 120))
+
+
+@pytest.mark.parametrize(("shift", "count"), [(66, 1), (67, 2)])  # of 200 pixels: IoU 0.504 and 0.498
+def test_trusted_boxes_are_one_object_above_an_iou_of_a_half(shift, count):
+    found = merged(whole=[(100, 100, 300, 300), (100 + shift, 100, 300 + shift, 300)])
+    assert len(found.scores) == count
+
+
+@pytest.mark.parametrize(("shift", "count"), [(49, 1), (50, 2)])  # of 100 pixels: 0.51 and 0.5 of it are covered
+def test_a_distrusted_box_goes_where_more_than_half_is_covered(shift, count):
+    found = merged(whole=[(700 + shift, 200, 800 + shift, 300)], right=[(700, 200, 800, 300)])
+    assert len(found.scores) == count
+
+
+@pytest.mark.parametrize(("shift", "count"), [(66, 1), (67, 2)])
+def test_pieces_are_of_one_object_above_an_iou_of_a_half_in_what_both_tiles_show(shift, count):
+    found = merged(left=[(350, 100, 600, 300)], right=[(400, 100 + shift, 700, 300 + shift)])
+    assert len(found.scores) == count
+
+
+@pytest.mark.parametrize(
+    ("side", "margin"), [(600, 6.0), (150, 2.0)]
+)  # a hundredth of the side, and at least two pixels
+def test_a_box_is_cut_off_within_a_hundredth_of_the_side(side, margin):
+    tiles = [Tile(0, 0, 3 * side // 2, side), Tile(0, 0, side, side), Tile(side // 2, 0, 3 * side // 2, side)]
+    around = (side - 145, 10, side + 50, side - 10)  # trusted, for it does not fit into the overlap
+    for from_border, count in ((margin, 1), (margin + 0.05, 2)):
+        inner = (side - 60, 20, side - from_border, 60)
+        assert len(merged(whole=[around], left=[inner], tiles=tiles).scores) == count
+
+
+def test_the_smallest_tile_and_the_largest_overlap():
+    assert read_tiles("32x33") == (32, 33)
+    with pytest.raises(ValueError, match="of at least 32 pixels"):
+        read_tiles(31)
+    detect_tiled(lambda images: iter(()), (64, 48), overlap=0.9)
+    with pytest.raises(ValueError, match=r"must be in \[0, 0\.9\]"):
+        detect_tiled(lambda images: iter(()), (64, 48), overlap=0.901)
+
+
+@pytest.mark.parametrize(("shift", "count"), [(29.0, 1), (29.1, 2)])  # of 100 pixels: IoU 0.5504 and 0.5492
+def test_boxes_of_two_views_are_fused_above_an_iou_of_0_55(shift, count):
+    views = [Detections.sorted([(0 + x, 0, 100 + x, 40)], [0.8], [1]) for x in (0, shift)]
+    assert len(fuse(views).scores) == count
+
+
+def test_views_have_three_sizes_and_count_from_a_sixth_of_the_threshold():
+    predictor = SimpleNamespace(can_scale=True)
+    predictor.at_scale = lambda scale, num_more: lambda images, **settings: (scale, num_more, settings["threshold"])
+    views = [detect([]) for detect in augmented_detectors(predictor, 2, threshold=0.6)]
+    assert views == [(scale, 5, pytest.approx(0.1)) for scale in (1.0, 0.8, 1.25)]
