@@ -1,9 +1,11 @@
 """`dino-hf predict` and `predict` in Python, as users call them: on folders, videos, in tiles; killed, resumed, refused."""
 
+import gc
 import inspect
 import itertools
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from transformers import AutoModelForObjectDetection
 from typer.testing import CliRunner
 
 import dino_hf
-from dino_hf.inference import Prediction, Predictor, predict
+from dino_hf.inference import Prediction, Predictor, predict, sources
 from dino_hf.inference.predict import find_classes
 from dino_hf.inference.videos import read_frames
 from dino_hf.tools import cli_predict
@@ -349,3 +351,33 @@ def test_queries_and_all_scores_are_saved_where_asked_for(predictor, photos, tmp
     assert len(repr(found)) < 300
     with pytest.raises(ValueError, match="all_scores cannot be had with tiles or tta"):
         predict(predictor, photos / "1.png", all_scores=True, tta=True)
+
+
+def test_without_pyav_a_video_is_skipped_with_what_to_install(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    code, out, err = run(model, photos / "1.png", photos / "clip.mp4", photos / "2.png", "--save", tmp_path / "out")
+    assert code == 3, out + err
+    assert re.search(r"skipped clip\.mp4: av is missing, which videos and cameras need: pip install .*\[video\]", err)
+    assert "Traceback" not in out + err
+    assert [record["file"] for record in journal(tmp_path / "out")] == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"tta": True}, {"tiles": 64}])
+def test_of_large_images_one_is_held_at_a_time(predictor, tmp_path, monkeypatch, settings):
+    """Each of these is larger than all budgets. What is decoded must be alone, but for its own parts and copies."""
+    monkeypatch.setattr(sources, "_AHEAD_BYTES", 1)
+    monkeypatch.setattr(predictor, "_window_bytes", 1)
+    monkeypatch.setattr(predictor, "_ahead_bytes", 1)
+    for number in range(3):
+        noise(301 + number, 200, number).save(tmp_path / f"{number}.png")
+    held, read = [], sources.read_image
+
+    def count(origin):
+        gc.collect()
+        held.append([o.size for o in gc.get_objects() if type(o) is Image.Image and o.width > 300])
+        return read(origin)
+
+    monkeypatch.setattr(sources, "read_image", count)
+    found = list(predict(predictor, tmp_path, threshold=0.0, save=tmp_path / "out", stream=True, **settings))
+    assert len(found) == 3
+    assert held == [[]] * 3

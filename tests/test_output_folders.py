@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -132,41 +133,75 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert names(folder.parent) == ["model"]
 
 
+def scratch_name(
+    name: str, process: int, suffix: str = "", start: str | None = None, machine: str | None = None
+) -> str:
+    start = start or output_folders._start_of(process) or "77"
+    return f".{name}.{machine or output_folders._machine()}-{process}-{start}.partial{suffix}"
+
+
 def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
-    host, dead = output_folders._HOST, dead_process()
-    left = [tmp_path / f".{name}.{host}-{dead}.partial.json" for name in ("results", "others")]
+    dead = dead_process()
+    left = [tmp_path / scratch_name(name, dead, ".json") for name in ("results", "others")]
+    left.append(tmp_path / scratch_name("same number", os.getppid(), start="1"))  # another process has this number now
+    left.append(tmp_path / scratch_name("same number as mine", os.getpid(), start="1"))
     kept = [
-        tmp_path / f".results.{host}-{os.getppid()}.partial.json",
-        tmp_path / f".results.{host}-{os.getpid()}.partial.json",
-        tmp_path / f".results.elsewhere-{dead}.partial.json",
+        tmp_path / scratch_name("results", os.getppid(), ".json"),
+        tmp_path / scratch_name("mine", os.getpid(), ".json"),
+        tmp_path / scratch_name("not to be looked at", os.getppid(), start="0"),
+        tmp_path / scratch_name("results", dead, ".json", machine="elsewhere"),
         tmp_path / f".results.mine-{dead}.json",
         tmp_path / "results.json",
     ]
     for path in (*left, *kept):
         path.touch()
-    os.utime(kept[1], (time.time() + 9,) * 2)
     with write_beside(tmp_path / "results.json") as scratch:
         scratch.write_text("new")
     assert not any(path.exists() for path in left)
-    # Its own name was taken by this process.
-    assert [path.name for path in kept if not path.exists()] == [kept[1].name]
+    assert all(path.exists() for path in kept)
 
 
-def test_scratch_of_an_earlier_process_of_the_same_number_or_of_another_machine_is_a_leftover_by_its_age(tmp_path):
-    own = tmp_path / f".a.{output_folders._HOST}-{os.getpid()}.partial"
-    own.touch()
-    assert not is_leftover(own) or own.stat().st_mtime < output_folders._STARTED
-    os.utime(own, (output_folders._STARTED - 1,) * 2)
-    assert is_leftover(own)
-    foreign = tmp_path / ".a.elsewhere-1.partial"
+def test_scratch_of_another_machine_or_container_is_a_leftover_by_its_age(tmp_path):
+    foreign = tmp_path / scratch_name("a", 1, start="5", machine="elsewhere")
     foreign.touch()
     for age, expected in ((23 * 3600, False), (25 * 3600, True)):
         os.utime(foreign, (time.time() - age,) * 2)
         assert is_leftover(foreign) == expected
 
 
+def test_containers_of_one_name_and_a_machine_after_its_restart_differ(tmp_path, monkeypatch):
+    own = output_folders._machine()
+    real = Path.read_text
+
+    def read_text(path, *arguments, **settings):
+        return "another boot\n" if path.name == "boot_id" else real(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    output_folders._machine.cache_clear()
+    try:
+        other = output_folders._machine()
+    finally:
+        output_folders._machine.cache_clear()
+    assert other.rpartition("-")[0] == own.rpartition("-")[0]
+    assert (other != own) or not Path("/proc/sys/kernel/random/boot_id").exists()
+
+
+def test_a_process_that_is_not_in_proc_is_found_by_its_time(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    assert output_folders._start_of(os.getpid()).isdecimal()
+    assert output_folders._start_of(dead_process()) is None
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".json", "é" * 120 + ".jpg", "a." + "y" * 200])
+def test_the_longest_names_are_written(tmp_path, name):
+    with write_beside(tmp_path / name) as scratch:
+        scratch.write_text("new")
+        assert scratch.name != name
+    assert names(tmp_path) == [name]
+
+
 def test_a_folder_of_a_killed_process_is_deleted(tmp_path):
-    left = tmp_path / f".model.{output_folders._HOST}-{dead_process()}.partial"
+    left = tmp_path / scratch_name("model", dead_process())
     (left / "model").mkdir(parents=True)
     with folder_beside(tmp_path / "model") as scratch:
         (scratch / "a").touch()

@@ -89,7 +89,7 @@ def test_waiting_images_are_bounded_by_their_bytes(predictor, monkeypatch):
             yield image
 
     expected = list(predictor(shapes))
-    held = 10 * (3 * 150 * 40 + 4 * 3 * 48 * 96)  # about ten of them, as they are and resized
+    held = 10 * (4 * 150 * 40 + 4 * 3 * 48 * 96)  # about ten of them, as they are and resized
     monkeypatch.setattr(predictor, "_window_bytes", held)
     monkeypatch.setattr(predictor, "_ahead_bytes", 1)
     stream = predictor(images(), batch_size=8)

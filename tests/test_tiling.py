@@ -1,13 +1,14 @@
 """Tiles and test-time augmentation on detectors whose answers are known: each object comes once, in its place."""
 
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dino_hf.inference.augmented import augmented_detectors, detect_augmented, fuse
+from dino_hf.inference.augmented import augmented_detectors, detect_augmented, fuse, share
 from dino_hf.inference.boxes import overlap
 from dino_hf.inference.predictor import Detections, Predictor
 from dino_hf.inference.tiling import Tile, detect_tiled, merge, read_tiles, split
@@ -304,3 +305,26 @@ def test_views_have_three_sizes_and_count_from_a_sixth_of_the_threshold():
     predictor.at_scale = lambda scale, num_more: lambda images, **settings: (scale, num_more, settings["threshold"])
     views = [detect([]) for detect in augmented_detectors(predictor, 2, threshold=0.6)]
     assert views == [(scale, 5, pytest.approx(0.1)) for scale in (1.0, 0.8, 1.25)]
+
+
+def test_shared_items_are_let_go_when_all_have_them():
+    class Item:
+        pass
+
+    made = []
+
+    def make(_) -> Item:
+        item = Item()
+        made.append(weakref.ref(item))
+        return item
+
+    first, second = share(map(make, range(9)), 2)
+    for number in range(4):
+        assert next(first) is not None
+        assert sum(one() is not None for one in made) == number + 1
+    for number in range(4):
+        assert next(second) is not None
+        assert sum(one() is not None for one in made) == 3 - number
+    assert len(list(first)) == 5
+    assert len(list(second)) == 5
+    assert [list(one) for one in share([3, 1, 2], 3)] == [[3, 1, 2]] * 3

@@ -243,7 +243,7 @@ def test_a_damaged_line_costs_one_picture(tmp_path, line):
     assert files(tmp_path) == ["images/a/1.jpg", "labels/a/1.jpg.txt", "predictions.csv", "predictions.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["predictions.jsonl", ".predictions.jsonl", ".predictions.host-1.partial.jsonl"])
+@pytest.mark.parametrize("name", ["predictions.jsonl", ".predictions.jsonl", ".predictions.host-1-1.partial.jsonl"])
 @pytest.mark.parametrize("wanted", ["overwrite", "resume"])
 def test_a_run_that_was_killed_before_its_first_line_stops_nothing(tmp_path, name, wanted):
     (tmp_path / name).write_text("" if name.startswith("p") else '{"set')
@@ -322,6 +322,39 @@ def test_a_journal_that_is_not_ours_deletes_nothing(tmp_path):
     with open_folder(tmp_path / "out", overwrite=True, formats=[]):
         pass
     assert all(path.read_bytes() == b"mine" for path in kept)
+
+
+def test_no_text_of_the_table_is_a_formula(tmp_path):
+    names = ("=1+1", "+a", "-a", "@a", "\ta", "\ra", "-5", "a=b", "=1,\n2")
+    categories = {index: (index, name) for index, name in enumerate(names)}
+    found = Detections.sorted(np.tile([1, 1, 9, 9], (len(names), 1)), [0.5] * len(names), range(len(names)))
+    with PredictionFolder(tmp_path, SETTINGS, categories) as folder:
+        folder.add(picture("=cmd|' /C calc'!A0.png"), found)
+    with open(tmp_path / "predictions.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"] for row in rows} == {"'=cmd|' /C calc'!A0.png"}
+    written = ["'=1+1", "'+a", "'-a", "'@a", "'\ta", "'\ra", "-5", "a=b", "'=1,\n2"]
+    assert [row["label"] for row in rows] == written
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 251 + ".jpg", "x" * 250 + ".webp", "猫" * 84 + ".png", "y" * 240 + "/a.png", "folder/" * 500 + "a.png"],
+)
+def test_the_longest_names_of_sources_have_results(tmp_path, name):
+    """Suffixes and numbers that are added must not make a name too long for the file system."""
+    with open_folder(tmp_path / "out") as folder:
+        folder.add(picture(name), FOUND)
+        folder.add(picture(name.removesuffix("x.jpg") + "y.jpg" if name.endswith("x.jpg") else "b.png"), FOUND)
+        folder.add(picture(name + ".mp4", 3, (64, 48)), FOUND)
+    written = files(tmp_path / "out")
+    assert len([file for file in written if file.startswith("images/")]) == 2
+    assert len([file for file in written if file.startswith("labels/")]) == 3
+    assert len([file for file in written if file.startswith("videos/")]) == 1
+    assert lines(tmp_path / "out/predictions.jsonl")[1]["file"] == name
+    with open_folder(tmp_path / "out", overwrite=True):
+        pass  # all of it is found again
+    assert not [file for file in files(tmp_path / "out") if "/" in file]
 
 
 def test_passwords_of_addresses_are_not_written(tmp_path):

@@ -4,6 +4,7 @@ The policy: an output that exists is refused unless the user asked for it to be 
 earlier run wrote are replaced. Nothing is written or deleted through a link below the folder, or outside of it.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -16,12 +17,13 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+import psutil
+
 MANIFEST = ".dino_hf_files.json"
 _REPLACED = ".old"  # in a scratch folder: what was in the place that is taken
 _LARGEST_MANIFEST = 2**24  # bytes
 _FOREIGN_AGE = 24 * 3600  # seconds without a change after which a scratch file of another machine is a leftover
-_STARTED = time.time()
-_HOST = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:24] or "host"
+_LONGEST_STEM = 40  # characters of a name that its scratch file keeps; file systems take 255 bytes
 
 
 # -- may it be written?
@@ -248,29 +250,51 @@ def is_leftover(path: Path) -> bool:
         changed = path.stat().st_mtime
     except OSError:
         return False
-    if found["host"] != _HOST:
+    if found["host"] != _machine():
         return time.time() - changed > _FOREIGN_AGE
-    process = int(found["process"])
-    if process == os.getpid():  # numbers come again, in containers at once
-        return changed < _STARTED
-    return not _is_running(process)
+    start = _start_of(int(found["process"]))
+    return start is None or (start != found["start"] and _UNKNOWN not in (start, found["start"]))
 
 
-_SCRATCH = re.compile(r"\.(?P<stem>.+)\.(?P<host>[A-Za-z0-9-]+)-(?P<process>\d{1,9})\.partial(\.[^.]+)?", re.DOTALL)
+_SCRATCH = re.compile(
+    r"\.(?P<stem>.+)\.(?P<host>[A-Za-z0-9-]+)-(?P<process>\d{1,9})-(?P<start>\d{1,20})\.partial(\.[^.]+)?", re.DOTALL
+)
+_UNKNOWN = "0"  # start of a process that runs and may not be looked at
 
 
 def _scratch(path: Path) -> Path:
     """With the suffix of the path, by which libraries choose a format."""
-    return path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.partial{path.suffix}")
+    stem, suffix = path.stem, path.suffix
+    if len(os.fsencode(path.name)) > _LONGEST_STEM:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+        stem = f"{stem[:_LONGEST_STEM]}-{digest}"
+    suffix = suffix if len(suffix) <= 16 else ""
+    process = os.getpid()
+    return path.with_name(f".{stem}.{_machine()}-{process}-{_start_of(process) or _UNKNOWN}.partial{suffix}")
 
 
-def _is_running(process: int) -> bool:
-    if os.name == "nt":  # where signal 0 would end it
-        return True
+@cache
+def _machine() -> str:
+    """The host's name, and a digest of what tells containers and machines of one name apart, and a machine before and after a
+    restart: process numbers mean nothing beyond these."""
+    marks = []
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: str(os.stat("/proc/self/ns/pid").st_ino),
+    ):
+        with suppress(OSError):  # only Linux has them
+            marks.append(read())
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:24] or "host"
+    return f"{host}-{hashlib.sha256('/'.join(marks).encode()).hexdigest()[:8]}"
+
+
+def _start_of(process: int) -> str | None:
+    """When a process started, which tells it from an earlier one of the same number; None: no process has this number."""
+    with suppress(OSError, IndexError):  # in ticks since the machine started: setting the clock does not change it
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+        return f"{psutil.Process(process).create_time() * 100:.0f}"
+    except psutil.NoSuchProcess:
+        return None
+    except (psutil.Error, OverflowError):
+        return _UNKNOWN

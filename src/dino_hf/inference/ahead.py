@@ -32,7 +32,8 @@ def map_ahead(
                 yield _finish(pending)
             pending.append((item, pool.submit(function, item), price))
             del item
-            if len(pending) > num_threads:
+            # Before the next item is taken: taking one may be what needs memory, as the decoding of an image.
+            while pending and (len(pending) > num_threads or sum(entry[2] for entry in pending) > budget):
                 yield _finish(pending)
         while pending:
             yield _finish(pending)

@@ -1,8 +1,9 @@
 """Test-time augmentation: each image and its mirror image at several sizes, and the answers fused."""
 
-import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -39,14 +40,35 @@ def detect_augmented(detectors: Sequence[Detect], threshold: float = 0.0) -> Det
 
     def detect_all(images: Iterable[Image.Image]) -> Iterator[Detections]:
         num = len(detectors)
-        originals, *copies = itertools.tee(images, 1 + 2 * num)
+        originals, *copies = share(images, 1 + 2 * num)
+        widths = map(attrgetter("width"), originals)  # a loop would hold the image while the next one is read
         upright = [detect(copy) for detect, copy in zip(detectors, copies[:num], strict=True)]
         mirrored = [detect(map(ImageOps.mirror, copy)) for detect, copy in zip(detectors, copies[num:], strict=True)]
-        for image, *answers in zip(originals, *upright, *mirrored, strict=True):
-            fused = fuse(answers[:num] + [_mirror(answer, image.width) for answer in answers[num:]])
+        for width, *answers in zip(widths, *upright, *mirrored, strict=True):
+            fused = fuse(answers[:num] + [_mirror(answer, width) for answer in answers[num:]])
             yield fused.keep(fused.scores > threshold)
 
     return detect_all
+
+
+def share(items: Iterable, num: int) -> list[Iterator]:
+    """`num` iterators over the same items. An item is let go as soon as all of them have passed it; `itertools.tee` keeps up to 57
+    more, which may be large images."""
+    source, queues = iter(items), [deque() for _ in range(num)]
+
+    def read(queue: deque) -> Iterator:
+        while True:
+            if not queue:
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+                for other in queues:
+                    other.append(item)
+                del item
+            yield queue.popleft()
+
+    return [read(queue) for queue in queues]
 
 
 def _mirror(found: Detections, width: int) -> Detections:

@@ -175,7 +175,9 @@ def _run(
                 found = _inside(found, item.image.size, thresholds)
                 if folder is not None:
                     folder.add(item, found)
-                yield _describe(item, found, categories)
+                prediction = _describe(item, found, categories)
+                del item  # the next image may need its memory
+                yield prediction
     limit.warn()
     if first_failure and not num_predicted and not (folder and folder.has_finished):
         raise ValueError(f"Nothing could be read; the first was {first_failure.source.name}: {first_failure.reason}")
@@ -273,6 +275,7 @@ def _refuse(predictor: Predictor, items: Iterator[Picture | Failure | End]) -> I
     for item in items:
         reason = predictor.refuses(item.image) if isinstance(item, Picture) else None
         yield item if reason is None else Failure(item.source, reason)
+        del item  # the next image may need its memory
 
 
 def _detect_in_order(
@@ -286,6 +289,7 @@ def _detect_in_order(
             waiting.append(item)
             if isinstance(item, Picture):
                 yield item.image
+            del item  # the next image may need its memory
 
     for found in detect(images()):
         while not isinstance(waiting[0], Picture):

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -212,7 +213,9 @@ class Predictor:
 
         loaded = map(_loaded, images)
         ahead = map_ahead(self._prepare, loaded, cost=num_bytes, budget=self._ahead_bytes)
-        for number, (image, one) in enumerate(ahead):
+        numbers_of_all = itertools.count()
+        for image, one in ahead:  # not by enumerate, which keeps the image while the next one is loaded
+            number = next(numbers_of_all)
             prepared[number], shape = one, tuple(one.pixel_values.shape)
             sizes[number] = num_bytes(image) + one.pixel_values.nbytes
             del image, one
@@ -308,7 +311,8 @@ def _with_scores(found: Detections, logits: Tensor, limit: int) -> Detections:
 
 
 def num_bytes(image: Image.Image) -> int:
-    return image.width * image.height * len(image.getbands())
+    """As Pillow holds it: a pixel of one band in 1 or 4 bytes, of several bands in 4."""
+    return image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4)
 
 
 def _loaded(image: Image.Image) -> Image.Image:

@@ -245,6 +245,7 @@ def read_sources(
     for source, picture in pictures:
         if source.kind == "image":
             yield picture
+            del picture  # the next image may need its memory
         else:
             yield from _try_frames(source, every, max_frames)
 

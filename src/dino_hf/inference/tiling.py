@@ -74,6 +74,7 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
                 layouts.append(tiles)
                 yield image
                 yield from (image.crop(tile) for tile in tiles[1:])
+                del image  # the next image may need its memory
 
         answers = detect(parts())
         for whole in answers:

@@ -47,6 +47,7 @@ def read_frames(origin: Path | str | int, *, every: int = 1, max_frames: int | N
         for index, frame in enumerate(container.decode(stream)):
             if index % every:
                 continue
+            _check_pixels(frame.width, frame.height)  # videos may change their size
             image = frame.to_image()
             if frame.rotation:  # of a phone that was held upright
                 image = image.rotate(frame.rotation, expand=True)
@@ -59,9 +60,12 @@ def read_frames(origin: Path | str | int, *, every: int = 1, max_frames: int | N
 
 
 def video_info(origin: Path | str | int) -> VideoInfo:
-    """What a file says, which may be wrong; 25 frames per second, if it says nothing, or cannot be read, and of a camera."""
+    """What a file says, which may be wrong; 25 frames per second, if it says nothing, or cannot be read, and of a camera.
+
+    Without PyAV it cannot be read.
+    """
     rate, num_frames = None, None
-    if not isinstance(origin, int):  # a camera is opened once
+    if not isinstance(origin, int) and _has_av():  # a camera is opened once
         with suppress(OSError, ValueError, _av().FFmpegError), _open(origin) as container:
             stream = _video_of(container)
             rate, num_frames = stream.average_rate or stream.guessed_rate, stream.frames or None
@@ -74,11 +78,7 @@ def _check_size(stream) -> None:
     """Refuse frames that are too large, and let large ones be decoded by fewer threads, each of which holds some."""
     codec = stream.codec_context
     num_pixels = (codec.width or 0) * (codec.height or 0)
-    if num_pixels > _MOST_PIXELS:
-        raise ValueError(
-            f"Its frames are {codec.width} x {codec.height} pixels, and at most {_MOST_PIXELS // 10**6} million are read; scale it "
-            "down."
-        )
+    _check_pixels(codec.width or 0, codec.height or 0)
     fit = max(1, _DECODER_BYTES // max(1, 2 * num_pixels))
     codec.thread_count = min(fit, os.cpu_count() or 1)
 
@@ -94,6 +94,21 @@ def _av():
     except ImportError as error:
         raise missing(error, "av", "videos and cameras", "video") from error
     return av
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > _MOST_PIXELS:
+        raise ValueError(
+            f"Its frames are {width} x {height} pixels, and at most {_MOST_PIXELS // 10**6} million are read; scale it down."
+        )
+
+
+def _has_av() -> bool:
+    try:
+        _av()
+    except ImportError:
+        return False
+    return True
 
 
 def _open(origin: Path | str | int):

@@ -1,12 +1,15 @@
 """What is saved of predictions: a journal that grows with each image, pictures, videos, and the formats of other tools."""
 
 import csv
+import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from ..common.output_folders import check_output_folder, path_below, remove_files, remove_leftovers, write_beside
 from ..common.paths import expand_home
+from ..common.text import csv_cell
 from .formats import save_picture, write_coco, yolo_lines
 from .journal import JOURNAL, MEMORY, Journal, as_line, describe, identity
 from .pictures import draw_detections
@@ -18,6 +21,8 @@ FORMATS = ("images", "coco", "csv", "yolo")
 _COCO, _CSV, _CLASSES = "predictions.json", "predictions.csv", "classes.txt"
 _CSV_COLUMNS = ("file", "frame", "time", "label", "category_id", "score", "x0", "y0", "x1", "y1")
 _DRAWN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
+_LONGEST_NAME = 200  # bytes of a file or folder; file systems take 255, of which suffixes and numbers need some
+_LONGEST_PATH = 1000  # bytes below the folder of results; systems take 4,096 (Linux) or 1,024 (macOS)
 _OLD_DRAFT = f".{JOURNAL}"  # of a journal, by earlier versions, where a run was killed
 _KINDS = ("images", "videos", "labels")  # folders
 
@@ -220,10 +225,10 @@ class PredictionFolder:
         """In the folder of the kind, under the name of the source, with another suffix where the kind needs one; "a.jpg" and
         "a.png" have labels/a.txt and labels/a.png.txt."""
         if kind == "labels" and frame is not None:
-            return path_below(self.folder, f"{kind}/{name}/{frame:06}.txt")
+            return path_below(self.folder, f"{kind}/{_fitting(name)}/{frame:06}.txt")
         if (kind, name) not in self._paths:
             suffix = {"labels": ".txt", "videos": ".mp4", "images": ".jpg"}[kind]
-            path = PurePosixPath(kind, name)
+            path = PurePosixPath(kind, _fitting(name))
             if kind != "images" or path.suffix.lower() not in _DRAWN_AS_THEY_ARE:
                 short = path.with_suffix(suffix)
                 path = path.with_name(path.name + suffix) if str(short).lower() in self._taken else short
@@ -254,10 +259,33 @@ class PredictionFolder:
         self._journal.flush()
 
     def _write_rows(self, record: dict) -> None:
-        place = [record["file"], record["frame"], record["time"]]
+        place = [csv_cell(record["file"]), record["frame"], record["time"]]
         csv.writer(self._table).writerows(
-            [*place, found["label"], found["category_id"], found["score"], *found["box"]] for found in record["objects"]
+            [*place, csv_cell(found["label"]), found["category_id"], found["score"], *found["box"]]
+            for found in record["objects"]
         )
+
+
+def _fitting(name: str) -> str:
+    """A name of a source, with "/", that can be written: parts that are too long become their beginning and a digest."""
+    path = PurePosixPath(name)
+    short = PurePosixPath(*(_shorten(part) for part in path.parts))
+    if len(os.fsencode(str(short))) > _LONGEST_PATH:  # of hundreds of folders, one is left
+        short = PurePosixPath(_digest(name), short.name)
+    return str(short)
+
+
+def _shorten(part: str) -> str:
+    if len(os.fsencode(part)) <= _LONGEST_NAME:
+        return part
+    stem, suffix = PurePosixPath(part).stem, PurePosixPath(part).suffix
+    suffix = suffix if len(suffix) <= 8 else ""
+    kept = os.fsencode(stem)[: _LONGEST_NAME // 2].decode("utf-8", errors="ignore")
+    return f"{kept}-{_digest(part)}{suffix}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
 
 
 def check_formats(formats: Collection[str]) -> None:
