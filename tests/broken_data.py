@@ -166,6 +166,13 @@ def _append(split, part, **values):
     return lambda folder, contents: contents[split][part].append(contents[split][part][-1] | values)
 
 
+def _shift_last(folder, contents):
+    """The last box once more, wider by a twentieth."""
+    entries = contents["train"]["annotations"]
+    x, y, w, h = entries[-1]["bbox"]
+    entries.append(entries[-1] | {"id": 900, "bbox": [x, y, 1.05 * w, h], "area": 1.05 * w * h})
+
+
 def _category(**values):
     def break_it(folder, contents):
         for content in contents.values():
@@ -206,8 +213,8 @@ def _only_listed(folder, contents):
 
 def _many(folder, contents):
     for number in range(301):
-        box = [number % 50, number // 50, 20 + number % 3, 21]
-        values = {"image_id": 0, "category_id": 3, "bbox": box, "area": box[2] * 21, "iscrowd": 0}
+        box = [number % 50, number // 50, 3 + number % 3, 4]
+        values = {"image_id": 0, "category_id": 3, "bbox": box, "area": box[2] * 4, "iscrowd": 0}
         contents["train"]["annotations"].append({"id": 7000 + number, **values})
 
 
@@ -313,6 +320,7 @@ CASES = [
     Case("box-sticks-out", 1, "annotations[1]: 000.png: (80, ", _set_box(lambda x, y, w, h, W, H: (W - 10, y, 20, h))),
     Case("area-wrong", 1, "area 9999 of (", _set("train", "annotations", 1, area=9999)),
     Case("duplicate-box", 1, "annotations[20]: 005.jpg", _append("train", "annotations", id=900)),
+    Case("near-duplicate-box", 1, "nearly as (", _shift_last),
     Case("duplicate-box-other-class", 1, "as 'cow'", _append("train", "annotations", id=900, category_id=12)),
     Case("duplicate-annotation-id", 1, "annotations[2]: 000.png: id 1", _set("train", "annotations", 2, id=1)),
     Case("box-whole-image", 1, "(0, 0, 90, 64)", _set_box(lambda x, y, w, h, W, H: (0, 0, W, H))),

@@ -24,6 +24,7 @@ FOR_THE_OWNER = {  # warnings that stay
     "image-mode",
     "box-tiny",
     "duplicate-box-other-class",
+    "near-duplicate-box",
     "similar-category-name",
     "background-class",
     "category-without-boxes",

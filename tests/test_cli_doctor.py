@@ -1,6 +1,10 @@
 """`dino-hf doctor` as a user calls it: what it prints, writes, and its exit code."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -9,6 +13,8 @@ from datasets import Image as ImageFeature
 from typer.testing import CliRunner
 
 from broken_data import CASES, make_data
+from dino_hf.common.output_folders import _HOST
+from dino_hf.data import cleaned_copy
 from dino_hf.tools.cli_doctor import doctor
 
 app = typer.Typer()
@@ -86,8 +92,12 @@ def test_a_cleaned_copy_has_nothing_wrong_and_decides_the_exit_code(broken, tmp_
     before = sorted((path, path.read_bytes()) for path in broken.rglob("*") if path.is_file())
     code, output, _ = call(broken, "--fix", tmp_path / "fixed")
     assert code == 0
-    assert "No error is left in it." in output
-    assert "5 changes, each in" not in output.split("Cleaned copy")[0]
+    text = " ".join(output.split("Cleaned copy")[1].split())
+    assert "2 of 10 images and 9 of 32 boxes are not in the copy: " in text
+    assert "1 image-broken: images that cannot be decoded" in text
+    assert "1 leak: images that are in another split too" in text
+    assert text.endswith("has no errors. Images and entries that could not be read are not in it: 1.")
+    assert "9 of 32 boxes" in (tmp_path / "fixed" / "CHANGES.txt").read_text()
     assert before == sorted((path, path.read_bytes()) for path in broken.rglob("*") if path.is_file())
     assert call(tmp_path / "fixed")[0] == 0
 
@@ -106,7 +116,7 @@ def test_errors_that_a_copy_cannot_cure_end_with_2(tmp_path):
     assert "The boxes of train are probably (x, y, width, height) relative to the image" in output
     assert "boxes-are-normalised" in output
     assert "--fix does." not in output
-    assert "Errors are left, which only you can correct." in output
+    assert "The copy still has errors, which only you can correct." in output
 
 
 def test_pictures_are_drawn(broken, tmp_path):
@@ -159,7 +169,7 @@ def test_corners_in_a_hugging_face_data_set_are_named_and_cured_by_a_box_format(
     assert "error boxes-are-corners (20): boxes that are two corners" in output
     assert call(tmp_path / "train.parquet", "--box-format", "xyxy")[0] == 0
     code, output, _ = call(tmp_path / "train.parquet", "--fix", tmp_path / "fixed")
-    assert (code, "No error is left in it." in output) == (0, True)
+    assert (code, "The copy has no errors." in output) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +197,39 @@ def test_what_is_no_data_set_ends_with_1(tmp_path):
     code, _, errors = call(tmp_path / "nowhere.json")
     assert code == 1
     assert errors == f"error: There is no file or folder {tmp_path / 'nowhere.json'}.\n"
+
+
+def test_advice_names_no_option_that_does_not_help(sound, tmp_path):
+    """Annotations whose images are elsewhere: a copy would be empty."""
+    (tmp_path / "alone").mkdir()
+    file = tmp_path / "alone" / "x.json"
+    file.write_bytes((sound / "train" / "_annotations.coco.json").read_bytes())
+    code, output, _ = call(file)
+    assert code == 2
+    assert "--fix" not in output
+    assert "No image is where the annotations say." in output
+    code, _, errors = call(file, "--fix", tmp_path / "fixed")
+    assert (code, errors.startswith("error: Nothing would be left of")) == (1, True)
+    code, output, _ = call(sound, "--no-images")
+    assert (code, "Nothing is wrong" in output) == (0, False)
+    assert "No error was found in the annotations; the images were not opened (1 note)." in output
+
+
+def test_leftovers_of_a_killed_process_are_removed(broken, tmp_path):
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    leftover = tmp_path / f".fixed.{_HOST}-{int(process.stdout)}.partial"
+    leftover.mkdir()
+    (leftover / "half.png").write_bytes(b"half")
+    assert call(broken, "--fix", tmp_path / "fixed")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["fixed"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(broken, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(cleaned_copy.shutil, "copyfile", full)
+    code, _, errors = call(broken, "--fix", tmp_path / "fixed")
+    assert code == 1
+    assert errors.endswith("the disk is full; make room, or choose another place.\n")
+    assert list(tmp_path.iterdir()) == []

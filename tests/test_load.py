@@ -83,7 +83,8 @@ def test_boxes_without_size_are_left_out_and_a_note_says_so(splits, tmp_path):
     json_file.write_text(json.dumps(content))
     data = load_data(folder, validation_fraction=0)
     assert (
-        "1 boxes have no size and are left out of training and evaluation; the first is annotations[2]" in data.notes[1]
+        "train: 1 box has no size and is left out of training and evaluation; the first is annotations[2]"
+        in data.notes[1]
     )
     assert (
         sum(map(len, (objects["bbox"] for objects in data.train.dataset["objects"]))) == len(content["annotations"]) - 1

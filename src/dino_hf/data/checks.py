@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .box_table import LAYOUT_TEXTS, BoxTable, Reading, count_boxes, make_box_table, stated_sizes
+from .box_repeats import near_repeats, repeated_boxes
+from .box_table import LAYOUT_TEXTS, Reading, count_boxes, make_box_table, stated_sizes
 from .categories import groups_of_others
 from .data_statistics import describe
 from .findings import Finding, FindingCollector, Offender, box_text, count_text
@@ -78,12 +79,33 @@ def inspect(
         _check_reading(found, name, readings[name])
         if readings[name].is_as_read:  # else each box would be wrong in ways that mean nothing
             _check_geometry(found, name)
-        _check_repetitions(found, name)
+        _check_repetitions(found, name, readings[name])
         _check_counts(found, name, facts[name])
     check_copies(found, facts)
+    _fit_advice(found, facts)
     pixels = {name: readings[name].to_xywh(table, raw.format) for name, table in tables.items()}
     statistics = describe(raw, tables, pixels, sizes)
     return Report(str(raw.origin), raw.format, found.findings(), statistics, facts, fits, readings, check_images)
+
+
+def _fit_advice(found: FindingCollector, facts: dict[str, list[ImageFacts]]) -> None:
+    """Replace advice that does not help for these data."""
+    splits = found.raw.splits
+    found.can_be_copied = any(
+        facts[name][place].is_readable
+        for name, table in found.tables.items()
+        for place in np.unique(table.image[table.image >= 0])
+    )
+    listed = [fact for of_split in facts.values() for fact in of_split]
+    if listed and all(fact.is_missing for fact in listed):
+        found.cures["image-missing"] = (
+            "No image is where the annotations say. Put the images there, or give the folder that has both the images and the "
+            "annotations."
+        )
+    if "train" in splits and "validation" not in splits:
+        one_side = "Training holds out a part of these images, and keeps copies on one side of that split."
+        found.cures["duplicate-image"] = f"Keep one of them. {one_side}"
+        found.cures["near-copy"] = f"Keep one if they are the same picture. {one_side}"
 
 
 def _check_problems(found: FindingCollector, images_are_decoded: bool) -> None:
@@ -210,6 +232,9 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
     kind = kind_of_reading(reading, found.raw.format)
     if not reading.is_sure:
         found.not_fixed.add(kind)
+    if found.raw.format == "huggingface":
+        box_format = f"{reading.layout}{'n' if reading.is_relative else ''}"
+        found.cures[kind] = f"Name their format with --box-format {box_format}, or convert them."
     found.add_boxes(kind, name, table.is_number, detail=detail)
 
 
@@ -250,7 +275,7 @@ def _check_geometry(found: FindingCollector, name: str) -> None:
     )
 
 
-def _check_repetitions(found: FindingCollector, name: str) -> None:
+def _check_repetitions(found: FindingCollector, name: str, reading: Reading) -> None:
     split, table = found.raw.splits[name], found.tables[name]
     same_class, other_class = repeated_boxes(table)
     found.add_boxes("duplicate-box", name, same_class)
@@ -262,26 +287,22 @@ def _check_repetitions(found: FindingCollector, name: str) -> None:
         return f"{box_text(split.annotations[place]['bbox'])} as {text!r}"
 
     found.add_boxes("duplicate-box-other-class", name, other_class, class_text)
+    if reading.is_as_read:
+        pairs = near_repeats(table)
+        first_of = np.full(len(table.boxes), -1)
+        first_of[pairs[::-1, 1]] = pairs[::-1, 0]  # the earliest one that a box nearly repeats
+
+        def pair_text(place: int) -> str:
+            box, first = (split.annotations[one]["bbox"] for one in (place, first_of[place]))
+            return f"{box_text(box)}, nearly as {box_text(first)}"
+
+        found.add_boxes("near-duplicate-box", name, first_of >= 0, pair_text)
     if found.raw.format != "coco":  # elsewhere an id counts the boxes of an image, if anything, and nobody reads it
         return
     ids = [entry.get("id") for entry in split.annotations]
     is_repeated = np.zeros(len(ids), dtype=bool)
     is_repeated[repeated_places(ids)] = True
     found.add_boxes("duplicate-annotation-id", name, is_repeated, lambda place: f"id {ids[place]}")
-
-
-def repeated_boxes(table: BoxTable) -> tuple[np.ndarray, np.ndarray]:
-    """(N,), (N,): whether a box repeats an earlier one of its image and class, and whether it repeats one of another class."""
-    same_class, other_class = np.zeros((2, len(table.boxes)), dtype=bool)
-    compared = np.flatnonzero(table.is_number & (table.image >= 0) & ~table.is_crowd)
-    keys = np.column_stack([table.image[compared], table.boxes[compared], table.category[compared]])  # (M, 6)
-    order = np.lexsort(keys.T[::-1])  # stable: the first one of equals stays first
-    is_same = keys[order][1:] == keys[order][:-1]  # (M - 1, 6)
-    same_box = is_same[:, :5].all(1)
-    repeating = compared[order][1:]
-    same_class[repeating[same_box & is_same[:, 5]]] = True
-    other_class[repeating[same_box & ~is_same[:, 5]]] = True
-    return same_class, other_class
 
 
 def _check_counts(found: FindingCollector, name: str, facts: list[ImageFacts]) -> None:

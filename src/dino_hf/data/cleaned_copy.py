@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..common.output_folders import folder_beside
 from .checks import Report
 from .cleaning import ANNOTATION_FILE, Change, CleanedSplit, Cleaner, portable_name
 from .findings import count_text
+from .kinds import KINDS, UNREAD_IMAGES, UNREADABLE
 from .raw import RawDataset, image_file
 
 
@@ -21,6 +23,31 @@ class CleanedCopy(NamedTuple):
     kept: list[str]  # one sentence for each thing that only the owner of the data can decide
     num_images: dict[str, int]  # by split
     num_boxes: dict[str, int]
+    num_original_images: int  # of all splits
+    num_original_boxes: int
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Kind of finding -> how many images, boxes or other entries are not in the copy because of it. The boxes of an image that
+        is left out do not count."""
+        return dict(Counter(change.kind for change in self.changes if change.action == "left out").most_common())
+
+    @property
+    def left_out_texts(self) -> list[str]:
+        """Sentences that say what is not in the copy; none if all is."""
+        if not self.left_out:
+            return []
+        num_images = self.num_original_images - sum(self.num_images.values())
+        num_boxes = self.num_original_boxes - sum(self.num_boxes.values())
+        total = f"{num_images:,} of {count_text(self.num_original_images, 'image')}"
+        total += f" and {num_boxes:,} of {count_text(self.num_original_boxes, 'box')} are not in the copy:"
+        kinds = [f"{count:,} {kind}: {KINDS.get(kind, UNREADABLE).what}" for kind, count in self.left_out.items()]
+        return [total, *kinds]
+
+    @property
+    def num_unread(self) -> int:
+        """Images and entries that are not in the copy because they could not be read."""
+        return sum(count for kind, count in self.left_out.items() if kind in UNREAD_IMAGES or kind not in KINDS)
 
     @property
     def size_texts(self) -> list[str]:
@@ -49,9 +76,10 @@ def write_cleaned_copy(
 
     Args:
         report: of `inspect(raw)`, which must have looked at the images.
-        folder: new, or empty; it appears when all is written. Until then the copy is beside it, as `.<name>.<process>.partial`.
+        folder: new, or empty; it appears when all is written. Until then the copy is in a hidden folder beside it, which the
+            next call removes if the process is killed.
         progress: called with the number of images written, and of all.
-        drop_near_copies: also leave out images that only look like one in another split.
+        drop_near_copies: also leave out images that only look like one in another split, and boxes that nearly repeat another.
     Raises:
         ValueError: the folder is not empty or lies within the original, the report is without images, or nothing is left.
     """
@@ -63,22 +91,19 @@ def write_cleaned_copy(
     splits = {name: split for name in raw.splits if (split := cleaner.clean(name)).images}
     if not any(split.annotations for split in splits.values()):
         raise ValueError(f"Nothing would be left of {raw.origin}: no image has a box that can be used.")
-    # Beside the target, to be renamed there: whoever stops this half-way finds nothing that looks whole.
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    temporary.mkdir(parents=True)
-    try:
-        _write_splits(raw, temporary, splits, cleaner.categories, progress)
-        num_images = {name: len(split.images) for name, split in splits.items()}
-        num_boxes = {name: len(split.annotations) for name, split in splits.items()}
-        result = CleanedCopy(folder, cleaner.changes, cleaner.kept, num_images, num_boxes)
-        _write_changes(temporary, str(raw.origin), result)
-        if folder.is_dir():
-            folder.rmdir()  # it is empty
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    num_images = {name: len(split.images) for name, split in splits.items()}
+    num_boxes = {name: len(split.annotations) for name, split in splits.items()}
+    originals = [sum(len(entries) for entries in column) for column in zip(*_entries(raw), strict=True)]
+    result = CleanedCopy(folder, cleaner.changes, cleaner.kept, num_images, num_boxes, *originals)
+    with folder_beside(folder) as beside:
+        _write_splits(raw, beside, splits, cleaner.categories, progress)
+        _write_changes(beside, str(raw.origin), result)
+        check_target(raw, folder)  # it may have been filled meanwhile
     return result
+
+
+def _entries(raw: RawDataset) -> list[tuple[list[dict], list[dict]]]:
+    return [(split.images, split.annotations) for split in raw.splits.values()]
 
 
 def check_target(raw: RawDataset, folder: str | Path) -> None:
@@ -155,6 +180,8 @@ def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:
     lines += ["", count_text(len(changes), "change")]
     counts = Counter((change.kind, change.action) for change in result.changes)
     lines += [f"  {count:>7}  {kind}: {action}" for (kind, action), count in counts.most_common()]
+    if texts := result.left_out_texts:
+        lines += ["", texts[0], *(f"  {text}" for text in texts[1:])]
     if result.kept:
         lines += ["", "Left as it is, for you to decide", *(f"  {text}" for text in result.kept)]
     lines += ["", "Each change"]

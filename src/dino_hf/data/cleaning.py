@@ -9,8 +9,9 @@ import numpy as np
 
 from ..common.images import IMAGE_SUFFIXES
 from .box_cleaning import CleanedBoxes, ImageGeometry, clean_boxes
+from .box_repeats import near_repeats, repeated_boxes, without_near_repeats
 from .box_table import LAYOUT_TEXTS, BoxTable, count_boxes, make_box_table, stated_sizes
-from .checks import Report, images_of_others, kind_of_reading, repeated_boxes
+from .checks import Report, images_of_others, kind_of_reading
 from .findings import box_text, count_text
 from .image_checks import find_copies, is_not_here
 from .image_facts import ImageFacts, image_key
@@ -228,6 +229,7 @@ class Cleaner:
         is_kept = cleaned.is_kept & (image >= 0) & (table.category >= 0)
         final = table._replace(boxes=cleaned.boxes, image=np.where(is_kept, image, -1), category=category)
         is_repeat, _ = repeated_boxes(final)
+        is_near_repeat = self._near_repeats(name, final)
         annotations, taken, others = [], set(), images_of_others(self.raw, name)
         next_id = 1 + max((entry["id"] for entry in split.annotations if isinstance(entry.get("id"), int)), default=0)
         for place, entry in enumerate(split.annotations):
@@ -242,8 +244,10 @@ class Cleaner:
                 kind, before = "unknown-category", f"category_id {entry.get('category_id')!r}"
             elif is_repeat[place]:
                 kind = "duplicate-box"
+            elif is_near_repeat[place]:
+                kind = "near-duplicate-box"
             box, area = cleaned.boxes[place].tolist(), float(cleaned.areas[place])
-            stays = is_kept[place] and not is_repeat[place]
+            stays = is_kept[place] and not is_repeat[place] and not is_near_repeat[place]
             if kind:
                 if kind in ("area-wrong", "area-not-number"):
                     before, after = f"area {entry['area']}", f"area {area:.6g}"
@@ -273,6 +277,20 @@ class Cleaner:
                 }
             )
         return annotations
+
+    def _near_repeats(self, name: str, table: BoxTable) -> np.ndarray:
+        """(N,) whether a box is left out because it nearly repeats another one; only on request."""
+        if not self.report.readings[name].is_as_read and not self.report.readings[name].is_sure:
+            return np.zeros(len(table.boxes), dtype=bool)  # they are no boxes in pixels
+        pairs = near_repeats(table)
+        count = len(np.unique(pairs[:, 1]))
+        if count and not self.drop_near_copies:
+            repeat, are, them = ("repeats", "is", "it") if count == 1 else ("repeat", "are", "them")
+            self.kept.append(
+                f"{count_text(count, 'box')} of {name} nearly {repeat} another one of the same class, and {are} still there. Look "
+                f"at {them}; --drop-near-copies leaves {them} out."
+            )
+        return ~without_near_repeats(pairs if self.drop_near_copies else pairs[:0], len(table.boxes))
 
     def _geometry(self, name: str) -> tuple[ImageGeometry, np.ndarray]:
         """Of the images of a split; and (I, 2) the sizes that its boxes are for."""

@@ -52,6 +52,8 @@ class FindingCollector:
         self._offenders: dict[str, list[Offender]] = {}
         self._details: dict[str, str] = {}
         self.not_fixed: set[str] = set()  # kinds that a cleaned copy usually corrects, but not here
+        self.cures: dict[str, str] = {}  # kind -> what to do here, instead of what helps usually
+        self.can_be_copied = True  # whether a cleaned copy would have anything in it
 
     def add(self, kind: str, offenders: Iterable[Offender], count: int | None = None, detail: str = "") -> None:
         """
@@ -110,8 +112,9 @@ class FindingCollector:
         for kind, count in self._counts.items():
             known = KINDS.get(kind, UNREADABLE)
             what = known.what + (f" ({self._details[kind]})" if kind in self._details else "")
-            is_fixed = known.is_fixed and kind not in self.not_fixed
-            found.append(Finding(kind, known.severity, count, what, known.cure, self._offenders[kind], is_fixed))
+            is_fixed = self.can_be_copied and known.is_fixed and kind not in self.not_fixed
+            cure = self.cures.get(kind, known.cure)
+            found.append(Finding(kind, known.severity, count, what, cure, self._offenders[kind], is_fixed))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count, one.kind))
 
 

@@ -15,7 +15,7 @@ class Kind(NamedTuple):
 
 
 _COPY_THEM = "Copy the files anew, or take their entries out"
-_CONVERT = "Convert them; those of a Hugging Face data set can be named instead, as in --box-format"
+_CONVERT = "Convert them to what the format says"
 
 KINDS = {
     # files and images
@@ -75,7 +75,7 @@ KINDS = {
     "image-orientation-unclear": Kind(
         "warning",
         "images with an EXIF orientation that the stated size neither confirms nor denies",
-        "Look at the pictures of suspects; training shows such images upright. Save them upright and without the tag.",
+        "Look at them, as --pictures draws them; training shows such images upright. Save them upright and without the tag.",
     ),
     "image-mode": Kind(
         "warning",
@@ -116,22 +116,22 @@ KINDS = {
     "boxes-are-corners": Kind(
         "error",
         "boxes that are two corners instead of what their format says",
-        f"{_CONVERT} xyxy.",
+        f"{_CONVERT}.",
         True,
     ),
     "boxes-are-xywh": Kind(
-        "error", "boxes that are (x, y, width, height) instead of what their format says", f"{_CONVERT} xywh.", True
+        "error", "boxes that are (x, y, width, height) instead of what their format says", f"{_CONVERT}.", True
     ),
     "boxes-are-centres": Kind(
         "error",
         "boxes that are centre, width and height instead of what their format says",
-        f"{_CONVERT} cxcywh.",
+        f"{_CONVERT}.",
         True,
     ),
     "boxes-are-normalised": Kind(
         "error",
         "boxes that are relative to their image instead of in pixels",
-        f"{_CONVERT} xywhn.",
+        f"{_CONVERT}.",
         True,
     ),
     "boxes-are-pixels": Kind(
@@ -178,6 +178,11 @@ KINDS = {
     ),
     "duplicate-box": Kind(
         "warning", "boxes that repeat another one of the same class", "Keep one: the others can only be missed.", True
+    ),
+    "near-duplicate-box": Kind(
+        "warning",
+        "boxes that cover another one of the same class almost wholly, so that one thing seems to be annotated twice",
+        "Look at them and keep one of each two; --fix does with --drop-near-copies.",
     ),
     "duplicate-box-other-class": Kind(
         "warning", "boxes that repeat another one as another class", "Decide which class is meant."
@@ -278,3 +283,4 @@ KINDS = {
     ),
 }
 UNREADABLE = Kind("error", "entries that cannot be read", "Correct or remove them.", True)
+UNREAD_IMAGES = {"image-missing", "image-broken", "image-too-large", "image-mode-unknown", "outside"}

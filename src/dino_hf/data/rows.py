@@ -167,10 +167,9 @@ def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> t
         )
     if not without_size:
         return objects, []
-    return objects, [
-        f"{split.origin}: {len(without_size)} boxes have no size and are left out of training and evaluation; the first is "
-        f"{without_size[0]}."
-    ]
+    count = "1 box has no size and is" if len(without_size) == 1 else f"{len(without_size)} boxes have no size and are"
+    note = f"{count} left out of training and evaluation; the first is {without_size[0]}."
+    return objects, [f"{split.origin}, {split.name}: {note}"]
 
 
 def _by_id(entries: list[dict], kind: str, origin: Path | str) -> dict[int, dict]:

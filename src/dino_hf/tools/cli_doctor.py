@@ -24,7 +24,7 @@ def doctor(
         bool,
         typer.Option(
             "--drop-near-copies",
-            help="With --fix, also leave out images that look like one in another split.",
+            help="With --fix, also leave out images that look like one in another split, and boxes that nearly repeat another.",
             rich_help_panel="Results",
         ),
     ] = False,

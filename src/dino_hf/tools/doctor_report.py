@@ -20,6 +20,7 @@ from ..data.kinds import SEVERITIES
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
 _MOST_CLASSES = 15  # in the table
 _BAR = 16  # characters
+_MOST_SENTENCES = 20  # about what is left to the owner of the data
 
 
 @contextmanager
@@ -67,6 +68,8 @@ def verdict(report: Report) -> str:
     kinds = f" ({', '.join(parts)})" if parts else ""
     if counts["error"]:
         return f"The data cannot be used as they are{kinds}."
+    if not report.images_were_decoded:
+        return f"No error was found in the annotations; the images were not opened{kinds}."
     return f"Nothing is wrong that would stop training or falsify AP{kinds}."
 
 
@@ -175,15 +178,26 @@ def print_copy(copy: CleanedCopy, report: Report) -> None:
     console = make_console(markup=True)
     console.print()
     console.print(Text(f"Cleaned copy in {copy.folder}: {'; '.join(copy.size_texts)}.", style="bold"))
-    console.print(Text(f"{number_of(len(copy.changes), 'change')}, written down in {copy.folder / 'CHANGES.txt'}."))
-    for text in copy.kept:
+    changes = f"{number_of(len(copy.changes), 'change')}, written down in {copy.folder / 'CHANGES.txt'}."
+    console.print(Text(changes), soft_wrap=True)
+    for number, text in enumerate(copy.left_out_texts):
+        console.print(Padding(Text(text), (0, 0, 0, 2 if number else 0), expand=False))
+    for text in copy.kept[:_MOST_SENTENCES]:
         console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+    if (more := len(copy.kept) - _MOST_SENTENCES) > 0:
+        console.print(Padding(Text(f"and {more:,} more sentences in CHANGES.txt"), (0, 0, 0, 2), expand=False))
     for finding in report.findings:
         if finding.severity == "error":
             _print_finding(console, finding._replace(is_fixed=False), 3)  # it could not be
-    console.print(
-        Text(
-            "Errors are left, which only you can correct." if report.has_errors else "No error is left in it.",
-            style="bold",
+    console.print(Text(_verdict_of_copy(copy, report), style="bold"))
+
+
+def _verdict_of_copy(copy: CleanedCopy, report: Report) -> str:
+    if report.has_errors:
+        return "The copy still has errors, which only you can correct."
+    if copy.num_unread:
+        return (
+            "What is in the copy has no errors. Images and entries that could not be read are not in it: "
+            f"{copy.num_unread:,}."
         )
-    )
+    return "The copy has no errors."
