@@ -53,7 +53,7 @@ class DinoDetrDenoising(nn.Module):
         boxes = self._noised_boxes(targets.boxes.expand(*place.shape, 4))
 
         batch_size, num_denoising = len(targets.counts), num_groups * group_size
-        embedded = self.label_embedding(labels)  # (2, G, T, C)
+        embedded = self.label_embedding(labels).to(device)  # (2, G, T, C)
         content = embedded.new_zeros(batch_size, num_denoising, embedded.shape[-1])
         # Also without any box this leaves the embedding in the graph: distributed training waits for each gradient.
         content = content.index_put((image, place), embedded)  # (B, N, C)

@@ -79,7 +79,7 @@ class DinoDetrEncoder(nn.Module):
             masks = levels.split(levels.padding_mask)  # L x (B, h * w)
             masks = [mask.unflatten(1, shape) for mask, shape in zip(masks, levels.shapes, strict=True)]
             positions = [embed_map(mask, *sine) for mask in masks]
-        level_embed = self.level_embed(torch.arange(len(positions), device=device))  # (L, C)
+        level_embed = self.level_embed(torch.arange(len(positions), device=device)).to(device)  # (L, C)
         return flatten_maps(
             [position + embed[:, None, None] for position, embed in zip(positions, level_embed, strict=True)]
         )

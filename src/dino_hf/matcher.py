@@ -36,6 +36,9 @@ class DenoisingAnswers:
     num_groups: int
     share: float = 1.0  # of the boxes that have queries; below 1 if `max_denoising_queries` left some out
 
+    def to(self, device: torch.device) -> "DenoisingAnswers":
+        return DenoisingAnswers(Matches(*(index.to(device) for index in self.matches)), self.num_groups, self.share)
+
 
 class CostWeights(NamedTuple):
     """Weights of the matching cost."""

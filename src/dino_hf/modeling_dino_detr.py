@@ -1,6 +1,7 @@
 """DINO as a model of transformers: `DinoDetrModel` is the detector, `DinoDetrForObjectDetection` adds its objective."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,11 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True  # flash and flex attention cannot express the denoising mask
-    _no_split_modules = ["DinoDetrBackbone", "DinoDetrEncoderLayer", "DinoDetrDecoderLayer"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        *("DinoDetrBackbone", "DinoDetrEncoderLayer", "DinoDetrQuerySelection", "DinoDetrDenoising"),
+        # Boxes go from layer to layer, beside the heads.
+        *("DinoDetrDecoder", "DinoDetrDecoderLayer"),
+    ]
     accepts_loss_kwargs = False  # the loss normalises by boxes itself
 
     def _init_weights(self, module):
@@ -190,7 +195,9 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             labels: see `DinoDetrForObjectDetection`; used in training, for denoising, and for the mask where none is given.
         """
         pixel_mask = _check_inputs(pixel_values, pixel_mask, labels)
-        pixel_values = pixel_values.to(self.dtype)
+        # A replica of nn.DataParallel has tensors in the place of its parameters.
+        is_replica = getattr(self, "_is_replica", False)
+        pixel_values = pixel_values.to(self.encoder.level_embed.weight.dtype if is_replica else self.dtype)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -208,8 +215,9 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         if self.training and labels is not None and self.denoising is not None:
             targets = collect_targets(labels, len(pixel_values), self.config.num_labels, pixel_values.device)
             denoising = self.denoising(targets, num_queries=queries.shape[1])
-            queries = torch.cat([denoising.content, queries], dim=1)  # (B, N + Q, C)
-            references = torch.cat([denoising.references, references], dim=1)  # (B, N + Q, 4)
+            device = queries.device  # another one, where `device_map` spreads the model
+            queries = torch.cat([denoising.content.to(device), queries], dim=1)  # (B, N + Q, C)
+            references = torch.cat([denoising.references.to(device), references], dim=1)  # (B, N + Q, 4)
             num_denoising, attention_mask = denoising.content.shape[1], denoising.attention_mask
 
         queries = carries_gradient(queries, self.decoder.layers)
@@ -300,6 +308,12 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
             ValueError: inputs or labels of a wrong form, in the user's words.
         """
         if labels is not None:
+            if getattr(self, "_is_replica", False) and not isinstance(labels, Mapping):
+                raise ValueError(
+                    "nn.DataParallel, which Trainer uses for several GPUs of one process, cuts every tensor in a list of labels to "
+                    "pieces: start one process for each GPU by torchrun, or pass labels as one dictionary of padded tensors, as "
+                    "dino_hf.training.DetectionCollator does."
+                )
             labels, pixel_mask = targets_and_mask(labels, pixel_values, pixel_mask, self.config.num_labels)
         outputs = self.model(
             pixel_values,
@@ -321,12 +335,15 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
             targets: of `collect_targets`, for the same images.
             num_items_in_batch: see `forward`.
         """
+        device, denoising = outputs.intermediate_logits.device, outputs.denoising  # `device_map` may spread the model
         # The encoder's proposals first, as if they came from a layer.
         logits = torch.cat(
-            [outputs.enc_topk_logits[None], outputs.intermediate_logits.transpose(0, 1)]
+            [outputs.enc_topk_logits[None].to(device), outputs.intermediate_logits.transpose(0, 1)]
         )  # (1 + D, B, Q, K)
-        boxes = torch.cat([outputs.enc_topk_bboxes[None], outputs.intermediate_pred_boxes.transpose(0, 1)])
-        loss, logs = self.criterion(logits, boxes, targets, outputs.denoising, num_items_in_batch)
+        boxes = torch.cat([outputs.enc_topk_bboxes[None].to(device), outputs.intermediate_pred_boxes.transpose(0, 1)])
+        if denoising is not None:
+            denoising = denoising._replace(answers=denoising.answers.to(device))
+        loss, logs = self.criterion(logits, boxes, targets.to(device), denoising, num_items_in_batch)
         return _detections(outputs, loss, logs)
 
 

@@ -25,6 +25,9 @@ class Targets:
         image = torch.arange(len(self.counts), device="cpu").repeat_interleave(counts)
         return image.to(self.boxes.device, non_blocking=True)
 
+    def to(self, device: torch.device) -> "Targets":
+        return Targets(self.class_labels.to(device), self.boxes.to(device), self.counts)
+
     @property
     def position(self) -> Tensor:
         """(T,) index of each box within its image."""
