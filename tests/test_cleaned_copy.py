@@ -374,3 +374,28 @@ def test_without_any_box_there_is_nothing_to_copy(tmp_path):
     with pytest.raises(ValueError, match=r"Nothing would be left of .*data: no image has a box"):
         fix(break_data(case, tmp_path / "data"), tmp_path / "fixed")
     assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.mark.parametrize(("width", "is_scaled"), [(979, True), (980, False)])  # sides times 10.093 and 10.103, and 10
+def test_a_resized_image_may_have_another_shape_by_a_hundredth(width, is_scaled, tmp_path):
+    contents = make_data(tmp_path / "data")
+    make_picture(1, width, 670).save(tmp_path / "data/train/001.jpg")
+    copy = fix(as_raw(tmp_path / "data", contents), tmp_path / "fixed")
+    assert [change.action for change in copy.changes] == ["boxes scaled" if is_scaled else "left out"]
+
+
+@pytest.mark.parametrize(("num_alike", "num_left"), [(3, 3), (4, 6)])  # of 6 images
+def test_near_copies_stay_if_they_are_more_than_half_of_the_split(num_alike, num_left, tmp_path):
+    contents = make_data(tmp_path / "data")
+    frame = np.asarray(make_picture(100, 180, 120)).astype(int)
+    for number, (name, image) in enumerate(
+        [("validation", contents["validation"]["images"][0])]
+        + [("train", image) for image in contents["train"]["images"][:num_alike]]
+    ):
+        noise = np.random.default_rng(number).integers(-4, 5, frame.shape)
+        picture = Image.fromarray(np.clip(frame + noise, 0, 255).astype(np.uint8))
+        picture.save(tmp_path / "data" / name / image["file_name"], quality=95)
+        image.update(width=180, height=120)
+    raw = as_raw(tmp_path / "data", contents)
+    copy = write_cleaned_copy(raw, inspect(raw), tmp_path / "fixed", drop_near_copies=True)
+    assert copy.num_images == {"train": num_left, "validation": 4}

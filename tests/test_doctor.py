@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.box_ops import cxcywh_to_xyxy
+from dino_hf.matcher import Matches
 from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
 from dino_hf.training.doctor import (
@@ -22,6 +24,7 @@ from dino_hf.training.doctor import (
     TrainingDoctor,
     average_largest,
     changes,
+    examine,
     find_dead_classes,
     find_detector,
     merge,
@@ -526,3 +529,28 @@ def test_two_processes_report_what_one_does(tmp_path):
         assert {name: found[name] for name in expected.keys() - random} == pytest.approx(
             {name: expected[name] for name in expected.keys() - random}, rel=1e-4
         )
+
+
+def test_the_borders_of_what_the_doctor_counts():
+    before = {(1, 0): Match(3, [0.5, 0.5, 0.3, 0.2])}
+    for shift, share in ((0.0999, 0.0), (0.1001, 1.0)):  # of a box of 0.3: GIoU 0.5
+        now = {(1, 0): Match(3, [0.5 + shift, 0.5, 0.3, 0.2])}
+        assert changes(before, now) == {"match_changed": 0.0, "match_moved": share}
+    assert find_dead_classes([answer(label=1, score=0.05), answer(label=2, score=0.0501)]) == [1]
+
+
+@pytest.mark.parametrize(("height", "is_small"), [(31.9, True), (32.0, False)])
+def test_objects_below_32_x_32_pixels_are_small(height, is_small):
+    box = torch.tensor([[[0.5, 0.5, 0.5, height / 128]]])  # of 64 x 128 pixels, width and height
+    labels = {
+        "class_labels": torch.zeros(1, 1, dtype=torch.int64),
+        "boxes": box,
+        "orig_size": torch.tensor([[128, 64]]),
+        "image_id": torch.tensor([5]),
+    }
+    outputs = SimpleNamespace(
+        intermediate_logits=torch.zeros(1, 2, 1, 1), enc_topk_bboxes=box, logits=torch.zeros(1, 1, 1)
+    )
+    zero = torch.zeros(1, dtype=torch.int64)
+    found = examine(labels, outputs, Matches(zero + 2, zero, zero, zero))
+    assert found[5, 0].is_small == is_small

@@ -6,6 +6,7 @@ import pytest
 from dino_hf.evaluation import bootstrap
 from dino_hf.evaluation.bootstrap import (
     centre,
+    check_memory,
     check_num_bootstrap,
     draw_images,
     interval,
@@ -160,3 +161,26 @@ def test_resamples_that_do_not_fit_into_memory_are_refused():
         ValueError, match=r"10000 resamples of 100000 images and 1000 classes need 4.2 GiB; choose num_b"
     ):
         bootstrap.check_memory(10_000, 100_000, 1000)
+
+
+def test_40_to_10_000_resamples_give_intervals():
+    for num_bootstrap in (0, 40, 10_000):
+        check_num_bootstrap(num_bootstrap)
+    for num_bootstrap in (1, 39, 10_001):
+        with pytest.raises(ValueError, match=f"num_bootstrap={num_bootstrap} is"):
+            check_num_bootstrap(num_bootstrap)
+
+
+def test_resamples_take_2_gib_at_most():
+    check_memory(1, 2**29, 0)
+    with pytest.raises(ValueError, match="choose num_bootstrap 40, or 0"):
+        check_memory(1, 2**29 + 1, 0)
+    # 4 bytes of each image and 8 of each of the six numbers of a class: 4,960 for each resample
+    check_memory(432_960, 40, 100)
+    with pytest.raises(ValueError, match=r"need 2\.0 GiB; choose num_bootstrap 432900, or 0"):
+        check_memory(432_961, 40, 100)
+
+
+def test_an_interval_holds_the_middle_95_hundredths():
+    samples = np.linspace(0.3, 0.7, 1001)
+    assert interval(samples, 0.5) == pytest.approx((0.31, 0.69), abs=1e-6)

@@ -1,12 +1,14 @@
 """Images that would stop an epoch are found before the first step."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 
-from dino_hf.data import load_data
+from dino_hf.data import CocoData, DetectionData, load_data
 from dino_hf.training import image_check
 from dino_hf.training.image_check import bad_images, leave_out_bad_images
 
@@ -90,3 +92,30 @@ def test_most_images_are_not_left_out(folder, num_bad):
     else:
         with pytest.raises(ValueError, match=r"4 of 6 train images .*And 1 more.*too many"):
             leave_out_bad_images(data, "skip", False)
+
+
+@pytest.mark.parametrize(("count", "is_decoded"), [(2000, True), (2001, False)])
+def test_up_to_2000_images_are_decoded(count, is_decoded, monkeypatch):
+    seen = []
+    monkeypatch.setattr(image_check, "bad_images", lambda data, decode: seen.append(decode) or {})
+    splits = SimpleNamespace(
+        train=SimpleNamespace(dataset=range(count - 7)), validation=SimpleNamespace(dataset=range(7))
+    )
+    assert leave_out_bad_images(splits, "skip", False) == (splits, [])
+    assert seen == [is_decoded] * 2
+
+
+@pytest.mark.parametrize(("num_bad", "text"), [(3, "a. b. c. They"), (4, "a. b. c. And 1 more. They")])
+def test_three_bad_images_are_named_and_half_may_be_left_out(num_bad, text, monkeypatch):
+    bad = dict(zip(range(num_bad), ("a.", "b.", "c.", "d."), strict=False))
+    monkeypatch.setattr(image_check, "bad_images", lambda data, decode: bad)
+    for count, is_refused in ((2 * num_bad, False), (2 * num_bad - 1, True)):
+        data = CocoData(Dataset.from_dict({"number": range(count)}), {1: "roo"}, [1])
+        splits = DetectionData(data, None, None, [], "here")
+        if is_refused:
+            with pytest.raises(ValueError, match="They are too many to leave out"):
+                leave_out_bad_images(splits, "skip", False)
+            continue
+        found, (warning,) = leave_out_bad_images(splits, "skip", False)
+        assert text in warning
+        assert found.train.dataset["number"] == list(range(num_bad, count))

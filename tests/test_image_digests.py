@@ -1,6 +1,7 @@
 """Images that are the same are known by their content, and no split puts them on both sides."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,3 +98,30 @@ def test_packed_digests_come_back():
     assert unpack(pack([*digests, None, digests[0]])) == set(digests)
     for text in (None, 7, "not base64!", "", ["a"], "AAAA"):
         assert unpack(text) == set()
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_16_kib_at_each_end_are_read_and_a_digest_has_5_bytes(is_stored, tmp_path):
+    def digest(content: bytearray) -> bytes:
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        return digests_module._digest({"bytes": bytes(content)} if is_stored else {"bytes": None, "path": str(path)})
+
+    content = bytearray(60_000)
+    usual = digest(content)
+    assert len(usual) == 5
+    for place, is_read in ((0, True), (16_383, True), (16_384, False), (43_615, False), (43_616, True), (59_999, True)):
+        content[place] = 1
+        assert (digest(content) != usual) == is_read, place
+        content[place] = 0
+    assert digest(content + b"\0") != usual
+
+
+@pytest.mark.parametrize(("count", "is_noted"), [(5000, False), (5001, True)])
+def test_near_copies_are_looked_for_in_up_to_5000_images(count, is_noted, monkeypatch):
+    column = {"file_name": [f"{number}.png" for number in range(count)]}
+    dataset = type("Rows", (), {"select_columns": lambda self, name: self, "__getitem__": lambda self, rows: column})()
+    monkeypatch.setattr(digests_module, "image_digests", lambda data: [None] * count)
+    monkeypatch.setattr(digests_module, "look_at_images", lambda splits, decode: {"": []})
+    _, notes = digests_module.copy_groups(SimpleNamespace(images=[]), SimpleNamespace(dataset=dataset))
+    assert any("near copies are not looked for" in note for note in notes) == is_noted

@@ -181,3 +181,45 @@ def test_few_queries_are_warned_of_below_a_tenth_of_the_tokens(num_queries, is_w
     warnings = few_queries(config, (64, 96))
     assert len(warnings) == is_warned
     assert not is_warned or "about 126 tokens" in warnings[0]
+
+
+def test_twelve_classes_are_listed_and_those_below_ten_boxes_are_told_of():
+    def warning_of(counts: dict[str, int]) -> list[str]:
+        return find_warnings({"classes": counts}, None, [])
+
+    assert warning_of({"fox": 10}) == []
+    assert warning_of({"fox": 9, "owl": 10}) == ["fewer than 10 boxes to train on are of fox."]
+    names = [f"c{number}" for number in range(13)]
+    listed = ", ".join(names[:12])
+    assert warning_of(dict.fromkeys(names[:12], 1)) == [f"fewer than 10 boxes to train on are of {listed}."]
+    assert warning_of(dict.fromkeys(names, 1)) == [f"fewer than 10 boxes to train on are of {listed} and 1 more."]
+
+
+@pytest.mark.parametrize(("count", "num_opened"), [(200, 200), (201, 200), (3, 3)])
+def test_up_to_200_images_are_opened_for_their_sizes(count, num_opened):
+    opened = []
+
+    class Rows:
+        def select_columns(self, names):
+            return self
+
+        def __getitem__(self, index):
+            if index == slice(None):
+                return {"height": [None] * count, "width": [None] * count}
+            opened.append(index)
+            return {"image": Image.new("L", (index + 1, 7))}
+
+    sizes = image_sizes(SimpleNamespace(dataset=Rows()))
+    assert len(sizes) == len(opened) == num_opened
+    assert (opened[0], opened[-1]) == (0, count - 1)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (2**20 - 1, "1024 KiB"), (2**20, "1.0 MiB"), (2**30 - 2**20, "1023 MiB"), (2**30, "1.0 GiB"),
+        (99.9 * 2**20, "99.9 MiB"), (100 * 2**20, "100 MiB"), (100.5 * 2**30, "100 GiB"),
+    ],
+)  # fmt: skip
+def test_a_size_has_the_largest_unit_and_a_decimal_below_100(num_bytes, text):
+    assert size_text(num_bytes) == text

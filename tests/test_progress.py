@@ -150,3 +150,14 @@ def test_the_best_of_both_is_among_the_metrics(metrics, best):
 )
 def test_durations_are_short(seconds, text):
     assert _duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (89.9, "90 s"), (90, "1.5 min"), (569.9, "9.5 min"), (570, "10 min"), (5399, "90 min"), (5400, "1.5 h"),
+        (34199, "9.5 h"), (34200, "10 h"),
+    ],
+)  # fmt: skip
+def test_borders_of_durations(seconds, text):
+    assert _duration(seconds) == text

@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -215,6 +216,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not hasattr(os, "fork"):
         sys.exit("error: this system has no fork; run it on Linux or macOS.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the process that runs the tests ends too
     chosen = modules(arguments.names)
     COPY.mkdir(parents=True, exist_ok=True)
     copy_repository()
