@@ -11,6 +11,7 @@ from typing import NoReturn
 import pytest
 
 SCRIPTS = Path(__file__).parent / "scripts"
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process")
 
 
 def leave() -> NoReturn:
@@ -25,7 +26,10 @@ def leave() -> NoReturn:
 
 
 def exit_code_of_fork(function: Callable[[], object]) -> int:
-    """What a copy of this process ends with that calls a function: 0, 1 if that raises, -9 if it is killed."""
+    """What a copy of this process ends with that calls a function: 0, 1 if that raises, -9 if it is killed.
+
+    Tests that lead here have the mark `needs_fork`.
+    """
     process = os.fork()
     if process == 0:
         status = 1

@@ -1,7 +1,6 @@
 """Checkpoints of a run: which is old, which is damaged, how they reach the disk."""
 
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -68,6 +67,7 @@ def test_code_in_an_optimizer_is_not_run(tmp_path):
 
 def test_files_are_flushed_by_a_descriptor_that_can_write(tmp_path, monkeypatch):
     """As Windows demands it."""
+    fcntl = pytest.importorskip("fcntl", reason="this system has no fcntl")
     checkpoint, flushed = make(tmp_path, 3), []
 
     def fsync(descriptor):

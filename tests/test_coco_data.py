@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from dino_hf import DinoDetrImageProcessor, DinoDetrImageProcessorPil
 from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
 from dino_hf.training.augmentation import Augmentation
+from processes import needs_fork
 
 CONTENT = {
     "images": [
@@ -430,7 +431,8 @@ def test_copies_and_pickles_follow_or_keep_the_epoch(write):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # of Python 3.12, about any fork
 @pytest.mark.parametrize(
-    ("start_method", "num_workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)]
+    ("start_method", "num_workers"),
+    [pytest.param("fork", 2, marks=needs_fork), pytest.param("spawn", 1, marks=pytest.mark.slow)],
 )
 def test_epochs_reach_workers_that_are_running(write, start_method, num_workers):
     data = load_coco(*write(CONTENT))

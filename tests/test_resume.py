@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dino_hf.tools.scenes import make_scenes
+from processes import needs_fork
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_fork]
 
 
 @pytest.fixture(scope="module")

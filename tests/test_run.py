@@ -27,7 +27,7 @@ from dino_hf.training.results import _best
 from dino_hf.training.run import train
 from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config
-from processes import environment_of_scripts
+from processes import environment_of_scripts, needs_fork
 
 QUICK = {"report_to": "none", "use_cpu": True, "num_denoising": 5, "learning_rate": 1e-3}
 
@@ -521,6 +521,7 @@ def test_two_processes_share_a_run_without_being_told_of_the_cpu(folder, tmp_pat
     assert read_json(tmp_path / "out/results.json")["metrics"].keys() >= {"AP"}
 
 
+@needs_fork
 @pytest.mark.slow
 def test_a_run_that_was_killed_five_times_ends_with_the_same_weights(folder, tmp_path):
     """In the first epoch, in the second, in the third, while the best weights are saved, in the evaluation at the end."""
