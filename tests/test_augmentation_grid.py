@@ -16,6 +16,9 @@ from dino_hf.tools.cli import app
 from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import DetectionTransform, load_coco
 from dino_hf.training.augmentation import Augmentation
+from dino_hf.training.run import train
+from dino_hf.training.trainer import DinoDetrTrainer
+from helpers import tiny_config
 
 AUGMENTATION = Augmentation(short_sides=(96, 128), longest_side=200, crop_short_sides=(80,), crop_sizes=(50, 70))
 
@@ -94,6 +97,63 @@ def test_the_command_draws_the_augmentation_of_a_recipe(scenes, tmp_path):
     assert augment(*arguments, "--recipe", "finetune", "--seed", 1, "--overwrite")[0] == 0
     with Image.open(output) as picture:
         assert picture.convert("RGB").tobytes() != first.tobytes()
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A configuration without weights, and an image processor of small images."""
+    tiny_config(num_denoising=5).save_pretrained(tmp_path / "model")
+    DinoDetrImageProcessor(size={"shortest_edge": 40, "longest_edge": 52}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def sizes(drawn) -> set[int]:
+    """The short sides of what was drawn as augmented."""
+    titles = [axes.get_title() for axes, *_ in drawn]
+    numbers = [re.match(r"epoch \d+: (\d+) x (\d+)", title) for title in titles]
+    return {min(int(found[1]), int(found[2])) for found in numbers if found}
+
+
+def test_the_sizes_are_those_of_the_training(scenes, drawn, model, tmp_path):
+    """Of the model that it starts from, or as options of `train` say."""
+    arguments = (scenes, "--output", tmp_path / "grid.png", "--overwrite", "--num-images", 2, "--num-samples", 2)
+    assert augment(*arguments)[0] == 0
+    assert min(sizes(drawn)) > 300
+    drawn.clear()
+    assert augment(*arguments, "--model", model)[0] == 0
+    assert max(sizes(drawn)) <= 40
+    drawn.clear()
+    assert augment(*arguments, "--short-sides", 100, "--crop", 0)[0] == 0
+    assert sizes(drawn) == {100}
+    exit_code, output = augment(*arguments, "--short-sidez", 100)
+    assert (exit_code, "did you mean --short-sides" in output) == (1, True)
+
+
+def test_a_run_shows_its_own_data_recipe_sizes_and_seed(scenes, drawn, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(scenes.parent)
+    run = tmp_path / "run"
+    settings = {"num_denoising": 5, "use_cpu": True, "report_to": "none", "horizontal_flip": 0.0, "crop": 0.0}
+    monkeypatch.setattr(DinoDetrTrainer, "train", lambda self, **_: 1 / 0)  # the run is killed at its start
+    with pytest.raises(ZeroDivisionError):
+        train(scenes.name, model=model, output_dir=run, seed=3, short_sides=[44, 48], longest_side=60, **settings)
+    monkeypatch.chdir(tmp_path)
+    exit_code, output = augment(run, "--output", tmp_path / "grid.png", "--num-images", 9, "--num-samples", 2)
+    assert exit_code == 0, output
+    rows = {axes.get_title().split(":")[0]: axes for axes, *_ in drawn}
+    assert len([name for name in rows if name.startswith("image")]) == 5  # one of six is held out
+    assert sizes(drawn) <= {44, 48}
+    transform = DetectionTransform(DinoDetrImageProcessor(), Augmentation(0.0, (44, 48), 60, crop=0.0), seed=3)
+    row = next(row for row in load_coco(scenes, scenes.parent).dataset if f"image {row['image_id']}" in rows)
+    expected = transform({name: [value] for name, value in row.items()})["pixel_values"][0].shape[1:]
+    place = next(n for n, one in enumerate(drawn) if one[0].get_title().startswith(f"image {row['image_id']}:"))
+    assert drawn[place + 1][0].get_title() == f"epoch 0: {expected[1]} x {expected[0]}"
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"source": None}))
+    exit_code, output = augment(run, "--output", tmp_path / "other.png")
+    assert exit_code == 1
+    assert (
+        "were no file or folder, so they are not on record; give the data set itself, with --recipe finetune." in output
+    )
 
 
 @pytest.mark.parametrize(

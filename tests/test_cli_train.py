@@ -30,7 +30,7 @@ def test_options_and_fields_of_training_arguments_and_recipes_reach_training(cal
         "my-data",
         *("--model", "dino", "--recipe", "paper-12ep", "--output_dir", "out", "--batch_size", 4, "--seed", 3),
         *("--report-to", "wandb", "--report-to", "tensorboard", "--resume", "--validation-fraction", 0.1),
-        *("--on-bad-image", "raise", "--check-images"),
+        *("--on-bad-image", "raise", "--check-images", "--no-training-doctor"),
         *("--learning-rate=1e-3", "--bf16", "--max_steps", 7, "--lr-drop-epochs", 3, 4, "--ema-decay", "none"),
     )
     assert done.exit_code == 0, done.output
@@ -50,6 +50,7 @@ def test_options_and_fields_of_training_arguments_and_recipes_reach_training(cal
         "trust_boxes": None,
         "on_bad_image": "raise",
         "check_images": True,
+        "training_doctor": False,
         "learning_rate": 1e-3,
         "bf16": True,
         "max_steps": 7,

@@ -23,7 +23,8 @@ from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.held_out_loss import HeldOutLoss, num_own_images
 from dino_hf.training.lora import add_lora
 from dino_hf.training.recipes import get_recipe
-from dino_hf.training.trainer import DinoDetrTrainer, _Steps
+from dino_hf.training.steps import StepCallback
+from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import QUIET, tiny_config
 from processes import run_processes
 
@@ -91,6 +92,9 @@ def make_recipe(**changes):
         "learning_rate": 1e-3,
     }
     return get_recipe("finetune", **settings | changes)
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2}
 
 
 def make_trainer(data, folder, recipe=None, model=None, held_out=True, **changes) -> DinoDetrTrainer:
@@ -326,11 +330,94 @@ def test_accelerate_fills_up_last_batches_and_what_it_repeats_does_not_count():
 def test_a_held_out_loss_that_is_nan_is_left_out_or_spoils_all(keeps):
     loss = HeldOutLoss(keeps_non_finite=keeps)
     for value, num_boxes in ((6.0, 2), (math.nan, 1), (9.0, 3)):
-        loss.add(torch.tensor(value), torch.tensor(num_boxes))
+        loss.add(torch.tensor([0.1, 0.2, 0.3, value]), torch.tensor(num_boxes))
     alone = SimpleNamespace(device=torch.device("cpu"), reduce=lambda sums, how: sums)
-    mean = loss.mean(alone)
+    mean = loss.means(alone)["loss"]
     assert math.isnan(mean) if keeps else mean == 3.0
-    assert HeldOutLoss(False).mean(alone) == 0.0
+    assert set(HeldOutLoss(False).means(alone).values()) == {0.0}
+
+
+PARTS = ("loss_ce", "loss_bbox", "loss_giou")
+
+
+def test_the_parts_of_the_loss_are_logged_by_the_originals_names(data, tmp_path):
+    """The model's own loss_dict of each batch, weighted and summed by hand."""
+    trainer = make_trainer(
+        data, tmp_path, make_recipe(ema_decay=None), max_steps=4, logging_steps=2, gradient_accumulation_steps=2
+    )
+    weights = trainer.model.criterion.weights
+    seen = {"train": [], "eval": []}
+
+    def look(module, args, kwargs, outputs):
+        count = (kwargs["labels"]["class_labels"] != -100).sum()
+        seen["train" if module.training else "eval"].append((trainer.state.global_step // 2, count, outputs.loss_dict))
+
+    trainer.model.register_forward_hook(look, with_kwargs=True)
+    trainer.train()
+    for name in PARTS:
+        expected = [
+            sum(weights[name] * losses[name].item() for number, _, losses in seen["train"] if number == log) / 2
+            for log in (0, 1)
+        ]
+        assert history(trainer, name) == pytest.approx(expected, rel=1e-5)
+    assert all(
+        sum(entry[name] for name in PARTS) < entry["loss"] for entry in trainer.state.log_history if "loss" in entry
+    )
+
+    metrics = trainer.evaluate()
+    boxes = sum(count for _, count, _ in seen["eval"])
+    for name in PARTS:
+        expected = sum(weights[name] * losses[name] for _, _, losses in seen["eval"]) / boxes
+        assert metrics[f"eval_{name}"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_losses_of_an_evaluation_do_not_depend_on_its_batches(uneven, tmp_path):
+    """Four images of one size with 3, 1, 0 and 0 boxes: padding would change the predictions."""
+    data, results = (uneven[0], uneven[0]), []
+    for size in (1, 3, 4):
+        set_seed(0)
+        model = DinoDetrForObjectDetection(tiny_config(num_labels=2, id2label=data[0].id2label, category_ids=[1, 2]))
+        trainer = make_trainer(data, tmp_path, model=model, per_device_eval_batch_size=size)
+        results.append(trainer.evaluate())
+    for prefix in ("eval_", "eval_ema_"):
+        for name in ("loss", *PARTS):
+            values = [metrics[prefix + name] for metrics in results]
+            assert values == pytest.approx([values[-1]] * 3, rel=1e-4)
+    assert [result["eval_AP"] for result in results] == [results[0]["eval_AP"]] * 3
+
+
+def test_several_held_out_sets_are_measured_each_by_its_own(data, tmp_path):
+    train, held_out = data
+    other = held_out._replace(dataset=held_out.dataset.select([0, 3, 4]), name="others")
+    alone = [make_trainer((train, one), tmp_path / "alone").evaluate() for one in (other, held_out)]
+    settings = {"eval_strategy": "steps", "eval_steps": 2, **SAVING, "metric_for_best_model": "new_AP"}
+    trainer = make_trainer((train, {"new": other, "old": held_out}), tmp_path, max_steps=2, **settings)
+    together = trainer.evaluate()
+    for name, expected in zip(("new", "old"), alone, strict=True):
+        for metric in ("AP", "AP50", "loss", "loss_ce", "ema_AP"):
+            assert together[f"eval_{name}_{metric}"] == pytest.approx(expected[f"eval_{metric}"], rel=1e-5)
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "eval_old_AP" in entry)
+    assert trainer.state.best_metric == next(
+        entry["eval_new_AP"] for entry in trainer.state.log_history if "eval_new_AP" in entry
+    )
+    assert entry["step"] == 2
+    record = trainer.model.config.provenance["training"]["evaluation"]  # the first set is that of the card
+    assert (record["dataset"], record["num_images"], record["step"]) == ("others", 3, 2)
+    assert trainer.compute_metrics is trainer.evaluator
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "message"),
+    [
+        ("ema", None, "A held-out data set is called 'ema'"),
+        ("a b", None, "A held-out data set is called 'a b'"),
+        ("new", "AP", "metric_for_best_model='AP' is a metric of none of the held-out data sets new"),
+    ],
+)
+def test_names_of_held_out_sets_are_checked(data, tmp_path, name, metric, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer((data[0], {name: data[1]}), tmp_path, metric_for_best_model=metric)
 
 
 def test_predictions_are_those_of_the_models_own_weights_unless_the_average_is_applied(data, tmp_path):
@@ -509,6 +596,24 @@ def test_a_gradient_that_is_not_finite_names_the_images_and_spoils_nothing(data,
     assert_same(state(trainer.model), before)
 
 
+@pytest.mark.parametrize("logging_steps", [1, 3])
+def test_on_a_device_the_host_asks_for_the_gradients_when_it_logs(data, tmp_path, monkeypatch, logging_steps):
+    """Until then the optimizer leaves out what would spoil the weights."""
+    monkeypatch.setattr("dino_hf.training.steps.waits_for_device", lambda gradients: True)
+    trainer = make_trainer(data, tmp_path, max_steps=6, logging_steps=logging_steps)
+    spoil(trainer, 3, which="gradient")
+    weights = {}
+    trainer.add_callback(At(on_step_begin=lambda run: weights.update({run.global_step: state(trainer.model)})))
+    with pytest.raises(ValueError, match=r"gradient of the images \[.*\] is NaN .* after step 3, in epoch 1.00"):
+        trainer.train()
+    # Raised at the first log after it, or at the end of the epoch.
+    assert max(weights) == (3 if logging_steps == 1 else 5)
+    if logging_steps > 1:
+        assert_same(weights[3], weights[4])
+        assert any(not torch.equal(value, weights[5][name]) for name, value in weights[4].items())
+    assert all(value.isfinite().all() for value in state(trainer.model).values())
+
+
 @pytest.mark.parametrize("which", ["pixels", "gradient", "logits"])
 def test_steps_without_numbers_are_skipped_on_request(which, data, tmp_path, caplog):
     trainer = make_trainer(data, tmp_path, make_recipe(on_non_finite="skip"), max_steps=5, logging_steps=2)
@@ -536,7 +641,7 @@ def test_steps_without_numbers_are_skipped_on_request(which, data, tmp_path, cap
 
 
 def test_no_more_steps_are_skipped_when_the_weights_are_broken(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("dino_hf.training.trainer._MOST_SKIPPED_IN_A_ROW", 2)
+    monkeypatch.setattr("dino_hf.training.steps.MOST_SKIPPED_IN_A_ROW", 2)
     trainer = make_trainer(data, tmp_path, make_recipe(on_non_finite="skip", ema_decay=None), max_steps=9)
     spoil(trainer, 0, 1, 3, 4, 5, which="gradient")
     with pytest.raises(ValueError, match=r"3 steps in a row had a gradient that is NaN .* after step 5, in epoch 1.67"):
@@ -546,7 +651,7 @@ def test_no_more_steps_are_skipped_when_the_weights_are_broken(data, tmp_path, m
 def test_the_21st_step_in_a_row_is_not_skipped():
     optimizer = SimpleNamespace(optimizer_step_was_skipped=True)
     trainer = SimpleNamespace(_num_skipped=0, ema=None, accelerator=optimizer, _when=lambda: "now")
-    steps = _Steps(trainer)
+    steps = StepCallback(trainer)
     for _ in range(20):
         steps.on_optimizer_step(None, None, None)
     with pytest.raises(ValueError, match=r"^21 steps in a row had a gradient that is NaN or infinite, now"):
@@ -561,13 +666,11 @@ def test_digests_of_up_to_20_000_images_are_recorded(count, is_recorded, monkeyp
     monkeypatch.setattr("dino_hf.training.trainer.image_digests", lambda data: [b"12345"])
     monkeypatch.setattr("dino_hf.training.trainer.pack", len)
     data = SimpleNamespace(dataset=range(count))
-    trainer = SimpleNamespace(_images=None, _train_data=data, _held_out=None)
+    trainer = SimpleNamespace(_images=None, _train_data=data, _held_out={})
     assert ("trained" in DinoDetrTrainer._image_record(trainer)) == is_recorded
 
 
 # Checkpoints
-
-SAVING = {"save_strategy": "steps", "save_steps": 2}
 
 
 def test_a_run_without_checkpoints_begins_and_one_with_them_goes_on(data, tmp_path, caplog):

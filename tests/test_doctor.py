@@ -281,10 +281,26 @@ def test_an_image_that_two_processes_saw_counts_once():
     assert [entry.match.query for entry in merged.values()] == [1, 3, 2]
 
 
-def test_a_history_survives_json():
+def test_a_history_survives_its_file(tmp_path):
+    history, again = MatchHistory(), MatchHistory()
+    history.remember({(12, 0): Match(3, [0.123456, 0.5, 0.2, 1.0]), (12, 1): Match(0, [0.5, 0.5, 0.2, 0.2])})
+    history.save(tmp_path)
+    again.load(tmp_path)
+    assert again.matches == {(12, 0): Match(3, [0.1235, 0.5, 0.2, 1.0]), (12, 1): Match(0, [0.5, 0.5, 0.2, 0.2])}
+    again.load(None)
+    assert again.matches == {}
+
+
+@pytest.mark.parametrize(
+    "content", ["{}x", "[[1, 2]]", "[[1, 0, 3, 0.5]]", "[" * 100_000, "3", '[["a", 0, 1, 0, 0, 0, 0]]']
+)
+def test_a_damaged_history_is_told_and_forgotten(tmp_path, caplog, content):
+    (tmp_path / "training_doctor.json").write_text(content)
     history = MatchHistory()
-    history.remember({(12, 0): answer(query=3, anchor=(0.123456, 0.5, 0.2, 1.0)), (12, 1): answer()})
-    assert history.recall() == {(12, 0): Match(3, [0.1235, 0.5, 0.2, 1.0]), (12, 1): Match(0, [0.5, 0.5, 0.2, 0.2])}
+    history.load(tmp_path)
+    assert history.matches == {}
+    assert "training_doctor.json cannot be used" in caplog.text
+    assert len(caplog.text) < 500
 
 
 def test_training_does_not_notice_the_doctor(data, tmp_path):
@@ -349,8 +365,10 @@ def test_a_run_that_had_no_doctor_can_go_on_with_one(data, tmp_path):
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert len(figures(trainer, "atd_100")) == 2
     assert len(figures(trainer, "match_changed")) == 1
-    content = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    rows = json.loads(content["stateful_callbacks"]["MatchHistory"]["attributes"]["matches"])
+    rows = json.loads((tmp_path / "checkpoint-4" / "training_doctor.json").read_text())
+    state = (tmp_path / "checkpoint-4" / "trainer_state.json").read_text()
+    assert "MatchHistory" not in state
+    assert not (tmp_path / "checkpoint-2" / "training_doctor.json").exists()
     assert len(rows) == sum(objects["iscrowd"].count(0) for objects in data[1].dataset["objects"])
 
 

@@ -1,13 +1,16 @@
 """Nothing in a forward pass or a training step makes the host wait for a GPU, but for the matcher's one copy."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import TrainerControl
 
 from dino_hf import DinoDetrForObjectDetection
+from dino_hf.training.steps import StepCallback
 from helpers import SIZES, tiny_config, tiny_images, tiny_labels
 
 aten = torch.ops.aten
@@ -110,6 +113,31 @@ def test_a_training_step_waits_for_the_costs_of_matching_alone(counts, settings)
         optimizer.zero_grad()
     layers = 1 + model.config.decoder_layers
     assert watch.copies == [(layers, len(SIZES), max(counts) + 1, model.config.num_queries)]
+
+
+def test_the_check_of_gradients_waits_for_nothing():
+    model = model_on_meta().train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    trainer = SimpleNamespace(
+        accelerator=None,
+        is_fsdp_enabled=False,
+        is_deepspeed_enabled=False,
+        recipe=SimpleNamespace(on_non_finite="raise"),
+        _image_ids=[torch.zeros(2, dtype=torch.long, device="meta")],
+        _when=lambda: "",
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    control = TrainerControl()
+    callback = StepCallback(trainer)
+    with HostWatch() as watch:
+        callback.on_pre_optimizer_step(None, None, control, model=model, optimizer=optimizer)
+        callback.on_step_end(None, None, control)
+    assert not watch.copies
+    assert optimizer.found_inf.is_meta
+    control.should_log = True
+    with pytest.raises(AssertionError), HostWatch():
+        callback.on_step_end(None, None, control)
 
 
 def assert_refused(*waits) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -115,14 +116,17 @@ def test_what_is_wrong_is_a_warning():
     data = describe_data("here", [], {"train": make_data()})
     args = get_recipe("finetune").training_arguments("o", per_device_train_batch_size=4, **QUIET)
     memory = describe_memory(FORECAST, 10 * 2**30, args)
-    assert memory["total"] == FORECAST.total(4)
+    process = psutil.Process().memory_info().rss
+    assert memory["more"] == FORECAST.total(4) - FORECAST.weights
+    assert memory["total"] == memory["more"] + memory["process"]
+    assert memory["process"] == pytest.approx(process, rel=0.05)
     warnings = find_warnings(data, memory, ["a finding"])
     assert warnings[:3] == [
         "a finding",
         "no box to train on is of dog: the model cannot learn them.",
         "fewer than 10 boxes to train on are of emu.",
     ]
-    assert "forecast to take 12.0 GiB, and 10.0 GiB are free: use a smaller --batch-size" in warnings[3]
+    assert "forecast to take 12.0 GiB more, and 10.0 GiB are free: use a smaller --batch-size" in warnings[3]
     assert len(find_warnings(data, memory | {"free": 20 * 2**30}, [])) == 2
 
 
@@ -153,7 +157,7 @@ def test_all_is_shown_on_narrow_screens():
         "4 images = 4 in a batch x 1 process x 1 accumulated; the recipe has 16",
         "transformer 0.0001, backbone 1e-05 departs from paper-12ep: images per step 4",
         "paper-12ep: 12 epochs of 1 steps, 12 steps, 12 evaluations; resumed after step 1",
-        "about 12.0 GiB for each process: 6.0 MiB for weights",
+        "MiB that the process has now, 5.0 MiB for gradients, optimizer and average, 3.0 GiB for each image of up to",
         "3.0 GiB for each image of up to 1333 x 800 with 40 boxes; 20.0 GiB free",
         "warning: mind [this]",
     ):

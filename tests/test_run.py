@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import DatasetDict, IterableDataset
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection, TrainerState, pipeline
@@ -27,7 +28,7 @@ from dino_hf.training.results import _best
 from dino_hf.training.run import train
 from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config
-from processes import environment_of_scripts, needs_fork
+from processes import environment_of_scripts, needs_fork, run_processes
 
 QUICK = {"report_to": "none", "use_cpu": True, "num_denoising": 5, "learning_rate": 1e-3}
 
@@ -462,6 +463,73 @@ def test_data_that_the_doctor_would_refuse_are_not_trained_on(folder, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"wholly outside .* `dino-hf doctor "):
         train(broken, model=folder / "untrained", output_dir=tmp_path / "out")
+
+
+def corners(split):
+    """The boxes as (x0, y0, x1, y1), which are read as (x, y, width, height)."""
+
+    def change(row):
+        boxes = [[x, y, x + width, y + height] for x, y, width, height in row["objects"]["bbox"]]
+        return {"objects": row["objects"] | {"bbox": boxes}}
+
+    return split.map(change)
+
+
+@pytest.mark.parametrize("way", ["DatasetDict", "stream", "pair", "DetectionData", "CocoData"])
+def test_every_way_in_has_the_same_checks(folder, tmp_path, way):
+    data = load_data(folder / "data")
+    names = dict(enumerate(data.train.id2label.values()))
+    train_rows, held_out_rows = corners(data.train.dataset), corners(data.validation.dataset)
+    parts = [part._replace(dataset=rows) for part, rows in ((data.train, train_rows), (data.validation, held_out_rows))]
+    given = {
+        "DatasetDict": DatasetDict({"train": train_rows, "validation": held_out_rows}),
+        "stream": {"train": train_rows.to_iterable_dataset(), "validation": held_out_rows.to_iterable_dataset()},
+        "pair": tuple(parts),
+        "DetectionData": data._replace(train=parts[0], validation=parts[1]),
+        "CocoData": parts[0],
+    }[way]
+    settings = {"model": folder / "untrained", "output_dir": tmp_path / "out", "dry_run": True}
+    with pytest.raises(ValueError, match=r"corners|x0"):
+        run_quietly(given, **settings)
+    assert not (tmp_path / "out").exists()
+    run, _ = run_quietly(given, **settings, trust_boxes=True)
+    if way not in ("DatasetDict", "stream"):  # whose classes have no names
+        assert set(run.preflight.data["classes"]) == set(names.values())
+
+
+def test_findings_of_objects_name_classes_and_what_to_do(folder, tmp_path):
+    data = load_data(folder / "data")
+    counts = [len(objects["bbox"]) for objects in data.validation.dataset["objects"]]
+    few = data.validation.dataset.select([counts.index(max(counts))])
+    data = data._replace(validation=data.validation._replace(dataset=few))
+    run, _ = run_quietly(data, model=folder / "untrained", output_dir=tmp_path / "out", dry_run=True)
+    assert any("dino_hf.data.inspect(dino_hf.data.read_raw(data))" in warning for warning in run.preflight.warnings)
+
+
+def test_a_stream_is_read_once(folder, tmp_path):
+    rows, calls = load_data(folder / "data").train.dataset, []
+
+    def read():
+        calls.append(1)
+        yield from rows.with_format(None)
+
+    stream = IterableDataset.from_generator(read, features=rows.features)
+    run, _ = run_quietly(stream, model=folder / "untrained", output_dir=tmp_path / "out", dry_run=True)
+    assert len(calls) == 1
+    images = run.preflight.data["images"]
+    assert images["train"] + images["validation"] == len(rows)
+
+
+def test_one_process_reads_a_stream_for_all(tmp_path):
+    run_processes("shared_stream", 2, tmp_path)
+
+
+def test_without_the_training_doctor_its_figures_are_not_there(folder, tmp_path):
+    settings = {"model": folder / "untrained", "output_dir": tmp_path / "out", "max_steps": 1}
+    run, _ = run_quietly(folder / "data", **settings, training_doctor=False)
+    assert not any(name.startswith("doctor/") for entry in run.trainer.state.log_history for name in entry)
+    assert not list(run.output_dir.rglob("training_doctor.json"))
+    assert read_json(run.output_dir / "run.json")["training_doctor"] is False
 
 
 @pytest.mark.parametrize(("batch_size", "cure"), [(4, "--resume and --batch-size 2, or"), (1, "and smaller images")])

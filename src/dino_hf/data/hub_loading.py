@@ -56,7 +56,7 @@ def load_datasets(source, files: DataFolder | None = None) -> tuple[Path | str, 
     beside = None if files is None else path.absolute() if path.is_dir() else path.absolute().parent
     parts = {}
     for word, dataset in source.items():
-        rows = _drain(dataset) if isinstance(dataset, IterableDataset) else dataset.with_format(None)
+        rows = drain(dataset) if isinstance(dataset, IterableDataset) else dataset.with_format(None)
         parts[str(word)] = Part(rows, beside)
     return origin, parts, notes
 
@@ -127,7 +127,7 @@ class _Rows:
         return str, (uuid.uuid4().hex,)
 
 
-def _drain(stream: IterableDataset) -> Dataset:
+def drain(stream: IterableDataset) -> Dataset:
     """A stream as Arrow files, its images as the bytes that they come in, if it says what are images: after a `map` it does not."""
     if stream.features is not None:
         stream = stream.decode(False)

@@ -22,7 +22,13 @@ _DPI = 100
 
 @style()
 def save_augmentation_grid(
-    path: Path, data: CocoData, augmentation: Augmentation, num_images: int = 4, num_samples: int = 4, seed: int = 0
+    path: Path,
+    data: CocoData,
+    augmentation: Augmentation,
+    num_images: int = 4,
+    num_samples: int = 4,
+    seed: int = 0,
+    image_processor=None,
 ) -> None:
     """A grid of images: in each row one of the data, as annotated, and then as training gets it in its first epochs.
 
@@ -34,11 +40,12 @@ def save_augmentation_grid(
         num_images: rows; the seed chooses the images.
         num_samples: columns beside the first, one for each epoch from 0 on.
         seed: also that of the augmentation.
+        image_processor: of the model that is trained; None: a `DinoDetrImageProcessor`.
     Raises:
         ValueError: an image does not fit its annotations.
         OSError: an image cannot be read, or the picture not be written.
     """
-    transform = DetectionTransform(DinoDetrImageProcessor(), augmentation, seed)
+    transform = DetectionTransform(image_processor or DinoDetrImageProcessor(), augmentation, seed)
     chosen = torch.randperm(len(data.dataset), generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
     size = (num_samples + 1) * (_CELL[0] + 10) / _DPI, len(chosen) * (_CELL[1] + 25) / _DPI  # and room for titles
     figure = Figure(figsize=size, layout="constrained", dpi=_DPI)

@@ -117,7 +117,7 @@ def _vectors(name: str) -> str:
 
 app.callback()(_options)
 app.command("doctor", rich_help_panel=_DATA)(doctor)
-app.command("augment", rich_help_panel=_DATA)(augment)
+app.command("augment", rich_help_panel=_DATA, context_settings=ANY_FIELD)(augment)
 app.command("scenes", rich_help_panel=_DATA)(scenes)
 app.command("train", rich_help_panel=_MODELS, context_settings=ANY_FIELD)(train)
 app.command("eval", rich_help_panel=_MODELS)(evaluate)

@@ -14,12 +14,29 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
 def augment(
-    dataset: Annotated[str, typer.Argument(help="Folder, file or Hub id of a data set.", show_default=False)],
-    recipe: Annotated[str, typer.Option(help="Training recipe whose augmentation is shown.")] = "paper-12ep",
+    context: typer.Context,
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, file or Hub id of a data set, or the folder of a training run.", show_default=False
+        ),
+    ],
+    recipe: Annotated[
+        str | None, typer.Option(help="Training recipe.", show_default="finetune, or that of the run")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model that training starts from; it sets the sizes of images.", show_default=False),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("augmented.png"),
-    num_images: Annotated[int, typer.Option(min=1, help="Rows: images of the data.")] = 4,
-    num_samples: Annotated[int, typer.Option(min=1, help="Columns: epochs.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of the augmentation and of the choice of images.")] = 0,
+    num_images: Annotated[int, typer.Option(min=1, max=100, help="Rows: images of the data.")] = 4,
+    num_samples: Annotated[int, typer.Option(min=1, max=100, help="Columns: epochs.")] = 4,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Of the augmentation and of the choice of images.", show_default="0, or that of the run"
+        ),
+    ] = None,
     box_format: Annotated[
         str | None, typer.Option(help="Of boxes, where the data do not tell it.", show_default=False)
     ] = None,
@@ -35,6 +52,8 @@ def augment(
 ) -> None:
     """Draw training images, each as annotated and as augmented in the first epochs.
 
+    Options of `train` for augmentation are options here too: --short-sides 480 512 --longest-side 800.
+
     \b
     Example: dino-hf augment my-data --recipe finetune --output augmented.png
     """
@@ -49,15 +68,14 @@ def augment(
                 f"--output {output.with_suffix('.png')}."
             )
         check_output_file(output, overwrite)
-        from ..data import load_data
-        from ..training.recipes import get_recipe
+        from ..training.settings import parse_settings
+        from ..training.training_view import view_training
         from .augmentation_grid import save_augmentation_grid
 
-        augmentation = get_recipe(recipe).augmentation
         reading = {"box_format": box_format, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
-        data = load_data(dataset, validation_fraction=0, **reading)
-        if data.train is None:
-            raise ValueError(f"{dataset} has no images to train on.")
+        view = view_training(dataset, recipe, model, seed, parse_settings(context.args), **reading)
         with write_beside(output) as path:
-            save_augmentation_grid(path, data.train, augmentation, num_images, num_samples, seed)
+            save_augmentation_grid(
+                path, view.data, view.augmentation, num_images, num_samples, view.seed, view.image_processor
+            )
         print(printable(f"Look at {output}."))

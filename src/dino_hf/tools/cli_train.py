@@ -27,7 +27,7 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder or Hub id of a DINO detector to start from; else R50.",
+            help="Folder or Hub id to start from; else R50.",
             show_default=False,
         ),
     ] = None,
@@ -89,7 +89,7 @@ def train(
     on_bad_image: Annotated[
         str | None,
         typer.Option(
-            help="skip: leave out unusable images with a warning; raise: stop.",
+            help="skip: leave out unusable images; raise: stop.",
             show_default="skip",
             rich_help_panel=_DATA,
         ),
@@ -101,6 +101,10 @@ def train(
             help="Decode all images first, not just 2,000.",
             rich_help_panel=_DATA,
         ),
+    ] = False,
+    no_training_doctor: Annotated[
+        bool,
+        typer.Option("--no-training-doctor", help="Log fewer figures.", rich_help_panel=_RUN),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -135,6 +139,7 @@ def train(
             trust_boxes=trust_boxes or None,
             on_bad_image=on_bad_image,
             check_images=check_images,
+            training_doctor=False if no_training_doctor else None,
             dry_run=dry_run,
             **parse_settings(context.args),
         )

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..box_ops import cxcywh_to_xyxy, generalized_iou
+from ..common.output_folders import write_beside
+from ..common.regular_files import is_regular, read_json
 from ..matcher import Matches
 from ..targets import PADDING_LABEL
 from .detector import find_detector
@@ -23,6 +26,9 @@ from .detector import find_detector
 _SMALL_AREA = 32**2  # square pixels; COCO's bound of small objects
 _SAME_PLACE = 0.5  # GIoU above which two anchors are one, as a detection of that IoU is COCO's easiest hit
 _DEAD_SCORE = 0.05  # every class starts at 0.01, the focal prior; a class that is learnt at all passes five times that
+
+HISTORY_NAME = "training_doctor.json"
+_LARGEST_HISTORY = 2**30  # bytes; COCO's 36,000 held-out boxes have 1.8 MB
 
 _LABEL_NAMES = {"class_labels", "boxes", "image_id", "orig_size"}
 
@@ -49,31 +55,37 @@ class Answer(NamedTuple):
 BoxKey = tuple[int, int]  # image id, and the place of the box among those of its image
 
 
-class MatchHistory(TrainerCallback, ExportableState):
-    """The matches of the last evaluation, which `Trainer` saves in checkpoints.
-
-    A callback of its own, because `Trainer` makes those that it restores anew from saved arguments: a doctor, who holds the
-    trainer, cannot be made so.
-    """
+class MatchHistory:
+    """The matches of the last evaluation, in a file of each checkpoint."""
 
     def __init__(self):
-        self.matches = "[]"  # json: a line of trainer_state.json instead of one for each number
+        self.matches: dict[BoxKey, Match] = {}
 
-    def remember(self, answers: Mapping[BoxKey, Answer]) -> None:
-        rows = [[*key, query, *(round(x, 4) for x in anchor)] for key, ((query, anchor), *_) in answers.items()]
-        self.matches = json.dumps(rows)
+    def remember(self, matches: Mapping[BoxKey, Match]) -> None:
+        """Anchors are rounded to 4 digits here, so that a resumed run compares with the same numbers."""
+        self.matches = {
+            key: Match(query, [round(value, 4) for value in anchor]) for key, (query, anchor) in matches.items()
+        }
 
-    def recall(self) -> dict[BoxKey, Match]:
-        return {(image_id, place): Match(query, anchor) for image_id, place, query, *anchor in json.loads(self.matches)}
+    def save(self, folder: Path) -> None:
+        """Write the file into a checkpoint, one row for each box."""
+        rows = [[*key, match.query, *match.anchor] for key, match in self.matches.items()]
+        with write_beside(folder / HISTORY_NAME) as path:
+            path.write_text(json.dumps(rows), encoding="utf-8")
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        # Also without restore_callback_states_from_checkpoint; and the library fails to save a state that the checkpoint it
-        # resumed from did not have.
-        stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        self.matches = stored["attributes"]["matches"]
-
-    def state(self) -> dict:
-        return {"args": {}, "attributes": {"matches": self.matches}}
+    def load(self, folder: Path | None) -> None:
+        """Read the file of a checkpoint. Without a folder or a file, comparisons start with the next evaluation."""
+        self.matches = {}
+        if folder is None or not is_regular(folder / HISTORY_NAME):
+            return
+        try:
+            rows = read_json(folder / HISTORY_NAME, _LARGEST_HISTORY)
+            self.matches = {(int(i), int(p)): Match(int(q), [float(x) for x in anchor]) for i, p, q, *anchor in rows}
+            if any(len(match.anchor) != 4 for match in self.matches.values()):
+                raise ValueError("an anchor has not 4 numbers")
+        except (OSError, ValueError, TypeError, OverflowError) as error:
+            self.matches = {}
+            logger.warning("%s cannot be used (%s): matches are compared from here on.", folder / HISTORY_NAME, error)
 
 
 class TrainingDoctor(TrainerCallback):
@@ -113,7 +125,8 @@ class TrainingDoctor(TrainerCallback):
       to 0; a class that stays is too rare, mislabelled, or not in the training data. Their names are in the attribute
       `dead_classes`.
 
-    A resumed run goes on comparing: checkpoints hold the matches, 1.8 MB for the 36,000 boxes of COCO's validation images.
+    A resumed run goes on comparing: checkpoints in the trainer's output folder have the matches in `training_doctor.json`. It has
+    1.8 MB for the 36,000 boxes of COCO's validation images.
 
     An evaluation of other weights, as of their average, is not to be looked at: `with doctor.paused(): trainer.evaluate(...)`.
 
@@ -128,7 +141,8 @@ class TrainingDoctor(TrainerCallback):
         self.dead_classes: list[str] = []  # of the last evaluation
         self._hook = None
         self._is_paused = False
-        trainer.add_callback(MatchHistory())
+        self._history = MatchHistory()
+        self.resumed_from: Path | None = None  # checkpoint; None: the one of this step in the output folder
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -144,6 +158,8 @@ class TrainingDoctor(TrainerCallback):
         self._detector = find_detector(model)
         self._parts = {name: list(part.parameters()) for name, part in self._detector.model.named_children()}
         self._losses, self._norms, self._answers = None, {}, {}
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        self._history.load((self.resumed_from or checkpoint) if state.global_step else None)
 
         @torch.compiler.disable
         def look(module: nn.Module, args: tuple, kwargs: dict, outputs) -> None:
@@ -204,10 +220,9 @@ class TrainingDoctor(TrainerCallback):
                 sorted(_LABEL_NAMES),
             )
             return
-        history = next(entry for entry in self.trainer.callback_handler.callbacks if isinstance(entry, MatchHistory))
         matches = {key: answer.match for key, answer in answers.items()}
-        figures = changes(history.recall(), matches)
-        history.remember(answers)
+        figures = changes(self._history.matches, matches)
+        self._history.remember(matches)
 
         figures[f"atd_{self.k}"] = average_largest([answer.distance for answer in answers.values()], self.k)
         if small := [answer.distance for answer in answers.values() if answer.is_small]:
@@ -217,6 +232,16 @@ class TrainingDoctor(TrainerCallback):
         self.dead_classes = [self._detector.config.id2label[label] for label in dead]
         logger.info("Dead classes: %s", self.dead_classes)
         self._report(figures)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the matches into the folder of a checkpoint, in the first process."""
+        if self.trainer.is_world_process_zero():
+            self._history.save(checkpoint)
+
+    def on_save(self, args, state, control, **kwargs):
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if checkpoint.is_dir() and not (checkpoint / HISTORY_NAME).is_file():  # DinoDetrTrainer has written it before
+            self.save(checkpoint)
 
     def on_predict(self, args, state, control, metrics, **kwargs):
         self._answers = {}

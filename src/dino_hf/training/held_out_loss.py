@@ -1,6 +1,7 @@
 """One loss of an evaluation, whatever its batches: the losses of all images, divided by all their boxes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from transformers.utils import ModelOutput
 
 from ..modeling_dino_detr import DinoDetrModelOutput
 from ..targets import PADDING_LABEL, collect_targets
+from .loss_parts import NAMES
 
 
 def num_boxes_of(labels: Mapping[str, Tensor]) -> Tensor:
@@ -27,26 +29,26 @@ class HeldOutLoss:
 
     def __init__(self, keeps_non_finite: bool):
         self.keeps_non_finite = keeps_non_finite
-        self.sums: Tensor | None = None  # (2,) float64: loss and boxes
+        self.sums: Tensor | None = None  # (5,) float64: losses and boxes
 
-    def add(self, loss: Tensor, num_boxes: Tensor) -> None:
+    def add(self, losses: Tensor, num_boxes: Tensor) -> None:
         """
         Args:
-            loss: () not divided by boxes.
+            losses: (4,) of `weighted_parts`, not divided by boxes.
             num_boxes: ()
         """
-        pair = torch.stack([loss.detach().cpu().double(), num_boxes.cpu().double()])
-        if self.keeps_non_finite or pair.isfinite().all():
-            self.sums = pair if self.sums is None else self.sums + pair
+        new = torch.cat([losses.detach().cpu().double(), num_boxes.cpu().double()[None]])
+        if self.keeps_non_finite or new.isfinite().all():
+            self.sums = new if self.sums is None else self.sums + new
 
-    def mean(self, accelerator) -> float:
+    def means(self, accelerator) -> dict[str, float]:
         """Over all processes, each of which must call it. The loss of images without any box is divided by 1, as in training."""
-        sums = torch.zeros(2, dtype=torch.float64) if self.sums is None else self.sums
+        sums = torch.zeros(len(NAMES) + 2, dtype=torch.float64) if self.sums is None else self.sums
         # In two float32 parts: not every device has float64.
         high = sums.float()
         parts = torch.stack([high, (sums - high.double()).float()]).to(accelerator.device)
-        loss, num_boxes = accelerator.reduce(parts, "sum").cpu().double().sum(0).tolist()
-        return loss / max(num_boxes, 1.0)
+        *losses, num_boxes = accelerator.reduce(parts, "sum").cpu().double().sum(0).tolist()
+        return {name: loss / max(num_boxes, 1.0) for name, loss in zip((*NAMES, "loss"), losses, strict=True)}
 
 
 def num_own_images(accelerator, batch_size: int) -> int:
@@ -57,12 +59,18 @@ def num_own_images(accelerator, batch_size: int) -> int:
     return min(batch_size, max(0, state.remainder - accelerator.process_index * batch_size))
 
 
-def loss_of_first(detector: nn.Module, outputs: ModelOutput, labels: Mapping[str, Tensor], count: int) -> Tensor:
-    """() the loss, not divided by boxes, of the first images of a batch in evaluation, from the outputs of all of them."""
+def score_of_first(
+    detector: nn.Module, outputs: ModelOutput, labels: Mapping[str, Tensor], count: int
+) -> Mapping[str, Any]:
+    """`loss` and `loss_dict`, not divided by boxes, of the first images of a batch in evaluation, from the outputs of all."""
     if not count:
-        return outputs["loss"].new_zeros(())
+        return {name: _zeros(outputs[name]) for name in ("loss", "loss_dict")}
     names = ("enc_topk_logits", "enc_topk_bboxes", "intermediate_logits", "intermediate_pred_boxes")
     parts = DinoDetrModelOutput(**{name: outputs[name][:count] for name in names})
     labels = {name: labels[name][:count] for name in ("class_labels", "boxes")}
     targets = collect_targets(labels, count, detector.config.num_labels, parts.enc_topk_logits.device)
-    return detector.score(parts, targets, num_items_in_batch=1).loss
+    return detector.score(parts, targets, num_items_in_batch=1)
+
+
+def _zeros(value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    return {name: _zeros(one) for name, one in value.items()} if isinstance(value, Mapping) else value.new_zeros(())

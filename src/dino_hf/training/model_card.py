@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from transformers import Trainer, TrainerCallback
@@ -13,13 +14,13 @@ from .coco_data import CocoData
 
 logger = logging.getLogger(__name__)
 
-_METRICS = ("eval_AP", "eval_AR_")  # and what follows, as CocoEvaluator names them under Trainer's default prefix
+_METRICS = ("AP", "AR_")  # and what follows, as CocoEvaluator names them
 
 
 def record_training(
     trainer: Trainer,
     train: CocoData,
-    held_out: CocoData | None = None,
+    held_out: CocoData | Mapping[str, CocoData] | None = None,
     base_model: str | None = None,
     license: str | None = None,
 ) -> None:
@@ -30,7 +31,8 @@ def record_training(
 
     Args:
         trainer: of a DINO model. Evaluations count while `compute_metrics` is the one that it has now.
-        train, held_out: the data; their `name`s stand in the card, `train._replace(name="Birds of Hamburg")` gives another one.
+        train, held_out: the data; their `name`s stand in the card, `train._replace(name="Birds of Hamburg")` gives another one. Of
+            several held-out data sets by name, as `Trainer` takes them, the first one is in the card.
         base_model: repository or folder that training starts from; by default what the model was loaded from.
         license: of the weights, as the Hub names it ("apache-2.0").
     """
@@ -58,7 +60,11 @@ def record_training(
 class _TrainingRecord(TrainerCallback):
     """Keeps `config.provenance["training"]` up to date. It reads, and draws no random numbers."""
 
-    def __init__(self, trainer: Trainer, train: CocoData, held_out: CocoData | None):
+    def __init__(self, trainer: Trainer, train: CocoData, held_out: CocoData | Mapping[str, CocoData] | None):
+        self.prefix = "eval_"  # Trainer's, of its metrics
+        if isinstance(held_out, Mapping):
+            name = next(iter(held_out))
+            self.prefix, held_out = f"eval_{name}_", held_out[name]
         self.trainer, self.train, self.held_out = trainer, train, held_out
         self.compute_metrics = trainer.compute_metrics
         self.has_own_schedule = trainer.lr_scheduler is not None
@@ -77,7 +83,7 @@ class _TrainingRecord(TrainerCallback):
         if state.global_step:  # resumed: the checkpoint's log tells of earlier evaluations
             checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             self.digests = _evaluated_digest(state.best_model_checkpoint) | _evaluated_digest(checkpoint)
-            self._take(next((entry for entry in reversed(state.log_history) if "eval_AP" in entry), None))
+            self._take(next((entry for entry in reversed(state.log_history) if f"{self.prefix}AP" in entry), None))
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.training is not None:
@@ -100,7 +106,7 @@ class _TrainingRecord(TrainerCallback):
         ):
             best = state.best_global_step
             self.training["steps"] = best
-            entries = (entry for entry in state.log_history if "eval_AP" in entry and entry["step"] == best)
+            entries = (entry for entry in state.log_history if f"{self.prefix}AP" in entry and entry["step"] == best)
             self._take(next(entries, None))
 
     def on_push_begin(self, args, state, control, model=None, **kwargs):
@@ -111,7 +117,7 @@ class _TrainingRecord(TrainerCallback):
 
     def _take(self, metrics: dict | None, eval_dataloader=None) -> None:
         """The metrics of one evaluation, from `evaluate` or from the log."""
-        if metrics is None or "eval_AP" not in metrics:
+        if metrics is None or f"{self.prefix}AP" not in metrics:
             return
         before = self.training.get("evaluation", {})
         count = before.get("num_images") if self.held_out is None else len(self.held_out.dataset)
@@ -122,7 +128,9 @@ class _TrainingRecord(TrainerCallback):
             "num_images": count,
             "step": metrics["step"],
             "metrics": {
-                name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name.startswith(_METRICS)
+                name.removeprefix(self.prefix): float(value)
+                for name, value in metrics.items()
+                if name.startswith(tuple(self.prefix + metric for metric in _METRICS))
             },
         }
         if digest := self.digests.get(metrics["step"]):

@@ -121,10 +121,12 @@ _SPLITS = {"train": "to train on", "validation": "held out", "test": "for the te
 
 def _memory_line(memory: dict[str, Any]) -> str:
     height, width = memory["image_size"]
+    tensors = "gradients, optimizer and average" if memory["process"] else "weights, gradients, optimizer and average"
+    has = f"{size_text(memory['process'])} that the process has now, " if memory["process"] else ""
     return (
-        f"about {size_text(memory['total'])} for each process: {size_text(memory['fixed'])} for weights, gradients, optimizer and "
-        f"average, {size_text(memory['per_image'])} for each image of up to {width} x {height} with {memory['boxes']} boxes; "
-        f"{size_text(memory['free'])} free; the process itself has {size_text(memory['process'])} now"
+        f"about {size_text(memory['total'])} for each process: {has}{size_text(memory['fixed'])} for {tensors}, "
+        f" {size_text(memory['per_image'])} for each image of up to {width} x {height} with {memory['boxes']} boxes; "
+        f"{size_text(memory['free'])} free"
     )
 
 
@@ -221,15 +223,24 @@ def _num_evaluations(args: TrainingArguments, steps: int, per_epoch: int) -> int
 
 
 def describe_memory(forecast: MemoryForecast, free: int, args: TrainingArguments) -> dict[str, Any]:
+    """Bytes of one process at the fullest moment of a step.
+
+    On a CPU, Python and the libraries are in the same memory as the tensors; what the process has now, with the weights, is
+    counted. A GPU has the tensors alone.
+    """
+    tensors = forecast.total(args.train_batch_size)
+    process = psutil.Process().memory_info().rss if args.device.type == "cpu" else 0
+    held = forecast.weights if process else 0  # by the process already
     return {
-        "total": forecast.total(args.train_batch_size),
+        "total": process + tensors - held,
+        "more": tensors - held,  # than is taken now
         "weights": forecast.weights,
-        "fixed": forecast.fixed,
+        "fixed": forecast.fixed - held,
         "per_image": forecast.per_image,
         "image_size": list(forecast.size),
         "boxes": forecast.num_boxes,
         "free": free,
-        "process": psutil.Process().memory_info().rss,
+        "process": process,
         "planned_share_of_free": SHARE_OF_FREE,
     }
 
@@ -277,9 +288,9 @@ def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings:
         warnings.append(f"no box to train on is of {_listed(empty)}: the model cannot learn them.")
     if rare := [name for name, count in data["classes"].items() if 0 < count < _RARE]:
         warnings.append(f"fewer than {_RARE} boxes to train on are of {_listed(rare)}.")
-    if memory is not None and memory["total"] > memory["free"]:
+    if memory is not None and memory["more"] > memory["free"]:
         warnings.append(
-            f"a step is forecast to take {size_text(memory['total'])}, and {size_text(memory['free'])} are free: use a smaller "
+            f"a step is forecast to take {size_text(memory['more'])} more, and {size_text(memory['free'])} are free: use a smaller "
             "--batch-size, --activation-checkpointing, --bf16, smaller images (--short-sides, --longest-side), or fewer "
             "--max-denoising-queries."
         )

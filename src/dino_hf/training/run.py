@@ -14,11 +14,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..common.output_folders import write_beside
-from ..data import DetectionData, load_data, read_raw
-from ..data.checks import inspect
+from ..data import DetectionData, load_data
 from ..evaluation import Evaluation
 from .checkpoints import check_checkpoint, newest_checkpoint
 from .coco_data import CocoData
+from .data_findings import data_findings
 from .image_check import leave_out_bad_images
 from .machine_failures import MACHINE_ERRORS, failure_of_the_machine, memory_sentence
 from .memory_forecast import choose_batch_size, forecast_memory, free_memory
@@ -39,9 +39,10 @@ from .recipes import Recipe
 from .results import keep_weights, leave_results
 from .run_lock import locked_run
 from .run_plan import Plan, fitted
-from .run_record import RunRecord
+from .run_record import RunRecord, place
 from .settings import find_trackers, flat_settings, split_settings
 from .starting_model import Start, load_checkpoint, load_start
+from .streams import read_streams
 from .trainer import DinoDetrTrainer
 
 PREFLIGHT_NAME = "preflight.json"
@@ -84,6 +85,7 @@ def train(
     trust_boxes: bool | None = None,
     on_bad_image: str | None = None,
     check_images: bool = False,
+    training_doctor: bool | None = None,
     dry_run: bool = False,
     **settings,
 ) -> TrainingRun:
@@ -118,6 +120,7 @@ def train(
             "raise" stops before the first step. None: "skip".
         check_images: decode all images before the first step, which finds those that are cut off. Up to 2,000 images are decoded
             in any case; of more, only the starts of the files are read.
+        training_doctor: log what `TrainingDoctor` sees. None: True.
         dry_run: stop before training; nothing is written.
         settings: fields of `Recipe`, of its `Augmentation` and `model_settings`, and of `TrainingArguments`, by name. The sizes of
             training images are those of the model's image processor, if none are given.
@@ -137,6 +140,8 @@ def train(
         choices = {"validation_fraction": validation_fraction, "box_format": box_format}
         record.settle("allow_outside", allow_outside, False)
         record.settle("trust_boxes", trust_boxes, False)
+        record.settle("source", place(data) if isinstance(data, str | Path) else None, None)
+        record.settle("training_doctor", training_doctor, True)
         choices["check_images"] = check_images
         return _train(data, record, recipe, resume, batch_size, report_to, seed, choices, dry_run, settings)
 
@@ -160,8 +165,9 @@ def _train(
     recipe, others = split_settings(record.settle("recipe", recipe, "finetune"), given)
 
     check_images = choices.pop("check_images")
+    data = read_streams(data, str(output_dir), others.get("use_cpu", not torch.accelerator.is_available()))
     splits = _detection_data(data, record, seed, **choices)
-    findings = _findings(data, record.values)
+    findings = data_findings(data, splits, record.values)
     splits, bad_images = leave_out_bad_images(splits, record.values["on_bad_image"], check_images)
     findings += bad_images
     if resume and not record.is_resumed:
@@ -191,7 +197,7 @@ def _train(
             record.write()
             with write_beside(output_dir / PREFLIGHT_NAME) as path:
                 path.write_text(json.dumps(preflight.as_dict(), indent=2) + "\n", encoding="utf-8")
-        trainer = _run_trainer(plan, start, args, record.is_resumed, console)
+        trainer = _run_trainer(plan, start, args, record, console)
     if not is_first:
         return TrainingRun(record.output_dir, preflight, None, None, trainer)
     try:
@@ -258,39 +264,6 @@ def _about_random_weights(start: Start, recipe: Recipe) -> list[str]:
     ]
 
 
-_ABOUT_READING = {
-    "boxes-are-corners",
-    "boxes-are-xywh",
-    "boxes-are-centres",
-    "boxes-are-normalised",
-    "boxes-are-pixels",
-}
-
-
-def _findings(data: Any, settings: dict[str, Any]) -> list[str]:
-    """What the doctor says of data that can be trained on.
-
-    Args:
-        settings: box_format, allow_outside and trust_boxes of the run.
-
-    Raises:
-        ValueError: training would stop, or learn the wrong.
-    """
-    if not isinstance(data, str | Path):
-        return []
-    reading = {name: settings[name] for name in ("box_format", "allow_outside")}
-    report = inspect(read_raw(data, **reading), check_images=False)
-    advice = f"`dino-hf doctor {data}` shows them, and --fix writes a cleaned copy."
-    for finding in report.findings:
-        if finding.severity == "error" and not (settings["trust_boxes"] and finding.kind in _ABOUT_READING):
-            raise ValueError(f"{data} has {finding.count} {finding.what}. {advice}")
-    warnings = [finding for finding in report.findings if finding.severity == "warning"]
-    if not warnings:
-        return []
-    listed = "; ".join(f"{finding.count} {finding.what}" for finding in warnings)
-    return [f"the data have {listed}. {advice}"]
-
-
 def _prepare(
     plan: Plan, record: RunRecord, start: Start, batch_size: int | str, findings: list[str]
 ) -> tuple[TrainingArguments, Preflight]:
@@ -350,7 +323,7 @@ def _least(value: int, args: TrainingArguments) -> int:
     return min(values)
 
 
-def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, is_resumed: bool, console: Console):
+def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunRecord, console: Console):
     progress = TrainingProgress(console)
     with _quiet_about(plan.recipe):
         trainer = DinoDetrTrainer(
@@ -361,11 +334,12 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, is_resumed: 
             held_out=plan.splits.validation,
             image_processor=start.image_processor,
             callbacks=[BestOfBoth(), progress],
+            doctor=record.values["training_doctor"],
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train(resume_from_checkpoint=newest_checkpoint(plan.output_dir) if is_resumed else None)
+            trainer.train(resume_from_checkpoint=newest_checkpoint(plan.output_dir) if record.is_resumed else None)
         except KeyboardInterrupt as error:
             error.add_note(f"{trainer.state.global_step} steps are done; --resume goes on from the newest checkpoint.")
             raise

@@ -66,8 +66,8 @@ class RunRecord:
             ValueError: the run that is resumed started from another one.
         """
         before = self.recorded.get("model")
-        given = None if given is None else _place(given)
-        if self.is_resumed and given is not None and given != (before and _place(before)):
+        given = None if given is None else place(given)
+        if self.is_resumed and given is not None and given != (before and place(before)):
             raise ValueError(
                 f"The run in {self.output_dir} started from {before or 'no model'}, not from {given}: leave out the model to "
                 "resume it, or choose another --output-dir."
@@ -110,7 +110,7 @@ class RunRecord:
     def changes(self) -> list[str]:
         """Where a resumed run goes on with something else than it had."""
         lines = []
-        for name in ("recipe", "seed", "validation_fraction", "box_format", "report_to", "batch_size"):
+        for name in _CHOICES:
             if name in self.recorded and self.recorded[name] != self.values.get(name):
                 lines.append(_change(name, self.values.get(name), self.recorded[name]))
         before, now = self.recorded.get("settings", {}), self.values["settings"]
@@ -127,6 +127,17 @@ class RunRecord:
             path.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
 
 
+_CHOICES = (
+    "recipe",
+    "seed",
+    "validation_fraction",
+    "box_format",
+    "report_to",
+    "batch_size",
+    "on_bad_image",
+    "allow_outside",
+)
+_CHOICES += ("trust_boxes", "training_doctor")
 _KINDS = {"settings": dict, "data": dict, "start": str, "start_notes": list, "seed": int, "recipe": str}
 
 
@@ -146,10 +157,10 @@ def _has_run(folder: Path) -> bool:
     return (folder / RUN_NAME).is_file()
 
 
-def _place(model: str | Path) -> str:
-    """A folder by its full path, so that a run can be resumed from any working directory; else the id as it is."""
-    folder = expand_home(model)
-    return str(folder.resolve()) if folder.exists() else str(model)
+def place(source: str | Path) -> str:
+    """A file or folder by its full path, so that a run can be resumed from any working directory; else the id as it is."""
+    path = expand_home(source)
+    return str(path.resolve()) if path.exists() else str(source)
 
 
 def data_digest(data: CocoData) -> str:

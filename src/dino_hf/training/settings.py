@@ -21,6 +21,7 @@ _NAMES = _ARGUMENTS | _OF_RECIPE | _OF_AUGMENTATION | MODEL_SETTINGS
 # What `train` itself has, beside the data.
 _OF_TRAIN = {"model", "recipe", "output_dir", "resume", "batch_size", "report_to", "seed", "dry_run"}
 _OF_TRAIN |= {"validation_fraction", "box_format", "allow_outside", "trust_boxes", "on_bad_image", "check_images"}
+_OF_TRAIN |= {"training_doctor"}
 _INSTEAD = {
     "output_dir": "--output-dir (in Python, output_dir) names the folder",
     "resume_from_checkpoint": "--resume (in Python, resume=True) goes on with the newest checkpoint in the output folder",

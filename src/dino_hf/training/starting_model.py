@@ -55,7 +55,7 @@ def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
     with _seeded(seed):
         if source is None:
             return _default(data)
-        config = _read_config(source)
+        _check_kind(source)
         folder = expand_home(source)
         if folder.is_dir() and not any((folder / name).is_file() for name in _WEIGHTS):
             return _from_configuration(folder, data)
@@ -64,7 +64,7 @@ def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
         if isinstance(provenance, dict):
             model.config.provenance = {name: value for name, value in provenance.items() if name != "start"}
         transfer = transfer_classes(model, data.id2label, data.category_ids)
-        return Start(model, _image_processor(source, config), str(source), str(transfer).splitlines())
+        return Start(model, image_processor_of(source), str(source), str(transfer).splitlines())
 
 
 _SEEDING = threading.RLock()
@@ -110,7 +110,7 @@ def _from_configuration(folder: Path, data: CocoData) -> Start:
     config.set_classes(data.id2label, data.category_ids)
     model = DinoDetrForObjectDetection(config)
     return _random_start(
-        model, _image_processor(folder, None), f"random weights: {folder} has a configuration and no weights"
+        model, image_processor_of(folder), f"random weights: {folder} has a configuration and no weights"
     )
 
 
@@ -122,15 +122,18 @@ def _random_start(model: PreTrainedModel, image_processor, source: str) -> Start
     return Start(model, image_processor, source, [note])
 
 
-def _image_processor(source: str | Path, config: dict | None):
+def image_processor_of(source: str | Path | None):
+    """The one beside a model, else the default one."""
+    if source is None:
+        return DinoDetrImageProcessor()
     folder = expand_home(source)
     if folder.is_dir() and not (folder / IMAGE_PROCESSOR_NAME).is_file():
         return DinoDetrImageProcessor()
     return load_image_processor(source)
 
 
-def _read_config(source: str | Path) -> dict:
-    """The configuration of a DINO detector, as a dictionary: no code of the model is run, nor its class looked for."""
+def _check_kind(source: str | Path) -> None:
+    """Raises ValueError, FileNotFoundError: it is no DINO detector. No code of the model is run, nor its class looked for."""
     folder = expand_home(source)
     if folder.is_file():
         raise ValueError(
@@ -155,7 +158,7 @@ def _read_config(source: str | Path) -> dict:
         ) from error
     kind = config.get("model_type")
     if kind == DinoDetrConfig.model_type:
-        return config
+        return
     if kind in _SELF_SUPERVISED:
         what = (
             f"an encoder of type {kind!r}, as of the self-supervised DINO, which has the same name and finds no objects"

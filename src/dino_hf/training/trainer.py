@@ -5,15 +5,15 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, ModelOutput
 
@@ -37,18 +37,18 @@ from .coco_metric import CocoEvaluator
 from .detector import find_detector
 from .doctor import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
-from .held_out_loss import HeldOutLoss, loss_of_first, num_boxes_of, num_own_images
+from .held_out_loss import HeldOutLoss, num_boxes_of, num_own_images, score_of_first
+from .loss_parts import TrainingParts, weighted_parts
 from .model_card import record_training
 from .recipes import Recipe
 from .run_lock import locked_run
+from .steps import StepCallback
+from .trainer_checks import check_trainer
 
 logger = logging.getLogger(__name__)
 
 RECIPE_NAME = "recipe.json"
 _MOST_RECORDED = 20_000  # images whose digests are kept in the configuration, 7 bytes each
-# More in a row are no accident of the data: weights that are broken spoil every step. At the start of float16 training, the
-# loss scale may need 16 of them, from 65,536 down to 1.
-_MOST_SKIPPED_IN_A_ROW = 20
 
 
 class DinoDetrTrainer(Trainer):
@@ -77,14 +77,15 @@ class DinoDetrTrainer(Trainer):
         args: of `recipe.training_arguments`.
         recipe: of `get_recipe`. It configures the model.
         train: to train on.
-        held_out: to evaluate on, loaded with `like=train`; None: there is no evaluation.
+        held_out: to evaluate on, loaded with `like=train`; several by name: the metrics of each are then `eval_<name>_AP` and so
+            on, and the first one is that of the model card. None: there is no evaluation.
         image_processor: a `DinoDetrImageProcessor`; saved with the model. Its size is that of evaluation.
         callbacks: more `TrainerCallback`s.
-        doctor: log what `TrainingDoctor` sees. Its matches are part of each checkpoint's state.
+        doctor: log what `TrainingDoctor` sees. Each checkpoint has its matches in `training_doctor.json`.
 
     Attributes:
         ema: `ModelEma`, None without.
-        evaluator: the `CocoEvaluator`, None without held-out data.
+        evaluator: the `CocoEvaluator`, of several held-out data sets that of the first; None without.
 
     Raises:
         ValueError: classes, arguments or devices that do not go with the recipe or each other.
@@ -97,29 +98,32 @@ class DinoDetrTrainer(Trainer):
         *,
         recipe: Recipe,
         train: CocoData,
-        held_out: CocoData | None = None,
+        held_out: CocoData | Mapping[str, CocoData] | None = None,
         image_processor,
         callbacks: list[TrainerCallback] | None = None,
         doctor: bool = True,
     ):
-        _check(model, args, recipe, train, held_out)
+        sets = _held_out_sets(held_out)
+        check_trainer(model, args, recipe, train, sets)
         detector = find_detector(model)
         recipe.configure(detector)
         self.recipe = recipe
         self._data_seed = args.seed if args.data_seed is None else args.data_seed
         self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed)
-        self.evaluator = None if held_out is None else CocoEvaluator(held_out, image_processor)
+        self._evaluators = {name: CocoEvaluator(data, image_processor) for name, data in sets.items()}
+        self.evaluator = next(iter(self._evaluators.values()), None)
+        evaluated = {
+            name: data.dataset.with_transform(DetectionTransform(image_processor)) for name, data in sets.items()
+        }
         super().__init__(
             model=model,
             args=args,
             data_collator=DetectionCollator(),
             train_dataset=train.dataset.with_transform(self._train_transform),
-            eval_dataset=(
-                None if held_out is None else held_out.dataset.with_transform(DetectionTransform(image_processor))
-            ),
+            eval_dataset=evaluated.get("", evaluated or None),
             processing_class=image_processor,
             compute_metrics=self.evaluator,
-            preprocess_logits_for_metrics=None if held_out is None else self.evaluator.keep_top,
+            preprocess_logits_for_metrics=None if self.evaluator is None else self.evaluator.keep_top,
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = recipe.normalize_over_window
@@ -129,7 +133,11 @@ class DinoDetrTrainer(Trainer):
         if recipe.ema_decay is not None:
             self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
         self.departures = recipe.departures(args, detector.config, len(train.dataset))
-        self._train_data, self._held_out = train, held_out
+        self._train_data, self._held_out = train, sets
+        first = next(iter(sets), "")
+        self._main_prefix = f"eval_{first}" if first else "eval"  # of the metrics of the first data set
+        self._training_parts = TrainingParts()
+        self._loss_weights = detector.criterion.weights
         self._images: dict[str, str] | None = None  # for the record
         self._ema_evaluation: dict | None = None  # for the card of the averaged model
         self._stopped_early = False  # the run that is resumed
@@ -145,7 +153,8 @@ class DinoDetrTrainer(Trainer):
             self._patience = recipe.early_stopping_patience
         if self._patience is not None:
             self.add_callback(EarlyStoppingCallback(self._patience))
-        self.add_callback(_Steps(self))
+        self._step_callback = StepCallback(self)
+        self.add_callback(self._step_callback)
         self._doctor = TrainingDoctor(self) if doctor else None
         if self._doctor is not None:
             self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
@@ -153,11 +162,11 @@ class DinoDetrTrainer(Trainer):
     def _image_record(self) -> dict[str, str]:
         """Digests of the images, by which `dino_hf.evaluate` knows what was trained on; none of very many images."""
         if self._images is None:
-            parts = {"trained": self._train_data, "held_out": self._held_out}
+            parts = {"trained": [self._train_data], "held_out": list(self._held_out.values())}
             self._images = {
-                name: pack(image_digests(data))
-                for name, data in parts.items()
-                if data is not None and len(data.dataset) <= _MOST_RECORDED
+                name: pack(chain.from_iterable(map(image_digests, sets)))
+                for name, sets in parts.items()
+                if sets and sum(len(data.dataset) for data in sets) <= _MOST_RECORDED
             }
         return self._images
 
@@ -210,6 +219,8 @@ class DinoDetrTrainer(Trainer):
             self._save_recipe(output_dir, is_resumed=bool(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()
         self._stopped_early = False
+        if self._doctor is not None:
+            self._doctor.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if resume_from_checkpoint:
             self._stopped_early = self.args.restore_callback_states_from_checkpoint and was_stopped_early(
                 resume_from_checkpoint, self._patience
@@ -268,21 +279,27 @@ class DinoDetrTrainer(Trainer):
         with _random_numbers_of(where, self.args.device):
             return super().training_step(model, inputs, num_items_in_batch)
 
-    def compute_loss(self, model, inputs: dict, *args, **kwargs):
+    def compute_loss(self, model, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
         """As in `Trainer`.
 
         Raises:
             NonFinitePredictionsError: with the image's id, step and epoch.
         """
         try:
-            if self._held_out_loss is not None and kwargs.get("return_outputs") and "labels" in inputs:
+            if self._held_out_loss is not None and return_outputs and "labels" in inputs:
                 return self._loss_in_evaluation(model, inputs)
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         except NonFinitePredictionsError as error:
+            self._step_callback.look()  # a gradient may have come first
             image_id = int(inputs["labels"]["image_id"][error.image])
             where = f"It is the image of id {image_id}, {'in training' if model.training else 'in evaluation'} {self._when()}."
             error.args = (f"{error} {where} A recipe with on_non_finite='skip' leaves out what it spoils.",)
             raise
+        if model.training:
+            self._training_parts.add(weighted_parts(outputs["loss_dict"], self._loss_weights))
+        return (loss, outputs) if return_outputs else loss
 
     def _loss_in_evaluation(self, model, inputs: dict) -> tuple[Tensor, ModelOutput]:
         """The loss of a batch and its outputs. The loss is also added to that of the whole evaluation."""
@@ -291,24 +308,39 @@ class DinoDetrTrainer(Trainer):
         num_boxes = num_boxes_of(labels)
         batch_size = len(labels["boxes"])
         count = num_own_images(self.accelerator, batch_size)
-        if count == batch_size:
-            self._held_out_loss.add(loss, num_boxes)
-        else:
-            own = {name: value[:count] for name, value in labels.items()}
-            self._held_out_loss.add(loss_of_first(find_detector(model), outputs, labels, count), num_boxes_of(own))
+        own = {name: value[:count] for name, value in labels.items()}
+        scored = outputs if count == batch_size else score_of_first(find_detector(model), outputs, labels, count)
+        parts = weighted_parts(scored["loss_dict"], self._loss_weights)
+        parts[-1] = scored["loss"]  # NaN where something was skipped
+        self._held_out_loss.add(parts, num_boxes_of(own))
         return loss / num_boxes.clamp(min=1), outputs
 
     def _when(self) -> str:
         return f"after step {self.state.global_step}, in epoch {(self.state.epoch or 0.0):.2f}"
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """As in `Trainer`; where steps may be skipped, with the number since the last log as `skipped_steps`."""
+        """As in `Trainer`, with the parts of the loss since the last log; where steps may be skipped, with their number as
+        `skipped_steps`."""
+        if "loss" in logs:
+            logs.update(self._training_parts.take(logs["loss"], self.accelerator.reduce))
         if "loss" in logs and self.recipe.on_non_finite == "skip":
             logs["skipped_steps"] = self._num_skipped
             self._num_skipped = 0
         super().log(logs, *args, **kwargs)
 
     # Evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """As in `Trainer`; each of several held-out data sets has its own evaluator."""
+        evaluator = self._evaluators.get(eval_dataset) if isinstance(eval_dataset, str) else None
+        if evaluator is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        before = self.compute_metrics, self.preprocess_logits_for_metrics
+        self.compute_metrics, self.preprocess_logits_for_metrics = evaluator, evaluator.keep_top
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self.compute_metrics, self.preprocess_logits_for_metrics = before
 
     def evaluation_loop(
         self, dataloader, description: str, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
@@ -325,7 +357,7 @@ class DinoDetrTrainer(Trainer):
             return output._replace(metrics=output.metrics | averaged)
         with self.ema.applied(), nullcontext() if self._doctor is None else self._doctor.paused():
             averaged = self._evaluate_once(*arguments, prefix)
-        if metric_key_prefix == "eval" and self.compute_metrics is self.evaluator is not None:
+        if metric_key_prefix == self._main_prefix and self.compute_metrics is self.evaluator is not None:
             self._record_ema_evaluation(averaged.metrics, len(dataloader.dataset))
         # The number of samples is only used for their rate, and there were twice as many.
         return output._replace(
@@ -336,17 +368,19 @@ class DinoDetrTrainer(Trainer):
         self._held_out_loss = HeldOutLoss(keeps_non_finite=not self.args.logging_nan_inf_filter)
         try:
             output = super().evaluation_loop(*arguments)
-            mean = self._held_out_loss.mean(self.accelerator)
+            means = self._held_out_loss.means(self.accelerator)
         finally:
             self._held_out_loss = None
-        name = f"{arguments[-1]}_loss"
-        return output._replace(metrics=output.metrics | {name: mean} if name in output.metrics else output.metrics)
+        if f"{arguments[-1]}_loss" not in output.metrics:
+            return output
+        losses = {f"{arguments[-1]}_{name}": mean for name, mean in means.items()}
+        return output._replace(metrics=output.metrics | losses)
 
     def _record_ema_evaluation(self, metrics: dict[str, float], num_images: int) -> None:
         training = (self.model.config.provenance or {}).get("training", {})
-        scores = {name.removeprefix("eval_ema_"): value for name, value in metrics.items()}
+        scores = {name.removeprefix(f"{self._main_prefix}_ema_"): value for name, value in metrics.items()}
         self._ema_evaluation = {
-            "dataset": self._held_out.name,
+            "dataset": next(iter(self._held_out.values())).name,
             "num_images": num_images,
             "step": training.get("steps", self.state.global_step),  # of the best weights, after training
             "metrics": {name: float(value) for name, value in scores.items() if name.startswith(("AP", "AR_"))},
@@ -415,6 +449,8 @@ class DinoDetrTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process has written its part
         if self.args.should_save:
             self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
+            if self._doctor is not None:
+                self._doctor.save(unfinished / name)
             flush(unfinished / name)
             if (run_dir / name).exists():
                 discard(run_dir / name)
@@ -457,148 +493,11 @@ class DinoDetrTrainer(Trainer):
         return super()._finalize_training(trial, *args, **kwargs)
 
 
-class _Steps(TrainerCallback):
-    """What a `DinoDetrTrainer` does at the ends of epochs and steps."""
-
-    def __init__(self, trainer: DinoDetrTrainer):
-        self.trainer = trainer
-        self.epoch = 0
-        self.is_dropped = False
-        self.num_skipped_in_a_row = 0
-
-    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
-        trainer = self.trainer
-        self.epoch = state.global_step // trainer._steps_per_epoch
-        self.num_skipped_in_a_row = 0
-        if trainer.ema is not None:
-            trainer.ema.module.to(trainer.model.device)
-            if state.global_step == 0:
-                trainer.ema.restart()
-        # Trainer cannot save the state of a callback that the checkpoint it resumes from did not know.
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ExportableState):
-                state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
-            if isinstance(callback, EarlyStoppingCallback) and trainer._patience is not None:
-                callback.early_stopping_patience = trainer._patience  # Trainer restores that of the run that is resumed
-        if state.global_step and not trainer.is_deepspeed_enabled:
-            self._take_up_rates(args, optimizer, lr_scheduler)
-        self._record_recipe()
-
-    def _take_up_rates(self, args, optimizer, lr_scheduler) -> None:
-        """A run that is resumed has the learning rates and weight decay of the checkpoint: those of the recipe go first, as its
-        schedule does."""
-        wanted = self.trainer.recipe.make_optimizer(self.trainer.model, args).param_groups
-        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
-        scheduler.base_lrs = [group["lr"] for group in wanted]
-        for group, new, factor in zip(optimizer.param_groups, wanted, scheduler.lr_lambdas, strict=True):
-            group.update({name: new[name] for name in ("weight_decay", "betas", "eps")})
-            group["initial_lr"] = new["lr"]
-            group["lr"] = new["lr"] * factor(scheduler.last_epoch)
-
-    def _record_recipe(self) -> None:
-        record = self.trainer.model.config.provenance["training"]["recipe"]  # of record_training
-        self.trainer.model.config.provenance["training"]["images"] = self.trainer._image_record()
-        record["recipe"], record["schedule"] = self.trainer.recipe.name, self.trainer.recipe.lr_scheduler
-        if self.trainer.departures:
-            record["departures_from_the_recipe"] = "; ".join(self.trainer.departures)
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self._record_recipe()  # also in the record of a user who called record_training once more
-        self.trainer._train_transform.set_epoch(self.epoch)
-        self.epoch += 1
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        trainer = self.trainer
-        self.is_dropped = False
-        if (
-            getattr(trainer.accelerator, "scaler", None) is not None
-            or trainer.is_fsdp_enabled
-            or trainer.is_deepspeed_enabled
-        ):
-            return  # the scaler of float16 looks itself
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        # Of the sum over processes: all see the same.
-        if torch.nn.utils.get_total_norm(gradients).isfinite():
-            return
-        image_ids = [image_id for batch in trainer._image_ids for image_id in batch.tolist()]
-        what = f"The gradient of the images {image_ids} is NaN or infinite, {trainer._when()}"
-        if trainer.recipe.on_non_finite == "raise":
-            raise ValueError(
-                f"{what}: training has diverged, or an image has extreme values. Look at them, lower the learning rate, or leave "
-                "such steps out by a recipe with on_non_finite='skip'."
-            )
-        logger.warning("%s: the step is skipped.", what)
-        optimizer.zero_grad()
-        self.is_dropped = True
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        trainer = self.trainer
-        if self.is_dropped or trainer.accelerator.optimizer_step_was_skipped:
-            trainer._num_skipped += 1
-            self.num_skipped_in_a_row += 1
-            if self.num_skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW:
-                raise ValueError(
-                    f"{self.num_skipped_in_a_row} steps in a row had a gradient that is NaN or infinite, {trainer._when()}: the "
-                    "weights must be broken, not the data. Resume from an earlier checkpoint with a lower learning rate."
-                )
-            return
-        self.num_skipped_in_a_row = 0
-        if trainer.ema is not None:
-            trainer.ema.update()
-
-
-def _check(model, args, recipe, train, held_out) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"One process has {args.n_gpu} GPUs; start one process for each: torchrun --nproc-per-node={args.n_gpu} your_script.py."
-        )
-    if Path(args.output_dir).is_file():
-        raise ValueError(f"output_dir={args.output_dir!r} is a file; name a folder.")
-    if args.label_smoothing_factor or args.prediction_loss_only:
-        raise ValueError(
-            f"label_smoothing_factor={args.label_smoothing_factor}, prediction_loss_only={args.prediction_loss_only}: leave both "
-            "out. The first is of softmax losses, and AP needs more than the loss."
-        )
-    if args.remove_unused_columns:
-        raise ValueError(
-            "remove_unused_columns=True takes away the images; use recipe.training_arguments(...), or set it to False."
-        )
-    if args.dataloader_drop_last and held_out is not None:
-        raise ValueError(
-            "dataloader_drop_last=True would also leave out held-out images, of which COCO AP needs all; leave it False: a last "
-            "batch of fewer images trains as well."
-        )
-    classes = model.config.id2label
-    if classes != train.id2label:
-        raise ValueError(
-            f"The model has {_some(classes)}, the training data {_some(train.id2label)}: call transfer_classes(model, "
-            "train.id2label, train.category_ids) first."
-        )
-    if model.config.category_ids not in (None, train.category_ids):
-        raise ValueError(
-            f"The model's classes have the category ids {model.config.category_ids[:5]}, those of the same names in the training "
-            f"data {train.category_ids[:5]} (the first of each): call transfer_classes(model, train.id2label, train.category_ids) "
-            "first."
-        )
-    if held_out is not None and held_out.id2label != train.id2label:
-        raise ValueError(
-            f"The held-out data have {_some(held_out.id2label)}, the training data {_some(train.id2label)}: load them with "
-            "load_coco(..., like=train)."
-        )
-    if held_out is None and args.eval_strategy != "no":
-        raise ValueError(
-            f"eval_strategy={args.eval_strategy.value!r} needs held_out data; without them, set eval_strategy='no' (and, in a "
-            "recipe with early stopping, early_stopping_patience=None)."
-        )
-    if recipe.early_stopping_patience is not None and (
-        args.eval_strategy == "no" or args.metric_for_best_model is None
-    ):
-        raise ValueError(
-            f"early_stopping_patience={recipe.early_stopping_patience} needs evaluations, checkpoints at the same steps and a "
-            f"metric_for_best_model, e.g. 'AP', but eval_strategy={args.eval_strategy.value!r}, "
-            f"save_strategy={args.save_strategy.value!r} and metric_for_best_model={args.metric_for_best_model!r}: make the "
-            "strategies equal, or change the recipe by early_stopping_patience=None."
-        )
+def _held_out_sets(held_out: CocoData | Mapping[str, CocoData] | None) -> dict[str, CocoData]:
+    """By name; one that has no name is "". (A `CocoData` is a tuple, and no mapping.)"""
+    if held_out is None:
+        return {}
+    return dict(held_out) if isinstance(held_out, Mapping) else {"": held_out}
 
 
 def _recorded_recipe(path: Path) -> dict | None:
@@ -610,11 +509,6 @@ def _recorded_recipe(path: Path) -> dict | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         logger.warning("%s is damaged (%s) and is written again; changes of the recipe are not reported.", path, error)
         return None
-
-
-def _some(id2label: dict[int, str]) -> str:
-    names = list(id2label.values())
-    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""What the doctor says of data before they are trained on: the same checks, however the data are given."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from ..data import DetectionData, RawDataset, read_raw
+from ..data.checks import inspect
+from .coco_data import CocoData
+
+_ABOUT_READING = {
+    "boxes-are-corners",
+    "boxes-are-xywh",
+    "boxes-are-centres",
+    "boxes-are-normalised",
+    "boxes-are-pixels",
+}
+
+
+def data_findings(data: Any, splits: DetectionData, settings: dict[str, Any]) -> list[str]:
+    """Warnings about data that can be trained on. Images are not decoded.
+
+    Args:
+        data: as `train` gets them.
+        splits: what was read of them.
+        settings: box_format, allow_outside and trust_boxes of the run.
+    Raises:
+        ValueError: training would stop, or learn the wrong.
+    """
+    if _is_read(data):
+        raw = _raw_of(splits)
+    else:
+        raw = read_raw(data, **{name: settings[name] for name in ("box_format", "allow_outside")})
+    report = inspect(raw, check_images=False)
+    name = str(data) if isinstance(data, str | Path) else splits.origin or "The data set"
+    advice = "`dino_hf.data.inspect(dino_hf.data.read_raw(data))` lists them."
+    if isinstance(data, str | Path):
+        advice = f"`dino-hf doctor {data}` shows them, and --fix writes a cleaned copy."
+    for finding in report.findings:
+        if finding.severity == "error" and not (settings["trust_boxes"] and finding.kind in _ABOUT_READING):
+            raise ValueError(f"{name} has {finding.count} {finding.what}. {advice}")
+    warnings = [finding for finding in report.findings if finding.severity == "warning"]
+    if not warnings:
+        return []
+    listed = "; ".join(f"{finding.count} {finding.what}" for finding in warnings)
+    return [f"the data have {listed}. {advice}"]
+
+
+def _is_read(data: Any) -> bool:
+    return isinstance(data, DetectionData | CocoData) or (
+        isinstance(data, tuple | list) and any(isinstance(one, CocoData) for one in data)
+    )
+
+
+def _raw_of(splits: DetectionData) -> RawDataset:
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    raw = read_raw(DatasetDict({name: part.dataset for name, part in parts.items() if part is not None}))
+    # Rows have the index of a class in place of its category id.
+    categories = [{"id": index, "name": name} for index, name in splits.train.id2label.items()]
+    return raw._replace(categories=categories, origin=splits.origin)
