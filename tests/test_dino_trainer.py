@@ -664,7 +664,7 @@ def test_the_21st_step_in_a_row_is_not_skipped():
 @pytest.mark.parametrize(("count", "is_recorded"), [(20_000, True), (20_001, False)])
 def test_digests_of_up_to_20_000_images_are_recorded(count, is_recorded, monkeypatch):
     monkeypatch.setattr("dino_hf.training.trainer.image_digests", lambda data: [b"12345"])
-    monkeypatch.setattr("dino_hf.training.trainer.pack", len)
+    monkeypatch.setattr("dino_hf.training.trainer.pack", lambda digests: len(list(digests)))
     data = SimpleNamespace(dataset=range(count))
     trainer = SimpleNamespace(_images=None, _train_data=data, _held_out={})
     assert ("trained" in DinoDetrTrainer._image_record(trainer)) == is_recorded
