@@ -28,6 +28,7 @@ class Measure:
         self.file = str(module)
         self.lines = set()
         self.tests = {}  # node id -> [seconds, lines]
+        self.of_fixtures = {}  # file -> lines; a fixture may be for all tests of its file
 
     def trace(self, frame, event, argument):
         if frame.f_code.co_filename != self.file:
@@ -41,6 +42,8 @@ class Measure:
             self.tests[report.nodeid] = (float("inf"), [])
         else:
             self.tests[report.nodeid] = (seconds + report.duration, sorted({*lines, *self.lines}))
+        if report.when == "setup":
+            self.of_fixtures.setdefault(report.nodeid.split("::")[0], set()).update(self.lines)
         if report.when == "teardown":
             self.lines.clear()
 
@@ -67,7 +70,11 @@ def measure(module: Path, arguments: list[str]) -> dict[str, tuple[float, list[i
     sys.settrace(plugin.trace)
     pytest.main(arguments, plugins=[plugin])
     sys.settrace(None)
-    return {name: entry for name, entry in plugin.tests.items() if entry[0] < float("inf")}
+    return {
+        name: (seconds, sorted({*lines, *plugin.of_fixtures[name.split("::")[0]]}))
+        for name, (seconds, lines) in plugin.tests.items()
+        if seconds < float("inf")
+    }
 
 
 def statements(tree: ast.Module) -> list[range]:

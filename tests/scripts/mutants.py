@@ -78,6 +78,12 @@ def copy_repository() -> None:
         shutil.copyfile(ROOT / name, COPY / name)
 
 
+def compile_copy(python: str) -> None:
+    """Python reads compiled files only as long as the hash of their source fits, so a changed module is compiled in each fork."""
+    command = [python, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "src"]
+    subprocess.run(command, cwd=COPY, check=True)
+
+
 def digest(*files: Path) -> str:
     return hashlib.blake2b(b"\0".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
@@ -148,7 +154,7 @@ def try_module(module: Path, socket: Path, folder: Path, count: int, seed: int) 
     request |= {"log": str(folder / "log"), "kind": "test"}
     ask = [sys.executable, "-S", str(COPY / "tests/scripts/forked_tests.py"), "ask", str(socket)]
     state = f"{version} {digest(*(ROOT / test for test in tests))}"
-    is_new = not record.is_file() or json.loads(record.read_text())["state"] != state
+    is_new = not record.is_file() or json.loads(record.read_text()).get("state") != state
     if is_new:
         if subprocess.run([*ask, json.dumps(request | {"kind": "measure"})]).returncode:
             print(f"  left out: no test passes; see {shutil.copyfile(folder / 'log', OUTPUT / f'{name}.log')}")
@@ -221,6 +227,7 @@ def main() -> None:
     COPY.mkdir(parents=True, exist_ok=True)
     copy_repository()
     python = str(Path(arguments.python).absolute())  # not resolved: it is a link to a Python of another environment
+    compile_copy(python)
     with tempfile.TemporaryDirectory() as folder, test_server(python, Path(folder)) as socket:
         for module in chosen:
             try_module(module, socket, Path(folder), arguments.count, arguments.seed)
