@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -381,3 +382,21 @@ def test_of_large_images_one_is_held_at_a_time(predictor, tmp_path, monkeypatch,
     found = list(predict(predictor, tmp_path, threshold=0.0, save=tmp_path / "out", stream=True, **settings))
     assert len(found) == 3
     assert held == [[]] * 3
+
+
+def test_a_folder_of_results_that_was_deleted_meanwhile_is_no_success(predictor, photos, tmp_path):
+    stream = predict(predictor, [photos / "1.png", photos / "2.png"], save=tmp_path / "out", stream=True)
+    next(stream)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="out was deleted or moved while"):
+        list(stream)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_with_line_feeds_fakes_no_message(model, photos, tmp_path):
+    (tmp_path / "a\nerror: all is lost\x1b[2K.png").write_bytes(b"junk")
+    shutil.copy(photos / "1.png", tmp_path / "b.png")
+    code, _, err = run(model, tmp_path)
+    assert code == 3
+    assert err.startswith(r"skipped a\nerror: all is lost\x1b[2K.png: It is no image of a known format")
+    assert len(err.splitlines()) == 2

@@ -1,5 +1,6 @@
 """What is predicted on: found, named, and read, whatever users point at; one bad image does not stop the others."""
 
+import gzip
 import http.server
 import os
 import shutil
@@ -7,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from dino_hf.common.images import UnknownRange, to_rgb
-from dino_hf.inference import downloads, sources
+from dino_hf.inference import downloads, sources, videos
 from dino_hf.inference.sources import End, Failure, Picture, Source, find_sources, read_image, read_sources
 from dino_hf.inference.videos import VideoWriter, camera_input, read_frames, video_info
 from inference_toys import noise
@@ -523,3 +524,102 @@ def test_images_are_read_ahead_as_far_as_their_bytes_allow(tmp_path, monkeypatch
     time.sleep(0.2)
     assert len(started) == 2
     assert len(list(stream)) == 5
+
+
+@contextmanager
+def answering(content: bytes):
+    """The address of a server that sends these bytes to the first client."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def reply():
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(10_000)
+                connection.sendall(content)
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/1.jpg"
+        thread.join()
+
+
+def redirecting(target: str) -> tuple[http.server.HTTPServer, str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    return found, f"http://127.0.0.1:{found.server_port}/a.png"
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("file:///etc/passwd", "not allowed"),
+        ("ftp://127.0.0.1/a.png", "which is no web address"),
+        ("http://127.0.0.1:9/a.png", "'127.0.0.1' in the local network, which is not followed"),
+        ("http://[::1]:9/a.png", "'::1' in the local network"),
+        ("http://169.254.169.254/latest", "'169.254.169.254' in the local network"),
+    ],
+)
+def test_a_server_cannot_lead_to_files_or_into_the_local_network(target, reason, monkeypatch):
+    real = downloads.is_local
+    server, address = redirecting(target)
+    seen = []
+    # The first question is about the target, the second one about where we were: outside.
+    monkeypatch.setattr(downloads, "is_local", lambda host: seen.append(host) or (len(seen) == 1 and real(host)))
+    try:
+        with pytest.raises((OSError, ValueError), match=reason):
+            read_image(address)
+    finally:
+        server.shutdown()
+
+
+def test_within_the_local_network_servers_may_lead_on(server):
+    leading, address = redirecting(server + "/9.PNG")
+    try:
+        assert read_image(address).size == (50, 30)
+    finally:
+        leading.shutdown()
+
+
+def test_compressed_answers_are_not_unpacked(monkeypatch):
+    """A body of 100 KB could become gigabytes."""
+    monkeypatch.setattr(downloads, "LARGEST_DOWNLOAD", 10_000)
+    body = gzip.compress(bytes(10**7))
+    assert len(body) < 10_000
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with answering(head + body) as address:
+        assert downloads.download(address) == body
+
+
+def test_a_body_in_pieces_without_an_end_is_too_large(monkeypatch):
+    monkeypatch.setattr(downloads, "LARGEST_DOWNLOAD", 10**5)
+    piece = b"4000\r\n" + bytes(0x4000) + b"\r\n"
+    body = HEADER + b"Transfer-Encoding: chunked\r\n\r\n" + 50 * piece
+    with answering(body) as address, pytest.raises(ValueError, match="larger than"):
+        downloads.download(address)
+
+
+def test_pictures_without_their_suffix_are_told(tmp_path):
+    for name in ("1.png", "scan", "photo.jpeg.bak", "notes.txt"):
+        noise(40, 30).save(tmp_path / name, "PNG" if name != "notes.txt" else "PPM")
+    (tmp_path / "report").write_bytes(b"%PDF-1.7")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.warns(UserWarning, match=r"such as 'photo.jpeg.bak' \(3 in all\)"):
+        assert names(tmp_path) == ["1.png"]
+    assert names([tmp_path / "scan"]) == ["scan"]
+
+
+def test_frames_that_become_too_large_are_refused(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", 3)
+    monkeypatch.setattr(videos, "_check_size", lambda stream: None)  # a header may say anything
+    monkeypatch.setattr(videos, "_MOST_PIXELS", 64 * 48 - 1)
+    with pytest.raises(ValueError, match="Its frames are 64 x 48 pixels"):
+        list(read_frames(tmp_path / "a.mp4"))

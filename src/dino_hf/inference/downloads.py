@@ -1,10 +1,12 @@
 """Images from addresses, within limits of time and size for the whole transfer."""
 
+import ipaddress
+import socket
 import string
 import threading
 from http.client import HTTPException
-from urllib.parse import quote
-from urllib.request import Request, urlopen
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 LARGEST_DOWNLOAD = 100 * 2**20  # bytes
 _TIMEOUT = 20.0  # seconds without an answer
@@ -16,7 +18,8 @@ def download(address: str) -> bytes:
     """The content at an http or https address.
 
     Raises:
-        OSError, ValueError: it cannot be fetched, takes more than 30 seconds, or has more than 100 MiB.
+        OSError, ValueError: it cannot be fetched, takes more than 30 seconds, has more than 100 MiB, or leads from a public server
+            to one of the local network.
     """
     found: list[bytes | BaseException] = []
     stop = threading.Event()
@@ -45,7 +48,8 @@ def _try_fetch(address: str, found: list, stop: threading.Event) -> None:
 def _fetch(address: str, stop: threading.Event) -> bytes:
     address = quote(address, safe=string.punctuation)  # as browsers do with spaces and letters of other alphabets
     pieces, num_bytes = [], 0
-    with urlopen(Request(address, headers={"User-Agent": "dino_hf"}), timeout=_TIMEOUT) as answer:
+    request = Request(address, headers={"User-Agent": "dino_hf"})
+    with build_opener(_Redirects).open(request, timeout=_TIMEOUT) as answer:
         while not stop.is_set() and (piece := answer.read1(_PIECE)):
             pieces.append(piece)
             num_bytes += len(piece)
@@ -54,3 +58,24 @@ def _fetch(address: str, stop: threading.Event) -> bytes:
         if answer.length:
             raise ValueError(f"Its transfer broke off after {num_bytes} bytes.")
     return b"".join(pieces)
+
+
+class _Redirects(HTTPRedirectHandler):
+    """A server may lead to another one, but not to files, and not from outside into the local network, where servers trust us."""
+
+    def redirect_request(self, request, answer, code, message, headers, address):
+        target = urlsplit(address)
+        if target.scheme not in ("http", "https"):
+            raise ValueError(f"It leads to {address!r:.200}, which is no web address.")
+        if is_local(target.hostname or "") and not is_local(request.origin_req_host):
+            raise ValueError(f"It leads to {target.hostname!r:.200} in the local network, which is not followed.")
+        return super().redirect_request(request, answer, code, message, headers, address)
+
+
+def is_local(host: str) -> bool:
+    """Whether a host has an address that is not public; False where it cannot be found."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    return any(not ipaddress.ip_address(entry[4][0].partition("%")[0]).is_global for entry in found)

@@ -17,6 +17,7 @@ from PIL import Image
 from ..common import images
 from ..common.images import IMAGE_SUFFIXES, open_image, other_frames
 from ..common.paths import expand_home
+from ..common.regular_files import is_regular
 from ..package_warning import DinoDetrWarning
 from .ahead import map_ahead
 from .downloads import LARGEST_DOWNLOAD, download
@@ -31,6 +32,8 @@ VIDEO_SUFFIXES = frozenset((
 _RAW_SUFFIXES = frozenset((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"))
 _UNREAD_SUFFIXES = _RAW_SUFFIXES | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl"}
 # fmt: on
+_PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-", b"<svg")
+_MOST_LOOKED_AT = 10_000  # files of a folder
 _LIVE = ("rtsp", "rtmp", "udp")
 _AHEAD_BYTES = 2**28  # of images that threads decode at the same time
 
@@ -153,11 +156,35 @@ def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None 
     for parent, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".") and real_path(Path(parent, name)) != exclude]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
+    _tell_passed_over([file for file in files if _kind(file) is None], text)
     # A folder that cannot be listed fails like a file, when it is read: it is named, and the rest goes on.
     files = sorted([file for file in files if _kind(file)] + unlisted, key=_natural)
     if not files and root is None:
         raise FileNotFoundError(f"The folder {text} has no image or video, and none of its folders has.")
     return [(root or folder, file, "image" if file in unlisted else _kind(file)) for file in files]
+
+
+def _tell_passed_over(files: list[Path], folder: str) -> None:
+    """Pictures are found by their suffix. A warning tells of files that are pictures by their first bytes."""
+    pictures = [file for file in sorted(files)[:_MOST_LOOKED_AT] if _looks_like_picture(file)]
+    if pictures:
+        warnings.warn(
+            f"Files in {folder} look like pictures but have no suffix of one, such as {printable(pictures[0].name)!r:.200} "
+            f"({len(pictures)} in all). They are not read; rename them, or name them one by one.",
+            DinoDetrWarning,
+            stacklevel=2,
+        )
+
+
+def _looks_like_picture(path: Path) -> bool:
+    try:
+        if not is_regular(path):
+            return False
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return head.startswith(_PICTURE_HEADS) or head[8:12] == b"WEBP" or head[4:12] in (b"ftypheic", b"ftypavif")
 
 
 def _in_pattern(text: str, exclude: Path | None) -> list[tuple]:

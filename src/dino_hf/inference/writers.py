@@ -108,6 +108,7 @@ class PredictionFolder:
 
     def add(self, picture: Picture, detections: Detections) -> None:
         """Write an image, or the next frame of a video. The journal comes last: what it names is there."""
+        self._check_there()
         record = {
             "file": picture.source.name,
             "origin": describe(picture.source),
@@ -144,16 +145,18 @@ class PredictionFolder:
 
     def finish(self, source: Source) -> None:
         """A video has come to its end."""
+        self._check_there()
         self._close_video()
         self._write_line({"file": source.name, "origin": describe(source), "end": True})
 
     def close(self) -> None:
         """Also of a run that was broken off: what it has is complete."""
         self._close_video()
+        is_there = self._is_there()
         self._journal.close()
         if self._table is not None:
             self._table.close()
-        if "coco" in self.formats:
+        if "coco" in self.formats and is_there:
             write_coco(self.folder / _COCO, self._records(), self.categories)
 
     def _open_files(self) -> None:
@@ -253,6 +256,19 @@ class PredictionFolder:
         if self._video is not None:
             (_, writer), self._video = self._video, None
             writer.close()
+
+    def _is_there(self) -> bool:
+        """Whether the journal still has its name. A file that was deleted can be written to, and nothing of it is kept."""
+        try:
+            return os.path.samestat(os.stat(self.folder / JOURNAL), os.fstat(self._journal.fileno()))
+        except OSError:
+            return False
+
+    def _check_there(self) -> None:
+        if not self._is_there():
+            raise FileNotFoundError(
+                f"{self.folder} was deleted or moved while results were written to it; predict again."
+            )
 
     def _write_line(self, record: dict) -> None:
         self._journal.write(as_line(record))

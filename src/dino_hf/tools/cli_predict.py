@@ -108,23 +108,23 @@ def predict(
     \b
     Example: dino-hf predict outputs/train photos/ clip.mp4 --save found
     """
-    with one_sentence_errors(debug):
+    with one_sentence_errors(debug), warnings.catch_warnings():
         # Imported here: they take seconds, which `--help` need not wait for.
         from transformers.utils.logging import disable_progress_bar
 
         from ..common.console import make_console
-        from ..common.text import shorten
         from ..inference.predict import predict as run
         from ..inference.sources import find_sources
 
         disable_progress_bar()
         console, errors = make_console(), make_console(stderr=True, soft_wrap=True)
+        warnings.showwarning = lambda message, *_: errors.print(f"note: {_line(str(message), 1000)}")
         found = find_sources(sources, exclude=save)
         skipped = []
 
         def report(failure) -> None:
             skipped.append(failure)
-            errors.print(f"skipped {shorten(failure.source.name, 300)}: {shorten(failure.reason, 1000)}")
+            errors.print(f"skipped {_line(failure.source.name, 300)}: {_line(failure.reason, 1000)}")
 
         predictions = run(
             model,
@@ -149,9 +149,7 @@ def predict(
             stream=True,
             on_failure=report,
         )
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: errors.print(f"note: {shorten(str(message), 1000)}")
-            num_images = _summarize(_follow(predictions, _count_images(found, every, max_frames), console), console)
+        num_images = _summarize(_follow(predictions, _count_images(found, every, max_frames), console), console)
         if not num_images and not skipped:
             console.print("Nothing was left to predict: the earlier prediction has all of these sources.")
         if save is not None:
@@ -162,6 +160,13 @@ def predict(
             number = "1 source was" if len(skipped) == 1 else f"{len(skipped)} sources were"
             errors.print(f"{number} skipped.")
             raise typer.Exit(SOME_SKIPPED)
+
+
+def _line(text: str, limit: int) -> str:
+    """One line: a line feed in the name of a file could fake another message."""
+    from ..common.text import shorten
+
+    return shorten(text.replace("\n", "\\n").replace("\t", "\\t"), limit)
 
 
 def _read_thresholds(text: str) -> dict[str, float]:

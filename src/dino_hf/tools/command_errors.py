@@ -38,6 +38,7 @@ _CURES = {
     errno.EDQUOT: "your quota of the disk is used up; make room, or choose another place.",
     errno.EFBIG: "the file would be larger than this machine allows (ulimit -f).",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n).",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one.",
     errno.ENOENT: "it is not there; was it moved or deleted meanwhile?",
     errno.EACCES: "access is denied; check its permissions.",
     errno.EROFS: "it cannot be written, its disk is read-only; choose another place.",
