@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from architecture import backbone_settings, rules_for
 from checkpoint_files import ConversionError, save_checkpoint
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
+from dino_hf.common.regular_files import check_model_folder
 from key_mapping import UnknownName, detrex, mmdet, translate_back
 from training_settings import ARGS
 
@@ -86,6 +87,7 @@ def load_folder(folder: Path) -> DinoDetrForObjectDetection:
     if not (folder / "config.json").is_file():
         raise ConversionError(f"{folder} is no folder with a model of dino_hf: it has no config.json.")
     try:
+        check_model_folder(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if not isinstance(config, DinoDetrConfig):
             raise ConversionError(

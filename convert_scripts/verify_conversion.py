@@ -24,6 +24,7 @@ from checkpoint_files import ConversionError, load_checkpoint
 from convert_back import load_folder, separate_heads, to_release
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.images import read_image
+from dino_hf.common.regular_files import check_model_folder
 from dino_hf.common.text import printable
 from dino_hf.tools.command_errors import script_errors
 from dino_hf.tools.scenes import draw_scene
@@ -268,6 +269,7 @@ def load_processor(folder: Path):
         ConversionError: the folder has none.
     """
     try:
+        check_model_folder(folder)
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -19,6 +19,8 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+from .regular_files import read_settings
+
 MANIFEST = ".dino_hf_files.json"
 _REPLACED = ".old"  # in a scratch folder: what was in the place that is taken
 _LARGEST_MANIFEST = 2**24  # bytes
@@ -147,8 +149,8 @@ def read_manifest(folder: Path, command: str) -> list[str] | None:
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST_MANIFEST:
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_settings(path)
+    except (OSError, ValueError):
         return None
     names = content.get("files") if isinstance(content, dict) and content.get("command") == command else None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -18,6 +18,10 @@ MIB = 2**20
 LARGEST_TEXT = 64 * MIB  # bytes of a list of images, a label file or an xml
 LARGEST_YAML = MIB  # a list of 40,000 class names; PyYAML takes seconds for a megabyte
 LARGEST_JSON = 16 * 1024 * MIB  # the largest published COCO jsons have about 6 GiB
+LARGEST_SETTINGS = (
+    256 * MIB
+)  # bytes of a json in a model folder; an index of weights or the state of a long run has some MiB
+DEEPEST_SETTINGS = 100  # levels of lists and objects in one; transformers copies settings by recursion
 DEEPEST_YAML = 50  # levels of lists and mappings
 LARGEST_YAML_CONTENT = 200_000  # values, counted again for each alias
 EVERYWHERE = ("/",)  # as the roots of paths: any place
@@ -208,6 +212,41 @@ def read_json(path: Path, largest: int = LARGEST_JSON, object_hook: Callable[[di
     if start and start[0] not in '{["-0123456789tfn':  # before gigabytes are read
         raise ValueError(f"{path} is not valid json: it starts with {start[:1]!r}.")
     return parse_json(read_bytes(path, largest), str(path), object_hook)
+
+
+def check_depth(content: Any, deepest: int, name: str) -> None:
+    """Raises ValueError for lists and objects that are nested deeper than some levels; `name` is for the message."""
+    level, depth = [content], 0
+    while level := [
+        inner
+        for value in level
+        if isinstance(value, dict | list)
+        for inner in (value.values() if isinstance(value, dict) else value)
+    ]:
+        depth += 1
+        if depth > deepest:
+            raise ValueError(f"{name} is not usable json: its lists or objects are nested more than {deepest} deep.")
+
+
+def read_settings(path: Path) -> Any:
+    """Content of a json with settings or a record, such as config.json, of bounded size and depth.
+
+    Raises:
+        OSError: as `read_bytes`; ValueError: it is broken, or nested too deeply.
+    """
+    content = read_json(path, LARGEST_SETTINGS)
+    check_depth(content, DEEPEST_SETTINGS, str(path))
+    return content
+
+
+def check_model_folder(folder: Path) -> None:
+    """Read each json of a model folder before it is handed to transformers, which follows nested lists until Python's stack ends.
+
+    Raises:
+        ValueError, OSError: as `read_settings`.
+    """
+    for path in sorted(folder.glob("*.json")):
+        read_settings(path)
 
 
 class _BoundedLoader(yaml.BaseLoader):

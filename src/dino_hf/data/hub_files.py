@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 
-from ..common.regular_files import LARGEST_YAML, open_regular, parse_json, parse_yaml, read_bytes, shown
+from ..common.regular_files import LARGEST_YAML, check_depth, open_regular, parse_json, parse_yaml, read_bytes, shown
 from .files import DataFolder
 from .hub_layout import dtype_name, find_layout
 from .split_names import SplitNames
@@ -52,20 +52,7 @@ def _check_lines(path: Path) -> None:
         for number, line in enumerate(file, start=1):
             if line.count(b"[") + line.count(b"{") > _SUSPICIOUS:
                 name = f"{path}, line {number},"
-                _check_depth(parse_json(line, name), name)
-
-
-def _check_depth(content, name: str) -> None:
-    level, depth = [content], 0
-    while level := [
-        inner
-        for value in level
-        if isinstance(value, dict | list)
-        for inner in (value.values() if isinstance(value, dict) else value)
-    ]:
-        depth += 1
-        if depth > _DEEPEST:
-            raise ValueError(f"{name} is not usable json: its lists or objects are nested more than {_DEEPEST} deep.")
+                check_depth(parse_json(line, name), _DEEPEST, name)
 
 
 def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[str]]:

@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..common.paths import expand_home
+from ..common.regular_files import check_model_folder
 from ..data.hub_access import reach_hub
 
 # Of json, checks of settings, shapes of weights, their formats.
@@ -83,6 +84,7 @@ def _find(source: str | Path) -> str:
             newest = get_last_checkpoint(folder)
             cure = f"; a checkpoint lies in it: {newest}" if newest else "; give the folder that save_pretrained wrote"
             raise FileNotFoundError(f"{source} is no model: it has no {CONFIG_NAME}{cure}.")
+        check_model_folder(folder)
         return str(folder)
     text = str(source)
     if folder.exists():

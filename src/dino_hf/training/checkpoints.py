@@ -1,6 +1,5 @@
 """Folders of checkpoints: which there are, whether they are whole, and how they come and go at once."""
 
-import json
 import logging
 import os
 import pickle
@@ -15,6 +14,8 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..common.regular_files import read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def check_checkpoint(checkpoint: Path) -> None:
                     pass
             elif path.suffix in (".pt", ".pth"):
                 _check_archive(path)
-        except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             others = [one for one in _checkpoints(checkpoint.parent).values() if one != checkpoint]
             after = f"the newest of {sorted(one.name for one in others)}" if others else "the beginning"
             raise ValueError(
@@ -71,7 +72,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 
 def _check_json(path: Path) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_settings(path)
     if path.name != TRAINER_STATE_NAME:
         return
     is_state = isinstance(content, dict) and isinstance(content.get("global_step"), int)
@@ -100,7 +101,7 @@ def _check_archive(path: Path) -> None:
 
 def was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:
     """By the patience of this run, or, if its early stopping is the user's own, by that of the run that is resumed."""
-    state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    state = read_settings(Path(checkpoint) / TRAINER_STATE_NAME)
     stoppers = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__, [])
     return any(
         one["attributes"]["early_stopping_patience_counter"] >= (patience or one["args"]["early_stopping_patience"])

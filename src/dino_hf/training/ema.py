@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, is_peft_available
 
+from ..common.regular_files import read_settings
+
 if is_peft_available():
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
@@ -112,7 +114,7 @@ class ModelEma:
             FileNotFoundError: nothing was saved there.
             RuntimeError: the weights are those of another model.
         """
-        state = json.loads((Path(folder) / _STATE_NAME).read_text(encoding="utf-8"))
+        state = read_settings(Path(folder) / _STATE_NAME)
         if _is_peft(self.module):
             adapters = load_peft_weights(str(self._weights_folder(folder)), device="cpu")
             set_peft_model_state_dict(self.module, adapters)

@@ -1,7 +1,6 @@
 """What `Trainer` did -> `config.provenance["training"]`, from which the saved model's card is written."""
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -9,6 +8,7 @@ from pathlib import Path, PurePath
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..common.regular_files import read_settings
 from ..model_card import digest_to_compare, read_card, settle_model_card, weights_digest, write_model_card
 from .coco_data import CocoData
 
@@ -176,7 +176,7 @@ def _write(trainer: Trainer, tags: list[str]) -> None:
 def _evaluated_digest(checkpoint: str | Path | None) -> dict[int, str]:
     """Step and digest of the evaluation that a checkpoint tells of."""
     try:
-        config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
+        config = read_settings(Path(checkpoint, "config.json"))
         evaluation = config["provenance"]["training"]["evaluation"]
         return {evaluation["step"]: evaluation["weights"]}
     except (OSError, ValueError, LookupError, TypeError):  # not there, or without a record

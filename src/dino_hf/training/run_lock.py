@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from ..common.regular_files import read_settings
+
 LOCK_NAME = "_run.lock"  # uploads leave out what begins with an underscore
 _PAUSE = 0.2  # seconds in which two processes that found the same stale lock see each other
 _SAME_START = 1.0  # seconds by which two readings of the start of one process may differ
@@ -85,7 +87,7 @@ def _refusal(path: Path, holder: dict) -> ValueError:
 def _read(path: Path) -> dict | None:
     """None: there is no lock, or a damaged one, which a process left that was killed while it wrote it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_settings(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

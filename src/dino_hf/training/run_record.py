@@ -7,6 +7,7 @@ from typing import Any
 
 from ..common.output_folders import check_output_folder, write_beside
 from ..common.paths import expand_home
+from ..common.regular_files import read_settings
 from .coco_data import CocoData
 from .run_lock import LOCK_NAME
 
@@ -48,8 +49,8 @@ class RunRecord:
         if not has_run:
             return cls(output_dir, {})
         try:
-            return cls(output_dir, _checked(json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, RecursionError) as error:
+            return cls(output_dir, _checked(read_settings(path)))
+        except ValueError as error:
             raise ValueError(
                 f"{path} is damaged ({error}), so the run cannot be resumed; its checkpoints are whole folders: start a run in "
                 "another --output-dir with the newest of them as --model."

@@ -20,6 +20,7 @@ from transformers.utils import (
 )
 
 from ..common.paths import expand_home
+from ..common.regular_files import check_model_folder
 from ..configuration_dino_detr import DinoDetrConfig
 from ..data.hub_access import reach_hub
 from ..image_processing_dino_detr import DinoDetrImageProcessor
@@ -148,7 +149,9 @@ def _check_kind(source: str | Path) -> None:
         )
         raise FileNotFoundError(f"{source} is {what}.")
     try:
-        if not folder.is_dir():
+        if folder.is_dir():
+            check_model_folder(folder)
+        else:
             reach_hub(str(source))
         config, _ = PreTrainedConfig.get_config_dict(source)
     except OSError as error:
@@ -156,6 +159,8 @@ def _check_kind(source: str | Path) -> None:
             f"There is no folder {source}, and no model of that name that the Hub gives ({type(error).__name__}); give the folder "
             "of a DINO detector, or its id."
         ) from error
+    except RecursionError as error:
+        raise ValueError(f"The {CONFIG_NAME} of {source} is nested too deeply; give another model.") from error
     kind = config.get("model_type")
     if kind == DinoDetrConfig.model_type:
         return

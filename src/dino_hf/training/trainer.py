@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from ..common.output_folders import write_beside
+from ..common.regular_files import read_settings
 from ..data.image_digests import image_digests, pack
 from ..matcher import NonFinitePredictionsError
 from ..model_card import weights_digest
@@ -423,9 +424,10 @@ class DinoDetrTrainer(Trainer):
             return
         self.ema.load(folder)
         if (folder / CONFIG_NAME).is_file():  # adapters have none
-            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-            training = (config.get("provenance") or {}).get("training") or {}
-            self._ema_evaluation = training.get("evaluation")
+            config = read_settings(folder / CONFIG_NAME)
+            provenance = config.get("provenance") if isinstance(config, dict) else None
+            training = provenance.get("training") if isinstance(provenance, dict) else None
+            self._ema_evaluation = training.get("evaluation") if isinstance(training, dict) else None
 
     # Trainer writes a checkpoint under its final name, file by file, and deletes old ones in place: a run that is killed then
     # leaves half of one, which looks whole. There is no public method to change that in.
@@ -505,7 +507,7 @@ def _recorded_recipe(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        return dict(read_settings(path)["recipe"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         logger.warning("%s is damaged (%s) and is written again; changes of the recipe are not reported.", path, error)
         return None
