@@ -217,12 +217,8 @@ def read_json(path: Path, largest: int = LARGEST_JSON, object_hook: Callable[[di
 def check_depth(content: Any, deepest: int, name: str) -> None:
     """Raises ValueError for lists and objects that are nested deeper than some levels; `name` is for the message."""
     level, depth = [content], 0
-    while level := [
-        inner
-        for value in level
-        if isinstance(value, dict | list)
-        for inner in (value.values() if isinstance(value, dict) else value)
-    ]:
+    while level := [value for value in level if isinstance(value, dict | list)]:
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
         depth += 1
         if depth > deepest:
             raise ValueError(f"{name} is not usable json: its lists or objects are nested more than {deepest} deep.")

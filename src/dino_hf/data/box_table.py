@@ -182,7 +182,7 @@ def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
     expected, expects_relative = ("cxcywh", True) if raw_format == "yolo" else ("xywh", False)
     count = len(numbers)
     if not count:
-        return Reading(expected, expects_relative, True, True, 0, {})
+        return _reading_without_sizes(tables, expected, expects_relative)
     is_relative = (np.abs(numbers).max(1) <= 1.5).mean() >= 1 - _MAX_MISREAD_SHARE
     unit = np.ones_like(sizes) if is_relative else sizes
     num_leaving = {name: int(leaving(to_corners(numbers), unit).sum()) for name, to_corners in _CORNERS.items()}
@@ -212,6 +212,13 @@ def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
     ):
         return reading(best, is_clear and count >= _SURE_BOXES)
     return reading(expected, True)
+
+
+def _reading_without_sizes(tables: Sequence[BoxTable], expected: str, expects_relative: bool) -> Reading:
+    """Only boxes that all lie within one pixel tell that they are not in pixels."""
+    corners = np.concatenate([table.corners[table.is_number] for table in tables])
+    is_relative = expects_relative or (len(corners) > 0 and bool((corners <= 1).all()))
+    return Reading(expected, is_relative, is_relative == expects_relative, True, len(corners), {})
 
 
 def leaving(corners: np.ndarray, unit: np.ndarray) -> np.ndarray:

@@ -52,13 +52,18 @@ class Report(NamedTuple):
 
 
 def inspect(
-    raw: RawDataset, *, check_images: bool = True, progress: Callable[[int, int], None] | None = None
+    raw: RawDataset,
+    *,
+    check_images: bool = True,
+    trust_boxes: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Look for everything that is known to go wrong with detection data; nothing is changed.
 
     Args:
         check_images: open and decode every image, compare its size with the stated one, and look for copies. Otherwise only
             whether its file exists is looked at, which takes seconds for a hundred thousand images.
+        trust_boxes: the boxes are what their format says, whatever they fit.
         progress: called with the number of images done, and of all.
     """
     facts = look_at_images(raw.splits, check_images, progress)
@@ -69,6 +74,8 @@ def inspect(
     sizes = {name: fit.sizes for name, fit in fits.items()}
     tables = {name: make_box_table(split, raw.categories, sizes[name]) for name, split in raw.splits.items()}
     readings = guess_readings(tables, raw.format)
+    if trust_boxes:
+        readings = {name: reading._replace(is_as_read=True) for name, reading in readings.items()}
     found = FindingCollector(raw, tables)
     _check_problems(found, check_images)
     _check_categories(found)
@@ -223,6 +230,11 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
     table = found.tables[name]
     found.add_boxes("box-not-numbers", name, ~table.is_number)
     if reading.is_as_read:
+        return
+    if not reading.num_leaving:  # no image has a known size
+        found.add_boxes(
+            kind_of_reading(reading, found.raw.format), name, table.is_number, detail="all lie within one pixel"
+        )
         return
     outside = [f"{count} as {LAYOUT_TEXTS[layout]}" for layout, count in reading.num_leaving.items()]
     detail = (

@@ -38,6 +38,7 @@ def load_data(
     box_format: str | None = None,
     allow_outside: bool = False,
     trust_boxes: bool = False,
+    only: str | None = None,
 ) -> DetectionData:
     """Read a data set in COCO, YOLO, Pascal VOC or Hugging Face format, which is recognised by its files.
 
@@ -55,6 +56,7 @@ def load_data(
         box_format: as in `read_raw`, for Hugging Face data sets whose boxes are not (x, y, width, height) in pixels.
         allow_outside: as in `read_raw`, also read files outside of the data set's folder.
         trust_boxes: do not compare with the images whether the boxes are what their format says.
+        only: the part that is wanted. Others are then neither checked nor told of, unless it has to be made of them.
     Raises:
         ValueError, OSError: nothing is recognised, or something is wrong with the data: what, and in which entry.
     """
@@ -65,9 +67,10 @@ def load_data(
     raw = read_raw(source, box_format=box_format, allow_outside=allow_outside)
     try:
         raise_problem(raw.problems)
+        wanted = _wanted(raw, only)
         if not trust_boxes:
-            check_reading(raw)
-        return _checked(raw, validation_fraction, seed)
+            check_reading(raw._replace(splits={name: raw.splits[name] for name in wanted}))
+        return _checked(raw, wanted, validation_fraction, seed)
     except (ValueError, FileNotFoundError) as error:
         if not isinstance(source, str | Path):
             raise
@@ -76,7 +79,14 @@ def load_data(
         raise kind(f"{error} {advice}") from error
 
 
-def _checked(raw: RawDataset, validation_fraction: float, seed: int) -> DetectionData:
+def _wanted(raw: RawDataset, only: str | None) -> list[str]:
+    """The splits to read: training data without validation data are divided, so then they are read for both."""
+    if only == "validation" and only not in raw.splits and "train" in raw.splits:
+        only = "train"
+    return [only] if only in raw.splits else list(raw.splits)
+
+
+def _checked(raw: RawDataset, wanted: list[str], validation_fraction: float, seed: int) -> DetectionData:
     notes = [f"{raw.origin} is read in {raw.format} format.", *raw.notes]
     classes, left_out = _classes(raw)
     notes += left_out
@@ -89,14 +99,14 @@ def _checked(raw: RawDataset, validation_fraction: float, seed: int) -> Detectio
         )
     parts = {}
     for name in SPLITS:
-        split = raw.splits.get(name)
+        split = raw.splits[name] if name in wanted else None
         if split is not None and name == "test" and not split.annotations and not _has_images(split):
             notes.append(f"{split.origin}: none of the test images is here, so there are no test data.")
             split = None
         if split is not None:
             parts[name], own_notes = to_rows(split, classes, f"{_name(raw.origin)}, {name}")
             notes += own_notes
-    if "train" in parts and "validation" not in parts and validation_fraction > 0:
+    if "train" in parts and "validation" not in raw.splits and validation_fraction > 0:
         groups, own_notes = copy_groups(raw.splits["train"], parts["train"])
         notes += own_notes
         train, held_out = _split(parts["train"], validation_fraction, seed, groups)

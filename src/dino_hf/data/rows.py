@@ -158,13 +158,6 @@ def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> t
         of_image["bbox"].append(box)
         of_image["area"].append(box[2] * box[3] if area is None else area)
         of_image["iscrowd"].append(int(entry.get("iscrowd") or 0))
-    boxes = [box for of_image in objects.values() for box in of_image["bbox"]]
-    if boxes and all(x + width <= 1 and y + height <= 1 for x, y, width, height in boxes):
-        raise ValueError(
-            f"{split.origin}: all boxes are within one pixel, so they are relative to the image, as {boxes[0]} is; they must be in "
-            'pixels: multiply them by width and height, or name their format, as in box_format="xywhn", if these are Hugging '
-            "Face data."
-        )
     if not without_size:
         return objects, []
     count = "1 box has no size and is" if len(without_size) == 1 else f"{len(without_size)} boxes have no size and are"

@@ -64,11 +64,13 @@ def load_split(
     else:
         own = next((one for one in seen if one.held_out), None)
         reading = {"box_format": box_format, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
-        loaded = load_data(data, validation_fraction=0, **reading) if own and split != "test" else None
-        if loaded is not None and loaded.validation is None and loaded.train is not None:
-            loaded = _as_the_run_split(loaded, own, split)
+        loaded = None
+        if own and split != "test":
+            whole = load_data(data, validation_fraction=0, only="validation", **reading)
+            if whole.validation is None and whole.train is not None:
+                loaded = _as_the_run_split(whole, own, split)
         if loaded is None:
-            loaded = load_data(data, **reading)
+            loaded = load_data(data, only=split, **reading)
     if (part := getattr(loaded, split)) is None:
         there = [name for name in SPLITS if getattr(loaded, name) is not None]
         held_out = [name for name in there if name != "train"]

@@ -57,6 +57,12 @@ def doctor(
             rich_help_panel="Reading",
         ),
     ] = False,
+    trust_boxes: Annotated[
+        bool,
+        typer.Option(
+            "--trust-boxes", help="The boxes are what their format says; do not compare.", rich_help_panel="Reading"
+        ),
+    ] = False,
     max_examples: Annotated[int, typer.Option(min=1, help="Shown of each finding.", rich_help_panel="Results")] = 3,
     debug: Debug = False,
 ) -> None:
@@ -91,7 +97,7 @@ def doctor(
             is_ours = lambda folder: read_manifest(folder, _PICTURES) is not None  # noqa: E731
             check_output_folder(pictures, overwrite, is_ours, "pictures of the doctor")
         with progress_bar("looking at images") as progress:
-            report = inspect(raw, check_images=not no_images, progress=progress)
+            report = inspect(raw, check_images=not no_images, trust_boxes=trust_boxes, progress=progress)
         print_report(report, max_examples, notes=raw.notes)
         if json is not None:
             json.write_text(_dumps(report.as_dict()), encoding="utf-8")
@@ -107,7 +113,7 @@ def doctor(
         if fix is not None:
             with progress_bar("writing images") as progress:
                 copy = write_cleaned_copy(raw, report, fix, progress, drop_near_copies)
-            report = inspect(read_raw(fix), check_images=False)
+            report = inspect(read_raw(fix), check_images=False, trust_boxes=trust_boxes)
             print_copy(copy, report)
         if report.has_errors:
             raise typer.Exit(ERRORS_FOUND)
