@@ -22,6 +22,7 @@ FLOORS = [
         "layers",
         "recording",
         "coco_classes",
+        "config_checks",
         "attention_backends",
         "sharing",
     },

@@ -2,34 +2,20 @@
 
 import copy
 import operator
+import warnings
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
 
 from .coco_classes import coco_id2label
+from .config_checks import check_backbone_sizes, check_num_labels, check_sizes, warn_of_unknown_names
+from .package_warning import DinoDetrWarning
 from .sharing import CarriesCode
 
-# What a DINO model gets from each kind of backbone when only its sizes are given: the last three stages.
-_DEFAULT_STAGES = ["stage2", "stage3", "stage4"]
+_MOST_STAGES = 8  # of a pyramid; plain vision transformers call each layer a stage
 # How older configurations of sibling models set their backbone.
 _OLD_BACKBONE_SETTINGS = ("backbone", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone")
-# Larger values take all memory or hours. A model folder from a stranger can ask for any value.
-_LARGEST = {
-    "num_queries": 100_000,
-    "d_model": 16_384,
-    "encoder_layers": 200,
-    "decoder_layers": 200,
-    "encoder_ffn_dim": 131_072,
-    "decoder_ffn_dim": 131_072,
-    "encoder_n_points": 256,
-    "decoder_n_points": 256,
-    "num_feature_levels": 32,
-    "num_denoising": 100_000,
-    "num_extra_label_embeddings": 100_000,
-}
-_LARGEST_OF_BACKBONE = 131_072  # of widths, sides and other sizes
-_MOST_LAYERS_OF_BACKBONE = 1_000
 _CLASS_SETTINGS = ("id2label", "label2id", "num_labels")
 
 
@@ -41,7 +27,9 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
 
     Args:
         backbone_config: configuration, or its dictionary, of any backbone that `AutoBackbone` builds; its `out_features`
-            (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4. It gives sizes, no weights: those of
+            (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4. A dictionary without `out_features`
+            gets the last three stages of a pyramid, or the last map of a plain vision transformer. It gives sizes, no weights:
+            those of
             `published = AutoBackbone.from_pretrained(...)` go into a model that is built, by
             `model.model.backbone.model.load_state_dict(published.state_dict())`.
         num_frozen_backbone_stages: leading stages of a ResNet, Swin or ConvNeXt, the stem counting as the first, that are not
@@ -91,10 +79,12 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         provenance: where the weights come from, as the model card tells it: `converted_from`, `base_model`, `license`, `training`
             (each optional, plain JSON).
 
+    A name that is no setting has no effect and gives a warning with the closest setting.
+
     Raises:
         huggingface_hub.errors.StrictDataclassError: a value of a wrong type, or sizes that do not fit each other; the message
             says which and what would fit.
-        ValueError: a backbone that transformers does not know.
+        ValueError: a backbone that transformers does not know, or sizes that no machine has room for.
     """
 
     model_type = "dino_detr"
@@ -163,10 +153,14 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
                 "{'model_type': 'resnet', 'depths': [3, 4, 23, 3]} for a ResNet-101, or {'model_type': 'timm_backbone', "
                 "'backbone': 'resnet101', 'out_indices': [2, 3, 4]}."
             )
+        check_num_labels(kwargs.get("num_labels"))
+        known = {*dir(type(self)), *_OLD_BACKBONE_SETTINGS}
+        warn_of_unknown_names((name for name in kwargs if name not in known), type(self).__dataclass_fields__)
         if self.backbone_config is None:
             self.backbone_config = {"model_type": "resnet"}
         if isinstance(self.backbone_config, dict):
             self.backbone_config = _backbone_from_dict(self.backbone_config)
+        _warn_of_one_coarse_map(self.backbone_config)
         if getattr(self.backbone_config, "use_pretrained_backbone", False):
             raise ValueError(
                 "backbone_config has use_pretrained_backbone=True, but a configuration loads no weights: leave it out, build "
@@ -199,6 +193,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         loaded = super().from_dict(config_dict, **kwargs)
         if given:
             config = loaded[0] if isinstance(loaded, tuple) else loaded  # with return_unused_kwargs
+            check_num_labels(given.get("num_labels"))
             names = _names_given(*(given.get(name) for name in _CLASS_SETTINGS), config.id2label)
             # The same classes as before keep their ids: `num_labels` is often given as it is.
             same = names == config.id2label
@@ -238,12 +233,10 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by the library at construction and before saving."""
-        for name, largest in _LARGEST.items():
-            if getattr(self, name) > largest:
-                raise ValueError(f"{name}={getattr(self, name)} is larger than {largest}, the most that is built here.")
+        check_sizes(self)
         if (channels := getattr(self.backbone_config, "num_channels", 3)) != 3:
             raise ValueError(f"backbone_config has num_channels={channels}, but a DINO detector takes 3 channels, RGB.")
-        _check_backbone_sizes(self.backbone_config.to_dict())
+        check_backbone_sizes(self.backbone_config.to_dict())
         for side in ("encoder", "decoder"):
             heads = getattr(self, f"{side}_attention_heads")
             if heads < 1 or self.d_model % heads:
@@ -309,18 +302,6 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             raise ValueError(f"box_noise_scale={self.box_noise_scale} must not be negative; 0 means no noise.")
 
 
-def _check_backbone_sizes(settings: dict) -> None:
-    """Raises ValueError for a size of a backbone that is negative or absurdly large."""
-    for name, value in settings.items():
-        is_depth = name.startswith("depth") or name.endswith("_layers")
-        if not (is_depth or name.endswith(("size", "sizes", "dim", "dims", "heads", "channels"))):
-            continue
-        largest = _MOST_LAYERS_OF_BACKBONE if is_depth else _LARGEST_OF_BACKBONE
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, int) and not 0 <= one <= largest:
-                raise ValueError(f"backbone_config has {name}={value!r:.100}; sizes there lie in [0, {largest}].")
-
-
 def _checked_names(id2label: dict[int, str]) -> dict[int, str]:
     """In the order of the classes, under whole numbers: json makes strings of them."""
     if not isinstance(id2label, dict):
@@ -357,6 +338,8 @@ def _checked_category_ids(category_ids: list[int] | None, id2label: dict[int, st
         category_ids = [operator.index(one) for one in category_ids]  # also NumPy's
     except TypeError:
         raise ValueError(f"category_ids={category_ids} must be whole numbers.") from None
+    if largest := [one for one in category_ids if not -(2**63) <= one < 2**63]:
+        raise ValueError(f"category_ids has {largest[0]!r:.30}, but an id has at most 63 bits.")
     if len(set(category_ids)) < len(category_ids):
         raise ValueError(f"category_ids={category_ids} has one id twice; each class has its own.")
     return category_ids
@@ -397,11 +380,39 @@ def _backbone_from_dict(settings: dict) -> PreTrainedConfig:
             f"backbone_config has model_type={model_type!r}, which transformers does not know; use 'resnet', 'swin', "
             "'convnext', 'timm_backbone' or another type that AutoBackbone builds."
         )
-    if model_type != "timm_backbone" and not {"out_features", "out_indices"} & set(settings):
-        settings["out_features"] = _DEFAULT_STAGES
+    check_backbone_sizes(settings)
+    if not {"out_features", "out_indices"} & set(settings):
+        settings |= _default_stages(model_type, settings)
     config = CONFIG_MAPPING[model_type](**settings)
     if isinstance(
         getattr(config, "hidden_sizes", None), tuple
     ):  # ConvNeXt's default, which its own backbone cannot add up
         config.hidden_sizes = list(config.hidden_sizes)
     return config
+
+
+def _default_stages(model_type: str, settings: dict) -> dict:
+    """What a DINO model gets from each kind of backbone when only its sizes are given: the last three stages of a pyramid; the
+    last map of a plain vision transformer, all of whose maps have one stride."""
+    if model_type == "timm_backbone":
+        return {"out_indices": [-3, -2, -1]}
+    stages = getattr(CONFIG_MAPPING[model_type](**settings), "stage_names", None) or []
+    stages = [stage for stage in stages if stage != "stem"]
+    if not stages:
+        return {}
+    return {"out_features": stages[-3:] if len(stages) <= _MOST_STAGES else stages[-1:]}
+
+
+def _warn_of_one_coarse_map(backbone_config: PreTrainedConfig) -> None:
+    """A configuration of a pyramid that was made without `out_features` has its last stage only."""
+    stages, maps = (
+        getattr(backbone_config, "stage_names", None) or [],
+        getattr(backbone_config, "out_indices", None) or [],
+    )
+    if len(maps) == 1 and 2 < len(stages) <= _MOST_STAGES + 1 and maps[0] % len(stages) == len(stages) - 1:
+        warnings.warn(
+            f"backbone_config is a {type(backbone_config).__name__} with out_features={[stages[-1]]}: one coarse map, in which "
+            f"small objects are lost. Give it out_features={stages[-3:]}.",
+            DinoDetrWarning,
+            stacklevel=4,
+        )

@@ -38,7 +38,7 @@ def main(folder):
     plain, sharded = make_model(), make_model()
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     whole = set(type(sharded)._no_split_modules)
-    for module in list(sharded.modules()):
+    for module in reversed(list(sharded.modules())):  # the decoder after its layers, as accelerate does
         if type(module).__name__ in whole:
             fully_shard(module, mesh=mesh)
     fully_shard(sharded, mesh=mesh)

@@ -1,0 +1,224 @@
+"""Checks of a configuration before anything is built: sizes that a stranger's config.json asks for, and misspelt names."""
+
+import difflib
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+
+from .package_warning import DinoDetrWarning
+
+# Larger values take all memory or hours. A model folder from a stranger can ask for any value.
+LARGEST = {
+    "num_queries": 100_000,
+    "d_model": 16_384,
+    "encoder_layers": 200,
+    "decoder_layers": 200,
+    "encoder_ffn_dim": 131_072,
+    "decoder_ffn_dim": 131_072,
+    "encoder_n_points": 256,
+    "decoder_n_points": 256,
+    "num_feature_levels": 32,
+    "num_denoising": 100_000,
+    "num_extra_label_embeddings": 100_000,
+}
+MOST_CLASSES = 100_000
+_MOST_PARAMETERS = 10**10  # 40 GB in float32
+_MOST_LOGITS = 10**8  # of one image and layer, 400 MB
+
+_LARGEST_OF_BACKBONE = 131_072  # of any number
+_MOST_LAYERS_OF_BACKBONE = 1_000  # of all stages together
+_MOST_STAGES = 64
+_LARGEST_PATCH, _LARGEST_WINDOW = 1_024, 256
+_LARGEST_RATIO = 64
+_MOST_SQUARED_WIDTHS = 10**9  # summed over layers, each of which has about twelve times as many parameters
+_WIDTHS = ("hidden_size", "hidden_sizes", "embed_dim", "embed_dims", "embedding_size", "intermediate_size", "channels")
+_SIZES = ("size", "sizes", "dim", "dims", "heads", "channels", "groups", "stages", "ratio", "ratios", "windows")
+_MOST_POSITIONS = 10**9  # numbers in an embedding of positions
+
+# Settings of sibling models that DINO has no use for, or names otherwise.
+_OF_SIBLINGS = {
+    "dropout": "DINO is trained without dropout",
+    "attention_dropout": "DINO is trained without dropout",
+    "activation_dropout": "DINO is trained without dropout",
+    "encoder_layerdrop": "DINO is trained without dropout",
+    "decoder_layerdrop": "DINO is trained without dropout",
+    "two_stage": "DINO always selects its queries from the encoder's tokens",
+    "with_box_refine": "DINO always refines boxes from layer to layer",
+    "auxiliary_loss": "DINO always has the losses of all layers",
+    "aux_loss": "DINO always has the losses of all layers",
+    "num_classes": "did you mean num_labels?",
+    "nheads": "did you mean encoder_attention_heads and decoder_attention_heads?",
+    "hidden_dim": "did you mean d_model?",
+    "enc_layers": "did you mean encoder_layers?",
+    "dec_layers": "did you mean decoder_layers?",
+    "dim_feedforward": "did you mean encoder_ffn_dim and decoder_ffn_dim?",
+    "dn_number": "did you mean num_denoising?",
+    "dn_box_noise_scale": "did you mean box_noise_scale?",
+    "dn_label_noise_ratio": "did you mean label_noise_ratio?",
+    "eos_coefficient": "the focal loss has no class for the background",
+    "activation_function": "the activation is always ReLU",
+    "position_embedding_type": "the embedding is always DINO's sine",
+}
+# Names that transformers and its friends put beside the settings.
+_OF_THE_LIBRARY = {
+    *("model_type", "auto_map", "attn_implementation", "name_or_path", "torch_dtype"),
+    *("num_labels", "quantization_config", "trust_remote_code", "code_revision", "revision"),
+    *("use_cache", "use_bfloat16", "task_specific_params", "custom_pipelines", "experts_implementation"),
+    *("pruned_heads", "torchscript", "transformers_weights", "tie_encoder_decoder", "finetuning_task"),
+    *("tokenizer_class", "prefix", "generation_config", "peft_config", "base_model_tp_plan"),
+    *("base_model_pp_plan", "adapters", "tie_word_embeddings", "is_encoder_decoder"),
+}
+
+
+def warn_of_unknown_names(given: Iterable[str], settings: Iterable[str]) -> None:
+    """
+    Args:
+        given: names that are no settings.
+        settings: names of all settings.
+    """
+    settings = list(settings)
+    for name in given:
+        if name in _OF_THE_LIBRARY or name.startswith("_"):
+            continue
+        hint = _OF_SIBLINGS.get(name)
+        if hint is None:
+            close = difflib.get_close_matches(name, settings, n=1, cutoff=0.7)
+            hint = f"did you mean {close[0]}?" if close else "its settings are in the docstring of DinoDetrConfig"
+        message = f"{name[:100]!r} is no setting of DinoDetrConfig and has no effect: {hint}"
+        warnings.warn(message.rstrip(".") + ("" if message.endswith("?") else "."), DinoDetrWarning, stacklevel=5)
+
+
+def check_num_labels(num_labels) -> None:
+    """Before names are made for all classes."""
+    if num_labels is None:
+        return
+    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or not 1 <= num_labels <= MOST_CLASSES:
+        raise ValueError(f"num_labels={num_labels!r:.100} must be a whole number in [1, {MOST_CLASSES}].")
+
+
+def check_sizes(config) -> None:
+    """Each size of the transformer alone and all together."""
+    for name, largest in LARGEST.items():
+        if getattr(config, name) > largest:
+            raise ValueError(f"{name}={getattr(config, name)} is larger than {largest}, the most that is built here.")
+    check_num_labels(len(config.id2label))
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be a finite number.")
+    if (logits := config.num_queries * len(config.id2label)) > _MOST_LOGITS:
+        raise ValueError(
+            f"num_queries={config.num_queries} and {len(config.id2label)} classes make {logits} logits for each image and layer, "
+            f"more than {_MOST_LOGITS}, the most that is built here; use fewer queries."
+        )
+    if (size := num_parameters(config)) > _MOST_PARAMETERS:
+        raise ValueError(
+            f"The sizes d_model={config.d_model}, encoder_layers={config.encoder_layers}, decoder_layers={config.decoder_layers}, "
+            f"encoder_ffn_dim={config.encoder_ffn_dim}, decoder_ffn_dim={config.decoder_ffn_dim} and others make about {size:.0e} "
+            f"parameters, more than {_MOST_PARAMETERS:.0e}, the most that is built here."
+        )
+
+
+def num_parameters(config) -> int:
+    """About as many as the transformer of a configuration has, without its backbone."""
+    width, heads = config.d_model, 1 if config.share_decoder_heads else config.decoder_layers
+
+    def deformable(num_heads: int, num_points: int) -> int:
+        return 2 * width**2 + 3 * width * num_heads * config.num_feature_levels * num_points
+
+    encoder = deformable(config.encoder_attention_heads, config.encoder_n_points) + 2 * width * config.encoder_ffn_dim
+    decoder = deformable(config.decoder_attention_heads, config.decoder_n_points) + 2 * width * config.decoder_ffn_dim
+    rows = config.num_queries + config.num_extra_label_embeddings + len(config.id2label) * (heads + 2)
+    levels = 9 * width**2 * max(0, config.num_feature_levels - 3)
+    return config.encoder_layers * encoder + config.decoder_layers * (decoder + 4 * width**2) + rows * width + levels
+
+
+def _numbers(value, depth: int = 0) -> Iterator[int | float]:
+    """All numbers in nested lists."""
+    if isinstance(value, list | tuple) and depth < 4:
+        for one in value:
+            yield from _numbers(one, depth + 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _is_depth(name: str) -> bool:
+    return name.startswith("depth") or name.endswith(("_layers", "_blocks")) or name == "layers"
+
+
+def _is_width(name: str) -> bool:
+    return name.endswith(_WIDTHS)
+
+
+def check_backbone_sizes(settings: Mapping) -> None:
+    """Of a backbone's configuration as a dictionary, before it is one: transformers makes a list of as many names as there are
+    layers.
+
+    Raises:
+        ValueError: a size is negative or absurdly large, or all together are.
+    """
+    for name, value in settings.items():
+        is_depth = _is_depth(name)
+        if not (is_depth or name.endswith(_SIZES)):
+            continue
+        largest = _LARGEST_OF_BACKBONE
+        if is_depth:
+            largest = _MOST_LAYERS_OF_BACKBONE
+        elif name.endswith(("ratio", "ratios")):
+            largest = _LARGEST_RATIO
+        elif "window" in name:
+            largest = _LARGEST_WINDOW
+        elif "patch_size" in name or "kernel" in name:
+            largest = _LARGEST_PATCH
+        elif name.endswith("stages"):
+            largest = _MOST_STAGES
+        if isinstance(value, list | tuple) and len(value) > _MOST_LAYERS_OF_BACKBONE:
+            raise ValueError(
+                f"backbone_config has {name} of {len(value)} entries, more than {_MOST_LAYERS_OF_BACKBONE}."
+            )
+        numbers = list(_numbers(value))
+        least = 0 if is_depth or "window" in name or name.endswith(("ratio", "ratios")) else 1
+        for one in numbers:
+            if not least <= one <= largest:
+                raise ValueError(f"backbone_config has {name}={value!r:.100}; sizes there lie in [{least}, {largest}].")
+        if is_depth and not sum(numbers) and value is not None:
+            raise ValueError(f"backbone_config has {name}={value!r:.100}, and so no layers.")
+        if is_depth and sum(numbers) > _MOST_LAYERS_OF_BACKBONE:
+            raise ValueError(
+                f"backbone_config has {name}={value!r:.100}, more than {_MOST_LAYERS_OF_BACKBONE} layers together."
+            )
+    _check_products(settings)
+
+
+def _check_products(settings: Mapping) -> None:
+    depths = [list(_numbers(value)) for name, value in settings.items() if _is_depth(name)]
+    widths = [list(_numbers(value)) for name, value in settings.items() if _is_width(name)]
+    ratios = [list(_numbers(value)) for name, value in settings.items() if name in ("mlp_ratio", "mlp_ratios")]
+    num_layers = max((sum(numbers) for numbers in depths), default=1)
+    widest = [max(numbers, default=0) for numbers in widths]
+    num_stages = max((len(numbers) for numbers in depths), default=1)
+    # Swin doubles its first width from stage to stage.
+    doubled = settings.get("embed_dim")
+    if isinstance(doubled, int) and 1 < num_stages <= _MOST_STAGES:
+        widest.append(doubled * 2 ** (num_stages - 1))
+    widest = sorted(widest)[-2:]  # of the attention and the feed-forward block
+    squared = widest[0] * widest[-1] if widest else 0
+    factor = max((max(numbers, default=1) for numbers in ratios), default=4) / 4
+    pairs = [
+        sum(depth * width**2 for depth, width in zip(depth_list, width_list, strict=True))
+        for depth_list, width_list in itertools.product(depths, widths)
+        if len(depth_list) == len(width_list) > 1
+    ]
+    size = max(1.0, factor) * (max(pairs) if pairs else max(1, num_layers) * squared)
+    if size > _MOST_SQUARED_WIDTHS:
+        raise ValueError(
+            f"backbone_config has {num_layers} layers of widths up to {max(widest, default=0)}: together more than is built here. "
+            "Its sizes may be damaged."
+        )
+    sides = list(_numbers(settings.get("image_size")))
+    patches = [side for side in _numbers(settings.get("patch_size")) if side] or [16]
+    if sides and (max(sides) / min(patches)) ** 2 * max([1, *widest]) > _MOST_POSITIONS:
+        raise ValueError(
+            f"backbone_config has image_size={settings['image_size']!r:.100} and patch_size={patches[0]}: more "
+            "positions than are built here."
+        )

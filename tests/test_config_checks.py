@@ -1,0 +1,141 @@
+"""What a stranger's config.json may ask for, names that are no settings, and the stages of backbones."""
+
+import json
+import time
+import warnings
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import ConvNextConfig, ResNetConfig, SwinConfig
+from transformers.models.auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+from dino_hf import DinoDetrConfig
+from dino_hf.config_checks import check_backbone_sizes, num_parameters
+from dino_hf.package_warning import DinoDetrWarning
+from helpers import RESNET, SWIN, tiny_config
+
+NAN, INFINITY = float("nan"), float("inf")
+DINOV2 = {"model_type": "dinov2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 16_384, "encoder_ffn_dim": 131_072, "encoder_layers": 200}, "make about .* parameters, more than"),
+        ({"num_labels": 10**9}, "num_labels=1000000000 must be a whole number in"),
+        ({"num_labels": -1}, "num_labels=-1 must be"),
+        ({"num_labels": 0}, "num_labels=0 must be"),
+        ({"num_labels": True}, "num_labels=True must be"),
+        ({"num_queries": 100_000, "num_labels": 1_001}, "make 100100000 logits"),
+        ({"class_cost": NAN}, "class_cost=nan must be a finite number"),
+        ({"giou_loss_coefficient": INFINITY}, "giou_loss_coefficient=inf must be a finite number"),
+        ({"position_offset": -INFINITY}, "position_offset=-inf must be a finite number"),
+        ({"category_ids": [1, 2, 3, 4, 10**400]}, "an id has at most 63 bits"),
+        ({"backbone_config": DINOV2 | {"num_hidden_layers": 10**9}}, r"num_hidden_layers=1000000000; sizes there"),
+        (
+            {"backbone_config": DINOV2 | {"num_hidden_layers": 1000, "hidden_size": 131_072}},
+            "1000 layers of widths up to",
+        ),
+        ({"backbone_config": DINOV2 | {"image_size": 131_072, "patch_size": 1}}, "more positions than are built"),
+        ({"backbone_config": DINOV2 | {"patch_size": 0}}, r"patch_size=0; sizes there lie in \[1, 1024\]"),
+        ({"backbone_config": DINOV2 | {"num_attention_heads": 0}}, "num_attention_heads=0; sizes there"),
+        ({"backbone_config": DINOV2 | {"hidden_size": NAN}}, "hidden_size=nan; sizes there"),
+        ({"backbone_config": SWIN | {"embed_dim": 131_072}}, "widths up to"),
+        ({"backbone_config": SWIN | {"mlp_ratio": 1e9}}, "mlp_ratio=1000000000.0; sizes there"),
+        ({"backbone_config": SWIN | {"window_size": 10**5}}, "window_size=100000; sizes there"),
+        ({"backbone_config": SWIN | {"depths": [500, 500, 500, 500]}}, "more than 1000 layers together"),
+        ({"backbone_config": SWIN | {"depths": [1] * 10**6}}, "depths of 1000000 entries"),
+        ({"backbone_config": RESNET | {"hidden_sizes": [131_072] * 4}}, "widths up to 131072"),
+        ({"backbone_config": RESNET | {"depths": []}}, r"depths=\[\], and so no layers"),
+    ],
+    ids=str,
+)
+def test_sizes_that_are_absurd_alone_or_together_are_refused_at_once(changes, message):
+    start = time.perf_counter()
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        tiny_config(**changes)
+    assert time.perf_counter() - start < 1  # milliseconds, on a machine that has time
+
+
+def test_a_folder_with_too_many_labels_is_refused(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match="num_labels=1000000000 must be"):
+        DinoDetrConfig.from_pretrained(tmp_path, num_labels=10**9)
+    del saved["id2label"], saved["label2id"]
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"num_labels": 10**9}))
+    with pytest.raises(ValueError, match="num_labels=1000000000 must be"):
+        DinoDetrConfig.from_pretrained(tmp_path)
+
+
+def test_the_estimate_of_parameters_is_about_right():
+    from dino_hf import DinoDetrModel
+
+    for config in (tiny_config(), tiny_config(d_model=128, num_queries=300, share_decoder_heads=False)):
+        model = DinoDetrModel(config)
+        size = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.model.parameters())
+        assert 0.7 < num_parameters(config) / size < 1.3
+
+
+@pytest.mark.parametrize("model_type", sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))
+def test_no_backbone_of_the_library_is_refused_for_its_sizes(model_type):
+    check_backbone_sizes(CONFIG_MAPPING[model_type]().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stages"),
+    [
+        ("resnet", ["stage2", "stage3", "stage4"]),
+        ("swin", ["stage2", "stage3", "stage4"]),
+        ("pvt_v2", ["stage2", "stage3", "stage4"]),
+        ("dinov2", ["stage12"]),
+        ("dinov2_with_registers", ["stage12"]),
+        ("vitdet", ["stage12"]),
+        ("beit", ["stage12"]),
+    ],
+)
+def test_a_pyramid_gives_its_last_three_maps_and_a_plain_transformer_its_last(model_type, stages):
+    config = DinoDetrConfig(backbone_config={"model_type": model_type})
+    assert config.backbone_config.out_features == stages
+
+
+@pytest.mark.parametrize("kind", [ResNetConfig, SwinConfig, ConvNextConfig])
+def test_a_pyramid_with_its_last_map_only_is_warned_of(kind):
+    with pytest.warns(DinoDetrWarning, match=r"one coarse map.*Give it out_features=\['stage2', 'stage3', 'stage4'\]"):
+        DinoDetrConfig(backbone_config=kind())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DinoDetrConfig(backbone_config=kind(out_features=["stage2", "stage3", "stage4"]))
+        DinoDetrConfig(backbone_config=kind(out_features=["stage3"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("num_querys", "did you mean num_queries?"),
+        ("decoder_layer", "did you mean decoder_layers?"),
+        ("backbone_confg", "did you mean backbone_config?"),
+        ("dropout", "DINO is trained without dropout."),
+        ("two_stage", "DINO always selects its queries"),
+        ("num_classes", "did you mean num_labels?"),
+        ("colour", "its settings are in the docstring of DinoDetrConfig."),
+    ],
+)
+def test_a_name_that_is_no_setting_is_told_with_a_hint(name, hint):
+    with pytest.warns(DinoDetrWarning) as told:
+        tiny_config(**{name: 3})
+    assert f"'{name}' is no setting of DinoDetrConfig and has no effect: {hint}" in str(told[0].message)
+
+
+def test_names_of_the_library_and_of_subclasses_are_no_mistakes(tmp_path):
+    class Mine(DinoDetrConfig):
+        colour: str = "red"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_config(name_or_path="x", torch_dtype="float32", output_attentions=True, _commit_hash="1").save_pretrained(
+            tmp_path
+        )
+        DinoDetrConfig.from_pretrained(tmp_path, attn_implementation="eager", hidden_size=64)
+        assert Mine(colour="blue").colour == "blue"
