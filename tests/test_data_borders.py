@@ -80,6 +80,14 @@ def test_ten_boxes_make_another_reading_sure(num_boxes, is_sure):
         assert (reading.is_as_read, reading.is_sure) == (False, is_sure)
 
 
+@pytest.mark.parametrize(("num_sizeless", "is_sure"), [(0, False), (1, True)])
+def test_a_reading_is_sure_if_another_one_leaves_twice_as_many(num_sizeless, is_sure):
+    """As centres, one box of 200 leaves; as corners that one does too, and those that have no size."""
+    boxes = [(300, 300, 400, 400)] + [(50, 32, 40, 40)] * num_sizeless
+    reading = reading_of(boxes + [(50, 32, 60, 40)] * (200 - len(boxes)))
+    assert (reading.layout, reading.is_as_read, reading.is_sure) == ("cxcywh", False, is_sure)
+
+
 @pytest.mark.parametrize(("area", "is_kept"), [(9.9e99, True), (1e100, False)])
 def test_numbers_from_1e100_are_none(area, is_kept):
     table = make_box_table(split_of([FITTING], area=area), CATEGORIES)
@@ -100,6 +108,17 @@ def test_an_area_is_wrong_above_101_hundredths_of_the_box_and_a_pixel(area, is_w
     cleaned = clean_boxes(np.array([[10.0, 10, 30, 30]]), np.array([area]), geometry)
     assert (cleaned.kinds[0] == "area-wrong") == is_wrong
     assert cleaned.areas[0] == (900 if is_wrong else min(area, 900))
+
+
+@pytest.mark.parametrize(("area", "is_area"), [(-0.1, False), (0.0, True), (2.0**61, True), (2.0**62, False)])
+def test_areas_are_from_0_to_the_square_of_the_largest_side(area, is_area):
+    kinds = kinds_of(split_of([(10, 10, 30, 30)], area=area))
+    assert kinds & {"area-wrong", "area-not-number"} == {"area-wrong" if is_area else "area-not-number"}
+    size = np.array([[100.0, 60.0]])
+    geometry = ImageGeometry(size, size, np.ones(1, dtype=int), np.ones((1, 2)))
+    cleaned = clean_boxes(np.array([[10.0, 10, 30, 30]]), np.array([area]), geometry)
+    assert cleaned.kinds.tolist() == ["area-wrong" if is_area else "area-not-number"]
+    assert cleaned.areas.tolist() == [900]
 
 
 @pytest.mark.parametrize(
