@@ -108,9 +108,7 @@ def _convert(
     told = told_by_file(project, loaded.settings)
     settings = dict(row.settings) if row else {}
     if others := {name: told[name] for name in settings if name in told and told[name] != settings[name]}:
-        raise ConversionError(
-            f"The file is not {row.title}, which has {settings}: it says {others}; leave --published out."
-        )
+        raise ConversionError(f"The file is not {row.title}, which has {settings}: it says {others}; {_ANOTHER}.")
     config, assumed = build_config(tensors, project, told, {**settings, **chosen})
     check_published(row, project, config)
     print_architecture(config)
@@ -143,6 +141,8 @@ def _convert(
     return model, processor
 
 
+# What the user can do about a file that is not the published one it was taken for, by --published or by its name.
+_ANOTHER = "leave --published out, and do not call it as a published file"
 _POSITIONS = ("position_temperature", "position_offset")
 
 
@@ -237,7 +237,7 @@ def check_published(row: Published | None, project: str, config) -> None:
         return
     if row.backbone not in BACKBONES:
         raise ConversionError(
-            f"{row.title} has the backbone {row.backbone}, which is not supported; this is another file: leave --published out."
+            f"{row.title} has the backbone {row.backbone}, which is not supported; this is another file: {_ANOTHER}."
         )
     backbone = config.backbone_config
     is_swin = backbone.model_type == "swin"
@@ -254,8 +254,7 @@ def check_published(row: Published | None, project: str, config) -> None:
     should_be = row.architecture()
     if others := {name: value for name, value in is_it.items() if value != should_be[name]}:
         raise ConversionError(
-            f"The file is not {row.title}, which has { ({name: should_be[name] for name in others}) }: it has {others}; leave "
-            "--published out."
+            f"The file is not {row.title}, which has { ({name: should_be[name] for name in others}) }: it has {others}; {_ANOTHER}."
         )
 
 

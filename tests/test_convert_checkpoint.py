@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
+import convert_checkpoint
 from architecture import build_config
 from checkpoint_files import ConversionError, load_checkpoint
 from class_names import read_label_names
@@ -352,6 +353,27 @@ def test_the_command_asks_for_the_positions_of_a_file_of_detrex(of_project, tmp_
     main([*arguments, "--set", "position_temperature=20", "--set", "position_offset=0"])
     config = DinoDetrForObjectDetection.from_pretrained(tmp_path / "out").config
     assert (config.position_temperature, config.position_offset) == (20, 0)
+
+
+def test_a_published_file_of_detrex_is_known_by_its_name(of_project, tmp_path, monkeypatch):
+    """Three of them were trained with the release's positions, which no tensor tells."""
+    file = of_project("detrex")
+    heads = [part for name in HEADS for part in ("--set", f"{name}=4")]
+    named = file.rename(tmp_path / "dino_r50_4scale_24ep.pth")
+    arguments = ["--checkpoint", str(named), "--output", str(tmp_path / "out"), *heads]
+    # The toy has the name only: it is refused, for it would be called by the published AP.
+    message = r"The file is not detrex/dino_r50_4scale_24ep, which has .*leave --published out, and do not call it as"
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(convert_checkpoint, "check_published", lambda row, project, config: None)
+    main(arguments)
+    config = DinoDetrForObjectDetection.from_pretrained(tmp_path / "out").config
+    assert (config.position_temperature, config.position_offset) == (20, 0)
+    assert config.provenance["converted_from"]["published"] == "detrex/dino_r50_4scale_24ep"
+    # A name says nothing of the files of other projects, which save their settings.
+    torch.save({"model": original_tensors(), "args": settings()}, tmp_path / "dino_r50_4scale_12ep.pth")
+    assert convert_checkpoint._known_by_name(load_checkpoint(tmp_path / "dino_r50_4scale_12ep.pth")) is None
 
 
 def test_mmdetections_configuration_is_read_from_the_file(of_project, tmp_path):

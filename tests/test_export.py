@@ -520,3 +520,33 @@ def test_another_precision_and_opset(exported, tmp_path):
         outputs = onnx_model(*padded_batch(*size))
         assert outputs.logits.isfinite().all()
         assert outputs.pred_boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_before_the_model_is_traced(value, tmp_path):
+    model = small_detector()
+    with torch.no_grad():
+        model.model.encoder.layers[0].mlp.fc1.weight[1, 2] = value
+    model.name_or_path = "diverged"
+    message = (
+        r"diverged is not exported: its weight model\.encoder\.layers\.0\.mlp\.fc1\.weight has values that are NaN"
+    )
+    with pytest.raises(ValueError, match=message):
+        export_onnx(model, tmp_path / "a.onnx", image_processor=DinoDetrImageProcessor())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", [0, 1])
+def test_outputs_that_are_no_numbers_are_not_equal_to_anything(value, part):
+    """Large weights that are finite can overflow: a model of NaN must not be exported as one that agrees."""
+    outputs = [torch.rand(2, 5, 3), torch.rand(2, 5, 4)]
+    damaged = [one.clone() for one in outputs]
+    damaged[part][1, 2, 0] = value
+    with pytest.raises(ValueError, match="The model gives NaN or infinite values, so nothing can be compared"):
+        compare_predictions(damaged, damaged)
+    difference = compare_predictions(outputs, damaged)
+    if part == 0 and value == float("inf"):
+        assert difference.score > 0
+    else:
+        assert max(difference.score, difference.box) > 0.25

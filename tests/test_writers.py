@@ -56,6 +56,19 @@ def fill(folder: PredictionFolder) -> None:
         folder.finish(frames[0].source)
 
 
+def test_names_of_classes_and_files_are_no_formulas_of_a_spreadsheet(tmp_path):
+    names = ["=HYPERLINK(1)", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "-5", "a=1"]
+    categories = {index: (index + 1, name) for index, name in enumerate(names)}
+    found = Detections.sorted([[0, 0, 9, 9]] * len(names), [0.5] * len(names), list(range(len(names))))
+    with PredictionFolder(tmp_path / "out", SETTINGS, categories, formats=["csv"]) as folder:
+        folder.add(picture("=cmd.png"), found)
+    with open(tmp_path / "out" / "predictions.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"] for row in rows} == {"'=cmd.png"}
+    # Numbers, and text with a sign inside, are what they are.
+    assert [row["label"] for row in rows] == [f"'{name}" for name in names[:6]] + ["-5", "a=1"]
+
+
 def test_all_formats_of_all_kinds_of_sources(tmp_path):
     fill(open_folder(tmp_path / "out", every=2))
     assert files(tmp_path / "out") == [
