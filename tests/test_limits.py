@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image, ImageColor
 
 from dino_hf.common import images, output_folders, regular_files
@@ -217,6 +218,33 @@ def test_opsets_are_18_to_23():
     for opset in (17, 24):
         with pytest.raises(ValueError, match=f"opset={opset} must be one of 18 to 23"):
             onnx_export._check_settings(opset, "float32", None, None)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ap", "is_written"),
+    [
+        (torch.float32, 0.4991, True), (torch.float32, 0.4989, False), (torch.float32, 0.5011, False),
+        (torch.float16, 0.4951, True), (torch.float16, 0.4949, False),
+    ],
+)  # fmt: skip
+def test_the_ap_of_a_file_may_differ_by_a_tenth_of_a_point_and_in_half_precision_by_half_a_point(
+    dtype, ap, is_written, monkeypatch
+):
+    model, file = SimpleNamespace(name="a model"), SimpleNamespace(name="a.onnx")
+    monkeypatch.setattr(
+        "dino_hf.evaluation.evaluate_model",
+        lambda one, data, **settings: SimpleNamespace(metrics={"AP": 0.5 if one is model else ap}),
+    )
+    arguments = model, file, SimpleNamespace(dataset=[1]), onnx_export.AP_TOLERANCES[dtype], "a.onnx", lambda text: None
+    if is_written:
+        assert onnx_export._compare_ap(*arguments) == (0.5, ap)
+    else:
+        with pytest.raises(ValueError, match=r"a\.onnx was not written: its AP is"):
+            onnx_export._compare_ap(*arguments)
+
+
+def test_a_file_is_compared_on_three_scenes_of_ours():
+    assert [image.mode for image in onnx_export._pictures(None)] == ["RGB"] * 3
 
 
 @pytest.mark.parametrize(("extra", "weights"), [(0, None), (1, "a.onnx.data")])
