@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from dino_hf import DinoDetrForObjectDetection
+from dino_hf.common import free_memory as common_memory
 from dino_hf.training import Augmentation, get_recipe
 from dino_hf.training import memory_forecast as forecasts
 from dino_hf.training.augmentation import augment
@@ -177,7 +178,7 @@ def test_free_memory_is_what_the_container_has(monkeypatch, tmp_path):
         ("memory.stat", f"anon 5\ninactive_file {20 * MEBI}\n"),
     ):
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(forecasts, "_CGROUP", tmp_path)
+    monkeypatch.setattr(common_memory, "_CGROUP", tmp_path)
     assert free_memory(CPU) == 70 * MEBI
     (tmp_path / "memory.max").write_text("max")
     assert free_memory(CPU) > 70 * MEBI

@@ -623,3 +623,18 @@ def test_frames_that_become_too_large_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(videos, "_MOST_PIXELS", 64 * 48 - 1)
     with pytest.raises(ValueError, match="Its frames are 64 x 48 pixels"):
         list(read_frames(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize("free", [16 * 50 * 30, 16 * 50 * 30 - 1])
+def test_an_image_for_which_memory_is_lacking_is_named_and_skipped(tree, monkeypatch, free):
+    monkeypatch.setattr(sources, "_LARGE", 50 * 30 - 1)
+    monkeypatch.setattr(sources, "free_main_memory", lambda: free)
+    (item,) = read(tree / "10.png")
+    if free == 16 * 50 * 30:
+        assert isinstance(item, Picture)
+    else:
+        assert item.reason.startswith(
+            "It has 50 x 30 pixels, which take about 0.0 GiB of memory, and 0.0 GiB are free; scale"
+        )
+    monkeypatch.setattr(sources, "_LARGE", 50 * 30)
+    assert isinstance(read(tree / "10.png")[0], Picture)  # too small to ask

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..common import images
+from ..common.free_memory import free_main_memory
 from ..common.images import IMAGE_SUFFIXES, open_image, other_frames
 from ..common.paths import expand_home
 from ..common.regular_files import is_regular
@@ -35,6 +36,8 @@ _UNREAD_SUFFIXES = _RAW_SUFFIXES | {".heic", ".heics", ".heif", ".heifs", ".hif"
 _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-", b"<svg")
 _MOST_LOOKED_AT = 10_000  # files of a folder
 _LIVE = ("rtsp", "rtmp", "udp")
+_LARGE = 2**24  # pixels; smaller images fit anywhere
+_BYTES_OF_PIXEL = 16  # measured from the file to the resized image, for 16-bit grey, which takes most
 _AHEAD_BYTES = 2**28  # of images that threads decode at the same time
 
 
@@ -343,4 +346,19 @@ def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
                 f"An array is {origin.dtype} of shape {origin.shape}; it must be uint8, (h, w, 3) RGB or (h, w)."
             )
         return images.read_image(Image.fromarray(np.ascontiguousarray(origin)))
-    return images.read_image(download(origin) if isinstance(origin, str) else origin)
+    content = download(origin) if isinstance(origin, str) else origin
+    if not isinstance(content, Image.Image):
+        _check_memory(content)
+    return images.read_image(content)
+
+
+def _check_memory(origin: Path | bytes) -> None:
+    """Refuse an image for which there is not enough memory: it would end the process, and the others would not be read."""
+    with open_image(origin) as image:
+        num_pixels, size = image.width * image.height, f"{image.width} x {image.height}"
+    needed = _BYTES_OF_PIXEL * num_pixels
+    if num_pixels > _LARGE and needed > (free := free_main_memory()):
+        raise OSError(
+            f"It has {size} pixels, which take about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; scale "
+            "it down, or cut it into parts."
+        )

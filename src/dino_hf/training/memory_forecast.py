@@ -4,10 +4,8 @@ import math
 import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainingArguments
 from transformers.image_transforms import get_size_with_aspect_ratio
 
+from ..common.free_memory import free_main_memory
 from .augmentation import Augmentation
 from .recipes import Recipe
 
@@ -25,7 +24,6 @@ _MOST_ON_CPU = 4
 _AREAS = (256 * 256, 384 * 384)
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # the new and the old name
 _MULTIPLE = 32  # of the sides that are measured: no level of the feature maps is rounded
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 class MemoryForecast(NamedTuple):
@@ -185,18 +183,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    return min([psutil.virtual_memory().available, *_left_in_container()])
-
-
-def _left_in_container() -> list[int]:
-    """Of the limit that a container has, where there is one (cgroup v2). Pages of files, which the system gives up, are free."""
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())  # "max" is no number: no limit
-        used = int((_CGROUP / "memory.current").read_text())
-        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return []
-    return [max(0, limit - used + int(statistics.get("inactive_file", 0)))]
+    return free_main_memory()
 
 
 def choose_batch_size(
