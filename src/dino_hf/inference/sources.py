@@ -359,6 +359,6 @@ def _check_memory(origin: Path | bytes) -> None:
     needed = _BYTES_OF_PIXEL * num_pixels
     if num_pixels > _LARGE and needed > (free := free_main_memory()):
         raise OSError(
-            f"It has {size} pixels, which take about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; scale "
-            "it down, or cut it into parts."
+            f"It has {size} pixels, which take about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
+            "scale it down, or cut it into parts."
         )
