@@ -13,7 +13,7 @@ from datasets import Image as ImageFeature
 from typer.testing import CliRunner
 
 from broken_data import CASES, make_data
-from dino_hf.common.output_folders import _HOST
+from dino_hf.common import output_folders
 from dino_hf.data import cleaned_copy
 from dino_hf.tools.cli_doctor import doctor
 
@@ -215,11 +215,13 @@ def test_advice_names_no_option_that_does_not_help(sound, tmp_path):
     assert "No error was found in the annotations; the images were not opened (1 note)." in output
 
 
-def test_leftovers_of_a_killed_process_are_removed(broken, tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(broken, tmp_path, monkeypatch):
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    leftover = tmp_path / f".fixed.{_HOST}-{int(process.stdout)}.partial"
-    leftover.mkdir()
-    (leftover / "half.png").write_bytes(b"half")
+    with monkeypatch.context() as of_dead:
+        of_dead.setattr(output_folders.os, "getpid", lambda: int(process.stdout))
+        leftover = output_folders._scratch(tmp_path / "fixed")
+    (leftover / "fixed").mkdir(parents=True)
+    (leftover / "fixed" / "half.png").write_bytes(b"half")
     assert call(broken, "--fix", tmp_path / "fixed")[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["fixed"]
 
@@ -233,3 +235,17 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(broken, tmp_path, monkey
     assert code == 1
     assert errors.endswith("the disk is full; make room, or choose another place.\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_any_length_leave_the_output_readable(tmp_path):
+    folder = write(tmp_path / "data", "category-without-boxes")
+    path = folder / "train" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    for entry in content["categories"]:
+        entry["name"] += "n" * 10_000
+    content["images"][0]["file_name"] = "f" * 10_000 + ".png"
+    path.write_text(json.dumps(content))
+    code, output, _ = call(folder, "--pictures", tmp_path / "pictures")
+    assert code == 2
+    assert len(output) < 12_000
+    assert (tmp_path / "pictures" / "histograms.png").stat().st_size < 500_000

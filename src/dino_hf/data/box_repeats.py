@@ -59,7 +59,7 @@ def near_repeats(table: BoxTable) -> np.ndarray:
     pairs = np.concatenate(pairs)
     is_equal = (table.boxes[pairs[:, 0]] == table.boxes[pairs[:, 1]]).all(1)
     pairs = pairs[~is_equal]
-    return pairs[np.lexsort([pairs[:, 0], pairs[:, 1]])]
+    return pairs[np.argsort(pairs[:, 1] * len(table.boxes) + pairs[:, 0])]
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -25,11 +25,15 @@ _NOT_DRAWN = {
     "duplicate-image-id", "duplicate-annotation-id", "box-not-numbers", "box-whole-image", "crowd",
 }  # fmt: skip
 _COLUMNS, _ROWS = 3, 3
-_CELL = (3.6, 3.5)  # inches
-_LINE = 62  # characters of a caption
+_CELL = (3.9, 3.6)  # inches
+_LINE = 54  # characters of a caption, which fit above a picture
 _SMALL = 0.06  # of the image's sides; a smaller box is shown enlarged
 _MOST_OTHERS = 400  # boxes that are drawn beside the suspicious one
 _MOST_CLASSES = 30  # that are drawn
+_FEWEST_ROWS = 9  # for which there is room, so that the marks of few classes stay together
+_MOST_SPLITS = 6  # that are drawn
+_PANEL = 0.78  # height / width of a picture
+_GREY = "#e4e4e4"  # around an image
 
 _MARKERS = "os^Dvp"
 
@@ -38,8 +42,9 @@ _MARKERS = "os^Dvp"
 def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: int = 3) -> list[Path]:
     """Pages suspects-1.png, ... of the first offenders of each kind, worst first.
 
-    The suspicious box is vermilion, drawn where the files put it, also outside of the image; the others of the image are blue.
-    Where boxes probably are of another layout, it is green where that would put it.
+    The suspicious box is vermilion, drawn where the files put it, also outside of the image; a ring marks one that is too small to
+    be seen, an arrow one that is far away. The others of the image are blue. Where boxes probably are of another layout, the box
+    is green where that would put it.
 
     Args:
         folder: is made if need be.
@@ -55,12 +60,12 @@ def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: i
         if finding.kind not in _NOT_DRAWN
         for offender in [one for one in finding.offenders if album.can_draw(one)][:max_examples]
     ]
-    pages = []
+    pages, num_columns = [], min(_COLUMNS, len(shown))
     for start in range(0, len(shown), _COLUMNS * _ROWS):
         of_page = shown[start : start + _COLUMNS * _ROWS]
-        num_rows = -(-len(of_page) // _COLUMNS)
-        figure = Figure(figsize=(_COLUMNS * _CELL[0], num_rows * _CELL[1]), layout="constrained", dpi=110)
-        grid = figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel()
+        num_rows = -(-len(of_page) // num_columns)
+        figure = Figure(figsize=(num_columns * _CELL[0], num_rows * _CELL[1]), layout="constrained", dpi=110)
+        grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
         for axes, (finding, offender) in zip(grid, of_page, strict=False):
@@ -91,9 +96,9 @@ class _Album:
         except Exception as error:  # images that nobody had decoded before
             axes.text(0.5, 0.5, f"cannot be decoded:\n{type(error).__name__}", ha="center", va="center", fontsize=8)
         else:
-            axes.imshow(np.asarray(image))
+            _show(axes, image)
             if offender.other is None:
-                self._draw_boxes(axes, image, offender)
+                self._draw_boxes(axes, image, offender, is_enlarged=finding.kind == "near-duplicate-box")
         colour = {"error": _VERMILION, "warning": "#8a5a00", "note": _BLUE}[finding.severity]
         where = "" if offender.annotation is None else f", {offender.where}"
         # Empty lines keep room for the heading.
@@ -104,7 +109,7 @@ class _Album:
         heading = {"fontsize": 9, "fontweight": "bold", "color": colour, "textcoords": "offset points"}
         axes.annotate(f"{finding.severity}: {finding.kind}", (0, 1), (0, 29), "axes fraction", **heading)
 
-    def _draw_boxes(self, axes: Axes, image: Image.Image, offender: Offender) -> None:
+    def _draw_boxes(self, axes: Axes, image: Image.Image, offender: Offender, is_enlarged: bool) -> None:
         """As the files have them: on an image that was resized or turned they lie wrong."""
         table, means = self.tables[offender.split], self.means[offender.split]
         reading = self.report.readings[offender.split]
@@ -118,7 +123,18 @@ class _Album:
         if not reading.is_as_read:
             _rectangle(axes, means[offender.annotation], _GREEN, 1.8)
         _rectangle(axes, box, _VERMILION, 1.8)
-        _set_view(axes, box, image.size)
+        low, high = _view(box, image.size, is_enlarged)
+        _set_view(axes, low, high)
+        _point_at(axes, box, low, high)
+
+
+def _show(axes: Axes, image: Image.Image) -> None:
+    """The image in a panel of the same size for all shapes, grey around it."""
+    axes.imshow(np.asarray(image))
+    axes.set_axis_on()
+    axes.set(xticks=[], yticks=[], facecolor=_GREY)
+    axes.spines[:].set_visible(False)
+    _set_view(axes, np.zeros(2), np.array(image.size, dtype=float))
 
 
 def _rectangle(axes: Axes, box: np.ndarray, colour: str, width: float) -> None:
@@ -127,19 +143,45 @@ def _rectangle(axes: Axes, box: np.ndarray, colour: str, width: float) -> None:
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=edge, linewidth=line_width))
 
 
-def _set_view(axes: Axes, box: np.ndarray, size: tuple[int, int]) -> None:
-    """The image and what of the box lies outside; a small box with its surroundings only."""
+def _view(box: np.ndarray, size: tuple[int, int], is_enlarged: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(2,), (2,) corners of what is shown: the image and what of the box lies outside; a small box with its surroundings only."""
     size = np.array(size, dtype=float)
     ends = np.stack([box[:2], box[:2] + box[2:]])  # (2, 2)
     low, high = np.minimum(0, ends.min(0)), np.maximum(size, ends.max(0))
-    low, high = np.maximum(low, -size), np.minimum(high, 2 * size)  # no farther than an image away
-    if (np.abs(box[2:]) < _SMALL * size).any() and (low == 0).all() and (high == size).all():
-        half = np.minimum(max(np.abs(box[2:]).max(), size.min() / 8), size / 2)
+    low, high = np.maximum(low, -size / 2), np.minimum(high, 1.5 * size)  # the image must stay recognisable
+    is_small = (np.abs(box[2:]) < _SMALL * size).any()
+    if (is_small or is_enlarged) and (low == 0).all() and (high == size).all():
+        half = np.minimum(max(0.7 * np.abs(box[2:]).max(), size.min() / 8), size / 2)
         centre = np.clip(ends.mean(0), half, size - half)
         low, high = centre - half, centre + half
-    margin = 0.02 * (high - low)
-    axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
-    axes.set_ylim(high[1] + margin[1], low[1] - margin[1])
+    return low, high
+
+
+def _set_view(axes: Axes, low: np.ndarray, high: np.ndarray) -> None:
+    """With room around it, so that all panels have one shape."""
+    centre, half = (low + high) / 2, 0.53 * (high - low)
+    width = max(half[0], half[1] / _PANEL)
+    axes.set_xlim(centre[0] - width, centre[0] + width)
+    axes.set_ylim(centre[1] + _PANEL * width, centre[1] - _PANEL * width)
+
+
+def _point_at(axes: Axes, box: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """A ring around a box that is too small to be seen, an arrow towards one that is not in the view."""
+    centre, span = box[:2] + box[2:] / 2, high - low
+    ends = np.sort(np.stack([box[:2], box[:2] + box[2:]]), axis=0)
+    is_beyond = (ends[1] < low) | (ends[0] > high)  # (2,)
+    if is_beyond.any():
+        tip = np.clip(centre, low, high)
+        start = tip + np.where(is_beyond, 0.3 * ((low + high) / 2 - tip), 0)
+        arrow = {"arrowstyle": "-|>", "color": _VERMILION, "linewidth": 2.5}
+        axes.annotate("", tip, start, arrowprops=arrow)
+        box_style = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+        axes.text(
+            0.5, 0.03, "the box is further out", color=_VERMILION, fontsize=8, ha="center", bbox=box_style, transform=axes.transAxes
+        )  # fmt: skip
+    elif np.abs(box[2:]).min() < 0.02 * span.max():
+        axes.plot(*centre, "o", markersize=18, markerfacecolor="none", color="white", markeredgewidth=3.5)
+        axes.plot(*centre, "o", markersize=18, markerfacecolor="none", color=_VERMILION, markeredgewidth=2)
 
 
 def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
@@ -165,9 +207,9 @@ def save_histograms(path: Path, report: Report) -> None:
     """Boxes of each class, and the share of boxes by size, by size relative to the image, by shape, and of images by the number of
     their boxes; one colour for each split."""
     statistics = report.statistics
-    splits = [name for name, counts in statistics["splits"].items() if counts["images"]]
+    splits = [name for name, counts in statistics["splits"].items() if counts["images"]][:_MOST_SPLITS]
     classes = _drawn_classes(statistics["classes"], splits)
-    figure = Figure(figsize=(13, max(7.0, 1.6 + 0.22 * len(classes))), layout="constrained", dpi=120)
+    figure = Figure(figsize=(13, max(7.0, 1.8 + 0.22 * len(classes))), layout="constrained", dpi=120)
     axes = figure.subplot_mosaic([["classes", "sizes", "relative"], ["classes", "aspect", "count"]])
     _draw_classes(axes["classes"], classes, splits, len(statistics["classes"]))
     sizes = {name: [counts[size] for size in SIZE_NAMES] for name, counts in statistics["sizes"].items()}
@@ -197,6 +239,11 @@ def _drawn_classes(classes: list[dict], splits: list[str]) -> list[dict | None]:
     return [*ordered[: _MOST_CLASSES - num_rare], None, *ordered[-num_rare:]]
 
 
+def _class_name(name: str) -> str:
+    text = " ".join(name[:200].split())
+    return text if len(text) <= 26 else f"{text[:25]}…"
+
+
 def _draw_classes(axes: Axes, classes: list[dict | None], splits: list[str], num_classes: int) -> None:
     rows = [row for row, entry in enumerate(classes) if entry is not None]
     most = 1
@@ -210,10 +257,10 @@ def _draw_classes(axes: Axes, classes: list[dict | None], splits: list[str], num
             _MARKERS[number % len(_MARKERS)],
             color=COLOURS[number % len(COLOURS)],
             markersize=5.5,
-            label=name,
+            label=_shorten(name)[-26:],
         )
-    axes.set_yticks(rows, [_shorten(classes[row]["name"])[-26:] for row in rows], fontsize=8)
-    axes.set_ylim(len(classes) - 0.4, -0.6)
+    axes.set_yticks(rows, [_class_name(classes[row]["name"]) for row in rows], fontsize=8)
+    axes.set_ylim(max(len(classes), _FEWEST_ROWS) - 0.4, -0.6)
     if most > 50:
         axes.set_xscale("symlog", linthresh=1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))  # the usual one writes TeX
@@ -232,7 +279,7 @@ def _draw_classes(axes: Axes, classes: list[dict | None], splits: list[str], num
             fontsize=8,
         )
     axes.set_xlabel("boxes")
-    axes.set_title("boxes by class", loc="left", fontsize=10)
+    axes.set_title(f"boxes by class ({num_classes:,})", loc="left", fontsize=10)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -245,7 +292,7 @@ def _draw_shares(
     for number, name in enumerate(splits):
         shares = 100 * np.array(counts[name]) / max(sum(counts[name]), 1)
         places = np.arange(len(texts)) + (number - (len(splits) - 1) / 2) * width
-        axes.bar(places, shares, 0.92 * width, color=COLOURS[number % len(COLOURS)], label=name)
+        axes.bar(places, shares, 0.92 * width, color=COLOURS[number % len(COLOURS)], label=_shorten(name)[-26:])
     axes.set_xticks(
         range(len(texts)),
         texts,

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..common.console import make_console
+from ..common.text import shorten
 from ..data.checks import Report
 from ..data.cleaned_copy import CleanedCopy
 from ..data.data_statistics import SIZE_NAMES, aspect_texts, count_texts, relative_texts
@@ -20,6 +21,8 @@ from ..data.kinds import SEVERITIES
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
 _MOST_CLASSES = 15  # in the table
 _BAR = 16  # characters
+_MOST_SPLITS = 6  # in tables
+_LONGEST = 200  # characters of a name or value; names of strangers have any length
 _MOST_SENTENCES = 20  # about what is left to the owner of the data
 
 
@@ -41,8 +44,10 @@ def print_report(report: Report, max_examples: int, notes: Sequence[str] = ()) -
     """
     console = make_console(markup=True)
     console.print(Text(f"{report.origin}, in {report.format} format", style="bold"))
-    for note in notes:
-        console.print(Padding(Text(note), (0, 0, 0, 2), expand=False))
+    for note in notes[:_MOST_SENTENCES]:
+        console.print(Padding(Text(shorten(note, 5 * _LONGEST)), (0, 0, 0, 2), expand=False))
+    if (more := len(notes) - _MOST_SENTENCES) > 0:
+        console.print(Padding(Text(f"and {more:,} more notes"), (0, 0, 0, 2), expand=False))
     console.print(_splits_table(report.statistics))
     if report.statistics["classes"]:
         console.print(_classes_table(report.statistics))
@@ -50,7 +55,8 @@ def print_report(report: Report, max_examples: int, notes: Sequence[str] = ()) -
     for key, text in (("largest_image", "Largest image"), ("most_boxes", "Most boxes")):
         if image := report.statistics[key]:
             size = "size unknown" if image["width"] is None else f"{image['width']} x {image['height']}"
-            line = f"{text}: {image['file']} of {image['split']}, {size}, {number_of(image['boxes'], 'box')}"
+            file, split = shorten(str(image["file"]), _LONGEST), shorten(image["split"], _LONGEST)
+            line = f"{text}: {file} of {split}, {size}, {number_of(image['boxes'], 'box')}"
             console.print(Text(line), soft_wrap=True)
     if not report.images_were_decoded:
         console.print(
@@ -85,7 +91,8 @@ def _print_finding(console: Console, finding: Finding, max_examples: int) -> Non
         # A problem of reading repeats where it is in its message.
         texts = [offender.split, offender.where, offender.file, offender.value]
         texts = texts[3:] if texts[3].startswith(texts[1]) else texts
-        console.print(Padding(Text("  ".join(filter(None, texts))), (0, 0, 0, 4), expand=False))
+        texts = [shorten(text, _LONGEST) for text in texts if text]
+        console.print(Padding(Text("  ".join(texts)), (0, 0, 0, 4), expand=False))
     if finding.count > max_examples:
         console.print(Padding(Text(f"and {finding.count - max_examples:,} more"), (0, 0, 0, 4), expand=False))
     fixed = " --fix does." if finding.is_fixed else ""
@@ -97,7 +104,7 @@ def _table(title: str, first: str, splits: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(first, overflow="ellipsis", no_wrap=True, max_width=30)
     for name in splits:
-        table.add_column(Text(name), justify="right", no_wrap=True)
+        table.add_column(Text(shorten(name, 40)), justify="right", no_wrap=True)
     return table
 
 
@@ -105,15 +112,17 @@ def _splits_table(statistics: dict) -> Table:
     table = _table("\nSplits", "", [])
     for name in ("images", "boxes", "crowds", "images without boxes"):
         table.add_column(name, justify="right")
-    for name, counts in statistics["splits"].items():
+    for name, counts in list(statistics["splits"].items())[: 4 * _MOST_SPLITS]:
         empty = counts["images_without_boxes"]
         share = f" ({100 * empty / counts['images']:.0f} %)" if empty else ""
-        table.add_row(Text(name), *(f"{counts[key]:,}" for key in ("images", "boxes", "crowds")), f"{empty:,}{share}")
+        table.add_row(
+            Text(shorten(name, 40)), *(f"{counts[key]:,}" for key in ("images", "boxes", "crowds")), f"{empty:,}{share}"
+        )
     return table
 
 
 def _classes_table(statistics: dict) -> Table:
-    splits, classes = list(statistics["splits"]), statistics["classes"]
+    splits, classes = list(statistics["splits"])[:_MOST_SPLITS], statistics["classes"]
     totals = [sum(entry["boxes"].values()) for entry in classes]
     table = _table(f"\nBoxes of each class ({len(classes):,})", "class", ["id", *splits, ""])
     table.columns[-1].justify = "left"
@@ -127,13 +136,15 @@ def _classes_table(statistics: dict) -> Table:
             continue
         counts = [f"{classes[place]['boxes'][name]:,}" for name in splits]
         bar = _bar(totals[place], max(totals))
-        table.add_row(Text(" ".join(classes[place]["name"].split())), str(classes[place]["id"]), *counts, bar)
+        table.add_row(
+            Text(shorten(" ".join(classes[place]["name"].split()), _LONGEST)), str(classes[place]["id"]), *counts, bar
+        )
     return table
 
 
 def _boxes_table(statistics: dict) -> Table:
     """Shares of the boxes of each split."""
-    splits, edges = list(statistics["splits"]), statistics["edges"]
+    splits, edges = list(statistics["splits"])[:_MOST_SPLITS], statistics["edges"]
     table = _table("\nBoxes by size and shape, images by number of boxes", "", [*splits, ""])
     table.columns[-1].justify = "left"
     areas = ["small, < 32² pixels", "medium", "large, > 96² pixels"]
@@ -183,7 +194,7 @@ def print_copy(copy: CleanedCopy, report: Report) -> None:
     for number, text in enumerate(copy.left_out_texts):
         console.print(Padding(Text(text), (0, 0, 0, 2 if number else 0), expand=False))
     for text in copy.kept[:_MOST_SENTENCES]:
-        console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(shorten(text, 5 * _LONGEST)), (0, 0, 0, 2), expand=False))
     if (more := len(copy.kept) - _MOST_SENTENCES) > 0:
         console.print(Padding(Text(f"and {more:,} more sentences in CHANGES.txt"), (0, 0, 0, 2), expand=False))
     for finding in report.findings:
