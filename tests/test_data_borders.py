@@ -164,7 +164,7 @@ def histograms(boxes, size=(1000, 500), **fields) -> dict:
 
 
 def test_sizes_are_those_of_coco():
-    sides = [(32, 31.9), (32, 32), (96, 95.9), (96, 96)]
+    sides = [(32, 31.99), (32, 32), (96, 95.995), (96, 96)]
     found = histograms([(1, 2, *side) for side in sides])["sizes"]["train"]
     assert found == {"small": 1, "medium": 2, "large": 1}
     masks = histograms([(1, 2, 100, 100)] * 2, area=1023.0)["sizes"]["train"]
