@@ -191,9 +191,13 @@ def serve(socket: str) -> None:
 def ask(socket: str, request: str) -> int:
     if request.startswith("@"):
         request = Path(request[1:]).read_text(encoding="utf-8")
-    with Client(socket, "AF_UNIX") as server:
-        server.send_bytes(request.encode())
-        return json.loads(server.recv_bytes())
+    try:
+        with Client(socket, "AF_UNIX") as server:
+            server.send_bytes(request.encode())
+            return json.loads(server.recv_bytes())
+    except (OSError, EOFError):
+        os.kill(os.getppid(), signal.SIGTERM)  # or cosmic-ray would take a server that has ended for a test that fails
+        raise
 
 
 if __name__ == "__main__":
