@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from dino_hf.inference import pictures
@@ -430,6 +430,28 @@ def test_labels_keep_out_of_each_others_way(monkeypatch):
     boxes = [[100, 100, 300, 250]] * 4
     draw_detections(noise(500, 400), Detections.sorted(boxes, [0.9, 0.8, 0.7, 0.6], [0, 1, 2, 0]), NAMES)
     assert sum(pictures._shared(a, b) for i, a in enumerate(places) for b in places[:i]) == 0
+
+
+def test_a_label_without_room_is_left_out(monkeypatch):
+    """The surest keep theirs: labels over labels cannot be read."""
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda self, at, *_, **__: drawn.append(at) or text(self, at, *_, **__)
+    )
+    boxes = np.array([[100.0, 100, 300, 250]] * 30)
+    draw_detections(noise(500, 400), Detections.sorted(boxes, np.linspace(0.9, 0.6, 30), [0] * 30), NAMES)
+    assert 4 <= len(drawn) < 10
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize(("second", "num_labels"), [((0, 18, 99, 37), 2), ((0, 17, 99, 36), 1), ((89, 0, 999, 19), 1)])
+def test_a_tenth_of_the_smaller_of_two_labels_may_be_covered(monkeypatch, second, num_labels):
+    drawn, places = [], iter([(0, 0, 99, 19), second])
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *arguments, **_: drawn.append(arguments))
+    monkeypatch.setattr(pictures, "_place", lambda *_: next(places))
+    draw_detections(noise(400, 300), Detections.sorted([[1, 1, 90, 90]] * 2, [0.9, 0.8], [0, 0]), NAMES)
+    assert len(drawn) == num_labels
 
 
 def test_names_and_numbers_of_any_length_are_drawn_in_no_time():

@@ -18,6 +18,9 @@ _SMALLEST = 320  # pixels of the longer side: below, labels could not be read, a
 _PAD = 2  # pixels around the text of a label
 _CROWD = 20  # boxes; above, labels are smaller
 _MOST_LABELS = 300  # boxes with a label, those with the highest scores; more could not be read
+_MOST_COVERED = (
+    0.1  # of the smaller of two labels; above, the one of the lower score is left out, for neither could be read
+)
 _LONGEST_NAME = 80  # characters of a label
 
 
@@ -25,6 +28,8 @@ def draw_detections(
     image: Image.Image, detections: Detections, id2label: Mapping[int, str], *, enlarge: bool = True
 ) -> Image.Image:
     """A copy of an image with boxes, coloured by class, and labels "name 0.87", which stay inside it.
+
+    A label that would hide labels of higher scores is left out.
 
     Args:
         image: RGB.
@@ -52,6 +57,8 @@ def draw_detections(
         ascent, descent = font.getmetrics()
         size = math.ceil(font.getlength(text)) + 2 * _PAD, ascent + descent + 2 * _PAD
         place = _place(box, size, picture.size, taken)
+        if any(_shared(place, other) > _MOST_COVERED * min(_area(place), _area(other)) for other in taken):
+            continue
         draw.rectangle(place, fill=_colour(label))
         draw.text((place[0] + _PAD, place[1] + _PAD), text, font=font, fill=_readable_on(_colour(label)), anchor="la")
         taken.append(place)
@@ -113,6 +120,10 @@ def _place(box, size: tuple[int, int], image_size: tuple[int, int], taken: list)
 
 def _shared(a, b) -> int:
     return max(0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
+
+
+def _area(place) -> int:
+    return _shared(place, place)
 
 
 def _colour(label: int) -> str:
