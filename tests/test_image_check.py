@@ -98,11 +98,9 @@ def test_most_images_are_not_left_out(folder, num_bad):
 def test_up_to_2000_images_are_decoded(count, is_decoded, monkeypatch):
     seen = []
     monkeypatch.setattr(image_check, "bad_images", lambda data, decode: seen.append(decode) or {})
-    splits = SimpleNamespace(
-        train=SimpleNamespace(dataset=range(count - 7)), validation=SimpleNamespace(dataset=range(7))
-    )
+    splits = DetectionData(*(SimpleNamespace(dataset=range(size)) for size in (count, 7, 5)), [], "here")
     assert leave_out_bad_images(splits, "skip", False) == (splits, [])
-    assert seen == [is_decoded] * 2
+    assert seen == [is_decoded, True, True]
 
 
 @pytest.mark.parametrize(("num_bad", "text"), [(3, "a. b. c. They"), (4, "a. b. c. And 1 more. They")])

@@ -49,6 +49,10 @@ _FEATURES = Features(
 )
 
 
+class ImageSizeError(ValueError):
+    """An image has another size than its annotations say."""
+
+
 class CocoData(NamedTuple):
     """A data set and its class space."""
 
@@ -211,7 +215,7 @@ def visible_side(box: list[float], image_width: float, image_height: float) -> f
 
 
 def check_image_size(image_id: int, image, size: tuple[int, int] | tuple[None, None]) -> None:
-    """Annotations mean nothing on an image of another size than the json's."""
+    """Raises ImageSizeError: annotations mean nothing on an image of another size than the json's."""
     if None in size or image.size == size:
         return
     if image.size == size[::-1]:
@@ -221,7 +225,7 @@ def check_image_size(image_id: int, image, size: tuple[int, int] | tuple[None, N
         )
     else:
         cause = "it was resized after it was annotated: bring width, height and boxes in the json to its size"
-    raise ValueError(
+    raise ImageSizeError(
         f"Image {image_id} is {image.width} wide and {image.height} high, but {size[0]} and {size[1]} by its json; probably "
         f"{cause}."
     )

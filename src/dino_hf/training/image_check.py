@@ -15,10 +15,11 @@ _MODES_OF_DOUBT = ("I", "F")  # Pillow's modes whose range of values only the pi
 
 
 def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: bool) -> tuple[DetectionData, list[str]]:
-    """Look at the images to train on and those held out.
+    """Look at the images to train on, those held out, and those to test on after training.
 
-    The start of each file is always read: format, size and orientation. Up to 2,000 images are decoded wholly too, which also
-    shows those that are cut off.
+    The start of each file is always read: format, size and orientation. Images to measure on are decoded wholly too, which also
+    shows those that are cut off, and so are images to train on if there are up to 2,000. `ReadableImages` meets the others in
+    training.
 
     Args:
         on_bad_image: "skip" takes them out of the data, "raise" stops.
@@ -28,14 +29,14 @@ def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: b
     Raises:
         ValueError: there is a bad image and `on_bad_image` is "raise", or most of a part are bad.
     """
-    parts = {"train": splits.train, "validation": splits.validation}
-    num_images = sum(len(data.dataset) for data in parts.values() if data is not None)
-    decode = decode_all or num_images <= MOST_DECODED
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    decode = decode_all or (splits.train is not None and len(splits.train.dataset) <= MOST_DECODED)
     warnings = []
     for name, data in parts.items():
         if data is None:
             continue
-        bad = bad_images(data, decode)
+        # A bad image that is measured on cannot be replaced by another one, and each evaluation decodes all of them anyway.
+        bad = bad_images(data, decode or name != "train")
         if not bad:
             continue
         reasons = list(bad.values())

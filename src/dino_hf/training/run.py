@@ -35,6 +35,7 @@ from .preflight import (
     size_text,
 )
 from .progress import BestOfBoth, TrainingProgress
+from .readable_images import TooManyBadImages
 from .recipes import Recipe
 from .results import keep_weights, leave_results
 from .run_lock import locked_run
@@ -116,10 +117,11 @@ def train(
             `load_data`; None: 0.2 and none.
         allow_outside, trust_boxes: read files outside of the data set's folder; do not check what the boxes are. See `load_data`;
             None: False.
-        on_bad_image: "skip" leaves out images that cannot be read or have not the size of their annotations, with a warning;
-            "raise" stops before the first step. None: "skip".
-        check_images: decode all images before the first step, which finds those that are cut off. Up to 2,000 images are decoded
-            in any case; of more, only the starts of the files are read.
+        on_bad_image: "skip" leaves out images that cannot be read or have not the size of their annotations, with a warning. Of
+            those that are first met in training, up to a tenth, another image takes the place, and `run.json` lists them as
+            `bad_images`. "raise" stops. None: "skip".
+        check_images: decode all images before the first step, which finds those that are cut off. Images to measure on, and up to
+            2,000 to train on, are decoded in any case; of more, only the starts of the files are read.
         training_doctor: log what `TrainingDoctor` sees. None: True.
         dry_run: stop before training; nothing is written.
         settings: fields of `Recipe`, of its `Augmentation` and `model_settings`, and of `TrainingArguments`, by name. The sizes of
@@ -335,6 +337,7 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
             image_processor=start.image_processor,
             callbacks=[BestOfBoth(), progress],
             doctor=record.values["training_doctor"],
+            on_bad_image=record.values["on_bad_image"],
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
@@ -343,6 +346,8 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
         except KeyboardInterrupt as error:
             error.add_note(f"{trainer.state.global_step} steps are done; --resume goes on from the newest checkpoint.")
             raise
+        except TooManyBadImages as error:  # of a worker it has a traceback in its text
+            raise ValueError(trainer.readable_images.summary()) from error
         except torch.OutOfMemoryError as error:
             raise ValueError(memory_sentence(args)) from error
         except MACHINE_ERRORS as error:
@@ -351,6 +356,9 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
             raise ValueError(sentence) from error
         finally:
             progress.close()
+    if bad := trainer.readable_images.bad_images:
+        record.values["bad_images"] = bad
+        console.print(f"warning: {trainer.readable_images.summary()}", highlight=False)
     return trainer
 
 

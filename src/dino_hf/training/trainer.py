@@ -41,6 +41,7 @@ from .ema import EMA_FOLDER, ModelEma
 from .held_out_loss import HeldOutLoss, num_boxes_of, num_own_images, score_of_first
 from .loss_parts import TrainingParts, weighted_parts
 from .model_card import record_training
+from .readable_images import ReadableImages
 from .recipes import Recipe
 from .run_lock import locked_run
 from .steps import StepCallback
@@ -83,9 +84,12 @@ class DinoDetrTrainer(Trainer):
         image_processor: a `DinoDetrImageProcessor`; saved with the model. Its size is that of evaluation.
         callbacks: more `TrainerCallback`s.
         doctor: log what `TrainingDoctor` sees. Each checkpoint has its matches in `training_doctor.json`.
+        on_bad_image: "skip": another image takes the place of one that cannot be read, see `ReadableImages`; "raise": training
+            stops in one sentence; None: with the error of the data set.
 
     Attributes:
         ema: `ModelEma`, None without.
+        readable_images: `ReadableImages`, which knows the bad images; None with `on_bad_image=None`.
         evaluator: the `CocoEvaluator`, of several held-out data sets that of the first; None without.
 
     Raises:
@@ -103,6 +107,7 @@ class DinoDetrTrainer(Trainer):
         image_processor,
         callbacks: list[TrainerCallback] | None = None,
         doctor: bool = True,
+        on_bad_image: str | None = None,
     ):
         sets = _held_out_sets(held_out)
         check_trainer(model, args, recipe, train, sets)
@@ -116,11 +121,16 @@ class DinoDetrTrainer(Trainer):
         evaluated = {
             name: data.dataset.with_transform(DetectionTransform(image_processor)) for name, data in sets.items()
         }
+        rows = train.dataset.with_transform(self._train_transform)
+        self.readable_images = None
+        if on_bad_image is not None:
+            names = list(train.dataset.with_format(None)["file_name"])
+            rows = self.readable_images = ReadableImages(rows, names, most=0 if on_bad_image == "raise" else None)
         super().__init__(
             model=model,
             args=args,
             data_collator=DetectionCollator(),
-            train_dataset=train.dataset.with_transform(self._train_transform),
+            train_dataset=rows,
             eval_dataset=evaluated.get("", evaluated or None),
             processing_class=image_processor,
             compute_metrics=self.evaluator,
