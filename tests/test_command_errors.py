@@ -59,6 +59,14 @@ def end_with(error, debug=False):
             "There is not enough memory; choose smaller batches or images. ([enforce fail] DefaultCPUAllocator: can't "
             "allocate memory: you tried)",
         ),
+        *(
+            (RuntimeError(text), f"There is not enough memory; choose smaller batches or images. ({text})")
+            for text in ("std::bad_alloc", "can't start new thread", "CUDA out of memory. Tried to allocate 2 GiB")
+        ),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+            "Cannot allocate memory: there is not enough memory; choose smaller batches or images, or end other programs.",
+        ),
     ],
 )
 def test_what_a_user_can_cure_is_one_sentence(error, sentence):

@@ -1,6 +1,7 @@
 """What is wrong with a data set, before an hour of training tells."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -35,6 +36,11 @@ class Report(NamedTuple):
     fits: dict[str, SizeFit]  # of the sizes of the images of each split
     readings: dict[str, Reading]  # what the boxes of each split are
     images_were_decoded: bool
+
+    def __repr__(self) -> str:
+        counts = Counter(finding.severity for finding in self.findings)
+        found = ", ".join(f"{count} {severity}s" for severity, count in counts.items()) or "nothing found"
+        return f"Report({self.origin!r:.100}, {self.format}: {found})"
 
     @property
     def has_errors(self) -> bool:

@@ -26,6 +26,10 @@ class CleanedCopy(NamedTuple):
     num_original_images: int  # of all splits
     num_original_boxes: int
 
+    def __repr__(self) -> str:
+        images, boxes = sum(self.num_images.values()), sum(self.num_boxes.values())
+        return f"CleanedCopy({str(self.folder)!r:.100}: {images} images, {boxes} boxes, {len(self.changes)} changes)"
+
     @property
     def left_out(self) -> dict[str, int]:
         """Kind of finding -> how many images, boxes or other entries are not in the copy because of it. The boxes of an image that

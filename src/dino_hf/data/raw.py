@@ -40,6 +40,9 @@ class RawSplit(NamedTuple):
     annotations: list[dict]
     stored: Dataset | None = None  # column `image`, undecoded: where the `image`s of a Hugging Face data set are
 
+    def __repr__(self) -> str:
+        return f"RawSplit({self.name!r:.100}: {len(self.images)} images, {len(self.annotations)} annotations)"
+
 
 class RawDataset(NamedTuple):
     """All parts of a data set."""
@@ -50,6 +53,13 @@ class RawDataset(NamedTuple):
     categories: list[dict]  # of all splits: id, name, supercategory?; ids as in the first split that has the class
     problems: list[Problem]
     notes: list[str] = []  # noqa: RUF012  what was decided in reading; never changed
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name:.100} {len(one.images)} images" for name, one in list(self.splits.items())[:10])
+        return (
+            f"RawDataset({str(self.origin)!r:.100}, {self.format}: {splits}; {len(self.categories)} categories, "
+            f"{len(self.problems)} problems)"
+        )
 
 
 class StoredImage(Mapping):

@@ -63,6 +63,9 @@ class CocoData(NamedTuple):
     category_ids: list[int]  # class index -> original category id of the data, which may have gaps
     name: str | None = None  # in a model card
 
+    def __repr__(self) -> str:
+        return f"CocoData({self.name!r:.100}: {len(self.dataset)} images, {len(self.id2label)} classes)"
+
 
 class ClassSpace(NamedTuple):
     id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name

@@ -4,8 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..common.text import shorten
 from ..data.rows import CocoData
 from ..training.class_transfer import NO_CLASS, match_names
+
+_LONGEST_NAME = 60  # characters of a name in a sentence
 
 
 class ClassMap(NamedTuple):
@@ -66,4 +69,5 @@ def map_classes(
 
 
 def _some(names: list[str], shown: int = 5) -> str:
-    return ", ".join(map(repr, names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    listed = ", ".join(repr(shorten(name, _LONGEST_NAME)) for name in names[:shown])
+    return listed + (f" and {len(names) - shown} more" if len(names) > shown else "")

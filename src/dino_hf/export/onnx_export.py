@@ -41,6 +41,13 @@ class ExportReport(NamedTuple):
     tolerance: float
     ap: tuple[float, float] | None  # of the model and of the file, in [0, 1]; None without data
 
+    def __repr__(self) -> str:
+        size, difference = f"{self.num_bytes / 2**20:.1f} MiB", self.difference
+        return (
+            f"ExportReport({str(self.path)!r:.200}: {size}, {self.dtype}, opset {self.opset}; scores differ by at most "
+            f"{difference.score:.1g}, boxes by {difference.box:.1g})"
+        )
+
 
 def export_onnx(
     model: str | Path | DinoDetrForObjectDetection,

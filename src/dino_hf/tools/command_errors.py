@@ -37,13 +37,15 @@ _CURES = {
     errno.ENOSPC: "the disk is full; make room, or choose another place.",
     errno.EDQUOT: "your quota of the disk is used up; make room, or choose another place.",
     errno.EFBIG: "the file would be larger than this machine allows (ulimit -f).",
+    errno.ENOMEM: "there is not enough memory; choose smaller batches or images, or end other programs.",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n).",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one.",
     errno.ENOENT: "it is not there; was it moved or deleted meanwhile?",
     errno.EACCES: "access is denied; check its permissions.",
     errno.EROFS: "it cannot be written, its disk is read-only; choose another place.",
 }
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+# What torch, C++, oneDNN and ONNX Runtime call it, on CPUs and GPUs.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
 
 
 @contextmanager

@@ -58,6 +58,9 @@ class ClassTransfer(NamedTuple):
     new: list[str]  # names that the model did not know
     dropped: list[str]  # old names that no new class starts from
 
+    def __repr__(self) -> str:
+        return f"ClassTransfer({len(self.kept)} kept, {len(self.new)} new, {len(self.dropped)} dropped)"
+
     def __str__(self) -> str:
         known = [new if new == old else f"{new} (was {old})" for new, old in self.kept.items()]
         lines = {f"Kept {len(known)} of {len(known) + len(self.new)} classes": known, "New": self.new}

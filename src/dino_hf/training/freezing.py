@@ -18,6 +18,9 @@ class Changed(NamedTuple):
     names: list[str]  # of parameters, as in `model.named_parameters()`
     num_parameters: int  # numbers in them
 
+    def __repr__(self) -> str:
+        return f"Changed({len(self.names)} tensors, {self.num_parameters:,} parameters)"
+
 
 def freeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
     """Leave parameters out of training.

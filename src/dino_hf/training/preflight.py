@@ -28,7 +28,7 @@ _SHARE_OF_TOKENS = 0.1  # of the tokens of an image, that should be selected as 
 _RARE = 10  # boxes; a class with fewer in training is told of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preflight:
     """Everything that is printed, as plain JSON.
 
@@ -47,6 +47,10 @@ class Preflight:
     memory: dict[str, Any] | None
     disk: dict[str, Any]
     warnings: list[str]
+
+    def __repr__(self) -> str:
+        images = ", ".join(f"{name} {count}" for name, count in self.data["images"].items() if count is not None)
+        return f"Preflight(images {images}; {len(self.data['classes'])} classes, {len(self.warnings)} warnings)"
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -56,6 +56,9 @@ class TrainingRun(NamedTuple):
     test: Evaluation | None  # the same on test images, where there are some
     trainer: DinoDetrTrainer | None  # None if nothing was trained: a dry run, or one that had been finished
 
+    def __repr__(self) -> str:
+        return f"TrainingRun({str(self.output_dir)!r:.100}: validation {self.evaluation!r}, test {self.test!r})"
+
 
 @contextmanager
 def _without_bars_of_the_library() -> Iterator[None]:
