@@ -130,6 +130,9 @@ def _is_safetensors(path: Path) -> bool:
     return beginning[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not of_torch)
 
 
+_MOST_PARTS = 80_000  # one for each tensor: reading more takes minutes
+
+
 def _check_archive(path: Path) -> None:
     """
     Raises:
@@ -137,6 +140,10 @@ def _check_archive(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if len(archive.infolist()) > _MOST_PARTS:
+                raise ConversionError(
+                    f"{path} has {len(archive.infolist()):,} tensors; a training checkpoint of DINO has fewer than 10,000."
+                )
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ConversionError(f"{path} has compressed parts, which torch never writes; save it by torch.save.")
             damaged = archive.testzip()

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+import zipfile
 
 import pytest
 import torch
@@ -98,3 +99,16 @@ def test_force_replaces_checkpoints_only(tmp_path):
     torch.save({}, old)
     save_checkpoint({"model": {"a": torch.ones(2)}}, old, force=True)
     assert torch.load(old, weights_only=True)["model"]["a"].tolist() == [1, 1]
+
+
+def test_an_archive_of_very_many_tensors_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    import checkpoint_files
+
+    path = tmp_path / "a.pth"
+    torch.save({"model": {f"decoder.layers.{number}.bias": torch.zeros(1) for number in range(30)}}, path)
+    with zipfile.ZipFile(path) as archive:
+        monkeypatch.setattr(checkpoint_files, "_MOST_PARTS", len(archive.infolist()) - 1)
+    with pytest.raises(checkpoint_files.ConversionError, match="tensors; a training checkpoint of DINO has fewer"):
+        checkpoint_files.load_checkpoint(path)
+    monkeypatch.setattr(checkpoint_files, "_MOST_PARTS", checkpoint_files._MOST_PARTS + 1)
+    assert len(checkpoint_files.load_checkpoint(path).tensors) == 30

@@ -252,12 +252,11 @@ def test_a_layer_runs_self_attention_then_cross_attention_then_feed_forward():
     x = layer.self_attn_norm(queries + layer.self_attn(queries, position, 0, None, True)[0])
     x = layer.cross_attn_norm(x + layer.cross_attn(x + position, references, memory, levels, True)[0])
     expected = layer.mlp_norm(x + layer.mlp(x))
-    actual, self_weights, cross_weights = layer(
-        queries, position, references, memory, levels, 0, None, need_weights=True
-    )
+    actual, self_weights, points = layer(queries, position, references, memory, levels, 0, None, need_weights=True)
     torch.testing.assert_close(actual, expected)
     assert self_weights.shape == (2, 4, 6, 6)
-    assert cross_weights.shape == (2, 6, 4, 3, 3)
+    assert points.weights.shape == (2, 6, 4, 3, 3)
+    assert points.locations.shape == (2, 6, 4, 3, 3, 2)
 
 
 def test_the_record_holds_every_layer():

@@ -72,7 +72,7 @@ def test_the_record_holds_the_input_and_the_output_of_each_layer():
 
 def test_nothing_is_recorded_unless_somebody_asks():
     _, record = tiny_encoder()(random_tokens(), LEVELS)
-    assert record == (None, None, None)
+    assert record == (None, None, None, None)
 
 
 def test_every_parameter_gets_a_gradient():

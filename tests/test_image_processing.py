@@ -483,3 +483,28 @@ def test_labels_made_into_predictions_give_the_annotation_back(backend):
         corners = [[x, y, x + w, y + h] for x, y, w, h in (entry["bbox"] for entry in entries)]
         # pixels in float32, through the resized image
         torch.testing.assert_close(result["boxes"], torch.tensor(corners).float(), rtol=0, atol=1e-3)
+
+
+@both_backends
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_std": [0.2, 0.0, 0.2]}, r"image_std=.* must be positive: pixels are divided by it"),
+        ({"image_std": [0.2, float("nan"), 0.2]}, "image_std=.* must be finite numbers"),
+        ({"image_mean": [0.2, float("inf"), 0.2]}, "image_mean=.* must be finite numbers"),
+        ({"image_mean": [0.1] * 5}, "has 5 numbers; give three"),
+        ({"rescale_factor": 0.0}, "rescale_factor=0.0 must be a positive number"),
+        ({"rescale_factor": float("nan")}, "rescale_factor=nan must be a positive number"),
+        (
+            {"size": {"height": 16_384, "width": 16_384}},
+            "height=16384 and width=16384: more than 100000000 pixels together",
+        ),
+        ({"size": {"shortest_edge": 12_000, "longest_edge": 12_000}}, "more than 100000000 pixels together"),
+        ({"pad_size": {"height": 16_384, "width": 16_384}}, "pad_size has height=16384"),
+        ({"size": {"shortest_edge": -5, "longest_edge": 10}}, r"shortest_edge=-5; a side must lie in \[1, 16384\]"),
+    ],
+    ids=str,
+)
+def test_statistics_and_sizes_without_sense_are_refused(backend, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(backend, **settings)(images=make_images(), return_tensors="pt")

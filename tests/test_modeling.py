@@ -146,6 +146,8 @@ def test_hidden_states_and_attentions_come_on_request(by_config):
         "decoder_hidden_states": [(2, 15, 64)] * (3 + 1),
         "decoder_attentions": [(2, 4, 15, 15)] * 3,
         "cross_attentions": [(2, 15, 4, 4, 3)] * 3,
+        "encoder_sampling_locations": [(2, NUM_TOKENS, 4, 4, 2, 2)] * 2,
+        "cross_sampling_locations": [(2, 15, 4, 4, 3, 2)] * 3,
     }
     for name, expected in shapes.items():
         assert [tuple(value.shape) for value in outputs[name]] == expected, name

@@ -211,8 +211,8 @@ def test_attention_starts_uniform_and_projections_xavier():
     attention = DinoDetrDeformableAttention(32, num_heads=4, num_levels=3, num_points=2)
     levels = tiny_levels()
     references = torch.rand(2, 5, 2)
-    _, weights = attention(torch.randn(2, 5, 32), references, torch.randn(2, num_tokens(levels), 32), levels, True)
-    torch.testing.assert_close(weights, torch.full((2, 5, 4, 3, 2), 1 / 6))
+    _, points = attention(torch.randn(2, 5, 32), references, torch.randn(2, num_tokens(levels), 32), levels, True)
+    torch.testing.assert_close(points.weights, torch.full((2, 5, 4, 3, 2), 1 / 6))
     for projection in (attention.value_proj, attention.output_proj):
         assert not projection.bias.any()
         assert 0.95 < projection.weight.abs().max() / math.sqrt(6 / 64) <= 1
@@ -226,14 +226,14 @@ def test_the_module_agrees_with_its_formula(size):
     levels = levels._replace(valid_ratios=levels.valid_ratios.double())
     queries, references = torch.randn(2, 5, 32).double(), torch.rand(2, 5, size).double()
     memory = torch.randn(2, num_tokens(levels), 32).double()
-    output, weights = attention(queries, references, memory, levels, need_weights=True)
+    output, points_seen = attention(queries, references, memory, levels, need_weights=True)
     # the same, but for the kernel's or the fallback's order of steps, in float64
     torch.testing.assert_close(attention(queries, references, memory, levels)[0], output, rtol=0, atol=1e-12)
 
     value = attention.value_proj(memory) * ~levels.padding_mask[..., None]
     offsets = attention.sampling_offsets(queries).view(2, 5, heads, 3, points, 2)
     expected_weights = attention.attention_weights(queries).view(2, 5, heads, 3 * points).softmax(-1)
-    torch.testing.assert_close(weights, expected_weights.view(2, 5, heads, 3, points))
+    torch.testing.assert_close(points_seen.weights, expected_weights.view(2, 5, heads, 3, points))
     locations = torch.empty_like(offsets)
     for level, (height, width) in enumerate(levels.shapes):
         for axis, cells in enumerate((width, height)):
@@ -245,7 +245,7 @@ def test_the_module_agrees_with_its_formula(size):
                 box_size = references[:, :, 2 + axis, None, None] * ratio
                 shift = offsets[..., level, :, axis] / points * box_size * 0.5
             locations[..., level, :, axis] = center + shift
-    sampled = slow_ms_deform_attn(value.unflatten(-1, (heads, -1)), levels.shapes, locations, weights)
+    sampled = slow_ms_deform_attn(value.unflatten(-1, (heads, -1)), levels.shapes, locations, points_seen.weights)
     # the module rounds its offsets to float32
     torch.testing.assert_close(output, attention.output_proj(sampled), rtol=0, atol=1e-5)
 

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 from .configuration_dino_detr import DinoDetrConfig
 from .cpu_speed import POINTWISE_DILATION, fast_linear, is_plain, is_traced
 from .layers import carries_gradient, starts_as, xavier
+from .timm_backbones import prepare_timm_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +209,8 @@ class DinoDetrBackbone(nn.Module):
         self.model = AutoBackbone.from_config(
             config.backbone_config, attn_implementation=None if attention == "sdpa" else attention
         )
+        if config.backbone_config.model_type == "timm_backbone":
+            prepare_timm_backbone(self.model)
         freeze_batch_norm(self.model)
         if config.backbone_config.model_type == "resnet":
             fold_norms(self.model)

@@ -14,6 +14,7 @@ from .box_ops import cxcywh_to_xyxy
 from .sharing import CarriesCode, is_shipped
 
 _LONGEST_SIDE = 16_384
+_MOST_PIXELS = 10**8  # 1.2 GB for each image
 _ABOVE_WHITE = 1.01  # resizing may leave a little more than 1
 
 logger = logging.get_logger(__name__)
@@ -37,18 +38,16 @@ class DinoDetrProcessingMixin(CarriesCode):
         them.
 
         Raises:
-            ValueError: a side is not in [1, 16384] pixels, or mean or deviation are not one number or three.
+            ValueError: a side is not in [1, 16384] pixels, or sides make more than 10^8, or mean or deviation are not one finite
+                number or three, or a deviation is not positive.
         """
         for name in ("size", "pad_size", "crop_size"):
-            for side, value in dict(kwargs.get(name) or {}).items():
-                if value is not None and not 1 <= value <= _LONGEST_SIDE:
-                    raise ValueError(f"{name} has {side}={value}; a side must lie in [1, {_LONGEST_SIDE}] pixels.")
+            _check_sides(name, dict(kwargs.get(name) or {}))
         for name in ("image_mean", "image_std"):
-            value = kwargs.get(name)
-            if isinstance(value, Sequence) and len(value) != 3:
-                raise ValueError(
-                    f"{name}={value!r:.100} has {len(value)} numbers; give three, for red, green and blue."
-                )
+            _check_statistics(name, kwargs.get(name))
+        factor = kwargs.get("rescale_factor")
+        if factor is not None and not (_is_number(factor) and factor > 0):
+            raise ValueError(f"rescale_factor={factor!r:.50} must be a positive number; 1 / 255 for bytes.")
         return super()._validate_preprocess_kwargs(**kwargs)
 
     def process_image(self, image, *args, **kwargs):
@@ -219,6 +218,34 @@ def pad_images(images: Sequence[Tensor], masks: Sequence[Tensor] | None = None) 
         pixel_values[index, :, :h, :w] = image
         pixel_mask[index, :h, :w] = 1 if masks is None else masks[index]
     return pixel_values, pixel_mask
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_sides(name: str, sides: dict) -> None:
+    for side, value in sides.items():
+        if value is not None and not (_is_number(value) and 1 <= value <= _LONGEST_SIDE):
+            raise ValueError(f"{name} has {side}={value!r:.50}; a side must lie in [1, {_LONGEST_SIDE}] pixels.")
+    for pair in (("height", "width"), ("max_height", "max_width"), ("shortest_edge", "longest_edge")):
+        first, second = map(sides.get, pair)
+        if first and second and first * second > _MOST_PIXELS:
+            raise ValueError(
+                f"{name} has {pair[0]}={first} and {pair[1]}={second}: more than {_MOST_PIXELS} pixels together."
+            )
+
+
+def _check_statistics(name: str, value) -> None:
+    if value is None:
+        return
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if isinstance(value, Sequence) and len(numbers) != 3:
+        raise ValueError(f"{name}={value!r:.100} has {len(numbers)} numbers; give three, for red, green and blue.")
+    if not all(map(_is_number, numbers)):
+        raise ValueError(f"{name}={value!r:.100} must be finite numbers.")
+    if name == "image_std" and min(numbers) <= 0:
+        raise ValueError(f"{name}={value!r:.100} must be positive: pixels are divided by it.")
 
 
 def _more_than_8_bits(found: str) -> str:

@@ -107,6 +107,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         "decoder_hidden_states",
         "decoder_attentions",
         "cross_attentions",
+        "encoder_sampling_locations",
+        "cross_sampling_locations",
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None

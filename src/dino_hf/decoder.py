@@ -13,9 +13,9 @@ from .cpu_speed import fast_linear
 from .feature_levels import FeatureLevels
 from .heads import DetectionHead
 from .layers import MLP, FeedForward, attention_xavier, linear, xavier, xavier_weight
-from .ms_deform_attn import DinoDetrDeformableAttention
+from .ms_deform_attn import DinoDetrDeformableAttention, SamplingPoints
 from .position_embedding import embed_boxes
-from .recording import Record, note
+from .recording import Record, note, note_points
 
 
 def eager_attention(
@@ -117,7 +117,7 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
         num_denoising: int,
         attention_mask: Tensor | None,
         need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, SamplingPoints | None]:
         """Let the queries talk to each other, look at the image, and think.
 
         Args:
@@ -126,14 +126,14 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
             memory: (B, S, C) encoder output, laid out as `levels` says.
             num_denoising, attention_mask: see `DinoDetrSelfAttention`; the first of the queries are for denoising.
         Returns:
-            (B, Q, C) and, if they are wanted, the weights of self-attention (B, H, Q, Q) and of cross-attention
-            (B, Q, H, L, P).
+            (B, Q, C) and, if they are wanted, the weights of self-attention (B, H, Q, Q) and the sampling points of
+            cross-attention.
         """
         attended, self_weights = self.self_attn(queries, position, num_denoising, attention_mask, need_weights)
         queries = self.self_attn_norm(queries + attended)
-        attended, cross_weights = self.cross_attn(queries + position, references, memory, levels, need_weights)
+        attended, points = self.cross_attn(queries + position, references, memory, levels, need_weights)
         queries = self.cross_attn_norm(queries + attended)
-        return self.mlp_norm(queries + self.mlp(queries)), self_weights, cross_weights
+        return self.mlp_norm(queries + self.mlp(queries)), self_weights, points
 
 
 class Decoded(NamedTuple):
@@ -185,7 +185,7 @@ class DinoDetrDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             head = self.heads[index % len(self.heads)]
             position = self._position(references, levels).to(queries.dtype)
-            queries, self_weights, cross_weights = layer(
+            queries, self_weights, points = layer(
                 queries,
                 position,
                 references,
@@ -196,7 +196,7 @@ class DinoDetrDecoder(nn.Module):
                 record.attentions is not None,
             )
             note(record.attentions, self_weights)
-            note(record.cross_attentions, cross_weights)
+            note_points(record.cross_attentions, record.locations, points)
             note(record.hidden_states, queries)
             hidden = self.norm(queries)
             # Look forward twice (DINO, sec. 3.5): the supervised box refines `start`, which still carries the gradient of

@@ -8,9 +8,9 @@ from .configuration_dino_detr import DinoDetrConfig
 from .cpu_speed import fast_linear
 from .feature_levels import FeatureLevels, cell_centers, flatten_maps
 from .layers import FeedForward
-from .ms_deform_attn import DinoDetrDeformableAttention
+from .ms_deform_attn import DinoDetrDeformableAttention, SamplingPoints
 from .position_embedding import embed_map, embed_whole_map
-from .recording import Record, note
+from .recording import Record, note, note_points
 
 
 class DinoDetrEncoderLayer(GradientCheckpointingLayer):
@@ -30,18 +30,18 @@ class DinoDetrEncoderLayer(GradientCheckpointingLayer):
     @fast_linear
     def forward(
         self, tokens: Tensor, position: Tensor, references: Tensor, levels: FeatureLevels, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, SamplingPoints | None]:
         """Let every token look around itself on every level, then think.
 
         Args:
             tokens, position: (B, S, C); position is added where a token asks, never to what it carries.
             references: (B, S, 2) its own place.
         Returns:
-            (B, S, C) and, if they are wanted, the attention weights (B, S, H, L, P).
+            (B, S, C) and, if they are wanted, its sampling points.
         """
-        attended, weights = self.self_attn(tokens + position, references, tokens, levels, need_weights)
+        attended, points = self.self_attn(tokens + position, references, tokens, levels, need_weights)
         tokens = self.self_attn_norm(tokens + attended)
-        return self.mlp_norm(tokens + self.mlp(tokens)), weights
+        return self.mlp_norm(tokens + self.mlp(tokens)), points
 
 
 class DinoDetrEncoder(nn.Module):
@@ -63,8 +63,8 @@ class DinoDetrEncoder(nn.Module):
         references = cell_centers(levels)
         note(record.hidden_states, tokens)
         for layer in self.layers:
-            tokens, weights = layer(tokens, position, references, levels, record.attentions is not None)
-            note(record.attentions, weights)
+            tokens, points = layer(tokens, position, references, levels, record.attentions is not None)
+            note_points(record.attentions, record.locations, points)
             note(record.hidden_states, tokens)
         return tokens, record.as_tuples()
 

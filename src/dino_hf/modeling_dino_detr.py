@@ -40,6 +40,8 @@ class DinoDetrModelOutput(ModelOutput):
             in training, the decoder's begin with the denoising queries.
         encoder_attentions, cross_attentions: on request, weights (B, S or Q, H, L, P) of each layer's sampling points.
         decoder_attentions: on request, (B, H, Q, Q).
+        encoder_sampling_locations, cross_sampling_locations: with the attentions, where those points lie: (B, S or Q, H, L, P, 2)
+            as (x, y), in [0, 1] of the padded image; what lies outside counts as zero.
         denoising: in training with labels, what the decoder says of the denoising queries.
     """
 
@@ -54,6 +56,8 @@ class DinoDetrModelOutput(ModelOutput):
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[Tensor, ...] | None = None
+    cross_sampling_locations: tuple[Tensor, ...] | None = None
     denoising: DenoisingPredictions | None = None
 
 
@@ -88,6 +92,8 @@ class DinoDetrObjectDetectionOutput(ModelOutput):
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[Tensor, ...] | None = None
+    cross_sampling_locations: tuple[Tensor, ...] | None = None
 
 
 class DinoDetrPreTrainedModel(PreTrainedModel):
@@ -239,6 +245,8 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             decoder_hidden_states=decoder_record.hidden_states,
             decoder_attentions=decoder_record.attentions,
             cross_attentions=decoder_record.cross_attentions,
+            encoder_sampling_locations=encoder_record.locations,
+            cross_sampling_locations=decoder_record.locations,
             denoising=denoising,
         )
 
@@ -301,7 +309,8 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
                 and `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image; or one dictionary of padded tensors,
                 `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4). `size`, (height, width) of the image without its
                 padding, is used where there is no `pixel_mask`.
-            output_hidden_states, output_attentions: add those of every layer to the output.
+            output_hidden_states, output_attentions: add those of every layer to the output; with attentions, the sampling
+                locations of deformable attention.
             num_items_in_batch: boxes to divide the losses by, in place of those of this batch averaged over processes: with
                 gradient accumulation, the boxes of all batches of a step, of all processes.
         Raises:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -157,6 +158,15 @@ def star_offsets(layer: nn.Linear, num_heads: int, num_levels: int, num_points: 
     init.copy_(layer.bias, star.to(layer.bias.device))  # the library's copy_: leaves a bias alone that was just loaded
 
 
+class SamplingPoints(NamedTuple):
+    """Where the queries of a layer looked, and how much each point counted."""
+
+    weights: Tensor  # (B, Q, H, L, P), they sum to 1 over L and P
+    locations: (
+        Tensor  # (B, Q, H, L, P, 2) as (x, y) in [0, 1] of the padded map of each level; outside of it there is nothing
+    )
+
+
 class DinoDetrDeformableAttention(nn.Module):
     """Each query looks at P points per head and level around its reference.
 
@@ -179,15 +189,15 @@ class DinoDetrDeformableAttention(nn.Module):
 
     def forward(
         self, queries: Tensor, references: Tensor, memory: Tensor, levels: FeatureLevels, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, SamplingPoints | None]:
         """
         Args:
             queries: (B, Q, C), position included.
             references: (B, Q, 2) points or (B, Q, 4) cxcywh boxes in [0, 1] of the valid image, float32.
             memory: (B, S, C) tokens of all levels, laid out as `levels` says.
-            need_weights: whether the attention weights are wanted; without them the operator can do more by itself.
+            need_weights: whether the sampling points are wanted; without them the operator can do more by itself.
         Returns:
-            (B, Q, C) and the attention weights (B, Q, H, L, P) or None.
+            (B, Q, C) and the sampling points or None.
         """
         value = self.value_proj(memory)  # (B, S, C)
         if levels.padding_mask is not None:
@@ -203,7 +213,8 @@ class DinoDetrDeformableAttention(nn.Module):
             weights = attention_weights(logits)
             locations = sampling_locations(references, offsets, levels.shapes)
             output = ms_deform_attn(value, levels.shapes, locations, weights, backend)  # (B, Q, C)
+            points = SamplingPoints(weights, locations)
         else:
-            weights = None
+            points = None
             output = ms_deform_attn_fused(value, levels.shapes, references, offsets, logits, backend)
-        return self.output_proj(output), weights
+        return self.output_proj(output), points

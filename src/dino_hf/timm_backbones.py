@@ -1,0 +1,57 @@
+"""What a backbone of timm needs beside those of transformers: names of published weights, and words on strides and pixels."""
+
+import warnings
+from collections.abc import Sequence
+
+from torch import nn
+
+from .package_warning import DinoDetrWarning
+
+_PIXELS_OF_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_WRAPPER = "_backbone."
+
+
+def prepare_timm_backbone(backbone: nn.Module) -> None:
+    """Let a `TimmBackbone` load the state dict of timm's model, and warn of a single coarse map or other pixels than ours."""
+    backbone.register_load_state_dict_pre_hook(_take_names_of_timm)
+    network = backbone._backbone
+    strides = network.feature_info.reduction()
+    name = backbone.config.backbone
+    if min(strides) >= 32:
+        _warn(
+            f"The timm backbone {name!r} gives {len(strides)} map of stride {min(strides)}, in which small objects are lost: give "
+            "backbone_config out_indices, as [-3, -2, -1] for its last three maps."
+        )
+    published = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    mean, std = published.get("mean"), published.get("std")
+    if mean is not None and std is not None and not _is_near((mean, std), _PIXELS_OF_IMAGENET):
+        _warn(
+            f"The published weights of the timm backbone {name!r} want pixels with other means than DinoDetrImageProcessor gives: "
+            f"use DinoDetrImageProcessor(image_mean={list(mean)}, image_std={list(std)}) with them."
+        )
+
+
+def _take_names_of_timm(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+    """Before `load_state_dict`: timm does not know our wrapper, and has a head of classes, which is dropped."""
+    given = [name for name in state_dict if name.startswith(prefix)]
+    if any(name.startswith(prefix + _WRAPPER) for name in given):
+        return
+    parts = {name.removeprefix(_WRAPPER).split(".")[0] for name in module.state_dict()}
+    if parts == {"model"}:  # timm's wrapper of vision transformers
+        inner = {name.removeprefix(_WRAPPER + "model.").split(".")[0] for name in module.state_dict()}
+        parts, wrapper = inner, _WRAPPER + "model."
+    else:
+        wrapper = _WRAPPER
+    for name in given:
+        value, rest = state_dict.pop(name), name.removeprefix(prefix)
+        if rest.split(".")[0] in parts:
+            state_dict[prefix + wrapper + rest] = value
+
+
+def _is_near(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> bool:
+    pairs = zip((*first[0], *first[1]), (*second[0], *second[1]), strict=True)
+    return all(abs(a - b) < 0.02 for a, b in pairs)
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, DinoDetrWarning, stacklevel=6)
