@@ -25,6 +25,7 @@ def test_the_best_is_marked_and_a_curve_of_one_point_is_seen(monkeypatch, tmp_pa
     training, held_out = loss_axes.lines
     assert (training.get_xydata().tolist(), training.get_marker()) == ([[1.0, 9.0]], "o")
     assert held_out.get_xydata().tolist() == [[1.0, 8.0], [2.0, 7.0]]
+    assert {axes.get_xlim() for axes in (loss_axes, ap_axes, rate_axes)} == {(0, 2.06)}
     best = ap_axes.lines[-1]
     assert (best.get_xydata().tolist(), best.get_label()) == ([[2.0, 0.5]], "best: 0.500")
     assert rate_axes.yaxis.get_major_formatter()(2.5e-5, 0) == "2.5e-05"

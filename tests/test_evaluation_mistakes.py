@@ -168,3 +168,11 @@ def test_a_confusion_matrix_of_more_than_100_classes_is_written_as_its_cells():
 def test_without_detections_the_threshold_is_a_half():
     assert Evaluation.threshold.fget(SimpleNamespace(best=None)) == 0.5
     assert Evaluation.threshold.fget(SimpleNamespace(best=Best(0.3, 0.7, 0.6, 0.8))) == 0.3
+
+
+@pytest.mark.parametrize("name", ["BloodImage_00016.jpg", "n" * 10_000, "猫"])
+@pytest.mark.parametrize("end", ["", " 0.74 (+123 more)"])
+def test_titles_of_neighbouring_panels_do_not_meet(name, end):
+    title = mistakes_page._title(name, end)
+    assert title.endswith(end)
+    assert len(title) <= 25

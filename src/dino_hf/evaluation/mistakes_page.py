@@ -28,6 +28,7 @@ _PIXELS = 260  # of the longer side of a panel
 _LINE = 24  # height of a line of text, in pixels of a panel
 _PER_POINT = 2.5  # pixels of a panel for a point of a font
 _FONT_SIZE = 6.5  # points
+_TITLE = 25  # characters
 _MOST_OTHERS = 4  # boxes of a panel beside the one that it is about
 
 _Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels
@@ -80,14 +81,19 @@ def _draw_pair(pair, mistake: Mistake, evaluation: Evaluation, data: CocoData, i
     num_hidden = _draw_panel(pair[0], image, crop, true_boxes, true_texts, true_rows == mistake.truth, _TRUE)
     num_hidden_found = _draw_panel(pair[1], image, crop, found_boxes, found_texts, is_it, _FOUND)
     style = {"fontsize": 7, "loc": "left", "color": "#555555"}
-    pair[0].set_title(shortened(Path(image_name(data, index)).name, 20) + _more(num_hidden), **style)
+    pair[0].set_title(_title(Path(image_name(data, index)).name, _more(num_hidden)), **style)
     score = "" if mistake.score is None else f" {mistake.score:.2f}"
-    pair[1].set_title(shortened(names[mistake.category_id], 16) + score + _more(num_hidden_found), **style)
+    pair[1].set_title(_title(names[mistake.category_id], score + _more(num_hidden_found)), **style)
 
 
 def _more(num_hidden: int) -> str:
     """Says that a panel does not show all boxes of its part of the image."""
-    return f" (+{num_hidden} boxes)" if num_hidden else ""
+    return f" (+{num_hidden} more)" if num_hidden else ""
+
+
+def _title(name: str, end: str) -> str:
+    """As long as a panel is wide, so that titles of neighbours do not run into each other."""
+    return shortened(name, max(4, _TITLE - len(end))) + end
 
 
 def _crop(image: Image.Image, boxes: list) -> tuple[int, int, int, int]:

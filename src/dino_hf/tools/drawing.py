@@ -100,7 +100,10 @@ def save_curves(path: Path, state: TrainerState) -> None:
     rate_axes.set_title("Learning rate", loc="left", fontsize=11)
     rate_axes.set_ylim(bottom=0)
     rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")  # a factor above the axis would push its title up
+    last = max((entry["epoch"] for entry in state.log_history if "epoch" in entry), default=0)
     for axes in (loss_axes, ap_axes, rate_axes):
+        if last > 0:  # the same for all: the axis of a single evaluation would show a range around it
+            axes.set_xlim(0, 1.03 * last)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))  # labels of more ticks run together
         if rates and rates[-1][0] >= 2:
