@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from dino_hf.inference import pictures
+from dino_hf.inference.journal import Journal
 from dino_hf.inference.pictures import draw_detections
 from dino_hf.inference.predictor import Detections
 from dino_hf.inference.sources import Picture, Source
@@ -319,6 +320,20 @@ def test_no_file_is_written_for_two_sources(tmp_path):
 
 
 OUTSIDE = '{"file": "%s", "origin": "", "frame": null, "time": null, "width": 1, "height": 1, "objects": []}'
+
+
+def test_half_of_a_pair_in_a_journal_is_a_damaged_line(tmp_path):
+    fill(open_folder(tmp_path, formats=["csv"]))
+    journal = tmp_path / "predictions.jsonl"
+    text = journal.read_text(encoding="utf-8")
+    journal.write_text(
+        text.replace("a/1.png", "a/\\uD800.png").replace("b.TIF", "\\ud83d\\ude00.TIF"), encoding="utf-8"
+    )
+    assert Journal(tmp_path).num_damaged == 1
+    assert "😀.TIF" in [record["file"] for record in Journal(tmp_path).records()]
+    with open_folder(tmp_path, formats=["csv", "coco"], overwrite=True):
+        pass
+    assert files(tmp_path) == ["predictions.csv", "predictions.json", "predictions.jsonl"]
 
 
 def test_a_journal_that_is_not_ours_deletes_nothing(tmp_path):

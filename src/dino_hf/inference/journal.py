@@ -63,6 +63,8 @@ def _lines(path: Path) -> Iterator[tuple[object, bool]]:
                 line, is_short = rest, False
             try:
                 content = json.loads(line.decode("utf-8", errors="replace")) if is_short else None
+                if b"\\ud" in line.lower():  # an escape may be half of a pair, which no file of results can hold
+                    as_line(content).encode("utf-8")
             except (ValueError, RecursionError):
                 content = None
             yield content, line.endswith(b"\n")
