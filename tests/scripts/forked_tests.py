@@ -169,7 +169,10 @@ def serve(socket: str) -> None:
         print("ready", flush=True)
         while True:
             with listener.accept() as client:
-                request = json.loads(client.recv_bytes())
+                try:
+                    request = json.loads(client.recv_bytes())
+                except (EOFError, ConnectionError):  # the client was stopped
+                    continue
                 child = os.fork()
                 if child == 0:
                     os.setsid()
@@ -185,7 +188,8 @@ def serve(socket: str) -> None:
                 _, status = os.waitpid(child, 0)
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child, signal.SIGKILL)  # processes that a test has started and left
-                client.send_bytes(json.dumps(os.waitstatus_to_exitcode(status)).encode())
+                with contextlib.suppress(ConnectionError):  # the client was stopped
+                    client.send_bytes(json.dumps(os.waitstatus_to_exitcode(status)).encode())
 
 
 def ask(socket: str, request: str) -> int:
