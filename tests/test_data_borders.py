@@ -226,7 +226,7 @@ def test_copies_differ_by_24_grey_levels_in_one_place_at_most(difference, is_cop
 
 @pytest.mark.parametrize(("num_changed", "is_copy"), [(256, True), (257, False)])  # of 1,024 places: mean 2.5, and more
 def test_copies_differ_by_two_and_a_half_grey_levels_on_average_at_most(num_changed, is_copy):
-    first, second = checker(), checker()
+    first, second = checker(contrast=20), checker(contrast=20)
     # Up and down side by side: the coarse thumbnails stay the same.
     places = np.arange(num_changed)
     second.reshape(-1)[places] += np.where(places % 2, 10, -10)
@@ -250,12 +250,42 @@ def test_images_need_a_contrast_of_four_grey_levels(low, is_compared):
     assert (pairs_of(first, second) == [[0, 1]]) == is_compared
 
 
-@pytest.mark.parametrize(("levels", "is_copy"), [(31, True), (33, False)])  # of 16 places: 1.94 and 2.06
-def test_candidates_differ_by_less_than_two_grey_levels_in_the_coarse_thumbnail(levels, is_copy):
-    """The fine thumbnails would pass: no place differs by more than 3, and the mean is below 2.5."""
-    added = np.array([3] * (levels // 3) + [levels % 3] + [0] * (15 - levels // 3))
+@pytest.mark.parametrize(("levels", "is_copy"), [(47, True), (49, False)])  # of 16 places: 2.94 and 3.06
+def test_candidates_differ_by_less_than_three_grey_levels_in_the_coarse_thumbnail(levels, is_copy):
+    added = np.full(16, 3)
+    added[0] += levels - 48
     second = checker() + np.tile(added.reshape(4, 4), (8, 8))
     assert (pairs_of(checker(), second) == [[0, 1]]) == is_copy
+
+
+def sharpened(first: np.ndarray, change: int) -> np.ndarray:
+    """Up and down in turn at all places, which leaves the coarse thumbnail as it is."""
+    return first + np.where(np.arange(32) % 2, change, -change)
+
+
+@pytest.mark.parametrize(("more", "is_copy"), [(0, True), (1, False)])
+def test_a_sharpened_copy_differs_by_six_grey_levels_on_average_at_most(more, is_copy):
+    first = checker(contrast=120)
+    second = sharpened(first, 6)
+    second[3, 5] += more  # a place that went up
+    assert (pairs_of(first, second) == [[0, 1]]) == is_copy
+
+
+@pytest.mark.parametrize(("peak", "is_copy"), [(42, True), (43, False)])  # of 3.04 on average: 13.8 and 14.1 times
+def test_a_sharpened_copy_differs_in_one_place_by_14_times_the_mean_at_most(peak, is_copy):
+    first = checker(contrast=120)
+    second = sharpened(first, 3)
+    second[3, 5] += peak - 3
+    assert (pairs_of(first, second) == [[0, 1]]) == is_copy
+
+
+@pytest.mark.parametrize("contrast", range(54, 62))
+def test_a_sharpened_copy_has_a_correlation_of_0_985_at_least(contrast):
+    first = checker(contrast=contrast)
+    second = sharpened(first, 5)
+    correlation = np.corrcoef(first.ravel(), second.ravel())[0, 1]
+    assert 0.982 < correlation < 0.988
+    assert (pairs_of(first, second) == [[0, 1]]) == (correlation >= 0.985)
 
 
 @pytest.mark.parametrize(("count", "are_compared"), [(64, True), (65, False)])

@@ -328,3 +328,22 @@ def test_shared_items_are_let_go_when_all_have_them():
     assert len(list(first)) == 5
     assert len(list(second)) == 5
     assert [list(one) for one in share([3, 1, 2], 3)] == [[3, 1, 2]] * 3
+
+
+def test_an_iou_of_exactly_the_limit_is_not_above_it():
+    assert len(merged(whole=[(100, 100, 300, 250), (100, 150, 300, 300)]).scores) == 2
+    assert len(merged(left=[(350, 100, 600, 250)], right=[(400, 150, 700, 300)]).scores) == 2
+    views = [Detections.sorted([(0, y, 100, 31 + y)], [0.8], [1]) for y in (0, 9)]  # 22 of 40: 0.55
+    assert len(fuse(views).scores) == 2
+
+
+@pytest.mark.parametrize("beyond", [(-9, 20, 60, 60), (20, -9, 60, 60)])
+def test_a_box_that_sticks_out_of_its_tile_by_far_is_cut_off_too(beyond):
+    """Of the tile in the lower right corner, whose borders at the left and at the top are inside the image."""
+    tiles = [Tile(0, 0, 900, 900), Tile(0, 0, 600, 600), Tile(300, 300, 900, 900)]
+    box = np.add(beyond, 300)
+    none = Detections.sorted(np.zeros((0, 4)), [], [])
+    around = [min(box[0], 290), min(box[1], 290), 500, 500]
+    whole = Detections.sorted([around], [0.9], [0])
+    inner = Detections.sorted([beyond], [0.95], [0])
+    assert len(merge([whole, none, inner], tiles, (120, 120)).scores) == 1
