@@ -7,10 +7,10 @@ import stat
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dino_hf.training import checkpoints
-from dino_hf.training.checkpoints import check_checkpoint, checkpoints_by_age, flush
+from dino_hf.training.checkpoints import check_checkpoint, check_moments, checkpoints_by_age, flush, loaded_from
 from dino_hf.training.machine_failures import failure_of_the_machine
 
 
@@ -42,7 +42,9 @@ def test_a_whole_checkpoint_passes(tmp_path):
         ("scheduler.pt", lambda content: b"", "cut off"),
         ("trainer_state.json", lambda content: b"[]", "no global_step"),
         ("trainer_state.json", lambda content: b"{", "Expecting"),
-        ("trainer_state.json", lambda content: b"[" * 100_000, "recursion"),
+        ("trainer_state.json", lambda content: b"[" * 100_000, "nested too deeply"),
+        ("trainer_state.json", lambda content: b'{"global_step": ' + b"9" * 6000, "digits"),
+        ("trainer_state.json", lambda content: b"\xff\xfe", "not valid json"),
     ],
 )
 def test_what_is_damaged_is_named(tmp_path, name, spoil, reason):
@@ -51,6 +53,90 @@ def test_what_is_damaged_is_named(tmp_path, name, spoil, reason):
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"{name} is damaged .*({reason}).* from the newest of \['checkpoint-1'\]"):
         check_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"global_step": 4}, "its global_step is 4 in a folder of step 3"),
+        ({"global_step": True}, "its global_step is True"),
+        ({"epoch": float("nan")}, "its epoch is nan"),
+        ({"epoch": "<b>"}, "its epoch is '<b>'"),
+        ({"best_metric": "x" * 10_000}, "its best_metric is 'x+"),
+        ({"log_history": [1]}, "log_history has the entry 1"),
+        ({"log_history": [{"eval_AP": 0.5}]}, "log_history has the entry"),
+        ({"log_history": [{"step": 1, "eval_new_AP": "y"}]}, "log_history has 'y' as 'eval_new_AP'"),
+        ({"train_batch_size": "4"}, "its train_batch_size is '4'"),
+        ({"stateful_callbacks": "x"}, "its stateful_callbacks is 'x'"),
+        (
+            {"stateful_callbacks": {"EarlyStoppingCallback": 3}},
+            "the state of the callback 'EarlyStoppingCallback' is 3",
+        ),
+        ({"evil\x1b[2J": 1}, "nothing of a Trainer is called 'evil"),
+    ],
+    ids=str,
+)
+def test_states_that_no_trainer_wrote_are_refused(tmp_path, changes, reason):
+    path = make(tmp_path, 3) / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=rf"trainer_state.json is damaged \({reason}") as caught:
+        check_checkpoint(path.parent)
+    assert len(str(caught.value)) < 800
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_states_that_trainers_write_pass(tmp_path):
+    path = make(tmp_path, 3) / "trainer_state.json"
+    state = TrainerState(global_step=3, epoch=0.5, best_metric=float("nan"), train_batch_size=4)
+    state.log_history = [{"step": 1, "loss": float("nan")}, {"step": 3, "eval_AP": 0.1, "eval_other": [1, 2]}]
+    state.stateful_callbacks = {"TrainerControl": TrainerControl().state(), "Own": [EarlyStoppingCallback(3).state()]}
+    state.save_to_json(str(path))
+    check_checkpoint(path.parent)
+    copy = path.parent.rename(tmp_path / "best")  # a folder of another name tells no step
+    check_checkpoint(copy)
+
+
+def test_a_pipe_in_a_checkpoint_is_not_opened(tmp_path):
+    checkpoint = make(tmp_path, 3)
+    os.mkfifo(checkpoint / "more.json")
+    with pytest.raises(ValueError, match=r"more.json is damaged \(it is no regular file\)"):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.update(exp_avg=torch.zeros(3)),
+            r"exp_avg of a parameter of the shape \(4, 5\) has the shape \(3,\)",
+        ),
+        (
+            lambda state: state.update(exp_avg_sq=0.5),
+            r"exp_avg_sq of a parameter of the shape \(4, 5\) is of another one",
+        ),
+        (lambda state: state.update(exp_avg=torch.zeros(())), r"exp_avg of a parameter"),
+    ],
+)
+def test_moments_of_other_shapes_do_not_reach_a_kernel(change, message):
+    parameter = torch.nn.Parameter(torch.zeros(4, 5))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    parameter.grad = torch.ones(4, 5)
+    optimizer.step()
+    check_moments(optimizer)
+    change(optimizer.state[parameter])
+    with pytest.raises(ValueError, match=message):
+        check_moments(optimizer)
+
+
+@pytest.mark.parametrize("error", [KeyError("param_groups"), TypeError("a"), RuntimeError("b\nc"), OSError("x" * 5000)])
+def test_what_does_not_fit_is_one_sentence_with_the_file(tmp_path, error):
+    checkpoint = make(tmp_path, 3)
+    damaged = pytest.raises(ValueError, match=r"optimizer.pt is damaged \(.*Delete the folder")
+    with damaged as caught, loaded_from(checkpoint, "optimizer.pt"):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700 + len(str(tmp_path)) * 2
 
 
 def test_code_in_an_optimizer_is_not_run(tmp_path):

@@ -240,6 +240,24 @@ def test_a_damaged_checkpoint_is_named(finished, folder, copy):
         train(folder / "data", output_dir=copy, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("optimizer.pt", {"x": 1}), ("scheduler.pt", {"x": 1}), ("ema/ema.json", None)],
+)
+def test_what_is_whole_and_does_not_fit_is_named(finished, folder, copy, name, content):
+    record = read_json(copy / "run.json")
+    (copy / "run.json").write_text(json.dumps(record | {"finished": False}))
+    newest = max(copy.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    before = {path.name for path in copy.iterdir()}
+    if content is None:
+        (newest / name).write_text('{"decay": 0.5}')
+    else:
+        torch.save(content, newest / name)
+    with pytest.raises(ValueError, match=r"is damaged \(it has no .*Delete the folder .*resume again"):
+        run_quietly(folder / "data", output_dir=copy, resume=True)
+    assert {path.name for path in copy.iterdir()} == before
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 3}'])
 def test_a_damaged_record_is_named(folder, copy, content):
     (copy / "run.json").write_text(content)
@@ -434,6 +452,7 @@ def test_data_without_held_out_images_train_to_the_end(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"max_steps": "x"}, "One of the settings .*'max_steps': 'x'.* has a value of a wrong type"),
         ({"batch_size": "many"}, "batch_size='many' must be a number of images, or \"auto\""),
         ({"batch_size": 0}, "batch_size=0 must be"),
         ({"recipe": "best"}, "There is no recipe 'best'"),

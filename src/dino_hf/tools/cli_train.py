@@ -98,7 +98,7 @@ def train(
         bool,
         typer.Option(
             "--check-images",
-            help="Decode all images first, not just 2,000.",
+            help="Decode all images first.",
             rich_help_panel=_DATA,
         ),
     ] = False,

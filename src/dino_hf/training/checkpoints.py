@@ -1,23 +1,32 @@
 """Folders of checkpoints: which there are, whether they are whole, and how they come and go at once."""
 
+import dataclasses
 import logging
+import math
 import os
 import pickle
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..common.regular_files import read_settings
+from ..common.regular_files import DEEPEST_SETTINGS, check_depth, is_regular, read_json, shown
+from ..common.text import printable
 
 logger = logging.getLogger(__name__)
+
+_LARGEST_JSON = 2**30  # bytes; the log of a long run has some 100 MiB
+_LONGEST_REASON = 200  # characters of an error of a library
 
 # In the output folder, for what is not whole. Uploads leave out what begins with an underscore.
 UNFINISHED = "_unfinished"
@@ -53,6 +62,8 @@ def check_checkpoint(checkpoint: Path) -> None:
     """
     for path in sorted(checkpoint.rglob("*")):
         try:
+            if not path.is_dir() and not is_regular(path):
+                raise ValueError("it is no regular file")
             if path.suffix == ".json":
                 _check_json(path)
             elif path.suffix == ".safetensors":
@@ -60,24 +71,107 @@ def check_checkpoint(checkpoint: Path) -> None:
                     pass
             elif path.suffix in (".pt", ".pth"):
                 _check_archive(path)
-        except (OSError, ValueError, SafetensorError) as error:
-            others = [one for one in _checkpoints(checkpoint.parent).values() if one != checkpoint]
-            after = f"the newest of {sorted(one.name for one in others)}" if others else "the beginning"
-            raise ValueError(
-                f"{path} is damaged ({error}). Delete the folder {checkpoint} and resume again (--resume, of a Trainer "
-                f"resume_from_checkpoint=True): training then goes on from {after}."
-            ) from error
+        except (OSError, ValueError, SafetensorError, RecursionError) as error:
+            raise _damaged(path, checkpoint, error) from error
     if missing := [name for name in (OPTIMIZER_NAME, SCHEDULER_NAME) if not (checkpoint / name).is_file()]:
         logger.warning("%s has no %s: what they would tell begins anew.", checkpoint, " and ".join(missing))
 
 
+@contextmanager
+def loaded_from(checkpoint: Path, name: str) -> Iterator[None]:
+    """Within, what cannot be loaded is one sentence.
+
+    Args:
+        name: of what is loaded, in the folder.
+    Raises:
+        ValueError: it is whole, and not what it should be.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
+        raise _damaged(checkpoint / name, checkpoint, error) from error
+
+
+def _damaged(path: Path, checkpoint: Path, error: BaseException) -> ValueError:
+    others = [one for one in _checkpoints(checkpoint.parent).values() if one != checkpoint]
+    after = f"the newest of {sorted(one.name for one in others)}" if others else "the beginning"
+    reason = printable(" ".join(str(error).split()).removeprefix(f"{path} "), _LONGEST_REASON) or type(error).__name__
+    if isinstance(error, KeyError):
+        reason = f"it has no {reason}"
+    return ValueError(
+        f"{path} is damaged ({reason}). Delete the folder {checkpoint} and resume again (--resume, of a Trainer "
+        f"resume_from_checkpoint=True): training then goes on from {after}."
+    )
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError: what an optimizer was given for a parameter has another shape. Fused kernels would read past its end."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                is_scalar = isinstance(value, torch.Tensor) and value.numel() == 1
+                if isinstance(value, torch.Tensor) and not is_scalar and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"{name} of a parameter of the shape {tuple(parameter.shape)} has the shape {tuple(value.shape)}"
+                    )
+                if name != "step" and (not isinstance(value, torch.Tensor) or value.numel() != parameter.numel()):
+                    raise ValueError(f"{name} of a parameter of the shape {tuple(parameter.shape)} is of another one")
+
+
 def _check_json(path: Path) -> None:
-    content = read_settings(path)
-    if path.name != TRAINER_STATE_NAME:
-        return
-    is_state = isinstance(content, dict) and isinstance(content.get("global_step"), int)
-    if not is_state or not isinstance(content.get("log_history"), list):
+    content = read_json(path, _LARGEST_JSON)
+    check_depth(content, DEEPEST_SETTINGS, str(path))
+    if path.name == TRAINER_STATE_NAME:
+        found = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.parent.name)
+        _check_state(content, int(found[1]) if found else None)
+
+
+_NUMBER, _NOTHING = (int, float), type(None)
+_STATE_KINDS = {
+    "epoch": (*_NUMBER, _NOTHING),
+    "global_step": int,
+    "max_steps": int,
+    "logging_steps": _NUMBER,
+    "eval_steps": _NUMBER,
+    "save_steps": _NUMBER,
+    "train_batch_size": (int, _NOTHING),
+    "num_train_epochs": _NUMBER,
+    "num_input_tokens_seen": int,
+    "total_flos": _NUMBER,
+    "log_history": list,
+    "best_metric": (*_NUMBER, _NOTHING),
+    "best_global_step": (int, _NOTHING),
+    "best_model_checkpoint": (str, _NOTHING),
+    "trial_name": (str, _NOTHING),
+    "trial_params": (dict, _NOTHING),
+    "stateful_callbacks": (dict, _NOTHING),
+}
+
+
+def _check_state(content: Any, step: int | None) -> None:
+    """Raises ValueError: it is not the state of a `Trainer`, or not after this step."""
+    if not isinstance(content, dict) or not {"global_step", "log_history"} <= set(content):
         raise ValueError("it has no global_step or no log_history")
+    known = {field.name for field in dataclasses.fields(TrainerState)}
+    if unknown := sorted(set(content) - known):
+        raise ValueError(f"nothing of a Trainer is called {shown(unknown[0])}")
+    for name, kinds in _STATE_KINDS.items():
+        value = content.get(name)
+        is_infinite = name == "epoch" and isinstance(value, float) and not math.isfinite(value)
+        if name in content and (isinstance(value, bool) or not isinstance(value, kinds) or is_infinite):
+            raise ValueError(f"its {name} is {shown(value)}")
+    if step is not None and content["global_step"] != step:
+        raise ValueError(f"its global_step is {shown(content['global_step'])} in a folder of step {step}")
+    for entry in content["log_history"]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            raise ValueError(f"log_history has the entry {shown(entry)}")
+        for name, value in entry.items():
+            if re.fullmatch(r"eval_(\w+_)?(AP|loss)", name) and not isinstance(value, _NUMBER):
+                raise ValueError(f"log_history has {shown(value)} as {shown(name)}")
+    for name, states in (content.get("stateful_callbacks") or {}).items():
+        for one in states if isinstance(states, list) else [states]:
+            if not isinstance(one, dict) or not all(isinstance(one.get(part), dict) for part in ("args", "attributes")):
+                raise ValueError(f"the state of the callback {shown(name)} is {shown(one)}")
 
 
 def _check_archive(path: Path) -> None:
@@ -101,12 +195,13 @@ def _check_archive(path: Path) -> None:
 
 def was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:
     """By the patience of this run, or, if its early stopping is the user's own, by that of the run that is resumed."""
-    state = read_settings(Path(checkpoint) / TRAINER_STATE_NAME)
-    stoppers = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__, [])
-    return any(
-        one["attributes"]["early_stopping_patience_counter"] >= (patience or one["args"]["early_stopping_patience"])
-        for one in (stoppers if isinstance(stoppers, list) else [stoppers])
-    )
+    state = read_json(Path(checkpoint) / TRAINER_STATE_NAME, _LARGEST_JSON)
+    stoppers = (state.get("stateful_callbacks") or {}).get(EarlyStoppingCallback.__name__, [])
+    with loaded_from(Path(checkpoint), TRAINER_STATE_NAME):
+        return any(
+            one["attributes"]["early_stopping_patience_counter"] >= (patience or one["args"]["early_stopping_patience"])
+            for one in (stoppers if isinstance(stoppers, list) else [stoppers])
+        )
 
 
 def discard(checkpoint: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainingArguments
 
+from ..common.regular_files import shown
 from ..data import DetectionData
 from .augmentation import Augmentation
 from .progress import BEST_AP
@@ -50,9 +51,15 @@ class Plan(NamedTuple):
             raise ValueError(
                 "max_steps=0 trains nothing; leave it out to train num_train_epochs, or give a number of steps."
             )
-        args = self.recipe.training_arguments(str(self.output_dir), **settings)
+        try:
+            args = self.recipe.training_arguments(str(self.output_dir), **settings)
+            planned = planned_steps(args, len(self.splits.train.dataset))
+        except (TypeError, OverflowError) as error:  # of values from Python or a record, which nothing has looked at
+            raise ValueError(
+                f"One of the settings {shown(self.arguments)} has a value of a wrong type: {error}."
+            ) from error
         if "logging_steps" not in self.arguments:  # epochs of small data sets are short
-            args.logging_steps = min(20, *planned_steps(args, len(self.splits.train.dataset)))
+            args.logging_steps = min(20, *planned)
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # there is nothing to copy to
         elif "dataloader_num_workers" not in self.arguments:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, ModelOutput
 
@@ -27,9 +27,11 @@ from .augmentation import mix_seeds
 from .checkpoints import (
     UNFINISHED,
     check_checkpoint,
+    check_moments,
     checkpoints_by_age,
     discard,
     flush,
+    loaded_from,
     newest_checkpoint,
     was_stopped_early,
 )
@@ -432,12 +434,27 @@ class DinoDetrTrainer(Trainer):
             logger.warning("There is no average of the weights in %s: a new one begins with its weights.", checkpoint)
             self.ema.restart()
             return
-        self.ema.load(folder)
+        with loaded_from(Path(checkpoint), EMA_FOLDER):
+            self.ema.load(folder)
         if (folder / CONFIG_NAME).is_file():  # adapters have none
             config = read_settings(folder / CONFIG_NAME)
             provenance = config.get("provenance") if isinstance(config, dict) else None
             training = provenance.get("training") if isinstance(provenance, dict) else None
             self._ema_evaluation = training.get("evaluation") if isinstance(training, dict) else None
+
+    # What a checkpoint has may be whole and still not fit: Trainer's own errors do not name the file.
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        with loaded_from(Path(checkpoint), OPTIMIZER_NAME):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            check_moments(self.optimizer)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with nullcontext() if checkpoint is None else loaded_from(Path(checkpoint), "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
 
     # Trainer writes a checkpoint under its final name, file by file, and deletes old ones in place: a run that is killed then
     # leaves half of one, which looks whole. There is no public method to change that in.
