@@ -4,11 +4,13 @@ A folder from the internet may hold pipes (which wait for ever), devices such as
 or to folders above, and texts that are made to fill the memory of their reader.
 """
 
+import gc
 import json
 import os
 import reprlib
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -188,6 +190,18 @@ def walk_files(
 # -- texts with structure
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python looks for garbage more and more often while millions of values are made, none of which is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def parse_json(content: bytes | str, name: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
     """
     Args:
@@ -196,7 +210,8 @@ def parse_json(content: bytes | str, name: str, object_hook: Callable[[dict], An
         ValueError: it is broken, or nested too deeply.
     """
     try:
-        return json.loads(content, object_hook=object_hook)
+        with _no_collection():
+            return json.loads(content, object_hook=object_hook)
     except RecursionError:
         raise ValueError(f"{name} is not usable json: its lists or objects are nested too deeply.") from None
     except MemoryError:

@@ -19,6 +19,8 @@ class KeyNumbers:
 
     def number(self, value) -> int | None:
         """None for what cannot be a key; a text that no entry has is unknown, and gets -1 or less."""
+        if type(value) is int and -(2**63) <= value < 2**63:  # by far the most, and this is asked for each box
+            return value
         key = _as_key(value)
         if isinstance(key, str):
             return self._number_of.get(key) or self._unknown(key)
