@@ -400,3 +400,29 @@ def test_a_name_with_line_feeds_fakes_no_message(model, photos, tmp_path):
     assert code == 3
     assert err.startswith(r"skipped a\nerror: all is lost\x1b[2K.png: It is no image of a known format")
     assert len(err.splitlines()) == 2
+
+
+def test_eval_and_predict_give_an_image_the_same_scores(predictor, tmp_path):
+    """Also where the file has transparency, 16 bits, or a shape of its own."""
+    grey = Image.fromarray((np.asarray(noise(61, 90, 3).convert("L")).astype(np.uint16)) * 257)
+    pictures = {"a.png": noise(90, 60, 1), "b.png": noise(130, 40, 2).convert("RGBA"), "c.png": grey}
+    pictures["b.png"].putalpha(90)
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [
+        {"id": number, "name": name} for number, name in zip(CATEGORY_IDS, NAMES.values(), strict=True)
+    ]
+    for number, (name, image) in enumerate(pictures.items(), start=1):
+        (tmp_path / "test").mkdir(exist_ok=True)
+        image.save(tmp_path / "test" / name)
+        content["images"].append({"id": number, "file_name": name, "width": image.width, "height": image.height})
+        entry = {"id": number, "image_id": number, "category_id": 3, "bbox": [3, 4, 20, 15], "area": 300, "iscrowd": 0}
+        content["annotations"].append(entry)
+    (tmp_path / "test/annotations.json").write_text(json.dumps(content))
+    evaluation = dino_hf.evaluate(predictor, tmp_path, split="test", num_bootstrap=0)
+    assert len(evaluation.image_ids) == 3
+    predicted = predict(predictor, tmp_path / "test", threshold=0.0)
+    assert len(predicted) == 3
+    for image_id, one in zip(evaluation.image_ids, predicted, strict=True):
+        scores = np.sort(evaluation.found["scores"][evaluation.found["image_id"] == image_id])[::-1]
+        assert len(scores) > 20
+        np.testing.assert_allclose(scores, one.scores[: len(scores)], rtol=0, atol=1e-6)
