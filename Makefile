@@ -12,7 +12,7 @@ TOOLS := .venv-tools
 WORKERS ?= 2
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow test-oldest test-newest lock bench bench-kernels bench-loss gpu-check mutants ablation parity lint clean
+.PHONY: help demo test test-slow test-oldest test-newest test-transformers lock bench bench-kernels bench-loss gpu-check mutants ablation parity lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -68,6 +68,10 @@ test-newest:
 	$(call make_environment,$(NEWEST))
 	$(NEWEST)/$(SCRIPTS)/python $(PIP) --upgrade --upgrade-strategy eager --editable '.[test]'
 	OMP_NUM_THREADS=1 $(NEWEST)/$(SCRIPTS)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# The common tests of transformers' own models, from its source distribution.
+test-transformers: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/scripts/transformers_common_tests.py
 
 # Ratios of the deformable attention backends, and of the whole model with them.
 bench-kernels: $(VENV)/installed
