@@ -240,14 +240,13 @@ def test_copies_have_aspect_ratios_within_a_fiftieth(size, is_copy):
     assert (pairs_of(checker(), second, sizes=[(100, 100), size]) == [[0, 1]]) == is_copy
 
 
-@pytest.mark.parametrize(("low", "is_compared"), [(104, True), (105, False)])  # standard deviations of 4.0 and 3.5
-def test_images_need_a_contrast_of_four_grey_levels(low, is_compared):
+@pytest.mark.parametrize(("num_columns", "is_compared"), [(0, True), (1, False)])  # standard deviations of 4.0 and 3.97
+def test_images_need_a_contrast_of_four_grey_levels(num_columns, is_compared):
     first = np.full((32, 32), 112)
-    first[:, :16] = low
-    second = first.copy()
-    second[0, 0], second[0, 31] = second[0, 0] - 1, second[0, 31] + 1
-    assert first.std() == (112 - low) / 2
-    assert (pairs_of(first, second) == [[0, 1]]) == is_compared
+    first[:, :16] = 104
+    first[:, :num_columns] += 1
+    assert 3.96 < first.std() <= 4.0
+    assert (pairs_of(first, first.copy()) == [[0, 1]]) == is_compared
 
 
 @pytest.mark.parametrize(("levels", "is_copy"), [(47, True), (49, False)])  # of 16 places: 2.94 and 3.06
@@ -362,3 +361,12 @@ def test_a_size_is_sure_if_it_is_20_times_as_likely(side, is_clear):
 def test_names_of_the_copy_have_200_bytes_at_most():
     assert portable_name("x" * 200) == "x" * 200
     assert portable_name("ab" + "x" * 199) == "b" + "x" * 199
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_that_is_flipped_or_a_square_that_is_turned_is_unclear(orientation):
+    for size, is_unclear in (((60, 60), orientation > 1), ((80, 60), 1 < orientation < 5)):
+        facts = [ImageFacts(size=size, stored_size=size, orientation=orientation)]
+        table = make_box_table(split_of([FITTING], size), CATEGORIES)
+        kinds = fit_sizes(facts, np.array([size], dtype=float), table).kinds
+        assert kinds == ["image-orientation-unclear" if is_unclear else None]

@@ -59,11 +59,11 @@ def modules(names: list[str]) -> list[Path]:
 def tests_of(module: Path) -> list[str]:
     """Test files that import a module, or bear its name; else those that bear the first word of its name."""
     name, package = module.stem, module.parent.name
-    texts = {file: file.read_text(encoding="utf-8") for file in sorted((ROOT / "tests").glob("test_*.py"))}
+    texts = {file: file.read_text(encoding="utf-8") for file in sorted((COPY / "tests").glob("test_*.py"))}
     imports = (f"{package}.{name} import", f"{package} import {name}", f"import {name}\n")
     found = [file for file, text in texts.items() if f"_{name}." in file.name or any(part in text for part in imports)]
     found = found or [file for file in texts if name.split("_")[0] in file.stem.split("_")]
-    return [file.relative_to(ROOT).as_posix() for file in found]
+    return [file.relative_to(COPY).as_posix() for file in found]
 
 
 def copy_repository() -> None:
@@ -145,7 +145,7 @@ def try_module(module: Path, socket: Path, folder: Path, count: int, seed: int) 
     print(f"{name}: {' '.join(tests) or 'no test names it'}", flush=True)
     if not tests:
         return
-    version = digest(ROOT / module)
+    version = digest(COPY / module)
     database, record = OUTPUT / f"{name}.{version}.{seed}.{count}.sqlite", OUTPUT / f"{name}.tests.json"
     for old in OUTPUT.glob(f"{name}.*.sqlite"):
         if old != database:
@@ -153,7 +153,7 @@ def try_module(module: Path, socket: Path, folder: Path, count: int, seed: int) 
     request = {"module": module.as_posix(), "record": str(record), "folder": str(folder / "tests"), "tests": tests}
     request |= {"log": str(folder / "log"), "kind": "test"}
     ask = [sys.executable, "-S", str(COPY / "tests/scripts/forked_tests.py"), "ask", str(socket)]
-    state = f"{version} {digest(*(ROOT / test for test in tests))}"
+    state = f"{version} {digest(*(COPY / test for test in tests))}"
     is_new = not record.is_file() or json.loads(record.read_text()).get("state") != state
     if is_new:
         if subprocess.run([*ask, json.dumps(request | {"kind": "measure"})]).returncode:
@@ -172,7 +172,7 @@ def try_module(module: Path, socket: Path, folder: Path, count: int, seed: int) 
         new.unlink(missing_ok=True)
         cosmic_ray("init", str(configuration), str(new))
         with use_db(str(new)) as work:
-            sample(work, (ROOT / module).read_text(encoding="utf-8"), count, seed)
+            sample(work, (COPY / module).read_text(encoding="utf-8"), count, seed)
         new.rename(database)
     elif is_new:
         forget_survivors(database)
