@@ -11,7 +11,6 @@ from dino_hf.data.checks import inspect
 from dino_hf.data.cleaning import portable_name
 from dino_hf.data.data_statistics import ASPECT_EDGES, COUNT_EDGES, RELATIVE_EDGES, describe
 from dino_hf.data.image_checks import find_copies
-from dino_hf.data.image_copies import group_by_facts
 from dino_hf.data.image_facts import THUMBNAIL_SIDE, ImageFacts, look_at_images, near_copies
 from dino_hf.data.raw import RawDataset, RawSplit
 from dino_hf.data.stated_size import fit_sizes
@@ -331,19 +330,6 @@ def test_16_bits_are_dark_below_a_quarter_of_the_range(highest, is_dark, tmp_pat
     values[3, 5] = highest
     Image.fromarray(values).save(tmp_path / "train" / "002.png")
     assert ("image-mode" in {finding.kind for finding in inspect(raw).findings}) == is_dark
-
-
-@pytest.mark.parametrize(("num_others", "num_groups"), [(4, 5), (3, 7)])  # four frames of eight, and of seven
-def test_near_copies_are_grouped_up_to_half_of_the_images(num_others, num_groups):
-    frames = [checker() for _ in range(4)]
-    for number, frame in enumerate(frames):
-        frame[0, number] += 1
-    thumbnails = [*frames, *(checker(seed) for seed in range(1, 1 + num_others))]
-    facts = [
-        ImageFacts(size=(64, 48), digest=bytes([n]), thumbnail=t.astype(np.uint8)) for n, t in enumerate(thumbnails)
-    ]
-    groups = group_by_facts(facts, [None] * len(facts))
-    assert len(set(groups.tolist())) == num_groups
 
 
 # Sizes and names

@@ -56,20 +56,31 @@ def test_copies_of_copies_are_one_group(tmp_path):
     assert not trained & held_out
 
 
-def test_where_all_look_alike_exact_copies_decide(tmp_path):
-    """As frames of a camera that does not move."""
+@pytest.mark.parametrize(("num_others", "is_camera"), [(11, False), (10, True)])
+def test_frames_of_a_fixed_camera_are_split_by_exact_copies_alone(tmp_path, num_others, is_camera):
+    """Near copies are kept together up to half of the images: 11 of 22, and 11 of 21 are more."""
     base = np.asarray(picture(0)).copy()
-    frames = {}
+    pictures = {}
     for number in range(10):
         frame = base.copy()
         frame[0, number] ^= 3
-        frames[f"{number}.png"] = Image.fromarray(frame)
-    frames["copy.png"] = frames["3.png"]
-    data = load_data(write_data(tmp_path, frames))
-    assert "All images are near copies of one, so near copies may be on both sides of the split." in data.notes
+        pictures[f"{number}.png"] = Image.fromarray(frame)
+    pictures["copy.png"] = pictures["3.png"]
+    pictures |= {f"other{seed}.png": picture(seed) for seed in range(1, 1 + num_others)}
+    data = load_data(write_data(tmp_path, pictures))
+    note = "11 of 21 images look the same, as of a fixed camera, so near copies may be on both sides of the split."
+    assert (note in data.notes) == is_camera
     trained, held_out = held_out_names(data)
-    assert len({"3.png", "copy.png"} & held_out) in (0, 2)
     assert trained
+    assert len({"3.png", "copy.png"} & held_out) in (0, 2)
+    if not is_camera:
+        assert len({name for name in held_out if not name.startswith("other")}) in (0, 11)
+
+
+def test_images_that_are_all_one_are_split_all_the_same(tmp_path):
+    data = load_data(write_data(tmp_path, {f"{number}.png": picture(0) for number in range(10)}))
+    assert "All images are copies of one, so copies may be on both sides of the split." in data.notes
+    assert all(held_out_names(data))
 
 
 @pytest.mark.parametrize(("most", "is_decoded"), [(8, True), (7, False)])

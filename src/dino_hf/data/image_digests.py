@@ -5,6 +5,8 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from .image_facts import exact_copies, image_key, look_at_images, near_copies
 from .raw import RawSplit
 from .rows import CocoData
@@ -14,6 +16,8 @@ _SIZE = 5  # bytes of a digest: 10,000 images compared with as many others agree
 # Images that are decoded to find copies that were compressed again or scaled; more would take minutes. Exact copies are always
 # found.
 MOST_DECODED = 5000
+# Of the images: with more in one group of near copies they are frames of a fixed camera, and a split by groups would be none.
+MOST_NEAR = 0.5
 
 
 def image_digests(data: CocoData) -> list[bytes | None]:
@@ -88,13 +92,20 @@ def copy_groups(split: RawSplit, data: CocoData) -> tuple[list[int], list[str]]:
         for pairs in near_copies(facts):
             for pair in pairs.tolist():
                 near.join_all(pair)
-    for groups, kind in ((near, "near"), (exact, "exact")):
-        if (num_groups := len(set(groups.numbers()))) > 1:
-            if num_groups < len(names):
-                many = f"{len(names) - num_groups} of {len(names)}"
-                notes.append(f"{many} images are copies of others and stay on the side of these.")
-            return groups.numbers(), notes
-        notes.append(f"All images are {kind} copies of one, so {kind} copies may be on both sides of the split.")
+    most = max(np.bincount(near.numbers()), default=0)
+    if most > max(2, MOST_NEAR * len(names)) and near.numbers() != exact.numbers():
+        notes.append(
+            f"{most} of {len(names)} images look the same, as of a fixed camera, so near copies may be on both sides of the split."
+        )
+        near = exact
+    numbers = near.numbers()
+    if (num_groups := len(set(numbers))) > 1:
+        if num_groups < len(names):
+            notes.append(
+                f"{len(names) - num_groups} of {len(names)} images are copies of others and stay on the side of these."
+            )
+        return numbers, notes
+    notes.append("All images are copies of one, so copies may be on both sides of the split.")
     return by_name.numbers(), notes
 
 
