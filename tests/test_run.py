@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from dino_hf.model_card import is_ours, weights_digest
 from dino_hf.tools.scenes import CATEGORIES, make_scenes
 from dino_hf.training import get_recipe, results, run_lock, run_plan
 from dino_hf.training.results import _best
-from dino_hf.training.run import train
+from dino_hf.training.run import _sharing, train
 from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config
 from processes import environment_of_scripts, needs_fork, run_processes
@@ -345,11 +346,13 @@ def test_workers_are_counted_by_usable_cores(folder, monkeypatch):
     args = get_recipe("finetune").training_arguments("o", report_to="none", use_cpu=True)
     monkeypatch.setattr(run_plan.os, "sched_getaffinity", lambda process: {1, 5, 6, 7, 9}, raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert (run_plan._usable_cores(), run_plan._processes_here(args)) == (5, 2)
+    assert (run_plan._usable_cores(), run_plan.processes_here(args)) == (5, 2)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), world_size=2)
+    assert (_sharing(args), _sharing(on_gpu)) == (2, 1)  # each process has its own GPU
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.delattr(run_plan.os, "sched_getaffinity")
     monkeypatch.setattr(run_plan.os, "cpu_count", lambda: None)
-    assert (run_plan._usable_cores(), run_plan._processes_here(args)) == (1, 1)
+    assert (run_plan._usable_cores(), run_plan.processes_here(args)) == (1, 1)
 
 
 def test_two_runs_in_one_folder_are_refused(folder, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from .readable_images import TooManyBadImages
 from .recipes import Recipe
 from .results import keep_weights, leave_results
 from .run_lock import locked_run
-from .run_plan import Plan, fitted
+from .run_plan import Plan, fitted, processes_here
 from .run_record import RunRecord, place
 from .settings import find_trackers, flat_settings, split_settings
 from .starting_model import Start, load_checkpoint, load_start
@@ -315,8 +315,8 @@ def _steps_done(output_dir: Path) -> int:
 
 
 def _sharing(args: TrainingArguments) -> int:
-    """Processes that share the memory of a device."""
-    return 1 if args.device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Number of processes of this run that share the memory of a device."""
+    return 1 if args.device.type == "cuda" else processes_here(args)
 
 
 def _least(value: int, args: TrainingArguments) -> int:

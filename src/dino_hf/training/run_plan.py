@@ -63,7 +63,7 @@ class Plan(NamedTuple):
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # there is nothing to copy to
         elif "dataloader_num_workers" not in self.arguments:
-            args.dataloader_num_workers = min(_MOST_WORKERS, _usable_cores() // _processes_here(args))
+            args.dataloader_num_workers = min(_MOST_WORKERS, _usable_cores() // processes_here(args))
             args.dataloader_persistent_workers = args.dataloader_num_workers > 0
         return args
 
@@ -75,7 +75,7 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _processes_here(args: TrainingArguments) -> int:
+def processes_here(args: TrainingArguments) -> int:
     """Processes of the run on this machine; of several machines, each has its own cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
 
