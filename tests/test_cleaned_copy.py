@@ -349,6 +349,8 @@ def test_a_target_with_something_in_it_or_within_the_data_is_refused(tmp_path):
         fix(raw, tmp_path / "data" / "fixed")
     with pytest.raises(ValueError, match=r"lies within .*train, which stays as it is"):  # of a json that lies elsewhere
         fix(raw._replace(origin=tmp_path / "train.json"), tmp_path / "data" / "train" / "fixed")
+    with pytest.raises(FileExistsError, match=r"thesis\.txt is not a folder; choose another place"):
+        fix(raw, tmp_path / "full/thesis.txt/fixed")
     (tmp_path / "empty").mkdir()
     fix(raw, tmp_path / "empty")
     assert (tmp_path / "empty" / "fixes.json").is_file()

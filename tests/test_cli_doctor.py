@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -86,6 +87,15 @@ def test_json_has_every_finding(broken, tmp_path):
     ]
     assert content["statistics"]["splits"]["validation"]["boxes"] == 12
     assert call(broken, "--json", tmp_path / "findings.json")[0] == 2  # once more
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_json_of_a_folder_whose_name_is_not_utf8(sound, tmp_path):
+    folder = tmp_path / os.fsdecode(b"pets-\xe4")
+    folder.mkdir()
+    shutil.copytree(sound / "train", folder / "train")
+    assert call(folder, "--json", tmp_path / "findings.json")[0] == 2
+    assert json.loads((tmp_path / "findings.json").read_text())["dataset"] == str(folder)
 
 
 def test_a_cleaned_copy_has_nothing_wrong_and_decides_the_exit_code(broken, tmp_path):
@@ -178,7 +188,7 @@ def test_corners_in_a_hugging_face_data_set_are_named_and_cured_by_a_box_format(
         (["--fix", "{sound}/fixed"], r"sound, which stays as it is; choose a place outside of it."),
         (["--pictures", "{sound}/train"], r"sound, which stays as it is; choose a place outside of it."),
         (["--json", "{sound}/findings.json"], r"sound, which stays as it is; choose a place outside of it."),
-        (["--json", "{sound}/train/_annotations.coco.json"], "is there already, and not with findings in it"),
+        (["--json", "{sound}/train/_annotations.coco.json"], "exists and does not hold findings of the doctor"),
         (["--fix", "{tmp}/fixed", "--no-images"], "needs a look at the images; leave --no-images out."),
         (["--json", "{tmp}/nowhere/a.json"], "choose a file in a folder that exists, such as --json findings.json."),
         (["--pictures", "{tmp}/file"], "is a file; choose a folder for the pictures."),

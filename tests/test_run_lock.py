@@ -59,6 +59,14 @@ def test_a_lock_that_was_cut_off_is_taken_over(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_is_being_written_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / LOCK_NAME).touch()
+    monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: write_lock(tmp_path, token="slower"))
+    with pytest.raises(ValueError, match=f"Process {os.getpid()} on"), locked_run(tmp_path, True):
+        pass
+    assert json.loads((tmp_path / LOCK_NAME).read_text())["token"] == "slower"
+
+
 def test_of_two_that_take_over_one_goes_on(tmp_path, monkeypatch):
     write_lock(tmp_path, pid=2**22 + 1)
     monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: write_lock(tmp_path, pid=7, token="faster"))

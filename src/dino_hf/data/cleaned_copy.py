@@ -2,14 +2,13 @@
 
 import itertools
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..common.output_folders import folder_beside
+from ..common.output_folders import check_writable, folder_beside
 from .checks import Report
 from .cleaning import ANNOTATION_FILE, Change, CleanedSplit, Cleaner, portable_name
 from .findings import count_text
@@ -111,16 +110,18 @@ def _entries(raw: RawDataset) -> list[tuple[list[dict], list[dict]]]:
 
 
 def check_target(raw: RawDataset, folder: str | Path) -> None:
-    """Raises ValueError for a folder that a cleaned copy cannot go to; hours of looking at images should not come before that."""
+    """Check, before hours of looking at images, that a cleaned copy can be written to a folder.
+
+    Raises:
+        ValueError: the folder is not empty, or lies within the data set; OSError: it cannot be written.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{folder} is there already and is not an empty folder; choose a new one for the cleaned copy."
         )
     check_outside(raw, folder)
-    parent = next(parent for parent in folder.resolve().parents if parent.exists())
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"{folder} cannot be made, for {parent} is read-only; choose another folder.")
+    check_writable(folder)
 
 
 def check_outside(raw: RawDataset, path: str | Path) -> None:

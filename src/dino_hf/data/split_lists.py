@@ -1,7 +1,6 @@
 """Lists that say which images, or annotations, belong to which split."""
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +16,10 @@ class SplitLists(NamedTuple):
     """The lists of one data set."""
 
     lists: dict[str, list[Path]]  # split -> its lists
-    where: str  # they are, for messages
+    where: str  # name of their place, for messages
 
     def shares(self, files: DataFolder, root: Path, paths: Iterable[Path]) -> tuple[dict[Path, list[str]], list[tuple]]:
-        """Path of a file -> the splits that list it; and what lists name that is not there: (split, its entry).
+        """Path of a file -> the splits that list it, and the entries without a file as (split, entry).
 
         Args:
             root: folder that all paths are in.
@@ -38,7 +37,7 @@ class SplitLists(NamedTuple):
 
 
 def _find(index: TailIndex, line: str, split: str) -> Path | None:
-    """The file of a line, which is a path or a name without suffix, alone or with a class mark or a second path behind it."""
+    """The file of a line. A line is a path or a name without suffix; a class mark or a second path may follow."""
     for name in dict.fromkeys([line, *line.split()]):
         found = index.find(posix(name), split) or index.find(f"{posix(name)}.", split)  # a dot in a name without suffix
         if len(found) == 1:
@@ -47,7 +46,7 @@ def _find(index: TailIndex, line: str, split: str) -> Path | None:
 
 
 def lists_of_image_sets(folder: Path, files: DataFolder) -> SplitLists | None:
-    """The lists in the folder ImageSets of VOC: those of Main, or in it, or else of the first of its folders that has some."""
+    """The lists in VOC's folder ImageSets: from Main, else from ImageSets itself, else from its first other folder with lists."""
     top = folder / "ImageSets"
     if not top.is_dir():
         return None
@@ -76,7 +75,9 @@ def darknet_lists(folder: Path, files: DataFolder) -> SplitLists | None:
             split = canonical_split(key.lower())
             if split in SPLITS and value and (found := _beside(path.parent, folder, posix(value), files)):
                 lists[split] = [found]
-        if lists.get("validation") == lists.get("train"):  # as Darknet wants one where there is none
+        if lists.get("validation") == lists.get(
+            "train"
+        ):  # Darknet demands one, so data without validation images name the training list twice
             lists.pop("validation", None)
         if lists:
             return SplitLists(lists, path.name)
@@ -84,14 +85,14 @@ def darknet_lists(folder: Path, files: DataFolder) -> SplitLists | None:
 
 
 def _beside(beside: Path, root: Path, value: str, files: DataFolder) -> Path | None:
-    """A path in a file, as it stands or with its first folders left out, which are of another computer."""
+    """The file that a listed path means. Its first folders may be of another computer, so they may be left out."""
     parts = [part for part in value.split("/") if part not in ("", ".", "..")]
     places = [base.joinpath(*parts[start:]) for base in (beside, root) for start in range(len(parts))]
     return next((place for place in places if files.is_file(place)), None)
 
 
 def _lists_in(folder: Path, files: DataFolder) -> dict[str, list[Path]]:
-    """Split -> lists in a folder. One of train and val together counts where there is neither."""
+    """Split -> lists in a folder. A list `trainval` is taken for training if there is neither a train nor a val list."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.txt")) if folder.is_dir() else ():
         split = _TRAINVAL if _word(path.stem) == _TRAINVAL else canonical_split(_word(path.stem))
@@ -112,7 +113,7 @@ def _word(stem: str) -> str:
 
 
 def _is_list(path: Path, files: DataFolder) -> bool:
-    """Not the label file of an image train.jpg."""
+    """Whether a text file is a list. The label file of an image `train.jpg` has the same name, but its lines are boxes."""
     first = next(iter(files.read_lines(path)), "")
     return not first or not _is_box(first.split())
 
@@ -122,12 +123,3 @@ def _is_box(values: list[str]) -> bool:
         return len([float(value) for value in values]) >= 5
     except ValueError:
         return False
-
-
-def unlisted(paths: Iterable[Path], splits_of: dict[Path, list[str]]) -> Iterator[Path]:
-    return (path for path in paths if path not in splits_of)
-
-
-def stem_path(path: Path, root: Path) -> str:
-    """Relative path without its suffix."""
-    return os.path.splitext(path.relative_to(root).as_posix())[0]

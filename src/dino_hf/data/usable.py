@@ -45,7 +45,8 @@ def _usable_split(split: RawSplit, files: DataFolder | None, problems: list[Prob
 def _problem(split: RawSplit, image: dict, files: DataFolder | None) -> Problem | None:
     where = f"{split.origin}: image {image['id']}"
     if not is_text(image["file_name"]) or ("path" in image and not is_text(str(image["path"]))):
-        message = f"{where} has file_name={shown(image['file_name'])}, which is no text in UTF-8; rename the file."
+        name = shown(image["file_name"] if not is_text(image["file_name"]) else str(image["path"]))
+        message = f"{where} has the file {name}, whose name is not valid UTF-8; rename the file or its folder."
         return Problem("bad-entry", where, message)
     if files is not None and "path" in image:
         try:

@@ -126,7 +126,8 @@ def _write_all(folder: Path, writers: dict[str, Callable[[Path], None]]) -> list
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a model's folder need not have a name in UTF-8
 
 
 def _write_detections(path: Path, evaluation: Evaluation) -> None:

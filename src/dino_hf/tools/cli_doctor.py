@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from ..common.output_folders import check_output_folder, read_manifest, remove_files, write_manifest
+from ..common.output_folders import check_output_folder, read_manifest, remove_files, write_beside, write_manifest
+from ..common.regular_files import open_regular
 from ..common.text import printable
 from .command_errors import ERRORS_FOUND, Debug, one_sentence_errors
 
-_PICTURES = "doctor"  # the command in the list of what was written
+_PICTURES = "doctor"  # the command in the list of written files
 _FIRST_LINE = b'{\n "dataset": '  # of the findings, which may be overwritten; annotations may not
 
 
@@ -80,8 +81,8 @@ def doctor(
 
         if pictures is not None:
             _check_pictures(pictures)
-        if json is not None and json.is_file() and not json.read_bytes().startswith(_FIRST_LINE):
-            raise ValueError(f"{json} is there already, and not with findings in it; choose another file.")
+        if json is not None and json.is_file() and not _has_findings(json):
+            raise ValueError(f"{json} exists and does not hold findings of the doctor; choose another file.")
         if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
             raise ValueError(
                 f"{json} cannot be written; choose a file in a folder that exists, such as --json findings.json."
@@ -100,7 +101,7 @@ def doctor(
             report = inspect(raw, check_images=not no_images, trust_boxes=trust_boxes, progress=progress)
         print_report(report, max_examples, notes=raw.notes)
         if json is not None:
-            json.write_text(_dumps(report.as_dict()), encoding="utf-8")
+            _write_findings(json, report.as_dict())
             typer.echo(printable(f"All findings are in {json}."))
         if pictures is not None:
             from ..data.suspects import save_histograms, save_suspects
@@ -124,7 +125,21 @@ def _check_pictures(folder: Path) -> None:
         raise ValueError(f"{folder} is a file; choose a folder for the pictures.")
 
 
-def _dumps(content: dict) -> str:
+def _has_findings(path: Path) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(_FIRST_LINE)) == _FIRST_LINE
+
+
+def _write_findings(path: Path, content: dict) -> None:
     import json
 
-    return json.dumps(content, indent=1, ensure_ascii=False)
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    encoding = {
+        "encoding": "utf-8",
+        "errors": "backslashreplace",
+    }  # json has the same escapes for names that are not UTF-8
+    if path.exists() and not path.is_file():  # a pipe or a device, such as /dev/stdout, must not be replaced by a file
+        path.write_text(text, **encoding)
+        return
+    with write_beside(path) as scratch:
+        scratch.write_text(text, **encoding)

@@ -1,4 +1,4 @@
-"""What the doctor says of data before they are trained on: the same checks, however the data are given."""
+"""The doctor's findings on training data, before training starts. Data from Python get the same checks as folders."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,6 @@ from ..data import DetectionData, RawDataset, read_raw
 from ..data.checks import inspect
 from .coco_data import CocoData
 
-_ABOUT_READING = {
-    "boxes-are-corners",
-    "boxes-are-xywh",
-    "boxes-are-centres",
-    "boxes-are-normalised",
-    "boxes-are-pixels",
-}
-
 
 def data_findings(data: Any, splits: DetectionData, settings: dict[str, Any]) -> list[str]:
     """Warnings about data that can be trained on. Images are not decoded.
@@ -26,19 +18,19 @@ def data_findings(data: Any, splits: DetectionData, settings: dict[str, Any]) ->
         splits: what was read of them.
         settings: box_format, allow_outside and trust_boxes of the run.
     Raises:
-        ValueError: training would stop, or learn the wrong.
+        ValueError: with these data, training would stop or learn wrong boxes.
     """
     if _is_read(data):
         raw = _raw_of(splits)
     else:
         raw = read_raw(data, **{name: settings[name] for name in ("box_format", "allow_outside")})
-    report = inspect(raw, check_images=False)
+    report = inspect(raw, check_images=False, trust_boxes=settings["trust_boxes"])
     name = str(data) if isinstance(data, str | Path) else splits.origin or "The data set"
     advice = "`dino_hf.data.inspect(dino_hf.data.read_raw(data))` lists them."
     if isinstance(data, str | Path):
         advice = f"`dino-hf doctor {data}` shows them, and --fix writes a cleaned copy."
     for finding in report.findings:
-        if finding.severity == "error" and not (settings["trust_boxes"] and finding.kind in _ABOUT_READING):
+        if finding.severity == "error":
             raise ValueError(f"{name} has {finding.count} {finding.what}. {advice}")
     warnings = [finding for finding in report.findings if finding.severity == "warning"]
     if not warnings:

@@ -14,16 +14,16 @@ import psutil
 from ..common.regular_files import read_settings
 
 LOCK_NAME = "_run.lock"  # uploads leave out what begins with an underscore
-_PAUSE = 0.2  # seconds in which two processes that found the same stale lock see each other
+_PAUSE = 0.2  # seconds: enough to write a lock, and for two processes that take over one stale lock to see each other
 _SAME_START = 1.0  # seconds by which two readings of the start of one process may differ
 _held: set[Path] = set()  # by this process
 
 
 @contextmanager
 def locked_run(folder: Path, is_first: bool) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is made if it is missing. Within this context, taking it again does nothing.
+    """Hold the lock of a run's folder, and make the folder if it is missing. Inside, taking the lock again does nothing.
 
-    The lock of a process that has ended is taken over. On another machine that cannot be seen, so its lock stands.
+    The lock of a process that has ended is taken over. Processes of another machine cannot be seen, so their locks stand.
 
     Args:
         is_first: this is the first process of the run; the others need no lock.
@@ -44,7 +44,7 @@ def locked_run(folder: Path, is_first: bool) -> Iterator[None]:
         _held.discard(path)
         if _read(path) == mine:
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # there is a run in it now
+        with suppress(OSError):  # not empty: it holds a run now
             for place in new:
                 place.rmdir()
 
@@ -62,6 +62,9 @@ def _take(path: Path) -> dict:
             file.write(text)
         return mine
     except FileExistsError:
+        holder = _read(path)
+    if holder is None:
+        time.sleep(_PAUSE)  # another process may be writing it
         holder = _read(path)
     if holder is not None and _is_running(holder):
         raise _refusal(path, holder)
@@ -85,7 +88,7 @@ def _refusal(path: Path, holder: dict) -> ValueError:
 
 
 def _read(path: Path) -> dict | None:
-    """None: there is no lock, or a damaged one, which a process left that was killed while it wrote it."""
+    """The content of a lock. None: there is no lock, or it is damaged, because a process was killed while it wrote the lock."""
     try:
         content = read_settings(path)
     except (OSError, ValueError):
@@ -98,7 +101,7 @@ def _is_running(holder: dict) -> bool:
         return True
     try:
         started = psutil.Process(int(holder["pid"])).create_time()
-        return abs(started - float(holder["started"])) <= _SAME_START  # numbers of processes come again
+        return abs(started - float(holder["started"])) <= _SAME_START  # process numbers are used again
     except psutil.AccessDenied:
         return True
     except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
