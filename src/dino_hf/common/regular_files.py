@@ -20,9 +20,7 @@ MIB = 2**20
 LARGEST_TEXT = 64 * MIB  # bytes of a list of images, a label file or an xml
 LARGEST_YAML = MIB  # a list of 40,000 class names; PyYAML takes seconds for a megabyte
 LARGEST_JSON = 16 * 1024 * MIB  # the largest published COCO jsons have about 6 GiB
-LARGEST_SETTINGS = (
-    256 * MIB
-)  # bytes of a json in a model folder; an index of weights or the state of a long run has some MiB
+LARGEST_SETTINGS = 256 * MIB  # bytes of a json in a model folder; a large index of weights has a few MiB
 DEEPEST_SETTINGS = 100  # levels of lists and objects in one; transformers copies settings by recursion
 DEEPEST_YAML = 50  # levels of lists and mappings
 LARGEST_YAML_CONTENT = 200_000  # values, counted again for each alias

@@ -8,8 +8,8 @@ from .box_table import count_boxes, stated_sizes
 from .findings import FindingCollector, Offender, count_text
 from .image_facts import ImageFacts, exact_copies, image_key, near_copies
 from .raw import RawDataset, RawSplit
-from .rows import is_utf8
 from .stated_size import SizeFit
+from .usable import is_text
 
 _HELD_OUT = {
     "train": 0,
@@ -30,7 +30,7 @@ def check_entries_of_images(found: FindingCollector, name: str) -> None:
         "image-size-wrong", name, wrong, lambda place: f"width {sizes[place][0]!r}, height {sizes[place][1]!r}"
     )
     names = [image.get("file_name") or "" for image in images]
-    broken = [place for place, text in enumerate(names) if not is_utf8(text)]
+    broken = [place for place, text in enumerate(names) if not is_text(text)]
     found.add_images("name-not-utf8", name, broken, lambda place: ascii(names[place]))
     ids = [image.get("id") for image in images]
     found.add_images("duplicate-image-id", name, repeated_places(ids), lambda place: f"id {ids[place]!r}")

@@ -130,15 +130,6 @@ def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tu
     return CocoData(dataset, *classes, name), notes
 
 
-def is_utf8(text: str) -> bool:
-    """Whether it can be written as UTF-8: names from a zip of another computer may not."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> tuple[dict[int, dict], list[str]]:
     """Image id -> its objects as columns."""
     index_of = {category_id: index for index, category_id in enumerate(classes.category_ids)}

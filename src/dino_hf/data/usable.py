@@ -57,7 +57,7 @@ def _problem(split: RawSplit, image: dict, files: DataFolder | None) -> Problem 
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8 and be part of a path."""
+    """Whether a name can be written as UTF-8 and be part of a path. Names from a zip of another computer may not."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

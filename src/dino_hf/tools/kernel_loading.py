@@ -28,11 +28,9 @@ from .private_folders import NotPrivate, check_private, make_private
 logger = logging.getLogger(__name__)
 
 PROJECT = "ms-deform-attn"
-LOWEST_CAPABILITY = (
-    7,
-    5,
-)  # of a GPU: the oldest that the kernels are compiled for in the tests, and that torch has code for
-FAILURE_HOURS = 24  # after which a build that failed is tried again, although nothing has changed
+# Compute capability of the oldest GPU that the tests compile the kernels for and that torch supports.
+LOWEST_CAPABILITY = (7, 5)
+FAILURE_HOURS = 24  # after this time a failed build is tried again, even if nothing has changed
 
 
 def kernel_sources() -> Path:
