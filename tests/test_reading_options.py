@@ -109,9 +109,12 @@ def test_relative_boxes_are_refused_in_one_place_with_or_without_sizes(tmp_path)
             load_data(data)
         kinds = {finding.kind for finding in inspect(read_raw(data), check_images=False).findings}
         assert "boxes-are-normalised" in kinds
-    # border: a box that is more than one pixel tells pixels, where no size is known
+    # border: a box that is more than one pixel tells pixels, where no size is known because no image is opened
     data = write_coco(tmp_path / "pixels" / "train", [*relative, [0.5, 0.5, 0.6, 0.4]], stated=False, images=3)
-    assert load_data(data).train is not None
+    kinds = {finding.kind for finding in inspect(read_raw(data), check_images=False).findings}
+    assert "boxes-are-normalised" not in kinds
+    with pytest.raises(ValueError, match="the boxes are relative to the image"):
+        load_data(data)
 
 
 def test_a_part_is_read_and_told_of_without_the_others(tmp_path):

@@ -10,6 +10,7 @@ from .categories import groups_of_others
 from .coco_format import read_json, read_split
 from .files import DataFolder
 from .image_digests import copy_groups
+from .missing_sizes import fill_sizes
 from .raw import SPLITS, RawDataset, RawSplit
 from .reading import check_reading
 from .recognise import read_raw
@@ -50,6 +51,7 @@ def load_data(
 
     Validation data are the data set's own, else a part of its training data in which each class has its share; never test data.
     Copies of one image, exact or near, stay on one side of that split; near copies are looked for among up to 5,000 images.
+    The size of an image that states none is read from its file.
     Classes are numbered 0 to K - 1 in the order of their original ids, which the data have in `category_ids`. All parts have
     the classes of all; where parts number them otherwise, those of the same name are one. A category that is the supercategory of
     others or called background, and that no object has, is left out.
@@ -74,6 +76,7 @@ def load_data(
     try:
         raise_problem(raw.problems)
         wanted = _wanted(raw, only)
+        raw = raw._replace(splits={**raw.splits, **{name: fill_sizes(raw.splits[name]) for name in wanted}})
         if not trust_boxes:
             check_reading(raw._replace(splits={name: raw.splits[name] for name in wanted}))
         return _checked(raw, wanted, validation_fraction, seed)
@@ -185,6 +188,7 @@ def load_coco(
     raw = RawDataset("coco", annotation_file, {"train": split}, categories, problems)
     raw = only_usable(raw, DataFolder(image_dir, allow_outside=allow_outside))
     raise_problem(raw.problems)
+    raw = raw._replace(splits={"train": fill_sizes(raw.splits["train"])})
     check_reading(raw)
     split = raw.splits["train"]
     classes = class_space(categories, annotation_file)

@@ -56,7 +56,7 @@ class ImageSizeError(ValueError):
 class CocoData(NamedTuple):
     """A data set and its class space."""
 
-    # image_id, image, file_name as annotated, width and height (None where the annotations have none), objects: {category
+    # image_id, image, file_name as annotated, width and height (None where neither annotations nor file tell), objects: {category
     # (index), bbox (x, y, w, h) in pixels, area, iscrowd}
     dataset: Dataset
     id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
