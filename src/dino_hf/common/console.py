@@ -1,4 +1,4 @@
-"""Consoles of the commands: tables and sentences without escape sequences of strangers, in any encoding."""
+"""Consoles of the commands. They print text from files safely: without escape sequences, in any encoding."""
 
 import sys
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from .text import printable
 
 
 class _PrintableConsole(Console):
-    """Escapes control characters in all text, except those by which rich itself moves the cursor."""
+    """Escapes control characters in all text, but keeps those that rich itself uses to move the cursor."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -18,18 +18,18 @@ class _PrintableConsole(Console):
 
 
 def make_console(stderr: bool = False, **settings) -> Console:
-    """A console of rich that shows text as it is: no markup, and control characters escaped.
+    """A rich console that shows text literally: it reads no markup and escapes control characters.
 
     Args:
-        settings: of `rich.console.Console`.
+        settings: passed to `rich.console.Console`.
     """
     return _PrintableConsole(stderr=stderr, **{"highlight": False, "markup": False, "emoji": False, **settings})
 
 
 def accept_any_text() -> None:
-    """Let standard output and error write every character, those that their encoding lacks as an escape.
+    """Let standard output and error write every character. A character that their encoding lacks is written as an escape.
 
-    Otherwise a name or a line of a table ends the command where output goes to a file in an old encoding, as on Windows.
+    Otherwise such a character would end the command if its output goes to a file in an old encoding, as on Windows.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -1,4 +1,4 @@
-"""Main memory that is free, also in containers."""
+"""Free main memory, also in containers."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_main_memory() -> int:
-    """Bytes of main memory that this process may still take."""
+    """Bytes of main memory that this process can still allocate."""
     return min([psutil.virtual_memory().available, *_left_in_container()])
 
 
 def _left_in_container() -> list[int]:
-    """Of the limit that a container has, where there is one (cgroup v2). Pages of files, which the system gives up, are free."""
+    """Bytes left below the limit of a container (cgroup v2), if there is one. Cached file pages count as free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())  # "max" is no number: no limit
         used = int((_CGROUP / "memory.current").read_text())

@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = frozenset((
 ))  # fmt: skip
 MAX_PIXELS = 500_000_000  # of one image: 2 GB as Pillow holds RGB
 MAX_BYTES = 2**31  # of one file
-_STRIP_PIXELS = 2**22  # that are converted at once, so that a large image is not copied whole
+_STRIP_PIXELS = 2**22  # converted at once, so a large image is never copied as a whole
 _WHITE = (255, 255, 255)
 
 _TURNS = {
@@ -36,32 +36,33 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what brings the stored pixels upright
+}  # EXIF orientation -> the transposition that turns the stored pixels upright
 _SWAPPING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class UnreadableImage(OSError):
-    """One sentence: why there is no image."""
+    """An image cannot be read. The message is one sentence with the reason."""
 
 
 class TooManyPixels(UnreadableImage):
-    """It may be whole, but has more than `MAX_PIXELS`."""
+    """An image has more than `MAX_PIXELS`. It may be intact otherwise."""
 
 
 class UnknownRange(UnreadableImage):
-    """It is whole, but which value is white is not known."""
+    """An image is intact, but it is unknown which of its values is white."""
 
 
 def read_image(origin: Path | str | bytes | BinaryIO | Image.Image) -> Image.Image:
     """An upright RGB image with 8 bits per channel, independent of its file.
 
-    It is turned as its EXIF orientation says. Modes become RGB as in `to_rgb`. Of several frames or pages, the first is read.
+    The image is turned as its EXIF orientation says. `to_rgb` converts its mode. Only the first of several frames or pages is read.
 
     Args:
-        origin: a file, its bytes, an open binary file, or an image of Pillow, which stays as it is.
+        origin: a file, its bytes, an open binary file, or a Pillow image, which is not changed.
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableImage: it is no image of the `FORMATS`, is damaged, has more than `MAX_PIXELS`, or values of unknown range.
+        UnreadableImage: the format is not one of `FORMATS`, the image is damaged, it has more than `MAX_PIXELS`, or the range
+            of its values is unknown.
     """
     if isinstance(origin, Image.Image):
         return to_rgb(upright(origin))
@@ -71,7 +72,7 @@ def read_image(origin: Path | str | bytes | BinaryIO | Image.Image) -> Image.Ima
 
 
 def open_image(origin: Path | str | bytes | BinaryIO) -> Image.Image:
-    """An image whose pixels are not yet decoded. Use it as a context manager, or its file stays open.
+    """Open an image without decoding its pixels. Use the result as a context manager, or its file stays open.
 
     Raises:
         FileNotFoundError, UnreadableImage: as `read_image`.
@@ -82,7 +83,7 @@ def open_image(origin: Path | str | bytes | BinaryIO) -> Image.Image:
     with _pillow_limit():
         try:
             image = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError:  # its message has the address of the bytes
+        except UnidentifiedImageError:  # its message shows the memory address of the bytes
             raise UnreadableImage(_why_unknown(_head(file))) from None
         except (FileNotFoundError, PermissionError):
             raise
@@ -109,10 +110,10 @@ def check_file(path: Path | str) -> None:
 
 
 def load(image: Image.Image) -> None:
-    """Decode the pixels of an image that `open_image` gave.
+    """Decode the pixels of an image from `open_image`.
 
     Raises:
-        UnreadableImage: they are damaged or end too early.
+        UnreadableImage: the pixels are damaged or end too early.
     """
     with _pillow_limit():
         try:
@@ -122,45 +123,45 @@ def load(image: Image.Image) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 where there is none or its block is damaged. Also known before the pixels are decoded."""
+    """The EXIF orientation, 1 to 8; 1 if there is none or its block is damaged. The pixels need not be decoded."""
     if image.format == "PNG" and "exif" not in image.info and not _has_late_chunks(image):
-        # Pillow would decode all pixels to look for a block behind them.
+        # Pillow would decode all pixels to look for an EXIF block after them.
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         return found if found in _TURNS else 1
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except UnreadableImage:
         raise
-    except Exception:  # a damaged block says nothing, and there are many ways to be damaged
+    except Exception:  # a damaged EXIF block can raise errors of many types
         return 1
     return found if found in _TURNS else 1
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) before the EXIF orientation turns the image."""
-    if image.format == "TIFF" and (tags := getattr(image, "tag_v2", None)):  # Pillow has turned its `size` already
+    if image.format == "TIFF" and (tags := getattr(image, "tag_v2", None)):  # Pillow has already turned its `size`
         return tags[256], tags[257]
     return image.size
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of the image that `read_image` gives; its pixels need not be decoded."""
+    """(width, height) of the image that `read_image` would return. The pixels need not be decoded."""
     size = stored_size(image)
     return size[::-1] if orientation(image) in _SWAPPING else size
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as the EXIF orientation says; the same object where it says nothing."""
+    """Turn an image as its EXIF orientation says. Without an orientation, return the same object."""
     return turn(image, orientation(image))
 
 
 def turn(image: Image.Image, exif_orientation: int) -> Image.Image:
-    """Stored pixels -> upright ones; the same object for 1."""
+    """Turn stored pixels upright. For orientation 1, return the same object."""
     return image if exif_orientation == 1 else image.transpose(_TURNS[exif_orientation])
 
 
 def other_frames(image: Image.Image) -> str | None:
-    """ "pages" or "frames" if the file has more than the one that is read, else None.
+    """ "pages" or "frames" if the file has more than the one we read, else None.
 
     The further pictures in a phone's JPEG (MPO) are views of the same scene and do not count.
     """
@@ -168,19 +169,19 @@ def other_frames(image: Image.Image) -> str | None:
         return None
     try:
         has_more = getattr(image, "is_animated", False)
-    except Exception:  # what follows the first frame is damaged, and is not read
+    except Exception:  # only frames after the first one are damaged, and they are not read
         return None
     return None if not has_more else "pages" if image.format == "TIFF" else "frames"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow -> a new RGB image with 8 bits per channel and without metadata.
+    """Convert any Pillow mode to a new RGB image with 8 bits per channel and without metadata.
 
-    Transparency is composited on white, as the image processors of transformers do. Grey of 16 bits is scaled from its full
-    range: 65,535 is white. Mode I is read like that if its values fit into 16 bits.
+    Transparent pixels are composited on white, as the image processors of transformers do. 16-bit grey is scaled from its full
+    range: 65,535 is white. Mode I is read in the same way if its values fit into 16 bits.
 
     Raises:
-        UnreadableImage: it has no pixels, or mode F, or I of another range: which value is white is not known.
+        UnreadableImage: the image has no pixels; or its mode is F, or I with values beyond 16 bits, so white is unknown.
     """
     if 0 in image.size:
         raise UnreadableImage(f"It is {image.width} x {image.height} pixels, so there is nothing to see.")
@@ -196,7 +197,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    if image.mode == "LAB":  # the only one that `convert` does not know
+    if image.mode == "LAB":  # the only mode that `convert` cannot convert
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB"))
     return image.convert("RGB")
@@ -225,10 +226,10 @@ def _unknown_range(image: Image.Image) -> str:
 
 
 class DecodingRoom:
-    """Lets threads decode at once only as many images as fit in some bytes; one that alone needs more waits for all others.
+    """Limits how many images threads decode at once. An image that alone needs more than the limit waits for all others.
 
     Args:
-        num_bytes: for all of them together.
+        num_bytes: limit for all images together.
     """
 
     def __init__(self, num_bytes: int):
@@ -237,7 +238,7 @@ class DecodingRoom:
 
     @contextmanager
     def take(self, num_bytes: int) -> Iterator[None]:
-        """Wait until there is room for so much."""
+        """Wait until `num_bytes` are free, and hold them inside the context."""
         num_bytes = min(num_bytes, self._all)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= num_bytes)
@@ -251,7 +252,7 @@ class DecodingRoom:
 
 
 class _PillowLimit:
-    """Pillow's limit is a global one, and lower. It is raised while any of our threads reads an image."""
+    """Raises Pillow's global limit of pixels to `MAX_PIXELS` while any of our threads reads an image."""
 
     def __init__(self):
         self._lock, self._num_users, self._old = threading.Lock(), 0, None
@@ -275,7 +276,7 @@ _pillow_limit = _PillowLimit()
 
 
 def _has_late_chunks(image: Image.Image) -> bool:
-    """Whether a PNG that was not decoded yet has metadata behind its pixels, where an EXIF block may be."""
+    """Whether a PNG that is not decoded yet has chunks after its pixels. One of them may be an EXIF block."""
     file = getattr(image, "fp", None)
     if file is None:
         return True
@@ -315,7 +316,7 @@ def _why_unknown(head: bytes) -> str:
 
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:  # of the system, whose text has a number and the whole path
+    if isinstance(error, OSError) and error.strerror:  # the full text of a system error also has a number and the path
         return f"{error.strerror}."
     return f"Its pixels cannot be decoded, {type(error).__name__}: {text.rstrip('.')}."
 

@@ -1,4 +1,4 @@
-"""How this package was installed, and what installs one of its extras beside it."""
+"""How this package was installed, and the command that installs one of its extras."""
 
 import json
 import shlex
@@ -10,15 +10,15 @@ _NAME = "dino_hf"
 
 
 def install_command(extra: str) -> str:
-    """The pip command that adds an extra of pyproject.toml, from wherever this package was installed."""
+    """The pip command that adds an extra of pyproject.toml, from the same place as this package."""
     return f"pip install {_source(extra)}"
 
 
 def missing(error: ImportError, package: str, purpose: str, extra: str) -> ImportError:
-    """The error to raise in place of `error`, if that says that `package` is missing; else `error` itself.
+    """An error that names the command to install `package`, if `error` says that it is missing; else `error` itself.
 
     Args:
-        purpose: what needs the package, such as "ONNX files".
+        purpose: the feature that needs the package, such as "ONNX files".
     """
     if (error.name or "").partition(".")[0] != package:
         return error
@@ -43,7 +43,7 @@ def _source(extra: str) -> str:
 
 
 def _direct_url() -> dict:
-    """What pip noted of a package that did not come from an index; empty where it came from one."""
+    """The origin that pip recorded, if this package did not come from a package index; else empty."""
     try:
         content = json.loads(distribution(_NAME).read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, OSError, ValueError):

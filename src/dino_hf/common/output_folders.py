@@ -1,4 +1,4 @@
-"""Where commands write: one policy for files and folders that exist, and writing beside a place before taking it.
+"""Outputs of commands: one policy for existing files and folders, and atomic replacement.
 
 The policy: an output that exists is refused unless the user asked for it to be replaced (`--overwrite`). Then only files that an
 earlier run wrote are replaced. Nothing is written or deleted through a link below the folder, or outside of it.
@@ -22,7 +22,7 @@ import psutil
 from .regular_files import read_settings
 
 MANIFEST = ".dino_hf_files.json"
-_REPLACED = ".old"  # in a scratch folder: what was in the place that is taken
+_REPLACED = ".old"  # in a scratch folder: the earlier folder that is being replaced
 _LARGEST_MANIFEST = 2**24  # bytes
 _FOREIGN_AGE = 24 * 3600  # seconds without a change after which a scratch file of another machine is a leftover
 _LONGEST_STEM = 40  # characters of a name that its scratch file keeps; file systems take 255 bytes
@@ -59,11 +59,11 @@ def check_output_folder(
     Args:
         overwrite: results of an earlier run may be replaced.
         is_ours: whether the folder holds results of the same command.
-        what: names these results in messages, such as "an evaluation".
-        cure: says how the user replaces them.
-        ignored: name of a file that counts as nothing, such as a lock.
+        what: name of these results in messages, such as "an evaluation".
+        cure: tells the user how to replace them.
+        ignored: name of a file that may be there, such as a lock.
     Returns:
-        whether results of an earlier run are there.
+        whether the folder holds results of an earlier run.
     Raises:
         FileExistsError: the folder has earlier results and `overwrite` is False, or it has other files, or is a file itself.
         OSError: it cannot be written.
@@ -84,7 +84,9 @@ def check_writable(folder: Path) -> None:
     if not nearest.is_dir():
         raise FileExistsError(f"{nearest} is not a folder; choose another place for the results.")
     try:
-        tempfile.TemporaryFile(dir=nearest).close()  # permissions do not tell: a file system may be read-only or full
+        tempfile.TemporaryFile(
+            dir=nearest
+        ).close()  # permissions are not enough: a file system may be read-only or full
     except OSError as error:
         raise type(error)(
             f"{folder} cannot be written ({error.strerror}); choose another place for the results."
@@ -116,9 +118,9 @@ def path_below(folder: Path, name: str) -> Path:
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Delete regular files below a folder, then the folders on their way that are empty.
+    """Delete regular files below a folder, then the folders that this leaves empty.
 
-    What a name finds behind a link, outside of the folder, or as anything but a regular file stays.
+    Names that lead through a link, out of the folder, or to anything but a regular file are skipped.
     """
     for name in names:
         try:
@@ -138,13 +140,13 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_manifest(folder: Path, command: str, names: Iterable[str]) -> None:
-    """Note which files a command wrote into a folder, so that a later run may replace these and no others."""
+    """Record the files that a command wrote into a folder, so that a later run replaces only them."""
     with write_beside(folder / MANIFEST) as path:
         path.write_text(json.dumps({"command": command, "files": sorted(names)}, ensure_ascii=False), encoding="utf-8")
 
 
 def read_manifest(folder: Path, command: str) -> list[str] | None:
-    """The names that `write_manifest` noted for this command; None: there is no such note that can be read."""
+    """The names that `write_manifest` recorded for this command. None: there is no readable record."""
     path = folder / MANIFEST
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST_MANIFEST:
@@ -161,9 +163,10 @@ def read_manifest(folder: Path, command: str) -> list[str] | None:
 
 @contextmanager
 def write_beside(path: Path) -> Iterator[Path]:
-    """Give a hidden name in the same folder to write a file to; at the end it takes the place of `path`, whole.
+    """Yield a hidden path in the same folder. At the end, the file written there replaces `path` in one step.
 
-    After an error or an interruption `path` is as it was, and the hidden file is gone. A link at `path` is replaced itself.
+    After an error or an interruption, `path` is unchanged and the hidden file is deleted. If `path` is a link, the link itself is
+    replaced.
     """
     _remove_leftovers_once(os.path.realpath(path.parent))
     scratch = _scratch(path)
@@ -176,9 +179,9 @@ def write_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Give an empty hidden folder beside `path`, which is deleted at the end with all that is in it.
+    """Yield an empty hidden folder beside `path`. At the end, the folder and its content are deleted.
 
-    From there, a file or folder is moved to its place in one step.
+    A file or folder can be moved from there to its place in one step.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,10 +196,10 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(folder: Path) -> Iterator[Path]:
-    """Give an empty hidden folder beside `folder` to write to; at the end it takes the place of `folder`, whole.
+    """Yield an empty hidden folder beside `folder`. At the end, it replaces `folder`.
 
-    A folder that is there is moved away first, deleted last, and put back if anything goes wrong in between. Whether it may be
-    replaced must have been checked.
+    An existing folder is moved away first and deleted last. If anything fails in between, it is put back. The caller must have
+    checked that it may be replaced.
     """
     folder = folder.absolute()
     with scratch_folder(folder) as scratch:
@@ -213,7 +216,7 @@ def folder_beside(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the hidden files and folders that `write_beside`, `scratch_folder` and `folder_beside` of killed processes left."""
+    """Delete hidden files and folders that killed processes left in `write_beside`, `scratch_folder` or `folder_beside`."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in list(entries):
             if not is_leftover(Path(entry)):
@@ -226,7 +229,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _put_back(scratch: Path) -> None:
-    """A process that was killed between the two renames of `folder_beside` left the only copies of a folder in its scratch."""
+    """Restore a folder whose only copy is in the scratch of a process that was killed between the renames of `folder_beside`."""
     old = scratch / _REPLACED
     if old.is_symlink() or not old.is_dir():
         return
@@ -239,7 +242,7 @@ def _put_back(scratch: Path) -> None:
 
 @cache
 def _remove_leftovers_once(folder: str) -> None:
-    """Looking through a folder for each of a hundred thousand files would take hours."""
+    """As `remove_leftovers`, once in each process: listing a folder for each of 100,000 files would take hours."""
     remove_leftovers(Path(folder))
 
 
@@ -261,11 +264,11 @@ def is_leftover(path: Path) -> bool:
 _SCRATCH = re.compile(
     r"\.(?P<stem>.+)\.(?P<host>[A-Za-z0-9-]+)-(?P<process>\d{1,9})-(?P<start>\d{1,20})\.partial(\.[^.]+)?", re.DOTALL
 )
-_UNKNOWN = "0"  # start of a process that runs and may not be looked at
+_UNKNOWN = "0"  # start of a running process that we have no permission to inspect
 
 
 def _scratch(path: Path) -> Path:
-    """With the suffix of the path, by which libraries choose a format."""
+    """A hidden path beside `path`. It keeps the suffix, because libraries choose the format by it."""
     stem, suffix = path.stem, path.suffix
     if len(os.fsencode(path.name)) > _LONGEST_STEM:
         digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
@@ -277,8 +280,10 @@ def _scratch(path: Path) -> Path:
 
 @cache
 def _machine() -> str:
-    """The host's name, and a digest of what tells containers and machines of one name apart, and a machine before and after a
-    restart: process numbers mean nothing beyond these."""
+    """The host's name and a digest of its boot and process namespace.
+
+    Process numbers are unique only within one boot and one container. The digest also tells machines of the same name apart.
+    """
     marks = []
     for read in (
         lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
@@ -291,7 +296,7 @@ def _machine() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process started, which tells it from an earlier one of the same number; None: no process has this number."""
+    """When a process started. It distinguishes processes that had the same number. None: no process has this number."""
     with suppress(OSError, IndexError):  # in ticks since the machine started: setting the clock does not change it
         return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     try:

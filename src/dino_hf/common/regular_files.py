@@ -1,7 +1,7 @@
-"""Files of other people: only regular ones are opened, sizes and depths are bounded, and walks end.
+"""Reading untrusted files: only regular files are opened, sizes and depths are bounded, and walks end.
 
-A folder from the internet may hold pipes (which wait for ever), devices such as /dev/zero (which never end), links to private files
-or to folders above, and texts that are made to fill the memory of their reader.
+A folder from the internet may hold pipes (reading them waits forever), devices such as /dev/zero (reading them never ends), links
+to private files or to parent folders, and texts made to fill the memory of the reader.
 """
 
 import gc
@@ -36,7 +36,7 @@ class OutsideError(OSError):
 
 
 def is_regular(path: str | os.PathLike) -> bool:
-    """Whether a path leads, through links or not, to a regular file: no folder, pipe, device or socket. Never raises."""
+    """Whether a path is a regular file, or a link to one: no folder, pipe, device or socket. Never raises."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):  # ValueError: a NUL or half a surrogate pair in the name
@@ -44,7 +44,7 @@ def is_regular(path: str | os.PathLike) -> bool:
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    """Whether a path leads to a folder. Never raises."""
+    """Whether a path is a folder, or a link to one. Never raises."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -52,10 +52,10 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file for reading bytes, without ever waiting for a pipe or a device.
+    """Open a regular file for reading bytes. It never waits for a pipe or a device.
 
     Raises:
-        OSError: there is no such file, or it is not a regular one.
+        OSError: the file does not exist, or is not a regular file.
     """
     try:
         mode = os.stat(path).st_mode
@@ -65,7 +65,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     try:
-        _check_mode(path, os.fstat(file.fileno()).st_mode)  # it may have been replaced since
+        _check_mode(path, os.fstat(file.fileno()).st_mode)  # the file may have been replaced since
     except OSError:
         file.close()
         raise
@@ -86,13 +86,13 @@ def read_bytes(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> bytes:
     Args:
         largest: in bytes.
     Raises:
-        OSError: there is no such file, it is not a regular one, or it is larger.
+        OSError: the file does not exist, is not a regular file, or is larger.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > largest:
             raise OSError(f"{path} has {size:,} bytes, more than the {largest:,} that are read of such a file.")
-        parts, left = [], largest + 1  # files of the system have more in them than their size says
+        parts, left = [], largest + 1  # system files, as in /proc, can hold more than their size says
         while left > 0 and (part := file.read(min(left, _READ_AT_ONCE))):
             parts.append(part)
             left -= len(part)
@@ -102,7 +102,7 @@ def read_bytes(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> bytes:
 
 
 def read_text(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> str:
-    """Content in UTF-8, without the mark that Windows sets at its beginning.
+    """Text of a UTF-8 file, without a byte order mark and with "\\n" as the end of lines.
 
     Raises:
         OSError: as `read_bytes`; ValueError: it is in another encoding.
@@ -114,7 +114,7 @@ def read_text(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> str:
 
 
 def read_lines(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> list[str]:
-    """Lines that are not blank, without white space around them. Raises as `read_text`."""
+    """Non-blank lines of a file, stripped of white space. Raises like `read_text`."""
     return [line.strip() for line in read_text(path, largest).splitlines() if line.strip()]
 
 
@@ -140,17 +140,17 @@ def walk_files(
     roots: tuple[str, ...] = EVERYWHERE,
     outside: list[str] | None = None,
 ) -> Iterator[Path]:
-    """Regular files below a folder. Each folder gives its files by name first, then its folders by name.
+    """Regular files below a folder. Each folder yields its files first, then those of its folders, both by name.
 
-    Hidden ones are passed over. Links are followed, after everything else; each folder is walked once, however many links lead to
-    it. Depth does not matter.
+    Hidden files and folders are skipped. Links to folders are followed last. Each folder is walked once, even if several links
+    lead to it. Depth is not limited.
 
     Args:
-        suffixes: of the files, in lower case; None: all.
-        roots: files and folders outside of these are passed over, see `is_below`.
-        outside: gets the paths of links that are passed over for leading outside.
+        suffixes: wanted suffixes, in lower case. None: all.
+        roots: files and folders outside of these are skipped, see `is_below`.
+        outside: list that receives the links that lead outside and are skipped.
     Raises:
-        OSError: a folder cannot be listed, so that its files would be lost.
+        OSError: a folder cannot be listed, so its files would be missing.
     """
     seen, links, outside = set(), [], [] if outside is None else outside
     waiting = [folder]
@@ -190,7 +190,7 @@ def walk_files(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Python looks for garbage more and more often while millions of values are made, none of which is garbage."""
+    """Pause garbage collection. While millions of values are created, Python would search them for garbage again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -228,7 +228,7 @@ def read_json(path: Path, largest: int = LARGEST_JSON, object_hook: Callable[[di
 
 
 def check_depth(content: Any, deepest: int, name: str) -> None:
-    """Raises ValueError for lists and objects that are nested deeper than some levels; `name` is for the message."""
+    """Raise ValueError if lists and objects are nested more than `deepest` levels deep. `name` is for the message."""
     level, depth = [content], 0
     while level := [value for value in level if isinstance(value, dict | list)]:
         level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
@@ -238,7 +238,7 @@ def check_depth(content: Any, deepest: int, name: str) -> None:
 
 
 def read_settings(path: Path) -> Any:
-    """Content of a json with settings or a record, such as config.json, of bounded size and depth.
+    """Content of a json with settings or a record, such as config.json. Its size and depth are bounded.
 
     Raises:
         OSError: as `read_bytes`; ValueError: it is broken, or nested too deeply.
@@ -249,7 +249,7 @@ def read_settings(path: Path) -> Any:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Read each json of a model folder before it is handed to transformers, which follows nested lists until Python's stack ends.
+    """Check each json of a model folder before transformers reads it: deep nesting would exhaust Python's stack there.
 
     Raises:
         ValueError, OSError: as `read_settings`.
@@ -259,7 +259,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 class _BoundedLoader(yaml.BaseLoader):
-    """Of PyYAML: all values are strings, and nothing is run. Bounded in depth and in what aliases stand for."""
+    """PyYAML loader that reads all values as strings and runs no code. Depth and the size of expanded aliases are bounded."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -286,7 +286,7 @@ class _BoundedLoader(yaml.BaseLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """Content of a yaml, with all values as strings, as a class may be called `no` or `007`.
+    """Content of a yaml. All values are strings, because a class may be called `no` or `007`.
 
     Raises:
         OSError: as `read_bytes`; ValueError: it is broken, nested too deeply, or its aliases multiply.
@@ -295,10 +295,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """As `read_yaml`, of a text whose name is for messages."""
+    """As `read_yaml`, for a text. `name` is for messages."""
     try:
         return _BoundedLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # the last two: of keys and values that PyYAML cannot make
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+    ) as error:  # the last two: keys and values that PyYAML cannot construct
         raise ValueError(f"{name} is not valid yaml: {' '.join(str(error).split())}.") from error
 
 

@@ -1,4 +1,4 @@
-"""A command that is told to end cleans up first, as after Ctrl-C."""
+"""Make SIGTERM and SIGHUP act like Ctrl-C, so that a command cleans up before it ends."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ class Terminated(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As shells count: 128 plus the number of the signal."""
+        """Exit code by the convention of shells: 128 plus the number of the signal."""
         return 128 + self.number
 
 
@@ -24,7 +24,7 @@ class Terminated(KeyboardInterrupt):
 def stop_like_ctrl_c() -> Iterator[None]:
     """Within, SIGTERM and SIGHUP raise `Terminated` in the main thread. A second one ends the process at once.
 
-    It does nothing in other threads, which cannot set handlers. Handlers that are set already stay.
+    In other threads it does nothing, because they cannot set handlers. Existing handlers are kept.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,7 +33,7 @@ def stop_like_ctrl_c() -> Iterator[None]:
 
     def stop(number: int, frame) -> None:
         signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != owner:  # a forked worker, which leaves the cleaning to its parent
+        if os.getpid() != owner:  # a forked worker: its parent cleans up
             os.kill(os.getpid(), number)
             return
         raise Terminated(number)

@@ -1,4 +1,4 @@
-"""Text of strangers for terminals, Markdown, HTML and csv: names of classes and files can hold anything."""
+"""Untrusted text for terminals, Markdown, HTML and csv: names of classes and files can hold anything."""
 
 import re
 import unicodedata
@@ -12,15 +12,15 @@ _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _SUSPECT = re.compile(r"[^\x20-\x7e\n\t]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-# Joiners that words of many languages and emoji need, and that no terminal acts on.
+# Joiners that emoji and words of many languages need. Terminals do not act on them.
 _HARMLESS = {"\N{ZERO WIDTH JOINER}", "\N{ZERO WIDTH NON-JOINER}", "\N{SOFT HYPHEN}"}
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    """Text that a terminal shows as it is: a control character is written as its escape, `\\x1b`. Line feeds and tabs stay.
+    """Text with control characters replaced by escapes such as `\\x1b`, so a terminal only shows them. Line feeds and tabs stay.
 
     Args:
-        limit: most characters; the rest is left out and counted.
+        limit: most characters. The rest is left out, and its length is stated.
     """
     if limit is not None:
         text = shorten(text, limit)
@@ -28,13 +28,13 @@ def printable(text: str, limit: int | None = None) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """At most about `limit` characters: the start, and how many more there are."""
+    """Cut a text to `limit` characters and say how many more there were."""
     more = len(text) - limit
     return text if more <= 0 else f"{text[:limit]}... ({more:,} more characters)"
 
 
 def csv_cell(value: object) -> object:
-    """A value for a csv file. A spreadsheet runs text that starts like a formula, so that text gets an apostrophe in front."""
+    """A value for a csv file. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value

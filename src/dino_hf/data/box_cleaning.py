@@ -1,4 +1,4 @@
-"""Boxes as they should have been: on the image as it is, of positive size, inside of it."""
+"""Correct boxes: move them onto the upright image, make their sizes positive, and clip them to the image."""
 
 from typing import NamedTuple
 
@@ -8,33 +8,32 @@ from .rows import MOST_PIXELS, SMALLEST_SIDE
 
 
 class ImageGeometry(NamedTuple):
-    """From the image that boxes were drawn on to the image as it is; I images, or N boxes, each with those of its image."""
+    """The change from the image on which boxes were drawn to the image as it is. One row for each image, or for each box."""
 
     sizes: np.ndarray  # (I, 2) width and height, upright
     stored_sizes: np.ndarray  # (I, 2) before the EXIF orientation turns it
-    orientations: np.ndarray  # (I,) EXIF's, where boxes must be turned as the image is; else 1
-    scales: np.ndarray  # (I, 2) that boxes must be multiplied by
+    orientations: np.ndarray  # (I,) EXIF orientation if boxes must be turned with the image, else 1
+    scales: np.ndarray  # (I, 2) factors for the boxes
 
     def of_boxes(self, image: np.ndarray) -> "ImageGeometry":
-        """(N,) places of images -> one entry for each box; what stands at -1 is of no meaning."""
+        """One row for each box, from the (N,) places of their images. Rows of place -1 are undefined."""
         return ImageGeometry(*(values[image] for values in self))
 
 
 class CleanedBoxes(NamedTuple):
     boxes: np.ndarray  # (N, 4) x, y, width, height
     areas: np.ndarray  # (N,)
-    kinds: np.ndarray  # (N,) of finding that was corrected, or that a box is left out for; "" for neither
+    kinds: np.ndarray  # (N,) kind of finding that was corrected or excludes the box; "" if there is none
     is_kept: np.ndarray  # (N,)
 
 
 def clean_boxes(boxes: np.ndarray, areas: np.ndarray, geometry: ImageGeometry) -> CleanedBoxes:
-    """Turn and scale boxes with their images, give negative sizes their sign, clip to the image, and leave out what is then of
-    no size.
+    """Turn and scale boxes with their images, make negative sizes positive, clip to the image, and exclude boxes without size.
 
     Args:
-        boxes: (N, 4) x, y, width, height in pixels; not a number for what are none.
-        areas: (N,) not a number where the data have none.
-        geometry: of the image of each box.
+        boxes: (N, 4) x, y, width, height in pixels; NaN where the data have no number.
+        areas: (N,) NaN where the data have none.
+        geometry: one row for each box.
     """
     kinds = np.full(len(boxes), "", dtype=object)
     with np.errstate(invalid="ignore"):
@@ -66,7 +65,7 @@ def clean_boxes(boxes: np.ndarray, areas: np.ndarray, geometry: ImageGeometry) -
 
 
 def turn_boxes(boxes: np.ndarray, orientations: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes on images as stored -> the same things on the images as their EXIF orientation shows them.
+    """Turn boxes from the stored image to the image turned by its EXIF orientation.
 
     Args:
         boxes: (N, 4) x, y, width, height.

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, before an hour of training tells."""
+"""Find errors in a data set before training."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ from .reading import guess_readings
 from .rows import MOST_PIXELS, SMALLEST_SIDE
 from .stated_size import SizeFit, fit_sizes
 
-_MANY_BOXES = 300  # detections that post-processing keeps
+_MANY_BOXES = 300  # post-processing keeps so many detections
 _WHOLE_IMAGE = 0.99  # share of the sides
 _RARE = 0.01  # share of the boxes of the commonest class
 _BACKGROUND = {"background", "bg", "na", "none"}  # letters only; `load_data` leaves them out where no box has them
@@ -32,9 +32,9 @@ class Report(NamedTuple):
     format: str
     findings: list[Finding]  # worst first
     statistics: dict  # see `describe`
-    facts: dict[str, list[ImageFacts]]  # of the images of each split
-    fits: dict[str, SizeFit]  # of the sizes of the images of each split
-    readings: dict[str, Reading]  # what the boxes of each split are
+    facts: dict[str, list[ImageFacts]]  # facts of the images of each split
+    fits: dict[str, SizeFit]  # sizes of the images of each split
+    readings: dict[str, Reading]  # layout of the boxes of each split
     images_were_decoded: bool
 
     def __repr__(self) -> str:
@@ -47,7 +47,7 @@ class Report(NamedTuple):
         return any(finding.severity == "error" for finding in self.findings)
 
     def as_dict(self) -> dict:
-        """For json: findings with their first 1,000 offenders, and statistics."""
+        """The report for json: findings with their first 1,000 offenders, and statistics."""
         return {
             "dataset": self.origin,
             "format": self.format,
@@ -64,12 +64,12 @@ def inspect(
     trust_boxes: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Look for everything that is known to go wrong with detection data; nothing is changed.
+    """Check detection data for all known kinds of errors. The data are not changed.
 
     Args:
         check_images: open and decode every image, compare its size with the stated one, and look for copies. Otherwise only
-            whether its file exists is looked at, which takes seconds for a hundred thousand images.
-        trust_boxes: the boxes are what their format says, whatever they fit.
+            check that its file exists, which takes seconds for 100,000 images.
+        trust_boxes: take the boxes as their format says, even if another layout fits the images better.
         progress: called with the number of images done, and of all.
     """
     facts = look_at_images(raw.splits, check_images, progress)
@@ -90,7 +90,7 @@ def inspect(
         check_files(found, name, facts[name], fits[name])
         _check_references(found, name)
         _check_reading(found, name, readings[name])
-        if readings[name].is_as_read:  # else each box would be wrong in ways that mean nothing
+        if readings[name].is_as_read:  # in a wrong layout, checks of single boxes are meaningless
             _check_geometry(found, name)
         _check_repetitions(found, name, readings[name])
         _check_counts(found, name, facts[name])
@@ -102,7 +102,7 @@ def inspect(
 
 
 def _fit_advice(found: FindingCollector, facts: dict[str, list[ImageFacts]]) -> None:
-    """Replace advice that does not help for these data."""
+    """Replace advice that would not help with these data."""
     splits = found.raw.splits
     found.can_be_copied = any(
         facts[name][place].is_readable
@@ -124,7 +124,7 @@ def _fit_advice(found: FindingCollector, facts: dict[str, list[ImageFacts]]) -> 
 def _check_problems(found: FindingCollector, images_are_decoded: bool) -> None:
     for problem in found.raw.problems:
         if images_are_decoded and problem.kind == "unreadable-image":
-            continue  # of YOLO's reader, and found again with the images of all formats
+            continue  # from the reader of YOLO; the checks of images find it again, for all formats
         found.add(problem.kind, [Offender(None, problem.where, None, problem.message)])
 
 
@@ -166,7 +166,7 @@ def _check_class_counts(found: FindingCollector, entry_text: Callable[[int], str
     if not labelled or not categories:
         return
     total = sum(labelled.values())
-    # What repeats an id is another error, and has its boxes counted at the first entry.
+    # A repeated id is an error of its own. Its boxes count for the first entry.
     places = [p for p, entry in enumerate(categories) if first_of_id[entry.get("id")] == p and p not in left_out]
 
     def add(kind: str, is_wrong: Callable[[int], bool], value: Callable[[int], str]) -> None:
@@ -232,7 +232,7 @@ def _check_references(found: FindingCollector, name: str) -> None:
 
 
 def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None:
-    """The finding names every box of the split: which of them fit by chance does not matter."""
+    """Check the layout of the boxes. The finding names every box of the split, also those that fit by chance."""
     table = found.tables[name]
     found.add_boxes("box-not-numbers", name, ~table.is_number)
     if reading.is_as_read:
@@ -257,16 +257,16 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
 
 
 def kind_of_reading(reading: Reading, raw_format: str) -> str:
-    """Of finding, for boxes that are not what the format says."""
+    """Kind of finding for boxes in another layout than the format has."""
     if reading.is_relative != (raw_format == "yolo"):
         return "boxes-are-normalised" if reading.is_relative else "boxes-are-pixels"
     return {"xyxy": "boxes-are-corners", "xywh": "boxes-are-xywh", "cxcywh": "boxes-are-centres"}[reading.layout]
 
 
 def _check_geometry(found: FindingCollector, name: str) -> None:
-    """Boxes of the layout that the format says, in pixels; a box has one thing wrong with it at most."""
+    """Check single boxes, in pixels and in the layout of the format. Each box gets at most one finding."""
     table = found.tables[name]
-    with np.errstate(invalid="ignore"):  # not a number, where a size is unknown, compares as False
+    with np.errstate(invalid="ignore"):  # unknown sizes are NaN, which compares as False
         boxes, sizes = table.boxes, np.where(np.isnan(table.sizes), np.inf, table.sizes)
         smaller = boxes[:, 2:].min(1)  # (N,)
         visible = (np.minimum(table.corners[:, 2:], sizes) - np.maximum(boxes[:, :2], 0)).min(1)  # (N,) shorter side
@@ -315,7 +315,7 @@ def _check_repetitions(found: FindingCollector, name: str, reading: Reading) -> 
             return f"{box_text(box)}, nearly as {box_text(first)}"
 
         found.add_boxes("near-duplicate-box", name, first_of >= 0, pair_text)
-    if found.raw.format != "coco":  # elsewhere an id counts the boxes of an image, if anything, and nobody reads it
+    if found.raw.format != "coco":  # other formats have no ids of annotations that a tool reads
         return
     ids = [entry.get("id") for entry in split.annotations]
     is_repeated = np.zeros(len(ids), dtype=bool)

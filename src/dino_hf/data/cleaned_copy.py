@@ -1,4 +1,4 @@
-"""A copy of a data set, in COCO format, with what can be corrected corrected and the rest left out; the original is only read."""
+"""Cleaned copies of data sets, in COCO format: correctable entries are corrected, others left out."""
 
 import itertools
 import json
@@ -31,13 +31,13 @@ class CleanedCopy(NamedTuple):
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Kind of finding -> how many images, boxes or other entries are not in the copy because of it. The boxes of an image that
-        is left out do not count."""
+        """Kind of finding -> number of images, boxes or other entries that it excludes from the copy. Boxes of excluded images do
+        not count."""
         return dict(Counter(change.kind for change in self.changes if change.action == "left out").most_common())
 
     @property
     def left_out_texts(self) -> list[str]:
-        """Sentences that say what is not in the copy; none if all is."""
+        """Sentences about the entries that are not in the copy. Empty if all are."""
         if not self.left_out:
             return []
         num_images = self.num_original_images - sum(self.num_images.values())
@@ -54,7 +54,7 @@ class CleanedCopy(NamedTuple):
 
     @property
     def size_texts(self) -> list[str]:
-        """One for each split."""
+        """Numbers of images and boxes, one text for each split."""
         return [
             f"{name}: {count_text(count, 'image')}, {count_text(self.num_boxes[name], 'box')}"
             for name, count in self.num_images.items()
@@ -70,21 +70,25 @@ def write_cleaned_copy(
 ) -> CleanedCopy:
     """Write `folder/<split>/` with images and `_annotations.coco.json`, and what was changed as fixes.json and CHANGES.txt.
 
-    Images are copied byte by byte: who edits one in the copy does not change the original. Left out: images that are
-    missing or broken, of another shape than stated, of an id that several have, or copies (of two splits the held-out one
-    keeps the image); boxes without numbers or size, outside of their image, repeated, of an unknown image or category.
-    Corrected: boxes of another layout than their format's, where `inspect` is sure of it; of resized images and of those
-    that EXIF turns; of negative size; what sticks out is clipped; impossible areas; categories of one name become one. The
-    copy has fields for detection only: no masks, no key points.
+    Images are copied byte by byte, so editing one in the copy does not change the original.
+
+    - Left out: images that are missing or broken, have another shape than stated, share an id, or are copies (of copies in two
+      splits, the held-out one stays); boxes without numbers or size, outside of their image, repeated, or of an unknown image or
+      category.
+    - Corrected: boxes in another layout than their format has, if `inspect` is sure; boxes of resized images and of images that
+      EXIF turns; negative sizes; impossible areas. Boxes that stick out are clipped. Categories of one name become one.
+
+    The copy has fields for detection only: no masks, no key points.
 
     Args:
-        report: of `inspect(raw)`, which must have looked at the images.
-        folder: new, or empty; it appears when all is written. Until then the copy is in a hidden folder beside it, which the
-            next call removes if the process is killed.
+        report: the result of `inspect(raw)` with images.
+        folder: a new or empty folder. It appears when all is written. Until then, the copy is in a hidden folder beside it. If
+            the process is killed, the next call removes that folder.
         progress: called with the number of images written, and of all.
         drop_near_copies: also leave out images that only look like one in another split, and boxes that nearly repeat another.
     Raises:
-        ValueError: the folder is not empty or lies within the original, the report is without images, or nothing is left.
+        ValueError: the folder is not empty or lies within the original, the report does not cover images, or nothing is left.
+        OSError: the folder cannot be written.
     """
     folder = Path(folder).resolve()
     if not report.images_were_decoded:
@@ -158,7 +162,7 @@ def _write_splits(
 
 
 def unused(name: str, taken: set[str]) -> str:
-    """A name that is not in `taken`, and now is; compared without case, as some file systems do."""
+    """A name that is not in `taken`. It is added to `taken`. Case is ignored, as some file systems do."""
     free = next(
         one
         for one in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
@@ -173,7 +177,7 @@ def _copy_image(image: dict, path: Path) -> None:
     if isinstance(file, bytes):
         path.write_bytes(file)
     else:
-        shutil.copyfile(file, path)  # where the file system can, without reading it
+        shutil.copyfile(file, path)  # some file systems copy without reading
 
 
 def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:

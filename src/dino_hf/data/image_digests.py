@@ -1,4 +1,4 @@
-"""Copies of images, found by short digests of their content and not by their names."""
+"""Find copies of images by short digests of their content. Names are not compared."""
 
 import base64
 import hashlib
@@ -11,17 +11,16 @@ from .image_facts import exact_copies, image_key, look_at_images, near_copies
 from .raw import RawSplit
 from .rows import CocoData
 
-_END = 2**14  # bytes at each end of a file that are read: images of one size that agree there are copies
+_END = 2**14  # bytes read at each end of a file: images of equal size that agree there are copies
 _SIZE = 5  # bytes of a digest: 10,000 images compared with as many others agree by chance in 1 of 10,000 cases
-# Images that are decoded to find copies that were compressed again or scaled; more would take minutes. Exact copies are always
-# found.
+# At most so many images are decoded to find near copies, because more would take minutes. Exact copies are always found.
 MOST_DECODED = 5000
-# Of the images: with more in one group of near copies they are frames of a fixed camera, and a split by groups would be none.
+# Share of the images. A larger group of near copies is taken for frames of a fixed camera, which cannot be split by groups.
 MOST_NEAR = 0.5
 
 
 def image_digests(data: CocoData) -> list[bytes | None]:
-    """A digest of each image's file, by its size and both of its ends; None where the data have no file that can be read."""
+    """Digest of each image file, made of its size and both of its ends. None: the file cannot be read."""
     column = data.dataset.with_format("arrow").select_columns("image")
     digests: list[bytes | None] = []
     for start in range(0, len(column), 100):
@@ -50,12 +49,12 @@ def _hash(size: int, start: bytes, end: bytes) -> bytes:
 
 
 def pack(digests: Iterable[bytes | None]) -> str:
-    """Digests as text, sorted, for a model's configuration: 7 characters each."""
+    """Sorted digests as text, 7 characters each, for a model's configuration."""
     return base64.b64encode(b"".join(sorted({digest for digest in digests if digest is not None}))).decode()
 
 
 def unpack(text: object) -> set[bytes]:
-    """What `pack` made; empty for anything else."""
+    """The digests in a text from `pack`. Anything else gives an empty set."""
     if not isinstance(text, str):
         return set()
     try:
@@ -66,13 +65,13 @@ def unpack(text: object) -> set[bytes]:
 
 
 def copy_groups(split: RawSplit, data: CocoData) -> tuple[list[int], list[str]]:
-    """Images that show the same, which must not be both trained on and held out.
+    """Group images that are copies. A group must not be both trained on and held out.
 
-    Copies are images of the same content, images that look the same though compressed again or scaled, and Roboflow's augmented
-    copies, which are named <photo>.rf.<hash>.jpg.
+    Copies are files of equal content, images that look the same after compression or scaling, and Roboflow's augmented copies
+    (named <photo>.rf.<hash>.jpg).
 
     Args:
-        split: where `data` come from, with the same images in the same order.
+        split: the source of `data`, with the same images in the same order.
     Returns:
         a group number for each image, and notes for the user.
     """
@@ -114,7 +113,7 @@ def _photo(name: str | None) -> str | None:
 
 
 class _Groups:
-    """Sets of places that are joined one pair at a time."""
+    """Disjoint sets of places (union-find)."""
 
     def __init__(self, num: int):
         self._parent = list(range(num))
@@ -136,7 +135,7 @@ class _Groups:
             self._parent[root] = roots[0]
 
     def join_equal(self, keys: Iterable[object]) -> None:
-        """Places of the same key; None is no key."""
+        """Join places with equal keys. None is no key."""
         places: dict[object, int] = {}
         for place, key in enumerate(keys):
             if key is not None:

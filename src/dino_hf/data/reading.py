@@ -1,11 +1,11 @@
-"""Whether the boxes of a data set are what its format says, before it is trained or measured on."""
+"""Check that the boxes of a data set have the layout of its format, before training or evaluation."""
 
 from .box_table import LAYOUT_TEXTS, BoxTable, Reading, guess_reading, make_box_table
 from .raw import RawDataset
 
 
 def guess_readings(tables: dict[str, BoxTable], raw_format: str) -> dict[str, Reading]:
-    """Of the whole data set if one wrong reading explains it, else of each split by itself."""
+    """The reading of each split. If one wrong reading explains the whole data set, all splits get it."""
     if not tables:
         return {}
     of_all = guess_reading(list(tables.values()), raw_format)

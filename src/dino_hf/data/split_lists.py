@@ -1,4 +1,4 @@
-"""Lists that say which images, or annotations, belong to which split."""
+"""Text files that list the images or annotations of each split."""
 
 from collections.abc import Iterable
 from pathlib import Path

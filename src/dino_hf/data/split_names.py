@@ -1,4 +1,4 @@
-"""Which split the name of a file or folder tells: train2017 and instances_val do, test_tube and training_day do not."""
+"""Splits told by names of files and folders: train2017 and instances_val tell one, test_tube and training_day do not."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _SPLIT_WORDS = {
     "test": "test testing testdev",
 }
 _SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
-# Words that stand beside a split in names of exports, and name nothing that a picture could show.
+# Words that stand beside a split in names of exports. None of them names a thing that a picture could show.
 _PLAIN_WORDS = (
     "annotated annotation annotations ann anns anno annos aug augmented bbox bboxes caption captions challenge clean cleaned "
     "coco create csv cvat darknet data dataset datasets default det detect detection detections final fixed fold folder full "
@@ -29,23 +29,27 @@ _PLAIN_FORM = re.compile(
 
 
 def canonical_split(word: str) -> str:
-    """ "train", "validation" or "test" for what data sets call them ("valid", "val2017", "dev", ...), else the word itself."""
+    """ "train", "validation" or "test" for the words that data sets use ("valid", "val2017", "dev", ...), else the word itself."""
     return _SPLIT_OF.get(re.sub(r"[-_ ]?\d*$", "", word.lower()), word)
 
 
 def split_in(name: str, at_end: bool = False) -> str | None:
-    """The split that a file's or folder's name tells, as "instances_val2017" does; None if it tells none, or two.
+    """The split told by the name of a file or folder, such as "instances_val2017". None: the name tells no split, or two.
 
     Args:
-        at_end: also where the last word tells it, behind words of the data's own: "raccoon_val" then does, "test_tube" does not.
+        at_end: accept other words before the split, if it is the last word: "raccoon_val" tells a split, "test_tube" does not.
     """
     split, _, is_whole, is_last = _parse(name)
     return split if is_whole or (at_end and is_last) else None
 
 
 def _parse(name: str) -> tuple[str | None, tuple[str, ...], bool, bool]:
-    """The split of the only word that is one; all words, with "" in its place; whether the others are plain; whether all behind
-    it are."""
+    """Split a name into its parts.
+
+    Returns:
+        the only split that a word names, or None; all words, with "" in place of the split; whether all other words are plain;
+        whether all words after the split are plain.
+    """
     words = _words(name)
     splits = [canonical_split(word) for word in words]
     places = [place for place, split in enumerate(splits) if split in SPLITS]
@@ -57,7 +61,7 @@ def _parse(name: str) -> tuple[str | None, tuple[str, ...], bool, bool]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name has no words but plain ones and those of splits, so that it does not say what the pictures show."""
+    """Whether a name has only plain words and words for splits, so it does not say what the pictures show."""
     return all(_is_plain(word) or canonical_split(word) in SPLITS for word in _words(name))
 
 
@@ -71,19 +75,19 @@ def _is_plain(word: str) -> bool:
 
 
 class SplitNames:
-    """The splits that names in one data set tell.
+    """The splits told by the names in one data set.
 
-    A name of plain words and one for a split tells it: train, val2017, test_images, instances_train. Other words may name what the
-    pictures show, as in test_tube or crash_test. Such a name tells a split in three cases:
+    A name of plain words and a word for a split tells this split: train, val2017, test_images, instances_train. Other words may
+    name the content of the pictures, as in test_tube or crash_test. A name with other words tells a split in three cases:
 
     - another name differs from it only in the split: raccoon_train and raccoon_val;
     - a folder's last word is the split, and a folder beside it is a split: train and raccoon_val;
     - an annotation file's last word is the split: raccoon_val.json.
 
     Args:
-        root: folder of the data set, whose own name is not looked at.
-        paths: of files in it.
-        files_tell: whether the names of the files tell splits too, before those of their folders.
+        root: folder of the data set. Its own name is ignored.
+        paths: paths of files in the data set.
+        files_tell: whether names of files tell splits too. They then go before the names of folders.
     """
 
     def __init__(self, root: Path, paths: Iterable[Path], files_tell: bool = False):
@@ -107,7 +111,7 @@ class SplitNames:
         self._unclear: dict[Path, str] = {}  # folder -> the split that it may tell
 
     def of_file(self, path: Path) -> str | None:
-        """Of its name, if that counts, or else of the nearest of its folders that tells one."""
+        """The split told by the name of a file, if names of files count, else by its nearest folder that tells one."""
         if self.files_tell and (split := split_in(path.stem, at_end=True) or self._by_contrast(path.stem)):
             return split
         folder = path.parent
@@ -118,6 +122,7 @@ class SplitNames:
         return None
 
     def of_folder(self, folder: Path) -> str | None:
+        """The split told by the name of a folder."""
         if folder not in self._of_folder:
             self._of_folder[folder] = self._tell(folder)
         return self._of_folder[folder]
@@ -137,11 +142,11 @@ class SplitNames:
         return split if pattern in self._contrasted else None
 
     def notes(self) -> list[str]:
-        """What was not taken as a split although there is a word for one in its name."""
+        """A note on folders that are not taken as a split although a word of their name is one."""
         if not self._unclear:
             return []
         folder, split = min(self._unclear.items())
-        more = f" So it is with {len(self._unclear) - 1} other folders." if len(self._unclear) > 1 else ""
+        more = f" The same holds for {len(self._unclear) - 1} other folders." if len(self._unclear) > 1 else ""
         return [
             f"The folder {folder} is not taken as {split} data, as its name has other words too; if it is, call it {split}.{more}"
         ]

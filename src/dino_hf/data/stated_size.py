@@ -1,4 +1,4 @@
-"""Images of another size than the annotations state: which of the two sizes the boxes are for is decided by what they fit."""
+"""Images whose size differs from the stated one: decide for which of the two sizes the boxes were drawn."""
 
 import math
 from collections.abc import Sequence
@@ -9,27 +9,28 @@ import numpy as np
 from .box_table import BoxTable, leaving
 from .image_facts import ImageFacts
 
-_FLIPPING, _TURNING = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations that keep, and that swap width and height
-SURE = 20.0  # times as likely must one of two sizes be, where the boxes fit both
+_FLIPPING, _TURNING = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations that keep width and height, and that swap them
+SURE = 20.0  # likelihood ratio of the two sizes from which one is chosen, if the boxes fit both
 
 
 class SizeFit(NamedTuple):
-    """Of the images of a split."""
+    """Sizes of the images of a split."""
 
-    kinds: list[str | None]  # of finding that the size of each image is; None if it is as stated
-    sizes: np.ndarray  # (I, 2) width and height that the boxes are for; not a number if unknown
+    kinds: list[str | None]  # kind of finding for the size of each image; None: the size is as stated
+    sizes: np.ndarray  # (I, 2) width and height for which the boxes were drawn; NaN if unknown
 
 
 def fit_sizes(facts: Sequence[ImageFacts], stated: np.ndarray, table: BoxTable) -> SizeFit:
-    """Decide for each image whose stated size is not that of the file.
+    """Decide on the size of each image whose file has another size than stated.
 
-    The boxes of an image tell which size they are for if fewer of them leave it. Where they fit both, the other images of the split
-    that differ in this way decide, if they agree. If none tells, it counts how likely boxes for one size would all lie in the other
-    too. If that does not tell either, the image is "stated-size-unclear", and nothing is changed.
+    The size that fewer boxes of the image leave is right. If equally many leave both sizes, the other images of the split with the
+    same kind of difference decide, if they agree. If no image of the split decides, likelihood decides: how probable it is that
+    boxes drawn for one size all lie inside the other. If that is not clear either, the image is "stated-size-unclear" and nothing
+    is changed.
 
     Args:
-        stated: (I, 2) width and height; not a number if unknown.
-        table: of the split; its `sizes` are not looked at.
+        stated: (I, 2) width and height; NaN if unknown.
+        table: boxes of the split. Its `sizes` are not used.
     """
     known = np.array([(math.nan, math.nan) if fact.size is None else fact.size for fact in facts]).reshape(-1, 2)
     kinds = [_simple_kind(fact, size) for fact, size in zip(facts, stated, strict=True)]
@@ -46,7 +47,7 @@ def fit_sizes(facts: Sequence[ImageFacts], stated: np.ndarray, table: BoxTable) 
 
 
 def _simple_kind(fact: ImageFacts, stated: np.ndarray) -> str | None:
-    """By sizes alone."""
+    """Kind of finding that follows from the sizes alone."""
     if fact.size is None:
         return None
     is_stated = not np.isnan(stated).any()
@@ -59,7 +60,7 @@ def _simple_kind(fact: ImageFacts, stated: np.ndarray) -> str | None:
 
 
 def _are_stated(places: list[int], known: np.ndarray, stated: np.ndarray, table: BoxTable) -> list[bool | None]:
-    """Of each image, whether its boxes are for the stated size; None if that is not clear."""
+    """Whether the boxes of each image were drawn for the stated size. None: unclear."""
     if not places:
         return []
     by_boxes, log_odds, has_boxes = [], 0.0, []
@@ -75,13 +76,13 @@ def _are_stated(places: list[int], known: np.ndarray, stated: np.ndarray, table:
         has_boxes.append(bool(len(corners)))
         by_boxes.append(None if leaving_stated == leaving_known else leaving_stated < leaving_known)
         if by_boxes[-1] is None and not leaving_stated:
-            # A box of one size lies in the other too by a chance of about the ratio of their sides.
+            # The chance that a box drawn for one size also lies inside the other is about the ratio of their sides.
             log_odds += len(corners) * float(np.log(known[place] / stated[place]).sum())
     clear = {one for one in by_boxes if one is not None}
     fallback = clear.pop() if len(clear) == 1 else None
     if fallback is None and not clear and abs(log_odds) >= math.log(SURE):
         fallback = log_odds > 0
-    # Without boxes there is nothing to move: only the statement can be wrong.
+    # Without boxes, nothing has to be moved: only the stated size can be wrong.
     return [
         False if not has else fallback if one is None else one for one, has in zip(by_boxes, has_boxes, strict=True)
     ]
