@@ -11,11 +11,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dino_hf.common.output_folders import write_beside
-from plain_values import TooLarge, check_pickle, plain_value
+from plain_values import MOST_PARTS, TooLarge, check_pickle, plain_value
 
 
 class ConversionError(ValueError):
@@ -87,7 +87,9 @@ def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LEGACY_PICKLES = 4  # at the beginning of files without an archive: magic number, version, machine, content
+_LEGACY_PICKLES = (
+    4  # of files without an archive: magic number, version, machine, content; then the keys of its storages
+)
 _COUNTERS = ("relative_position_index", "num_batches_tracked")  # no weights
 
 
@@ -130,7 +132,9 @@ def _is_safetensors(path: Path) -> bool:
     return beginning[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not of_torch)
 
 
-_MOST_PARTS = 80_000  # one for each tensor: reading more takes minutes
+_LARGEST_DIRECTORY = (
+    2**24
+)  # bytes of the table of contents of an archive, and of the header of safetensors; ours have 2**18
 
 
 def _check_archive(path: Path) -> None:
@@ -139,12 +143,20 @@ def _check_archive(path: Path) -> None:
         ConversionError: a part of the archive is not what it was when it was written, or was not written by torch.
     """
     try:
+        if (size := _directory_size(path)) > _LARGEST_DIRECTORY:
+            raise ConversionError(
+                f"{path} has a table of contents of {size:,} bytes, at most {_LARGEST_DIRECTORY:,} are read."
+            )
         with zipfile.ZipFile(path) as archive:
-            if len(archive.infolist()) > _MOST_PARTS:
+            parts = archive.infolist()
+            if len(parts) > MOST_PARTS:
                 raise ConversionError(
-                    f"{path} has {len(archive.infolist()):,} tensors; a training checkpoint of DINO has fewer than 10,000."
+                    f"{path} has {len(parts):,} tensors; a training checkpoint of DINO has fewer than 10,000."
                 )
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            # parts that lie over each other would be read again and again
+            if sum(entry.file_size for entry in parts) > path.stat().st_size:
+                raise ConversionError(f"{path} claims to hold more bytes than it has: it is damaged or made up.")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in parts):
                 raise ConversionError(f"{path} has compressed parts, which torch never writes; save it by torch.save.")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
@@ -157,6 +169,26 @@ def _check_archive(path: Path) -> None:
         )
 
 
+def _directory_size(path: Path) -> int:
+    """Bytes from the beginning of the table of contents of an archive to its end, 0 if it has none.
+
+    `zipfile` reads the table wholly when it opens an archive, however long it is.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        start = file.seek(max(0, size - 2**16 - 22))  # a comment has 2**16 bytes at most
+        end = file.read()
+        position = end.rfind(b"PK\5\6")
+        if position < 0 or len(end) < position + 22:
+            return 0
+        length = int.from_bytes(end[position + 12 : position + 16], "little")
+        if end[position - 20 : position - 16] == b"PK\6\7":  # 64 bit: the true length is in the record before
+            file.seek(max(0, start + position - 20 - 56))
+            record = file.read(56)
+            length = int.from_bytes(record[40:48], "little") if record.startswith(b"PK\6\6") else length
+    return length
+
+
 def _check_pickles(path: Path) -> None:
     """
     Raises:
@@ -166,15 +198,17 @@ def _check_pickles(path: Path) -> None:
         if zipfile.is_zipfile(path):
             _check_archive(path)
             with zipfile.ZipFile(path) as archive:
-                for entry in archive.infolist():
-                    if entry.filename.endswith("data.pkl"):
-                        with archive.open(entry) as stream:
-                            check_pickle(stream, entry.file_size)
+                pickles = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+                if len(pickles) > 1:
+                    raise ConversionError(f"{path} has {len(pickles):,} parts data.pkl, where torch writes one.")
+                for entry in pickles:
+                    with archive.open(entry) as stream:
+                        check_pickle(stream)
         else:
             with path.open("rb") as stream:
                 if stream.peek(2).startswith(b"\x80"):  # else the reader refuses it at its first byte
-                    for _ in range(_LEGACY_PICKLES):
-                        check_pickle(stream, 0)
+                    contents = [check_pickle(stream) for _ in range(_LEGACY_PICKLES)]
+                    _check_storages(contents[-1].storages, check_pickle(stream).texts, path)
     except ConversionError:
         raise
     except TooLarge as error:
@@ -185,9 +219,39 @@ def _check_pickles(path: Path) -> None:
         ) from error
 
 
+def _check_storages(sizes: dict[str, int], keys: set[str], path: Path) -> None:
+    """Torch sets memory aside for all numbers that a file without an archive claims, and fills it for keys that it lists.
+
+    Raises:
+        ConversionError: the file has fewer numbers than its tensors, which would hold whatever was in memory.
+    """
+    if missing := sorted(set(sizes) - keys):
+        raise ConversionError(f"{path} has no numbers for {len(missing):,} of its tensors: it is damaged or made up.")
+    if (claimed := sum(sizes.values())) > path.stat().st_size:  # a number has one byte at least
+        raise ConversionError(f"{path} claims {claimed:,} numbers, but has fewer bytes: it is damaged or made up.")
+
+
+def _check_header(path: Path) -> None:
+    """
+    Raises:
+        ConversionError: a file of safetensors has so many tensors that reading their names takes long.
+        SafetensorError: it is damaged.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if _LARGEST_DIRECTORY < size <= path.stat().st_size:  # a larger one is damaged, which the reader says
+        raise ConversionError(f"{path} has a header of {size:,} bytes; at most {_LARGEST_DIRECTORY:,} are read.")
+    with safe_open(path, "pt") as file:
+        if (count := len(file.keys())) > MOST_PARTS:
+            raise ConversionError(f"{path} has {count:,} tensors; a training checkpoint of DINO has fewer than 10,000.")
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        _check_header(path)
         return safetensors.torch.load_file(path)
+    except ConversionError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise ConversionError(f"{path} is truncated or damaged ({str(error)[:200]}). Download it again.") from error
 

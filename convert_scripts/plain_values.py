@@ -1,7 +1,7 @@
 """Bounds on what a checkpoint says besides its tensors. A file of a kilobyte can hold values that take hours to show or compare."""
 
 import pickletools
-from typing import IO
+from typing import IO, NamedTuple
 
 from torch import Tensor
 
@@ -11,6 +11,8 @@ _LONGEST_TEXT = 2**21  # characters: mmdetection's configuration of a training i
 _LARGEST_INTEGER = 2**63
 _MOST_HASHED = 10**6  # values that the hash of one dictionary key visits
 _LARGEST_PICKLE = 2**26  # bytes of values beside the tensors of a checkpoint; large trainings need less than 1 MiB
+_MOST_OPERATIONS = 2**21  # of a pickle: looking at them takes seconds; a tensor needs about 20
+MOST_PARTS = 80_000  # tensors of a file, with averages and the state of an optimizer
 
 
 class Unreadable:
@@ -58,20 +60,49 @@ class TooLarge(ValueError):
     """A pickle that takes all time or memory to read."""
 
 
-def check_pickle(stream: IO[bytes], size: int) -> None:
+class _Bounded:
+    """A stream of which only so many bytes are read, for one operation of a pickle can ask for gigabytes."""
+
+    def __init__(self, stream: IO[bytes], most: int):
+        self.stream, self.left, self.most = stream, most, most
+
+    def _spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise TooLarge(f"it has more than {self.most:,} bytes besides its tensors")
+
+    def read(self, size: int) -> bytes:
+        self._spend(size)
+        return self.stream.read(size)
+
+    def readline(self) -> bytes:
+        line = self.stream.readline(self.left + 1)
+        self._spend(len(line))
+        return line
+
+
+class PickleContent(NamedTuple):
+    """What the operations of a pickle say without being done."""
+
+    storages: dict[str, int]  # numbers in each storage of tensors, by its key
+    texts: set[str]
+
+
+def check_pickle(stream: IO[bytes]) -> PickleContent:
     """Look at the operations of a pickle without doing them, for the reader would not end at every pickle.
 
     Args:
         stream: at the beginning of a pickle; afterwards at its end.
-        size: bytes that can be read at most.
     Raises:
-        TooLarge: it is large, or has a tuple of tuples whose hash takes too long.
+        TooLarge: it is large, has very many tensors, or has a tuple of tuples whose hash takes too long.
         ValueError: it is damaged.
     """
-    if size > _LARGEST_PICKLE:
-        raise TooLarge(f"it has {size:,} bytes besides its tensors, at most {_LARGEST_PICKLE:,} are read")
-    stack, marks, memo = [], [], {}  # for each object, how many values its hash visits
-    for operation, argument, _ in pickletools.genops(stream):
+    stack, marks, memo = [], [], {}  # for each object, how many values its hash visits, and its value if it is plain
+    content, num_tensors = PickleContent({}, set()), 0
+    operations = pickletools.genops(_Bounded(stream, _LARGEST_PICKLE))
+    for count, (operation, argument, _) in enumerate(operations):
+        if count >= _MOST_OPERATIONS:
+            raise TooLarge(f"it has more than {_MOST_OPERATIONS:,} values besides its tensors")
         name = operation.name
         if name == "MARK":
             marks.append(len(stack))
@@ -96,14 +127,38 @@ def check_pickle(stream: IO[bytes], size: int) -> None:
                 taken = stack[max(0, start) :]
             if start < 0:
                 raise ValueError("its operations take values that are not there")
+            if name == "BINPERSID":
+                num_tensors += 1
+                _add_storage(content.storages, taken[0][1])
+                if num_tensors > MOST_PARTS:
+                    raise TooLarge(
+                        f"it has more than {MOST_PARTS:,} tensors, and a training of DINO has fewer than 10,000"
+                    )
+            if isinstance(argument, str) and name in _TEXTS:
+                content.texts.add(argument)
             target = stack[start] if before and before[0] in _FILLED and name in _FILLING else None
             del stack[start:]
-            cost = 1 + sum(taken) if name in _HASHED else 1
+            cost = 1 + sum(cost for cost, _ in taken) if name in _HASHED else 1
             if cost > _MOST_HASHED:
                 raise TooLarge("it has nested tuples that stand for more values than any training saves")
-            stack.extend([cost if target is None else target] * len(operation.stack_after))
+            if name in _TUPLES:
+                argument = tuple(value for _, value in taken) if len(taken) <= _LONGEST_STORAGE else None
+            stack.extend([(cost, argument) if target is None else target] * len(operation.stack_after))
+    return content
 
 
+def _add_storage(storages: dict[str, int], entry) -> None:
+    """Take over the entry of a storage: ("storage", its class, its key, its device, how many numbers it has, ...)."""
+    plain = isinstance(entry, tuple) and len(entry) >= 5
+    if not plain or not isinstance(entry[2], str) or isinstance(entry[4], bool) or not isinstance(entry[4], int):
+        raise ValueError("a tensor names its numbers in a way that torch does not write")
+    if entry[4] < 0 or storages.setdefault(entry[2], entry[4]) != entry[4]:
+        raise ValueError(f"the numbers of tensors {entry[2][:50]!r} have two sizes")
+
+
+_TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+_LONGEST_STORAGE = 6  # values of the entry of a storage
+_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING")
 _HASHED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ")
 _FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 _FILLED = (pickletools.pylist, pickletools.pydict, pickletools.pyset, pickletools.anyobject)

@@ -1,14 +1,24 @@
 """Checkpoints of a few kilobytes that would take hours or all memory are refused in a sentence."""
 
 import argparse
+import io
+import pickle
+import pickletools
+import struct
 import time
+import tracemalloc
 import zipfile
+from collections import OrderedDict
 
 import pytest
+import safetensors.torch
 import torch
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from checkpoint_files import ConversionError, load_checkpoint, save_checkpoint
-from plain_values import Unreadable, plain_value
+import checkpoint_files
+import plain_values
+from checkpoint_files import ConversionError, UnreadObject, load_checkpoint, save_checkpoint
+from plain_values import TooLarge, Unreadable, check_pickle, plain_value
 from toy_checkpoints import original_tensors, settings
 from training_settings import told_by_file
 
@@ -101,14 +111,174 @@ def test_force_replaces_checkpoints_only(tmp_path):
     assert torch.load(old, weights_only=True)["model"]["a"].tolist() == [1, 1]
 
 
-def test_an_archive_of_very_many_tensors_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    import checkpoint_files
-
+@pytest.mark.parametrize("form", ["archive", "pickle", "safetensors"])
+def test_very_many_tensors_are_refused_before_they_are_read(form, tmp_path, monkeypatch):
+    tensors = {f"decoder.layers.{number}.bias": torch.zeros(1) for number in range(30)}
     path = tmp_path / "a.pth"
-    torch.save({"model": {f"decoder.layers.{number}.bias": torch.zeros(1) for number in range(30)}}, path)
+    if form == "safetensors":
+        safetensors.torch.save_file(tensors, path)
+    else:
+        torch.save({"model": tensors}, path, _use_new_zipfile_serialization=form == "archive")
+    parts = 30
+    if form == "archive":
+        with zipfile.ZipFile(path) as archive:
+            parts = len(archive.infolist())
+    for module in (checkpoint_files, plain_values):
+        monkeypatch.setattr(module, "MOST_PARTS", parts)
+    assert len(load_checkpoint(path).tensors) == 30
+    for module in (checkpoint_files, plain_values):
+        monkeypatch.setattr(module, "MOST_PARTS", parts - 1)
+    with pytest.raises(ConversionError, match=r"tensors.* DINO has fewer than 10,000"):
+        load_checkpoint(path)
+
+
+def _write_archive(path, content: bytes, parts: int = 1):
+    with zipfile.ZipFile(path, "w") as archive:
+        for part in range(parts):
+            archive.writestr(f"archive{part}/data.pkl", content)
+        archive.writestr("archive0/version", "3")
+        archive.writestr("archive0/data/0", bytes(16))
+
+
+def _write_legacy(path, content: bytes, keys: list[str]):
+    with path.open("wb") as file:
+        for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {"protocol_version": PROTOCOL_VERSION, "little_endian": True}):
+            pickle.dump(part, file, protocol=2)
+        file.write(content)
+        pickle.dump(keys, file, protocol=2)
+        for _ in keys:
+            file.write(struct.pack("<q", 4) + bytes(16))
+
+
+def _claiming(numbers: int, is_archive: bool = False) -> bytes:
+    """Pickle of a model with one tensor, whose storage "0" claims so many numbers."""
+
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (storage, 0, (numbers,), (1,), False, OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            entry = ("storage", torch.FloatStorage, "0", "cpu", numbers)
+            return (entry if is_archive else (*entry, None)) if value is storage else None
+
+    storage = UnreadObject()
+    Pickler(buffer := io.BytesIO(), protocol=2).dump({"model": {"a": Tensor()}})
+    return buffer.getvalue()
+
+
+def test_a_pickle_of_operations_without_end_is_refused(tmp_path, monkeypatch):
+    assert plain_values._MOST_OPERATIONS < 3_000_000  # a second or two for each million
+    monkeypatch.setattr(plain_values, "_MOST_OPERATIONS", 2**17)
+    pushes_and_pops = b"\x80\x02" + b"N0" * 2**17 + b"}."
+    _write_archive(tmp_path / "a.pth", pushes_and_pops)
+    _write_legacy(tmp_path / "b.pth", pushes_and_pops, [])
+    for name in "ab":
+        with pytest.raises(ConversionError, match="more than 131,072 values besides its tensors"):
+            load_checkpoint(tmp_path / f"{name}.pth")
+
+
+def test_operations_are_counted_to_the_last(monkeypatch):
+    content = pickle.dumps([1, 2, 3])
+    monkeypatch.setattr(plain_values, "_MOST_OPERATIONS", len(list(pickletools.genops(content))))
+    check_pickle(io.BytesIO(content))
+    monkeypatch.setattr(plain_values, "_MOST_OPERATIONS", plain_values._MOST_OPERATIONS - 1)
+    with pytest.raises(TooLarge):
+        check_pickle(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("value", ["x" * 1000, b"x" * 1000, 10**3000], ids=["text", "bytes", "integer"])
+def test_bytes_besides_tensors_are_counted_to_the_last(value, monkeypatch):
+    content = pickle.dumps([value])
+    monkeypatch.setattr(plain_values, "_LARGEST_PICKLE", len(content))
+    check_pickle(io.BytesIO(content))
+    for most in (len(content) - 1, 500):
+        monkeypatch.setattr(plain_values, "_LARGEST_PICKLE", most)
+        with pytest.raises(TooLarge, match=f"more than {most:,} bytes"):
+            check_pickle(io.BytesIO(content))
+
+
+def test_a_text_that_claims_to_be_long_takes_no_memory():
+    tracemalloc.start()
+    with pytest.raises(TooLarge):
+        check_pickle(io.BytesIO(b"\x80\x04\x8d" + struct.pack("<q", 2**40)))
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("numbers", [5, 10**6, 10**9, 10**12, 2**62, 2**80])
+def test_numbers_that_the_file_does_not_have_are_never_read(numbers, tmp_path):
+    _write_archive(tmp_path / "archive.pth", _claiming(numbers, is_archive=True))
+    _write_legacy(tmp_path / "none.pth", _claiming(numbers), [])  # would be whatever the memory held
+    _write_legacy(tmp_path / "few.pth", _claiming(numbers), ["0"])
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(ConversionError, match="damaged"):
+            load_checkpoint(path)
+    _write_legacy(tmp_path / "right.pth", _claiming(4), ["0"])
+    _write_archive(tmp_path / "right_archive.pth", _claiming(4, is_archive=True))
+    for name in ("right", "right_archive"):
+        assert load_checkpoint(tmp_path / f"{name}.pth").tensors["a"].tolist() == [0, 0, 0, 0]
+
+
+def test_memory_for_claimed_numbers_is_bounded_by_the_file(tmp_path):
+    path = tmp_path / "a.pth"
+    _write_legacy(path, _claiming(4), ["0"])
+    size = path.stat().st_size
+    checkpoint_files._check_storages({"0": size - 8, "1": 8}, {"0", "1"}, path)
+    with pytest.raises(ConversionError, match=f"claims {size + 1} numbers"):
+        checkpoint_files._check_storages({"0": size - 8, "1": 9}, {"0", "1"}, path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [None, 7, (), ("storage", None, "0", "cpu"), ("storage", None, 0, "cpu", 4), ("storage", None, "0", "cpu", -1)],
+)
+def test_an_entry_of_a_storage_that_torch_does_not_write_is_refused(entry):
+    with pytest.raises(ValueError, match=r"that torch does not write|have two sizes"):
+        check_pickle(io.BytesIO(pickle.dumps(entry, protocol=2)[:-1] + b"Q."))
+
+
+def test_parts_that_lie_over_each_other_are_not_read_again_and_again(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"a": torch.zeros(10_000)}}, path)
+    with zipfile.ZipFile(path, "a") as archive:  # the table of contents names the largest part 1,000 times more
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        archive.filelist += [largest] * 1000
+        archive._didModify = True
+    with pytest.raises(ConversionError, match="claims to hold more bytes than it has"):
+        load_checkpoint(path)
+
+
+def test_a_second_pickle_is_refused(tmp_path):
+    _write_archive(tmp_path / "a.pth", _claiming(4), parts=2)
+    with pytest.raises(ConversionError, match=r"2 parts data\.pkl"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("writer", ["torch", "python"])
+def test_a_long_table_of_contents_is_refused_before_it_is_read(writer, tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    if writer == "torch":
+        torch.save({"model": {f"a.{number}": torch.zeros(1) for number in range(5)}}, path)
+    else:
+        _write_archive(path, _claiming(4, is_archive=True))
+    size = checkpoint_files._directory_size(path)
     with zipfile.ZipFile(path) as archive:
-        monkeypatch.setattr(checkpoint_files, "_MOST_PARTS", len(archive.infolist()) - 1)
-    with pytest.raises(checkpoint_files.ConversionError, match="tensors; a training checkpoint of DINO has fewer"):
-        checkpoint_files.load_checkpoint(path)
-    monkeypatch.setattr(checkpoint_files, "_MOST_PARTS", checkpoint_files._MOST_PARTS + 1)
-    assert len(checkpoint_files.load_checkpoint(path).tensors) == 30
+        assert size == sum(46 + len(part.orig_filename) + len(part.extra) for part in archive.infolist())
+    monkeypatch.setattr(checkpoint_files, "_LARGEST_DIRECTORY", size)
+    assert load_checkpoint(path).tensors
+    monkeypatch.setattr(checkpoint_files, "_LARGEST_DIRECTORY", size - 1)
+    monkeypatch.setattr(zipfile, "ZipFile", lambda _: pytest.fail("the table was read"))
+    with pytest.raises(ConversionError, match=f"table of contents of {size} bytes"):
+        load_checkpoint(path)
+
+
+def test_a_long_header_of_safetensors_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({f"a.{number}": torch.zeros(2) for number in range(5)}, path)
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    monkeypatch.setattr(checkpoint_files, "_LARGEST_DIRECTORY", size)
+    assert len(load_checkpoint(path).tensors) == 5
+    monkeypatch.setattr(checkpoint_files, "_LARGEST_DIRECTORY", size - 1)
+    with pytest.raises(ConversionError, match=f"header of {size} bytes"):
+        load_checkpoint(path)
