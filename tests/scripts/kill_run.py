@@ -15,8 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.training import load_coco
-from dino_hf.training import trainer as trainer_module
+from dino_hf.training import load_coco, whole_checkpoints
 from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.trainer import DinoDetrTrainer
@@ -137,7 +136,7 @@ def while_writing(trainer: DinoDetrTrainer, step: int) -> None:
 
 def before_naming(trainer: DinoDetrTrainer, step: int) -> None:
     """All is written, under another name."""
-    trainer_module.flush = lambda folder: kill() if trainer.state.global_step == step else None
+    whole_checkpoints.flush = lambda folder: kill() if trainer.state.global_step == step else None
 
 
 def while_deleting(trainer: DinoDetrTrainer, step: int) -> None:

@@ -11,12 +11,12 @@ from .coco_data import CocoData
 
 
 def data_findings(data: Any, splits: DetectionData, settings: dict[str, Any]) -> list[str]:
-    """Warnings about data that can be trained on. Images are not decoded.
+    """Check training data, without decoding images, and return the warnings.
 
     Args:
-        data: as `train` gets them.
-        splits: what was read of them.
-        settings: box_format, allow_outside and trust_boxes of the run.
+        data: the argument of `train`.
+        splits: the data sets read from it.
+        settings: with box_format, allow_outside and trust_boxes of the run.
     Raises:
         ValueError: with these data, training would stop or learn wrong boxes.
     """

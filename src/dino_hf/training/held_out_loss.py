@@ -1,4 +1,4 @@
-"""One loss of an evaluation, whatever its batches: the losses of all images, divided by all their boxes."""
+"""The loss of an evaluation, independent of its batches: the sum over all images divided by all boxes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,28 +13,28 @@ from .loss_parts import NAMES
 
 
 def num_boxes_of(labels: Mapping[str, Tensor]) -> Tensor:
-    """() boxes in labels of `DetectionCollator`."""
+    """() Number of boxes in labels from `DetectionCollator`."""
     return (labels["class_labels"] != PADDING_LABEL).sum()
 
 
 class HeldOutLoss:
-    """Losses and boxes of the batches of one process so far.
+    """Sums the losses and boxes of the batches of one process.
 
-    `Trainer` averages the losses of batches, each divided by the boxes of its own batch: then boxes of images with few boxes
-    count more, and the number depends on the size of batches.
+    `Trainer` divides the loss of each batch by its boxes and averages over batches. Boxes of images with few boxes then count
+    more, and the result depends on the batch size.
 
     Args:
-        keeps_non_finite: whether a loss that is NaN or infinite spoils the sum; `Trainer` leaves it out by default.
+        keeps_non_finite: whether losses that are NaN or infinite are added. `Trainer` leaves them out by default.
     """
 
     def __init__(self, keeps_non_finite: bool):
         self.keeps_non_finite = keeps_non_finite
-        self.sums: Tensor | None = None  # (5,) float64: losses and boxes
+        self.sums: Tensor | None = None  # (5,) float64: four losses and the number of boxes
 
     def add(self, losses: Tensor, num_boxes: Tensor) -> None:
         """
         Args:
-            losses: (4,) of `weighted_parts`, not divided by boxes.
+            losses: (4,) from `weighted_parts`, not divided by boxes.
             num_boxes: ()
         """
         new = torch.cat([losses.detach().cpu().double(), num_boxes.cpu().double()[None]])
@@ -42,9 +42,9 @@ class HeldOutLoss:
             self.sums = new if self.sums is None else self.sums + new
 
     def means(self, accelerator) -> dict[str, float]:
-        """Over all processes, each of which must call it. The loss of images without any box is divided by 1, as in training."""
+        """Losses per box over all processes. Each process must call it. Without any box, the divisor is 1, as in training."""
         sums = torch.zeros(len(NAMES) + 2, dtype=torch.float64) if self.sums is None else self.sums
-        # In two float32 parts: not every device has float64.
+        # Send float64 as two float32 numbers: not every device has float64.
         high = sums.float()
         parts = torch.stack([high, (sums - high.double()).float()]).to(accelerator.device)
         *losses, num_boxes = accelerator.reduce(parts, "sum").cpu().double().sum(0).tolist()
@@ -52,7 +52,7 @@ class HeldOutLoss:
 
 
 def num_own_images(accelerator, batch_size: int) -> int:
-    """How many of the images of this batch count: accelerate repeats images to fill up the last batches of several processes."""
+    """Number of images of this batch to count. With several processes, accelerate fills the last batches with repeated images."""
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch_size
@@ -62,7 +62,11 @@ def num_own_images(accelerator, batch_size: int) -> int:
 def score_of_first(
     detector: nn.Module, outputs: ModelOutput, labels: Mapping[str, Tensor], count: int
 ) -> Mapping[str, Any]:
-    """`loss` and `loss_dict`, not divided by boxes, of the first images of a batch in evaluation, from the outputs of all."""
+    """`loss` and `loss_dict` of the first `count` images of an evaluated batch, not divided by boxes.
+
+    Args:
+        outputs: of the whole batch.
+    """
     if not count:
         return {name: _zeros(outputs[name]) for name in ("loss", "loss_dict")}
     names = ("enc_topk_logits", "enc_topk_bboxes", "intermediate_logits", "intermediate_pred_boxes")

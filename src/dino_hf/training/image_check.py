@@ -1,4 +1,4 @@
-"""Images that would stop an epoch, found before the first step."""
+"""Find images that would stop an epoch, before the first step."""
 
 import os
 from collections.abc import Mapping
@@ -8,24 +8,23 @@ from ..common.images import load, open_image, to_rgb, upright_size
 from ..data import DetectionData
 from ..data.rows import CocoData, check_image_size
 
-MOST_DECODED = 2000  # images that are decoded without being asked: it takes about 10 ms for each
-_CHUNK = 100  # images that are in memory at once, as files
-_SHOWN = 3  # bad images that are named
-_MODES_OF_DOUBT = ("I", "F")  # Pillow's modes whose range of values only the pixels tell
+MOST_DECODED = 2000  # images decoded by default: each takes about 10 ms
+_CHUNK = 100  # image files in memory at once
+_SHOWN = 3  # bad images named in messages
+_MODES_OF_DOUBT = ("I", "F")  # Pillow modes whose range of values is known only from the pixels
 
 
 def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: bool) -> tuple[DetectionData, list[str]]:
-    """Look at the images to train on, those held out, and those to test on after training.
+    """Check all images and take bad ones out of the data.
 
-    The start of each file is always read: format, size and orientation. Images to measure on are decoded wholly too, which also
-    shows those that are cut off, and so are images to train on if there are up to 2,000. `ReadableImages` meets the others in
-    training.
+    The start of each file is always read: format, size and orientation. Validation and test images are also decoded, which finds
+    truncated files. Training images are decoded if there are up to 2,000. `ReadableImages` finds the other bad ones in training.
 
     Args:
         on_bad_image: "skip" takes them out of the data, "raise" stops.
         decode_all: decode all images, however many.
     Returns:
-        the data without bad images, and warnings.
+        the data without bad images; warnings.
     Raises:
         ValueError: there is a bad image and `on_bad_image` is "raise", or most of a part are bad.
     """
@@ -35,7 +34,7 @@ def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: b
     for name, data in parts.items():
         if data is None:
             continue
-        # A bad image that is measured on cannot be replaced by another one, and each evaluation decodes all of them anyway.
+        # In evaluation, another image cannot take the place of a bad one, and each evaluation decodes all images anyway.
         bad = bad_images(data, decode or name != "train")
         if not bad:
             continue
@@ -55,7 +54,7 @@ def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: b
 
 
 def bad_images(data: CocoData, decode: bool) -> dict[int, str]:
-    """Index of each image that cannot be read, or has another size than its annotations say -> one sentence."""
+    """Index of each image that cannot be read or has another size than annotated -> the reason, as one sentence."""
     rows = data.dataset.select_columns(["image_id", "file_name", "width", "height", "image"]).with_format("arrow")
     bad = {}
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
@@ -68,7 +67,7 @@ def bad_images(data: CocoData, decode: bool) -> dict[int, str]:
 
 
 class _Sized:
-    """Of an image, what `check_image_size` looks at."""
+    """The attributes of an image that `check_image_size` uses."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = size

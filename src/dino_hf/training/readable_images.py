@@ -1,4 +1,4 @@
-"""Training data that go on where an image cannot be read: another image takes its place."""
+"""Training data in which another image takes the place of one that cannot be read."""
 
 import logging
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ from ..data.rows import ImageSizeError
 
 logger = logging.getLogger(__name__)
 
-SHARE_LEFT_OUT = 0.1  # of the images may be bad; then training stops
-FEWEST_LEFT_OUT = 10  # may be bad in any case
-_SHOWN = 3  # that are named at the end
+SHARE_LEFT_OUT = 0.1  # share of the images that may be bad before training stops
+FEWEST_LEFT_OUT = 10  # so many images may be bad in any case
+_SHOWN = 3  # bad images named in the summary
 
 
 class TooManyBadImages(ValueError):
-    """Training cannot go on."""
+    """More images are bad than may be left out."""
 
 
 class ReadableImages(torch.utils.data.Dataset):
-    """Samples of a data set, in which the next image that can be read takes the place of a bad one.
+    """Samples of a data set. The next readable image takes the place of a bad one.
 
-    An image is bad if it cannot be read, or has another size than its annotations say. Each is named once, in a warning. Which
-    image takes its place depends on nothing else than on which are bad, so a resumed run repeats it.
+    An image is bad if it cannot be read, or has another size than its annotations say. A warning names each bad image once. The
+    replacement depends only on which images are bad, so a resumed run repeats it.
 
     Args:
-        rows: with the transform of training.
-        names: of the images, for people.
-        most: bad images that are left out; one more is an error. None: a tenth of them, at least 10. 0: none.
+        rows: the training images, with their transform.
+        names: names of the images for messages.
+        most: number of bad images that may be left out. One more is an error. None: a tenth of all images, at least 10.
     """
 
     def __init__(self, rows: Table, names: Sequence[str], most: int | None = None):
         self.rows, self.names = rows, names
         self.most = max(FEWEST_LEFT_OUT, int(SHARE_LEFT_OUT * len(rows))) if most is None else most
-        # In shared memory, so that the main process knows what its workers met.
+        # In shared memory, so the main process knows the bad images that its workers found.
         self._is_bad = torch.zeros(len(rows), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class ReadableImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         """
         Raises:
-            TooManyBadImages: there are more than `most`, or no others.
+            TooManyBadImages: more than `most` images are bad, or all are.
         """
         for offset in range(len(self)):
             place = (index + offset) % len(self)
@@ -63,7 +63,7 @@ class ReadableImages(torch.utils.data.Dataset):
 
     @property
     def bad_images(self) -> list[str]:
-        """Names of the bad images that this process and its workers met."""
+        """Names of the bad images that this process and its workers found."""
         return [self.names[place] for place in self._is_bad.nonzero()[:, 0].tolist()]
 
     @property

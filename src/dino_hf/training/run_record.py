@@ -1,4 +1,4 @@
-"""run.json: what a run was started with, so that it can be resumed with the same."""
+"""run.json: the settings of a run, so that it can be resumed with the same settings."""
 
 import hashlib
 import json
@@ -12,14 +12,15 @@ from .coco_data import CocoData
 from .run_lock import LOCK_NAME
 
 RUN_NAME = "run.json"
-_ROWS = 1000  # that are hashed at a time
+_ROWS = 1000  # rows hashed at a time
 
 
 class RunRecord:
-    """Of one output folder.
+    """The record in one output folder.
 
     Attributes:
-        values: what is written; `recorded` what was, {} in a new run.
+        recorded: the content of run.json when the run was started; {} in a new run.
+        values: the new content.
     """
 
     def __init__(self, output_dir: Path, recorded: dict[str, Any]):
@@ -36,10 +37,10 @@ class RunRecord:
 
     @classmethod
     def take_up(cls, output_dir: Path, resume: bool) -> "RunRecord":
-        """Of a folder that is new or empty, or of a run that is to be resumed.
+        """The record of a new or empty folder, or of a run to resume.
 
         Raises:
-            FileExistsError: the folder has something in it that would be overwritten, or nothing that could be resumed.
+            FileExistsError: the folder has a run and `resume` is False, or it has other files.
             OSError: it cannot be written.
             ValueError: the record of its run is damaged.
         """
@@ -57,14 +58,14 @@ class RunRecord:
             ) from error
 
     def settle(self, name: str, given: Any, default: Any) -> Any:
-        """What holds: what is given, else what is recorded, else the default; it is kept."""
+        """Choose a setting and keep it in `values`: the given value, else the recorded one, else the default."""
         self.values[name] = self.recorded.get(name, default) if given is None else given
         return self.values[name]
 
     def settle_model(self, given: str | Path | None) -> None:
         """
         Raises:
-            ValueError: the run that is resumed started from another one.
+            ValueError: the resumed run started from another model.
         """
         before = self.recorded.get("model")
         given = None if given is None else place(given)
@@ -82,7 +83,7 @@ class RunRecord:
     def check_data(self, train: CocoData, held_out: CocoData | None) -> None:
         """
         Raises:
-            ValueError: the run that is resumed was with other data.
+            ValueError: the resumed run had other data.
         """
         data = {
             "train": len(train.dataset),
@@ -109,7 +110,7 @@ class RunRecord:
         self.values["data"] = data | {"digests": digests}
 
     def changes(self) -> list[str]:
-        """Where a resumed run goes on with something else than it had."""
+        """Sentences about settings that a resumed run changes."""
         lines = []
         for name in _CHOICES:
             if name in self.recorded and self.recorded[name] != self.values.get(name):
@@ -122,7 +123,7 @@ class RunRecord:
         return lines
 
     def write(self) -> None:
-        """At once: a run that is killed has the old file or the new one."""
+        """Replace run.json in one step: a killed run has the old file or the new one."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with write_beside(self.output_dir / RUN_NAME) as path:
             path.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
@@ -143,7 +144,7 @@ _KINDS = {"settings": dict, "data": dict, "start": str, "start_notes": list, "se
 
 
 def _checked(content: Any) -> dict[str, Any]:
-    """What a run wrote into its record. Raises ValueError: it is something else."""
+    """The content of a record. Raises ValueError if no run can have written it."""
     if not isinstance(content, dict) or not content:
         raise ValueError("it is no record of a run")
     for name, kind in _KINDS.items():
@@ -159,13 +160,13 @@ def _has_run(folder: Path) -> bool:
 
 
 def place(source: str | Path) -> str:
-    """A file or folder by its full path, so that a run can be resumed from any working directory; else the id as it is."""
+    """The full path of a file or folder, so that a run can be resumed from any working directory. Ids are returned unchanged."""
     path = expand_home(source)
     return str(path.resolve()) if path.exists() else str(source)
 
 
 def data_digest(data: CocoData) -> str:
-    """Of names, sizes and boxes of the images, in their order, wherever the data lie. Images are not read."""
+    """Digest of the names, sizes and boxes of the images, in their order. Images are not read, and folders do not matter."""
     digest = hashlib.sha256()
     table = data.dataset.select_columns(["file_name", "width", "height", "objects"]).with_format("arrow")
     for start in range(0, len(table), _ROWS):

@@ -1,4 +1,4 @@
-"""What a `DinoDetrTrainer` does at the ends of epochs and steps: gradients without numbers, averages, rates of a resumed run."""
+"""The callback of `DinoDetrTrainer`: it checks gradients, averages weights, and sets the learning rates of a resumed run."""
 
 import logging
 from collections import deque
@@ -11,13 +11,13 @@ from transformers.trainer_callback import ExportableState
 
 logger = logging.getLogger("dino_hf.training.trainer")
 
-# More in a row are no accident of the data: weights that are broken spoil every step. At the start of float16 training, the
-# loss scale may need 16 of them, from 65,536 down to 1.
+# More skipped steps in a row mean broken weights, not bad data. At the start of float16 training, the loss scale may need 16
+# skipped steps to fall from 65,536 to 1.
 MOST_SKIPPED_IN_A_ROW = 20
 
 
 class _Step(NamedTuple):
-    """A step whose gradient has not been looked at by the host."""
+    """A step whose gradient the host has not checked yet."""
 
     is_finite: Tensor  # () bool, on the device
     image_ids: list[Tensor]
@@ -25,16 +25,16 @@ class _Step(NamedTuple):
 
 
 def waits_for_device(gradients: list[Tensor]) -> bool:
-    """Whether the host would have to wait for a number that is made of these gradients."""
+    """Whether reading a number computed from these gradients makes the host wait for the device."""
     return bool(gradients) and gradients[0].device.type != "cpu"
 
 
 class StepCallback(TrainerCallback):
-    """Of one `DinoDetrTrainer`.
+    """Callback of one `DinoDetrTrainer`.
 
-    A gradient that is NaN or infinite never reaches the weights. On a CPU, and where such steps are skipped, the host looks at
-    each gradient. Otherwise the optimizer itself leaves such a step out, on the device, and the host asks when it writes logs,
-    evaluates or saves: it does not wait in each step.
+    A gradient that is NaN or infinite never reaches the weights. On a CPU, and with `on_non_finite="skip"`, the host checks each
+    gradient. Otherwise the optimizer skips the step on the device, and the host checks only before it logs, evaluates or saves.
+    So it does not wait in each step.
     """
 
     def __init__(self, trainer):
@@ -53,19 +53,20 @@ class StepCallback(TrainerCallback):
             trainer.ema.module.to(trainer.model.device)
             if state.global_step == 0:
                 trainer.ema.restart()
-        # Trainer cannot save the state of a callback that the checkpoint it resumes from did not know.
+        # Trainer cannot save the state of a callback that is missing in the checkpoint it resumes from.
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
             if isinstance(callback, EarlyStoppingCallback) and trainer._patience is not None:
-                callback.early_stopping_patience = trainer._patience  # Trainer restores that of the run that is resumed
+                callback.early_stopping_patience = (
+                    trainer._patience
+                )  # Trainer has restored the patience of the earlier run
         if state.global_step and not trainer.is_deepspeed_enabled:
             self._take_up_rates(args, optimizer, lr_scheduler)
         self._record_recipe()
 
     def _take_up_rates(self, args, optimizer, lr_scheduler) -> None:
-        """A run that is resumed has the learning rates and weight decay of the checkpoint: those of the recipe go first, as its
-        schedule does."""
+        """Give a resumed run the learning rates and weight decay of its recipe. Trainer has loaded those of the checkpoint."""
         wanted = self.trainer.recipe.make_optimizer(self.trainer.model, args).param_groups
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
         scheduler.base_lrs = [group["lr"] for group in wanted]
@@ -82,7 +83,7 @@ class StepCallback(TrainerCallback):
             record["departures_from_the_recipe"] = "; ".join(self.trainer.departures)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self._record_recipe()  # also in the record of a user who called record_training once more
+        self._record_recipe()  # again, because a user may have called record_training in between
         self.trainer._train_transform.set_epoch(self.epoch)
         self.epoch += 1
 
@@ -94,14 +95,16 @@ class StepCallback(TrainerCallback):
             or trainer.is_fsdp_enabled
             or trainer.is_deepspeed_enabled
         ):
-            return  # the scaler of float16 looks itself
+            return  # the gradient scaler checks itself; sharded gradients cannot be checked here
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        is_finite = torch.nn.utils.get_total_norm(gradients).isfinite()  # of the sum over processes: all see the same
+        is_finite = torch.nn.utils.get_total_norm(
+            gradients
+        ).isfinite()  # gradients are already summed, so all processes agree
         step = _Step(is_finite, list(trainer._image_ids), trainer._when())
         if trainer.recipe.on_non_finite == "raise":
             self.unseen.append(step)
             if waits_for_device(gradients):
-                # Fused optimizers leave out a step of which this is not zero, as for a gradient scaler.
+                # A fused optimizer skips the step if this attribute, made for gradient scalers, is not zero.
                 getattr(optimizer, "optimizer", optimizer).found_inf = is_finite.logical_not().float()
             else:
                 self.look()
@@ -111,10 +114,10 @@ class StepCallback(TrainerCallback):
             self.is_dropped = True
 
     def look(self) -> None:
-        """Ask the device about the gradients of the steps since the last time.
+        """Check the gradients of all steps since the last call.
 
         Raises:
-            ValueError: one was NaN or infinite; with the images of its step.
+            ValueError: a gradient was NaN or infinite. The message names the images of its step.
         """
         while self.unseen:
             step = self.unseen.popleft()

@@ -1,4 +1,4 @@
-"""Streams of the library datasets: read once, by one process of each machine."""
+"""Streams of the library datasets. One process of each machine reads them, once."""
 
 import os
 import socket
@@ -12,14 +12,14 @@ from ..data.hub_loading import drain
 
 
 def read_streams(data: Any, output_dir: str, use_cpu: bool) -> Any:
-    """The data with each `IterableDataset` in them replaced by a `Dataset`; other data as they are.
+    """Replace each `IterableDataset` by a `Dataset`. Other data are returned unchanged.
 
-    A stream may give other rows each time. So of several processes on a machine, the first one reads it, and the others open the
-    Arrow files that it wrote.
+    A stream may yield other rows each time. So only the first process of a machine reads it, and the others open the Arrow files
+    that the first one wrote.
 
     Args:
-        data: as `train` gets them.
-        output_dir, use_cpu: of the run, for the start of its processes.
+        data: the argument of `train`.
+        output_dir, use_cpu: settings of the run, needed to connect its processes.
     """
     parts = data if isinstance(data, dict) else {"": data}
     if not any(isinstance(part, IterableDataset) for part in parts.values()):

@@ -1,9 +1,8 @@
-"""`transformers.Trainer` for a recipe: average of the weights, exact resume, whole checkpoints, losses of a whole window."""
+"""`DinoDetrTrainer`: trains by a recipe, with averaged weights, exact resume, whole checkpoints and exact loss normalisation."""
 
 import copy
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from ..common.output_folders import write_beside
@@ -22,15 +20,11 @@ from ..common.regular_files import read_settings
 from ..data.image_digests import image_digests, pack
 from ..matcher import NonFinitePredictionsError
 from ..model_card import weights_digest
-from ..targets import PADDING_LABEL
 from .augmentation import mix_seeds
 from .checkpoints import (
     UNFINISHED,
     check_checkpoint,
     check_moments,
-    checkpoints_by_age,
-    discard,
-    flush,
     loaded_from,
     newest_checkpoint,
     was_stopped_early,
@@ -48,54 +42,55 @@ from .recipes import Recipe
 from .run_lock import locked_run
 from .steps import StepCallback
 from .trainer_checks import check_trainer
+from .whole_checkpoints import WholeCheckpointTrainer
 
 logger = logging.getLogger(__name__)
 
 RECIPE_NAME = "recipe.json"
-_MOST_RECORDED = 20_000  # images whose digests are kept in the configuration, 7 bytes each
+_MOST_RECORDED = 20_000  # images; digests of more are not kept in the configuration, 7 bytes each
 
 
-class DinoDetrTrainer(Trainer):
-    """`Trainer` that does what a recipe says, on COCO data. Whatever else `TrainingArguments` ask for is done as usual.
+class DinoDetrTrainer(WholeCheckpointTrainer):
+    """`Trainer` that follows a recipe, on COCO data. All other `TrainingArguments` work as usual.
 
-    - Training images are augmented, the optimizer, schedule and model settings are the recipe's; where arguments depart from the
-      recipe, that is logged. `recipe.json` in the output folder keeps both.
-    - `evaluate` gives COCO's numbers, as `eval_AP` and so on. With an average of the weights (`recipe.ema_decay`), it runs a
-      second time with these, as `eval_ema_AP` and so on; all are in one dictionary, so `metric_for_best_model="ema_AP"` works. The
-      average is saved as a model of its own in the folder `ema` of every checkpoint, and beside what `save_model` saves.
-    - With gradient accumulation, losses are divided by the boxes of all batches of a step (`recipe.normalize_over_window`), also
-      of all processes: batches of many and of few boxes then weigh as they would in one large batch.
-    - A run that is killed, at any moment, and resumed ends with the weights of one that was not: bit by bit on a CPU, on a GPU as
-      far as its operators repeat themselves. Everything random in a step depends on seed, epoch, image, step and process, and
-      on nothing drawn before. A checkpoint gets its name when all of it is written. `train(resume_from_checkpoint=True)` also
-      starts a run of which there is no checkpoint yet, so one command starts and continues it; one that was stopped early stays
-      stopped, unless the recipe now has more patience.
-    - Predictions that are NaN or infinite raise an error that names layer, image and epoch; a gradient that is raises one that
-      names the images of the step (in float16, the loss scaler looks at gradients, and skips). Or such a step is skipped, as
-      `recipe.on_non_finite` says, and counted in the logs.
+    - Augmentation, optimizer, schedule and model settings are the recipe's. Where arguments depart from the recipe, that is logged.
+      `recipe.json` in the output folder keeps the recipe and the departures.
+    - `evaluate` gives COCO's numbers, as `eval_AP` and so on. If weights are averaged (`recipe.ema_decay`), it also evaluates the
+      averaged weights, as `eval_ema_AP` and so on. All metrics are in one dictionary, so `metric_for_best_model="ema_AP"` works.
+      The averaged model is saved in the folder `ema` of every checkpoint, and of the folder that `save_model` writes.
+    - With `recipe.normalize_over_window`, losses are divided by the number of boxes in all batches of a step and all processes.
+      The result matches one large batch.
+    - A run that is killed at any moment and resumed ends with the same weights as an uninterrupted run: bit by bit on a CPU; on a
+      GPU, if its operators are deterministic. Random numbers of a step depend only on seed, epoch, image, step and process. A
+      checkpoint gets its name when all of it is written. `train(resume_from_checkpoint=True)` also starts a run without any
+      checkpoint, so one command starts and continues a run. A run that was stopped early stays stopped, unless the recipe now
+      has more patience.
+    - Predictions that are NaN or infinite raise an error that names layer, image and epoch. A gradient that is NaN or infinite
+      raises an error that names the images of the step; in float16, the loss scaler skips the step instead. With
+      `recipe.on_non_finite="skip"`, these steps are skipped and counted in the logs.
 
-    `predict` uses the model's own weights; the average's do with `with trainer.ema.applied():`.
+    `predict` uses the model's own weights. To use the averaged weights, call it inside `with trainer.ema.applied():`.
 
     Args:
-        model: `DinoDetrForObjectDetection`, with the classes of the data; frozen as wanted, or of `add_lora`.
-        args: of `recipe.training_arguments`.
-        recipe: of `get_recipe`. It configures the model.
-        train: to train on.
-        held_out: to evaluate on, loaded with `like=train`; several by name: the metrics of each are then `eval_<name>_AP` and so
-            on, and the first one is that of the model card. None: there is no evaluation.
-        image_processor: a `DinoDetrImageProcessor`; saved with the model. Its size is that of evaluation.
+        model: `DinoDetrForObjectDetection` with the classes of the data. It may be partly frozen, or come from `add_lora`.
+        args: from `recipe.training_arguments`.
+        recipe: from `get_recipe`. It configures the model.
+        train: training data.
+        held_out: data to evaluate on, loaded with `like=train`. Several data sets are given by name: their metrics are
+            `eval_<name>_AP` and so on, and the model card shows the first one. None: no evaluation.
+        image_processor: a `DinoDetrImageProcessor`. It is saved with the model. Evaluation uses its size.
         callbacks: more `TrainerCallback`s.
-        doctor: log what `TrainingDoctor` sees. Each checkpoint has its matches in `training_doctor.json`.
-        on_bad_image: "skip": another image takes the place of one that cannot be read, see `ReadableImages`; "raise": training
-            stops in one sentence; None: with the error of the data set.
+        doctor: log the findings of `TrainingDoctor`, and save its matches in `training_doctor.json` of each checkpoint.
+        on_bad_image: "skip": another image takes the place of one that cannot be read, see `ReadableImages`. "raise": training
+            stops with one sentence. None: training stops with the error of the data set.
 
     Attributes:
-        ema: `ModelEma`, None without.
-        readable_images: `ReadableImages`, which knows the bad images; None with `on_bad_image=None`.
-        evaluator: the `CocoEvaluator`, of several held-out data sets that of the first; None without.
+        ema: `ModelEma`, or None.
+        readable_images: `ReadableImages` with the bad images; None with `on_bad_image=None`.
+        evaluator: the `CocoEvaluator` of the first held-out data set, or None.
 
     Raises:
-        ValueError: classes, arguments or devices that do not go with the recipe or each other.
+        ValueError: classes, arguments, devices and recipe do not fit together.
     """
 
     def __init__(
@@ -151,17 +146,16 @@ class DinoDetrTrainer(Trainer):
         self._main_prefix = f"eval_{first}" if first else "eval"  # of the metrics of the first data set
         self._training_parts = TrainingParts()
         self._loss_weights = detector.criterion.weights
-        self._images: dict[str, str] | None = None  # for the record
+        self._images: dict[str, str] | None = None  # digests, see _image_record
         self._ema_evaluation: dict | None = None  # for the card of the averaged model
-        self._stopped_early = False  # the run that is resumed
+        self._stopped_early = False  # whether the resumed run had been stopped early
         self._steps_per_epoch = 1
-        self._image_ids: list[Tensor] = []  # of the batches of this step
+        self._image_ids: list[Tensor] = []  # ids of the images of this step, one tensor for each batch
         self._batch_in_step = 0
         self._num_skipped = 0  # since the last log
-        self._held_out_loss: HeldOutLoss | None = None  # of the evaluation that is going on
-        self._unfinished: Path | None = None  # where a checkpoint is being written
+        self._held_out_loss: HeldOutLoss | None = None  # sums of the running evaluation
         record_training(self, train, held_out)
-        self._patience = None  # of a callback of ours
+        self._patience = None  # of our own EarlyStoppingCallback
         if not any(isinstance(one, EarlyStoppingCallback) for one in callbacks or ()):
             self._patience = recipe.early_stopping_patience
         if self._patience is not None:
@@ -173,7 +167,7 @@ class DinoDetrTrainer(Trainer):
             self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
 
     def _image_record(self) -> dict[str, str]:
-        """Digests of the images, by which `dino_hf.evaluate` knows what was trained on; none of very many images."""
+        """Digests of the images, so that `dino_hf.evaluate` recognises training images. Very large data sets have none."""
         if self._images is None:
             parts = {"trained": [self._train_data], "held_out": list(self._held_out.values())}
             self._images = {
@@ -195,26 +189,26 @@ class DinoDetrTrainer(Trainer):
     # The recipe
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """The recipe's."""
+        """The optimizer of the recipe."""
         if self.optimizer is None:
             self.optimizer = self.recipe.make_optimizer(self.model if model is None else model, self.args)
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> torch.optim.lr_scheduler.LRScheduler:
-        """The recipe's, anew in each `train`."""
+        """The schedule of the recipe, created again in each `train`."""
         optimizer = self.optimizer if optimizer is None else optimizer
         self.lr_scheduler = self.recipe.make_scheduler(optimizer, num_training_steps, self._steps_per_epoch)
         return self.lr_scheduler
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader) -> tuple:
-        """As in `Trainer`, whose steps per epoch are kept. A run that was stopped early has no epochs left."""
+        """As in `Trainer`. The steps per epoch are kept, and a run that was stopped early gets zero epochs."""
         num_epochs, self._steps_per_epoch, *others = super().set_initial_training_values(args, dataloader)
         return (0 if self._stopped_early else num_epochs, self._steps_per_epoch, *others)
 
     # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As in `Trainer`, but True begins anew where there is no checkpoint yet, and goes on from the newest that is whole."""
+        """As in `Trainer`. True resumes from the newest whole checkpoint, or starts from the beginning if there is none."""
         with locked_run(Path(self.args.output_dir), self.args.should_save):
             return self._train(resume_from_checkpoint, *args, **kwargs)
 
@@ -226,7 +220,7 @@ class DinoDetrTrainer(Trainer):
                 logger.warning("There is no checkpoint in %s yet: training starts from the beginning.", output_dir)
         if resume_from_checkpoint:
             check_checkpoint(Path(resume_from_checkpoint))
-        self.accelerator.wait_for_everyone()  # all have looked
+        self.accelerator.wait_for_everyone()  # all processes have chosen the checkpoint
         if self.args.should_save:
             shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)  # of a run that was killed
             self._save_recipe(output_dir, is_resumed=bool(resume_from_checkpoint))
@@ -266,27 +260,26 @@ class DinoDetrTrainer(Trainer):
             unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def get_train_dataloader(self):
-        """As in `Trainer`; the order of images depends on the seed only, not on what was seeded since."""
+        """As in `Trainer`. The order of images depends only on the seed, not on other uses of the random generator."""
         with _random_numbers_of((self._data_seed,), self.args.device):
             return super().get_train_dataloader()
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """As in `Trainer`, which cannot count boxes: the batches of a step, and their boxes in all processes, at least 1."""
+        """As in `Trainer`, but with the number of boxes: the batches of a step, and their boxes in all processes, at least 1."""
         batches, num_boxes = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._image_ids, self._batch_in_step = [batch["labels"]["image_id"] for batch in batches], 0
         if self.recipe.normalize_over_window:
-            counts = [(batch["labels"]["class_labels"] != PADDING_LABEL).sum() for batch in batches]
+            counts = [num_boxes_of(batch["labels"]) for batch in batches]
             num_boxes = torch.zeros((), device=device) + sum(counts)
-            num_boxes = self.accelerator.reduce(num_boxes, "sum")  # every process must come here in every step
+            num_boxes = self.accelerator.reduce(num_boxes, "sum")  # every process must call this in every step
             if not self.args.average_tokens_across_devices:
-                # Trainer then leaves the mean of the processes' gradients, where it is to be their sum.
+                # Trainer then averages the gradients of the processes, but they must be summed.
                 num_boxes = num_boxes / self.args.world_size
             num_boxes = num_boxes.clamp(min=1)
         return batches, num_boxes
 
     def training_step(self, model, inputs: dict, num_items_in_batch: Tensor | None = None) -> Tensor:
-        """As in `Trainer`, with random numbers that depend on seed, step, batch and process only. Those of the caller go on as if
-        nothing had been drawn."""
+        """As in `Trainer`. Randomness depends only on seed, step, batch and process. The caller's generators stay as they are."""
         where = (self.args.seed, self.state.global_step, self._batch_in_step, self.args.process_index)
         self._batch_in_step += 1
         with _random_numbers_of(where, self.args.device):
@@ -296,7 +289,7 @@ class DinoDetrTrainer(Trainer):
         """As in `Trainer`.
 
         Raises:
-            NonFinitePredictionsError: with the image's id, step and epoch.
+            NonFinitePredictionsError: the message names image id, step and epoch.
         """
         try:
             if self._held_out_loss is not None and return_outputs and "labels" in inputs:
@@ -305,7 +298,7 @@ class DinoDetrTrainer(Trainer):
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         except NonFinitePredictionsError as error:
-            self._step_callback.look()  # a gradient may have come first
+            self._step_callback.look()  # a bad gradient of an earlier step is the better message
             image_id = int(inputs["labels"]["image_id"][error.image])
             where = f"It is the image of id {image_id}, {'in training' if model.training else 'in evaluation'} {self._when()}."
             error.args = (f"{error} {where} A recipe with on_non_finite='skip' leaves out what it spoils.",)
@@ -315,7 +308,7 @@ class DinoDetrTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _loss_in_evaluation(self, model, inputs: dict) -> tuple[Tensor, ModelOutput]:
-        """The loss of a batch and its outputs. The loss is also added to that of the whole evaluation."""
+        """The loss of a batch and its outputs. Its sum is also added to the loss of the whole evaluation."""
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs | {"num_items_in_batch": 1}, return_outputs=True)
         num_boxes = num_boxes_of(labels)
@@ -324,7 +317,7 @@ class DinoDetrTrainer(Trainer):
         own = {name: value[:count] for name, value in labels.items()}
         scored = outputs if count == batch_size else score_of_first(find_detector(model), outputs, labels, count)
         parts = weighted_parts(scored["loss_dict"], self._loss_weights)
-        parts[-1] = scored["loss"]  # NaN where something was skipped
+        parts[-1] = scored["loss"]  # NaN if predictions were skipped
         self._held_out_loss.add(parts, num_boxes_of(own))
         return loss / num_boxes.clamp(min=1), outputs
 
@@ -332,8 +325,7 @@ class DinoDetrTrainer(Trainer):
         return f"after step {self.state.global_step}, in epoch {(self.state.epoch or 0.0):.2f}"
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """As in `Trainer`, with the parts of the loss since the last log; where steps may be skipped, with their number as
-        `skipped_steps`."""
+        """As in `Trainer`, with the parts of the loss since the last log. If steps may be skipped, `skipped_steps` counts them."""
         if "loss" in logs:
             logs.update(self._training_parts.take(logs["loss"], self.accelerator.reduce))
         if "loss" in logs and self.recipe.on_non_finite == "skip":
@@ -344,7 +336,7 @@ class DinoDetrTrainer(Trainer):
     # Evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """As in `Trainer`; each of several held-out data sets has its own evaluator."""
+        """As in `Trainer`. Each held-out data set has its own evaluator."""
         evaluator = self._evaluators.get(eval_dataset) if isinstance(eval_dataset, str) else None
         if evaluator is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -358,8 +350,8 @@ class DinoDetrTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description: str, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ):
-        """As in `Trainer`, and for `evaluate` once more with the averaged weights, whose metrics are named `eval_ema_...`. The
-        loss is the sum of all images by the number of all boxes, whatever the batches."""
+        """As in `Trainer`. `evaluate` also evaluates the averaged weights and names their metrics `eval_ema_...`. The loss is
+        the sum over all images divided by the number of boxes, independent of the batches."""
         arguments = (dataloader, description, prediction_loss_only, ignore_keys)
         output = self._evaluate_once(*arguments, metric_key_prefix)
         if self.ema is None or description == "Prediction":
@@ -395,7 +387,7 @@ class DinoDetrTrainer(Trainer):
         self._ema_evaluation = {
             "dataset": next(iter(self._held_out.values())).name,
             "num_images": num_images,
-            "step": training.get("steps", self.state.global_step),  # of the best weights, after training
+            "step": training.get("steps", self.state.global_step),  # after training, the step of the best weights
             "metrics": {name: float(value) for name, value in scores.items() if name.startswith(("AP", "AR_"))},
         }
         if self.is_world_process_zero() and (digest := weights_digest(self.ema.module)):
@@ -404,7 +396,7 @@ class DinoDetrTrainer(Trainer):
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `Trainer`, and the averaged model in the folder `ema` of that."""
+        """As in `Trainer`. The averaged model is saved in the sub-folder `ema`."""
         folder = Path(self.args.output_dir if output_dir is None else output_dir) / EMA_FOLDER
         if self.args.should_save and self.ema is not None and self.ema.num_updates:
             find_detector(self.ema.module).config = self._ema_config()
@@ -416,7 +408,7 @@ class DinoDetrTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _ema_config(self):
-        """The model's, with what was measured with the averaged weights."""
+        """The configuration of the model, with the evaluation of the averaged weights."""
         config = copy.deepcopy(self.model.config)
         training = (config.provenance or {}).get("training")
         if training is not None:
@@ -442,7 +434,7 @@ class DinoDetrTrainer(Trainer):
             training = provenance.get("training") if isinstance(provenance, dict) else None
             self._ema_evaluation = training.get("evaluation") if isinstance(training, dict) else None
 
-    # What a checkpoint has may be whole and still not fit: Trainer's own errors do not name the file.
+    # A whole checkpoint may still not fit the model. Errors of Trainer do not name the file.
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -456,81 +448,16 @@ class DinoDetrTrainer(Trainer):
         with nullcontext() if checkpoint is None else loaded_from(Path(checkpoint), "rng_state.pth"):
             super()._load_rng_state(checkpoint)
 
-    # Trainer writes a checkpoint under its final name, file by file, and deletes old ones in place: a run that is killed then
-    # leaves half of one, which looks whole. There is no public method to change that in.
-
-    def _save_checkpoint(self, model, trial) -> None:
-        run_dir, name = Path(self._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        best = self.state.best_global_step
-        best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{best}" if best else None
-        if best is None or not (best.name == name or best.is_dir()):
-            best = self.state.best_model_checkpoint
-        unfinished = run_dir / UNFINISHED
-        if self.args.should_save:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._unfinished = unfinished
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._unfinished = None
-        self.state.best_model_checkpoint = None if best is None else str(best)
-        self.accelerator.wait_for_everyone()  # every process has written its part
-        if self.args.should_save:
-            self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
-            if self._doctor is not None:
-                self._doctor.save(unfinished / name)
-            flush(unfinished / name)
-            if (run_dir / name).exists():
-                discard(run_dir / name)
-            (unfinished / name).rename(run_dir / name)
-            self._rotate_checkpoints(run_dir)
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run_dir / name))
-
-    def _get_output_dir(self, trial) -> str:
-        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._unfinished is not None:
-            return  # it is done when the folder has its name
-        averaged = Path(checkpoint_folder) / EMA_FOLDER
-        if averaged.is_dir() and self.is_world_process_zero():
-            shutil.copytree(averaged, Path(self.args.output_dir) / EMA_FOLDER, dirs_exist_ok=True)
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _rotate_checkpoints(self, run_dir: Path) -> None:
-        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
-        if limit is None or limit <= 0:
-            return
-        checkpoints = checkpoints_by_age(run_dir, self.state.global_step)
-        others = [one for one in checkpoints[:-1] if best is None or one.name != Path(best).name]
-        has_best = len(others) < len(checkpoints) - 1
-        num_kept = max(0, limit - 1 - has_best)  # beside the newest and the best, which always stay
-        for checkpoint in others[: len(others) - num_kept]:
-            discard(checkpoint)
-
-    def _finalize_training(self, trial, *args, **kwargs):
-        best = self.state.best_model_checkpoint
-        if self.args.save_total_limit == 1 and best is not None and self.args.should_save:
-            for checkpoint in checkpoints_by_age(Path(self._get_output_dir(trial)), self.state.global_step):
-                if not os.path.samefile(checkpoint, best):
-                    discard(checkpoint)
-            shutil.rmtree(Path(self._get_output_dir(trial)) / UNFINISHED, ignore_errors=True)
-        return super()._finalize_training(trial, *args, **kwargs)
-
 
 def _held_out_sets(held_out: CocoData | Mapping[str, CocoData] | None) -> dict[str, CocoData]:
-    """By name; one that has no name is "". (A `CocoData` is a tuple, and no mapping.)"""
+    """Held-out data sets by name. A single one gets the name ""."""
     if held_out is None:
         return {}
     return dict(held_out) if isinstance(held_out, Mapping) else {"": held_out}
 
 
 def _recorded_recipe(path: Path) -> dict | None:
-    """The recipe of the run that is resumed, for a comparison; None if its file is missing or damaged."""
+    """The recipe of the resumed run, for a comparison. None if its file is missing or damaged."""
     if not path.is_file():
         return None
     try:

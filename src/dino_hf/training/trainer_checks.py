@@ -1,4 +1,4 @@
-"""Models, arguments and data that `DinoDetrTrainer` refuses: each in one sentence, before anything is made."""
+"""Checks of the model, arguments and data of `DinoDetrTrainer`, before anything is created."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from ..data.rows import CocoData
 def check_trainer(model, args, recipe, train: CocoData, held_out: dict[str, CocoData]) -> None:
     """
     Args:
-        held_out: by name; "" is the name of a single one.
+        held_out: held-out data sets by name. A single one has the name "".
     Raises:
-        ValueError: something does not go together.
+        ValueError: model, arguments, recipe and data do not fit together.
     """
     if args.n_gpu > 1:
         raise ValueError(
