@@ -1,4 +1,4 @@
-"""Work done by threads before its result is asked for."""
+"""Work done by threads before its result is requested."""
 
 import math
 import os
@@ -17,12 +17,11 @@ def map_ahead(
     cost: Callable[[object], float] | None = None,
     budget: float = math.inf,
 ) -> Iterator[tuple]:
-    """Each item with its result, in order. `items` is read by the caller's thread, as many items ahead as there are threads.
+    """Yield each item with its result, in order. The caller's thread reads `items`, as many items ahead as there are threads.
 
     Args:
-        cost: of an item, in the unit of `budget`, such as bytes.
-        budget: items are worked on ahead only as long as their costs together stay within it. One that costs more is worked on
-            alone.
+        cost: cost of an item, in the unit of `budget`, such as bytes.
+        budget: limit for the total cost of the items in work. An item that costs more is processed alone.
     """
     pool, pending = ThreadPoolExecutor(num_threads), deque()
     try:
@@ -32,7 +31,7 @@ def map_ahead(
                 yield _finish(pending)
             pending.append((item, pool.submit(function, item), price))
             del item
-            # Before the next item is taken: taking one may be what needs memory, as the decoding of an image.
+            # Finish before the next item is read, because reading an item, such as decoding an image, may need the memory.
             while pending and (len(pending) > num_threads or sum(entry[2] for entry in pending) > budget):
                 yield _finish(pending)
         while pending:

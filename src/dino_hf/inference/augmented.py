@@ -1,4 +1,4 @@
-"""Test-time augmentation: each image and its mirror image at several sizes, and the answers fused."""
+"""Test-time augmentation: detect in each image and its mirror image at several sizes, and fuse the detections."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,17 +12,17 @@ from .boxes import overlap
 from .predictor import Detections, Predictor
 from .tiling import Detect
 
-SCALES = (1.0, 0.8, 1.25)  # of the size that the image processor gives
-_SAME = 0.55  # intersection over union of boxes of one object, as in the paper of the fusion
+SCALES = (1.0, 0.8, 1.25)  # factors for the size of the image processor
+_SAME = 0.55  # IoU above which boxes are of one object, as in the paper on weighted boxes fusion
 
 
 def augmented_detectors(
     predictor: Predictor, batch_size: int, threshold: float, max_detections: int | None = None
 ) -> list[Detect]:
-    """The predictor at each scale, or at its own only if its image processor gives all images one shape.
+    """The predictor at each scale. If its image processor gives all images one shape, only the original scale is used.
 
-    A view counts with scores down to a part of `threshold` so small that all that is left out could not lift a mean by a sixth of
-    it.
+    Each view keeps detections below `threshold`, too. Those that are left out would change a fused score by at most a sixth of the
+    threshold.
     """
     scales = SCALES if predictor.can_scale else SCALES[:1]
     lowest = threshold / (2 * len(scales))
@@ -31,17 +31,17 @@ def augmented_detectors(
 
 
 def detect_augmented(detectors: Sequence[Detect], threshold: float = 0.0) -> Detect:
-    """Each detector on each image and on its mirror image; see `fuse`.
+    """Run each detector on each image and its mirror image, and fuse the detections, see `fuse`.
 
     Args:
-        detectors: the same one at several scales.
+        detectors: one detector at several scales.
         threshold: fused detections with a score of at most this are left out.
     """
 
     def detect_all(images: Iterable[Image.Image]) -> Iterator[Detections]:
         num = len(detectors)
         originals, *copies = share(images, 1 + 2 * num)
-        widths = map(attrgetter("width"), originals)  # a loop would hold the image while the next one is read
+        widths = map(attrgetter("width"), originals)  # a loop would keep the image in memory while the next one is read
         upright = [detect(copy) for detect, copy in zip(detectors, copies[:num], strict=True)]
         mirrored = [detect(map(ImageOps.mirror, copy)) for detect, copy in zip(detectors, copies[num:], strict=True)]
         for width, *answers in zip(widths, *upright, *mirrored, strict=True):
@@ -52,8 +52,8 @@ def detect_augmented(detectors: Sequence[Detect], threshold: float = 0.0) -> Det
 
 
 def share(items: Iterable, num: int) -> list[Iterator]:
-    """`num` iterators over the same items. An item is let go as soon as all of them have passed it; `itertools.tee` keeps up to 57
-    more, which may be large images."""
+    """`num` iterators over the same items. An item is freed as soon as all iterators have passed it. `itertools.tee` would keep up
+    to 57 more items, which may be large images."""
     source, queues = iter(items), [deque() for _ in range(num)]
 
     def read(queue: deque) -> Iterator:
@@ -76,11 +76,11 @@ def _mirror(found: Detections, width: int) -> Detections:
 
 
 def fuse(answers: Sequence[Detections]) -> Detections:
-    """Weighted boxes fusion (arXiv:1910.13302) of what several views of one image show, with one vote for each view.
+    """Weighted boxes fusion (arXiv:1910.13302) of the detections in several views of one image. Each view has one vote.
 
-    Boxes of one class are of one object if they have an IoU above 0.55 with the box fused so far, which is the mean weighted by
-    score. Two boxes of the same view are two objects. The score is the sum over views divided by their number: what half of the
-    views show with 0.8 has 0.4.
+    A box belongs to an object of its class if it has an IoU above 0.55 with the box fused so far, the mean weighted by score. Two
+    boxes of the same view are two objects. The score is the sum over views divided by the number of views: an object found by half
+    of the views with score 0.8 has score 0.4.
     """
     boxes, scores, labels = (
         np.concatenate([getattr(answer, name) for answer in answers]) for name in ("boxes", "scores", "labels")

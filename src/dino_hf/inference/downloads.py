@@ -1,4 +1,4 @@
-"""Images from addresses, within limits of time and size for the whole transfer."""
+"""Download images, with limits on the time and size of the whole transfer."""
 
 import ipaddress
 import socket
@@ -18,12 +18,12 @@ def download(address: str) -> bytes:
     """The content at an http or https address.
 
     Raises:
-        OSError, ValueError: it cannot be fetched, takes more than 30 seconds, has more than 100 MiB, or leads from a public server
-            to one of the local network.
+        OSError, ValueError: the content cannot be fetched, takes more than 30 seconds, has more than 100 MiB, or a public server
+            redirects to one in the local network.
     """
     found: list[bytes | BaseException] = []
     stop = threading.Event()
-    # In a thread of its own: a server that sends its header letter by letter cannot be waited for in pieces.
+    # A separate thread, because a server can send its header byte by byte, and reading a header has no total time limit.
     thread = threading.Thread(target=_try_fetch, args=(address, found, stop), daemon=True)
     thread.start()
     thread.join(_LONGEST)
@@ -39,9 +39,9 @@ def download(address: str) -> bytes:
 def _try_fetch(address: str, found: list, stop: threading.Event) -> None:
     try:
         found.append(_fetch(address, stop))
-    except HTTPException as error:  # an answer that is not HTTP
+    except HTTPException as error:  # the answer is not HTTP
         found.append(ValueError(f"Its server does not answer in HTTP, {type(error).__name__}."))
-    except Exception as error:  # it is raised where the content is waited for
+    except Exception as error:  # `download` raises it
         found.append(error)
 
 
@@ -61,7 +61,7 @@ def _fetch(address: str, stop: threading.Event) -> bytes:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """A server may lead to another one, but not to files, and not from outside into the local network, where servers trust us."""
+    """Follows redirects to other servers, but not to files, and not from outside into the local network, where servers trust us."""
 
     def redirect_request(self, request, answer, code, message, headers, address):
         target = urlsplit(address)
@@ -73,7 +73,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def is_local(host: str) -> bool:
-    """Whether a host has an address that is not public; False where it cannot be found."""
+    """Whether a host has an address that is not public. False if its addresses cannot be found."""
     try:
         found = socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):

@@ -1,4 +1,4 @@
-"""Predict on anything: sources in, results out, in memory and in a folder."""
+"""`predict`: detections for images, folders, videos and cameras, in memory and in a folder."""
 
 import difflib
 import warnings
@@ -22,10 +22,10 @@ from .writers import FORMATS, PredictionFolder, check_folder, check_formats
 
 
 class Prediction(NamedTuple):
-    """What was found in one image, or one frame of a video; N detections, highest score first."""
+    """The N detections in one image or one frame of a video, highest score first."""
 
-    name: str  # that of the source, relative to what all sources have in common
-    origin: object  # the file, address or camera's index, or the image that was given
+    name: str  # name of the source, relative to the common folder of all sources
+    origin: object  # the file, address, camera index or image in memory
     frame: int | None  # number in the video, from 0
     time: float | None  # seconds since the beginning of the video
     image_size: tuple[int, int]  # (width, height)
@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
     scores: np.ndarray  # (N,) float64 in [0, 1]
     labels: np.ndarray  # (N,) int64 class index of the model
     names: list[str]  # N
-    # N, those of the annotations that the model was trained on; of a model without, class indices
+    # N original category ids of the training annotations; class indices if the model has none
     category_ids: list[int]
     queries: np.ndarray | None = None  # (N,) int64 number of the query, with `all_scores`
     class_scores: np.ndarray | None = None  # (N, K) float32 score of each class, with `all_scores`
@@ -77,32 +77,35 @@ def predict(
 ) -> list[Prediction] | Iterator[Prediction]:
     """Detect objects in images, folders, patterns, addresses, videos, cameras and images in memory.
 
-    What cannot be read is left out with a warning, and the rest goes on.
+    Sources that cannot be read are left out with a warning.
 
     Args:
         model: folder or id on the Hub of any model for object detection, the model itself, or a `Predictor`.
         sources: one or several, see `find_sources`.
-        save: folder for results, see `PredictionFolder`; `formats` of "images", "coco", "csv", "yolo".
-        overwrite, resume: if the folder has an earlier prediction: replace it, or predict what it lacks.
+        save: folder for results, see `PredictionFolder`.
+        formats: some of "images", "coco", "csv", "yolo".
+        overwrite: replace an earlier prediction in the folder.
+        resume: keep an earlier prediction in the folder, and predict the missing sources.
         threshold: detections with a score of at most this, in [0, 1], are left out.
-        class_thresholds: other thresholds of single classes, by name or original category id, such as {"person": 0.3}.
-        max_detections: at most this many of an image, those with the highest scores; None: 300, or the number of queries if that
-            is higher. A warning tells where there may be more.
-        all_scores: also give the query and the scores of all classes of each detection, and save them in predictions.jsonl; of
-            DINO detectors, without tiles and tta.
-        classes: names or original category ids of those that are wanted; None: all.
-        tiles: side or (width, height) in pixels of the tiles that larger images are cut into, as they overlap by `tile_overlap`
-            of a side; see `detect_tiled`. None: images as a whole.
-        tta: fuse the answers for each image and its mirror image at three sizes; see `fuse`. Takes 6 times as long.
-        every, max_frames: of each video, every how many-th frame, and at most how many.
+        class_thresholds: thresholds of single classes, by name or original category id, such as {"person": 0.3}.
+        max_detections: limit for one image; the highest scores are kept. None: 300, or the number of queries if that is higher. A
+            warning names the number of images that reach the limit.
+        all_scores: also return the query and all class scores of each detection, and save them in predictions.jsonl. For DINO
+            detectors, without tiles and tta.
+        classes: names or original category ids of the wanted classes. None: all.
+        tiles: side or (width, height) in pixels. Larger images are cut into tiles of this size, see `detect_tiled`. None: no tiles.
+        tile_overlap: overlap of neighbouring tiles, as a part of their side.
+        tta: fuse the detections in each image and its mirror image at three sizes, see `fuse`. It takes 6 times as long.
+        every: use every N-th frame of a video.
+        max_frames: use at most this many frames of each video.
         batch_size, image_processor, device, dtype: see `Predictor`.
-        stream: give predictions one by one as they are made, as for videos too long for memory; nothing is done before the first
-            is asked for.
-        on_failure: called with what cannot be read, in place of the warning.
+        stream: return an iterator that yields predictions as they are made, for example for long videos. Work starts with the
+            first prediction that is requested.
+        on_failure: called with each source that cannot be read, instead of a warning.
     Returns:
-        a list, or with `stream` an iterator, of predictions in the order of the sources; of those that `resume` found, none.
+        the predictions in the order of the sources: a list, or with `stream` an iterator. With `resume`, only the new ones.
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: what is wrong with an argument; ValueError also if nothing could be read.
+        FileNotFoundError, FileExistsError, ValueError: an argument is wrong; ValueError also if nothing could be read.
     """
     check_threshold(threshold)
     check_formats(formats)
@@ -117,7 +120,7 @@ def predict(
             raise ValueError(f"{name}={value} must be at least 1.")
     planned = find_sources(sources, exclude=None if save is None else expand_home(save))
     if save is not None:
-        check_folder(save, overwrite or resume)  # before the model is loaded, which takes its time
+        check_folder(save, overwrite or resume)  # before the model is loaded, which takes seconds
         _check_apart(planned, real_path(expand_home(save)))
     predictor = model if isinstance(model, Predictor) else Predictor(model, image_processor, device=device, dtype=dtype)
     categories = {
@@ -132,7 +135,7 @@ def predict(
     folder = None
     if save is not None:
         settings = {"model": predictor.name, "threshold": threshold, "classes": classes, "tiles": tiles, "tta": tta}
-        # Only where they are set: an earlier version's run, which had none of them, can be resumed.
+        # Recorded only if set, so runs of earlier versions, which lack these settings, can be resumed.
         if class_thresholds:
             settings["class_thresholds"] = {str(name): value for name, value in class_thresholds.items()}
         settings |= {"max_detections": max_detections} if max_detections is not None else {}
@@ -194,12 +197,12 @@ def _describe(picture: Picture, found: Detections, categories: Mapping[int, tupl
 
 
 def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[int, str]]) -> list[int]:
-    """Class indices of names, in any case, and of original category ids.
+    """Class indices for names (case is ignored) and original category ids.
 
     Args:
         categories: class index -> original category id and name.
     Raises:
-        ValueError: the model has no class of that name or id; names the closest.
+        ValueError: the model has no class of that name or id. The message names the closest.
     """
     found = set()
     for wanted in [classes] if isinstance(classes, str | int) else classes:
@@ -229,7 +232,7 @@ def _thresholds(
 
 
 class _Limit:
-    """The limit of detections of an image, and how many images (or tiles) reached it."""
+    """The limit of detections in an image, and the number of images (or tiles) that reached it."""
 
     def __init__(self, predictor: Predictor, max_detections: int | None):
         self.max_detections, self._limit, self._num_reached = max_detections, predictor.limit(max_detections), 0
@@ -281,7 +284,7 @@ def _refuse(predictor: Predictor, items: Iterator[Picture | Failure | End]) -> I
 def _detect_in_order(
     detect: Detect, items: Iterator[Picture | Failure | End]
 ) -> Iterator[tuple[Picture | Failure | End, Detections | None]]:
-    """What is no picture comes when all before it have."""
+    """Pictures with their detections. Failures and ends of videos are yielded in order, after all pictures before them."""
     waiting: deque[Picture | Failure | End] = deque()
 
     def images():
@@ -299,7 +302,7 @@ def _detect_in_order(
 
 
 def _inside(found: Detections, size: tuple[int, int], thresholds: Mapping[int, float]) -> Detections:
-    """Of the wanted classes and above their thresholds, cut off at the image's border."""
+    """Detections of wanted classes above their thresholds, clipped to the image."""
     boxes = found.boxes.clip(0, np.array([*size, *size]))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     keep &= found.scores > np.array([thresholds.get(label, np.inf) for label in found.labels.tolist()])

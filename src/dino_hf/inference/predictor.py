@@ -1,4 +1,4 @@
-"""Any detector that transformers loads, and images of different sizes -> detections in pixels."""
+"""`Predictor`: runs any detector of transformers on images of any size and returns detections in pixels."""
 
 import copy
 import inspect
@@ -19,31 +19,31 @@ from ..configuration_dino_detr import DinoDetrConfig
 from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
 
-TOP_K = 300  # as in the paper, and enough for COCO's 100 of each class
-_WINDOW = 8  # batches; so many images may wait for others of their shape
-_WINDOW_BYTES = 2**29  # of waiting images, as they are and resized
-_AHEAD_BYTES = 2**28  # of images that threads resize at the same time
+TOP_K = 300  # as in the paper, and enough for COCO, which counts 100 of each class
+_WINDOW = 8  # number of batches whose images may wait for others of their shape
+_WINDOW_BYTES = 2**29  # bytes of waiting images, original and resized
+_AHEAD_BYTES = 2**28  # bytes of images that threads resize at the same time
 
 
 class Detections(NamedTuple):
-    """What was found in one image, highest score first."""
+    """Detections in one image, highest score first."""
 
     boxes: np.ndarray  # (N, 4) float64 (x0, y0, x1, y1) in pixels of the original image; they may stick out of it
     scores: np.ndarray  # (N,) float64 in [0, 1]
     labels: np.ndarray  # (N,) int64 class index of the model
-    queries: np.ndarray | None = None  # (N,) int64 number of the query that found it; None: not asked for
-    class_scores: np.ndarray | None = None  # (N, K) float32 of all classes, in [0, 1]; None: not asked for
+    queries: np.ndarray | None = None  # (N,) int64 index of the query of each detection; None: not requested
+    class_scores: np.ndarray | None = None  # (N, K) float32 scores of all classes, in [0, 1]; None: not requested
 
     @classmethod
     def sorted(cls, boxes, scores, labels) -> "Detections":
-        """From arrays or lists in any order; of equal scores, the first stays the first."""
+        """From arrays or lists in any order. Equal scores keep their order."""
         scores = np.asarray(scores, dtype=np.float64).reshape(-1)
         order = np.argsort(-scores, kind="stable")
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
         return cls(boxes[order], scores[order], np.asarray(labels, dtype=np.int64).reshape(-1)[order])
 
     def keep(self, mask: np.ndarray) -> "Detections":
-        """Those where `mask`, (N,) bool, is True, or at indices (M,)."""
+        """Select detections by a mask, (N,) bool, or by indices, (M,)."""
         return Detections(*(None if values is None else values[mask] for values in self))
 
     def rows(self) -> list[tuple[list[float], float, int]]:
@@ -64,14 +64,14 @@ class _Prepared(NamedTuple):
 class Predictor:
     """A detector with its image processor, on a device: images in, detections out.
 
-    An image gets the same detections whatever else is in its batch, but for the rounding of float arithmetic: batches hold images
-    of one shape, and nothing is padded. Padding would leak a little into the backbone's convolutions.
+    The detections of an image do not depend on its batch, except for rounding: batches hold images of one shape, so nothing is
+    padded. Padding would leak a little into the backbone's convolutions.
 
     Args:
         model: folder, id on the Hub, or a detector, which is put into evaluation mode.
-        image_processor: None: the one saved beside the model.
-        device: "cuda", "cuda:1", "mps", "cpu", ...; None: where a given model is; else CUDA or Apple's GPU if there is one.
-        dtype: of the weights: "float32", "bfloat16", "float16" or a torch dtype; None: float32, or as a given model is.
+        image_processor: None: the image processor saved beside the model.
+        device: "cuda", "cuda:1", "mps", "cpu", ... None: the device of a given model; else CUDA or Apple's GPU if there is one.
+        dtype: "float32", "bfloat16", "float16" or a torch dtype. None: the dtype of a given model, or float32.
     Raises:
         FileNotFoundError, ValueError: there is no such model, it is no detector, its files are broken or incomplete, or the
             device is not there.
@@ -128,14 +128,14 @@ class Predictor:
 
     @property
     def can_scale(self) -> bool:
-        """Whether its images keep their shape, whatever the size: then another size is nothing new to the model."""
+        """Whether the image processor keeps the shape of images, so the model knows images of several sizes."""
         return self._size.get("shortest_edge") is not None
 
     def at_scale(self, scale: float, num_others: int = 0) -> "Predictor":
-        """The same model on images resized to `scale` times the size of the image processor, for `can_scale`.
+        """The same model on images resized to `scale` times the size of the image processor. It needs `can_scale`.
 
         Args:
-            num_others: predictors that run at the same time, with which it shares the memory for waiting images.
+            num_others: number of other predictors that run at the same time and share the memory for waiting images.
         """
         scaled = copy.copy(self)
         scaled._window_bytes //= 1 + num_others
@@ -146,7 +146,7 @@ class Predictor:
         return scaled
 
     def refuses(self, image: Image.Image) -> str | None:
-        """Why an image cannot be predicted on, if so: other image processors than ours let the short side of a thread vanish."""
+        """The reason why an image cannot be used, or None. Foreign image processors round a very short side to zero."""
         if self._is_ours or not self.can_scale:
             return None
         sides = get_size_with_aspect_ratio(
@@ -165,18 +165,19 @@ class Predictor:
         max_detections: int | None = None,
         all_scores: bool = False,
     ) -> Iterator[Detections]:
-        """Detections of each image, in the order of `images`, which are read as they are needed.
+        """Detections of each image, in the order of `images`. Images are read when they are needed.
 
         Images wait until there are `batch_size` of their shape, or `8 * batch_size` in all, or half a GiB of them.
 
         Args:
-            images: of any mode with 8 bits per channel, predicted as they are stored: EXIF orientation is not applied.
+            images: images of any mode. Their EXIF orientation is not applied.
             threshold: detections with a score of at most this, in [0, 1], are left out.
-            max_detections: at most this many of an image, those with the highest scores; None: 300, or the number of queries if
-                that is higher. Image processors of other detectors have limits of their own.
-            all_scores: also give the query and the scores of all classes of each detection; of a DINO detector only.
+            max_detections: limit for one image; the highest scores are kept. None: 300, or the number of queries if that is higher.
+                Image processors of other detectors have their own limits.
+            all_scores: also return the query and all class scores of each detection. For DINO detectors only.
         Raises:
-            ValueError: a setting is out of range; an image has more than 8 bits, or is refused; scores are not finite.
+            ValueError: a setting is out of range; an image cannot be used, see `refuses`; scores are not finite.
+            OSError: the range of the values of an image is unknown.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -191,16 +192,16 @@ class Predictor:
         return self._stream(images, batch_size, settings)
 
     def limit(self, max_detections: int | None) -> int | None:
-        """How many detections an image can have; None: its image processor decides."""
+        """Limit of detections in an image. None: the image processor decides."""
         if not self._takes_limit:
             return None
         return max_detections or max(TOP_K, self._num_queries)
 
     def _stream(self, images: Iterable[Image.Image], batch_size: int, settings: "_Settings") -> Iterator[Detections]:
-        waiting: dict[tuple, list[int]] = {}  # by shape, the numbers of images
+        waiting: dict[tuple, list[int]] = {}  # shape -> numbers of images
         prepared: dict[int, _Prepared] = {}
         done: dict[int, Detections] = {}
-        sizes: dict[int, int] = {}  # bytes of each image that is not given back yet
+        sizes: dict[int, int] = {}  # bytes of each image whose detections are not returned yet
         num_given = 0
 
         def run(shape: tuple) -> None:
@@ -233,7 +234,7 @@ class Predictor:
         yield from (done[number] for number in sorted(done))
 
     def _prepare(self, image: Image.Image) -> _Prepared:
-        """Image by image: then its pixels depend on nothing else."""
+        """Prepare one image alone, so its pixels do not depend on other images."""
         if reason := self.refuses(image):
             raise ValueError(f"An image cannot be predicted on. {reason}")
         if image.mode != "RGB":
@@ -251,13 +252,13 @@ class Predictor:
         }
         if images[0].pixel_mask is not None:
             mask = torch.stack([image.pixel_mask for image in images])
-            # Without a mask our own detector does no work for padding; it can look at it on a CPU only.
+            # Without a mask, our detector skips the work for padding. It checks for an all-ones mask only on a CPU.
             if not (self._is_ours and mask.all()):
                 inputs["pixel_mask"] = mask.to(self.device)
         try:
             outputs = self.model(**inputs)
         except torch.OutOfMemoryError:
-            outputs = None  # out of the handler, which holds the tensors of the attempt
+            outputs = None  # retry after the handler, which keeps the tensors of this attempt alive
         if outputs is None:
             if len(images) == 1:
                 height, width = images[0].pixel_values.shape[-2:]
@@ -297,10 +298,10 @@ class _Settings(NamedTuple):
 
 
 def _with_scores(found: Detections, logits: Tensor, limit: int) -> Detections:
-    """With the query and all scores of each detection.
+    """Add the query and all class scores of each detection.
 
     Args:
-        found: of the post-processing, which takes the best `limit` pairs of a query and a class.
+        found: detections of the post-processing, which keeps the best `limit` pairs of query and class.
         logits: (Q, K)
     """
     best = logits.flatten().sigmoid().topk(min(limit, logits.numel())).indices[: len(found.scores)]  # (N,)
@@ -311,12 +312,12 @@ def _with_scores(found: Detections, logits: Tensor, limit: int) -> Detections:
 
 
 def num_bytes(image: Image.Image) -> int:
-    """As Pillow holds it: a pixel of one band in 1 or 4 bytes, of several bands in 4."""
+    """Memory of a Pillow image: 1 or 4 bytes for a pixel with one band, 4 with several bands."""
     return image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4)
 
 
 def _loaded(image: Image.Image) -> Image.Image:
-    """Two threads must not load one image that is given twice."""
+    """Load an image in the caller's thread: two threads must not load an image that is passed twice."""
     image.load()
     return image
 

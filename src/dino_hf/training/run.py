@@ -1,4 +1,4 @@
-"""Training from end to end: `train`, which is what `dino-hf train` does."""
+"""`train`: the whole training run behind `dino-hf train`."""
 
 import json
 import logging
@@ -53,8 +53,8 @@ class TrainingRun(NamedTuple):
     output_dir: Path
     preflight: Preflight
     evaluation: Evaluation | None  # of the weights in `output_dir`, on the held-out images; only in the first process
-    test: Evaluation | None  # the same on test images, where there are some
-    trainer: DinoDetrTrainer | None  # None if nothing was trained: a dry run, or one that had been finished
+    test: Evaluation | None  # the same on test images, if there are any
+    trainer: DinoDetrTrainer | None  # None if nothing was trained: a dry run, or a run that was already finished
 
     def __repr__(self) -> str:
         return f"TrainingRun({str(self.output_dir)!r:.100}: validation {self.evaluation!r}, test {self.test!r})"
@@ -62,7 +62,7 @@ class TrainingRun(NamedTuple):
 
 @contextmanager
 def _without_bars_of_the_library() -> Iterator[None]:
-    """Of files that are read and written."""
+    """Hide the progress bars that transformers shows while it reads and writes files."""
     were_shown = is_progress_bar_enabled()
     disable_progress_bar()
     try:
@@ -93,50 +93,53 @@ def train(
     dry_run: bool = False,
     **settings,
 ) -> TrainingRun:
-    """Fine-tune a detector and say how good it is; `dino-hf train` in Python.
+    """Fine-tune a detector and evaluate it; `dino-hf train` in Python.
 
         run = dino_hf.train("my-data", model="dino-r50-4scale", output_dir="outputs/birds")
         print(run.evaluation.metrics["AP"], run.evaluation.intervals["AP"])
 
-    What is planned is printed before it starts: data, classes that are kept, departures from the recipe, memory, disk. The folder
-    then has the best weights (raw or averaged, whichever scored the highest AP on held-out images), which load with
-    `from_pretrained` and `pipeline`; `last/` those of the last step; `results.json`, plots, `curves.png`, `history.csv`, a model
-    card with all of it; `test/` with the same for test images; and checkpoints. A run that was broken off at any moment and is
-    resumed ends with the same weights as one that was not. Several processes (`torchrun`) share the work.
+    The plan is printed before training starts: data, classes that are kept, departures from the recipe, memory, disk.
+
+    Afterwards, the folder holds the best weights: the raw or averaged weights with the highest AP on held-out images. They load
+    with `from_pretrained` and `pipeline`. `last/` holds the weights of the last step. Beside them are `results.json`, plots,
+    `curves.png`, `history.csv`, a model card, the same for test images in `test/`, and checkpoints.
+
+    A run that is interrupted at any moment and resumed ends with the same weights as an uninterrupted run. Several processes
+    (`torchrun`) share the work.
 
     Args:
-        data: anything that `dino_hf.data.load_data` reads, its result, or a pair of `CocoData`, to train on and held out.
-        model: folder or id on the Hub of a DINO detector; what it knows of classes of the same name is kept. A folder with a
-            configuration and no weights starts from random ones. None: R50 with 4 scales and a published backbone.
+        data: anything that `dino_hf.data.load_data` reads, its result, or a pair of `CocoData`: training and held-out data.
+        model: folder or id on the Hub of a DINO detector. Classes that it knows by name keep their weights. A folder with a
+            configuration and no weights starts from random weights. None: R50 with 4 scales and a published backbone.
         recipe: a name of `RECIPES`; None: "finetune".
-        output_dir: new or empty, or of the run to resume.
-        resume: go on with the newest whole checkpoint, with the settings that the run has had, but for those that are given;
-            start if there is nothing yet; of a run that is finished, write the results anew.
-        batch_size: images of a batch in each process, or "auto": as many as fit. Batches are accumulated to the recipe's images
-            per step.
+        output_dir: a new or empty folder, or the folder of the run to resume.
+        resume: continue from the newest whole checkpoint. Settings that are not given are those of the earlier run. Without a
+            checkpoint, start from the beginning. For a finished run, only the results are written again.
+        batch_size: images of a batch in each process, or "auto": as many as fit. Batches are accumulated until a step has the
+            number of images of the recipe.
         report_to: trackers, "tensorboard", "wandb", "trackio", or "none"; None: TensorBoard, if it is installed.
-        seed: of everything random, also of a split of the data; None: 0.
-        validation_fraction, box_format: of data that have no validation images or do not tell what their boxes are, see
-            `load_data`; None: 0.2 and none.
-        allow_outside, trust_boxes: read files outside of the data set's folder; do not check what the boxes are. See `load_data`;
-            None: False.
-        on_bad_image: "skip" leaves out images that cannot be read or have not the size of their annotations, with a warning. Of
-            those that are first met in training, up to a tenth, another image takes the place, and `run.json` lists them as
-            `bad_images`. "raise" stops. None: "skip".
-        check_images: decode all images before the first step, which finds those that are cut off. Images to measure on, and up to
-            2,000 to train on, are decoded in any case; of more, only the starts of the files are read.
-        training_doctor: log what `TrainingDoctor` sees. None: True.
+        seed: random seed, also for a split of the data. None: 0.
+        validation_fraction: share of the training images to hold out if there are no validation images. None: 0.2.
+        box_format: layout of the boxes, for data that do not state it, see `load_data`.
+        allow_outside: also read files outside of the data set's folder. None: False.
+        trust_boxes: do not check the layout of the boxes. None: False.
+        on_bad_image: "skip": leave out, with a warning, images that cannot be read or have another size than annotated. If such an
+            image is found only in training, another one takes its place, and `run.json` lists it in `bad_images`; more than a
+            tenth of the images are an error. "raise": stop. None: "skip".
+        check_images: decode all images before the first step, which finds truncated files. By default, validation and test
+            images and up to 2,000 training images are decoded. With more training images, only the start of each file is read.
+        training_doctor: log the findings of `TrainingDoctor`. None: True.
         dry_run: stop before training; nothing is written.
-        settings: fields of `Recipe`, of its `Augmentation` and `model_settings`, and of `TrainingArguments`, by name. The sizes of
-            training images are those of the model's image processor, if none are given.
+        settings: fields of `Recipe`, of its `Augmentation` and `model_settings`, and of `TrainingArguments`, by name. By default,
+            training images have the sizes of the model's image processor.
     Raises:
-        ValueError, FileNotFoundError, OSError, ImportError: in one sentence, what is wrong and what to do.
+        ValueError, FileNotFoundError, OSError, ImportError: one sentence says what is wrong and what to do.
     """
     from ..evaluation import report  # noqa: F401  here: it needs matplotlib, and says so before an hour of training
 
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f'batch_size={batch_size!r} must be a number of images, or "auto".')
-    RunRecord.take_up(Path(output_dir), resume)  # before there is a lock in the folder
+    RunRecord.take_up(Path(output_dir), resume)  # checks the folder before a lock is written to it
     with nullcontext() if dry_run else locked_run(Path(output_dir), os.environ.get("RANK", "0") == "0"):
         record = RunRecord.take_up(Path(output_dir), resume)
         record.settle_model(model)
@@ -197,7 +200,7 @@ def _train(
     trainer = None
     if not record.is_finished:
         if args.world_size > 1:
-            torch.distributed.barrier()  # all have looked at the folder
+            torch.distributed.barrier()  # all processes have read the folder
         if is_first:
             record.write()
             with write_beside(output_dir / PREFLIGHT_NAME) as path:
@@ -218,10 +221,10 @@ def _train(
 
 
 def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction, box_format) -> DetectionData:
-    """What is trained and evaluated on.
+    """Read the data to train on and to evaluate on.
 
     Raises:
-        ValueError: there is nothing to train on, or nothing that the best weights could be chosen by.
+        ValueError: there is no training image with a box, or no held-out image with a box by which to choose the best weights.
     """
     fraction = record.settle("validation_fraction", validation_fraction, 0.2)
     box_format = record.settle("box_format", box_format, None)
@@ -247,7 +250,7 @@ def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction
 
 
 def _load(record: RunRecord, train: CocoData, seed: int) -> Start:
-    """The model that a run starts from, or that of its newest checkpoint, or that it ended with."""
+    """The model that a run starts from; of a resumed run the newest checkpoint, of a finished run its result."""
     checkpoint = str(record.output_dir) if record.is_finished else newest_checkpoint(record.output_dir)
     if record.is_resumed and checkpoint is not None:
         if not record.is_finished:
@@ -272,7 +275,7 @@ def _about_random_weights(start: Start, recipe: Recipe) -> list[str]:
 def _prepare(
     plan: Plan, record: RunRecord, start: Start, batch_size: int | str, findings: list[str]
 ) -> tuple[TrainingArguments, Preflight]:
-    """Choose the batch size, and say what is going to happen."""
+    """Choose the batch size and describe the run in a preflight."""
     splits, recipe, model = plan.splits, plan.recipe, start.model
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     data = describe_data(splits.origin, splits.notes, parts)
@@ -320,7 +323,7 @@ def _sharing(args: TrainingArguments) -> int:
 
 
 def _least(value: int, args: TrainingArguments) -> int:
-    """Of all processes."""
+    """The least value of all processes."""
     if args.world_size == 1:
         return value
     values = [0] * args.world_size
@@ -349,7 +352,7 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
         except KeyboardInterrupt as error:
             error.add_note(f"{trainer.state.global_step} steps are done; --resume goes on from the newest checkpoint.")
             raise
-        except TooManyBadImages as error:  # of a worker it has a traceback in its text
+        except TooManyBadImages as error:  # an error of a worker has a traceback in its text
             raise ValueError(trainer.readable_images.summary()) from error
         except torch.OutOfMemoryError as error:
             raise ValueError(memory_sentence(args)) from error
@@ -367,7 +370,7 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
 
 @contextmanager
 def _quiet_about(recipe: Recipe) -> Iterator[None]:
-    """The preflight has said where the run departs from its recipe."""
+    """Silence the log of departures from the recipe, which the preflight has already shown."""
     logger = logging.getLogger(DinoDetrTrainer.__module__)
 
     def is_new(entry: logging.LogRecord) -> bool:
