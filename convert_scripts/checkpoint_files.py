@@ -1,4 +1,4 @@
-"""Reading and writing the files of other projects. Nothing that a file says is ever run."""
+"""Read and write checkpoint files of other projects. Code in a file is never run."""
 
 import argparse
 import ast
@@ -19,12 +19,12 @@ from plain_values import MOST_PARTS, TooLarge, check_pickle, plain_value
 
 
 class ConversionError(ValueError):
-    """A file or folder cannot be converted; the message says why and what to do."""
+    """A file or folder cannot be converted. The message says why and what to do."""
 
 
 @dataclass
 class Checkpoint:
-    """What a file holds: tensors by their names there, without prefixes of wrappers; and what it says about its training."""
+    """Content of a checkpoint file: tensors by name, without prefixes of wrappers, and settings of the training."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -33,7 +33,7 @@ class Checkpoint:
 
 
 class UnreadObject:
-    """Stands for an object that a training leaves in its checkpoint and nobody here needs. Holds nothing, does nothing."""
+    """Placeholder for an object in a checkpoint that the conversion does not need. It ignores all data."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -42,10 +42,10 @@ class UnreadObject:
         pass
 
 
-# What a training of mmdetection leaves: its log, and NumPy's numbers and random states.
+# Objects that mmdetection saves in checkpoints: its log, and numbers and random states of NumPy.
 _HARMLESS = [
     "mmengine.logging.history_buffer.HistoryBuffer",
-    "builtins.getattr",  # by which the log names its methods
+    "builtins.getattr",  # the log refers to its methods with it
     *(
         f"numpy.{core}.multiarray.{name}"
         for core in ("core", "_core")
@@ -59,13 +59,13 @@ _HARMLESS = [
 def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
     """Read a `.pth` or `.safetensors` of any of the three projects.
 
-    Of all classes, only `argparse.Namespace` is let in; what else a training is known to leave becomes an object that does
-    nothing, and everything unknown is refused.
+    The only class that is created is `argparse.Namespace`. Other objects that trainings are known to save become placeholders.
+    Everything unknown is refused.
 
     Args:
         ema: take the averaged weights.
     Raises:
-        ConversionError: the file is missing, damaged, no checkpoint, or holds what could be run.
+        ConversionError: the file is missing, damaged, no checkpoint, or may hold code.
     """
     if path.is_dir():
         raise ConversionError(f"{path} is a folder; name the checkpoint file in it.")
@@ -87,16 +87,16 @@ def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LEGACY_PICKLES = (
-    4  # of files without an archive: magic number, version, machine, content; then the keys of its storages
-)
-_COUNTERS = ("relative_position_index", "num_batches_tracked")  # no weights
+# Files without an archive start with pickles of: magic number, version, machine, content. The keys of storages follow.
+_LEGACY_PICKLES = 4
+_COUNTERS = ("relative_position_index", "num_batches_tracked")  # buffers of integers
 
 
 def _check_tensor(name: str, value) -> None:
-    """
+    """Check that a value can be a weight of a training.
+
     Raises:
-        ConversionError: it is no weight that a training can have left.
+        ConversionError: it cannot.
     """
     if not isinstance(value, Tensor):
         kind = "an object that is not read" if isinstance(value, UnreadObject) else f"a {type(value).__name__}"
@@ -120,27 +120,27 @@ def _check_tensor(name: str, value) -> None:
 
 
 def _plain(content: dict) -> dict:
-    """Dictionaries as such, at the depths that are read: a subclass, or one with attributes, has methods of its own."""
+    """Replace subclasses of dict by plain dictionaries, at the depths that are read. Subclasses may have methods of their own."""
     return {name: dict(dict.items(value)) if isinstance(value, dict) else value for name, value in dict.items(content)}
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its beginning, whatever its name says: the length of a json header, and the header."""
+    """Whether the first bytes are those of a safetensors file: the length of a json header, then the header."""
     with path.open("rb") as file:
         beginning = file.read(9)
     of_torch = beginning.startswith((b"PK", b"\x80\x02"))  # an archive, or the pickle of older files
     return beginning[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not of_torch)
 
 
-_LARGEST_DIRECTORY = (
-    2**24
-)  # bytes of the table of contents of an archive, and of the header of safetensors; ours have 2**18
+# Bytes of the table of contents of an archive, and of the header of safetensors. Ours have 2**18.
+_LARGEST_DIRECTORY = 2**24
 
 
 def _check_archive(path: Path) -> None:
-    """
+    """Check the checksums of an archive.
+
     Raises:
-        ConversionError: a part of the archive is not what it was when it was written, or was not written by torch.
+        ConversionError: a part of the archive is damaged, or was not written by torch.
     """
     try:
         if (size := _directory_size(path)) > _LARGEST_DIRECTORY:
@@ -190,9 +190,10 @@ def _directory_size(path: Path) -> int:
 
 
 def _check_pickles(path: Path) -> None:
-    """
+    """Check the pickles in a file before they are read.
+
     Raises:
-        ConversionError: the file is damaged, or reading it would take all time or memory.
+        ConversionError: the file is damaged, or reading it would take too much time or memory.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -260,10 +261,10 @@ def _read_pickle(path: Path):
     _check_pickles(path)
     allowed = [argparse.Namespace, *((UnreadObject, name) for name in _HARMLESS)]
     try:
-        # of a path, torch would believe the suffix
+        # for a path, torch would trust the suffix
         with torch.serialization.safe_globals(allowed), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file that is damaged or made up can trip the reader with
+    except Exception as error:  # a damaged or forged file can raise errors of any type
         reason = str(error).strip().splitlines() or [type(error).__name__]
         if not isinstance(error, pickle.UnpicklingError):
             raise ConversionError(f"{path} is truncated or damaged ({reason[0][:200]}). Download it again.") from error
@@ -313,7 +314,7 @@ def _tensors_of(content: dict, ema: bool, path: Path) -> dict[str, Tensor]:
 
 
 def _training_of(content: dict, path: Path) -> tuple[dict, list[str] | None]:
-    """Settings of the training and names of the classes, as far as the file has them."""
+    """Settings of the training and names of the classes, if the file has them."""
     args, meta = content.get("args"), content.get("meta")
     if args is not None and not isinstance(args, argparse.Namespace | dict):
         raise ConversionError(f"{path} has a {type(args).__name__} under 'args', not the settings of a training.")
@@ -331,7 +332,7 @@ def _training_of(content: dict, path: Path) -> tuple[dict, list[str] | None]:
 
 
 def read_config_text(text) -> dict:
-    """Settings from a configuration of mmengine, which is Python: literals and calls of `dict` are read, nothing is run."""
+    """Read settings from an mmengine configuration, which is Python: literals and calls of `dict` are read, nothing is run."""
     if not isinstance(text, str) or len(text) > _LONGEST_CONFIG:
         return {}
     try:
@@ -361,10 +362,10 @@ def _literal(node: ast.expr):
 
 
 def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
-    """Write a file wholly or not at all.
+    """Write a checkpoint file completely or not at all.
 
     Raises:
-        ConversionError: it exists, or cannot be written.
+        ConversionError: the file exists, or cannot be written.
     """
     if path.suffix == ".safetensors":
         raise ConversionError(f"{path}: the other projects read files of torch.save; name it .pth.")
@@ -382,7 +383,7 @@ def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether a file was written by torch.save, as far as its parts tell."""
+    """Whether a file has the parts of a file of torch.save."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
     try:

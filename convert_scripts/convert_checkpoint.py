@@ -3,8 +3,8 @@
     python convert_scripts/convert_checkpoint.py --checkpoint checkpoint0011_4scale.pth --output dino-r50-4scale
     python convert_scripts/convert_checkpoint.py --checkpoint dino-r50-4scale --to original --output checkpoint.pth
 
-What a file does not tell (for detrex nearly all but the sizes) is taken to be as the project publishes it, and printed;
-`--published` and `--set` say otherwise. docs/checkpoints.md has a command for every published file.
+Settings that a file does not have (files of detrex have only sizes) are set to the defaults of the project, and printed. Use
+`--published` or `--set` to change them. docs/checkpoints.md has a command for every published file.
 """
 
 import argparse
@@ -52,21 +52,21 @@ def convert(
     force: bool = False,
     ask: bool = False,
 ) -> DinoDetrForObjectDetection:
-    """Convert one file and write the folder, wholly or not at all.
+    """Convert one file and write the folder, completely or not at all.
 
     Args:
         checkpoint: `.pth` or `.safetensors`.
         output_dir: new or empty folder.
-        source: "original", "detrex", "mmdet", or "auto" to tell from the tensors.
+        source: "original", "detrex", "mmdet", or "auto" to recognise the project by its tensors.
         ema: take the averaged weights.
-        published: title of a row of published.py, which this file is; gives settings and the published AP.
-        chosen: fields of the configuration to set, where the tensors do not tell them.
-        size: shortest edge, and most of the longest, of images at evaluation.
+        published: title of this file in published.py, which has its settings and AP.
+        chosen: fields of the configuration that the tensors do not determine.
+        size: shortest edge and limit of the longest edge of images at evaluation.
         label_names: file with the names of the classes.
-        force: replace an output folder that holds nothing but a model.
-        ask: refuse a file of detrex whose position settings are neither known nor chosen, instead of taking detrex's defaults.
+        force: replace an output folder that holds only a model.
+        ask: refuse a file of detrex whose position settings are neither known nor chosen, instead of using the defaults of detrex.
     Raises:
-        ConversionError: what is wrong with the file or the folder.
+        ConversionError: the message says what is wrong with the file or the folder.
     """
     row = find_published(published)
     if size is not None and not 0 < size[0] <= size[1]:
@@ -83,7 +83,7 @@ def convert(
         except (ConversionError, StrictDataclassError):
             raise
         except (TypeError, IndexError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
-            # what a file that is made up can trip over, somewhere
+            # a forged file can raise any of these
             raise ConversionError(
                 f"{checkpoint} cannot be converted: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
             ) from error
@@ -133,7 +133,9 @@ def _convert(
         )
     config.provenance = provenance(loaded, project, row, assumed)
     model, renamed, more = build_model(config, tensors)
-    config.provenance["converted_from"]["weights"] = weights_digest(model)  # the card notices when they change
+    config.provenance["converted_from"]["weights"] = weights_digest(
+        model
+    )  # the model card notices changed weights by it
     dropped += more
     print(f"  read {len(loaded.tensors)}, renamed into {renamed}, dropped {sum(dropped.values())}")
     for reason, number in dropped.items():
@@ -141,7 +143,7 @@ def _convert(
     return model, processor
 
 
-# What the user can do about a file that is not the published one it was taken for, by --published or by its name.
+# Advice for a file that --published, or its name, takes for another published file.
 _ANOTHER = "leave --published out, and do not call it as a published file"
 _POSITIONS = ("position_temperature", "position_offset")
 
@@ -168,7 +170,7 @@ def _check_positions(loaded: Checkpoint, source: str, row: Published | None, cho
 
 
 def provenance(checkpoint: Checkpoint, project: str, row: Published | None, assumed: dict) -> dict:
-    """What the model card tells of the weights."""
+    """Origin of the weights, for the model card."""
     converted_from = {
         "project": project,
         "file": checkpoint.path.name,
@@ -182,7 +184,7 @@ def provenance(checkpoint: Checkpoint, project: str, row: Published | None, assu
 
 
 def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Counter]:
-    """The model with these tensors (the release's names), how many it has, and how many were dropped for which reason."""
+    """The model with these tensors (in names of the release), their number, and the number of dropped tensors by reason."""
     progress = tqdm(tensors.items(), desc="converting", unit=" tensors", disable=None, leave=False)
     try:
         state, dropped = translate(progress, rules_for(config))
@@ -205,7 +207,7 @@ def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Count
 
 
 def _check_shapes(config, state: dict[str, torch.Tensor]) -> None:
-    """Compare shapes before memory is taken for the model: sizes are read from single axes, and a made-up file can claim any.
+    """Compare shapes before the model is allocated, because sizes in a forged file can be huge.
 
     Raises:
         ConversionError: a tensor does not fit.
@@ -232,7 +234,7 @@ def find_published(title: str | None) -> Published | None:
 
 
 def check_published(row: Published | None, project: str, config) -> None:
-    """A file that is said to be a published one must at least look like it."""
+    """Check that a file has the architecture of the published checkpoint that it is said to be."""
     if row is None:
         return
     if row.backbone not in BACKBONES:

@@ -1,4 +1,4 @@
-"""The folder that a conversion writes: whole or not at all, and in the place of nothing but a model."""
+"""The output folder of a conversion. It is written completely or not at all, and replaces only a model."""
 
 import json
 from collections.abc import Iterator
@@ -17,11 +17,12 @@ _MODEL_FILES = {"config.json", "preprocessor_config.json", "model.safetensors", 
 
 
 def check_output(folder: Path, force: bool, inputs: list[Path]) -> None:
-    """
+    """Check that a folder can be written or replaced.
+
     Args:
-        inputs: files that are read; they must not go with what is replaced.
+        inputs: input files. They must not lie in the replaced folder.
     Raises:
-        ConversionError: something would be lost, or written elsewhere.
+        ConversionError: files would be lost, or the folder is a link.
     """
     if folder.is_symlink():
         raise ConversionError(f"{folder} is a symbolic link; name the folder itself, or another --output.")
@@ -57,7 +58,7 @@ def _config_of(folder: Path) -> dict:
 
 
 def _is_of_a_model(entry: Path, config: dict) -> bool:
-    """Whether saving a model has written it, and nobody has edited it where that can be told."""
+    """Whether a file was written by saving a model. An edited model card does not count."""
     if entry.is_symlink() or not entry.is_file():
         return False
     name = entry.name
@@ -70,15 +71,15 @@ def _is_of_a_model(entry: Path, config: dict) -> bool:
 
 @contextmanager
 def scratch_beside(folder: Path, force: bool, inputs: list[Path]) -> Iterator[Path]:
-    """A hidden folder to write into, which in the end takes the place of `folder`, whole.
+    """Yield a hidden folder. At the end, it replaces `folder` in one step.
 
     Raises:
-        ConversionError: there is no place for it, or something else is there.
+        ConversionError: `folder` cannot be written, or may not be replaced.
     """
     check_output(folder, force, inputs)
     try:
         with folder_beside(folder) as scratch:
             yield scratch
-            check_output(folder, force, inputs)  # it may have changed meanwhile
+            check_output(folder, force, inputs)  # the folder may have changed meanwhile
     except (OSError, SafetensorError) as error:
         raise ConversionError(f"{folder} cannot be written ({error}); choose another --output.") from error

@@ -1,22 +1,22 @@
-"""Bounds on what a checkpoint says besides its tensors. A file of a kilobyte can hold values that take hours to show or compare."""
+"""Limits for values in a checkpoint besides tensors. A file of one kilobyte can hold values that take hours to print or compare."""
 
 import pickletools
 from typing import IO, NamedTuple
 
 from torch import Tensor
 
-_MOST_VALUES = 10_000  # of all lists and dictionaries of a value together
+_MOST_VALUES = 10_000  # in all nested lists and dictionaries of a value together
 _DEEPEST = 20
-_LONGEST_TEXT = 2**21  # characters: mmdetection's configuration of a training is one text
+_LONGEST_TEXT = 2**21  # characters; mmdetection saves a whole configuration as one text
 _LARGEST_INTEGER = 2**63
-_MOST_HASHED = 10**6  # values that the hash of one dictionary key visits
+_MOST_HASHED = 10**6  # values visited to hash one dictionary key
 _LARGEST_PICKLE = 2**26  # bytes of values beside the tensors of a checkpoint; large trainings need less than 1 MiB
 _MOST_OPERATIONS = 2**21  # of a pickle: looking at them takes seconds; a tensor needs about 20
 MOST_PARTS = 80_000  # tensors of a file, with averages and the state of an optimizer
 
 
 class Unreadable:
-    """Takes the place of a value that is not read. It is equal to nothing, and messages show what it stands for."""
+    """Placeholder for a value that is not read. It equals no other value, and messages show its description."""
 
     def __init__(self, what: str):
         self.what = what
@@ -26,7 +26,7 @@ class Unreadable:
 
 
 def plain_value(value):
-    """The value, if it is made of few numbers, texts, lists and dictionaries; otherwise an `Unreadable`."""
+    """The value if it consists of a limited number of numbers, texts, lists and dictionaries, else an `Unreadable`."""
     budget = [_MOST_VALUES]
     try:
         return _plain(value, budget, _DEEPEST)
@@ -35,7 +35,7 @@ def plain_value(value):
 
 
 def _plain(value, budget: list[int], depth: int):
-    """Raises OverflowError if there is more than the budget. An object that occurs twice counts twice."""
+    """Copy a value. Raises OverflowError beyond the budget. An object that occurs twice counts twice."""
     budget[0] -= 1
     if budget[0] < 0 or depth < 0:
         raise OverflowError
@@ -57,7 +57,7 @@ def _plain(value, budget: list[int], depth: int):
 
 
 class TooLarge(ValueError):
-    """A pickle that takes all time or memory to read."""
+    """Reading a pickle would take too much time or memory."""
 
 
 class _Bounded:

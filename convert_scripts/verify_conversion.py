@@ -2,9 +2,9 @@
 
     python convert_scripts/verify_conversion.py checkpoint0011_4scale.pth dino-r50-4scale
 
-One model runs on two pictures of different size: a folder by dino_hf, a checkpoint by arithmetic of its own (source_arithmetic.py).
-Each stage and each layer is then computed once more from the other's tensors and settings, by that arithmetic, from the input
-that it had in the first: so a difference shows where it arises, and is not made larger by what follows.
+The first model runs on two pictures of different size: a folder runs in dino_hf, a checkpoint in the independent implementation of
+source_arithmetic.py. Then this implementation computes each stage and layer with the tensors and settings of the second model, from
+the inputs that the stage had in the first. So a difference shows where it arises, and later stages do not increase it.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from key_mapping import translate
 from source_arithmetic import SourceArithmetic, Trace
 from training_settings import told_by_file
 
-# What counts as equal. Relative to the largest value of a stage, because those of a backbone reach hundreds, in float32, through
-# dozens of layers; boxes lie in [0, 1], and 2e-5 of them is a fortieth of a pixel in 1333.
+# Largest differences that count as equal in float32. Values of a backbone reach hundreds, so differences are relative to the
+# largest value of a stage. Boxes lie in [0, 1]: 2e-5 is a fortieth of a pixel in an image of 1333 pixels.
 RELATIVE, BOXES = 1e-4, 2e-5
 SIZES = ((203, 317), (187, 270))  # (height, width) of the two pictures: no stride and no window divides them
 
@@ -42,8 +42,8 @@ class Model:
     """One side of a comparison: its configuration, its tensors by the release's names, and how it runs."""
 
     def __init__(self, path: Path, ema: bool = False, instead: DinoDetrConfig | None = None):
-        """`instead`: the other side's configuration, for settings that a checkpoint does not tell; without it, they are taken
-        to be as the project publishes them."""
+        """`instead`: the configuration of the other side, for settings that a checkpoint does not have. Without it, the defaults of
+        the project are used."""
         if path.is_dir():
             model = load_folder(path).float()
             self.config = model.config
@@ -60,7 +60,7 @@ class Model:
         self.run = self.arithmetic().run
 
     def tensors_in_use(self) -> dict[str, Tensor]:
-        """Without the rows of the label embedding that are never looked up, of which the projects have more or fewer."""
+        """Tensors without unused rows of the label embedding, whose number differs between projects."""
         num_labels = self.config.num_labels
         return {name: x[:num_labels] if name == "label_enc.weight" else x for name, x in self.tensors.items()}
 
@@ -69,7 +69,7 @@ class Model:
 
 
 def trace_of(model: DinoDetrForObjectDetection, pixels: Tensor, pixel_mask: Tensor) -> Trace:
-    """Run a model as everyone does, and note what passes."""
+    """Run a model, and record the inputs and outputs of its stages with hooks."""
     features, maps, padding, encoder_inputs, decoder_inputs = [], [], [], [], []
 
     def note_backbone(module: nn.Module, inputs: tuple, output) -> None:
@@ -114,7 +114,7 @@ def trace_of(model: DinoDetrForObjectDetection, pixels: Tensor, pixel_mask: Tens
 def differences(
     first: Trace, second: SourceArithmetic, pixels: Tensor, pixel_mask: Tensor
 ) -> Iterator[tuple[str, float, float]]:
-    """Stage, largest difference, and the largest that counts as equal."""
+    """Yield the name of each stage, its largest difference, and the difference that counts as equal."""
 
     def compare(name: str, a: Tensor, b: Tensor, limit: float | None = None) -> tuple[str, float, float]:
         if a.shape != b.shape:
@@ -138,7 +138,7 @@ def differences(
     for number, (a, b) in enumerate(zip(masks, second.masks(pixel_mask, maps), strict=True), 1):
         yield compare(f"padding, level {number}", a.float(), b.float())
 
-    inside = torch.cat([mask.flatten(1) for mask in masks], 1)  # (B, S); nobody looks at what padding is turned into
+    inside = torch.cat([mask.flatten(1) for mask in masks], 1)  # (B, S); values of padding do not matter
     tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in first.maps], 1)
     yield compare("encoder, input", first.tokens[0], tokens)
     positions = second.positions(masks)
@@ -150,7 +150,7 @@ def differences(
     memory = first.tokens[-1]
     logits, boxes = second.proposals(memory, masks)
     same_number("classes", first.proposal_logits.shape[-1], logits.shape[-1])
-    # Which token a proposal is of, nobody says: the one with the most like logits, and of several such, the most like box.
+    # Proposals do not name their tokens: find the token with the closest logits and, among equals, the closest box.
     distance = torch.cdist(first.proposal_logits, logits, p=torch.inf)  # (B, Q, S)
     distance += 0.01 * torch.cdist(first.proposal_boxes, boxes, p=torch.inf)
     place = distance.argmin(-1)[..., None]  # (B, Q, 1)
@@ -159,7 +159,7 @@ def differences(
     scores = first.proposal_logits.amax(-1)  # (B, Q)
     best = logits.amax(-1).topk(scores.shape[1], dim=1).values
     yield compare("query selection, scores", scores.sort(dim=1, descending=True).values, best)
-    rises = scores.diff(dim=1).clamp(min=0)  # the best comes first, and near ties in any order
+    rises = scores.diff(dim=1).clamp(min=0)  # scores must descend, except for near ties
     yield (
         "query selection, order",
         rises.max().item() if rises.numel() else 0.0,
@@ -190,7 +190,7 @@ def open_picture(image: Path | None) -> Image.Image:
 
 @torch.no_grad()
 def report(first: Model, second: Model, picture: Image.Image) -> bool:
-    """Print the differences of settings, tensors and stages; whether nothing differs by more than it may."""
+    """Print the differences of settings, tensors and stages. Returns whether all are within their limits."""
     print_settings(first.config, second.config)
     same_tensors = print_tensors(first.tensors_in_use(), second.tensors_in_use())
     batch = [picture.resize((width, height)) for height, width in SIZES]
@@ -199,7 +199,7 @@ def report(first: Model, second: Model, picture: Image.Image) -> bool:
     print(f"  {'stage':40} {'difference':>10}  {'equal up to':>11}")
     equal = True
     for name, difference, limit in differences(first.run(*inputs), second.arithmetic(), *inputs):
-        is_equal = difference <= limit  # not so for NaN
+        is_equal = difference <= limit  # False for NaN
         equal &= is_equal
         print(f"  {name:40} {difference:10.1e}  {limit:11.1e}{'' if is_equal else '  DIFFERENT'}")
     if not equal:
@@ -212,7 +212,7 @@ def report(first: Model, second: Model, picture: Image.Image) -> bool:
 
 
 def print_settings(first: DinoDetrConfig, second: DinoDetrConfig) -> None:
-    """Fields that bear on what is computed or trained, where they differ."""
+    """Print settings of computation and training that differ."""
     silent = {"provenance", "id2label", "label2id", "category_ids", "auto_map", "architectures", "transformers_version"}
     one, two = first.to_dict(), second.to_dict()
     for name in sorted((set(one) | set(two)) - silent):
@@ -221,7 +221,7 @@ def print_settings(first: DinoDetrConfig, second: DinoDetrConfig) -> None:
 
 
 def print_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """How many tensors are equal, by the release's names; whether all that both have are."""
+    """Print the number of equal tensors, in names of the release. Returns whether all common tensors are equal."""
     shared = sorted(set(first) & set(second))
     unequal = [name for name in shared if not torch.equal(first[name], second[name])]
     print(f"  {len(shared) - len(unequal)} of {len(shared)} tensors that both have are equal, bit by bit")
@@ -237,10 +237,10 @@ def print_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None = None) -> bool:
-    """Check a folder against the checkpoint that it was converted from: what was saved, what it computes, what it detects.
+    """Compare a folder with the checkpoint that it was converted from: tensors, computation, image processor, detections.
 
     Returns:
-        whether all is equal.
+        whether all are equal.
     """
     picture = open_picture(image)
     model = load_folder(folder)
@@ -264,9 +264,10 @@ def verify_back(folder: Path, checkpoint: Path, image: Path | None = None) -> bo
 
 
 def load_processor(folder: Path):
-    """
+    """Load the image processor of a folder.
+
     Raises:
-        ConversionError: the folder has none.
+        ConversionError: it cannot be loaded.
     """
     try:
         check_model_folder(folder)
@@ -277,7 +278,7 @@ def load_processor(folder: Path):
 
 
 def check_processor(folder: Path) -> bool:
-    """Whether pixels come to the model as they do in all three projects; the size is a setting of its own."""
+    """Whether the image processor normalises pixels as all three projects do. The size is not compared."""
     processor, usual = load_processor(folder), DinoDetrImageProcessor()
     names = ("image_mean", "image_std", "rescale_factor", "do_normalize", "do_rescale")
     others = {name: getattr(processor, name) for name in names if getattr(processor, name) != getattr(usual, name)}
@@ -309,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image", type=Path, help="picture to run on; otherwise one is drawn")
     options = parser.parse_args(arguments)
     try:
-        # A folder runs as it will in use, and knows all of its settings; so it comes first.
+        # A folder comes first: it runs as in use, and has all its settings.
         first, second = sorted((options.first, options.second), key=lambda path: not path.is_dir())
         model = Model(first, options.ema)
         print(f"{first} and {second}:")

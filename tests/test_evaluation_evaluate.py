@@ -181,7 +181,7 @@ def test_an_error_of_an_image_names_its_file(data, answers):
     with pytest.raises(RuntimeError, match="out of memory") as raised:
         evaluate_model(predictor, data)
     assert raised.value.__notes__ == [
-        "It came up between 000001.png and 000024.png; a smaller batch size needs less memory."
+        "The error came between 000001.png and 000024.png; a smaller batch size needs less memory."
     ]
     predictor.error = torch.AcceleratorError("device-side assert triggered")  # after which no image runs
     predictor.alone = True

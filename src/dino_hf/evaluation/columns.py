@@ -1,4 +1,4 @@
-"""Annotations of a data set and detections of a model on it, as columns: one row for each box."""
+"""Annotations of a data set, and detections of a model on it, as tables with one row for each box."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from ..inference.predictor import Detections, Predictor
 from ..training.coco_metric import Columns
 from .classes import ClassMap
 
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+Progress = Callable[[str, int, int], None]  # name of the stage, number done, total number
 
 
 def truth_columns(data: CocoData) -> Columns:
@@ -33,7 +33,7 @@ def truth_columns(data: CocoData) -> Columns:
 
 
 def image_name(data: CocoData, index: int) -> str:
-    """The file of an image, or its id where the data have no files."""
+    """The file name of an image, or its id if the data have no files."""
     name = data.dataset["file_name"][index] if "file_name" in data.dataset.column_names else None
     return name or f"image {data.dataset['image_id'][index]}"
 
@@ -46,7 +46,7 @@ def found_columns(
     progress: Progress,
     max_detections: int | None = None,
 ) -> tuple[Columns, dict[str, int]]:
-    """The detections in the class space of the data, and how many of which other classes there were."""
+    """The detections in the class space of the data, and the number of detections of each other class."""
     image_ids, columns, left_out = list(data.dataset["image_id"]), [], Counter()
     progress("images", 0, len(image_ids))
     try:
@@ -94,14 +94,14 @@ def _detect(predictor: Predictor, data: CocoData, batch_size: int, max_detection
 
 
 def _who_fails(predictor: Predictor, data: CocoData, error: Exception, suspects: range) -> str:
-    """The predictor works on many images at a time: one after another tells whose error it is."""
-    if not isinstance(error, torch.AcceleratorError):  # after which nothing runs any more
+    """Name the image that caused an error. The predictor works on many images at a time, so try them one by one."""
+    if not isinstance(error, torch.AcceleratorError):  # after this error the device is unusable
         for index in suspects:
             try:
                 list(predictor([data.dataset[index]["image"]], batch_size=1, threshold=0.0))
             except type(error):
                 return f"This is {image_name(data, index)}."
     if not suspects:
-        return "It came up before the first image."
+        return "The error came before the first image."
     first, last = image_name(data, suspects[0]), image_name(data, suspects[-1])
-    return f"It came up between {first} and {last}; a smaller batch size needs less memory."
+    return f"The error came between {first} and {last}; a smaller batch size needs less memory."

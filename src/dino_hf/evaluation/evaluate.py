@@ -1,4 +1,4 @@
-"""A detector and annotated images -> COCO's numbers with intervals, and what is needed to draw and to compare them."""
+"""Evaluate a detector on annotated images: COCO metrics with intervals, and the data for plots and comparisons."""
 
 import logging
 from pathlib import Path
@@ -60,31 +60,31 @@ def evaluate(
     trust_boxes: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """AP of a detector with 95 % intervals, on any data that can be recognised; what `dino-hf eval` does.
+    """AP of a detector with 95 % intervals, on data in any known format; `dino-hf eval` in Python.
 
         evaluation = dino_hf.evaluate("my-detector", "my-data", output_dir="outputs/eval")
         print(evaluation.metrics["AP"], evaluation.intervals["AP"])
 
     Args:
-        model: folder, id on the Hub, or a detector: any that `AutoModelForObjectDetection` loads; or a `Predictor`, which has its
-            own image processor and device. Its classes are found in the data by name.
-        data: whatever `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
-        split: "train", "validation" or "test"; of a `CocoData` there is but one. Where the data have no validation images, these
-            are the images that the model's training run held out, or else a fifth of the training images, by seed 0.
-        output_dir: numbers, detections and pictures are written there (`save_report`); None: nothing is written.
+        model: folder, id on the Hub, or a detector that `AutoModelForObjectDetection` loads; or a `Predictor` with its own image
+            processor and device. Its classes are matched with those of the data by name.
+        data: anything that `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
+        split: "train", "validation" or "test". It is ignored for a `CocoData`. If the data have no validation images, the images
+            that the model's training run held out are used, or else a fifth of the training images, chosen by seed 0.
+        output_dir: folder for numbers, detections and pictures, see `save_report`. None: nothing is written.
         overwrite: replace the report of an earlier evaluation in `output_dir`.
-        num_bootstrap, seed: of the intervals, see `evaluate_model`.
+        num_bootstrap, seed: settings of the intervals, see `evaluate_model`.
         max_detections: see `evaluate_model`.
-        device: "cuda", "cpu", ...; None: where a given detector is, else the best one that is there. Not with a `Predictor`.
-        box_format: of data that do not tell it, see `load_data`.
-        allow_trained: measure also where the model was trained on some of the images, with a note in the result.
-        allow_outside: also read files outside of the data set's folder that it leads to.
-        trust_boxes: do not check that the boxes are what their format says.
-        progress: called as in `evaluate_model`.
+        device: "cuda", "cpu", ... None: the device of a given detector, else the best available one. Not with a `Predictor`.
+        box_format: layout of the boxes, for data that do not state it, see `load_data`.
+        allow_trained: also evaluate on images that the model was trained on, with a note in the result.
+        allow_outside: also read files outside of the data set's folder.
+        trust_boxes: do not check the layout of the boxes.
+        progress: see `evaluate_model`.
     Raises:
-        ValueError, FileNotFoundError, OSError: what cannot be read, or does not fit, in one sentence.
+        ValueError, FileNotFoundError, OSError: one sentence says what cannot be read or does not fit.
     """
-    from .report import check_folder, save_report  # here: they need matplotlib
+    from .report import check_folder, save_report  # imported here because they need matplotlib
 
     if output_dir is not None:
         check_folder(Path(output_dir), overwrite)
@@ -120,18 +120,18 @@ def evaluate_model(
     max_detections: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Predict all images and score the detections: COCO's numbers are pycocotools', to the last bit.
+    """Predict all images and score the detections. The COCO metrics equal those of pycocotools bit by bit.
 
     Args:
-        data: the images, read one after another.
-        num_bootstrap: resamples of the images that the 95 % intervals are made of, at least 40; 0: no intervals.
-        seed: of the resamples.
-        max_detections: of an image and class that are counted, those with the highest scores, at least 100; None: COCO's 100, or
-            if an image has more objects of a class, as many as it has. A note tells where it is not 100, or cuts.
-        progress: called with what is being done ("images", "classes" or "resampled classes"), how many, and of how many.
+        data: the images. They are read one after another.
+        num_bootstrap: number of resamples of the images for the 95 % intervals, at least 40; 0: no intervals.
+        seed: seed of the resamples.
+        max_detections: number of detections that count for an image and class, at least 100; the highest scores count. None: 100
+            as in COCO, or the largest number of objects of a class in an image. A note says if it is not 100, or is too small.
+        progress: called with the stage ("images", "classes" or "resampled classes"), the number done, and the total.
     Raises:
-        ValueError: model and data have no class in common, or an image is not of the size that it was annotated at. An error of
-            any kind that comes up with an image names it in a note.
+        ValueError: model and data have no class in common, or an image has another size than annotated. Any error that an image
+            causes names the image in a note.
     """
     check_num_bootstrap(num_bootstrap)
     progress = progress or _silent
@@ -214,7 +214,7 @@ def _match(
     progress: Progress,
     limit: int,
 ) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], list[ClassMatches]]:
-    """Precision and recall of each class by pycocotools, and its matches."""
+    """Precision and recall of each class from pycocotools, and the matches of the class."""
     results, matches = {}, []
     for category_id in category_ids:
         progress("classes", len(matches), len(category_ids))
@@ -264,7 +264,7 @@ def _class_row(
 
 
 def _intervals(samples: np.ndarray, scores: dict[str, float], num_images: list[int]) -> dict[str, tuple[float, float]]:
-    """Of each of the `STATISTICS` that has one, from samples (B, 6)."""
+    """The interval of each of the `STATISTICS` with enough images, from samples (B, 6)."""
     if not len(samples):
         return {}
     columns = zip(STATISTICS, samples.T, num_images, strict=True)

@@ -1,4 +1,4 @@
-"""What an evaluation has found out about a model, for commands that use it later."""
+"""Results of earlier evaluations of a model, for commands that use them."""
 
 import re
 from pathlib import Path
@@ -13,22 +13,22 @@ _LARGEST = 2**26  # bytes
 
 
 class MeasuredThreshold(NamedTuple):
-    threshold: float  # with the best F1, in [0, 1]
-    path: Path  # of the report
+    threshold: float  # threshold with the best F1, in [0, 1]
+    path: Path  # file of the report
 
 
 def report_folder(model: str) -> Path:
-    """Where `dino-hf eval` writes by default: the last two parts of an id on the Hub, the last one of a folder."""
+    """The default output folder of `dino-hf eval`, named by an id on the Hub or by the last part of a folder."""
     path = expand_home(model)
     parts = [path.resolve().name] if path.exists() else model.split("/")[-2:]
     return EVALUATIONS / (re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip(".-_")[:100] or "model")
 
 
 def measured_threshold(model: str) -> MeasuredThreshold | None:
-    """The best threshold in the report that training left beside the model, or else in that of `dino-hf eval`; None: there is none.
+    """The best threshold in the report that training wrote beside the model, or else in the report of `dino-hf eval`; or None.
 
     Args:
-        model: folder or id on the Hub. A report that names another model does not count.
+        model: folder or id on the Hub. A report that names another model is ignored.
     """
     for folder in (expand_home(model), report_folder(model)):
         try:

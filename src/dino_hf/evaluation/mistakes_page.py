@@ -1,4 +1,4 @@
-"""A page of the worst mistakes: each as annotated, and beside it as detected."""
+"""A page of the worst mistakes: each with its annotations and, beside them, its detections."""
 
 from pathlib import Path
 
@@ -24,19 +24,21 @@ _TITLES = {
     "miss": "Missed: the largest objects that were not found",
 }
 _TRUE, _FOUND = COLOURS[0], COLOURS[1]
-_PIXELS = 260  # of the longer side of a panel
+_PIXELS = 260  # longer side of a panel
 _LINE = 24  # height of a line of text, in pixels of a panel
 _PER_POINT = 2.5  # pixels of a panel for a point of a font
 _FONT_SIZE = 6.5  # points
 _TITLE = 25  # characters
-_MOST_OTHERS = 4  # boxes of a panel beside the one that it is about
+_MOST_OTHERS = 4  # further boxes drawn in a panel
 
 _Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels
 
 
 def save_mistakes(path: Path, evaluation: Evaluation, data: CocoData) -> None:
-    """The false positives with the highest scores, by kind, and the largest misses: annotations at the left, detections above the
-    threshold at the right; what it is about in thick lines."""
+    """Draw the false positives with the highest scores, by kind, and the largest misses.
+
+    Annotations are at the left, detections above the threshold at the right. The mistaken box has thick lines.
+    """
     index_of = {image_id: index for index, image_id in enumerate(data.dataset["image_id"])}
     rows = {kind: [mistake for mistake in evaluation.mistakes if mistake.kind == kind] for kind in (*KINDS, "miss")}
     heights = [2.05 if chosen else 0.35 for chosen in rows.values()]
@@ -87,17 +89,17 @@ def _draw_pair(pair, mistake: Mistake, evaluation: Evaluation, data: CocoData, i
 
 
 def _more(num_hidden: int) -> str:
-    """Says that a panel does not show all boxes of its part of the image."""
+    """A text that counts the boxes that a panel does not show."""
     return f" (+{num_hidden} more)" if num_hidden else ""
 
 
 def _title(name: str, end: str) -> str:
-    """As long as a panel is wide, so that titles of neighbours do not run into each other."""
+    """A title cut to the width of a panel, so that neighbouring titles do not overlap."""
     return shortened(name, max(4, _TITLE - len(end))) + end
 
 
 def _crop(image: Image.Image, boxes: list) -> tuple[int, int, int, int]:
-    """A part of the image with the boxes and as much around them, not much longer than wide."""
+    """(x0, y0, x1, y1) of a part of the image with the boxes and a margin, not much longer than wide."""
     corners = np.array(boxes)
     low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
     middle, extent = (low + high) / 2, np.maximum(high - low, 24)
@@ -117,10 +119,10 @@ def _draw_panel(
     is_it: np.ndarray,
     colour: str,
 ) -> int:
-    """Draw a part of an image with the boxes that it is about, and the largest few of the others.
+    """Draw a part of an image with the mistaken boxes and the largest of the others.
 
     Returns:
-        how many boxes in this part are not drawn: a weak detector has dozens, which would hide each other.
+        number of boxes in this part that are not drawn. A weak detector has dozens, which would hide each other.
     """
     part = image.convert("RGB").crop(crop)
     scale = _PIXELS / max(part.size)
@@ -130,7 +132,7 @@ def _draw_panel(
     visible = np.maximum(0, np.minimum(boxes[:, 2:], part.size) - np.maximum(boxes[:, :2], 0)).prod(axis=1)
     texted: list[_Box] = []
     order = [index for index in np.lexsort((-visible, ~is_it)).tolist() if visible[index] > 0]
-    shown = order[: _MOST_OTHERS + int(is_it.sum())]  # what it is about comes first, and gets its text first
+    shown = order[: _MOST_OTHERS + int(is_it.sum())]  # the mistaken boxes come first, so they get their texts first
     for index in shown:
         x0, y0, x1, y1 = boxes[index]
         for edge, extra in (("white", 1.4), (colour, 0.0)):
@@ -144,19 +146,19 @@ def _draw_panel(
             axes.text(
                 place[0] + 3, place[3] - 5, texts[index], fontsize=_FONT_SIZE, color="white", zorder=4, bbox=style
             )
-    # All panels have one scale: what is narrower or lower leaves its rest of the square white.
+    # All panels have the same scale. A narrow or low part leaves the rest of the square white.
     axes.set_xlim(-0.5, _PIXELS - 0.5)
     axes.set_ylim(_PIXELS - 0.5, -0.5)
     return len(order) - len(shown)
 
 
 def _text_width(text: str) -> float:
-    """In pixels of a panel."""
+    """Width of a text in pixels of a panel."""
     return TextPath((0, 0), text, size=_FONT_SIZE).get_extents().width * _PER_POINT
 
 
 def _place(box: np.ndarray, text: str, size: tuple[int, int], taken: list[_Box]) -> _Box | None:
-    """Where a text fits into the panel: above the box, inside at its upper or lower edge, or below; None if others are there."""
+    """A free place for a text: above the box, inside at its upper or lower edge, or below. None if there is none."""
     width, height = _text_width(text) + 8, _LINE
     x0 = min(max(box[0], 0), max(0, size[0] - width))
     for bottom in (box[1], box[1] + height, box[3], box[3] + height):

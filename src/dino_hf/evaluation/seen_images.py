@@ -1,4 +1,4 @@
-"""Which images a detector was trained on, by the record in its configuration, and which its run held out."""
+"""Images that a detector was trained on and images that its run held out, by the record in its configuration."""
 
 import logging
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class SeenImages(NamedTuple):
-    """Digests of `dino_hf.data.image_digests`; empty where the record has none."""
+    """Digests from `dino_hf.data.image_digests`. A set is empty if the record has none."""
 
     trained: set[bytes]
     held_out: set[bytes]  # by the run's own split of data without validation images
 
 
 def seen_images(model: PreTrainedModel | None) -> SeenImages:
-    """The record of a run in a model's configuration. It may be of a stranger, so anything odd in it counts as none."""
+    """The record of a run in a model's configuration. It is untrusted, so malformed parts count as missing."""
     record: Any = getattr(getattr(model, "config", None), "provenance", None)
     for name in ("training", "images"):
         record = record.get(name) if isinstance(record, dict) else None
@@ -39,20 +39,22 @@ def load_split(
     allow_outside: bool = False,
     trust_boxes: bool = False,
 ) -> tuple[CocoData, list[str]]:
-    """One part of a data set, with its class space, and what was decided when it was read.
+    """Load one part of a data set.
 
-    Where the data have no validation images, the validation part is what the run of the first model held out; without such a run
-    it is a fifth of the training images, by seed 0.
+    If the data have no validation images, the validation part is the part that the run of the first model held out. Without a
+    record of that run, it is a fifth of the training images, chosen by seed 0.
 
     Args:
-        data: what `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
-        split: "train", "validation" or "test"; of a `CocoData` there is but one.
-        models: those that are evaluated.
-        allow_trained: evaluate on images that a model was trained on, with a note. The training part, and a `CocoData`, are the
-            user's choice, so there it is a note in any case.
+        data: anything that `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
+        split: "train", "validation" or "test". It is ignored for a `CocoData`.
+        models: the evaluated models.
+        allow_trained: images that a model was trained on give a note, not an error. The training part and a `CocoData` are always
+            allowed, because the user chose them.
         allow_outside, trust_boxes: as in `load_data`.
+    Returns:
+        the data with their class space; notes on decisions made while reading.
     Raises:
-        ValueError: there is no such part, or a model was trained on images of it.
+        ValueError: the part does not exist, or a model was trained on images of it.
     """
     seen = [seen_images(model) for model in models]
     if isinstance(data, CocoData):
@@ -84,7 +86,7 @@ def load_split(
 
 
 def _as_the_run_split(data: DetectionData, seen: SeenImages, split: str) -> DetectionData | None:
-    """The training images of the data in the two parts that a run made of them; None: it held out none of these images."""
+    """Split the training images as the run did. None: the run held out none of these images, or trained on none."""
     digests = image_digests(data.train)
     held_out = [index for index, digest in enumerate(digests) if digest in seen.held_out]
     trained = [index for index, digest in enumerate(digests) if digest in seen.trained]

@@ -1,4 +1,4 @@
-"""Whether two versions of a model see the same in an image."""
+"""Compare the detections of two versions of a model."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from ..box_ops import cxcywh_to_xyxy
 
-# In scores, and in corners of boxes as a part of the image's side. Between float32 versions, which make their sums in another
-# order, 1e-6 was measured, and 0.003 where that changed the last of 900 queries of a model at its initial values. Half precision
-# changed the surest detections of 60 images by 0.13 at most and 0.001 in the median, and the AP of 200 images by 0.02 points.
-# What was wrong with a graph was never below 0.09.
+# Allowed differences of scores, and of corners of boxes as a part of the image's side. Float32 versions sum in another order, which
+# changed them by 1e-6; by 0.003 where it changed the last of 900 queries of an untrained model. Half precision changed the best
+# detections of 60 images by at most 0.13 (median 0.001), and the AP of 200 images by 0.02 points. Wrong graphs differed by at
+# least 0.09.
 TOLERANCES = {torch.float32: 0.01, torch.float16: 0.25}
-_MIN_SCORE = 0.3  # what is drawn and acted upon
-_NUM_BEST = 10  # of an image in which nothing has such a score
-_NUM_CANDIDATES = 300  # detections of an image
+_MIN_SCORE = 0.3  # detections that users draw and use
+_NUM_BEST = 10  # detections compared at least in each image
+_NUM_CANDIDATES = 300  # detections of an image that can be partners
 
 
 class Difference(NamedTuple):
-    """Between the detections of two versions of a model."""
+    """Differences between the detections of two versions of a model."""
 
     score: float  # largest difference of a score; 1 where a detection is missing
     box: float  # largest difference of a corner's coordinate, as a part of the image's side; 1 where a detection is missing
@@ -44,11 +44,11 @@ class _Found(NamedTuple):
 
 
 def compare_predictions(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> Difference:
-    """Find the detections of each version, of scores from 0.3 and at least the 10 best of an image, in the other version.
+    """Match the detections of each version with those of the other version, and return the largest differences.
 
-    Queries have no fixed places: where two encoder tokens have nearly the same score, the last bit decides which of them
-    is the earlier query, and which of the last two is none. Hence detections are compared, and each with the best partner of its
-    class among the 300 best, so that no border of rank or score lies between them.
+    Detections with scores from 0.3 are compared, and at least the 10 best of an image. Queries cannot be compared by index: if two
+    encoder tokens have nearly the same score, the last bit decides their order, and which of the last two becomes a query. So each
+    detection is compared with the best partner of its class among the 300 best of the other version.
 
     Args:
         expected, found: logits (B, Q, K) and boxes (B, Q, 4), cxcywh in [0, 1].
@@ -86,9 +86,10 @@ def _differences(wanted: _Found, candidates: _Found) -> tuple[float, float]:
 
 
 def check_difference(difference: Difference, tolerance: float, name: str) -> None:
-    """
+    """Refuse a difference that is too large.
+
     Raises:
-        ValueError: it is larger than `tolerance`.
+        ValueError: the difference is larger than `tolerance`.
     """
     if not (difference.score <= tolerance and difference.box <= tolerance):  # so that NaN is refused too
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A detector -> an ONNX file that was compared with it."""
+"""Export a detector to an ONNX file, and compare the file with the detector."""
 
 import copy
 import math
@@ -24,14 +24,14 @@ from .comparison import TOLERANCES, Difference, check_difference, compare_predic
 from .graph import export_program
 from .onnx_file import OPSETS, OnnxModel, import_onnx, make_metadata, write_onnx
 
-# In points of AP, both ways. Scores that differ in the last bit can swap two detections; half precision moves boxes across the
-# thresholds of IoU.
+# Largest difference of AP, in [0, 1], in both directions. Scores that differ in the last bit can swap two detections. Half
+# precision moves boxes across the thresholds of IoU.
 AP_TOLERANCES = {torch.float32: 0.001, torch.float16: 0.005}
 _NUM_SCENES = 3
 
 
 class ExportReport(NamedTuple):
-    """What was written, and how far it is from the model."""
+    """The written file, and its differences from the model."""
 
     path: Path
     num_bytes: int
@@ -67,30 +67,30 @@ def export_onnx(
     image_processor=None,
     say: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Write a detector as an ONNX file for batches and images of any size, if ONNX Runtime sees with it what the model sees.
+    """Write a detector as an ONNX file for batches and images of any size, if ONNX Runtime gives the same detections.
 
         dino_hf.export_onnx("my-detector", "my-detector.onnx", images="photos", data="my-data")
 
-    The file's inputs and outputs are those of `export_program`; labels, category ids and the image processor's settings are in its
-    metadata. It appears under its name when it has passed, and not otherwise.
+    Inputs and outputs of the file are those of `export_program`. Its metadata hold labels, category ids and the settings of the
+    image processor. The file gets its name only if it passes the comparison.
 
     Args:
-        model: folder or id on the Hub of a DINO detector, or the model, which is left as it is.
-        opset: of ONNX, 18 to 23. Runtimes read older ones longest.
-        dtype: of the weights, "float32" or "float16"; inputs and outputs are float32 in both.
-        images: files, folders or PIL images to compare on; None: scenes that are drawn on the spot. The first is run alone, the
-            others in pairs, padded to a common size.
-        data, split, box_format, allow_outside, trust_boxes: annotated images, as for `dino_hf.evaluate`, on which the AP of both is
-            compared too.
-        tolerance: largest difference of a score, and of a box as a part of the image's side; None: 0.01 in float32, 0.25 in
-            float16. Of detections with scores from 0.3, and at least the 10 best of an image.
-        ap_tolerance: largest difference of the AP, in [0, 1]; None: 0.001 in float32, 0.005 in float16.
-        overwrite: replace a file that is there.
-        image_processor: of a model that is given as such; None: the one saved beside it.
-        say: called with what is being done.
+        model: folder or id on the Hub of a DINO detector, or the model itself, which is not changed.
+        opset: ONNX opset, 18 to 23. More runtimes read older opsets.
+        dtype: dtype of the weights, "float32" or "float16". Inputs and outputs are float32 in both cases.
+        images: files, folders or PIL images for the comparison. None: drawn scenes. The first image is run alone, the others in
+            pairs, padded to a common size.
+        data, split, box_format, allow_outside, trust_boxes: annotated images, as for `dino_hf.evaluate`, to compare the AP of model
+            and file.
+        tolerance: largest allowed difference of a score, and of a box as a part of the image's side. Detections with scores from
+            0.3 are compared, and at least the 10 best of an image. None: 0.01 in float32, 0.25 in float16.
+        ap_tolerance: largest allowed difference of AP, in [0, 1]. None: 0.001 in float32, 0.005 in float16.
+        overwrite: replace an existing file.
+        image_processor: image processor of a given model. None: the one saved beside it.
+        say: called with a sentence before each stage.
     Raises:
-        ValueError: an argument is wrong, the model cannot be exported, or the file differs too much; FileExistsError,
-        FileNotFoundError, OSError, ImportError: in one sentence.
+        ValueError: an argument is wrong, the model cannot be exported, or the file differs too much.
+        FileExistsError, FileNotFoundError, OSError, ImportError: one sentence says what is wrong.
     """
     import_onnx()
     say, output = say or _silent, expand_home(output)
@@ -107,7 +107,7 @@ def export_onnx(
         from ..evaluation import load_split
         from ..evaluation.classes import map_classes
 
-        # The two APs are compared with each other, so images that were trained on do no harm here.
+        # The two APs are only compared with each other, so training images are allowed.
         reading = {"allow_trained": True, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
         evaluation_data, notes = load_split(data, split, box_format, [predictor.model], **reading)
         for note in notes:
@@ -119,7 +119,7 @@ def export_onnx(
 
     say("Tracing the model.")
     program = export_program(predictor.model if dtype == torch.float32 else copy.deepcopy(predictor.model).to(dtype))
-    # Beside its place, for moving it there is then one step; a folder, for there may be a second file.
+    # A folder, because there may be a second file; beside the output, so that the files can be renamed into place.
     with scratch_folder(output) as folder:
         say("Writing the graph.")
         draft = folder / output.name
@@ -161,7 +161,7 @@ def _check_settings(
 
 
 def _check_output(output: Path, overwrite: bool, model: str | Path | DinoDetrForObjectDetection) -> None:
-    """Both files that may be written, as all commands check theirs."""
+    """Check both files that may be written."""
     check_output_file(output, overwrite)
     check_output_file(_weights_of(output), overwrite)
     own_folder = expand_home(model).resolve() if isinstance(model, str | Path) else None
@@ -174,17 +174,17 @@ def _weights_of(output: Path) -> Path:
 
 
 def _move(folder: Path, output: Path) -> None:
-    """What is in `folder` to where it belongs; the weights first, for a graph without them cannot be read."""
+    """Move the files in `folder` to their places. The weights go first, because a graph without them cannot be read."""
     names = sorted((file.name for file in folder.iterdir()), reverse=True)
     for name in names:
         os.replace(folder / name, output.parent / name)
     weights = _weights_of(output)
-    if weights.name not in names:  # of the file that was overwritten
+    if weights.name not in names:  # left by the overwritten file
         weights.unlink(missing_ok=True)
 
 
 def _load(model: str | Path | DinoDetrForObjectDetection, image_processor) -> tuple[Predictor, str]:
-    """On the CPU, in float32, and never the caller's own object."""
+    """A predictor on the CPU in float32, and the name of the model. A given model is copied."""
     if isinstance(model, DinoDetrForObjectDetection):
         name = model.name_or_path or type(model).__name__
         model = copy.deepcopy(model).to("cpu", torch.float32)
@@ -213,7 +213,7 @@ def _check_weights(model: DinoDetrForObjectDetection, name: str) -> None:
 
 
 def _find_images(images: Any) -> list[Source]:
-    """What was given, without videos.
+    """The given sources without videos.
 
     Raises:
         FileNotFoundError, ValueError: there is no image.
@@ -225,7 +225,7 @@ def _find_images(images: Any) -> list[Source]:
 
 
 def _pictures(sources: list[Source] | None) -> Iterator[Image.Image]:
-    """What was given; or drawn scenes, of which none has the size of another.
+    """The given images, or drawn scenes of different sizes.
 
     Raises:
         ValueError: an image cannot be read.
@@ -255,7 +255,7 @@ def _compare(predictor: Predictor, exported: Predictor, pictures: Iterator[Image
 
 
 def _batches(pictures: Iterator[Image.Image]) -> Iterator[list[Image.Image]]:
-    """The first alone, then pairs: a batch of one, and batches with padding."""
+    """The first image alone, then pairs: a batch of one, and batches with padding."""
     batch, size = [], 1
     for image in pictures:
         batch.append(image)

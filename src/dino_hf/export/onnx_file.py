@@ -1,4 +1,4 @@
-"""A program of `torch.export` -> an ONNX file that explains itself, and the file as a model again."""
+"""Write a program of `torch.export` to an ONNX file with metadata, and run the file as a model."""
 
 import json
 import logging
@@ -20,8 +20,8 @@ from ..inference.predictor import Predictor
 from ..modeling_dino_detr import DinoDetrObjectDetectionOutput
 from .graph import first_line
 
-OPSETS = range(18, 24)  # what the exporter of torch writes, and converts to
-_MAX_BYTES = 2**31 - 2**24  # a file of protobuf ends at 2 GiB, and the graph wants some room beside the weights
+OPSETS = range(18, 24)  # opsets that the exporter of torch writes or converts to
+_MAX_BYTES = 2**31 - 2**24  # a protobuf file ends at 2 GiB, and the graph needs some room beside the weights
 _PROCESSOR_SETTINGS = (
     "do_resize",
     "size",
@@ -50,10 +50,10 @@ _TEXTS = {
 
 
 def import_onnx() -> ModuleType:
-    """onnxruntime, if everything is there that export needs.
+    """Import onnxruntime, and check that all packages for export are installed.
 
     Raises:
-        ImportError: what is missing, and how to get it.
+        ImportError: the message names the missing package and the command that installs it.
     """
     try:
         import onnx
@@ -66,25 +66,25 @@ def import_onnx() -> ModuleType:
 
 
 def write_onnx(program: ExportedProgram, path: Path, opset: int, metadata: dict[str, str]) -> None:
-    """Write `path`, and beside it `path`.data if the weights do not fit into one file.
+    """Write `path`, and `path`.data beside it if the weights do not fit into one file.
 
     Args:
-        program: what `export_program` gives.
+        program: from `export_program`.
         opset: one of `OPSETS`.
     Raises:
-        ValueError: the exporter of torch does not know something in the graph.
+        ValueError: the exporter of torch does not support an operator of the graph.
     """
     import onnx_ir
     import onnxscript.optimizer
     from onnx_ir.passes import common
 
     with _quiet():
-        # The exporter's own optimiser takes minutes for a graph of this size, most of them for patterns that runtimes find by
-        # themselves, and one of its rules (two limits of one value made one) leaves a graph that does not load.
+        # The exporter's own optimiser takes minutes for a graph of this size, mostly for patterns that runtimes optimise anyway.
+        # One of its rules (it merges two clips of one value) leaves a graph that does not load.
         try:
             exported = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
         except torch.onnx.OnnxExporterError as error:
-            cause = error.__cause__ or error  # around it the exporter has pages of advice
+            cause = error.__cause__ or error  # the exporter wraps it in pages of advice
             raise ValueError(f"The graph cannot be written as ONNX: {first_line(cause)}") from error
         model = exported.model
         onnxscript.optimizer.fold_constants(model)
@@ -95,7 +95,7 @@ def write_onnx(program: ExportedProgram, path: Path, opset: int, metadata: dict[
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
-        common.ClearMetadataAndDocStringPass(),  # where in which file of this machine each node comes from
+        common.ClearMetadataAndDocStringPass(),  # they hold paths of source files on this machine
     ):
         clean(model)
     _describe(model, onnx_ir, metadata)
@@ -107,12 +107,12 @@ def _save(model, path: Path) -> None:
 
     num_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     weights = f"{path.name}.data" if num_bytes > _MAX_BYTES else None
-    onnx_ir.save(model, path, format="protobuf", external_data=weights)  # whatever the name ends in
+    onnx_ir.save(model, path, format="protobuf", external_data=weights)  # the format must not depend on the suffix
 
 
 def _describe(model, onnx_ir: ModuleType, metadata: dict[str, str]) -> None:
-    """Names and meaning of inputs, outputs and their axes."""
-    for node in model.graph:  # shapes between them are long formulas of numbered symbols; runtimes infer their own
+    """Set the metadata, and the names and descriptions of inputs, outputs and their axes."""
+    for node in model.graph:  # inner shapes are long formulas of numbered symbols; runtimes infer their own
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None
@@ -129,7 +129,7 @@ def _describe(model, onnx_ir: ModuleType, metadata: dict[str, str]) -> None:
 
 
 def make_metadata(predictor: Predictor, name: str) -> dict[str, str]:
-    """What somebody needs who has nothing but the file, as JSON: labels, category ids, settings of the image processor."""
+    """Metadata that make the file usable alone, as JSON: labels, category ids, settings of the image processor."""
     settings = predictor.image_processor.to_dict()
     metadata = {
         "model": _public_name(name),
@@ -142,14 +142,14 @@ def make_metadata(predictor: Predictor, name: str) -> dict[str, str]:
 
 
 def _public_name(name: str) -> str:
-    """An id on the Hub as it is; of a folder, which may be gone, its own name: where it lay is nobody's business."""
+    """The id of a model on the Hub. For a folder, only its last part, because paths of this machine are private."""
     is_id = name.count("/") < 2 and not name.startswith((".", "~", os.sep)) and not Path(name).exists()
     return name if is_id else Path(os.path.abspath(expand_home(name))).name
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own insides, of which no user can change anything, and counts in the log what it rewrites."""
+    """Silence warnings and logs about internals of the exporter, which users cannot change."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -164,7 +164,7 @@ def _quiet() -> Iterator[None]:
 
 
 class OnnxModel:
-    """An ONNX file on the CPU, with as many threads as torch has, as the model of a `Predictor`."""
+    """Runs an ONNX file on the CPU as the model of a `Predictor`, with as many threads as torch."""
 
     dtype, device = torch.float32, torch.device("cpu")
 
@@ -172,10 +172,10 @@ class OnnxModel:
         onnxruntime = import_onnx()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # errors are raised too; it warns of what it could do better
+        options.log_severity_level = 4  # errors are raised as exceptions anyway; warnings are about performance
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # those of ONNX Runtime have no common type
+        except Exception as error:  # errors of ONNX Runtime have no common type
             raise ValueError(f"ONNX Runtime cannot load {path.name}: {first_line(error)}") from error
 
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DinoDetrObjectDetectionOutput:

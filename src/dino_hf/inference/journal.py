@@ -1,4 +1,4 @@
-"""The journal of a prediction: a json line of what the run depends on, then one for each image, frame, and end of a video."""
+"""The journal of a prediction: a json line with the settings, then a line for each image, frame and end of a video."""
 
 import json
 import math
@@ -11,18 +11,18 @@ from .sources import Source, printable
 
 JOURNAL = "predictions.jsonl"
 MEMORY = "memory"
-_LONGEST_LINE = 2**25  # bytes; a record of 10,000 objects has 2 million
+_LONGEST_LINE = 2**25  # bytes; a record of 10,000 objects has about 2 million
 
 
 class Journal:
-    """What can be read of the journal in a folder. Lines that are damaged are left out: what they were about is unknown.
+    """The readable lines of the journal in a folder. Damaged lines are skipped.
 
     Args:
-        folder: of results.
+        folder: folder of results.
     Attributes:
-        settings: what the run depends on; None: the first line is damaged or missing.
-        num_records: lines that can be read after the first.
-        num_damaged: lines that cannot, without a last one that was being written when the run was killed.
+        settings: settings of the run. None: the first line is damaged or missing.
+        num_records: number of readable lines after the first.
+        num_damaged: number of damaged lines. A last line that was cut off when the run was killed does not count.
     """
 
     def __init__(self, folder: Path):
@@ -53,7 +53,7 @@ class Journal:
 
 
 def _lines(path: Path) -> Iterator[tuple[object, bool]]:
-    """The content of each line, None where it is damaged or too long, and whether it has an end. Nothing without a file."""
+    """The content of each line (None if it is damaged or too long), and whether the line is complete."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
@@ -63,7 +63,7 @@ def _lines(path: Path) -> Iterator[tuple[object, bool]]:
                 line, is_short = rest, False
             try:
                 content = json.loads(line.decode("utf-8", errors="replace")) if is_short else None
-                if b"\\ud" in line.lower():  # an escape may be half of a pair, which no file of results can hold
+                if b"\\ud" in line.lower():  # half of a surrogate pair, which files of results cannot hold
                     as_line(content).encode("utf-8")
             except (ValueError, RecursionError):
                 content = None
@@ -71,7 +71,7 @@ def _lines(path: Path) -> Iterator[tuple[object, bool]]:
 
 
 def _is_record(record, folder: Path) -> bool:
-    """Whether a line is as `PredictionFolder` writes it, and names a file below the folder: overwriting deletes what it names."""
+    """Whether `PredictionFolder` can have written a line. It must name a file below the folder, because overwriting deletes it."""
     if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("file", "origin")):
         return False
     try:
@@ -82,7 +82,7 @@ def _is_record(record, folder: Path) -> bool:
         return True
     frame, time, objects = (record.get(name) for name in ("frame", "time", "objects"))
     return (
-        (frame is None or (_is_count(frame)))
+        (frame is None or _is_count(frame))
         and (time is None or _is_number(time))
         and all(_is_count(record.get(name)) for name in ("width", "height"))
         and isinstance(objects, list)
@@ -111,7 +111,7 @@ def _is_count(value) -> bool:
 
 
 def describe(source: Source) -> str:
-    """Without the password of an address."""
+    """The origin of a source as text, without the password of an address."""
     if source.kind == "camera" and isinstance(source.origin, int):
         return f"camera {source.origin}"
     if not isinstance(source.origin, str | Path):

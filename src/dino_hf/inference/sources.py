@@ -1,4 +1,4 @@
-"""What users point at -> upright RGB images: files, folders, patterns, addresses, videos, cameras, images in memory."""
+"""Sources of images: files, folders, patterns, addresses, videos, cameras and images in memory become upright RGB images."""
 
 import glob
 import itertools
@@ -29,23 +29,25 @@ VIDEO_SUFFIXES = frozenset((
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
     ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
 ))
-# Photos that are not read: they are named and skipped, not passed over in silence.
+# Photos in formats that are not read. They are skipped with a message.
 _RAW_SUFFIXES = frozenset((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"))
 _UNREAD_SUFFIXES = _RAW_SUFFIXES | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl"}
 # fmt: on
 _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-", b"<svg")
-_MOST_LOOKED_AT = 10_000  # files of a folder
+_MOST_LOOKED_AT = 10_000  # files of a folder whose first bytes are checked
 _LIVE = ("rtsp", "rtmp", "udp")
 _LARGE = 2**24  # pixels; smaller images fit anywhere
-_BYTES_OF_PIXEL = 16  # measured from the file to the resized image, for 16-bit grey, which takes most
-_AHEAD_BYTES = 2**28  # of images that threads decode at the same time
+_BYTES_OF_PIXEL = (
+    16  # memory for one pixel from the file to the resized image, measured with 16-bit grey, the worst case
+)
+_AHEAD_BYTES = 2**28  # bytes of images that threads decode at the same time
 
 
 class Source(NamedTuple):
-    """One picture, video or camera that is to be read."""
+    """One picture, video or camera to read."""
 
-    name: str  # of what is written for it, with "/": unique, and relative to what all sources have in common
-    # a file, an address, a camera's index, or what the user handed over
+    name: str  # unique name of its results, with "/", relative to the common folder of all sources
+    # a file, an address, a camera index, or an image in memory
     origin: Path | str | int | Image.Image | np.ndarray
     kind: str  # "image", "video" or "camera"
 
@@ -60,33 +62,33 @@ class Picture(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What could not be read, and why; of a video, what comes after the last frame that could."""
+    """A source that could not be read, and the reason. A video may fail after some frames."""
 
     source: Source
     reason: str
 
 
 class End(NamedTuple):
-    """After the last frame of a video that was read to its end, or as far as was asked for."""
+    """Follows the last frame of a video that was read to its end, or to `max_frames`."""
 
     source: Source
 
 
 def find_sources(sources, exclude: Path | None = None) -> list[Source]:
-    """All that the sources name, without opening anything.
+    """List the files, addresses, cameras and images that the sources name. Images and videos are not opened.
 
-    A folder stands for all its images and videos, those of its folders too, by their suffix; what begins with a dot is left out.
-    The order is that of `sources`, within a folder or pattern that of people: 2.png before 10.png. A file that is named twice
-    comes once.
+    A folder stands for all images and videos in it and in its folders. They are found by their suffix. Names that begin with a dot
+    are skipped. Sources keep their order. Files of a folder or pattern are in natural order: 2.png before 10.png. A file that is
+    named twice is used once.
 
     Args:
         sources: one of these, or a sequence: a file, a folder, a pattern such as "shots/**/*.jpg", an address (http, https; a
             camera's rtsp, rtmp, udp), a camera's index as a string or number, a PIL image, an array (h, w, 3) or (h, w) uint8.
-            What this function gave is given back.
-        exclude: folder that is left out of other folders: that of the results.
+            A list from this function is returned unchanged.
+        exclude: folder to skip in other folders, such as the folder of the results.
     Raises:
         FileNotFoundError: there is no such file, or nothing to predict on in a folder or pattern.
-        ValueError: a source is nothing of this.
+        ValueError: a source is none of these.
     """
     if isinstance(sources, str | os.PathLike | int | Image.Image | np.ndarray):
         sources = [sources]
@@ -125,7 +127,7 @@ def _find(source, number: int, exclude: Path | None) -> list[tuple]:
             f"Source {number} is a {type(source).__name__}; give a path, an address, a camera's index, a PIL image or an array."
         )
     text = os.fspath(source) if isinstance(source, os.PathLike) else str(source)
-    if not text:  # as of an unset variable of a shell; as a path it would be the current folder
+    if not text:  # for example an unset shell variable; as a path it would mean the current folder
         raise ValueError(
             f"Source {number} is empty; give a path, a pattern, an address or a camera's index, or . for this folder."
         )
@@ -160,7 +162,7 @@ def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None 
         folders[:] = [name for name in folders if not name.startswith(".") and real_path(Path(parent, name)) != exclude]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     _tell_passed_over([file for file in files if _kind(file) is None], text)
-    # A folder that cannot be listed fails like a file, when it is read: it is named, and the rest goes on.
+    # A folder that cannot be listed becomes a source that fails when it is read, so the other sources are still processed.
     files = sorted([file for file in files if _kind(file)] + unlisted, key=_natural)
     if not files and root is None:
         raise FileNotFoundError(f"The folder {text} has no image or video, and none of its folders has.")
@@ -168,7 +170,7 @@ def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None 
 
 
 def _tell_passed_over(files: list[Path], folder: str) -> None:
-    """Pictures are found by their suffix. A warning tells of files that are pictures by their first bytes."""
+    """Warn of files that are pictures by their first bytes, but have no suffix of one."""
     pictures = [file for file in sorted(files)[:_MOST_LOOKED_AT] if _looks_like_picture(file)]
     if pictures:
         warnings.warn(
@@ -196,10 +198,10 @@ def _in_pattern(text: str, exclude: Path | None) -> list[tuple]:
     found = []
     for path in sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=_natural):
         if path.is_dir():
-            # "**" gives folders and their files: each file once
+            # "**" matches folders and their files: list each file once
             found += [] if "**" in text or real_path(path) == exclude else _in_folder(path, text, exclude, root)
         elif "**" in text and any(folder.is_symlink() for folder in _between(root, path)):
-            continue  # as in folders: a link back to one above would give each file dozens of times
+            continue  # as in folders: a link to a parent folder would list each file dozens of times
         elif _kind(path) and (exclude is None or exclude not in real_path(path).parents):
             found.append((root, path, _kind(path)))
     if not found:
@@ -208,7 +210,7 @@ def _in_pattern(text: str, exclude: Path | None) -> list[tuple]:
 
 
 def real_path(path: Path) -> Path:
-    """Where links lead to; `Path.resolve` raises RuntimeError for links in a circle before Python 3.13."""
+    """The path with links resolved. Before Python 3.13, `Path.resolve` raises RuntimeError for a cycle of links."""
     return Path(os.path.realpath(path))
 
 
@@ -218,7 +220,7 @@ def _between(root: Path, path: Path) -> list[Path]:
 
 
 def printable(name: str) -> str:
-    """With a sign in place of bytes that are no UTF-8: no file of results could hold them."""
+    """The name with bytes that are not UTF-8 replaced, because files of results cannot hold them."""
     return os.fsencode(name).decode("utf-8", errors="replace")
 
 
@@ -245,9 +247,9 @@ def _name_of(origin, kind: str, number: int) -> str:
 
 
 def unused(name: str, names: set[str]) -> str:
-    """A name that is not in `names`, and now is: "a.jpg" and "a.jpg" become "a.jpg" and "a-2.jpg".
+    """A name that is not in `names`. It is added to `names`. "a.jpg" and "a.jpg" become "a.jpg" and "a-2.jpg".
 
-    Compared without case, as some file systems do.
+    Case is ignored, as some file systems do.
     """
     path, unused = PurePosixPath(name), name
     for number in itertools.count(2):
@@ -260,11 +262,11 @@ def unused(name: str, names: set[str]) -> str:
 def read_sources(
     sources: Sequence[Source], *, every: int = 1, max_frames: int | None = None
 ) -> Iterator[Picture | Failure | End]:
-    """Images and frames in the order of the sources, files read ahead by a few threads; one that fails does not stop the others.
+    """Yield images and frames in the order of the sources. Threads read files ahead. A source that fails does not stop the others.
 
     Args:
-        every: of a video or camera, each how many-th frame.
-        max_frames: of each video or camera, at most this many; None: all of a video, and a camera until the process is stopped.
+        every: use every N-th frame of a video or camera.
+        max_frames: use at most this many frames of each video or camera. None: all; a camera then runs until the process stops.
     """
     pictures = map_ahead(
         lambda source: _try_image(source) if source.kind == "image" else None,
@@ -281,7 +283,7 @@ def read_sources(
 
 
 def _decoded_bytes(source: Source) -> int:
-    """What reading an image takes, as far as its header tells."""
+    """Memory in bytes that reading an image takes, estimated from its header."""
     if source.kind != "image":
         return 0
     if isinstance(source.origin, str):
@@ -297,13 +299,13 @@ def _decoded_bytes(source: Source) -> int:
                     f"{source.name} has several {several}; only the first one is read.", DinoDetrWarning, stacklevel=2
                 )
             return 4 * image.width * image.height
-    except OSError:  # it fails again when it is read, where it is reported
+    except OSError:  # reading it will fail again, and report the error
         return 0
 
 
 def _try_image(source: Source) -> Picture | Failure:
     if isinstance(source.origin, Path) and source.origin.suffix.lower() in _RAW_SUFFIXES:
-        # Some are TIFF files, whose first page is a thumbnail.
+        # Some raw images are TIFF files whose first page is a thumbnail.
         return Failure(source, "It is a raw image of a camera, which is not read; convert it to JPEG.")
     try:
         return Picture(source, read_image(source.origin))
@@ -327,7 +329,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, URLError) and not isinstance(error, HTTPError):
         return f"It cannot be fetched: {error.reason}."
     text = " ".join(str(error).split()) or type(error).__name__
-    if getattr(error, "strerror", None):  # of the system or FFmpeg, whose text has a number and the whole path
+    if getattr(
+        error, "strerror", None
+    ):  # the full text of errors of the system and FFmpeg has a number and the whole path
         text = error.strerror
     return text if text.endswith(".") else f"{text}."
 
@@ -335,10 +339,11 @@ def _reason(error: Exception) -> str:
 def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
     """An upright RGB image, read as in `common.images.read_image`.
 
-    Transparency is composited on white, 16-bit grey is scaled from its full range, and of an animation the first frame is read.
+    Transparency is composited on white, 16-bit grey is scaled from its full range, and only the first frame of an animation is
+    read.
 
     Raises:
-        OSError, ValueError: it cannot be read, or has values of unknown range. Pillow raises errors of other types too.
+        OSError, ValueError: the image cannot be read, or the range of its values is unknown.
     """
     if isinstance(origin, np.ndarray):
         if origin.dtype != np.uint8 or not (origin.ndim == 2 or (origin.ndim == 3 and origin.shape[2] in (3, 4))):
@@ -353,7 +358,7 @@ def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
 
 
 def _check_memory(origin: Path | bytes) -> None:
-    """Refuse an image for which there is not enough memory: it would end the process, and the others would not be read."""
+    """Refuse an image that does not fit in free memory. Otherwise the system would kill the process before it reads the others."""
     with open_image(origin) as image:
         num_pixels, size = image.width * image.height, f"{image.width} x {image.height}"
     needed = _BYTES_OF_PIXEL * num_pixels

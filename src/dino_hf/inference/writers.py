@@ -1,4 +1,4 @@
-"""What is saved of predictions: a journal that grows with each image, pictures, videos, and the formats of other tools."""
+"""`PredictionFolder`: saves predictions as a journal, drawn pictures and videos, and files in the formats of other tools."""
 
 import csv
 import hashlib
@@ -21,16 +21,16 @@ FORMATS = ("images", "coco", "csv", "yolo")
 _COCO, _CSV, _CLASSES = "predictions.json", "predictions.csv", "classes.txt"
 _CSV_COLUMNS = ("file", "frame", "time", "label", "category_id", "score", "x0", "y0", "x1", "y1")
 _DRAWN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
-_LONGEST_NAME = 200  # bytes of a file or folder; file systems take 255, of which suffixes and numbers need some
+_LONGEST_NAME = 200  # bytes of a file or folder name; file systems take 255, and suffixes and numbers need some of them
 _LONGEST_PATH = 1000  # bytes below the folder of results; systems take 4,096 (Linux) or 1,024 (macOS)
-_OLD_DRAFT = f".{JOURNAL}"  # of a journal, by earlier versions, where a run was killed
+_OLD_DRAFT = f".{JOURNAL}"  # unfinished journal of a killed run of an earlier version
 _KINDS = ("images", "videos", "labels")  # folders
 
 
 class PredictionFolder:
-    """Results in a folder, written as they come. A context manager.
+    """Writes results to a folder as they are made. A context manager.
 
-        predictions.jsonl   always: what the run depends on, then a line for each image or frame
+        predictions.jsonl   always: the settings, then a line for each image or frame
         images/, videos/    "images": drawn, under the names of the sources, videos as .mp4
         predictions.csv     "csv": a row for each detection, box in pixels
         labels/             "yolo": a text file for each image, and for each frame in a folder of the video's name; its lines are
@@ -40,18 +40,18 @@ class PredictionFolder:
                             order of prediction; the annotations alone are what `COCO.loadRes` takes.
 
     Args:
-        settings: what the results depend on; one that resumes must have the same.
+        settings: settings of the results. A resumed prediction must have the same.
         categories: class index -> original category id and name.
         formats: those of `FORMATS` that are wanted.
-        every: each how many-th frame of a video comes; the written one has as many times less frames per second.
-        overwrite: delete the files that the journal of an earlier prediction names. Other files stay, and so does what lies behind
-            a link.
-        resume: keep them, and go on. A video that had not come to its end begins again, and so does what a damaged line of the
-            journal was about.
+        every: every N-th frame of a video is used; the frame rate of the written video is divided by N.
+        overwrite: delete the files that the journal of an earlier prediction names. Other files are kept, and links are not
+            followed.
+        resume: keep the earlier results and continue. An unfinished video starts again. So do sources with damaged lines in the
+            journal.
     Raises:
-        FileExistsError: the folder has files, and neither is wanted, or they are not of an earlier prediction.
-        ValueError: an unknown format; both are wanted; a folder below is a link; the earlier prediction had other settings, or
-            the beginning of its journal is damaged, so that it cannot be resumed.
+        FileExistsError: the folder has an earlier prediction and neither `overwrite` nor `resume` is set, or it has other files.
+        ValueError: a format is unknown; both `overwrite` and `resume` are set; a folder of results is a link; the earlier
+            prediction cannot be resumed, because it had other settings or the first line of its journal is damaged.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class PredictionFolder:
             self._finished = self._read_finished(self._journal_before)
 
     def __enter__(self) -> "PredictionFolder":
-        """Nothing is written or deleted before."""
+        """Delete an earlier prediction if asked, and open the files. Nothing is written or deleted before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.folder, *(self.folder / kind for kind in _KINDS)):
             remove_leftovers(folder)
@@ -99,15 +99,15 @@ class PredictionFolder:
 
     @property
     def has_finished(self) -> bool:
-        """Whether an earlier prediction had anything."""
+        """Whether an earlier prediction finished any source."""
         return bool(self._finished)
 
     def is_finished(self, source: Source) -> bool:
-        """Whether an earlier prediction had all of it. Of an image in memory nobody knows whether it is the same."""
+        """Whether an earlier prediction finished a source. Images in memory never count, because they cannot be recognised."""
         return (source.name, describe(source)) in self._finished
 
     def add(self, picture: Picture, detections: Detections) -> None:
-        """Write an image, or the next frame of a video. The journal comes last: what it names is there."""
+        """Write the results of an image or the next frame of a video. The journal is written last, so all files it names exist."""
         self._check_there()
         record = {
             "file": picture.source.name,
@@ -160,7 +160,7 @@ class PredictionFolder:
             write_coco(self.folder / _COCO, self._records(), self.categories)
 
     def _open_files(self) -> None:
-        """The journal with what is kept of the earlier one, and the table that follows from it."""
+        """Start the journal with the kept lines of the earlier one, and the table with their rows."""
         with write_beside(self.folder / JOURNAL) as new, open(new, "w", encoding="utf-8") as file:
             file.write(as_line({"settings": self.settings}))
             kept = self._records(with_ends=True) if self._finished else ()
@@ -168,7 +168,7 @@ class PredictionFolder:
         self._journal = open(self.folder / JOURNAL, "a", encoding="utf-8")  # noqa: SIM115  for the whole run
         self._table = None
         if "csv" in self.formats:
-            # utf-8-sig: spreadsheets take a file without its mark for another encoding
+            # utf-8-sig: without a byte order mark, spreadsheets assume another encoding
             (self.folder / _CSV).unlink(missing_ok=True)  # a link would be written through
             self._table = open(self.folder / _CSV, "x", encoding="utf-8-sig", newline="")  # noqa: SIM115
             csv.writer(self._table).writerow(_CSV_COLUMNS)
@@ -183,7 +183,7 @@ class PredictionFolder:
                 self._write_rows(record)
 
     def _records(self, with_ends: bool = False) -> Iterator[dict]:
-        """Of the journal, without its first line."""
+        """Records of the journal, without its first line."""
         return Journal(self.folder).records(with_ends)
 
     def _read_finished(self, journal: Journal) -> set[tuple[str, str]]:
@@ -207,7 +207,7 @@ class PredictionFolder:
         }
 
     def _delete_earlier(self) -> None:
-        """Files that the journal names, no others. What is left then is the user's: its names are not taken."""
+        """Delete only the files that the journal names. Files that are left are the user's, so their names are not used."""
         if self._journal_before is not None:
             for record in self._journal_before.records():
                 names = (path.relative_to(self.folder).as_posix() for path in self._paths_of(record))
@@ -225,8 +225,8 @@ class PredictionFolder:
         return [self._path(kind, record["file"], record["frame"]) for kind in kinds]
 
     def _path(self, kind: str, name: str, frame: int | None) -> Path:
-        """In the folder of the kind, under the name of the source, with another suffix where the kind needs one; "a.jpg" and
-        "a.png" have labels/a.txt and labels/a.png.txt."""
+        """The file of a kind for a source. Its name is that of the source, with the suffix of the kind: "a.jpg" and "a.png" get
+        labels/a.txt and labels/a.png.txt."""
         if kind == "labels" and frame is not None:
             return path_below(self.folder, f"{kind}/{_fitting(name)}/{frame:06}.txt")
         if (kind, name) not in self._paths:
@@ -258,7 +258,7 @@ class PredictionFolder:
             writer.close()
 
     def _is_there(self) -> bool:
-        """Whether the journal still has its name. A file that was deleted can be written to, and nothing of it is kept."""
+        """Whether the journal is still in the folder. Writing to a deleted file succeeds, but its content is lost."""
         try:
             return os.path.samestat(os.stat(self.folder / JOURNAL), os.fstat(self._journal.fileno()))
         except OSError:
@@ -283,10 +283,10 @@ class PredictionFolder:
 
 
 def _fitting(name: str) -> str:
-    """A name of a source, with "/", that can be written: parts that are too long become their beginning and a digest."""
+    """The name of a source, short enough for file systems: parts that are too long become their beginning and a digest."""
     path = PurePosixPath(name)
     short = PurePosixPath(*(_shorten(part) for part in path.parts))
-    if len(os.fsencode(str(short))) > _LONGEST_PATH:  # of hundreds of folders, one is left
+    if len(os.fsencode(str(short))) > _LONGEST_PATH:  # hundreds of folders become one
         short = PurePosixPath(_digest(name), short.name)
     return str(short)
 
@@ -312,12 +312,12 @@ def check_formats(formats: Collection[str]) -> None:
 
 
 def check_folder(folder: str | Path, is_wanted: bool) -> bool:
-    """Whether an earlier prediction is in a folder.
+    """Whether a folder holds an earlier prediction.
 
     Args:
-        is_wanted: to be overwritten or resumed.
+        is_wanted: the earlier prediction may be overwritten or resumed.
     Raises:
-        FileExistsError: it is not wanted, or the folder has other files.
+        FileExistsError: there is an earlier prediction and `is_wanted` is False, or the folder has other files.
     """
     folder = expand_home(folder)
     return check_output_folder(
