@@ -431,10 +431,10 @@ def replaced_by_another_model(folder):
     [
         (damage("model.safetensors", lambda data: data[: len(data) // 2]), "its model.safetensors may be damaged"),
         (damage("model.safetensors", lambda data: b"junk" * 9), "its model.safetensors may be damaged"),
-        (damage("config.json", lambda data: data[:-20]), "has no config.json that can be read"),
+        (damage("config.json", lambda data: data[:-20]), "config.json is not valid json: Unterminated string"),
         (
             damage("preprocessor_config.json", lambda data: data[:-20]),
-            "has no preprocessor_config.json that can be read",
+            "preprocessor_config.json is not valid json: ",
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has a configuration and no weights: train it first"),
         (
