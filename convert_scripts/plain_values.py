@@ -61,7 +61,7 @@ class TooLarge(ValueError):
 
 
 class _Bounded:
-    """A stream of which only so many bytes are read, for one operation of a pickle can ask for gigabytes."""
+    """A stream that yields a limited number of bytes, because one operation of a pickle can ask for gigabytes."""
 
     def __init__(self, stream: IO[bytes], most: int):
         self.stream, self.left, self.most = stream, most, most
@@ -82,20 +82,20 @@ class _Bounded:
 
 
 class PickleContent(NamedTuple):
-    """What the operations of a pickle say without being done."""
+    """Content of a pickle, known from its operations without executing them."""
 
     storages: dict[str, int]  # numbers in each storage of tensors, by its key
     texts: set[str]
 
 
 def check_pickle(stream: IO[bytes]) -> PickleContent:
-    """Look at the operations of a pickle without doing them, for the reader would not end at every pickle.
+    """Check the operations of a pickle without executing them, because reading a forged pickle may never end.
 
     Args:
         stream: at the beginning of a pickle; afterwards at its end.
     Raises:
-        TooLarge: it is large, has very many tensors, or has a tuple of tuples whose hash takes too long.
-        ValueError: it is damaged.
+        TooLarge: the pickle is too large, has too many tensors, or has nested tuples whose hash takes too long.
+        ValueError: the pickle is damaged.
     """
     stack, marks, memo = [], [], {}  # for each object, how many values its hash visits, and its value if it is plain
     content, num_tensors = PickleContent({}, set()), 0
