@@ -98,7 +98,7 @@ IMAGE = CONTENT["images"][0]
         (
             CONTENT | {"categories": [{"id": [2], "name": "dog"}]},
             ValueError,
-            r"category 0 has id=\[2\], but needs id as int",
+            r"category 0 has id=\[2\]; it must be a whole number or a text",
         ),
         (CONTENT | {"categories": [{"id": i, "name": "dog"} for i in (2, 90)]}, ValueError, "same name"),
         (CONTENT | {"images": []}, ValueError, "lists no images"),
@@ -187,16 +187,30 @@ def without_sizes():
     return content
 
 
-def test_a_json_without_image_sizes_is_read_and_its_outer_boxes_are_found_at_the_image(write):
-    data = load_coco(*write(without_sizes()))
-    assert data.dataset["width"][:] == data.dataset["height"][:] == [None, None]
+def with_outer_box(data):
+    """Columns of rows without sizes, as other programs may make them, whose first box lies outside of its image."""
+    objects = copy.deepcopy(data.dataset[:]["objects"])
+    objects[0]["bbox"][0] = [60, 4, 30, 20]
+    return {"objects": objects, "width": [None, None], "height": [None, None]}
+
+
+def test_sizes_that_a_json_does_not_state_are_those_of_the_files(write):
+    stated, data = load_coco(*write(CONTENT)), load_coco(*write(without_sizes()))
+    for side in ("width", "height"):
+        assert list(data.dataset[side]) == list(stated.dataset[side])
     assert len(prepare(data)["labels"]) == 2
     content = without_sizes()
     content["annotations"][0]["bbox"] = [60, 4, 30, 20]
+    with pytest.raises(ValueError, match="wholly outside of its image, which is 60 wide and 40 high"):
+        load_coco(*write(content))
+
+
+def test_outer_boxes_of_rows_without_sizes_are_found_at_the_image(write):
+    data = load_coco(*write(CONTENT))
     with pytest.raises(
         ValueError, match=r"Image 7 is 60 wide and 40 high, and 1 of its boxes lie wholly outside: \[\[60"
     ):
-        prepare(load_coco(*write(content)))
+        prepare(data, **with_outer_box(data))
 
 
 def test_an_image_that_was_resized_after_annotation_is_an_error(write):
@@ -372,12 +386,10 @@ def test_what_a_crop_removed_is_no_error_and_a_sample_may_be_empty(write):
 
 
 def test_the_original_is_checked_before_it_is_augmented(write):
-    content = without_sizes()
-    content["annotations"][0]["bbox"] = [60, 4, 30, 20]
-    with pytest.raises(ValueError, match="Image 7 is 60 wide and 40 high, and 1 of its boxes lie wholly outside"):
-        augmented(load_coco(*write(content)))
     json_file, folder = write(CONTENT)
     data = load_coco(json_file, folder)
+    with pytest.raises(ValueError, match="Image 7 is 60 wide and 40 high, and 1 of its boxes lie wholly outside"):
+        augmented(data, **with_outer_box(data))
     Image.new("RGB", (30, 20)).save(folder / "wide.png")
     with pytest.raises(ValueError, match="Image 7 is 30 wide and 20 high, but 60 and 40 by its json"):
         augmented(data)

@@ -160,10 +160,22 @@ def test_a_split_may_have_fewer_classes_or_more(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"annotations": [3]}, "bad-entry", r"annotations\[0\] has image_id=3, but needs image_id as int"),
-        ({"images": ["a.png"]}, "bad-entry", "image 0 has id='a.png', but needs id as int"),
-        ({"images": [{"id": 1, "width": 4}]}, "bad-entry", "image 0 has file_name=None, but needs file_name as str"),
-        ({"categories": [{"id": True, "name": "cat"}]}, "bad-entry", "category 0 has id=True, but needs id as int"),
+        (
+            {"annotations": [3]},
+            "bad-entry",
+            r"annotations\[0\] is 3; it must be an object with image_id and category_id and bbox",
+        ),
+        ({"images": ["a.png"]}, "bad-entry", "image 0 is 'a.png'; it must be an object with id and file_name"),
+        (
+            {"images": [{"id": 1, "width": 4}]},
+            "bad-entry",
+            "image 0 has file_name=None; it must be a text that is not empty",
+        ),
+        (
+            {"categories": [{"id": True, "name": "cat"}]},
+            "bad-entry",
+            "category 0 has id=True; it must be a whole number or a text",
+        ),
         (
             {"images": [{"id": 2**70, "file_name": "a.png"}]},
             "bad-entry",

@@ -170,7 +170,7 @@ def test_relative_boxes_are_not_taken_for_pixels(splits, tmp_path):
     [
         ("images", "width", float("inf"), "image 1 has width=inf and height="),
         ("images", "width", 10**30, "they must be numbers of pixels"),
-        ("images", "file_name", "", "has file_name='', but needs file_name as str"),
+        ("images", "file_name", "", "has file_name=''; it must be a text that is not empty"),
         (
             "annotations",
             "bbox",
@@ -178,7 +178,7 @@ def test_relative_boxes_are_not_taken_for_pixels(splits, tmp_path):
             r"annotations\[0\] has bbox=.*; it must be \(x, y, width, height\)",
         ),
         ("annotations", "bbox", [True, 2, 3, 3], r"has bbox=\[True, 2, 3, 3\]; it must be"),
-        ("annotations", "image_id", True, "has image_id=True, but needs image_id as int"),
+        ("annotations", "image_id", True, "has image_id=True; it must be a whole number or a text"),
         ("annotations", "area", float("nan"), "has area=nan; it must be a number of pixels, or be left out"),
         ("annotations", "area", -5, "has area=-5; it must be"),
     ],

@@ -176,7 +176,7 @@ def test_json_is_read_or_refused_in_words(tmp_path):
     for text, value in {'\ufeff{"a": [1]}': {"a": [1]}, " \n[]": [], "null": None, '"x"': "x", "-2": -2}.items():
         path.write_text(text, encoding="utf-8")
         assert read_json(path) == value
-    for text in ("", "{", "<html>", "9" * 5000, "\x00"):
+    for text in ("{", "<html>", "9" * 5000, "\x00"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"a\.json is not valid json: "):
             read_json(path)
@@ -184,6 +184,20 @@ def test_json_is_read_or_refused_in_words(tmp_path):
 
 def nested(depth):
     return f"x: {'[' * depth}{']' * depth}\n"
+
+
+def test_empty_and_utf_16_json_are_named_as_such(tmp_path):
+    path = tmp_path / "a.json"
+    for content, message in (
+        (b"", r"a\.json is empty; it should be a json"),
+        (b" \n\t", r"a\.json is empty"),
+        ('{"a": 1}'.encode("utf-16"), r"a\.json is in UTF-16; save it as UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_json(path)
+    path.write_bytes(b" " * 4096 + b"[1]")  # border: blanks for all of the start that is looked at
+    assert read_json(path) == [1]
 
 
 def test_yaml_is_bounded_in_depth(tmp_path):

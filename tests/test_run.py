@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import DatasetDict, IterableDataset
+from datasets import DatasetDict, IterableDataset, concatenate_datasets
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection, TrainerState, pipeline
@@ -526,6 +526,20 @@ def test_findings_of_objects_name_classes_and_what_to_do(folder, tmp_path):
     data = data._replace(validation=data.validation._replace(dataset=few))
     run, _ = run_quietly(data, model=folder / "untrained", output_dir=tmp_path / "out", dry_run=True)
     assert any("dino_hf.data.inspect(dino_hf.data.read_raw(data))" in warning for warning in run.preflight.warnings)
+
+
+def test_copies_of_training_images_among_those_measured_on_are_told(folder, tmp_path):
+    data = load_data(folder / "data")
+    settings = {"model": folder / "untrained", "output_dir": tmp_path / "out", "dry_run": True}
+    apart, _ = run_quietly(data, **settings)
+    assert not any("copies of images to train on" in warning for warning in apart.preflight.warnings)
+    mixed = data.validation._replace(
+        dataset=concatenate_datasets([data.validation.dataset, data.train.dataset.take(2)])
+    )
+    run, _ = run_quietly(data._replace(validation=mixed), **settings)
+    told = [warning for warning in run.preflight.warnings if "copies of images to train on" in warning]
+    assert len(told) == 1
+    assert told[0].startswith("2 of 7 validation images are copies of images to train on")
 
 
 def test_a_stream_is_read_once(folder, tmp_path):

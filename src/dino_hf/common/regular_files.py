@@ -4,6 +4,7 @@ A folder from the internet may hold pipes (reading them waits forever), devices 
 to private files or to parent folders, and texts made to fill the memory of the reader.
 """
 
+import codecs
 import gc
 import json
 import os
@@ -221,7 +222,12 @@ def parse_json(content: bytes | str, name: str, object_hook: Callable[[dict], An
 def read_json(path: Path, largest: int = LARGEST_JSON, object_hook: Callable[[dict], Any] | None = None) -> Any:
     """Content of a json. Raises OSError as `read_bytes`, ValueError as `parse_json`."""
     with open_regular(path) as file:
-        start = file.read(4096).decode("utf-8-sig", "replace").lstrip()
+        head = file.read(4096)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path} is in UTF-16; save it as UTF-8.")
+    start = head.decode("utf-8-sig", "replace").lstrip()
+    if not start and len(head) < 4096:
+        raise ValueError(f"{path} is empty; it should be a json.")
     if start and start[0] not in '{["-0123456789tfn':  # before gigabytes are read
         raise ValueError(f"{path} is not valid json: it starts with {start[:1]!r}.")
     return parse_json(read_bytes(path, largest), str(path), object_hook)

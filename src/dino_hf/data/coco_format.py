@@ -221,16 +221,21 @@ def _is_number(value) -> bool:
     )
 
 
+_KINDS = {str: "a text that is not empty", list: "a list"}
+
+
 def _wrong_type(entry, fields: dict) -> str | None:
-    """What is wrong with the first field that is not of its type, or no key."""
+    """What is wrong with an entry that is no object, or with its first field that is not of its type, or no key."""
+    if not isinstance(entry, dict):
+        return f"is {shown(entry)}; it must be an object with {' and '.join(fields)}"
     for name, kind in fields.items():
-        value = entry.get(name) if isinstance(entry, dict) else entry
+        value = entry.get(name)
         if isinstance(kind, KeyNumbers):
-            is_right, kind_name = isinstance(entry, dict) and kind.number(value) is not None, "int"
-        else:
-            is_right, kind_name = isinstance(value, kind) and value != "", kind.__name__
-        if not isinstance(entry, dict) or not is_right:
-            if isinstance(entry, dict) and isinstance(value, int) and value.bit_length() > 63 and kind_name == "int":
-                return f"has {name}={shown(value)}, which is more than 64 bits hold"
-            return f"has {name}={shown(value)}, but needs {name} as {kind_name}"
+            if kind.number(value) is not None:
+                continue
+            if isinstance(value, int) and value.bit_length() > 63:
+                return f"has {name}={shown(value)}, which is more than 64 bits hold; give it a smaller number"
+            return f"has {name}={shown(value)}; it must be a whole number or a text"
+        if not isinstance(value, kind) or value == "":
+            return f"has {name}={shown(value)}; it must be {_KINDS[kind]}"
     return None

@@ -7,6 +7,7 @@ from datasets import DatasetDict
 
 from ..data import DetectionData, RawDataset, read_raw
 from ..data.checks import inspect
+from ..data.image_digests import image_digests
 from .coco_data import CocoData
 
 
@@ -33,10 +34,26 @@ def data_findings(data: Any, splits: DetectionData, settings: dict[str, Any]) ->
         if finding.severity == "error":
             raise ValueError(f"{name} has {finding.count} {finding.what}. {advice}")
     warnings = [finding for finding in report.findings if finding.severity == "warning"]
+    copies = _about_copies(splits)
     if not warnings:
-        return []
+        return copies
     listed = "; ".join(f"{finding.count} {finding.what}" for finding in warnings)
-    return [f"the data have {listed}. {advice}"]
+    return [f"the data have {listed}. {advice}", *copies]
+
+
+def _about_copies(splits: DetectionData) -> list[str]:
+    """A warning for each part to measure on that has copies of images to train on."""
+    trained = set() if splits.train is None else set(image_digests(splits.train)) - {None}
+    found = []
+    for name, data in (("validation", splits.validation), ("test", splits.test)):
+        if data is None or not trained:
+            continue
+        if count := sum(digest in trained for digest in image_digests(data)):
+            found.append(
+                f"{count} of {len(data.dataset)} {name} images are copies of images to train on, so AP on them says little about "
+                "other images: take them out of one of the two parts."
+            )
+    return found
 
 
 def _is_read(data: Any) -> bool:
