@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import BitsAndBytesConfig, Trainer, TrainingArguments, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.installation import install_command
@@ -210,3 +210,53 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=re.escape(install_command("lora"))):
         add_lora(make_model())
+
+
+def quantized(folder, bits: int, skip: list[str]):
+    """The tiny model, saved and loaded with linears of 4 or 8 bits."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    make_model().save_pretrained(folder)
+    settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, llm_int8_skip_modules=skip)
+    model = DinoDetrForObjectDetection.from_pretrained(folder, quantization_config=settings, device_map="cpu")
+    kind = {4: bitsandbytes.nn.Linear4bit, 8: bitsandbytes.nn.Linear8bitLt}[bits]
+    return model, {name for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_learn_on_a_quantized_model(bits, tmp_path):
+    model, names = quantized(tmp_path, bits, ["class_head"])
+    plain = {name for name, module in make_model().named_modules() if isinstance(module, torch.nn.Linear)}
+    assert names == {name for name in plain if not name.endswith("class_head")}
+    adapted = add_lora(model, r=4).train()
+    frozen = {name: value.clone() for name, value in adapted.named_parameters() if not value.requires_grad}
+    learning = {name: value for name, value in adapted.named_parameters() if value.requires_grad}
+    optimizer = torch.optim.AdamW(learning.values(), lr=1e-3)
+    torch.manual_seed(0)
+    pixel_values = torch.randn(2, 3, 64, 96)
+    labels = [
+        {"class_labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.5, 0.4, 0.2, 0.3], [0.3, 0.6, 0.2, 0.1]])},
+        {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)},
+    ]
+    before = {name: value.detach().clone() for name, value in learning.items()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = adapted(pixel_values=pixel_values, labels=labels).loss
+        assert loss.isfinite()
+        loss.backward()
+        optimizer.step()
+    # in the second step no factor of an adapter is zero any more
+    for name, value in learning.items():
+        assert value.grad.isfinite().all()
+        assert not torch.equal(value, before[name]), name
+    assert any("lora_A" in name for name in learning)
+    assert any("class_head" in name for name in learning)
+    assert all(torch.equal(value, dict(adapted.named_parameters())[name]) for name, value in frozen.items())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_class_head_is_refused_with_the_cure(bits, tmp_path):
+    model, names = quantized(tmp_path, bits, ["decoder"])
+    assert any(name.endswith("class_head") for name in names)
+    with pytest.raises(ValueError, match=r"class_head is quantized.*llm_int8_skip_modules=\['class_head', "):
+        add_lora(model)

@@ -32,7 +32,7 @@ def lora_config(
         settings: of `peft.LoraConfig`; they go first, e.g. `target_modules=[]`.
     Raises:
         ImportError: peft is not there.
-        ValueError: the model is none of ours.
+        ValueError: the model is none of ours, or a module that is to be trained whole is quantized.
     """
     try:
         from peft import LoraConfig
@@ -45,7 +45,23 @@ def lora_config(
     )
     trained_whole = ["class_head"] + ([] if model.base_model.denoising is None else ["label_embedding"])
     defaults = {"target_modules": TARGET_MODULES, "modules_to_save": trained_whole}
-    return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **defaults | settings)
+    config = LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **defaults | settings)
+    _check_trained_whole(model, config.modules_to_save or [])
+    return config
+
+
+def _check_trained_whole(model: PreTrainedModel, trained_whole: list[str]) -> None:
+    """
+    Raises:
+        ValueError: the weights of a module are integers, which have no gradients.
+    """
+    for name, module in model.named_modules():
+        own_name = name.rpartition(".")[2]
+        if own_name in trained_whole and not all(weights.is_floating_point() for weights in module.parameters()):
+            raise ValueError(
+                f"{name} is quantized, but it is trained whole beside the adapters: load the model with "
+                f"BitsAndBytesConfig(..., llm_int8_skip_modules={sorted(trained_whole)})."
+            )
 
 
 def add_lora(model: PreTrainedModel, **settings) -> "PeftModel":
