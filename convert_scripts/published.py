@@ -16,7 +16,7 @@ class Published(NamedTuple):
     num_levels: int
     file: str
     folder: str  # where the file is
-    settings: dict = {}  # noqa: RUF012  (nobody changes it) fields of the configuration that differ from the project's defaults
+    settings: dict = {}  # noqa: RUF012  (never changed) fields of the configuration that differ from the project's defaults
 
     @property
     def title(self) -> str:

@@ -288,7 +288,7 @@ def test_a_split_of_which_nothing_is_left_is_named(tmp_path):
         (tmp_path / "data" / "train" / image["file_name"]).unlink()
     copy = fix(as_raw(tmp_path / "data", contents), tmp_path / "fixed")
     assert list(copy.num_images) == ["validation"]
-    assert copy.kept == ["No image of train is left, so the copy has no such split; split the data anew."]
+    assert copy.kept == ["No image of train is left, so the copy has no such split; split the data again."]
     assert copy.kept[0] in (tmp_path / "fixed" / "CHANGES.txt").read_text()
 
 

@@ -205,7 +205,7 @@ def test_a_finished_run_is_reported_anew_and_not_trained(finished, folder, copy,
         shutil.rmtree(checkpoint)
     run, _ = run_quietly(folder / "data", output_dir=copy, resume=True, num_train_epochs=2)
     assert run.trainer is None
-    assert "begins anew" not in caplog.text  # nothing does
+    assert "initial states" not in caplog.text  # nothing does
     assert run.evaluation.metrics == finished[0].evaluation.metrics
     assert read_json(copy / "results.json")["metrics"]["AP"] == finished[0].evaluation.metrics["AP"]
     assert (copy / "model.safetensors").read_bytes() == before

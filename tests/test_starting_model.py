@@ -89,7 +89,7 @@ def test_a_configuration_alone_starts_from_random_weights_of_the_seed(tmp_path):
     assert all(torch.equal(value, weights(again.model)[name]) for name, value in weights(first.model).items())
     assert any(not torch.equal(value, weights(other.model)[name]) for name, value in weights(first.model).items())
     assert first.source == f"random weights: {tmp_path} has a configuration and no weights"
-    assert first.notes == ["All 3 classes start anew"]
+    assert first.notes == ["All 3 classes start from random weights"]
     assert first.model.config.category_ids == [4, 9, 11]
     assert first.model.config.provenance == {"start": "random weights"}
     assert first.image_processor.size == DinoDetrImageProcessor().size

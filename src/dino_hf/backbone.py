@@ -80,7 +80,7 @@ class _FoldsNorm:
             return super().forward(x)
         x = self._fold(x) if x.device.type == "cpu" else norm(convolution(x))
         if is_plain(activation, nn.ReLU):
-            return x.relu_()  # nobody else has x
+            return x.relu_()  # nothing else uses x
         return x if activation is None else activation(x)
 
     def _is_known(self) -> bool:
@@ -113,15 +113,16 @@ class FoldingShortCut(_FoldsNorm, ResNetShortCut):
 
 
 class InPlaceReLU(nn.ReLU):
-    """Of a sum that nobody else has. Hooks on it may have the sum, and autograd forbids to overwrite what a backward hook saw."""
+    """ReLU in place on the residual sum, which nothing else reads. With a hook attached it is not in place: autograd forbids
+    overwriting what a backward hook has seen."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x, inplace=not is_traced() and is_plain(self, InPlaceReLU))
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Let the layers of a ResNet of transformers fold their norms, and its activations work in place: what they overwrite is read
-    by nobody. Parameters and names stay."""
+    """Let the layers of a ResNet of transformers fold their norms, and its activations work in place. Nothing reads the overwritten
+    tensors. Parameters and names stay."""
     folding = {ResNetConvLayer: FoldingConvLayer, ResNetShortCut: FoldingShortCut}
     for part in module.modules():
         if type(part) in folding:

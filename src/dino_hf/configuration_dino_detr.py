@@ -59,7 +59,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             they are seen.
         num_extra_label_embeddings: rows that the label embedding of denoising has beyond one for each class; never looked up. 1
             in the release, 0 in detrex and mmdetection.
-        label_noise_ratio: twice the share of denoising queries whose label is drawn anew; in [0, 2].
+        label_noise_ratio: twice the share of denoising queries that get a random label; in [0, 2].
         box_noise_scale: noise of denoising boxes, in half box sizes. 1.0 is what the release's launch scripts set and its
             checkpoints were trained with; its configuration files and the paper's table say 0.4.
         class_cost, bbox_cost, giou_cost: weights of the matching cost.
@@ -358,7 +358,7 @@ def _inverse(label2id: dict[str, int]) -> dict[int, str]:
 def _names_given(
     id2label: dict | None, label2id: dict | None, num_labels: int | None, saved: dict[int, str]
 ) -> dict[int, str]:
-    """Names of the classes that somebody asks for, in one of three ways, when a configuration with others is loaded."""
+    """Names of the classes requested in one of three ways when a configuration with other classes is loaded."""
     if id2label is not None:
         names = _checked_names(id2label)
     elif label2id is not None:

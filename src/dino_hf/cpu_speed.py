@@ -100,11 +100,13 @@ def fast_linear(forward: Callable) -> Callable:
 
 
 def map_rows(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> Tensor:
-    """function(x) of a function that treats each row of x (..., C) by itself; on a CPU so many rows at a time that what lies
-    between stays in the cache, and in blocks that the allocator keeps and does not get anew from the system.
+    """function(x) for a function that treats each row of x (..., C) by itself.
+
+    On a CPU, it is called for groups of rows. Intermediate results then stay in the cache, and in memory that the allocator reuses
+    instead of requesting it from the system.
 
     Args:
-        module: whose parts the function calls. Who watches one of them sees all rows in one call.
+        module: the module whose parts the function calls. If a part has a hook, all rows are processed in one call.
     """
     if is_traced() or x.device.type != "cpu" or x.numel() <= _CACHED_ROWS * x.shape[-1]:
         return function(x)

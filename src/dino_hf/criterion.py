@@ -150,9 +150,9 @@ class DinoDetrLoss:
 
     Attributes:
         skip_non_finite: what to do about NaN and infinite predictions. False: raise `NonFinitePredictionsError`. True: leave that
-            layer of that image out of the logged losses, and return a loss of NaN, so that all gradients are NaN, in every process,
-            and whoever looks at them drops the step: `dino_hf.training.DinoDetrTrainer` does, and so does a gradient scaler.
-        last_matches: of the last call, over 1 + D layers (0: the encoder's proposals), for whoever watches training.
+            layer of that image out of the logged losses, and return a loss of NaN. All gradients are then NaN in every process.
+            `dino_hf.training.DinoDetrTrainer` drops such a step, and so does a gradient scaler.
+        last_matches: matches of the last call, over 1 + D layers (0: the encoder's proposals), for tools that watch training.
     """
 
     def __init__(self, config: DinoDetrConfig):

@@ -126,7 +126,7 @@ def denoising_attention_mask(
     matching queries. Matching queries only see matching queries, for denoising queries carry the ground truth.
 
     Args:
-        is_padding: (B, N) True for queries that nobody should see.
+        is_padding: (B, N) True for queries that no query may attend to.
     Returns:
         (N, N + Q) or, with padding, (B, N, N + Q), True where the row may attend to the column. With one group, as crowded images
         have, None or, with padding, (B, 1, N + Q) for all rows: so memory grows with their boxes and not with the square.

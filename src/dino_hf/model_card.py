@@ -106,7 +106,7 @@ def write_model_card(
     name: str | None = None,
     weights: str | None = None,
 ) -> bool:
-    """Write README.md into a folder, unless there is one that somebody wrote, or that was ours and somebody edited.
+    """Write README.md into a folder. A README.md that a user wrote or edited is kept.
 
     Args:
         config: `DinoDetrConfig`.
@@ -165,8 +165,8 @@ def read_card(folder: str | Path) -> str | None:
 
 
 def is_ours(text: str) -> bool:
-    """Whether `model_card` wrote this text and nobody changed it since; line ends, the layout of the metadata and tags, which
-    the library and the Hub change by themselves, do not count."""
+    """Whether `model_card` wrote this text and it was not edited since. Line ends, the layout of the metadata, and tags do not
+    count, because the library and the Hub change them."""
     marker = _MARKER.search(text)
     return marker is not None and _digest(text[: marker.start()]) == marker[1]
 
@@ -208,7 +208,7 @@ def model_card(
     weights: str | None = None,
     folder: str | Path | None = None,
 ) -> str:
-    """The whole file. What `config.provenance` says in a form that nobody foresaw is left out, and named.
+    """The text of a model card. Entries of `config.provenance` in an unknown form are left out, and the card names them.
 
     Args:
         config: `DinoDetrConfig`.
@@ -604,7 +604,7 @@ def _listed(items: Sequence[str], most: int) -> str:
 
 
 def _place(name: str) -> str:
-    """A repository, or the last part of a path: where a folder lay on somebody's machine is nobody's business."""
+    """A repository, or only the last part of a path, because paths of a user's machine are private."""
     return name if _is_repository(name) else PurePath(name.replace("\\", "/")).name or name
 
 

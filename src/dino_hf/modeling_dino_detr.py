@@ -143,9 +143,9 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
-        """As in `PreTrainedModel`, with the code that loads it (by its configuration) and a model card, unless README.md is
-        somebody's own. Keys are saved under our own names: with the library's default they are translated back to the names of
-        the backbone's original project, which `Trainer` then does not find when it resumes (Swin)."""
+        """As in `PreTrainedModel`. The code that loads the model is saved too (if its configuration says so), and a model card,
+        unless a user wrote README.md. Keys are saved under our own names. By default, the library would translate them back to
+        the names of the backbone's original project, and `Trainer` could not resume (Swin)."""
         kwargs.setdefault("save_original_format", False)
         self._card_before = read_card(save_directory)
         state_dict = kwargs.get("state_dict", args[0] if args else None)

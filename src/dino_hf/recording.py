@@ -8,7 +8,7 @@ from .ms_deform_attn import SamplingPoints
 
 
 class Record(NamedTuple):
-    """Lists to fill, or None where nobody asked."""
+    """Lists to fill. None: not requested."""
 
     hidden_states: list[Tensor] | None  # the input and the output of each layer, (B, S or Q, C)
     attentions: list[Tensor] | None  # self-attention of each layer: (B, S, H, L, P) or (B, H, Q, Q)

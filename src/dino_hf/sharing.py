@@ -10,8 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
 
 if TYPE_CHECKING:
-    # Never run. The loader of the Hub, and what saves for it, follow lines of text: whoever imports this file has these and
-    # all that they import beside it, also after a model that was loaded as remote code is saved again.
+    # Never run. When a model is saved for the Hub, files are found by these lines of text: a file that imports this one is saved
+    # with these files and all their imports, also if a model that was loaded as remote code is saved again.
     from .image_processing_dino_detr import DinoDetrImageProcessor  # noqa: F401
     from .image_processing_pil_dino_detr import DinoDetrImageProcessorPil  # noqa: F401
     from .modeling_dino_detr import DinoDetrForObjectDetection  # noqa: F401
@@ -84,7 +84,7 @@ def read_remote_card(repo_id: str, token: str | bool | None) -> ModelCard | None
     """README.md of a repository, None where there is none.
 
     Raises:
-        huggingface_hub.errors.LocalEntryNotFoundError: no connection, so nobody knows.
+        huggingface_hub.errors.LocalEntryNotFoundError: there is no connection.
     """
     try:
         return ModelCard.load(repo_id, token=token, ignore_metadata_errors=True)

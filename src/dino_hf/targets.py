@@ -11,7 +11,7 @@ PADDING_LABEL = -100
 
 @dataclass(eq=False)
 class Targets:
-    """All T boxes of a batch, image after image. Not a tuple: torch.compile looks into tuples, and compiles anew for each T."""
+    """All T boxes of a batch, image after image. Not a tuple: torch.compile traces tuples, and would recompile for each T."""
 
     class_labels: Tensor  # (T,) int64 in [0, K)
     boxes: Tensor  # (T, 4) float32 cxcywh in [0, 1]

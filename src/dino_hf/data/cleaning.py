@@ -1,4 +1,4 @@
-"""Decides what is corrected and what is left out of a data set, and writes down every change."""
+"""Decides which entries of a data set are corrected and which are left out, and records every change."""
 
 import re
 from collections import Counter
@@ -25,9 +25,9 @@ _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "MPO": ".jpg"}  # of the others: th
 
 
 class Change(NamedTuple):
-    """One thing that is other than in the original."""
+    """One difference between the copy and the original."""
 
-    kind: str  # of finding that it cures
+    kind: str  # kind of finding that the change corrects
     action: str
     split: str | None
     where: str
@@ -41,7 +41,7 @@ class CleanedSplit(NamedTuple):
 
     images: list[dict]
     annotations: list[dict]
-    sources: list[int]  # place of each image in the split that it is from
+    sources: list[int]  # place of each image in the original split
 
 
 class Cleaner:
@@ -49,8 +49,8 @@ class Cleaner:
 
     Attributes:
         categories: COCO's, of the copy.
-        changes: so far.
-        kept: one sentence for each thing that only the owner of the data can decide.
+        changes: all changes so far.
+        kept: one sentence for each decision that is left to the owner of the data.
     """
 
     def __init__(self, raw: RawDataset, report: Report, drop_near_copies: bool = False):
@@ -112,8 +112,11 @@ class Cleaner:
         return reasons
 
     def _add_copies(self) -> None:
-        """Of the images that would stay. Near copies in one split stay: they may be meant. So do those of another split that are
-        most of theirs: a fixed camera takes such pictures, of which none is a copy."""
+        """Find copies among the images that would stay.
+
+        Near copies within one split stay, because they may be intended. Near copies of another split also stay if they are most of
+        their split: such pictures come from a fixed camera and are no copies.
+        """
         gone = ImageFacts(is_missing=True)
         facts = {
             name: [gone if place in self._reasons[name] else fact for place, fact in enumerate(of_split)]
@@ -161,11 +164,11 @@ class Cleaner:
         if not images:
             self._note("no-images", "left out", name, str(split.origin), None, f"split {name}")
             if split.images:
-                self.kept.append(f"No image of {name} is left, so the copy has no such split; split the data anew.")
+                self.kept.append(f"No image of {name} is left, so the copy has no such split; split the data again.")
         return CleanedSplit(images, annotations, sources)
 
     def _clean_images(self, name: str) -> tuple[list[dict], list[int], np.ndarray]:
-        """Images, their sources, and (I,) the place in the copy of each image of the split, -1 for what is left out."""
+        """Images, their sources, and (I,) the place in the copy of each image of the split; -1 if it is left out."""
         split, facts, stated = self.raw.splits[name], self.report.facts[name], stated_sizes(self.raw.splits[name])
         images, sources, place_of_key, kinds = [], [], {}, self.report.fits[name].kinds
         new_place = np.full(len(split.images), -1)
@@ -219,7 +222,7 @@ class Cleaner:
         return images, sources, new_place
 
     def _clean_annotations(self, name: str, new_place: np.ndarray) -> list[dict]:
-        """With the place of the image in the copy as `image_id`."""
+        """Annotations of the copy. Their `image_id` is the place of the image in the copy."""
         split = self.raw.splits[name]
         geometry, known_sizes = self._geometry(name)
         table = make_box_table(split, self.raw.categories, known_sizes)
@@ -237,7 +240,7 @@ class Cleaner:
             if table.image[place] >= 0 and image[place] < 0:
                 continue  # goes with its image, which is among the changes
             if table.image[place] < 0:
-                # Not moved there: ids of two splits may be the same by chance, and a wrong box is worse than none.
+                # The box is not moved to the other split: ids may be equal by chance, and a wrong box is worse than a missing one.
                 kind = "image-of-other-split" if entry.get("image_id") in others else "unknown-image"
                 before = f"image_id {entry.get('image_id')!r}"
             elif table.category[place] < 0:
@@ -263,7 +266,7 @@ class Cleaner:
             if not isinstance(annotation_id, int) or annotation_id in taken:
                 if annotation_id is not None:
                     where = entry.get("where", f"annotations[{place}]")
-                    self._note("duplicate-annotation-id", "numbered anew", name, where, None, annotation_id, next_id)
+                    self._note("duplicate-annotation-id", "renumbered", name, where, None, annotation_id, next_id)
                 annotation_id, next_id = next_id, next_id + 1
             taken.add(annotation_id)
             annotations.append(
@@ -279,7 +282,7 @@ class Cleaner:
         return annotations
 
     def _near_repeats(self, name: str, table: BoxTable) -> np.ndarray:
-        """(N,) whether a box is left out because it nearly repeats another one; only on request."""
+        """(N,) whether a box is left out because it nearly repeats another one. All False unless requested."""
         if not self.report.readings[name].is_as_read and not self.report.readings[name].is_sure:
             return np.zeros(len(table.boxes), dtype=bool)  # they are no boxes in pixels
         pairs = near_repeats(table)

@@ -49,7 +49,7 @@ def repeated_places(values: list) -> list[int]:
 
 
 def is_not_here(split: RawSplit, facts: list[ImageFacts]) -> bool:
-    """Whether it is test data that nobody meant to copy: only the list of its images came along, as in COCO's downloads."""
+    """Whether a test split has only a list of images and no image files, as in COCO's downloads."""
     return split.name == "test" and not split.annotations and bool(facts) and all(fact.is_missing for fact in facts)
 
 

@@ -14,7 +14,7 @@ class Kind(NamedTuple):
     is_fixed: bool = False  # by a cleaned copy, where it can be sure
 
 
-_COPY_THEM = "Copy the files anew, or take their entries out"
+_COPY_THEM = "Copy the files again, or take their entries out"
 _CONVERT = "Convert them to what the format says"
 
 KINDS = {
@@ -151,12 +151,12 @@ KINDS = {
         "error", "boxes of negative width or height", "Give the smaller corner first, then the size.", True
     ),
     "box-empty": Kind(
-        "warning", "boxes without width or height, which training leaves out", "Remove them, or draw them anew.", True
+        "warning", "boxes without width or height, which training leaves out", "Remove them, or draw them again.", True
     ),
     "box-tiny": Kind(
         "warning",
         "boxes with a side of less than one pixel",
-        "Draw them anew, or remove them: nothing can be seen of them.",
+        "Draw them again, or remove them: they do not show any part of the image.",
     ),
     "box-outside": Kind(
         "error", "boxes wholly outside of their image", "Scale them as the image was scaled, or remove them.", True
@@ -194,7 +194,9 @@ KINDS = {
         True,
     ),
     "box-whole-image": Kind(
-        "note", "boxes that are the whole image", "Fine for pictures of one thing; else a default that nobody drew."
+        "note",
+        "boxes that are the whole image",
+        "Fine for pictures of one thing. Otherwise they may be a default.",
     ),
     # what annotations point at
     "unknown-image": Kind(
@@ -239,12 +241,12 @@ KINDS = {
     "category-not-in-train": Kind(
         "warning",
         "categories that training has no box of, but another split has",
-        "Split the data anew; they cannot be learnt.",
+        "Split the data again; they cannot be learnt.",
     ),
     "category-not-in-validation": Kind(
         "warning",
         "categories that training has boxes of, but validation has not",
-        "Split the data anew; nothing is measured for them.",
+        "Split the data again; nothing is measured for them.",
     ),
     "class-imbalance": Kind(
         "warning",

@@ -93,7 +93,7 @@ class _Album:
             if offender.other is not None:
                 other, place = offender.other
                 image = _beside(image, open_upright(self.raw.splits[other].images[place]))
-        except Exception as error:  # images that nobody had decoded before
+        except Exception as error:  # images that were not decoded before
             axes.text(0.5, 0.5, f"cannot be decoded:\n{type(error).__name__}", ha="center", va="center", fontsize=8)
         else:
             _show(axes, image)

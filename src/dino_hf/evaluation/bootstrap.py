@@ -1,5 +1,5 @@
-"""How far AP would move with other images: the images are drawn anew, with replacement, and AP is computed from the matches that
-are there (percentile bootstrap, Efron and Tibshirani, 1993, chapter 13, less its bias, see `centre`).
+"""Bootstrap intervals of AP: how AP would vary between sets of images. Images are resampled with replacement, and AP is computed
+from the stored matches (percentile bootstrap, Efron and Tibshirani, 1993, chapter 13, without its bias, see `centre`).
 
 An image that is drawn twice counts twice, and so do its objects and detections, wherever pycocotools counts something: matching is
 within an image, so it does not change.

@@ -76,8 +76,8 @@ class Evaluation:
 
     @property
     def detections(self) -> list[dict]:
-        """COCO's list of results, with the image ids and category ids of the data, boxes as [x, y, width, height] in pixels;
-        made anew in each call. `pycocotools` reads it, and gives the same numbers."""
+        """COCO's list of results, with the image ids and category ids of the data. Boxes are [x, y, width, height] in pixels.
+        The list is created in each call. `pycocotools` reads it and gives the same numbers."""
         corners = self.found["boxes"]
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         columns = (self.found["image_id"], self.found["labels"], boxes, self.found["scores"])

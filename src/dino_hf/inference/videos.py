@@ -29,7 +29,7 @@ class Frame(NamedTuple):
 
 class VideoInfo(NamedTuple):
     frame_rate: Fraction  # frames per second
-    num_frames: int | None  # None: nobody knows, as of a camera
+    num_frames: int | None  # None: unknown, for example for a camera
 
 
 def read_frames(origin: Path | str | int, *, every: int = 1, max_frames: int | None = None) -> Iterator[Frame]:

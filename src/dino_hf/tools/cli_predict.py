@@ -186,7 +186,7 @@ def _read_thresholds(text: str) -> dict[str, float]:
 
 
 def _count_images(sources, every: int, max_frames: int | None) -> int | None:
-    """Images and frames to come; None: nobody knows."""
+    """Number of images and frames to read. None: unknown."""
     from ..inference.videos import video_info
 
     total = 0

@@ -1,10 +1,10 @@
-"""How commands end: exit codes, one sentence on standard error, and the traceback for who asks for it.
+"""How commands end: exit codes, one sentence on standard error, and a traceback with --debug.
 
 Exit codes of all commands:
     0    done
-    1    an error: the command line or the input is wrong, or something failed; nothing was done, or what was done is said
+    1    an error: the command line or the input is wrong, or something failed; the message says what was done before
     2    `doctor` found errors in the data
-    3    `predict` skipped something that it could not read
+    3    `predict` skipped sources that it could not read
     130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
 """
 

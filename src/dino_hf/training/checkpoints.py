@@ -1,4 +1,4 @@
-"""Folders of checkpoints: which there are, whether they are whole, and how they come and go at once."""
+"""Folders of checkpoints: list them, check that they are whole, and create and delete them in one step."""
 
 import dataclasses
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _LARGEST_JSON = 2**30  # bytes; the log of a long run has some 100 MiB
 _LONGEST_REASON = 200  # characters of an error of a library
 
-# In the output folder, for what is not whole. Uploads leave out what begins with an underscore.
+# Folder for unfinished checkpoints in the output folder. Uploads skip names that begin with an underscore.
 UNFINISHED = "_unfinished"
 
 
@@ -38,7 +38,7 @@ def newest_checkpoint(output_dir: Path) -> str | None:
 
 
 def _checkpoints(output_dir: Path) -> dict[int, Path]:
-    """By step. The state of the run is what is written last, by `Trainer` itself too."""
+    """Checkpoints by step. The state of the run marks a whole one, because it is written last, also by `Trainer` itself."""
     return {
         int(match[1]): folder
         for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -48,8 +48,8 @@ def _checkpoints(output_dir: Path) -> dict[int, Path]:
 
 
 def checkpoints_by_age(output_dir: Path, newest_step: int) -> list[Path]:
-    """Oldest first, by step: the clock of a machine may be set back. Those of more steps than the newest one are of an earlier
-    run, which was resumed before them, and are the oldest."""
+    """Oldest first. Age is determined by step, because a clock may be set back. Checkpoints beyond the newest step are left from
+    before the run was resumed at an earlier step, so they are the oldest."""
     checkpoints = _checkpoints(output_dir)
     return [checkpoints[step] for step in sorted(checkpoints, key=lambda step: (step <= newest_step, step))]
 
@@ -74,17 +74,17 @@ def check_checkpoint(checkpoint: Path) -> None:
         except (OSError, ValueError, SafetensorError, RecursionError) as error:
             raise _damaged(path, checkpoint, error) from error
     if missing := [name for name in (OPTIMIZER_NAME, SCHEDULER_NAME) if not (checkpoint / name).is_file()]:
-        logger.warning("%s has no %s: what they would tell begins anew.", checkpoint, " and ".join(missing))
+        logger.warning("%s has no %s: training continues with their initial states.", checkpoint, " and ".join(missing))
 
 
 @contextmanager
 def loaded_from(checkpoint: Path, name: str) -> Iterator[None]:
-    """Within, what cannot be loaded is one sentence.
+    """Turn errors of loading a file into one sentence.
 
     Args:
-        name: of what is loaded, in the folder.
+        name: file in the checkpoint.
     Raises:
-        ValueError: it is whole, and not what it should be.
+        ValueError: the file does not fit.
     """
     try:
         yield
@@ -105,7 +105,7 @@ def _damaged(path: Path, checkpoint: Path, error: BaseException) -> ValueError:
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError: what an optimizer was given for a parameter has another shape. Fused kernels would read past its end."""
+    """Raise ValueError if an optimizer state has not the shape of its parameter. Fused kernels would read past its end."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
@@ -149,7 +149,7 @@ _STATE_KINDS = {
 
 
 def _check_state(content: Any, step: int | None) -> None:
-    """Raises ValueError: it is not the state of a `Trainer`, or not after this step."""
+    """Raise ValueError if a json is not the state of a `Trainer`, or not of this step."""
     if not isinstance(content, dict) or not {"global_step", "log_history"} <= set(content):
         raise ValueError("it has no global_step or no log_history")
     known = {field.name for field in dataclasses.fields(TrainerState)}

@@ -54,7 +54,8 @@ class DetectionTransform:
         self._epoch.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew from here on: in this process, in its copies, and in workers of a `DataLoader`, also in running ones."""
+        """Set the epoch, which changes the random augmentation: in this process, its copies, and running workers of a
+        `DataLoader`."""
         self._epoch.fill_(int(epoch))
 
     def augment(self, image_id: int, image, objects: dict[str, list]) -> tuple[Tensor, dict[str, list]]:

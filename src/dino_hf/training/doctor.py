@@ -116,8 +116,8 @@ class TrainingDoctor(TrainerCallback):
       DN-DETR (arXiv:2203.01305, sec. 3), by boxes instead of queries. In DINO a query is a rank among the selected tokens, so
       this stays near 1 until the learning rate is low (small run: 0.97 to 0.41).
     - `doctor/match_moved`: share of the boxes whose query started elsewhere than at the last evaluation: from an anchor that has
-      a GIoU below 0.5 with the earlier one. It should fall (small run: 0.60 to 0.13); when it grows, boxes pass from one query
-      to another and each learns anew: the learning rate may be too high.
+      a GIoU below 0.5 with the earlier one. It should fall (small run: 0.60 to 0.13). If it grows, boxes move between queries,
+      and each query must learn again: the learning rate may be too high.
     - `doctor/atd_100`, `doctor/atd_100_small`: ATD(100) of the paper (sec. 3.3, fig. 4), the average of the 100 largest L1
       distances between a box and the initial anchor of its query, both cxcywh in [0, 1]: 0 to 4. Of all boxes, and of those
       smaller than 32 x 32 pixels in the original image. Less is better. With less than 100 boxes it is the average of all.

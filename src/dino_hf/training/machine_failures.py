@@ -17,13 +17,13 @@ _DISK = re.compile(
 _MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|Cannot allocate memory|std::bad_alloc", re.IGNORECASE)
 _SHARED_MEMORY = re.compile(r"Bus error|shared memory|/dev/shm", re.IGNORECASE)
 _WORKER = re.compile(r"DataLoader worker .*(killed|exited)", re.IGNORECASE | re.DOTALL)
-# Errors that may be of the machine; all others are faults of the program.
+# Types of errors that the machine may cause. All others are faults of the program.
 MACHINE_ERRORS = (SafetensorError, RuntimeError, OSError, MemoryError)
 _DISK_NUMBERS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def failure_of_the_machine(error: BaseException, args: TrainingArguments) -> str | None:
-    """What an error in training says of the machine, in one sentence; None: it is of another kind."""
+    """One sentence about the failure of the machine that caused an error in training. None: another kind of error."""
     texts = list(_texts(error))
     numbers = [getattr(one, "errno", None) for one in _chain(error)]
     if any(number in _DISK_NUMBERS for number in numbers) or _finds(_DISK, texts):
@@ -58,7 +58,7 @@ def _above(path: Path) -> list[Path]:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and what it was raised from or during."""
+    """An error, and the errors that it was raised from or during."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)

@@ -237,7 +237,7 @@ class Recipe:
         learning rate of its own, "sampling_offsets". All rates are multiplied by `args.learning_rate` / `learning_rate`.
 
         Raises:
-            ValueError: learning rates are to be scaled, and without `args` nobody knows by what.
+            ValueError: learning rates must be scaled, but `args`, which has the batch size, is missing.
         """
         if self.scale_learning_rate and args is None:
             raise ValueError(
@@ -400,7 +400,7 @@ class Recipe:
         return lines
 
     def _learning_rates(self, args: TrainingArguments | None) -> dict[str, float | None]:
-        """By group of parameters. One factor for all keeps those that nobody changed exactly as they are."""
+        """Learning rates by group of parameters. One factor for all: unchanged rates stay bit by bit the same."""
         factor = 1.0 if args is None else args.learning_rate / self.learning_rate
         rates = {
             "transformer": self.learning_rate,
@@ -494,7 +494,7 @@ RECIPES: dict[str, Recipe] = {
         # For hundreds to some thousands of images and weights that were trained on COCO; not measured on a benchmark.
         # - 8 images per step, for one GPU, and the release's rates scaled linearly to them.
         # - Warm-up: new class heads start at random, and their first gradients should not move what is pretrained.
-        # - Cosine and early stopping: nobody knows beforehand how many epochs a small data set wants; 50 are plenty.
+        # - Cosine and early stopping: the best number of epochs for a small data set is not known beforehand; 50 are plenty.
         # - EMA over about 500 steps: the release's 0.9997 looks back over 3300, more than such a run may have.
         Recipe(
             "finetune",

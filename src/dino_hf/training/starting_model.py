@@ -119,8 +119,8 @@ def _random_start(model: PreTrainedModel, image_processor, source: str) -> Start
     model.config._name_or_path = ""
     model.config.provenance = {"start": source.partition(":")[0]}
     num_classes = len(model.config.id2label)
-    note = f"All {num_classes} classes start anew" if num_classes > 1 else "The class starts anew"
-    return Start(model, image_processor, source, [note])
+    note = f"All {num_classes} classes start" if num_classes > 1 else "The class starts"
+    return Start(model, image_processor, source, [f"{note} from random weights"])
 
 
 def image_processor_of(source: str | Path | None):
