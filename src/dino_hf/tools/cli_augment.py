@@ -34,20 +34,20 @@ def augment(
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Of the augmentation and of the choice of images.", show_default="0, or that of the run"
+            min=0,
+            help="Random seed of the augmentation and the choice of images.",
+            show_default="0, or that of the run",
         ),
     ] = None,
     box_format: Annotated[
-        str | None, typer.Option(help="Of boxes, where the data do not tell it.", show_default=False)
+        str | None, typer.Option(help="Layout of the boxes, if the data do not state it.", show_default=False)
     ] = None,
     allow_outside: Annotated[
         bool,
-        typer.Option("--allow-outside", help="Also read files outside of the data set's folder that it leads to."),
+        typer.Option("--allow-outside", help="Also read files outside of the data set's folder."),
     ] = False,
-    trust_boxes: Annotated[
-        bool, typer.Option("--trust-boxes", help="Do not check that the boxes are what their format says.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that is there.")] = False,
+    trust_boxes: Annotated[bool, typer.Option("--trust-boxes", help="Do not check the layout of the boxes.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
     debug: Debug = False,
 ) -> None:
     """Draw training images, each as annotated and as augmented in the first epochs.

@@ -42,7 +42,7 @@ def doctor(
     box_format: Annotated[
         str | None,
         typer.Option(
-            help="Of a Hugging Face data set: xywh, xyxy or cxcywh; xywhn, xyxyn or cxcywhn if relative to the image.",
+            help="Layout of boxes in Hugging Face data: xywh, xyxy or cxcywh; xywhn, xyxyn or cxcywhn if relative to the image.",
             rich_help_panel="Reading",
         ),
     ] = None,
@@ -54,17 +54,17 @@ def doctor(
         bool,
         typer.Option(
             "--allow-outside",
-            help="Also read files outside of the data set's folder that it leads to.",
+            help="Also read files outside of the data set's folder.",
             rich_help_panel="Reading",
         ),
     ] = False,
     trust_boxes: Annotated[
         bool,
-        typer.Option(
-            "--trust-boxes", help="The boxes are what their format says; do not compare.", rich_help_panel="Reading"
-        ),
+        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel="Reading"),
     ] = False,
-    max_examples: Annotated[int, typer.Option(min=1, help="Shown of each finding.", rich_help_panel="Results")] = 3,
+    max_examples: Annotated[
+        int, typer.Option(min=1, help="Examples shown for each finding.", rich_help_panel="Results")
+    ] = 3,
     debug: Debug = False,
 ) -> None:
     """Say what is wrong with a data set before an hour of training does; it is only read.

@@ -36,35 +36,37 @@ def evaluate(
     ] = None,
     box_format: Annotated[
         str | None,
-        typer.Option(help="Of boxes, where the data do not tell it.", show_default=False, rich_help_panel=_OUTPUT),
+        typer.Option(
+            help="Layout of the boxes, if the data do not state it.", show_default=False, rich_help_panel=_OUTPUT
+        ),
     ] = None,
     allow_trained: Annotated[
         bool,
-        typer.Option("--allow-trained", help="Measure also on images that it was trained on.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            "--allow-trained", help="Also evaluate on images that the detector was trained on.", rich_help_panel=_OUTPUT
+        ),
     ] = False,
     allow_outside: Annotated[
         bool,
         typer.Option(
             "--allow-outside",
-            help="Also read files outside of the data set's folder that it leads to.",
+            help="Also read files outside of the data set's folder.",
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
     trust_boxes: Annotated[
         bool,
-        typer.Option(
-            "--trust-boxes", help="Do not check that the boxes are what their format says.", rich_help_panel=_OUTPUT
-        ),
+        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=_OUTPUT),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=_SETTINGS)] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.", rich_help_panel=_SETTINGS)] = 8,
     num_bootstrap: Annotated[
         int, typer.Option(help="Resamples for the 95 % intervals; 0: none.", rich_help_panel=_SETTINGS)
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.", rich_help_panel=_SETTINGS)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the resamples.", rich_help_panel=_SETTINGS)] = 0,
     max_detections: Annotated[
         int | None,
         typer.Option(
-            help="Detections of an image and class that count; by default COCO's 100, or as many as it has objects.",
+            help="Detections that count for an image and class; default: COCO's 100, or its number of objects if that is higher.",
             show_default=False,
             rich_help_panel=_SETTINGS,
         ),

@@ -20,15 +20,15 @@ def export(
         typer.Option(help="File to write; by default MODEL.onnx here.", show_default=False, rich_help_panel=_FILE),
     ] = None,
     format: Annotated[str, typer.Option(help="onnx.", rich_help_panel=_FILE)] = "onnx",
-    opset: Annotated[int, typer.Option(help="Of ONNX, 18 to 23.", rich_help_panel=_FILE)] = 18,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 23.", rich_help_panel=_FILE)] = 18,
     dtype: Annotated[str, typer.Option(help="float32 or float16.", rich_help_panel=_FILE)] = "float32",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.", rich_help_panel=_FILE)
+        bool, typer.Option("--overwrite", help="Replace an existing file.", rich_help_panel=_FILE)
     ] = False,
     images: Annotated[
         list[str] | None,
         typer.Option(
-            help="Image or folder to compare on, may be repeated; by default drawn scenes.",
+            help="Image or folder for the comparison, may be repeated; default: drawn scenes.",
             show_default=False,
             rich_help_panel=_COMPARISON,
         ),
@@ -36,7 +36,7 @@ def export(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Of scores, and of boxes as a part of the image's side; by default 0.01, in float16 0.25.",
+            help="Allowed difference of scores, and of boxes as a part of the image's side; default: 0.01, in float16 0.25.",
             show_default=False,
             rich_help_panel=_COMPARISON,
         ),
@@ -45,7 +45,7 @@ def export(
         str | None,
         typer.Option(
             metavar="DATASET",
-            help="Annotated images, on which the AP is compared too.",
+            help="Annotated images to compare the AP of model and file.",
             show_default=False,
             rich_help_panel=_COMPARISON,
         ),
@@ -53,26 +53,26 @@ def export(
     split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=_COMPARISON)] = "validation",
     box_format: Annotated[
         str | None,
-        typer.Option(help="Of boxes, where the data do not tell it.", show_default=False, rich_help_panel=_COMPARISON),
+        typer.Option(
+            help="Layout of the boxes, if the data do not state it.", show_default=False, rich_help_panel=_COMPARISON
+        ),
     ] = None,
     allow_outside: Annotated[
         bool,
         typer.Option(
             "--allow-outside",
-            help="Also read files outside of the data set's folder that it leads to.",
+            help="Also read files outside of the data set's folder.",
             rich_help_panel=_COMPARISON,
         ),
     ] = False,
     trust_boxes: Annotated[
         bool,
-        typer.Option(
-            "--trust-boxes", help="Do not check that the boxes are what their format says.", rich_help_panel=_COMPARISON
-        ),
+        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=_COMPARISON),
     ] = False,
     ap_tolerance: Annotated[
         float | None,
         typer.Option(
-            help="In AP, from 0 to 1; by default 0.001, in float16 0.005.",
+            help="Allowed difference of AP, in [0, 1]; default: 0.001, in float16 0.005.",
             show_default=False,
             rich_help_panel=_COMPARISON,
         ),

@@ -26,13 +26,16 @@ def predict(
         Path | None, typer.Option(help="Folder for the results.", rich_help_panel=_RESULTS, show_default=False)
     ] = None,
     formats: Annotated[
-        str, typer.Option(help="Some of these: drawn images and videos, tables.", rich_help_panel=_RESULTS)
+        str, typer.Option(help="Formats of the results: drawn images and videos, tables.", rich_help_panel=_RESULTS)
     ] = "images,coco,csv,yolo",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier prediction.", rich_help_panel=_RESULTS)
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Predict what an earlier prediction lacks.", rich_help_panel=_RESULTS)
+        bool,
+        typer.Option(
+            "--resume", help="Keep an earlier prediction, and predict the missing sources.", rich_help_panel=_RESULTS
+        ),
     ] = False,
     threshold: Annotated[
         float | None,
@@ -43,7 +46,7 @@ def predict(
     class_thresholds: Annotated[
         str | None,
         typer.Option(
-            help="Other thresholds of single classes, as in person=0.3,dog=0.6.",
+            help="Thresholds of single classes, such as person=0.3,dog=0.6.",
             rich_help_panel=_DETECTION,
             show_default=False,
         ),
@@ -51,7 +54,7 @@ def predict(
     max_detections: Annotated[
         int | None,
         typer.Option(
-            help="At most this many in an image; 300 by default, or the number of queries if that is higher.",
+            help="Limit for one image; default: 300, or the number of queries if that is higher.",
             rich_help_panel=_DETECTION,
             show_default=False,
         ),
@@ -67,7 +70,7 @@ def predict(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Only these: names or original category ids, as in person,dog.",
+            help="Names or original category ids of the wanted classes, such as person,dog.",
             rich_help_panel=_DETECTION,
             show_default=False,
         ),
@@ -75,25 +78,27 @@ def predict(
     tta: Annotated[
         bool,
         typer.Option(
-            "--tta", help="Flipped and at three sizes too, fused: 6 times as long.", rich_help_panel=_DETECTION
+            "--tta",
+            help="Fuse detections in flipped images and at three sizes; takes 6 times as long.",
+            rich_help_panel=_DETECTION,
         ),
     ] = False,
     tiles: Annotated[
         str | None,
         typer.Option(
-            help="Cut larger images into tiles of this size, as 640 or 640x480.",
+            help="Cut larger images into tiles of this size, such as 640 or 640x480.",
             rich_help_panel=_LARGE,
             show_default=False,
         ),
     ] = None,
     tile_overlap: Annotated[
-        float, typer.Option(help="Of neighbouring tiles, as a part of their side.", rich_help_panel=_LARGE)
+        float, typer.Option(help="Overlap of neighbouring tiles, as a part of their side.", rich_help_panel=_LARGE)
     ] = 0.2,
     every: Annotated[int, typer.Option(help="Use every N-th frame.", rich_help_panel=_VIDEO)] = 1,
     max_frames: Annotated[
-        int | None, typer.Option(help="Use at most N frames of each.", rich_help_panel=_VIDEO, show_default=False)
+        int | None, typer.Option(help="Use at most N frames of each video.", rich_help_panel=_VIDEO, show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=_SPEED)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=_SPEED)] = 8,
     device: Annotated[
         str | None,
         typer.Option(help="cuda, mps, cpu; by itself the first there is.", rich_help_panel=_SPEED, show_default=False),

@@ -37,14 +37,14 @@ def train(
             help="finetune, paper-12ep, paper-24ep, paper-36ep, better-hyper or scratch.", show_default="finetune"
         ),
     ] = None,
-    output_dir: Annotated[Path, typer.Option(help="New folder for everything, or that of a run to resume.")] = Path(
-        "outputs/train"
-    ),
+    output_dir: Annotated[
+        Path, typer.Option(help="New folder for all results, or the folder of a run to resume.")
+    ] = Path("outputs/train"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output-dir.", rich_help_panel=_RUN)
+        bool, typer.Option("--resume", help="Continue the run in --output-dir.", rich_help_panel=_RUN)
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen, and stop.", rich_help_panel=_RUN)
+        bool, typer.Option("--dry-run", help="Show the plan, and stop before training.", rich_help_panel=_RUN)
     ] = False,
     batch_size: Annotated[
         str, typer.Option(help="Images of a batch in each process; auto: as many as fit.", rich_help_panel=_RUN)
@@ -69,7 +69,7 @@ def train(
     box_format: Annotated[
         str | None,
         typer.Option(
-            help="Of Hugging Face data that are not in COCO's: see the doctor.",
+            help="Layout of boxes in Hugging Face data; see dino-hf doctor.",
             show_default=False,
             rich_help_panel=_DATA,
         ),
@@ -78,13 +78,13 @@ def train(
         bool,
         typer.Option(
             "--allow-outside",
-            help="Follow the data set to files outside of its folder.",
+            help="Also read files outside of the data set's folder.",
             rich_help_panel=_DATA,
         ),
     ] = False,
     trust_boxes: Annotated[
         bool,
-        typer.Option("--trust-boxes", help="Do not check the boxes.", rich_help_panel=_DATA),
+        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=_DATA),
     ] = False,
     on_bad_image: Annotated[
         str | None,
