@@ -37,15 +37,13 @@ def train(
             help="finetune, paper-12ep, paper-24ep, paper-36ep, better-hyper or scratch.", show_default="finetune"
         ),
     ] = None,
-    output_dir: Annotated[
-        Path, typer.Option(help="New folder for all results, or the folder of a run to resume.")
-    ] = Path("outputs/train"),
+    output_dir: Annotated[Path, typer.Option(help="New folder, or the folder of a run to resume.")] = Path(
+        "outputs/train"
+    ),
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --output-dir.", rich_help_panel=_RUN)
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, and stop before training.", rich_help_panel=_RUN)
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.", rich_help_panel=_RUN)] = False,
     batch_size: Annotated[
         str, typer.Option(help="Images of a batch in each process; auto: as many as fit.", rich_help_panel=_RUN)
     ] = "auto",
@@ -69,7 +67,7 @@ def train(
     box_format: Annotated[
         str | None,
         typer.Option(
-            help="Layout of boxes in Hugging Face data; see dino-hf doctor.",
+            help="Layout of boxes, see dino-hf doctor.",
             show_default=False,
             rich_help_panel=_DATA,
         ),
