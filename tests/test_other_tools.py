@@ -226,14 +226,21 @@ VIT = {
             },
             None,
         ),
+        pytest.param(
+            {"model_type": "timm_backbone", "backbone": "hrnet_w18_small", "out_indices": [1, 2, 3]},
+            "incre_modules",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
 def test_what_no_map_of_a_backbone_depends_on_is_not_trained(backbone, unused, tmp_path):
+    if backbone["model_type"] == "timm_backbone":
+        pytest.importorskip("timm")
     model = make_model(backbone_config=backbone)
     model.save_pretrained(tmp_path)
     for one in (model, DinoDetrForObjectDetection.from_pretrained(tmp_path)):
-        one.train()(torch.randn(2, 3, 112, 140), labels=tiny_labels(2, 1)).loss.backward()
+        one.train()(torch.randn(2, 3, 128, 160), labels=tiny_labels(2, 1)).loss.backward()
         parameters = dict(one.model.backbone.model.named_parameters())
         lost = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
         assert lost == []

@@ -13,18 +13,28 @@ from dino_hf.training.recipes import get_recipe
 from helpers import SWIN, tiny_config, tiny_images, tiny_labels
 from processes import leave
 
-CASES = {  # name -> what is done to the model, and whether activations are computed again
-    "frozen": (lambda model: freeze(model, ["backbone", "encoder", r"decoder\.layers\.0\."]), False),
-    "without denoising": (lambda model: freeze(model, ["denoising", "query_selection"]), True),
-    "unfrozen": (lambda model: unfreeze(model, "backbone"), False),
-    "adapted": (add_lora, True),
+EARLY_SWIN = {"backbone_config": {**SWIN, "out_features": ["stage1", "stage3"]}, "num_frozen_backbone_stages": 2}
+# Both have parameters on which no map depends: a mask token and last layers, and the ways to maps that are not taken.
+DINOV2 = {"model_type": "dinov2", "image_size": 56, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+DINOV2 = {"backbone_config": {**DINOV2, "out_features": ["stage2", "stage3"]}}
+HRNET = {"backbone_config": {"model_type": "timm_backbone", "backbone": "hrnet_w18_small", "out_indices": [1, 2, 3]}}
+
+CASES = {  # name -> changes of the configuration, what is done to the model, and whether activations are computed again
+    "frozen": (EARLY_SWIN, lambda model: freeze(model, ["backbone", "encoder", r"decoder\.layers\.0\."]), False),
+    "without denoising": (EARLY_SWIN, lambda model: freeze(model, ["denoising", "query_selection"]), True),
+    "unfrozen": (EARLY_SWIN, lambda model: unfreeze(model, "backbone"), False),
+    "adapted": (EARLY_SWIN, add_lora, True),
+    "DINOv2": (DINOV2, lambda model: None, False),
+    "DINOv2, checkpointed": (DINOV2, lambda model: None, True),
+    "DINOv2, unfrozen": (DINOV2, lambda model: unfreeze(model, "backbone"), False),
+    "HRNet": (HRNET, lambda model: None, False),
+    "HRNet, unfrozen": (HRNET, lambda model: unfreeze(model, "backbone"), False),
 }
 
 
-def train(prepare, checkpointing: bool) -> torch.nn.Module:
+def train(changes: dict, prepare, checkpointing: bool) -> torch.nn.Module:
     torch.manual_seed(0)
-    backbone = {**SWIN, "out_features": ["stage1", "stage3"]}  # its last stage gives no map
-    model = DinoDetrForObjectDetection(tiny_config(backbone_config=backbone, num_frozen_backbone_stages=2))
+    model = DinoDetrForObjectDetection(tiny_config(**changes))
     prepare(model)  # adapters are put in place too
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -33,7 +43,7 @@ def train(prepare, checkpointing: bool) -> torch.nn.Module:
     rank = torch.distributed.get_rank()
     for step in range(2):
         torch.manual_seed(10 * step + rank)
-        pixel_values, pixel_mask = tiny_images()
+        pixel_values, pixel_mask = (one[..., :96] for one in tiny_images())  # HRNet takes multiples of 32 only
         labels = tiny_labels(3, 0) if rank else tiny_labels(0, 0)
         model(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels).loss.backward()
         optimizer.step()
@@ -44,8 +54,8 @@ def train(prepare, checkpointing: bool) -> torch.nn.Module:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of peft, about names that transformers has changed
     torch.distributed.init_process_group("gloo")
-    for name, (prepare, checkpointing) in CASES.items():
-        model = train(prepare, checkpointing)
+    for name, (changes, prepare, checkpointing) in CASES.items():
+        model = train(changes, prepare, checkpointing)
         ours = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
         first = ours.clone()
         torch.distributed.broadcast(first, src=0)

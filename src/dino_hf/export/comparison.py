@@ -66,7 +66,7 @@ def compare_predictions(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Te
 
 def _detections(logits: Tensor, boxes: Tensor) -> list[_Found]:
     found = []
-    for image_logits, image_boxes in zip(logits.double().cpu(), cxcywh_to_xyxy(boxes.double().cpu()), strict=True):
+    for image_logits, image_boxes in zip(logits.cpu().double(), cxcywh_to_xyxy(boxes.cpu().double()), strict=True):
         scores, index = image_logits.sigmoid().flatten().nan_to_num(-1).sort(descending=True, stable=True)
         scores, index = scores[:_NUM_CANDIDATES], index[:_NUM_CANDIDATES]
         num_labels = logits.shape[-1]

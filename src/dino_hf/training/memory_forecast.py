@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from ..common.free_memory import free_main_memory
+from ..common.random_numbers import forked_random_numbers
 from .augmentation import Augmentation
 from .recipes import Recipe
 
@@ -136,7 +137,7 @@ def _measure(model: nn.Module, args: TrainingArguments, size: tuple[int, int], n
 def _left_as_it_is(model: nn.Module, device: torch.device):
     """What a step changes without an optimizer: gradients, statistics, the mode, random numbers."""
     was_training, buffers = model.training, [buffer.clone() for buffer in model.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with forked_random_numbers(device):
         try:
             yield
         finally:

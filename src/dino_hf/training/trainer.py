@@ -16,6 +16,7 @@ from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from ..common.output_folders import write_beside
+from ..common.random_numbers import forked_random_numbers
 from ..common.regular_files import read_settings
 from ..data.image_digests import image_digests, pack
 from ..matcher import NonFinitePredictionsError
@@ -469,6 +470,6 @@ def _recorded_recipe(path: Path) -> dict | None:
 
 @contextmanager
 def _random_numbers_of(where: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with forked_random_numbers(device):
         torch.manual_seed(mix_seeds(where))
         yield
