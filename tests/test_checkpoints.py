@@ -44,7 +44,7 @@ def test_a_whole_checkpoint_passes(tmp_path):
         ("trainer_state.json", lambda content: b"{", "Expecting"),
         ("trainer_state.json", lambda content: b"[" * 100_000, "nested too deeply"),
         ("trainer_state.json", lambda content: b'{"global_step": ' + b"9" * 6000, "digits"),
-        ("trainer_state.json", lambda content: b"\xff\xfe", "not valid json"),
+        ("trainer_state.json", lambda content: b"\xff\xfe", "UTF-16"),
     ],
 )
 def test_what_is_damaged_is_named(tmp_path, name, spoil, reason):
