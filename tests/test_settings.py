@@ -116,3 +116,8 @@ def test_trackers_are_those_that_are_installed(monkeypatch):
         find_trackers("tensorbord")
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
     assert find_trackers(None) == []
+
+
+def test_an_option_without_its_value_is_told_what_it_needs():
+    with pytest.raises(ValueError, match="--disable-tqdm needs a value, as in --disable-tqdm true"):
+        parse_settings(["--disable-tqdm"])

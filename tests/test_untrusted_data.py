@@ -234,7 +234,9 @@ def test_a_name_that_may_not_be_read_is_one_problem_and_the_rest_is_looked_at(na
             name,
             "2.png",
         ]
-    with pytest.raises((ValueError, OSError), match=r"file_name=|does not exist|outside of the data set's folder"):
+    with pytest.raises(
+        (ValueError, OSError), match=r"whose name is not|does not exist|outside of the data set's folder"
+    ):
         load_data(folder)
 
 

@@ -18,6 +18,7 @@ from .rows import ClassSpace, CocoData, class_space, raise_problem, to_rows
 from .splits import stratified_split
 from .usable import only_usable
 
+MOST_SEEDS = 2**32  # NumPy's generators, which Trainer seeds too, take no others
 _BACKGROUND = {"background", "__background__", "_background_", "bg", "n/a", "none"}
 
 
@@ -70,8 +71,8 @@ def load_data(
     """
     if not isinstance(validation_fraction, int | float) or not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction={validation_fraction!r} must be at least 0 and less than 1.")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number, at least 0.")
+    if not isinstance(seed, int) or not 0 <= seed < MOST_SEEDS:
+        raise ValueError(f"seed={seed!r} must be a whole number, at least 0 and less than {MOST_SEEDS:,}.")
     raw = read_raw(source, box_format=box_format, allow_outside=allow_outside)
     try:
         raise_problem(raw.problems)

@@ -51,6 +51,15 @@ class Plan(NamedTuple):
             raise ValueError(
                 "max_steps=0 trains nothing; leave it out to train num_train_epochs, or give a number of steps."
             )
+        accumulation, workers = settings["gradient_accumulation_steps"], settings.get("dataloader_num_workers")
+        if isinstance(accumulation, int) and accumulation < 1:
+            raise ValueError(
+                f"gradient_accumulation_steps={accumulation} must be at least 1, which accumulates nothing."
+            )
+        if isinstance(workers, int) and workers < 0:
+            raise ValueError(
+                f"dataloader_num_workers={workers} must be at least 0, which reads images in the training process."
+            )
         try:
             args = self.recipe.training_arguments(str(self.output_dir), **settings)
             planned = planned_steps(args, len(self.splits.train.dataset))

@@ -91,6 +91,8 @@ class _Parser(HfArgumentParser):
         """argparse would print all options and leave."""
         found = re.fullmatch(r"argument (?:\S+/)?(\S+): (.*)", message)
         sentence = f"{found[1]}: {found[2]}" if found else message
+        if found and found[2] == "expected one argument":
+            sentence = f"{found[1]} needs a value, as in {found[1]} true or {found[1]} 10"
         raise ValueError(f"{sentence.rstrip('.')}.")
 
 
