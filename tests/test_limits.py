@@ -68,8 +68,8 @@ def test_texts_have_64_mib_and_yaml_a_depth_of_50_and_200_000_values(tmp_path):
 @pytest.mark.parametrize(("depth", "is_read"), [(64, True), (65, False)])
 def test_lines_of_json_are_nested_64_deep_at_most(depth, is_read, tmp_path):
     path = tmp_path / "a.jsonl"
-    line = [0, *([[]] * (257 - depth))]  # 257 brackets in all, as few as are looked into
-    for _ in range(depth - 2):
+    line = [0, *([[]] * (258 - depth))]  # 257 brackets in all, as few as are looked into
+    for _ in range(depth - 3):  # without the object, this list and the lists in it
         line = [line]
     text = json.dumps({"a": line})
     assert text.count("[") + text.count("{") == 257
@@ -132,9 +132,12 @@ def test_a_download_has_100_mib_30_seconds_and_20_without_an_answer(monkeypatch)
             seen["join"] = seconds
 
     for extra in (0, 1):
-        monkeypatch.setattr(
-            downloads, "urlopen", lambda request, timeout, extra=extra: seen.update(timeout=timeout) or Answer(extra)
-        )
+
+        def answer(request, timeout, extra=extra):
+            seen["timeout"] = timeout
+            return Answer(extra)
+
+        monkeypatch.setattr(downloads, "build_opener", lambda handler: SimpleNamespace(open=answer))
         monkeypatch.setattr(downloads.threading, "Thread", Thread)
         if extra:
             with pytest.raises(ValueError, match="larger than 100 MiB"):
@@ -182,8 +185,9 @@ def test_pictures_below_320_pixels_are_drawn_larger(side, zoom):
 def test_300_labels_are_drawn_at_most(count, num_texts, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "text", lambda self, place, text, **style: drawn.append(text))
-    found = Detections.sorted([(5, 6, 50, 70)] * count, [0.5] * count, [0] * count)
-    pictures.draw_detections(Image.new("RGB", (400, 330)), found, {0: "fox"})
+    boxes = [(100 * (n % 20) + 5, 100 * (n // 20) + 45, 50, 40) for n in range(count)]  # labels do not hide each other
+    found = Detections.sorted(boxes, [0.5] * count, [0] * count)
+    pictures.draw_detections(Image.new("RGB", (2000, 1700)), found, {0: "fox"})
     assert len(drawn) == num_texts
 
 

@@ -40,7 +40,7 @@ def check_output_file(path: Path, overwrite: bool) -> None:
         OSError: a folder has this name, or its folder cannot be written; FileExistsError: the file exists.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file.")
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it.")
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name, or replace it with --overwrite.")
     check_writable(path.parent)
