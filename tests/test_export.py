@@ -343,6 +343,13 @@ def test_nothing_of_the_users_is_in_the_way(exported, quick_export, monkeypatch,
     shutil.copytree(exported.folder / "model", tmp_path / "model")
     with pytest.raises(FileExistsError, match=r"model.safetensors is a file of the model itself; choose another name"):
         quick_export("model", "model/model.safetensors", overwrite=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(
+        FileExistsError, match=r"notes.txt exists, and --overwrite replaces only .onnx files; choose another"
+    ):
+        quick_export(output="notes.txt", overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "notes.txt").unlink()
     (tmp_path / "clip.mp4").write_text("no picture")
     with pytest.raises(ValueError, match="There is no image to compare on among the sources"):
         quick_export(output="new.onnx", images="clip.mp4")

@@ -165,8 +165,12 @@ def _check_output(output: Path, overwrite: bool, model: str | Path | DinoDetrFor
     check_output_file(output, overwrite)
     check_output_file(_weights_of(output), overwrite)
     own_folder = expand_home(model).resolve() if isinstance(model, str | Path) else None
-    if output.exists() and output.suffix != ".onnx" and output.parent.resolve() == own_folder:
-        raise FileExistsError(f"{output} is a file of the model itself; choose another name, such as model.onnx.")
+    if os.path.lexists(output) and output.suffix.lower() != ".onnx":
+        if output.parent.resolve() == own_folder:
+            raise FileExistsError(f"{output} is a file of the model itself; choose another name, such as model.onnx.")
+        raise FileExistsError(
+            f"{output} exists, and --overwrite replaces only .onnx files; choose another name, such as model.onnx."
+        )
 
 
 def _weights_of(output: Path) -> Path:
