@@ -441,7 +441,10 @@ def replaced_by_another_model(folder):
             lambda folder: (folder / "preprocessor_config.json").unlink(),
             "has no preprocessor_config.json; save the image processor beside the model, with its save_pretrained.",
         ),
-        (damage("preprocessor_config.json", lambda data: b"[]"), "its preprocessor_config.json may be damaged"),
+        (
+            damage("preprocessor_config.json", lambda data: b"[]"),
+            "preprocessor_config.json holds a list, but must hold an object",
+        ),
         (with_pickled_call, "would run code, which is never done; give a model that was saved as model.safetensors."),
         (lambda folder: (folder / "config.json").unlink(), "is no model: it has no config.json; give the folder that"),
         (lambda folder: ViTImageProcessor().save_pretrained(folder), "is no image processor of a detector."),

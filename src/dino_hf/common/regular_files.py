@@ -258,10 +258,14 @@ def check_model_folder(folder: Path) -> None:
     """Check each json of a model folder before transformers reads it: deep nesting would exhaust Python's stack there.
 
     Raises:
-        ValueError, OSError: as `read_settings`.
+        ValueError, OSError: as `read_settings`; or a configuration is no object.
     """
     for path in sorted(folder.glob("*.json")):
-        read_settings(path)
+        content = read_settings(path)
+        if path.name.endswith("config.json") and not isinstance(content, dict):
+            raise ValueError(
+                f"{path} holds a {type(content).__name__}, but must hold an object with settings; save the model again."
+            )
 
 
 class _BoundedLoader(yaml.BaseLoader):
