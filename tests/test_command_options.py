@@ -13,6 +13,7 @@ import dino_hf
 import verify_conversion
 from dino_hf.evaluation import seen_images
 from dino_hf.tools.cli import app
+from dino_hf.training import training_view
 
 COMMANDS = typer.main.get_command(app).commands
 DOCS = Path(__file__).parents[1] / "docs"
@@ -43,7 +44,7 @@ def readings(monkeypatch):
         seen.append(settings)
         raise Stop("as far as needed")
 
-    for module in (seen_images, dino_hf.data):
+    for module in (seen_images, training_view):
         monkeypatch.setattr(module, "load_data", load_data)
     return seen
 
