@@ -1,4 +1,4 @@
-"""Random numbers that leave those of the caller as they were."""
+"""Random numbers that do not change the generators of the caller."""
 
 from contextlib import AbstractContextManager
 
