@@ -125,7 +125,7 @@ def _plain(content: dict) -> dict:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the first bytes are those of a safetensors file: the length of a json header, then the header."""
+    """Whether a file starts as safetensors files do: with the length of a json header, then the header."""
     with path.open("rb") as file:
         beginning = file.read(9)
     of_torch = beginning.startswith((b"PK", b"\x80\x02"))  # an archive, or the pickle of older files

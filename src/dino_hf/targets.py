@@ -186,7 +186,7 @@ def _unpad(labels: Mapping) -> list[dict]:
 
 
 def _as_tensor(value) -> Tensor:
-    """Tensors stay where they are, others come to the host, whatever the default device is."""
+    """Tensors keep their device. Other arrays become tensors on the CPU, whatever the default device is."""
     return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
 
 

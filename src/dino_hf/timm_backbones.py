@@ -1,4 +1,4 @@
-"""What a backbone of timm needs beside those of transformers: names of published weights, and words on strides and pixels."""
+"""Support for timm backbones: names of published weights, and warnings about strides and pixel statistics."""
 
 import warnings
 from collections.abc import Sequence

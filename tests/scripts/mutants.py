@@ -108,7 +108,7 @@ def test_server(python: str, folder: Path):
 
 
 def sample(database: WorkDB, text: str, count: int, seed: int) -> None:
-    """All changes but `count` are marked as skipped; those of types and of the text of docstrings are never in the sample."""
+    """Mark all changes but `count` as skipped. Changes of types and docstrings are never in the sample."""
     typed = set()
     for node in ast.walk(ast.parse(text)):
         for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
@@ -191,7 +191,7 @@ def forget_survivors(database: Path) -> None:
 
 
 def results(database: Path) -> tuple[list, list]:
-    """(work item, result) of the changes that were tried, and of those of them that no test noticed."""
+    """Return two lists of (work item, result): the changes that were tried, and the ones that no test noticed."""
     with use_db(str(database), WorkDB.Mode.open) as work:
         tried = [entry for entry in work.completed_work_items if entry[1].worker_outcome == WorkerOutcome.NORMAL]
     return tried, [entry for entry in tried if not entry[1].is_killed]

@@ -141,7 +141,7 @@ def walk_files(
     roots: tuple[str, ...] = EVERYWHERE,
     outside: list[str] | None = None,
 ) -> Iterator[Path]:
-    """Regular files below a folder. Each folder yields its files first, then those of its folders, both by name.
+    """Regular files below a folder. Each folder yields its own files first, then its subfolders, both sorted by name.
 
     Hidden files and folders are skipped. Links to folders are followed last. Each folder is walked once, even if several links
     lead to it. Depth is not limited.

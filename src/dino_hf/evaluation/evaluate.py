@@ -120,7 +120,7 @@ def evaluate_model(
     max_detections: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Predict all images and score the detections. The COCO metrics equal those of pycocotools bit by bit.
+    """Predict all images and score the detections. The COCO metrics equal the numbers of pycocotools bit by bit.
 
     Args:
         data: the images. They are read one after another.

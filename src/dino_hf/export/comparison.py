@@ -44,7 +44,7 @@ class _Found(NamedTuple):
 
 
 def compare_predictions(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> Difference:
-    """Match the detections of each version with those of the other version, and return the largest differences.
+    """Match the detections of both versions with each other, and return the largest differences.
 
     Detections with scores from 0.3 are compared, and at least the 10 best of an image. Queries cannot be compared by index: if two
     encoder tokens have nearly the same score, the last bit decides their order, and which of the last two becomes a query. So each

@@ -66,7 +66,7 @@ class StepCallback(TrainerCallback):
         self._record_recipe()
 
     def _take_up_rates(self, args, optimizer, lr_scheduler) -> None:
-        """Give a resumed run the learning rates and weight decay of its recipe. Trainer has loaded those of the checkpoint."""
+        """Give a resumed run the learning rates and weight decay of its recipe. Trainer has loaded the values of the checkpoint."""
         wanted = self.trainer.recipe.make_optimizer(self.trainer.model, args).param_groups
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
         scheduler.base_lrs = [group["lr"] for group in wanted]
