@@ -1,7 +1,7 @@
 # Two commands, each of which does all the set-up it needs:
 #   make demo   fine-tune a small DINO on drawn scenes and look at what it finds
 #   make test   the test suite, without what takes long: make test-slow
-# Both install the versions of requirements/locked.txt, with which the suite is known to pass.
+# Both install versions from requirements/locked.txt, with which the suite is known to pass.
 PYTHON ?= python3
 VENV := .venv
 SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -30,6 +30,12 @@ $(VENV)/installed: pyproject.toml requirements/locked.txt
 	$(BIN)/python $(PIP) --constraint requirements/locked.txt --editable '.[test]'
 	@touch $@
 
+# The demo needs no extras. In an environment made for the tests, `bitsandbytes` prints notes of its own.
+$(VENV)/for-demo: pyproject.toml requirements/locked.txt
+	$(call make_environment,$(VENV))
+	$(BIN)/python $(PIP) --constraint requirements/locked.txt --editable .
+	@touch $@
+
 $(TOOLS)/installed: requirements/tools.txt
 	$(call make_environment,$(TOOLS))
 	$(TOOLS)/$(SCRIPTS)/python $(PIP) --requirement requirements/tools.txt
@@ -43,7 +49,7 @@ lock: $(TOOLS)/installed
 	$(TOOLS)/$(SCRIPTS)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 		--custom-compile-command 'make lock' --extra test $(UPGRADE) pyproject.toml --output-file requirements/locked.txt
 
-demo: $(VENV)/installed
+demo: $(VENV)/for-demo
 	$(BIN)/python -m dino_hf.tools.demo --output-dir outputs/demo
 
 # Two workers with one thread each: faster on two cores than one worker with two threads.
