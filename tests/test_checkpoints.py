@@ -4,14 +4,18 @@ import errno
 import json
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dino_hf.training import checkpoints
 from dino_hf.training.checkpoints import check_checkpoint, check_moments, checkpoints_by_age, flush, loaded_from
+from dino_hf.training.checksums import write_checksums
 from dino_hf.training.machine_failures import failure_of_the_machine
+from dino_hf.training.whole_checkpoints import WholeCheckpointTrainer
 
 
 def make(folder, step):
@@ -184,3 +188,65 @@ def test_failures_of_the_machine_have_a_sentence(tmp_path, error, sentence):
     args = TrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=4, use_cpu=True, report_to="none")
     found = failure_of_the_machine(error, args)
     assert found is None if sentence is None else sentence in found
+
+
+def test_zeroed_blocks_in_a_file_are_found_by_its_checksum(tmp_path):
+    make(tmp_path, 1)
+    checkpoint = make(tmp_path, 3)
+    (checkpoint / "ema").mkdir()
+    for path in (checkpoint / "model.safetensors", checkpoint / "ema/model.safetensors"):
+        save_file({"weight": torch.randn(300, 700)}, path)
+    write_checksums(checkpoint)
+    check_checkpoint(checkpoint)
+    for path in (checkpoint / "model.safetensors", checkpoint / "ema/model.safetensors"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:400_000] + bytes(4096) + whole[404_096:])
+        with pytest.raises(ValueError, match=rf"{path} is damaged \(its checksum is .* newest of \['checkpoint-1'\]"):
+            check_checkpoint(checkpoint)
+        (checkpoint / "checksums.json").rename(tmp_path / "record")
+        check_checkpoint(checkpoint)  # a checkpoint of an older version has no record
+        (tmp_path / "record").rename(checkpoint / "checksums.json")
+        path.write_bytes(whole)
+    check_checkpoint(checkpoint)
+    (checkpoint / "optimizer.pt").unlink()  # to save room
+    check_checkpoint(checkpoint)
+
+
+def test_a_json_that_stays_readable_is_found_by_its_checksum(tmp_path):
+    checkpoint = make(tmp_path, 3)
+    write_checksums(checkpoint)
+    path = checkpoint / "trainer_state.json"
+    path.write_text(path.read_text().replace("[]", "[ ]"))
+    with pytest.raises(
+        ValueError, match=r"trainer_state.json is damaged \(.*changed it on purpose, delete checksums.json"
+    ):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"optimizer.pt": 3}', '{"opt', "[" * 10**5])
+def test_a_damaged_record_of_checksums_is_named(tmp_path, content):
+    checkpoint = make(tmp_path, 3)
+    (checkpoint / "checksums.json").write_text(content)
+    with pytest.raises(ValueError, match=r"checksums.json is damaged \("):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_the_generator_of_a_device_that_transformers_leaves_out_is_in_the_checkpoint(kind, tmp_path, monkeypatch):
+    state, module = [torch.tensor([1, 2], dtype=torch.uint8)], getattr(torch, kind)
+    monkeypatch.setattr(module, "get_rng_state", lambda device=kind: state[0].clone())
+    monkeypatch.setattr(module, "set_rng_state", lambda new, device=kind: state.__setitem__(0, new))
+    trainer = WholeCheckpointTrainer.__new__(WholeCheckpointTrainer)
+    trainer.args = SimpleNamespace(device=torch.device(kind), process_index=0, world_size=1, parallel_mode=None)
+    trainer._save_rng_state(str(tmp_path))
+    state[0] = torch.tensor([9, 9], dtype=torch.uint8)
+    trainer._load_rng_state(str(tmp_path))
+    assert state[0].tolist() == [1, 2]
+    state[0] = torch.tensor([9, 9], dtype=torch.uint8)
+    (tmp_path / "rng_state_device_0.pth").unlink()
+    trainer._load_rng_state(str(tmp_path))  # of an older version
+    assert state[0].tolist() == [9, 9]
+    torch.save({kind: 3}, tmp_path / "rng_state_device_0.pth")
+    monkeypatch.setattr(module, "set_rng_state", lambda new, device=kind: new.clone())
+    with pytest.raises(ValueError, match=r"rng_state_device_0.pth is damaged"):
+        trainer._load_rng_state(str(tmp_path))

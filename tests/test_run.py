@@ -241,6 +241,20 @@ def test_a_damaged_checkpoint_is_named(finished, folder, copy):
         train(folder / "data", output_dir=copy, resume=True)
 
 
+def test_a_checkpoint_with_zeroed_blocks_is_named(finished, folder, copy):
+    """As a damaged disk leaves it. The file still loads, so only its checksum tells."""
+    record = read_json(copy / "run.json")
+    (copy / "run.json").write_text(json.dumps(record | {"finished": False}))
+    path = copy / "checkpoint-4/model.safetensors"
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + bytes(4096) + whole[middle + 4096 :])
+    with pytest.raises(
+        ValueError, match=r"model.safetensors is damaged \(its checksum .* the newest of \['checkpoint-2'\]"
+    ):
+        train(folder / "data", output_dir=copy, resume=True)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("optimizer.pt", {"x": 1}), ("scheduler.pt", {"x": 1}), ("ema/ema.json", None)],
@@ -249,6 +263,7 @@ def test_what_is_whole_and_does_not_fit_is_named(finished, folder, copy, name, c
     record = read_json(copy / "run.json")
     (copy / "run.json").write_text(json.dumps(record | {"finished": False}))
     newest = max(copy.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    (newest / "checksums.json").unlink()
     before = {path.name for path in copy.iterdir()}
     if content is None:
         (newest / name).write_text('{"decay": 0.5}')

@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..common.regular_files import DEEPEST_SETTINGS, check_depth, is_regular, read_json, shown
 from ..common.text import printable
+from .checksums import CHECKSUMS_NAME, check_checksum, read_checksums
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +58,15 @@ def checkpoints_by_age(output_dir: Path, newest_step: int) -> list[Path]:
 def check_checkpoint(checkpoint: Path) -> None:
     """Name a damaged file before anything is loaded. A missing file is a warning: its part begins from the start.
 
+    Checkpoints that `write_checksums` has completed are compared byte by byte with what was written.
+
     Raises:
         ValueError: a file is damaged; the message says what to do.
     """
+    try:
+        checksums = read_checksums(checkpoint)
+    except (OSError, ValueError) as error:
+        raise _damaged(checkpoint / CHECKSUMS_NAME, checkpoint, error) from error
     for path in sorted(checkpoint.rglob("*")):
         try:
             if not path.is_dir() and not is_regular(path):
@@ -71,6 +78,8 @@ def check_checkpoint(checkpoint: Path) -> None:
                     pass
             elif path.suffix in (".pt", ".pth"):
                 _check_archive(path)
+            if recorded := checksums.get(path.relative_to(checkpoint).as_posix()):
+                check_checksum(path, recorded)
         except (OSError, ValueError, SafetensorError, RecursionError) as error:
             raise _damaged(path, checkpoint, error) from error
     if missing := [name for name in (OPTIMIZER_NAME, SCHEDULER_NAME) if not (checkpoint / name).is_file()]:

@@ -445,10 +445,6 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             check_moments(self.optimizer)
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with nullcontext() if checkpoint is None else loaded_from(Path(checkpoint), "rng_state.pth"):
-            super()._load_rng_state(checkpoint)
-
 
 def _held_out_sets(held_out: CocoData | Mapping[str, CocoData] | None) -> dict[str, CocoData]:
     """Held-out data sets by name. A single one gets the name ""."""

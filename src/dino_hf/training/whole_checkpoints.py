@@ -2,15 +2,20 @@
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .checkpoints import UNFINISHED, checkpoints_by_age, discard, flush
+from .checkpoints import UNFINISHED, checkpoints_by_age, discard, flush, loaded_from
+from .checksums import write_checksums
 from .doctor import TrainingDoctor
 from .ema import EMA_FOLDER
+
+_OWN_RANDOM_STATE = ("mps", "xpu")  # types of devices whose generator `Trainer` does not save
 
 
 class WholeCheckpointTrainer(Trainer):
@@ -46,6 +51,7 @@ class WholeCheckpointTrainer(Trainer):
             self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
             if self._doctor is not None:
                 self._doctor.save(unfinished / name)
+            write_checksums(unfinished / name)
             flush(unfinished / name)
             if (run_dir / name).exists():
                 discard(run_dir / name)
@@ -55,6 +61,27 @@ class WholeCheckpointTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / name))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        device = self.args.device
+        if device.type in _OWN_RANDOM_STATE:
+            state = torch.get_device_module(device).get_rng_state()
+            torch.save({device.type: state}, Path(output_dir) / self._device_state_name())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with nullcontext() if checkpoint is None else loaded_from(Path(checkpoint), "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
+        device, name = self.args.device, self._device_state_name()
+        if checkpoint is None or device.type not in _OWN_RANDOM_STATE or not (Path(checkpoint) / name).is_file():
+            return
+        with loaded_from(Path(checkpoint), name):
+            states = torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            if device.type in states:  # else the run was moved from another type of device
+                torch.get_device_module(device).set_rng_state(states[device.type])
+
+    def _device_state_name(self) -> str:
+        return f"rng_state_device_{self.args.process_index}.pth"
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
