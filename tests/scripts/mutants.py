@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -57,13 +58,21 @@ def modules(names: list[str]) -> list[Path]:
 
 
 def tests_of(module: Path) -> list[str]:
-    """Test files that import a module, or bear its name; else those that bear the first word of its name."""
-    name, package = module.stem, module.parent.name
+    """Test files that import a module or bear its name; else those of the modules of its room that import it."""
     texts = {file: file.read_text(encoding="utf-8") for file in sorted((COPY / "tests").glob("test_*.py"))}
-    imports = (f"{package}.{name} import", f"{package} import {name}", f"import {name}\n")
-    found = [file for file, text in texts.items() if f"_{name}." in file.name or any(part in text for part in imports)]
-    found = found or [file for file in texts if name.split("_")[0] in file.stem.split("_")]
+    found = _tests_naming(module, texts)
+    if not found:
+        is_used = re.compile(rf"^from \.({module.stem} import|  *import .*\b{module.stem}\b)", re.MULTILINE)
+        room = sorted((COPY / module).parent.glob("*.py"))
+        users = [file.relative_to(COPY) for file in room if is_used.search(file.read_text(encoding="utf-8"))]
+        found = sorted({test for user in users for test in _tests_naming(user, texts)})
     return [file.relative_to(COPY).as_posix() for file in found]
+
+
+def _tests_naming(module: Path, texts: dict[Path, str]) -> list[Path]:
+    name, package = module.stem, module.parent.name
+    imported = re.compile(rf"\b{package}(\.{name} import|  *import (\w+, )*{name}\b)|\bimport {name}\n")
+    return [file for file, text in texts.items() if f"_{name}." in file.name or imported.search(text)]
 
 
 def copy_repository() -> None:
