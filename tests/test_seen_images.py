@@ -1,16 +1,21 @@
 """What a run held out is what its model is evaluated on."""
 
 import contextlib
+import copy
 import io
+import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 import dino_hf
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.data import load_data
 from dino_hf.data.image_digests import image_digests, pack
 from dino_hf.evaluation import load_split
+from dino_hf.evaluation import seen_images as seen_module
 from dino_hf.evaluation.seen_images import seen_images
 from dino_hf.tools.scenes import make_scenes
 from helpers import tiny_config
@@ -68,6 +73,53 @@ def test_images_that_were_trained_on_are_refused(trained, tmp_path):
     assert notes[-1].startswith("10 of the 10 train images")
 
 
+def compressed_copy(run, folder, names):
+    """A data set of training images as JPEG of quality 60, and as many new ones."""
+    folder.mkdir()
+    rows = run.trainer._train_data.dataset.with_format("arrow")[: len(names)]["image"].to_pylist()
+    make_scenes(folder / "test", 2 * len(names), seed=11)
+    file = folder / "test/annotations.json"
+    content = json.loads(file.read_text())
+    for entry, row in zip(content["images"], rows, strict=False):
+        (folder / "test" / entry["file_name"]).unlink()
+        with Image.open(row["path"]) as picture:
+            entry |= {"file_name": names.pop(), "width": picture.width, "height": picture.height}
+            picture.convert("RGB").save(folder / "test" / entry["file_name"], quality=60)
+    changed = {entry["id"] for entry in content["images"][: len(rows)]}
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] not in changed]
+    file.write_text(json.dumps(content))
+    return folder
+
+
+def test_images_that_were_compressed_again_are_noticed(trained, tmp_path, caplog):
+    model = trained[1].trainer.model
+    data = compressed_copy(trained[1], tmp_path / "again", ["a.jpg", "b.jpg", "c.jpg"])
+    part, notes = load_split(data, "test", models=[model])
+    expected = (
+        "3 of the 6 test images were trained on (3 of them compressed again or scaled), so AP on them says little about other "
+        "images."
+    )
+    assert len(part.dataset) == 6
+    assert notes[-1] == expected
+    assert expected in caplog.text
+    record = model.config.provenance["training"]["images"]
+    older = copy.deepcopy(model.config)
+    older.provenance["training"]["images"] = {key: record[key] for key in ("trained", "held_out")}
+    _, notes = load_split(data, "test", models=[SimpleNamespace(config=older)])
+    assert not any("trained on" in note for note in notes)
+    make_scenes(tmp_path / "new/test", 30, seed=12)
+    _, notes = load_split(tmp_path / "new", "test", models=[model])
+    assert not any("trained on" in note for note in notes)
+
+
+@pytest.mark.parametrize(("most", "is_noticed"), [(6, True), (5, False)])
+def test_looks_are_compared_for_a_bounded_number_of_images(trained, tmp_path, monkeypatch, most, is_noticed):
+    data = compressed_copy(trained[1], tmp_path / "again", ["a.jpg", "b.jpg", "c.jpg"])
+    monkeypatch.setattr(seen_module, "MOST_DECODED", most)
+    _, notes = load_split(data, "test", models=[trained[1].trainer.model])
+    assert any("trained on" in note for note in notes) == is_noticed
+
+
 def test_data_that_are_loaded_are_evaluated(trained):
     folder, run = trained
     data = load_data(folder / "data", seed=3, validation_fraction=0.4)
@@ -87,7 +139,7 @@ def test_odd_records_count_as_none(trained):
         {"training": {"images": {"trained": 7}}},
     ):
         model.config.provenance = provenance
-        assert seen_images(model) == (set(), set())
+        assert seen_images(model) == (set(), set(), set())
     part, _ = load_split(folder / "data", models=[model, None])
     assert part.dataset["file_name"] == load_data(folder / "data").validation.dataset["file_name"]
 

@@ -49,19 +49,19 @@ def _hash(size: int, start: bytes, end: bytes) -> bytes:
 
 
 def pack(digests: Iterable[bytes | None]) -> str:
-    """Sorted digests as text, 7 characters each, for a model's configuration."""
+    """Sorted digests or fingerprints of one size as text, for a model's configuration. A digest takes 7 characters."""
     return base64.b64encode(b"".join(sorted({digest for digest in digests if digest is not None}))).decode()
 
 
-def unpack(text: object) -> set[bytes]:
-    """The digests in a text from `pack`. Anything else gives an empty set."""
+def unpack(text: object, size: int = _SIZE) -> set[bytes]:
+    """The digests in a text from `pack`, of `size` bytes each. Anything else gives an empty set."""
     if not isinstance(text, str):
         return set()
     try:
         content = base64.b64decode(text, validate=True)
     except ValueError:
         return set()
-    return {content[start : start + _SIZE] for start in range(0, len(content) - _SIZE + 1, _SIZE)}
+    return {content[start : start + size] for start in range(0, len(content) - size + 1, size)}
 
 
 def copy_groups(split: RawSplit, data: CocoData) -> tuple[list[int], list[str]]:

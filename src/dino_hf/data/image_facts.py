@@ -17,13 +17,13 @@ from ..common import images
 from .raw import RawSplit, image_file
 
 THUMBNAIL_SIDE = 32
-_COARSE_SIDE = 8  # of the thumbnails that candidates are found by
+COARSE_SIDE = 8  # of the thumbnails that candidates are found by
 # Measured in grey levels on 60 drawn scenes of about 900 x 800 pixels: JPEG of quality 30, or half the size, moves the coarse
 # thumbnail by at most 1.0 (root mean square) and no place of the fine one by more than 19. If a thing of a tenth of the sides moves
 # on, as in the next frame of a video, some place changes by 60 in the median.
 # Measured on 61 photographs: a third of the size and sharpened moves the coarse thumbnail by 1.0 in the median, 3.2 in 95 %. It
 # changes all places: the largest change is 9 times the mean, while for a thing that has moved on it is 146 times the mean.
-_COARSE_DISTANCE = 3.0
+COARSE_DISTANCE = 3.0
 _TREE_DIMENSIONS = 8
 _NEIGHBOURS = 64  # that an image is compared with, the nearest: among frames of a fixed camera all would be candidates
 _MAX_DIFFERENCE = 24
@@ -31,8 +31,8 @@ _MAX_MEAN_DIFFERENCE = 2.5
 _MAX_SHARPENED_DIFFERENCE = 6.0  # the mean, of a copy that was sharpened, which raises differences at all edges
 _MAX_PEAK = 14.0  # the largest difference of such a copy, as a multiple of the mean
 _MIN_CORRELATION = 0.985  # of such a copy
-_MIN_CONTRAST = 4.0  # standard deviation in grey levels: even images are all alike and prove nothing
-_MAX_ASPECT_RATIO = 1.02  # of the aspect ratios of two copies
+MIN_CONTRAST = 4.0  # standard deviation in grey levels: even images are all alike and prove nothing
+MAX_ASPECT_RATIO = 1.02  # of the aspect ratios of two copies
 
 _BYTES_PER_PIXEL = 8  # decoded, and as RGB
 _room = images.DecodingRoom(2**30)  # for all threads
@@ -169,6 +169,13 @@ def _thumbnail(image: Image.Image) -> np.ndarray:
     return np.asarray(images.turn(small, images.orientation(image)))
 
 
+def coarse_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
+    """(P, THUMBNAIL_SIDE, THUMBNAIL_SIDE) -> (P, COARSE_SIDE * COARSE_SIDE) float32, mean grey level of each cell."""
+    block = THUMBNAIL_SIDE // COARSE_SIDE
+    cells = thumbnails.reshape(-1, COARSE_SIDE, block, COARSE_SIDE, block).mean((2, 4), dtype=np.float32)
+    return cells.reshape(len(thumbnails), -1)
+
+
 def exact_copies(facts: Sequence[ImageFacts], keys: Sequence[str | None]) -> list[list[int]]:
     """Groups of images that are the same bytes, or the same file where bytes were not looked at; each in ascending order."""
     groups = {}
@@ -186,22 +193,20 @@ def near_copies(facts: Sequence[ImageFacts]) -> Iterator[np.ndarray]:
     """
     seen, places = set(), []
     for place, fact in enumerate(facts):
-        if fact.thumbnail is None or fact.digest in seen or fact.thumbnail.std() < _MIN_CONTRAST:
+        if fact.thumbnail is None or fact.digest in seen or fact.thumbnail.std() < MIN_CONTRAST:
             continue
         seen.add(fact.digest)
         places.append(place)
     if len(places) < 2:
         return
     thumbnails = np.stack([facts[place].thumbnail for place in places])  # (P, side, side)
-    block = THUMBNAIL_SIDE // _COARSE_SIDE
-    coarse = thumbnails.reshape(-1, _COARSE_SIDE, block, _COARSE_SIDE, block).mean((2, 4), dtype=np.float32)
+    coarse = coarse_thumbnails(thumbnails)
     aspect_ratios = np.array([facts[place].size[0] / facts[place].size[1] for place in places])
     # A projection brings images nearer to each other, never apart: no pair is lost, and a tree of few dimensions is fast.
-    coarse = coarse.reshape(len(places), -1)
     coarse = coarse - coarse.mean(0)
     _, directions = np.linalg.eigh(coarse.T @ coarse)  # columns, those of the largest variance last
     coarse = coarse @ directions[:, -_TREE_DIMENSIONS:]
-    distance = _COARSE_DISTANCE * _COARSE_SIDE
+    distance = COARSE_DISTANCE * COARSE_SIDE
     _, neighbours = cKDTree(coarse).query(coarse, min(_NEIGHBOURS, len(coarse)), distance_upper_bound=distance)
     first, rank = np.nonzero(neighbours < len(coarse))  # what is not there has the place behind the last one
     second = neighbours[first, rank]
@@ -225,7 +230,7 @@ def _are_alike(pairs: np.ndarray, thumbnails: np.ndarray, aspect_ratios: np.ndar
         & (_correlations(thumbnails[first], thumbnails[second]) >= _MIN_CORRELATION)
     )
     ratio = aspect_ratios[first] / aspect_ratios[second]
-    return (is_equal | is_sharpened) & (np.maximum(ratio, 1 / ratio) <= _MAX_ASPECT_RATIO)
+    return (is_equal | is_sharpened) & (np.maximum(ratio, 1 / ratio) <= MAX_ASPECT_RATIO)
 
 
 def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:

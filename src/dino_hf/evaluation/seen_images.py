@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from ..data.image_digests import image_digests, unpack
+from ..data.image_digests import MOST_DECODED, image_digests, unpack
+from ..data.image_looks import LOOK_SIZE, are_alike, image_looks
 from ..data.load import DetectionData, load_data
 from ..data.raw import SPLITS
 from ..data.rows import CocoData
@@ -15,10 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 class SeenImages(NamedTuple):
-    """Digests from `dino_hf.data.image_digests`. A set is empty if the record has none."""
+    """Digests from `dino_hf.data.image_digests` and looks from `dino_hf.data.image_looks`.
+
+    A set is empty if the record has none. Records of earlier versions have no looks.
+    """
 
     trained: set[bytes]
     held_out: set[bytes]  # by the run's own split of data without validation images
+    trained_looks: set[bytes]
 
 
 def seen_images(model: PreTrainedModel | None) -> SeenImages:
@@ -27,7 +32,9 @@ def seen_images(model: PreTrainedModel | None) -> SeenImages:
     for name in ("training", "images"):
         record = record.get(name) if isinstance(record, dict) else None
     record = record if isinstance(record, dict) else {}
-    return SeenImages(unpack(record.get("trained")), unpack(record.get("held_out")))
+    return SeenImages(
+        unpack(record.get("trained")), unpack(record.get("held_out")), unpack(record.get("trained_looks"), LOOK_SIZE)
+    )
 
 
 def load_split(
@@ -104,14 +111,28 @@ def _as_the_run_split(data: DetectionData, seen: SeenImages, split: str) -> Dete
 
 
 def _check_overlap(data: CocoData, seen: Sequence[SeenImages], allowed: bool, split: str) -> list[str]:
+    """A note if models were trained on images of the data, or on images that look the same.
+
+    Only images with equal files are refused. Images that look the same may be frames of one camera, so they give a warning.
+    """
     trained = set().union(*(one.trained for one in seen))
-    if not trained:
+    looks = set().union(*(one.trained_looks for one in seen))
+    if not trained and not looks:
         return []
-    count = sum(digest in trained for digest in image_digests(data))
-    if not count:
+    is_equal = [digest in trained for digest in image_digests(data)]
+    is_alike = [False] * len(is_equal)
+    if looks and not all(is_equal) and len(data.dataset) <= MOST_DECODED:
+        is_alike = are_alike(image_looks(data), looks)
+    num_equal = sum(is_equal)
+    num_alike = sum(alike and not equal for alike, equal in zip(is_alike, is_equal, strict=True))
+    if not num_equal and not num_alike:
         return []
-    what = f"{count} of the {len(data.dataset)} {split} images were trained on, so AP on them says little about other images"
-    if allowed:
+    how = f" ({num_alike} of them compressed again or scaled)" if num_alike else ""
+    what = (
+        f"{num_equal + num_alike} of the {len(data.dataset)} {split} images were trained on{how}, so AP on them says little about "
+        "other images"
+    )
+    if allowed or not num_equal:
         logger.warning("%s.", what)
         return [f"{what}."]
     raise ValueError(

@@ -18,7 +18,8 @@ from transformers.utils import CONFIG_NAME, ModelOutput
 from ..common.output_folders import write_beside
 from ..common.random_numbers import forked_random_numbers
 from ..common.regular_files import read_settings
-from ..data.image_digests import image_digests, pack
+from ..data.image_digests import MOST_DECODED, image_digests, pack
+from ..data.image_looks import image_looks
 from ..matcher import NonFinitePredictionsError
 from ..model_card import weights_digest
 from .augmentation import mix_seeds
@@ -168,7 +169,10 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
 
     def _image_record(self) -> dict[str, str]:
-        """Digests of the images, so that `dino_hf.evaluate` recognises training images. Very large data sets have none."""
+        """Digests and looks of the images, so that `dino_hf.evaluate` recognises training images and copies of them.
+
+        Very large data sets have none. Looks are kept of up to `MOST_DECODED` images, because each has to be decoded.
+        """
         if self._images is None:
             parts = {"trained": [self._train_data], "held_out": list(self._held_out.values())}
             self._images = {
@@ -176,6 +180,8 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
                 for name, sets in parts.items()
                 if sets and sum(len(data.dataset) for data in sets) <= _MOST_RECORDED
             }
+            if len(self._train_data.dataset) <= MOST_DECODED:
+                self._images["trained_looks"] = pack(image_looks(self._train_data))
         return self._images
 
     def _check_sharding(self) -> None:
