@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +30,16 @@ def exit_code_of_fork(function: Callable[[], object]) -> int:
 
     Tests that lead here have the mark `needs_fork`.
     """
+    return exit_codes_of_forks([function])[0]
+
+
+def exit_codes_of_forks(functions: Sequence[Callable[[], object]]) -> list[int]:
+    """As `exit_code_of_fork`, for functions that run at the same time."""
+    processes = [_fork(function) for function in functions]
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+
+
+def _fork(function: Callable[[], object]) -> int:
     process = os.fork()
     if process == 0:
         status = 1
@@ -42,8 +52,7 @@ def exit_code_of_fork(function: Callable[[], object]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status)
+    return process
 
 
 def environment_of_scripts(gpu: bool = False) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dino_hf.training import DetectionTransform, image_check
 from dino_hf.training.image_check import leave_out_bad_images
 from dino_hf.training.readable_images import ReadableImages, TooManyBadImages
 from helpers import tiny_config
+from processes import exit_codes_of_forks, needs_fork
 
 
 class Rows:
@@ -82,6 +84,32 @@ def test_where_bad_images_stop_the_first_one_does():
     assert data[3] == 3
     with pytest.raises(TooManyBadImages, match=r"4 is cut off.* leave them out by --on-bad-image skip"):
         data[4]
+
+
+@needs_fork
+def test_each_process_knows_the_bad_images_of_all_after_training(tmp_path):
+    found = ((2, 5), (), (5, 6))  # by each of three processes
+
+    def meet(rank):
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=rank, world_size=3)
+        data = ReadableImages(Rows(8, found[rank]), names(8), most=2)
+        for index in range(8):
+            data[index]
+        assert data.bad_images == [f"{index}.jpg" for index in found[rank]]
+        data.gather()
+        assert data.bad_images == ["2.jpg", "5.jpg", "6.jpg"]
+        assert data.summary().endswith(
+            "2.jpg, 5.jpg, 6.jpg. Other images took their places."
+        )  # three, though two may be
+
+    assert exit_codes_of_forks([partial(meet, rank) for rank in range(3)]) == [0, 0, 0]
+
+
+def test_a_single_process_has_nothing_to_gather():
+    data = ReadableImages(Rows(4, [1]), names(4))
+    data[1]
+    data.gather()
+    assert data.bad_images == ["1.jpg"]
 
 
 def write_data(folder, count=6):

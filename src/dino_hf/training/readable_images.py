@@ -53,30 +53,44 @@ class ReadableImages(torch.utils.data.Dataset):
                 return self.rows[place]
             except (OSError, ImageSizeError) as error:
                 self._leave_out(place, error)
-        raise TooManyBadImages(self.summary())
+        raise TooManyBadImages(self.reason_to_stop())
 
     def _leave_out(self, place: int, error: Exception) -> None:
         self._is_bad[place] = True
         if self.has_too_many:
-            raise TooManyBadImages(f"{error} {self.summary()}") from error
+            raise TooManyBadImages(f"{error} {self.reason_to_stop()}") from error
         logger.warning("Training goes on without the image %s: %s", self.names[place], error)
 
     @property
     def bad_images(self) -> list[str]:
-        """Names of the bad images that this process and its workers found."""
+        """Names of the bad images that this process and its workers found; after `gather`, of all processes."""
         return [self.names[place] for place in self._is_bad.nonzero()[:, 0].tolist()]
 
     @property
     def has_too_many(self) -> bool:
         return int(self._is_bad.sum()) > self.most or bool(self._is_bad.all())
 
+    def gather(self) -> None:
+        """Add the bad images that the other processes found. All processes must call this, after training."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        found: list = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, self._is_bad.nonzero()[:, 0].tolist())
+        for places in found:
+            self._is_bad[places] = True
+
     def summary(self) -> str:
-        """One sentence about the bad images."""
+        """The bad images of a run that went on without them."""
+        return f"{self._count()} Other images took their places."
+
+    def reason_to_stop(self) -> str:
+        """The bad images of a run that stopped because of them, and what to do."""
+        cure = "They are too many to leave out: mend them, then go on with --resume (in Python, resume=True)."
+        if not self.most:
+            cure = "Mend or remove them, or leave them out by --on-bad-image skip (in Python, on_bad_image='skip')."
+        return f"{self._count()} {cure}"
+
+    def _count(self) -> str:
         names = self.bad_images
         listed = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        what = f"{len(names)} of {len(self)} images to train on could not be read, or have another size than annotated: {listed}."
-        if not self.has_too_many:
-            return f"{what} Other images took their places."
-        if not self.most:
-            return f"{what} Mend or remove them, or leave them out by --on-bad-image skip (in Python, on_bad_image='skip')."
-        return f"{what} They are too many to leave out: mend them, then go on with --resume (in Python, resume=True)."
+        return f"{len(names)} of {len(self)} images to train on could not be read, or have another size than annotated: {listed}."

@@ -353,7 +353,7 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
             error.add_note(f"{trainer.state.global_step} steps are done; --resume goes on from the newest checkpoint.")
             raise
         except TooManyBadImages as error:  # an error of a worker has a traceback in its text
-            raise ValueError(trainer.readable_images.summary()) from error
+            raise ValueError(trainer.readable_images.reason_to_stop()) from error
         except torch.OutOfMemoryError as error:
             raise ValueError(memory_sentence(args)) from error
         except MACHINE_ERRORS as error:
@@ -362,7 +362,8 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
             raise ValueError(sentence) from error
         finally:
             progress.close()
-    if bad := trainer.readable_images.bad_images:
+    trainer.readable_images.gather()
+    if args.process_index == 0 and (bad := trainer.readable_images.bad_images):
         record.values["bad_images"] = bad
         console.print(f"warning: {trainer.readable_images.summary()}", highlight=False)
     return trainer
