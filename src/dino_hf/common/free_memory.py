@@ -5,6 +5,14 @@ from pathlib import Path
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
+# What torch, C++, oneDNN and ONNX Runtime call it, on CPUs and GPUs.
+_TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was missing. Libraries say so in errors of several types."""
+    is_told = isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+    return is_told or isinstance(error, MemoryError)
 
 
 def free_main_memory() -> int:

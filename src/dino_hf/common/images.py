@@ -27,6 +27,7 @@ MAX_PIXELS = 500_000_000  # of one image: 2 GB as Pillow holds RGB
 MAX_BYTES = 2**31  # of one file
 _STRIP_PIXELS = 2**22  # converted at once, so a large image is never copied as a whole
 _WHITE = (255, 255, 255)
+_NO_MEMORY = "There is not enough memory to read it; scale it down, or end other programs."
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,14 +62,17 @@ def read_image(origin: Path | str | bytes | BinaryIO | Image.Image) -> Image.Ima
         origin: a file, its bytes, an open binary file, or a Pillow image, which is not changed.
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableImage: the format is not one of `FORMATS`, the image is damaged, it has more than `MAX_PIXELS`, or the range
-            of its values is unknown.
+        UnreadableImage: the format is not one of `FORMATS`, the image is damaged, it has more than `MAX_PIXELS`, the range of
+            its values is unknown, or there is not enough memory for it.
     """
-    if isinstance(origin, Image.Image):
-        return to_rgb(upright(origin))
-    with open_image(origin) as image:
-        load(image)
-        return to_rgb(upright(image))
+    try:
+        if isinstance(origin, Image.Image):
+            return to_rgb(upright(origin))
+        with open_image(origin) as image:
+            load(image)
+            return to_rgb(upright(image))
+    except MemoryError:
+        raise UnreadableImage(_NO_MEMORY) from None
 
 
 def open_image(origin: Path | str | bytes | BinaryIO) -> Image.Image:
@@ -315,6 +319,8 @@ def _why_unknown(head: bytes) -> str:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return _NO_MEMORY
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:  # the full text of a system error also has a number and the path
         return f"{error.strerror}."

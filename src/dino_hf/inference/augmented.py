@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .boxes import overlap
-from .predictor import Detections, Predictor
+from .predictor import Detections, Predictor, TooLarge, try_on_image
 from .tiling import Detect
 
 SCALES = (1.0, 0.8, 1.25)  # factors for the size of the image processor
@@ -26,7 +26,7 @@ def augmented_detectors(
     """
     scales = SCALES if predictor.can_scale else SCALES[:1]
     lowest = threshold / (2 * len(scales))
-    settings = {"batch_size": batch_size, "threshold": lowest, "max_detections": max_detections}
+    settings = {"batch_size": batch_size, "threshold": lowest, "max_detections": max_detections, "skip_too_large": True}
     return [partial(predictor.at_scale(scale, 2 * len(scales) - 1), **settings) for scale in scales]
 
 
@@ -43,8 +43,12 @@ def detect_augmented(detectors: Sequence[Detect], threshold: float = 0.0) -> Det
         originals, *copies = share(images, 1 + 2 * num)
         widths = map(attrgetter("width"), originals)  # a loop would keep the image in memory while the next one is read
         upright = [detect(copy) for detect, copy in zip(detectors, copies[:num], strict=True)]
-        mirrored = [detect(map(ImageOps.mirror, copy)) for detect, copy in zip(detectors, copies[num:], strict=True)]
+        mirror = partial(try_on_image, ImageOps.mirror)
+        mirrored = [detect(map(mirror, copy)) for detect, copy in zip(detectors, copies[num:], strict=True)]
         for width, *answers in zip(widths, *upright, *mirrored, strict=True):
+            if too_large := [answer for answer in answers if isinstance(answer, TooLarge)]:
+                yield too_large[0]
+                continue
             fused = fuse(answers[:num] + [_mirror(answer, width) for answer in answers[num:]])
             yield fused.keep(fused.scores > threshold)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..common.paths import expand_home
 from ..package_warning import DinoDetrWarning
 from .augmented import augmented_detectors, detect_augmented
-from .predictor import Detections, Predictor, check_max_detections, check_threshold
+from .predictor import Detections, Predictor, TooLarge, check_max_detections, check_threshold
 from .sources import End, Failure, Picture, Source, find_sources, read_sources, real_path
 from .tiling import Detect, check_overlap, detect_tiled, read_tiles
 from .writers import FORMATS, PredictionFolder, check_folder, check_formats
@@ -165,13 +165,16 @@ def _run(
         thresholds: class index -> lowest score, for the classes that are wanted.
     """
     num_predicted, first_failure = 0, None
+    failed: set[str] = set()  # names of sources
     with folder or nullcontext():
         for item, found in answers:
             if isinstance(item, Failure):
                 first_failure = first_failure or item
-                on_failure(item)
+                if item.source.name not in failed:  # many frames of a video may be too large
+                    on_failure(item)
+                failed.add(item.source.name)
             elif isinstance(item, End):
-                if folder is not None:
+                if folder is not None and item.source.name not in failed:
                     folder.finish(item.source)
             else:
                 num_predicted += 1
@@ -237,9 +240,10 @@ class _Limit:
     def __init__(self, predictor: Predictor, max_detections: int | None):
         self.max_detections, self._limit, self._num_reached = max_detections, predictor.limit(max_detections), 0
 
-    def count(self, answers: Iterator[Detections]) -> Iterator[Detections]:
+    def count(self, answers: Iterator[Detections | TooLarge]) -> Iterator[Detections | TooLarge]:
         for found in answers:
-            self._num_reached += self._limit is not None and len(found.scores) >= self._limit
+            if self._limit is not None and not isinstance(found, TooLarge):
+                self._num_reached += len(found.scores) >= self._limit
             yield found
 
     def warn(self) -> None:
@@ -264,7 +268,7 @@ def _make_detect(
 ) -> Detect:
     def detect(images):
         settings = {"threshold": threshold, "max_detections": limit.max_detections, "all_scores": all_scores}
-        return limit.count(predictor(images, batch_size=batch_size, **settings))
+        return limit.count(predictor(images, batch_size=batch_size, skip_too_large=True, **settings))
 
     if tta:
         detectors = augmented_detectors(predictor, batch_size, threshold, limit.max_detections)
@@ -297,8 +301,14 @@ def _detect_in_order(
     for found in detect(images()):
         while not isinstance(waiting[0], Picture):
             yield waiting.popleft(), None
-        yield waiting.popleft(), found
+        item = waiting.popleft()
+        yield (_failure(item, found.reason), None) if isinstance(found, TooLarge) else (item, found)
+        del item  # the next image may need its memory
     yield from ((item, None) for item in waiting)
+
+
+def _failure(picture: Picture, reason: str) -> Failure:
+    return Failure(picture.source, reason if picture.frame is None else f"Frame {picture.frame}: {reason}")
 
 
 def _inside(found: Detections, size: tuple[int, int], thresholds: Mapping[int, float]) -> Detections:

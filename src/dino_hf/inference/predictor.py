@@ -3,7 +3,8 @@
 import copy
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_transforms import get_size_with_aspect_ratio
 
+from ..common.free_memory import is_lack_of_memory
 from ..common.images import to_rgb
 from ..configuration_dino_detr import DinoDetrConfig
 from .ahead import map_ahead
@@ -53,6 +55,18 @@ class Detections(NamedTuple):
     def __repr__(self) -> str:
         best = f", scores {self.scores[-1]:.3f} to {self.scores[0]:.3f}" if len(self.scores) else ""
         return f"Detections({len(self.scores)}{best})"
+
+
+class TooLarge(NamedTuple):
+    """Stands for an image that does not fit into memory, and for its detections."""
+
+    reason: str  # one sentence
+    width: int = 0
+    height: int = 0
+
+
+class DoesNotFit(ValueError):
+    """An image does not fit into memory. The message is one sentence."""
 
 
 class _Prepared(NamedTuple):
@@ -158,13 +172,14 @@ class Predictor:
 
     def __call__(
         self,
-        images: Iterable[Image.Image],
+        images: Iterable[Image.Image | TooLarge],
         *,
         batch_size: int = 8,
         threshold: float = 0.0,
         max_detections: int | None = None,
         all_scores: bool = False,
-    ) -> Iterator[Detections]:
+        skip_too_large: bool = False,
+    ) -> Iterator[Detections | TooLarge]:
         """Detections of each image, in the order of `images`. Images are read when they are needed.
 
         Images wait until there are `batch_size` of their shape, or `8 * batch_size` in all, or half a GiB of them.
@@ -175,7 +190,9 @@ class Predictor:
             max_detections: limit for one image; the highest scores are kept. None: 300, or the number of queries if that is higher.
                 Image processors of other detectors have their own limits.
             all_scores: also return the query and all class scores of each detection. For DINO detectors only.
+            skip_too_large: yield a `TooLarge` for an image that does not fit into memory, instead of raising `DoesNotFit`.
         Raises:
+            DoesNotFit: there is not enough memory for an image.
             ValueError: a setting is out of range; an image cannot be used, see `refuses`; scores are not finite.
             OSError: the range of the values of an image is unknown.
         """
@@ -189,7 +206,8 @@ class Predictor:
                 "not tell which query a detection is of."
             )
         settings = _Settings(threshold, self.limit(max_detections), all_scores)
-        return self._stream(images, batch_size, settings)
+        found = self._stream(images, batch_size, settings)
+        return found if skip_too_large else _raise_too_large(found)
 
     def limit(self, max_detections: int | None) -> int | None:
         """Limit of detections in an image. None: the image processor decides."""
@@ -197,10 +215,12 @@ class Predictor:
             return None
         return max_detections or max(TOP_K, self._num_queries)
 
-    def _stream(self, images: Iterable[Image.Image], batch_size: int, settings: "_Settings") -> Iterator[Detections]:
+    def _stream(
+        self, images: Iterable[Image.Image | TooLarge], batch_size: int, settings: "_Settings"
+    ) -> Iterator[Detections | TooLarge]:
         waiting: dict[tuple, list[int]] = {}  # shape -> numbers of images
         prepared: dict[int, _Prepared] = {}
-        done: dict[int, Detections] = {}
+        done: dict[int, Detections | TooLarge] = {}
         sizes: dict[int, int] = {}  # bytes of each image whose detections are not returned yet
         num_given = 0
 
@@ -212,17 +232,21 @@ class Predictor:
         def is_full() -> bool:
             return len(sizes) >= _WINDOW * batch_size or sum(sizes.values()) > self._window_bytes
 
-        loaded = map(_loaded, images)
-        ahead = map_ahead(self._prepare, loaded, cost=num_bytes, budget=self._ahead_bytes)
+        loaded = map(partial(try_on_image, _loaded), images)  # no generator expression, which would keep the last image
+        ahead = map_ahead(partial(try_on_image, self._prepare), loaded, cost=num_bytes, budget=self._ahead_bytes)
         numbers_of_all = itertools.count()
         for image, one in ahead:  # not by enumerate, which keeps the image while the next one is loaded
             number = next(numbers_of_all)
-            prepared[number], shape = one, tuple(one.pixel_values.shape)
-            sizes[number] = num_bytes(image) + one.pixel_values.nbytes
-            del image, one
-            waiting.setdefault(shape, []).append(number)
-            if len(waiting[shape]) == batch_size:
-                run(shape)
+            if isinstance(one, TooLarge):
+                done[number], sizes[number] = one, 0
+                del image
+            else:
+                prepared[number], shape = one, tuple(one.pixel_values.shape)
+                sizes[number] = num_bytes(image) + one.pixel_values.nbytes
+                del image, one
+                waiting.setdefault(shape, []).append(number)
+                if len(waiting[shape]) == batch_size:
+                    run(shape)
             while num_given in done or (is_full() and num_given in sizes):
                 if num_given not in done:
                     run(next(shape for shape, numbers in waiting.items() if numbers[0] == num_given))
@@ -246,7 +270,7 @@ class Predictor:
         return _Prepared(pixels, mask, (image.height, image.width))
 
     @torch.inference_mode()
-    def _detect(self, images: list[_Prepared], settings: "_Settings") -> list[Detections]:
+    def _detect(self, images: list[_Prepared], settings: "_Settings") -> list[Detections | TooLarge]:
         inputs = {
             "pixel_values": torch.stack([image.pixel_values for image in images]).to(self.device, self.model.dtype)
         }
@@ -257,15 +281,19 @@ class Predictor:
                 inputs["pixel_mask"] = mask.to(self.device)
         try:
             outputs = self.model(**inputs)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
             outputs = None  # retry after the handler, which keeps the tensors of this attempt alive
         if outputs is None:
             if len(images) == 1:
                 height, width = images[0].pixel_values.shape[-2:]
-                raise ValueError(
+                on_cpu = "" if self.device.type == "cpu" else 'device="cpu", '
+                reason = (
                     f"A single image, resized to {width} x {height}, does not fit into the memory of {self.device}; use "
-                    'device="cpu", dtype="bfloat16", or an image processor with a smaller size.'
+                    f'{on_cpu}dtype="bfloat16", or an image processor with a smaller size.'
                 )
+                return [TooLarge(reason, *images[0].size[::-1])]
             half = len(images) // 2
             return self._detect(images[:half], settings) + self._detect(images[half:], settings)
         for name in ("logits", "pred_boxes"):
@@ -311,8 +339,31 @@ def _with_scores(found: Detections, logits: Tensor, limit: int) -> Detections:
     return found._replace(queries=queries, class_scores=logits.sigmoid().cpu().numpy()[queries])
 
 
-def num_bytes(image: Image.Image) -> int:
+def try_on_image(function: Callable, image: Image.Image | TooLarge):
+    """`function(image)`, or a `TooLarge` if there is not enough memory for it."""
+    if isinstance(image, TooLarge):
+        return image
+    try:
+        return function(image)
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+    size = f"{image.width} x {image.height} pixels"
+    reason = f"There is not enough memory for an image of {size}; scale it down, or end other programs."
+    return TooLarge(reason, image.width, image.height)
+
+
+def _raise_too_large(answers: Iterator[Detections | TooLarge]) -> Iterator[Detections]:
+    for found in answers:
+        if isinstance(found, TooLarge):
+            raise DoesNotFit(found.reason)
+        yield found
+
+
+def num_bytes(image: Image.Image | TooLarge) -> int:
     """Memory of a Pillow image: 1 or 4 bytes for a pixel with one band, 4 with several bands."""
+    if isinstance(image, TooLarge):
+        return 0
     return image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4)
 
 

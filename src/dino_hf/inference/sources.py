@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..common import images
-from ..common.free_memory import free_main_memory
+from ..common.free_memory import free_main_memory, is_lack_of_memory
 from ..common.images import IMAGE_SUFFIXES, open_image, other_frames
 from ..common.paths import expand_home
 from ..common.regular_files import is_regular
@@ -326,6 +326,10 @@ def _try_frames(source: Source, every: int, max_frames: int | None) -> Iterator[
 
 
 def _reason(error: Exception) -> str:
+    if is_lack_of_memory(
+        error
+    ):  # of an array, a download or a frame; images are read by a function that says so itself
+        return "There is not enough memory to read it; scale it down, or end other programs."
     if isinstance(error, URLError) and not isinstance(error, HTTPError):
         return f"It cannot be fetched: {error.reason}."
     text = " ".join(str(error).split()) or type(error).__name__

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 from torchvision.ops import batched_nms
 
 from .boxes import overlap as box_overlap
-from .predictor import Detections
+from .predictor import Detections, TooLarge, try_on_image
 
-Detect = Callable[[Iterable[Image.Image]], Iterator[Detections]]  # images -> detections, lazily, in their order
+# Images -> detections, lazily, in their order. What does not fit into memory stays a `TooLarge`.
+Detect = Callable[[Iterable[Image.Image | TooLarge]], Iterator[Detections | TooLarge]]
 
 # Of two boxes of one object: intersection over union, or over the smaller where one may be a part of the other.
 _SAME = 0.5
@@ -70,16 +72,23 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
 
         def parts() -> Iterator[Image.Image]:
             for image in images:
+                if isinstance(image, TooLarge):
+                    layouts.append([Tile(0, 0, image.width, image.height)])
+                    yield image
+                    continue
                 tiles = split(image.size, tile_size, overlap)
                 layouts.append(tiles)
                 yield image
-                yield from (image.crop(tile) for tile in tiles[1:])
+                yield from (try_on_image(partial(Image.Image.crop, box=tile), image) for tile in tiles[1:])
                 del image  # the next image may need its memory
 
         answers = detect(parts())
         for whole in answers:
             tiles = layouts.popleft()
             rest = list(itertools.islice(answers, len(tiles) - 1))
+            if too_large := [answer for answer in (whole, *rest) if isinstance(answer, TooLarge)]:
+                yield too_large[0]
+                continue
             yield merge([whole, *rest], tiles, tuple(overlap * side for side in tile_size)) if rest else whole
 
     return detect_all

@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from dino_hf import DinoDetrImageProcessor
 
 from ..box_ops import cxcywh_to_xyxy
+from ..common.free_memory import is_lack_of_memory
 from ..training import CocoData, DetectionTransform
 from ..training.augmentation import Augmentation
 from .drawing import draw_boxes
@@ -52,10 +53,16 @@ def save_augmentation_grid(
     grid = figure.subplots(len(chosen), num_samples + 1, squeeze=False)
     for axes, index in zip(grid, chosen, strict=True):
         row = data.dataset[index]
-        _draw(axes[0], f"image {row['image_id']}", row["image"], row["objects"], data.id2label)
-        for epoch, of_epoch in enumerate(axes[1:]):
-            transform.set_epoch(epoch)
-            _draw(of_epoch, f"epoch {epoch}", *_training_sample(transform, row), data.id2label)
+        try:
+            _draw(axes[0], f"image {row['image_id']}", row["image"], row["objects"], data.id2label)
+            for epoch, of_epoch in enumerate(axes[1:]):
+                transform.set_epoch(epoch)
+                _draw(of_epoch, f"epoch {epoch}", *_training_sample(transform, row), data.id2label)
+        except (RuntimeError, MemoryError) as error:
+            if is_lack_of_memory(error):
+                width, height = row["image"].size
+                error.add_note(f"This is image {row['image_id']} of {width} x {height} pixels.")
+            raise
     figure.savefig(path, facecolor="white")
 
 

@@ -23,6 +23,7 @@ import typer
 
 from ..attention_backends import BackendUnavailable
 from ..common.console import accept_any_text
+from ..common.free_memory import is_lack_of_memory
 from ..common.paths import check_current_folder
 from ..common.stopping import Terminated, stop_like_ctrl_c
 from ..common.text import printable
@@ -44,8 +45,6 @@ _CURES = {
     errno.EACCES: "access is denied; check its permissions.",
     errno.EROFS: "it cannot be written, its disk is read-only; choose another place.",
 }
-# What torch, C++, oneDNN and ONNX Runtime call it, on CPUs and GPUs.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
 
 
 @contextmanager
@@ -91,7 +90,7 @@ def script_errors() -> Iterator[None]:
 def _sentence(error: Exception) -> str | None:
     """What went wrong, for the kinds of errors that a user can cure."""
     text = str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(one in text for one in _NO_MEMORY)):
+    if is_lack_of_memory(error):
         return f"There is not enough memory; choose smaller batches or images. ({text.splitlines()[0] if text else 'MemoryError'})"
     if isinstance(error, OSError) and error.errno in _CURES and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {_CURES[error.errno]}"
