@@ -133,6 +133,100 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert names(folder.parent) == ["model"]
 
 
+def fail_to_rename_to(folder, monkeypatch) -> list:
+    """Let the next renames to a folder fail, as on a file system that became read-only. Clear the list to end it."""
+    rename, is_broken = Path.rename, [True]
+
+    def broken(path, target):
+        if is_broken and Path(target) == folder:
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    return is_broken
+
+
+def replace_by(folder, content):
+    with folder_beside(folder) as scratch:
+        (scratch / content).touch()
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_folder_that_can_be_neither_replaced_nor_put_back_is_kept_and_named(tmp_path, monkeypatch, is_link):
+    folder = tmp_path / "out" / "model"
+    folder.parent.mkdir()
+    if is_link:
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir()
+    (folder / "one").touch()
+    is_broken = fail_to_rename_to(folder, monkeypatch)
+    with pytest.raises(PermissionError) as raised:
+        replace_by(folder, "two")
+    [scratch] = folder.parent.iterdir()
+    assert names(scratch / ".old") == ["one"]
+    assert names(scratch / "model") == ["two"]
+    assert raised.value.__notes__ == [
+        f"The earlier {folder} is kept as {scratch / '.old'}, and the new one as {scratch / 'model'}; move the one that you want. "
+        "Otherwise, the next command that writes there puts the earlier one back."
+    ]
+    with pytest.raises(PermissionError):  # still nothing is lost
+        replace_by(folder, "two")
+    assert names(scratch / ".old") == ["one"]
+    is_broken.clear()
+    replace_by(folder, "three")
+    assert names(folder.parent) == ["model"]
+    assert names(folder) == ["three"]
+    if is_link:
+        assert names(tmp_path / "elsewhere") == ["one"]
+
+
+def test_a_folder_is_put_back_when_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
+    folder, rename, calls = tmp_path / "model", Path.rename, []
+    replace_by(folder, "one")
+
+    def fail_once(path, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(PermissionError) as raised:
+        replace_by(folder, "two")
+    assert not hasattr(raised.value, "__notes__")
+    assert names(tmp_path) == ["model"]
+    assert names(folder) == ["one"]
+
+
+@pytest.mark.parametrize(("taken", "place"), [([], "model"), (["model"], "model-2"), (["model", "model-2"], "model-3")])
+def test_the_only_copy_in_the_scratch_of_a_dead_process_is_put_back(tmp_path, caplog, taken, place):
+    scratch = tmp_path / scratch_name("model", dead_process())
+    for part in (".old/mine", "model/half"):
+        (scratch / part).mkdir(parents=True)
+    for name in taken:
+        (tmp_path / name).mkdir()
+    other = tmp_path / scratch_name("other", dead_process(), ".json")
+    other.touch()
+    output_folders.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [*taken, place]
+    assert names(tmp_path / place) == ["mine"]
+    told = f"A folder that a stopped command had moved away is put back as {tmp_path / place}."
+    assert caplog.messages == ([told] if taken else [])
+
+
+def test_a_leftover_that_cannot_be_put_back_stays_and_others_go(tmp_path, monkeypatch):
+    scratch = tmp_path / scratch_name("a", dead_process())
+    for part in (".old/mine", "a/half"):
+        (scratch / part).mkdir(parents=True)
+    (tmp_path / scratch_name("b", dead_process(), ".json")).touch()
+    fail_to_rename_to(tmp_path / "a", monkeypatch)
+    output_folders.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [scratch.name]
+    assert names(scratch / ".old") == ["mine"]
+
+
 def scratch_name(
     name: str, process: int, suffix: str = "", start: str | None = None, machine: str | None = None
 ) -> str:

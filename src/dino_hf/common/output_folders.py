@@ -6,6 +6,7 @@ earlier run wrote are replaced. Nothing is written or deleted through a link bel
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 from .regular_files import read_settings
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = ".dino_hf_files.json"
 _REPLACED = ".old"  # in a scratch folder: the earlier folder that is being replaced
@@ -181,25 +184,29 @@ def write_beside(path: Path) -> Iterator[Path]:
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `path`. At the end, the folder and its content are deleted.
 
-    A file or folder can be moved from there to its place in one step.
+    A file or folder can be moved from there to its place in one step. The scratch folder is kept if `folder_beside` left the
+    earlier folder in it.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     scratch = _scratch(path)
+    if os.path.lexists(scratch / _REPLACED):  # kept after an error in this process
+        _remove_scratch(scratch)
     scratch.mkdir()
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not os.path.lexists(scratch / _REPLACED):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
 def folder_beside(folder: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `folder`. At the end, it replaces `folder`.
 
-    An existing folder is moved away first and deleted last. If anything fails in between, it is put back. The caller must have
-    checked that it may be replaced.
+    An existing folder is moved away first and deleted last. If anything fails in between, it is put back. If that fails too, it
+    and the new folder are kept, and a note of the error names them. The caller must have checked that it may be replaced.
     """
     folder = folder.absolute()
     with scratch_folder(folder) as scratch:
@@ -207,12 +214,29 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         new.mkdir()
         yield new
         try:
-            if folder.exists():
+            if os.path.lexists(folder):
                 folder.rename(old)
             new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
+        except BaseException as error:
+            _take_back(folder, old, error)
+            raise
+        if old.is_symlink():
+            old.unlink()
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _take_back(folder: Path, old: Path, error: BaseException) -> None:
+    """Put back a folder that was moved away before an error, or say in a note of the error where it is."""
+    if not os.path.lexists(old) or os.path.lexists(folder):
+        return
+    try:
+        old.rename(folder)
+    except OSError:
+        error.add_note(
+            f"The earlier {folder} is kept as {old}, and the new one as {old.with_name(folder.name)}; move the one that you "
+            "want. Otherwise, the next command that writes there puts the earlier one back."
+        )
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -221,23 +245,28 @@ def remove_leftovers(folder: Path) -> None:
         for entry in list(entries):
             if not is_leftover(Path(entry)):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                _put_back(Path(entry))
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                os.unlink(entry.path)
+            with suppress(OSError):  # this one stays, and the others are still deleted
+                if entry.is_dir(follow_symlinks=False):
+                    _remove_scratch(Path(entry))
+                else:
+                    os.unlink(entry.path)
 
 
-def _put_back(scratch: Path) -> None:
-    """Restore a folder whose only copy is in the scratch of a process that was killed between the renames of `folder_beside`."""
+def _remove_scratch(scratch: Path) -> None:
+    """Delete a scratch folder. If it has the only copy of a folder that was not replaced after all, that is put back first.
+
+    Raises:
+        OSError: it cannot be put back. Nothing was deleted.
+    """
     old = scratch / _REPLACED
-    if old.is_symlink() or not old.is_dir():
-        return
-    for new in scratch.iterdir():
-        place = scratch.with_name(new.name)
-        if new.name != _REPLACED and not os.path.lexists(place):
-            old.rename(place)
-            return
+    new = next((entry for entry in scratch.iterdir() if entry.name != _REPLACED), None)
+    if new is not None and os.path.lexists(old):
+        places = (scratch.with_name(name) for name in (new.name, *(f"{new.name}-{n}" for n in range(2, 1000))))
+        place = next(place for place in places if not os.path.lexists(place))
+        old.rename(place)
+        if place.name != new.name:
+            logger.warning("A folder that a stopped command had moved away is put back as %s.", place)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 @cache
