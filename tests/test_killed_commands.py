@@ -39,7 +39,7 @@ def dead() -> str:
     """The end of a scratch name of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    return f"{output_folders._machine()}-{process.pid}-77.partial"
+    return f"{output_folders.machine_mark()}-{process.pid}-77.partial"
 
 
 @pytest.fixture

@@ -148,10 +148,10 @@ def test_a_download_has_100_mib_30_seconds_and_20_without_an_answer(monkeypatch)
 
 
 @pytest.mark.parametrize(("difference", "is_running"), [(1.0, True), (1.01, False)])
-def test_a_process_is_known_by_its_start_to_a_second(difference, is_running, monkeypatch):
+def test_a_process_is_known_by_its_start_to_a_second(difference, is_running, tmp_path, monkeypatch):
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: 1000.0)
     holder = {"host": run_lock.socket.gethostname(), "pid": os.getpid(), "started": 1000.0 + difference}
-    assert run_lock._is_running(holder) == is_running
+    assert run_lock._is_running(holder, tmp_path) == is_running
 
 
 @pytest.mark.parametrize(("age", "is_left"), [(24 * 3600 - 60, False), (24 * 3600 + 60, True)])
@@ -161,7 +161,7 @@ def test_a_scratch_file_of_another_machine_is_left_over_after_a_day(age, is_left
     path = tmp_path / name
     path.mkdir()
     os.utime(path, (time.time() - age,) * 2)
-    monkeypatch.setattr(output_folders, "_machine", lambda: "another")
+    monkeypatch.setattr(output_folders, "machine_mark", lambda: "another")
     assert output_folders.is_leftover(path) == is_left
 
 

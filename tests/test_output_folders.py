@@ -231,7 +231,7 @@ def scratch_name(
     name: str, process: int, suffix: str = "", start: str | None = None, machine: str | None = None
 ) -> str:
     start = start or output_folders._start_of(process) or "77"
-    return f".{name}.{machine or output_folders._machine()}-{process}-{start}.partial{suffix}"
+    return f".{name}.{machine or output_folders.machine_mark()}-{process}-{start}.partial{suffix}"
 
 
 def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
@@ -264,18 +264,18 @@ def test_scratch_of_another_machine_or_container_is_a_leftover_by_its_age(tmp_pa
 
 
 def test_containers_of_one_name_and_a_machine_after_its_restart_differ(tmp_path, monkeypatch):
-    own = output_folders._machine()
+    own = output_folders.machine_mark()
     real = Path.read_text
 
     def read_text(path, *arguments, **settings):
         return "another boot\n" if path.name == "boot_id" else real(path, *arguments, **settings)
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    output_folders._machine.cache_clear()
+    output_folders.machine_mark.cache_clear()
     try:
-        other = output_folders._machine()
+        other = output_folders.machine_mark()
     finally:
-        output_folders._machine.cache_clear()
+        output_folders.machine_mark.cache_clear()
     assert other.rpartition("-")[0] == own.rpartition("-")[0]
     assert (other != own) or not Path("/proc/sys/kernel/random/boot_id").exists()
 

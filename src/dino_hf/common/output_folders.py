@@ -284,7 +284,7 @@ def is_leftover(path: Path) -> bool:
         changed = path.stat().st_mtime
     except OSError:
         return False
-    if found["host"] != _machine():
+    if found["host"] != machine_mark():
         return time.time() - changed > _FOREIGN_AGE
     start = _start_of(int(found["process"]))
     return start is None or (start != found["start"] and _UNKNOWN not in (start, found["start"]))
@@ -304,11 +304,11 @@ def _scratch(path: Path) -> Path:
         stem = f"{stem[:_LONGEST_STEM]}-{digest}"
     suffix = suffix if len(suffix) <= 16 else ""
     process = os.getpid()
-    return path.with_name(f".{stem}.{_machine()}-{process}-{_start_of(process) or _UNKNOWN}.partial{suffix}")
+    return path.with_name(f".{stem}.{machine_mark()}-{process}-{_start_of(process) or _UNKNOWN}.partial{suffix}")
 
 
 @cache
-def _machine() -> str:
+def machine_mark() -> str:
     """The host's name and a digest of its boot and process namespace.
 
     Process numbers are unique only within one boot and one container. The digest also tells machines of the same name apart.

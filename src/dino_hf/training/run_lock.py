@@ -1,5 +1,6 @@
-"""One process at a time trains in a folder: a lock file with the host and the process that hold it."""
+"""One process at a time trains in a folder: a lock file names the machine and the process that hold it."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -8,13 +9,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
-from ..common.regular_files import read_settings
+from ..common.output_folders import machine_mark, scratch_folder
+from ..common.regular_files import open_regular, read_bytes, read_settings
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LOCK_NAME = "_run.lock"  # uploads leave out what begins with an underscore
-_PAUSE = 0.2  # seconds: enough to write a lock, and for two processes that take over one stale lock to see each other
+_PAUSE = 0.2  # seconds: enough to write a lock on a file system without hard links
 _SAME_START = 1.0  # seconds by which two readings of the start of one process may differ
 _held: set[Path] = set()  # by this process
 
@@ -36,48 +44,109 @@ def locked_run(folder: Path, is_first: bool) -> Iterator[None]:
         return
     new = [place for place in path.parents if not place.exists()]  # the deepest one first
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = _take(path)
-    _held.add(path)
     try:
-        yield
+        with _lock(path):
+            _held.add(path)
+            try:
+                yield
+            finally:
+                _held.discard(path)
     finally:
-        _held.discard(path)
-        if _read(path) == mine:
-            path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: it holds a run now
             for place in new:
                 place.rmdir()
 
 
-def _take(path: Path) -> dict:
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
     mine = {
         "host": socket.gethostname(),
+        "machine": machine_mark(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
         "token": secrets.token_hex(8),
     }
-    text = json.dumps(mine)
+    file = _take(path, mine)
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-        return mine
-    except FileExistsError:
-        holder = _read(path)
-    if holder is None:
-        time.sleep(_PAUSE)  # another process may be writing it
-        holder = _read(path)
-    if holder is not None and _is_running(holder):
-        raise _refusal(path, holder)
-    unfinished = path.with_name(f"{LOCK_NAME}.{mine['token']}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        yield
     finally:
-        unfinished.unlink(missing_ok=True)
-    time.sleep(_PAUSE)
-    if (holder := _read(path)) != mine:
-        raise _refusal(path, holder or {})
-    return mine
+        if _read(path) == mine:
+            path.unlink(missing_ok=True)
+        file.close()
+
+
+def _take(path: Path, mine: dict) -> BinaryIO:
+    """Make the lock file, with its content from its first moment on.
+
+    Returns:
+        the lock file. While it is open, other containers of this machine see that its process runs.
+    """
+    # The name of the scratch folder has the token, because threads have a process number in common.
+    with scratch_folder(path.with_name(f"_run-{mine['token']}.lock")) as scratch:
+        unfinished = scratch / LOCK_NAME
+        file = _write(unfinished, mine)
+        try:
+            while not _link(unfinished, path):
+                if _replace_ended(path, unfinished):
+                    break
+        except BaseException:
+            file.close()
+            raise
+    return file
+
+
+def _write(path: Path, content: dict) -> BinaryIO:
+    file = path.open("xb")
+    file.write(json.dumps(content).encode())
+    file.flush()
+    if fcntl is None:
+        file.close()  # Windows renames no open files
+    else:
+        with suppress(OSError):  # some file systems have no such locks
+            fcntl.lockf(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # unlike flock, not inherited by workers that may outlive us
+    return file
+
+
+def _link(unfinished: Path, path: Path) -> bool:
+    """Give a file its name in one step. False: the name is taken."""
+    try:
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            raise
+        except OSError:  # the file system has no hard links
+            path.touch(exist_ok=False)
+            os.replace(unfinished, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _replace_ended(path: Path, unfinished: Path) -> bool:
+    """Put a new lock in the place of one whose process has ended. False: another process was faster, look again.
+
+    A second lock makes this one step: it belongs to the content that is replaced. So of two processes that saw the same ended
+    lock, the slower one finds other content, however long it slept, and cannot replace the lock of the faster one.
+
+    Raises:
+        ValueError: a process that runs holds the lock.
+    """
+    ended = _content(path)
+    holder = _read(path)
+    if holder is None:
+        time.sleep(_PAUSE)  # without hard links, another process may be writing it
+        ended, holder = _content(path), _read(path)
+    if not os.path.lexists(path):
+        return False
+    if holder is not None and _is_running(holder, path):
+        raise _refusal(path, holder)
+    with _lock(path.with_name(f"{path.name}.{hashlib.sha256(ended or b'').hexdigest()[:16]}")):
+        if _content(path) != ended:
+            return False
+        os.replace(unfinished, path)
+        return True
 
 
 def _refusal(path: Path, holder: dict) -> ValueError:
@@ -85,6 +154,14 @@ def _refusal(path: Path, holder: dict) -> ValueError:
         f"Process {holder.get('pid')} on {holder.get('host')} trains in {path.parent}: choose another --output-dir, or wait. If "
         f"that process has ended, delete {path}."
     )
+
+
+def _content(path: Path) -> bytes | None:
+    """None: there is no lock, or it is no readable file."""
+    try:
+        return read_bytes(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _read(path: Path) -> dict | None:
@@ -96,9 +173,12 @@ def _read(path: Path) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-def _is_running(holder: dict) -> bool:
+def _is_running(holder: dict, path: Path) -> bool:
     if holder.get("host") != socket.gethostname():
         return True
+    if holder.get("machine", machine_mark()) != machine_mark():
+        # Another container, another machine of this name, or this one before a restart: process numbers mean nothing here.
+        return _is_open(path)
     try:
         started = psutil.Process(int(holder["pid"])).create_time()
         return abs(started - float(holder["started"])) <= _SAME_START  # process numbers are used again
@@ -106,3 +186,15 @@ def _is_running(holder: dict) -> bool:
         return True
     except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
         return False
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process still holds a lock file open, as far as the file system tells; True if it does not tell."""
+    if fcntl is None:
+        return True
+    try:
+        with open_regular(path) as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several may look at the same time
+    except OSError:
+        return True
+    return False
