@@ -6,7 +6,8 @@ from PIL import Image
 
 from broken_data import as_raw, make_data
 from dino_hf.data.box_cleaning import ImageGeometry, clean_boxes
-from dino_hf.data.box_table import guess_reading, make_box_table
+from dino_hf.data.box_layouts import guess_reading
+from dino_hf.data.box_table import make_box_table
 from dino_hf.data.checks import inspect
 from dino_hf.data.cleaning import portable_name
 from dino_hf.data.data_statistics import ASPECT_EDGES, COUNT_EDGES, RELATIVE_EDGES, describe

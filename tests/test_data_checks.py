@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from broken_data import CASES, as_raw, break_data, make_data, make_picture
-from dino_hf.data.box_table import guess_reading, make_box_table
+from dino_hf.data.box_layouts import guess_reading
+from dino_hf.data.box_table import make_box_table
 from dino_hf.data.checks import inspect
 from dino_hf.data.image_facts import ImageFacts, near_copies
 from dino_hf.data.kinds import KINDS
@@ -79,6 +80,8 @@ def test_every_kind_that_is_known_is_tested():
         "image-without-boxes",
         "boxes-are-xywh",
         "boxes-are-pixels",
+        "boxes-are-percent",  # in test_box_layouts.py, as the next one
+        "boxes-are-swapped",
         "outside",  # in test_untrusted_data.py
     }  # of which below
 

@@ -1,7 +1,7 @@
 """The boxes of a split as arrays: what is asked of a million boxes is asked of all at once."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,14 +9,7 @@ import numpy as np
 from .raw import RawSplit
 from .rows import MOST_PIXELS
 
-_SLACK = 0.02  # share of a side by which hand-drawn boxes may leave their image and still count as inside
-_MIN_LEAVING = (
-    3  # boxes, and a share of all, that must leave their images before another reading of the numbers is tried
-)
-_MIN_LEAVING_SHARE = 0.1
-_MAX_MISREAD_SHARE = 0.005  # of the boxes may leave under the right reading: mistakes of single boxes
 _TOO_LARGE = 1e100  # for a number: products of smaller ones are finite
-_SURE_BOXES = 10  # that a box of (x, y, width, height) also reads as corners inside the image is about one in four
 
 
 class BoxTable(NamedTuple):
@@ -115,123 +108,3 @@ def _numbers(values: list) -> np.ndarray:
     """(len(values),) not a number for None; -inf for what is neither a finite number nor None."""
     numbers = [math.nan if value is None else value if _is_number(value) else -math.inf for value in values]
     return np.array(numbers, dtype=np.float64)
-
-
-def _from_xywh(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _from_cxcywh(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
-
-
-def _from_xyxy(boxes: np.ndarray) -> np.ndarray:
-    return boxes
-
-
-_CORNERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "xywh": _from_xywh,
-    "xyxy": _from_xyxy,
-    "cxcywh": _from_cxcywh,
-}
-LAYOUT_TEXTS = {"xywh": "(x, y, width, height)", "xyxy": "two corners", "cxcywh": "centre, width and height"}
-
-
-class Reading(NamedTuple):
-    """What the four numbers of boxes are, as far as the images tell."""
-
-    layout: str  # "xywh", "xyxy" or "cxcywh"
-    is_relative: bool  # to the image, instead of pixels
-    is_as_read: bool  # as the files' format says
-    is_sure: bool
-    num_boxes: int  # that were looked at
-    num_leaving: dict[str, int]  # layout -> boxes that leave their image or have no size if read like that
-
-    def to_xywh(self, table: BoxTable, raw_format: str) -> np.ndarray:
-        """(N, 4) x, y, width, height in pixels of what the files mean."""
-        if self.is_as_read:
-            return table.boxes
-        corners = _CORNERS[self.layout](_as_written(table, raw_format))
-        if self.is_relative:
-            corners = corners * np.tile(table.sizes, 2)
-        return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-
-
-def _as_written(table: BoxTable, raw_format: str) -> np.ndarray:
-    """(N, 4) the numbers of the files, which YOLO's reader has made pixels."""
-    if raw_format != "yolo":
-        return table.boxes
-    corners = table.corners
-    centres = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, table.boxes[:, 2:]], axis=1)
-    return centres / np.tile(table.sizes, 2)
-
-
-def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
-    """Whether the boxes are what the format says, decided over all of them: as the format says many leave their images, while
-    read in another way all fit.
-
-    Args:
-        raw_format: "yolo" means centre and size relative to the image; all others (x, y, width, height) in pixels.
-    """
-    numbers, sizes = [], []
-    for table in tables:
-        looked_at = table.is_number & ~np.isnan(table.sizes).any(1)
-        numbers.append(_as_written(table, raw_format)[looked_at])
-        sizes.append(table.sizes[looked_at])
-    numbers, sizes = np.concatenate(numbers), np.concatenate(sizes)
-    expected, expects_relative = ("cxcywh", True) if raw_format == "yolo" else ("xywh", False)
-    count = len(numbers)
-    if not count:
-        return _reading_without_sizes(tables, expected, expects_relative)
-    is_relative = (np.abs(numbers).max(1) <= 1.5).mean() >= 1 - _MAX_MISREAD_SHARE
-    unit = np.ones_like(sizes) if is_relative else sizes
-    num_leaving = {name: int(leaving(to_corners(numbers), unit).sum()) for name, to_corners in _CORNERS.items()}
-
-    def reading(layout: str, is_sure: bool) -> Reading:
-        as_read = layout == expected and is_relative == expects_relative
-        return Reading(layout, bool(is_relative), as_read, is_sure, count, num_leaving)
-
-    others = sorted((count, name) for name, count in num_leaving.items() if name != expected)
-    (best_leaving, best), (second_leaving, _) = others
-    is_clear = second_leaving >= max(1, 2 * best_leaving) or best == "xyxy"
-    share = num_leaving[expected] / count
-    if is_relative != expects_relative:
-        # Nothing can be as the format says: the layout that leaves least, the expected one where all leave alike.
-        fits = sorted((count, name != expected, name) for name, count in num_leaving.items())
-        is_sure = fits[0][0] <= _MAX_MISREAD_SHARE * count and fits[1][0] > fits[0][0] and count >= _SURE_BOXES
-        return reading(fits[0][2], is_sure)
-    # Centres that are read as corners, or the reverse, leave at two sides that meet. Things that are cut off leave at one or at
-    # opposite sides, where the camera sees them come and go.
-    leaving_axes = _leaving_axes(_CORNERS[expected](numbers), unit).sum(0)  # (2,)
-    if best != "xyxy" and leaving_axes.min() < _MIN_LEAVING:
-        return reading(expected, True)
-    if (
-        num_leaving[expected] >= _MIN_LEAVING
-        and share >= _MIN_LEAVING_SHARE
-        and best_leaving <= _MAX_MISREAD_SHARE * count
-    ):
-        return reading(best, is_clear and count >= _SURE_BOXES)
-    return reading(expected, True)
-
-
-def _reading_without_sizes(tables: Sequence[BoxTable], expected: str, expects_relative: bool) -> Reading:
-    """Only boxes that all lie within one pixel tell that they are not in pixels."""
-    corners = np.concatenate([table.corners[table.is_number] for table in tables])
-    is_relative = expects_relative or (len(corners) > 0 and bool((corners <= 1).all()))
-    return Reading(expected, is_relative, is_relative == expects_relative, True, len(corners), {})
-
-
-def leaving(corners: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """(N,) boxes that leave an image of (width, height) `unit` by more than a little, or have no size.
-
-    Args:
-        corners: (N, 4) x0, y0, x1, y1.
-        unit: (N, 2)
-    """
-    return (_leaving_axes(corners, unit) | (corners[:, 2:] <= corners[:, :2])).any(1)
-
-
-def _leaving_axes(corners: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """(N, 2) whether they leave it at the left or right, and at the top or bottom."""
-    slack = np.maximum(_SLACK * unit, np.where(unit > 1, 2, 0))  # two pixels: rounding, and borders counted from 1
-    return (corners[:, :2] < -slack) | (corners[:, 2:] > unit + slack)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .box_layouts import LAYOUT_TEXTS, SWAPPED, Reading
 from .box_repeats import near_repeats, repeated_boxes
-from .box_table import LAYOUT_TEXTS, Reading, count_boxes, make_box_table, stated_sizes
+from .box_table import count_boxes, make_box_table, stated_sizes
 from .categories import groups_of_others
 from .data_statistics import describe
 from .findings import Finding, FindingCollector, Offender, box_text, count_text
@@ -79,7 +80,7 @@ def inspect(
     }
     sizes = {name: fit.sizes for name, fit in fits.items()}
     tables = {name: make_box_table(split, raw.categories, sizes[name]) for name, split in raw.splits.items()}
-    readings = guess_readings(tables, raw.format)
+    readings = guess_readings(raw, tables, sizes_are_of_files=check_images)
     if trust_boxes:
         readings = {name: reading._replace(is_as_read=True) for name, reading in readings.items()}
     found = FindingCollector(raw, tables)
@@ -244,22 +245,25 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
         return
     outside = [f"{count} as {LAYOUT_TEXTS[layout]}" for layout, count in reading.num_leaving.items()]
     detail = (
-        f"{'certainly' if reading.is_sure else 'probably'} {LAYOUT_TEXTS[reading.layout]}: of {reading.num_boxes} boxes, "
+        f"{'certainly' if reading.is_sure else 'probably'} {reading.text}: of {reading.num_boxes} boxes, "
         f"{', '.join(outside)} do not fit their images"
     )
     kind = kind_of_reading(reading, found.raw.format)
     if not reading.is_sure:
         found.not_fixed.add(kind)
-    if found.raw.format == "huggingface":
-        box_format = f"{reading.layout}{'n' if reading.is_relative else ''}"
-        found.cures[kind] = f"Name their format with --box-format {box_format}, or convert them."
+    if found.raw.format == "huggingface" and reading.box_format:
+        found.cures[kind] = f"Name their format with --box-format {reading.box_format}, or convert them."
     found.add_boxes(kind, name, table.is_number, detail=detail)
 
 
 def kind_of_reading(reading: Reading, raw_format: str) -> str:
     """Kind of finding for boxes in another layout than the format has."""
+    if reading.unit == "percent":
+        return "boxes-are-percent"
     if reading.is_relative != (raw_format == "yolo"):
         return "boxes-are-normalised" if reading.is_relative else "boxes-are-pixels"
+    if reading.layout in SWAPPED:
+        return "boxes-are-swapped"
     return {"xyxy": "boxes-are-corners", "xywh": "boxes-are-xywh", "cxcywh": "boxes-are-centres"}[reading.layout]
 
 

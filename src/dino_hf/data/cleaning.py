@@ -10,7 +10,7 @@ import numpy as np
 from ..common.images import IMAGE_SUFFIXES
 from .box_cleaning import CleanedBoxes, ImageGeometry, clean_boxes
 from .box_repeats import near_repeats, repeated_boxes, without_near_repeats
-from .box_table import LAYOUT_TEXTS, BoxTable, count_boxes, make_box_table, stated_sizes
+from .box_table import BoxTable, count_boxes, make_box_table, stated_sizes
 from .checks import Report, images_of_others, kind_of_reading
 from .findings import box_text, count_text
 from .image_checks import find_copies, is_not_here
@@ -314,7 +314,7 @@ class Cleaner:
         reading = self.report.readings[name]
         if not reading.is_as_read and not reading.is_sure:
             self.kept.append(
-                f"The boxes of {name} are probably {LAYOUT_TEXTS[reading.layout]}{' relative to the image' * reading.is_relative}, "
+                f"The boxes of {name} are probably {reading.text}, "
                 "but that is not certain: they are as they were; convert them yourself."
             )
             is_number = table.is_number
@@ -326,8 +326,7 @@ class Cleaner:
         if not reading.is_as_read:
             kind = kind_of_reading(reading, self.raw.format)
             where, after = str(self.raw.splits[name].origin), "(x, y, width, height) in pixels"
-            before = f"{LAYOUT_TEXTS[reading.layout]}{' relative to the image' * reading.is_relative}"
-            self._note(kind, f"{count_text(len(boxes), 'box')} converted", name, where, None, before, after)
+            self._note(kind, f"{count_text(len(boxes), 'box')} converted", name, where, None, reading.text, after)
             areas = np.full_like(areas, np.nan)  # of the wrong boxes
         if not len(geometry.sizes):
             geometry = ImageGeometry(np.ones((1, 2)), np.ones((1, 2)), np.ones(1), np.ones((1, 2)))

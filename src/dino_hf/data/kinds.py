@@ -134,6 +134,18 @@ KINDS = {
         f"{_CONVERT}.",
         True,
     ),
+    "boxes-are-percent": Kind(
+        "error",
+        "boxes that are in percent of their image, from 0 to 100",
+        f"{_CONVERT}.",
+        True,
+    ),
+    "boxes-are-swapped": Kind(
+        "error",
+        "boxes with y before x, as (y0, x0, y1, x1) or (y, x, height, width)",
+        f"{_CONVERT}.",
+        True,
+    ),
     "boxes-are-pixels": Kind(
         "error", "boxes in pixels where they must be relative to their image", "Divide them by width and height.", True
     ),

@@ -8,12 +8,19 @@ from ..common.images import upright_size
 from .raw import RawSplit, open_image
 
 
-def fill_sizes(split: RawSplit) -> RawSplit:
+def fill_sizes(split: RawSplit, replace: bool = False) -> RawSplit:
     """Read width and height from the start of each image file where the annotations have none.
 
-    Images that cannot be opened stay without a size: the check of image files names them.
+    Images that cannot be opened keep what they have: the check of image files names them.
+
+    Args:
+        replace: also read them where the annotations have them.
     """
-    unknown = [place for place, entry in enumerate(split.images) if None in (entry.get("width"), entry.get("height"))]
+    unknown = [
+        place
+        for place, entry in enumerate(split.images)
+        if replace or None in (entry.get("width"), entry.get("height"))
+    ]
     if not unknown:
         return split
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:

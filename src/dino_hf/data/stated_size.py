@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .box_table import BoxTable, leaving
+from .box_layouts import leaving
+from .box_table import BoxTable
 from .image_facts import ImageFacts
 
 _FLIPPING, _TURNING = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations that keep width and height, and that swap them
