@@ -104,7 +104,9 @@ def find_variant(project: Path, output_dir: Path, native: bool) -> Path | None:
     return variant if _is_current(variant, kernel_id(project, native)) else None
 
 
-def build_variant(project: Path, output_dir: Path, native: bool, mode: int = 0o755) -> Path:
+def build_variant(
+    project: Path, output_dir: Path, native: bool, mode: int = 0o755, scratch: Path | None = None
+) -> Path:
     """Build one variant into `output_dir`, unless it is there already.
 
     Safe when several processes do it at once: each builds in a folder of its own, and the first to finish puts it in place.
@@ -114,6 +116,7 @@ def build_variant(project: Path, output_dir: Path, native: bool, mode: int = 0o7
         output_dir: folder that gets `<variant name>/`.
         native: compile the C++ kernel; else Python only.
         mode: of the folder.
+        scratch: empty folder on the disk of `output_dir` to build in; it is moved or deleted. None: a new one in `output_dir`.
     Returns:
         the variant's folder.
     Raises:
@@ -126,7 +129,7 @@ def build_variant(project: Path, output_dir: Path, native: bool, mode: int = 0o7
     target = output_dir / variant_name(project, native)
     output_dir.mkdir(parents=True, exist_ok=True)
     _delete_abandoned(output_dir)
-    scratch = Path(tempfile.mkdtemp(dir=output_dir, prefix=f".{target.name}."))
+    scratch = scratch or Path(tempfile.mkdtemp(dir=output_dir, prefix=f".{target.name}."))
     try:
         for file in _python_package(project).glob("*.py"):
             shutil.copyfile(file, scratch / file.name)

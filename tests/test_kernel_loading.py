@@ -97,7 +97,7 @@ def test_a_home_that_cannot_be_written_builds_for_this_process(tmp_path, caplog,
         find_compiler = staticmethod(lambda: None)
 
         @staticmethod
-        def build_variant(project, folder, native, mode):
+        def build_variant(project, folder, native, mode, scratch=None):
             folders.append(folder)
             if len(folders) == 1:
                 raise error
@@ -113,7 +113,7 @@ def test_a_user_without_a_home_builds_for_this_process_too(tmp_path, monkeypatch
         raise RuntimeError("Could not determine home directory.")
 
     class Builder:
-        build_variant = staticmethod(lambda project, folder, native, mode: folder)
+        build_variant = staticmethod(lambda project, folder, native, mode, scratch=None: folder)
 
     monkeypatch.setattr(kernel_loading, "cache_dir", homeless)
     assert kernel_loading._build(Builder, tmp_path, "identity", native=False).is_dir()
@@ -468,6 +468,57 @@ def test_scratch_of_builds_that_were_killed_goes(universal, own_cache, monkeypat
     universal()
     assert not old.exists()
     assert fresh.exists()
+
+
+BUILD_AND_DIE = """
+import os, signal, sys, time
+from dino_hf.tools import kernel_loading
+builder = kernel_loading.kernel_builder()
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "temporary":
+    kernel_loading.make_private = lambda folder: (_ for _ in ()).throw(PermissionError(13, "denied"))
+    kernel_loading.new_scratch, make = lambda path: [make(path), die()], kernel_loading.new_scratch
+elif sys.argv[1] == "build":
+    builder._ops_source = die
+else:
+    builder._ops_source = lambda *_: (_ for _ in ()).throw(builder.BuildError("no", is_lasting=True))
+    kernel_loading.json.dumps = die
+kernel_loading.load_kernel(native=False)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("when", ["build", "note", "temporary"])
+def test_what_a_killed_process_leaves_goes_at_the_next_start(
+    universal, own_cache, tmp_path, monkeypatch, when, request
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(kernel_loading.tempfile, "tempdir", None)
+    request.addfinalizer(lambda: setattr(kernel_loading.tempfile, "tempdir", None))
+    killed = subprocess.run([sys.executable, "-c", BUILD_AND_DIE, when])
+    assert killed.returncode == -signal.SIGKILL
+
+    def leftovers():
+        return [path for folder in (own_cache, temporary) if folder.exists() for path in folder.rglob("*.partial*")]
+
+    assert leftovers()
+    if when == "temporary":
+        monkeypatch.setattr(kernel_loading, "cache_dir", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        atexit_calls = []
+        monkeypatch.setattr(
+            kernel_loading.atexit, "register", lambda *call, **settings: atexit_calls.append((call, settings))
+        )
+        before = leftovers()
+        universal()
+        assert not any(path.exists() for path in before)
+        [((function, folder), settings)] = atexit_calls
+        function(folder, **settings)
+    else:
+        universal()
+    assert leftovers() == []
 
 
 # -- Other systems

@@ -14,6 +14,7 @@ from dino_hf.common.output_folders import (
     check_output_folder,
     folder_beside,
     is_leftover,
+    new_scratch,
     path_below,
     read_manifest,
     remove_files,
@@ -253,6 +254,17 @@ def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
         scratch.write_text("new")
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
+
+
+def test_new_scratch_is_private_and_a_leftover_once_its_process_has_ended(tmp_path):
+    first, second = (new_scratch(tmp_path / "stream") for _ in range(2))
+    assert first != second
+    assert first.stat().st_mode & 0o077 == 0
+    assert not is_leftover(first)
+    dead = tmp_path / first.name.replace(f"-{os.getpid()}-", f"-{dead_process()}-")
+    first.rename(dead)
+    output_folders.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [second.name]
 
 
 def test_scratch_of_another_machine_or_container_is_a_leftover_by_its_age(tmp_path):

@@ -201,6 +201,14 @@ def scratch_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def new_scratch(path: Path) -> Path:
+    """Make an empty hidden folder beside `path`, which only this user can read. Its name is new at each call.
+
+    The caller deletes or moves it. If the process is killed before, `remove_leftovers` deletes it.
+    """
+    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{_scratch(path.with_suffix('')).name}."))
+
+
 @contextmanager
 def folder_beside(folder: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `folder`. At the end, it replaces `folder`.

@@ -3,7 +3,6 @@
 import atexit
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import PIL.Image
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..common import regular_files
+from ..common.output_folders import new_scratch, remove_leftovers
 from ..common.regular_files import is_regular, shown
 from .files import DataFolder
 from .hub_access import reach_hub
@@ -133,6 +133,7 @@ def drain(stream: IterableDataset) -> Dataset:
         stream = stream.decode(False)
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="stream-", dir=cache)
+    remove_leftovers(cache)  # a killed process may have left gigabytes
+    folder = new_scratch(cache / "stream")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Dataset.from_generator(_Rows(stream), features=stream.features, cache_dir=folder)
+    return Dataset.from_generator(_Rows(stream), features=stream.features, cache_dir=str(folder))

@@ -23,6 +23,7 @@ from types import ModuleType
 import torch
 
 from ..attention_backends import Backend, BackendUnavailable, register_backend
+from ..common.output_folders import new_scratch, remove_leftovers, write_beside
 from .private_folders import NotPrivate, check_private, make_private
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ def _load_or_build(builder: ModuleType, project: Path, identity: str, native: bo
     except RuntimeError:
         folder = None
     if folder is not None and folder.exists():
+        remove_leftovers(folder)
+        remove_leftovers(folder.parent)
         check_private(folder)
         if module := _load_cached(builder, project, folder, identity, native):
             return module
@@ -164,11 +167,17 @@ def _build(builder: ModuleType, project: Path, identity: str, native: bool) -> P
         folder = _cache_folder(identity)
         make_private(folder)
         _announce(builder, folder, native)
-        return builder.build_variant(project, folder, native, mode=0o700)
+        scratch = new_scratch(folder / "build")
+        try:
+            return builder.build_variant(project, folder, native, mode=0o700, scratch=scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        folder = Path(tempfile.mkdtemp(prefix="dino_hf_kernels_"))
+        temporary = Path(tempfile.gettempdir())
+        remove_leftovers(temporary)
+        folder = new_scratch(temporary / "dino_hf_kernels")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         logger.warning(
             "The cache cannot be written (%s), so the kernel is built again in every process; set DINO_HF_CACHE to a folder that "
@@ -212,12 +221,10 @@ def _remember_failure(folder: Path | None, state: str, reason: str) -> None:
     if folder is None or not folder.parent.is_dir():
         return
     with contextlib.suppress(OSError):  # no room: the next process tries again
-        file = _failure_file(folder)
-        scratch = file.with_name(f".{file.name}.{os.getpid()}")
         content = {"compiler": state, "time": time.time(), "reason": reason}
-        scratch.write_text(json.dumps(content), encoding="utf-8")
-        scratch.chmod(0o600)
-        scratch.replace(file)
+        with write_beside(_failure_file(folder)) as scratch:
+            scratch.touch(0o600)
+            scratch.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _first_line(error: BaseException) -> str:
