@@ -11,7 +11,7 @@ import dino_hf
 from dino_hf.sharing import AUTO_MAP
 
 FLOORS = [
-    {"package_warning", "backend_trial", "cpu_speed"},
+    {"package_warning", "backend_trial", "backbone_trials", "cpu_speed"},
     {
         "box_ops",
         "card_text",

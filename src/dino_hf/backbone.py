@@ -1,20 +1,17 @@
 """Pixels -> L feature maps of one width."""
 
-import logging
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedConfig
+from transformers import AutoBackbone
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 from transformers.utils import ModelOutput
 
+from .backbone_trials import unused_parameters
 from .configuration_dino_detr import DinoDetrConfig
 from .cpu_speed import POINTWISE_DILATION, fast_linear, is_plain, is_traced
 from .layers import carries_gradient, starts_as, xavier
-from .timm_backbones import prepare_timm_backbone
-
-logger = logging.getLogger(__name__)
+from .timm_backbones import prepare_timm_backbone, refuse_size, timm_side_multiple
 
 # Types of backbones that are faster in the layout "channels last" (docs/log.md); Swin and ConvNeXt are not.
 _FASTER_IN_CHANNELS_LAST = ("resnet",)
@@ -131,42 +128,6 @@ def fold_norms(module: nn.Module) -> None:
             part.activation.__class__ = InPlaceReLU
 
 
-def unused_parameters(backbone: nn.Module, config: PreTrainedConfig) -> frozenset[str]:
-    """Names of the trainable parameters that no feature map depends on, as mask tokens and the layers after the last map. Found by
-    a forward pass without numbers, on the device "meta"; none where the backbone cannot run there."""
-    parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
-    buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in backbone.named_buffers()}
-    side = getattr(config, "image_size", None)
-    side = side if isinstance(side, int) and 32 <= side <= 1024 else 224
-    was_training = backbone.training
-    backbone.eval()  # without the layers that are left out at random
-    try:
-        with torch.enable_grad(), torch.device("meta"):
-            pixel_values = torch.empty(1, 3, side, side)
-            outputs = torch.func.functional_call(backbone, parameters | buffers, (pixel_values,))
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        logger.info("What of %s no map depends on is not known: %s", type(backbone).__name__, error)
-        return frozenset()
-    finally:
-        backbone.train(was_training)
-    reached = _leaves([level.grad_fn for level in outputs.feature_maps])
-    return frozenset(name for name, parameter in parameters.items() if id(parameter) not in reached)
-
-
-def _leaves(nodes: list) -> set[int]:
-    """Ids of the tensors at the ends of an autograd graph."""
-    seen, found = set(), set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        nodes.extend(parent for parent, _ in node.next_functions)
-    return found
-
-
 def pixels_of_cells(mask: Tensor, height: int, width: int) -> Tensor:
     """(B, h, w) -> (B, height, width): what `F.interpolate` takes for the nearest pixel of each cell, to the last bit. Written
     out, for in exported graphs it is an operator that runtimes round in their own ways, to the pixel before."""
@@ -226,6 +187,8 @@ class DinoDetrBackbone(nn.Module):
         # Of these types the stages are known.
         is_known = config.backbone_config.model_type in ("resnet", "swin", "convnext", "convnextv2", "bit")
         self._unused = frozenset() if is_known else unused_parameters(self.model, config.backbone_config)
+        is_timm = config.backbone_config.model_type == "timm_backbone"
+        self._side_multiple = timm_side_multiple(self.model) if is_timm else 1
         self.freeze_stages()
 
         channels = self.model.channels
@@ -280,17 +243,37 @@ class DinoDetrBackbone(nn.Module):
         Returns:
             L maps (B, C, h_l, w_l) and their padding masks (B, h_l, w_l), True on padding, finest first; no masks where nothing
             is padded.
+        Raises:
+            ValueError: a timm backbone does not take images of this size.
         """
+        pixel_values, pixel_mask = self._pad(pixel_values, pixel_mask)
         if self._takes_channels_last and pixel_values.device.type in ("cpu", "cuda"):  # GPUs: not measured
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if any(parameter.requires_grad for parameter in self.model.parameters()):
             pixel_values = carries_gradient(pixel_values, self.model)
-        maps = self.project(list(self._run(pixel_values).feature_maps))
+        try:
+            outputs = self._run(pixel_values)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if self._side_multiple is None:
+                refuse_size(self.model, pixel_values, error)
+            raise
+        maps = self.project(list(outputs.feature_maps))
         if pixel_mask is None:
             return maps, None
         padding = ~pixel_mask  # (B, h, w)
         padding[:, 0, 0] = False  # where images begin: one without any valid pixel would divide by a size of zero
         return maps, [pixels_of_cells(padding, *level.shape[-2:]) for level in maps]
+
+    def _pad(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Pad images, right and below, to sides that the backbone takes. The mask makes them equal to images padded before."""
+        height, width = pixel_values.shape[-2:]
+        multiple = self._side_multiple or 1
+        below, right = -height % multiple, -width % multiple
+        if multiple == 1 or not (is_traced() or below or right):  # a traced graph must fit any size
+            return pixel_values, pixel_mask
+        if pixel_mask is None:
+            pixel_mask = pixel_values.new_ones((), dtype=torch.bool).expand(len(pixel_values), height, width)
+        return tuple(F.pad(tensor, (0, right, 0, below)) for tensor in (pixel_values, pixel_mask))
 
     def _run(self, pixel_values: Tensor) -> ModelOutput:
         """The backbone's output, by way of its fast linear layers if it has any."""

@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from .backbone_trials import side_multiple, takes_size
 from .package_warning import DinoDetrWarning
 
 _PIXELS_OF_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -29,6 +30,27 @@ def prepare_timm_backbone(backbone: nn.Module) -> None:
             f"The published weights of the timm backbone {name!r} want pixels with other means than DinoDetrImageProcessor gives: "
             f"use DinoDetrImageProcessor(image_mean={list(mean)}, image_std={list(std)}) with them."
         )
+
+
+def timm_side_multiple(backbone: nn.Module) -> int | None:
+    """The number of which the sides of images must be multiples, see `side_multiple`."""
+    levels = backbone._backbone.feature_info.info  # of the whole network, also those whose maps are not used
+    return side_multiple(backbone, max(level["reduction"] for level in levels))
+
+
+def refuse_size(backbone: nn.Module, pixel_values: Tensor, error: Exception) -> None:
+    """Raise a ValueError if it is the size of the images that the network failed on."""
+    height, width = pixel_values.shape[-2:]
+    if takes_size(backbone, height, width):
+        return
+    network, name = backbone._backbone, backbone.config.backbone
+    published = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    side = (published.get("input_size") or (3, 224, 224))[-1]
+    raise ValueError(
+        f"The timm backbone {name!r} does not take images of {height} x {width} pixels; resize all images to one size that "
+        f"it takes, such as DinoDetrImageProcessor(size={{'height': {side}, 'width': {side}}}), or choose another backbone. It "
+        f"says: {' '.join(str(error).split()):.200}"
+    ) from error
 
 
 def _take_names_of_timm(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:

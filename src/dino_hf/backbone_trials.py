@@ -1,0 +1,81 @@
+"""Properties of backbones that only a forward pass shows. It runs without numbers, on the device "meta"."""
+
+import logging
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import ModelOutput
+
+logger = logging.getLogger(__name__)
+
+_ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError)
+
+
+def unused_parameters(backbone: nn.Module, config: PreTrainedConfig) -> frozenset[str]:
+    """Names of the trainable parameters that no feature map depends on, such as mask tokens and the layers after the last map.
+
+    If the backbone cannot run on the device "meta", there are none.
+    """
+    parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
+    side = getattr(config, "image_size", None)
+    side = side if isinstance(side, int) and 32 <= side <= 1024 else 224
+    try:
+        outputs = _run_without_numbers(backbone, side, side, parameters)
+    except _ERRORS as error:
+        logger.info("What of %s no map depends on is not known: %s", type(backbone).__name__, error)
+        return frozenset()
+    reached = _leaves([level.grad_fn for level in outputs.feature_maps])
+    return frozenset(name for name, parameter in parameters.items() if id(parameter) not in reached)
+
+
+def takes_size(backbone: nn.Module, height: int, width: int) -> bool:
+    """Whether a backbone computes maps of images of this size. False also if it cannot run on the device "meta"."""
+    parameters = {name: torch.empty_like(p, device="meta") for name, p in backbone.named_parameters()}
+    try:
+        _run_without_numbers(backbone, height, width, parameters)
+    except _ERRORS:
+        return False
+    return True
+
+
+def side_multiple(backbone: nn.Module, stride: int) -> int | None:
+    """The number of which the sides of images must be multiples.
+
+    Args:
+        stride: of the coarsest map of the whole network.
+    Returns:
+        1: the backbone takes images of any size. `stride`: it adds maps of several strides, whose sizes must fit each other, as
+        HRNet does. None: it takes few sizes, or cannot run on the device "meta".
+    """
+    if takes_size(backbone, 7 * stride - stride // 3, 10 * stride + stride // 2 - 3):
+        return 1
+    return stride if takes_size(backbone, 7 * stride, 10 * stride) else None
+
+
+def _run_without_numbers(
+    backbone: nn.Module, height: int, width: int, parameters: dict[str, torch.Tensor]
+) -> ModelOutput:
+    buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in backbone.named_buffers()}
+    was_training = backbone.training
+    backbone.eval()  # without the layers that are left out at random
+    try:
+        with torch.enable_grad(), torch.device("meta"):
+            pixel_values = torch.empty(1, 3, height, width)
+            return torch.func.functional_call(backbone, parameters | buffers, (pixel_values,))
+    finally:
+        backbone.train(was_training)
+
+
+def _leaves(nodes: list) -> set[int]:
+    """Ids of the tensors at the ends of an autograd graph."""
+    seen, found = set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        nodes.extend(parent for parent, _ in node.next_functions)
+    return found
