@@ -323,14 +323,24 @@ def test_thresholds_of_single_classes(predictor, photos):
     found = predict(predictor, photos / "1.png", threshold=middle, class_thresholds={name: 0.0})[0]
     kept = [score > middle or own == name for score, own in zip(everything.scores, everything.names, strict=True)]
     assert len(found.scores) == sum(kept) > (everything.scores > middle).sum()
-    with pytest.raises(ValueError, match=r"threshold=2 must be in \[0, 1\]"):
-        predict(predictor, photos / "1.png", class_thresholds={name: 2})
+    with pytest.raises(ValueError, match=rf"^class_thresholds: {name}=2 must be in \[0, 1\]: the lowest score"):
+        predict("a model that is not looked for", photos / "1.png", class_thresholds={"other": 0.2, name: 2})
     with pytest.raises(ValueError, match="The model has no class 'disk'; the closest are disc"):
         predict(predictor, photos / "1.png", class_thresholds={"disk": 0.3})
     assert cli_predict._read_thresholds("person=0.3, a=b=1") == {"person": 0.3, "a=b": 1.0}
     for text in ("person", "=0.3", "person=high", ""):
         with pytest.raises(ValueError, match=r"must be like person=0\.3,dog=0\.6"):
             cli_predict._read_thresholds(text)
+    with pytest.raises(ValueError, match="--class-thresholds names 'disc' twice; give one score for each class"):
+        cli_predict._read_thresholds("disc=0.3,box=0.2, disc=0.6")
+
+
+def test_a_percentage_for_a_class_names_the_class(model, photos):
+    code, _, errors = run(model, photos / "1.png", "--class-thresholds", "box=0.3,disc=50")
+    assert code == 1
+    assert errors == (
+        "error: class_thresholds: disc=50.0 must be in [0, 1]: the lowest score that is wanted. For 50 %, write 0.5.\n"
+    )
 
 
 @pytest.mark.filterwarnings("always::dino_hf.package_warning.DinoDetrWarning")

@@ -8,14 +8,14 @@ from transformers.models.deformable_detr.image_processing_pil_deformable_detr im
 from .box_processing import DinoDetrProcessingMixin
 
 
-class DinoDetrImageProcessorPilKwargs(DeformableDetrImageProcessorKwargs, total=False):
+class DinoDetrImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=False):
     """The settings of Deformable DETR's image processor."""
 
 
 class DinoDetrImageProcessorPil(DinoDetrProcessingMixin, DeformableDetrImageProcessorPil):
     """As `DinoDetrImageProcessor`; pixels can differ by the rounding of two resize implementations."""
 
-    valid_kwargs = DinoDetrImageProcessorPilKwargs
+    valid_kwargs = DinoDetrImageProcessorKwargs
 
 
 __all__ = ["DinoDetrImageProcessorPil"]

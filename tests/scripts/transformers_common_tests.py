@@ -1,4 +1,4 @@
-"""The common tests of transformers' own models, on DINO: make test-transformers.
+"""The common tests of transformers' own models and image processors, on DINO: make test-transformers.
 
 Their text is in the source distribution of the installed transformers. pip downloads it into a scratch folder, which is deleted.
 Arguments are those of pytest. What does not apply is listed here with its reason.
@@ -22,8 +22,12 @@ NOT_FOR_US = {
     "test_retain_grad_hidden_states_attentions": "weights of sampling points are copies beside a fused operator",
     "test_feed_forward_chunking": "there is none",
 }
+NOT_FOR_OUR_IMAGES = {
+    "test_call_numpy_4_channels": "images have three channels, and other means and deviations are refused in a sentence",
+    "test_pil_can_run_without_torchvision": "its new process does not import dino_hf, which registers our classes",
+}
 
-TESTS = '''
+HEAD = '''
 import sys
 import types
 import unittest
@@ -45,7 +49,10 @@ class Missing(types.ModuleType):
 for name in ("exporters", "exporters.test_export", "generation", "generation.test_utils", "distributed_testing_utils",
              "utils", "utils.test_configuration_utils"):
     sys.modules["tests." + name] = Missing("tests." + name)
+sys.path.insert(0, {ours!r})
+'''
 
+MODEL_TESTS = """
 import torch
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin
@@ -54,7 +61,6 @@ from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 MODEL_MAPPING_NAMES["dino_detr"] = "DinoDetrModel"  # which has no loss of its own
-sys.path.insert(0, {ours!r})
 from helpers import NUM_LABELS, tiny_config, tiny_images
 
 
@@ -100,8 +106,44 @@ class DinoTest(ModelTesterMixin, unittest.TestCase):
 
 
 for name, reason in {skipped!r}.items():
-    if hasattr(DinoTest, name):
-        setattr(DinoTest, name, unittest.skip(reason)(lambda self: None))
+    setattr(DinoTest, name, unittest.skip(reason)(lambda self: None))
+"""
+
+IMAGE_TESTS = '''
+import numpy as np
+from PIL import Image
+
+sys.modules["fetch_hub_objects_for_ci"] = Missing("fetch_hub_objects_for_ci")
+from tests import test_image_processing_common
+from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
+
+from dino_hf import DinoDetrImageProcessor, DinoDetrImageProcessorPil
+
+
+def smooth_picture(url):
+    """In place of a photograph that would be downloaded."""
+    small = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
+
+
+test_image_processing_common.load_test_image = smooth_picture
+
+
+class Tester(ImageProcessingTester):
+    def __init__(self, parent, **settings):
+        settings.setdefault("size", {{"shortest_edge": 18, "longest_edge": 1333}})
+        super().__init__(parent, **settings)
+
+    def _get_image_processing_classes(self):
+        return {{"torchvision": DinoDetrImageProcessor, "pil": DinoDetrImageProcessorPil}}
+
+
+class DinoImagesTest(ImageProcessingTestMixin, unittest.TestCase):
+    image_processor_tester_class = Tester
+
+
+for name, reason in {skipped!r}.items():
+    setattr(DinoImagesTest, name, unittest.skip(reason)(lambda self: None))
 '''
 
 
@@ -130,9 +172,12 @@ def main() -> int:
         [tests] = Path(folder).glob("transformers-*/tests")
         (tests / "__init__.py").touch()
         ours = str(Path(__file__).parents[1])
-        module = Path(folder) / "test_dino_in_transformers.py"
-        module.write_text(TESTS.format(root=str(tests.parent), scratch=folder, ours=ours, skipped=NOT_FOR_US))
-        return pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", folder, str(module), *sys.argv[1:]])
+        modules = []
+        for name, text, skipped in (("model", MODEL_TESTS, NOT_FOR_US), ("images", IMAGE_TESTS, NOT_FOR_OUR_IMAGES)):
+            modules.append(Path(folder) / f"test_dino_{name}_in_transformers.py")
+            content = (HEAD + text).format(root=str(tests.parent), scratch=folder, ours=ours, skipped=skipped)
+            modules[-1].write_text(content, encoding="utf-8")
+        return pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", folder, *map(str, modules), *sys.argv[1:]])
 
 
 if __name__ == "__main__":

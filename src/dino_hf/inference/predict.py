@@ -108,6 +108,8 @@ def predict(
         FileNotFoundError, FileExistsError, ValueError: an argument is wrong; ValueError also if nothing could be read.
     """
     check_threshold(threshold)
+    for name, value in (class_thresholds or {}).items():
+        check_threshold(value, f"class_thresholds: {name!s:.100}")
     check_formats(formats)
     check_overlap(tile_overlap)
     check_max_detections(max_detections)
@@ -229,7 +231,6 @@ def _thresholds(
     """Class index -> lowest score."""
     thresholds = dict.fromkeys(categories, threshold)
     for name, value in by_class.items():
-        check_threshold(value)
         thresholds |= dict.fromkeys(find_classes([name], categories), value)
     return thresholds
 

@@ -373,10 +373,14 @@ def _loaded(image: Image.Image) -> Image.Image:
     return image
 
 
-def check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float, what: str = "threshold") -> None:
+    """
+    Args:
+        what: name of the setting in the message.
+    """
     if not 0 <= threshold <= 1:  # not nan either
         percent = f" For {threshold:g} %, write {threshold / 100:g}." if 1 < threshold <= 100 else ""
-        raise ValueError(f"threshold={threshold} must be in [0, 1]: the lowest score that is wanted.{percent}")
+        raise ValueError(f"{what}={threshold} must be in [0, 1]: the lowest score that is wanted.{percent}")
 
 
 def check_max_detections(max_detections: int | None) -> None:

@@ -179,6 +179,8 @@ def _read_thresholds(text: str) -> dict[str, float]:
     thresholds = {}
     for part in text.split(","):
         name, _, value = part.rpartition("=")
+        if name.strip() in thresholds:
+            raise ValueError(f"--class-thresholds names {name.strip()!r:.100} twice; give one score for each class.")
         try:
             thresholds[name.strip()] = float(value)
         except ValueError:
