@@ -322,6 +322,54 @@ def test_no_file_is_written_for_two_sources(tmp_path):
 OUTSIDE = '{"file": "%s", "origin": "", "frame": null, "time": null, "width": 1, "height": 1, "objects": []}'
 
 
+OBJECT = {"label": "disc", "category_id": 3, "score": 0.5, "box": [1, 2.5, 3, 4]}
+RECORD = {"file": "a.png", "origin": "", "frame": None, "time": None, "width": 9, "height": 7, "objects": [OBJECT]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": 3},
+        {"origin": None},
+        {"file": "../a.png"},
+        {"frame": -1},
+        {"frame": True},
+        {"frame": "3"},
+        {"time": "now"},
+        {"time": float("nan")},
+        {"width": 2.5},
+        {"height": None},
+        {"objects": None},
+        {"objects": [[]]},
+        *(
+            {"objects": [OBJECT, OBJECT | wrong]}
+            for wrong in (
+                {"label": 3},
+                {"label": None},
+                {"category_id": "3"},
+                {"score": "0.5"},
+                {"score": True},
+                {"score": float("inf")},
+                {"box": 3},
+                {"box": [1, 2, 3]},
+                {"box": [1, 2, 3, 4, 5]},
+                {"box": [1, 2, 3, "4"]},
+                {"box": "1234"},
+            )
+        ),
+    ],
+)
+def test_a_line_that_no_prediction_writes_is_damaged(tmp_path, change):
+    def write(*records):
+        (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        journal = Journal(tmp_path)
+        return journal.num_records, journal.num_damaged, journal.is_ours
+
+    assert write(RECORD) == (1, 0, True)
+    assert write(RECORD | {"frame": 0, "time": 0.0, "objects": []}) == (1, 0, True)
+    assert write(RECORD | change) == (0, 1, False)
+
+
 def test_half_of_a_pair_in_a_journal_is_a_damaged_line(tmp_path):
     fill(open_folder(tmp_path, formats=["csv"]))
     journal = tmp_path / "predictions.jsonl"

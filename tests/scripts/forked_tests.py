@@ -78,10 +78,10 @@ def measure(module: Path, arguments: list[str]) -> dict[str, tuple[float, list[i
 
 
 def statements(tree: ast.Module) -> list[range]:
-    """Lines of each statement; of a compound one, those before its body."""
+    """Lines of each statement and each `except`; of a compound one, those before its body."""
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.stmt):
+        if isinstance(node, ast.stmt | ast.excepthandler):
             body = getattr(node, "body", None)
             end = max(body[0].lineno, node.lineno + 1) if body else node.end_lineno + 1
             found.append(range(node.lineno, end))
