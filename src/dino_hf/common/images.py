@@ -18,6 +18,9 @@ _WANTED_FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
 Image.init()
+# Pillow allocates images in blocks of 16 MiB, which glibc keeps after they are freed: 4 bytes per pixel in each thread and worker.
+# Blocks of more than 32 MiB go back to the system.
+Image.core.set_block_size(2**26)
 FORMATS = tuple(name for name in _WANTED_FORMATS if name in Image.OPEN)  # this build of Pillow may lack some
 IMAGE_SUFFIXES = frozenset((
     ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pgm", ".png",

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ..common.images import load, open_image, to_rgb, upright_size
+from ..common.images import DecodingRoom, load, open_image, to_rgb, upright_size
 from ..data import DetectionData
 from ..data.rows import CocoData, check_image_size
 
@@ -12,6 +12,8 @@ MOST_DECODED = 2000  # images decoded by default: each takes about 10 ms
 _CHUNK = 100  # image files in memory at once
 _SHOWN = 3  # bad images named in messages
 _MODES_OF_DOUBT = ("I", "F")  # Pillow modes whose range of values is known only from the pixels
+_BYTES_PER_PIXEL = 8  # decoded, and as RGB
+_room = DecodingRoom(2**30)  # for all threads
 
 
 def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: bool) -> tuple[DetectionData, list[str]]:
@@ -84,9 +86,11 @@ def _problem(row: Mapping, decode: bool) -> str | None:
         with open_image(path if content is None else content) as image:
             check_image_size(row["image_id"], _Sized(upright_size(image)), (row["width"], row["height"]))
             if decode or image.mode.startswith(_MODES_OF_DOUBT):
-                load(image)
-                if image.mode.startswith(_MODES_OF_DOUBT):
-                    to_rgb(image)
+                with _room.take(_BYTES_PER_PIXEL * image.width * image.height):
+                    load(image)
+                    if image.mode.startswith(_MODES_OF_DOUBT):
+                        to_rgb(image)
+                    image.close()  # its pixels too
     except (OSError, ValueError) as error:
         sentence = str(error).rstrip(".")
         return f"{sentence}." if isinstance(error, ValueError) else f"{name}: {sentence}."

@@ -37,6 +37,7 @@ from .detector import find_detector
 from .doctor import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
 from .held_out_loss import HeldOutLoss, num_boxes_of, num_own_images, score_of_first
+from .large_images import Turn, large_in_turn
 from .loss_parts import TrainingParts, weighted_parts
 from .model_card import record_training
 from .readable_images import ReadableImages
@@ -117,10 +118,12 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed)
         self._evaluators = {name: CocoEvaluator(data, image_processor) for name, data in sets.items()}
         self.evaluator = next(iter(self._evaluators.values()), None)
+        turn, held_out_transform = Turn(), DetectionTransform(image_processor)
         evaluated = {
-            name: data.dataset.with_transform(DetectionTransform(image_processor)) for name, data in sets.items()
+            name: large_in_turn(data.dataset.with_transform(held_out_transform), data, turn)
+            for name, data in sets.items()
         }
-        rows = train.dataset.with_transform(self._train_transform)
+        rows = large_in_turn(train.dataset.with_transform(self._train_transform), train, turn)
         self.readable_images = None
         if on_bad_image is not None:
             names = list(train.dataset.with_format(None)["file_name"])

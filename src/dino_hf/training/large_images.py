@@ -1,0 +1,65 @@
+"""Bounded memory for very large images: the processes that read images for a run take turns."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from datasets import Dataset as Table
+
+from ..data.rows import CocoData
+
+try:
+    import fcntl
+except ImportError:  # Windows: memory is bounded only by the number of workers
+    fcntl = None
+
+LARGE = 2**25  # pixels; reading one pixel takes up to 15 bytes, so up to 500 MB for an image of this size
+
+
+class Turn:
+    """One process at a time, of this one and its workers. A process that ends gives up its turn."""
+
+    def __init__(self):
+        self._file = tempfile.NamedTemporaryFile(prefix="dino_hf_turn_")  # noqa: SIM115  it lives as long as this object
+        self._path = self._file.name
+
+    def __getstate__(self):
+        return {"_path": self._path}  # for workers that are spawned; the file belongs to the first process
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Wait until no other process has the turn, and keep it inside the context."""
+        with open(self._path, "rb") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+class LargeInTurn(torch.utils.data.Dataset):
+    """Samples of a data set. Large images are read one at a time in all workers, and each batch is read image by image.
+
+    Args:
+        rows: the images, with their transform.
+        is_large: for each image, whether it has more than `LARGE` pixels.
+        turn: shared by the data sets of a run.
+    """
+
+    def __init__(self, rows: Table, is_large: list[bool], turn: Turn):
+        self.rows, self._is_large, self._turn = rows, is_large, turn
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        if not self._is_large[index]:
+            return self.rows[index]
+        with self._turn.take():
+            return self.rows[index]
+
+
+def large_in_turn(rows: Table, data: CocoData, turn: Turn) -> Table | LargeInTurn:
+    """The rows as they are if no image is large."""
+    sizes = data.dataset.select_columns(["width", "height"]).with_format("arrow")[:].to_pydict()
+    is_large = [(w or 0) * (h or 0) > LARGE for w, h in zip(sizes["width"], sizes["height"], strict=True)]
+    return LargeInTurn(rows, is_large, turn) if any(is_large) else rows
