@@ -4,6 +4,7 @@ import io
 import json
 import os
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,19 @@ def test_the_largest_number_of_pixels(monkeypatch):
         monkeypatch.setattr(images, "MAX_PIXELS", limit)
         with pytest.raises(images.TooManyPixels, match="cut it into parts"):
             images.read_image(file.getvalue())
+
+
+def test_pillow_prints_no_warning_beside_our_error(monkeypatch):
+    file = io.BytesIO()
+    shades().save(file, "PNG")
+    num_pixels = SIZE[0] * SIZE[1]
+    for limit in (num_pixels - 1, num_pixels // 2, num_pixels // 2 - 1):  # from half on, Pillow refuses by itself
+        monkeypatch.setattr(images, "MAX_PIXELS", limit)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with pytest.raises(images.TooManyPixels):
+                images.open_image(file.getvalue())
+        assert not caught
 
 
 @pytest.mark.filterwarnings("error")

@@ -380,6 +380,16 @@ def test_a_failure_is_forgotten_after_a_day(compiler, own_cache, monkeypatch):
     assert compiler(None)[1] > 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no modes of files")
+def test_a_note_of_a_failure_is_private_and_written_in_one_step(tmp_path):
+    folder = tmp_path / "kernel"
+    kernel_loading._remember_failure(folder, "gcc 12", "no compiler")
+    (file,) = tmp_path.iterdir()
+    assert file.name == "kernel.failed.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert kernel_loading._remembered_failure(folder, "gcc 12").startswith("no compiler")
+
+
 @needs_shell
 @pytest.mark.parametrize("text", ["", "[]", '{"time": "now"}', "[" * 50_000])
 def test_a_damaged_note_of_a_failure_means_nothing(compiler, own_cache, text):

@@ -156,7 +156,7 @@ def test_all_is_shown_on_narrow_screens():
         "someone/dino; 47.0 M parameters Kept 2 of 3 classes: cat, dog",
         "4 images = 4 in a batch x 1 process x 1 accumulated; the recipe has 16",
         "transformer 0.0001, backbone 1e-05 departs from paper-12ep: images per step 4",
-        "paper-12ep: 12 epochs of 1 steps, 12 steps, 12 evaluations; resumed after step 1",
+        "paper-12ep: 12 epochs of 1 step, 12 steps, 12 evaluations; resumed after step 1",
         "that the process has now, 5.0 MiB for gradients, optimizer and average, 3.0 GiB for each image of up to",
         "3.0 GiB for each image of up to 1333 x 800 with 40 boxes; 20.0 GiB free",
         "warning: mind [this]",

@@ -8,7 +8,9 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 import dino_hf
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
@@ -17,6 +19,7 @@ from dino_hf.data.image_digests import image_digests, pack
 from dino_hf.evaluation import load_split
 from dino_hf.evaluation import seen_images as seen_module
 from dino_hf.evaluation.seen_images import seen_images
+from dino_hf.tools import cli_eval
 from dino_hf.tools.scenes import make_scenes
 from helpers import tiny_config
 
@@ -110,6 +113,18 @@ def test_images_that_were_compressed_again_are_noticed(trained, tmp_path, caplog
     make_scenes(tmp_path / "new/test", 30, seed=12)
     _, notes = load_split(tmp_path / "new", "test", models=[model])
     assert not any("trained on" in note for note in notes)
+
+
+def test_a_command_says_once_that_images_were_trained_on(trained, tmp_path, capfd):
+    folder, _ = trained
+    app = typer.Typer()
+    app.command("eval")(cli_eval.evaluate)
+    app.command("other")(lambda: None)
+    arguments = ["--split", "train", "--num-bootstrap", 0, "--output-dir", tmp_path / "out", "--device", "cpu"]
+    result = CliRunner().invoke(app, ["eval", *map(str, [folder / "out", folder / "data", *arguments])])
+    assert result.exit_code == 0, result.output
+    text = " ".join((result.output + "".join(capfd.readouterr())).split())
+    assert text.count("train images were trained on") == 1
 
 
 @pytest.mark.parametrize(("most", "is_noticed"), [(6, True), (5, False)])

@@ -217,6 +217,15 @@ def test_a_number_of_classes_is_bounded(nc, tmp_path):
     assert len(read_raw(tmp_path).categories) == 100_000
 
 
+_WHY = {
+    "a\0": r"'a.x00b.png', whose name is not usable, because it has a zero byte; rename",
+    "\ud800.": "whose name is not valid UTF-8; rename",
+    "aa": "does not exist",
+    "/d": "does not exist|outside of the data set's folder",
+    "..": "outside of the data set's folder",
+}
+
+
 @pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png", "a" * 300 + ".png", "/dev/zero", "../secret.png"])
 def test_a_name_that_may_not_be_read_is_one_problem_and_the_rest_is_looked_at(name, tmp_path):
     image(tmp_path / "secret.png")
@@ -234,9 +243,7 @@ def test_a_name_that_may_not_be_read_is_one_problem_and_the_rest_is_looked_at(na
             name,
             "2.png",
         ]
-    with pytest.raises(
-        (ValueError, OSError), match=r"whose name is not|does not exist|outside of the data set's folder"
-    ):
+    with pytest.raises((ValueError, OSError), match=_WHY[name[:2]]):
         load_data(folder)
 
 

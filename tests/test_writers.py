@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
+from dino_hf.common.text import printable
 from dino_hf.inference import pictures
 from dino_hf.inference.journal import Journal
 from dino_hf.inference.pictures import draw_detections
@@ -67,7 +68,17 @@ def test_names_of_classes_and_files_are_no_formulas_of_a_spreadsheet(tmp_path):
         rows = list(csv.DictReader(file))
     assert {row["file"] for row in rows} == {"'=cmd.png"}
     # Numbers, and text with a sign inside, are what they are.
-    assert [row["label"] for row in rows] == [f"'{name}" for name in names[:6]] + ["-5", "a=1"]
+    assert [row["label"] for row in rows] == [f"'{printable(name)}" for name in names[:6]] + ["-5", "a=1"]
+
+
+def test_names_do_not_act_on_a_terminal_that_shows_the_table(tmp_path):
+    found = Detections.sorted([[0, 0, 9, 9]], [0.5], [0])
+    with PredictionFolder(tmp_path / "out", SETTINGS, {0: (1, "cat\x1b[2J")}, formats=["csv"]) as folder:
+        folder.add(picture("a\x1b]52;c;aGFja2Vk\x07\r.png"), found)
+    text = (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8-sig")
+    assert "\na\\x1b]52;c;aGFja2Vk\\x07\\r.png," in text
+    assert "cat\\x1b[2J" in text
+    assert not set("\x1b\x07\r") & set(text)
 
 
 def test_all_formats_of_all_kinds_of_sources(tmp_path):
@@ -409,7 +420,7 @@ def test_no_text_of_the_table_is_a_formula(tmp_path):
     with open(tmp_path / "predictions.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["file"] for row in rows} == {"'=cmd|' /C calc'!A0.png"}
-    written = ["'=1+1", "'+a", "'-a", "'@a", "'\ta", "'\ra", "-5", "a=b", "'=1,\n2"]
+    written = ["'=1+1", "'+a", "'-a", "'@a", "'\ta", "'\\ra", "-5", "a=b", "'=1,\n2"]
     assert [row["label"] for row in rows] == written
 
 

@@ -94,7 +94,7 @@ def open_image(origin: Path | str | bytes | BinaryIO) -> Image.Image:
             raise UnreadableImage(_why_unknown(_head(file))) from None
         except (FileNotFoundError, PermissionError):
             raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        except Image.DecompressionBombError:
             raise TooManyPixels(_too_large("too many")) from None
         except Exception as error:  # Pillow's errors have no common type
             raise UnreadableImage(_sentence(error)) from error
@@ -258,6 +258,16 @@ class DecodingRoom:
                 self._changed.notify_all()
 
 
+class _QuietLimit(int):
+    """A limit of pixels for Pillow, which raises an error above twice the limit, and would warn above the limit.
+
+    We raise our own error there. This number makes Pillow's comparison for the warning, `pixels > limit`, false.
+    """
+
+    def __lt__(self, pixels: int) -> bool:
+        return False
+
+
 class _PillowLimit:
     """Raises Pillow's global limit of pixels to `MAX_PIXELS` while any of our threads reads an image."""
 
@@ -268,7 +278,7 @@ class _PillowLimit:
     def __call__(self) -> Iterator[None]:
         with self._lock:
             if not self._num_users:
-                self._old, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+                self._old, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, _QuietLimit(MAX_PIXELS)
             self._num_users += 1
         try:
             yield

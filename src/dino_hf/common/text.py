@@ -34,10 +34,14 @@ def shorten(text: str, limit: int) -> str:
 
 
 def csv_cell(value: object) -> object:
-    """A value for a csv file. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
-        return f"'{value}"
-    return value
+    """A value for a csv file. Control characters become escapes such as `\\x1b`, because terminals show csv files too.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value) else text
 
 
 def _visible(character: str) -> str:

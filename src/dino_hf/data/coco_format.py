@@ -80,6 +80,9 @@ def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
         split, own_categories, own_problems, own_notes = read_split(
             contents.pop(path), path, name, finder.of_split(path, name)
         )
+        for image in split.images:
+            if image["path"] in finder.candidates:
+                image["candidates"] = finder.candidates[image["path"]]
         notes += own_notes
         splits[name], split_notes = merge_categories(categories, split, own_categories)
         notes += split_notes
@@ -193,6 +196,7 @@ def read_split(
         entry.setdefault("width", None)
         entry.setdefault("height", None)
         entry["path"] = find_image(entry["file_name"])
+        entry.pop("candidates", None)  # a name of ours
         images.append(entry)
     annotations = []
     fields = {"image_id": image_ids, "category_id": category_ids, "bbox": list}

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from ..common.regular_files import LARGEST_YAML, check_depth, open_regular, parse_json, parse_yaml, read_bytes, shown
 from .files import DataFolder
-from .hub_layout import dtype_name, find_layout
+from .hub_features import join_rows
+from .hub_layout import Layout, dtype_name, find_layout
 from .split_names import SplitNames
 
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}
@@ -70,7 +71,7 @@ def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[
     for path in paths:
         groups.setdefault((names.of_file(path) or "train", *_kind(path)), []).append(path)
     parts: dict[str, Part] = {}
-    first: dict[str, Path] = {}
+    first: dict[str, tuple[Path, Layout]] = {}
     passed_over, reasons = [], []
     for (word, *_), paths in groups.items():
         rows = load_files(paths)
@@ -83,13 +84,17 @@ def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[
         if dtype_name(rows.features[layout.image]) == "string":
             rows = _from_folder(rows, layout.image, paths[0].parent.relative_to(folder).as_posix())
         if word in parts:
-            if parts[word].rows.features != rows.features:
+            first_path, first_layout = first[word]
+            needed = [column for column in layout if column in rows.column_names]
+            joined = join_rows(parts[word].rows, rows, needed) if layout == first_layout else None
+            if joined is None:
                 raise ValueError(
-                    f"{first[word]} and {paths[0]} both have {word} data, in different columns; give the path of one of them."
+                    f"{first_path} and {paths[0]} both have {word} data, with images, boxes or classes in different columns or of "
+                    "different types; give the path of one of them."
                 )
-            rows = concatenate_datasets([parts[word].rows, rows])
+            rows = joined
         parts[word] = Part(rows, folder.absolute())
-        first.setdefault(word, paths[0])
+        first.setdefault(word, (paths[0], layout))
     if not parts:
         raise reasons[0]
     notes = [f"{path} has no images with boxes, and is passed over." for path in passed_over[:8]]

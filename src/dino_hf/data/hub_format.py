@@ -168,14 +168,17 @@ class _Reader:
 
     def _with_paths(self, images: list[dict], names: list[str], split: str) -> list[dict]:
         """Images that are named by a column of paths: from the folder of the data, or the working directory."""
-        find = None
+        find, candidates = None, {}
         if self.files is not None and self.folder is not None:
-            find = ImageFinder(self.files, self.files.folder, names).of_split(self.folder / "rows", split)
+            finder = ImageFinder(self.files, self.files.folder, names)
+            find, candidates = finder.of_split(self.folder / "rows", split), finder.candidates
         for entry, name in zip(images, names, strict=True):
             entry["file_name"] = name
             if is_address(name):
                 self._refuse_address(f"image {entry['id']}", name)
             entry["path"] = find(name) if find and name else Path(name).absolute()
+            if entry["path"] in candidates:
+                entry["candidates"] = candidates[entry["path"]]
         return images
 
     def _refuse_address(self, where: str, address: str) -> None:

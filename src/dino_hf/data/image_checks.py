@@ -1,5 +1,6 @@
 """Images that are missing, damaged, of another size than stated, or in a data set twice."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from .box_table import count_boxes, stated_sizes
 from .findings import FindingCollector, Offender, count_text
 from .image_facts import ImageFacts, exact_copies, image_key, near_copies
+from .image_finder import ambiguous_text
 from .raw import RawDataset, RawSplit
 from .stated_size import SizeFit
 from .usable import is_text
@@ -71,7 +73,7 @@ def check_files(found: FindingCollector, name: str, facts: list[ImageFacts], fit
         )
         return
     missing = [place for place, fact in enumerate(facts) if fact.is_missing]
-    add("image-missing", missing, lambda place: str(images[place].get("path") or "no bytes and no path"))
+    add("image-missing", missing, lambda place: _missing_file(images[place]))
     broken = [place for place, fact in enumerate(facts) if fact.error is not None]
     for kind in ("image-broken", "image-too-large", "image-mode-unknown"):
         add(kind, [place for place in broken if facts[place].error_kind == kind], lambda place: facts[place].error)
@@ -83,6 +85,11 @@ def check_files(found: FindingCollector, name: str, facts: list[ImageFacts], fit
     add("image-mode", deep, lambda place: "values from {:,} to {:,}, of 65,535".format(*facts[place].values))
     several = [place for place, fact in enumerate(facts) if fact.other_frames is not None]
     add("image-frames", several, lambda place: f"the first of several {facts[place].other_frames}")
+
+
+def _missing_file(image: Mapping) -> str:
+    path, candidates = str(image.get("path") or "no bytes and no path"), image.get("candidates")
+    return f"{path} {ambiguous_text(candidates)}" if candidates else path
 
 
 class Copy(NamedTuple):

@@ -44,6 +44,7 @@ class ImageFinder:
     def __init__(self, files: DataFolder, root: Path, listed: Iterable[str]):
         self.files = files
         self.root = root.absolute()
+        self.candidates: dict[Path, list[Path]] = {}  # path that is not there -> files that the listed name may mean
         self._paths: TailIndex | None = None
         self._split_names: SplitNames | None = None
         folders_of: dict[str, set[str]] = {}  # last part of listed names -> folders that it is listed in
@@ -71,22 +72,28 @@ class ImageFinder:
                         if index:
                             bases.insert(0, bases.pop(index))  # where the others will be too
                         return base / name
-            found = self._by_tail(posix(file_name), split, bases)
+            found, several = self._by_tail(posix(file_name), split, bases)
             if found and listed_as.setdefault(found, file_name) == file_name:
                 return found
             # one outside of the data set is found all the same, to be named as such
-            return next((base / file_name for base in bases if is_regular(base / file_name)), bases[0] / file_name)
+            place = next((base / file_name for base in bases if is_regular(base / file_name)), bases[0] / file_name)
+            if several:
+                self.candidates[place] = several
+            return place
 
         return find
 
-    def _by_tail(self, name: str, split: str, bases: list[Path]) -> Path | None:
+    def _by_tail(self, name: str, split: str, bases: list[Path]) -> tuple[Path | None, list[Path]]:
+        """The one file whose path ends as the name does, or else all such files."""
         if self._paths is None:
             paths = list(image_files(self.root, self.files))
             self._paths, self._split_names = TailIndex(self.root, paths), SplitNames(self.root, paths)
         found = self._paths.find(name, split, alike(name.rpartition("/")[2]) in self._of_several)
         found = [path for path in found if self._may_be_of(path, split)]
         in_bases = [path for base in bases for path in found if path.parent == base]
-        return found[0] if len(found) == 1 else next(iter(in_bases), None)
+        if len(found) == 1 or in_bases:
+            return (in_bases or found)[0], []
+        return None, sorted(found)
 
     def _may_be_of(self, path: Path, split: str) -> bool:
         """Two splits may number their files alike: never take one from the folder of another split."""
@@ -131,6 +138,14 @@ class TailIndex:
             return []
         best = [(path, parts) for score, path, parts in scored if score == most]
         return [path for path, parts in best if not _contradict(listed[:-most], parts[:-most], split)]
+
+
+def ambiguous_text(candidates: Sequence[Path]) -> str:
+    """What is wrong with a listed name that several files have."""
+    return (
+        f"is ambiguous: {len(candidates)} files have this name, such as {candidates[0]} and {candidates[1]}; list it with its "
+        "folder"
+    )
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:

@@ -97,6 +97,11 @@ def _wanted(raw: RawDataset, only: str | None) -> list[str]:
 
 
 def _checked(raw: RawDataset, wanted: list[str], validation_fraction: float, seed: int) -> DetectionData:
+    if raw.format == "huggingface" and not raw.categories:  # other formats list their classes apart from the boxes
+        num_images = sum(len(split.images) for split in raw.splits.values())
+        raise ValueError(
+            f"{raw.origin}: none of its {num_images} images has a box, so there is no class; annotate some."
+        )
     notes = [f"{raw.origin} is read in {raw.format} format.", *raw.notes]
     classes, left_out = _classes(raw)
     notes += left_out

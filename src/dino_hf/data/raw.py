@@ -33,7 +33,7 @@ class RawSplit(NamedTuple):
     name: str  # "train", "validation" or "test"; else the data's own word
     origin: Path | str  # json, folder or Hub id that it was read from, for messages
     # COCO's fields: id, file_name, width, height (None where the data do not tell), and `path` (absolute, may be missing) or
-    # `image` (a mapping with bytes and path that reads them when asked)
+    # `image` (a mapping with bytes and path that reads them when asked); `candidates` of a missing path: files it may mean
     images: list[dict]
     # COCO's fields: id?, image_id, category_id, bbox (x, y, width, height) in pixels, area?, iscrowd?, and `where`, as in
     # "annotations[3]" or "labels/7.txt, line 3"

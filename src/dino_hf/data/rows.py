@@ -1,6 +1,7 @@
 """What the files say -> rows in Arrow, for training and evaluation, checked on the way."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
 from ..common.images import read_image
 from ..common.regular_files import is_regular
+from .image_finder import ambiguous_text
 from .raw import Problem, RawSplit
 
 MOST_PIXELS = 2**31  # of a side
@@ -108,7 +110,7 @@ def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tu
         raise ValueError(f"{split.origin} lists no images; add some, or leave this part out.")
     for image in images.values():
         if image.get("image") is None and not is_regular(image["path"]):
-            raise FileNotFoundError(f"{image['path']}, listed in {split.origin}, does not exist.")
+            raise FileNotFoundError(f"{missing_text(image, split.origin)}.")
     sizes = {image_id: _size(image, f"{split.origin}: image {image_id}") for image_id, image in images.items()}
     objects, notes = _objects(split, classes, sizes)
     columns = {
@@ -128,6 +130,13 @@ def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tu
         dataset = concatenate_datasets([Dataset.from_dict(columns, features=others), stored], axis=1)
         dataset = dataset.cast_column("image", _ImageFile())
     return CocoData(dataset, *classes, name), notes
+
+
+def missing_text(image: Mapping, origin: Path | str) -> str:
+    """Why the file of an image is not there, without a full stop."""
+    if not (candidates := image.get("candidates")):
+        return f"{image['path']}, listed in {origin}, does not exist"
+    return f"{image['file_name']}, listed in {origin}, {ambiguous_text(candidates)}"
 
 
 def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> tuple[dict[int, dict], list[str]]:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .files import DataFolder
-from .image_finder import TailIndex, posix
+from .image_finder import TailIndex, ambiguous_text, posix
 from .raw import SPLITS
 from .split_names import canonical_split
 
 _TRAINVAL = "trainval"
+MISSING = "does not exist"
 
 
 class SplitLists(NamedTuple):
@@ -19,7 +20,7 @@ class SplitLists(NamedTuple):
     where: str  # name of their place, for messages
 
     def shares(self, files: DataFolder, root: Path, paths: Iterable[Path]) -> tuple[dict[Path, list[str]], list[tuple]]:
-        """Path of a file -> the splits that list it, and the entries without a file as (split, entry).
+        """Path of a file -> the splits that list it, and the entries without a file as (split, entry, why).
 
         Args:
             root: folder that all paths are in.
@@ -29,20 +30,26 @@ class SplitLists(NamedTuple):
         missing = []
         for split, lists in self.lists.items():
             for line in dict.fromkeys(line for path in lists for line in files.read_lines(path)):
-                if (found := _find(index, line, split)) is None:
-                    missing.append((split, line))
-                elif split not in splits_of.setdefault(found, []):
-                    splits_of[found].append(split)
+                found = _find(index, line, split)
+                if len(found) != 1:
+                    missing.append((split, line, ambiguous_text(sorted(found)) if found else MISSING))
+                elif split not in splits_of.setdefault(found[0], []):
+                    splits_of[found[0]].append(split)
         return splits_of, missing
 
 
-def _find(index: TailIndex, line: str, split: str) -> Path | None:
-    """The file of a line. A line is a path or a name without suffix; a class mark or a second path may follow."""
+def _find(index: TailIndex, line: str, split: str) -> list[Path]:
+    """The file of a line, or the files that it may mean.
+
+    A line is a path or a name without suffix; a class mark or a second path may follow.
+    """
+    several = []
     for name in dict.fromkeys([line, *line.split()]):
         found = index.find(posix(name), split) or index.find(f"{posix(name)}.", split)  # a dot in a name without suffix
         if len(found) == 1:
-            return found[0]
-    return None
+            return found
+        several = several or found
+    return several
 
 
 def lists_of_image_sets(folder: Path, files: DataFolder) -> SplitLists | None:
@@ -113,9 +120,12 @@ def _word(stem: str) -> str:
 
 
 def _is_list(path: Path, files: DataFolder) -> bool:
-    """Whether a text file is a list. The label file of an image `train.jpg` has the same name, but its lines are boxes."""
+    """Whether a text file is a list. The label file of an image `train.jpg` has the same name, but its lines are boxes.
+
+    An empty file lists nothing. It may be the label file of an image without objects.
+    """
     first = next(iter(files.read_lines(path)), "")
-    return not first or not _is_box(first.split())
+    return bool(first) and not _is_box(first.split())
 
 
 def _is_box(values: list[str]) -> bool:

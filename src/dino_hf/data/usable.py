@@ -46,7 +46,12 @@ def _problem(split: RawSplit, image: dict, files: DataFolder | None) -> Problem 
     where = f"{split.origin}: image {image['id']}"
     if not is_text(image["file_name"]) or ("path" in image and not is_text(str(image["path"]))):
         name = shown(image["file_name"] if not is_text(image["file_name"]) else str(image["path"]))
-        message = f"{where} has the file {name}, whose name is not valid UTF-8 or has a zero byte; rename the file or its folder."
+        wrong = (
+            "usable, because it has a zero byte"
+            if "\0" in f"{image['file_name']}{image.get('path', '')}"
+            else "valid UTF-8"
+        )
+        message = f"{where} has the file {name}, whose name is not {wrong}; rename the file or its folder."
         return Problem("bad-entry", where, message)
     if files is not None and "path" in image:
         try:

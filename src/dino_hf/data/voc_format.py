@@ -7,11 +7,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ..common.images import IMAGE_SUFFIXES, open_image, upright_size
-from ..common.regular_files import is_regular, read_bytes
+from ..common.regular_files import is_regular, read_bytes, shown
 from .files import DataFolder
 from .image_finder import is_generic, posix
 from .raw import SPLITS, Problem, RawDataset, RawSplit, in_order
-from .split_lists import SplitLists, lists_beside, lists_of_image_sets
+from .split_lists import MISSING, SplitLists, lists_beside, lists_of_image_sets
 from .split_names import SplitNames, canonical_split
 from .usable import only_usable
 
@@ -52,8 +52,13 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
             if told and (entry := reader.read(path)):
                 for split in told:
                     found.setdefault(split, []).append(entry)
-        for split, line in missing:
-            reader.read_unannotated(group[0].parent / f"{_stem(line)}.xml", split, lists.where, found)
+        for split, line, why in missing:
+            if why == MISSING:
+                reader.read_unannotated(group[0].parent / f"{_stem(line)}.xml", split, lists.where, found)
+                continue
+            where = f"{folder}: {shown(line)}"
+            message = f"{shown(line)}, listed as {split} data in {lists.where}, {why}."
+            problems.append(Problem("missing-file", where, message))
     notes += [*names.notes(), *reader.images_without_xml(paths)]
     classes = {entry["category_id"] for images in found.values() for _, objects in images for entry in objects}
     ids = {name: number for number, name in enumerate(sorted(classes), start=1)}

@@ -140,9 +140,9 @@ def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None
         Problem(
             "missing-file",
             f"{folder}: {shown(line)}",
-            f"{shown(line)}, which {lists.where} lists as {split} data, does not exist.",
+            f"{shown(line)}, listed as {split} data in {lists.where}, {why}.",
         )
-        for split, line in missing
+        for split, line, why in missing
     ]
     unlisted = [path for path in paths if lists and path not in splits_of]
     if unlisted:

@@ -1,5 +1,6 @@
 """Images of YOLO data with their txt files, read as Ultralytics reads them."""
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -162,6 +163,8 @@ def _read_line(values: list[str], has_keypoints: bool) -> tuple[int, list[float]
     if len(numbers) < 5 or not abs(numbers[0]) < 2**53 or numbers[0] != int(numbers[0]):
         raise ValueError(expected)
     coordinates = numbers[1:]
+    if not all(map(math.isfinite, coordinates)):
+        raise ValueError(f"it has a number that is not finite; {expected}")
     if len(coordinates) == 4 or has_keypoints:
         return int(numbers[0]), coordinates[:4]
     if len(coordinates) < 6 or len(coordinates) % 2:

@@ -45,6 +45,7 @@ def load_split(
     allow_trained: bool = False,
     allow_outside: bool = False,
     trust_boxes: bool = False,
+    log: bool = True,
 ) -> tuple[CocoData, list[str]]:
     """Load one part of a data set.
 
@@ -58,6 +59,7 @@ def load_split(
         allow_trained: images that a model was trained on give a note, not an error. The training part and a `CocoData` are always
             allowed, because the user chose them.
         allow_outside, trust_boxes: as in `load_data`.
+        log: log the note on images that were trained on, as a warning. Commands print all notes instead.
     Returns:
         the data with their class space; notes on decisions made while reading.
     Raises:
@@ -65,7 +67,7 @@ def load_split(
     """
     seen = [seen_images(model) for model in models]
     if isinstance(data, CocoData):
-        return data, _check_overlap(data, seen, True, "given")
+        return data, _check_overlap(data, seen, True, "given", log)
     if split not in SPLITS:
         raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}.")
     if isinstance(data, DetectionData):
@@ -89,7 +91,7 @@ def load_split(
             else "annotate images that the detector was not trained on; a score on training images says little about others"
         )
         raise ValueError(f"{loaded.origin} has no {split} images, but {', '.join(there)}; {cure}.")
-    return part, loaded.notes + _check_overlap(part, seen, allow_trained or split == "train", split)
+    return part, loaded.notes + _check_overlap(part, seen, allow_trained or split == "train", split, log)
 
 
 def _as_the_run_split(data: DetectionData, seen: SeenImages, split: str) -> DetectionData | None:
@@ -110,7 +112,7 @@ def _as_the_run_split(data: DetectionData, seen: SeenImages, split: str) -> Dete
     return data._replace(train=train, validation=validation, notes=[*data.notes, note])
 
 
-def _check_overlap(data: CocoData, seen: Sequence[SeenImages], allowed: bool, split: str) -> list[str]:
+def _check_overlap(data: CocoData, seen: Sequence[SeenImages], allowed: bool, split: str, log: bool) -> list[str]:
     """A note if models were trained on images of the data, or on images that look the same.
 
     Only images with equal files are refused. Images that look the same may be frames of one camera, so they give a warning.
@@ -133,7 +135,8 @@ def _check_overlap(data: CocoData, seen: Sequence[SeenImages], allowed: bool, sp
         "other images"
     )
     if allowed or not num_equal:
-        logger.warning("%s.", what)
+        if log:
+            logger.warning("%s.", what)
         return [f"{what}."]
     raise ValueError(
         f"{what}: evaluate on other images, or use --allow-trained (in Python, allow_trained=True) to measure all the same."

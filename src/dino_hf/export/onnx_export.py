@@ -108,7 +108,7 @@ def export_onnx(
         from ..evaluation.classes import map_classes
 
         # The two APs are only compared with each other, so training images are allowed.
-        reading = {"allow_trained": True, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
+        reading = {"allow_outside": allow_outside, "trust_boxes": trust_boxes, "allow_trained": True, "log": False}
         evaluation_data, notes = load_split(data, split, box_format, [predictor.model], **reading)
         for note in notes:
             say(note)

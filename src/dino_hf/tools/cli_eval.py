@@ -110,7 +110,7 @@ def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, 
     check_folder(output_dir, overwrite)
     console = make_console()
     predictors = [Predictor(name, device=device) for name in (model, other) if name is not None]
-    data, notes = load_split(dataset, models=[one.model for one in predictors], **reading)
+    data, notes = load_split(dataset, models=[one.model for one in predictors], log=False, **reading)
     for note in notes:
         console.print(note)
     for predictor in predictors:  # before the first one has worked for an hour

@@ -103,7 +103,8 @@ class Preflight:
             yield "", f"departs from {plan['recipe']}: {line}"
         yield (
             "Plan",
-            f"{plan['recipe']}: {plan['epochs']:g} epochs of {plan['steps_per_epoch']:,} steps, {plan['steps']:,} steps, "
+            f"{plan['recipe']}: {plan['epochs']:g} {'epoch' if plan['epochs'] == 1 else 'epochs'} of "
+            f"{_counted(plan['steps_per_epoch'], 'step', 'steps')}, {_counted(plan['steps'], 'step', 'steps')}, "
             f"{_counted(plan['evaluations'], 'evaluation', 'evaluations')}"
             + (f"; {plan['stops']}" if plan["stops"] else "")
             + (f"; resumed after step {plan['steps_done']:,}" if plan["steps_done"] else ""),
