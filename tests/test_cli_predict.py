@@ -225,7 +225,10 @@ def test_tiles_and_augmentation_see_all_of_the_image(predictor, model, photos, t
         (("{photos}", "--save", "{out}", "--formats", "xml"), "There are no formats ['xml']"),
         (("{photos}", "--formats", "xml"), "There are no formats ['xml']"),
         (("{photos}", "--tile-overlap", "2"), "tile_overlap=2.0 must be in [0, 0.9]"),
-        (("{photos}", "--resume"), "resume is about the folder of results; give it as save."),
+        (
+            ("{photos}", "--resume"),
+            "--resume (in Python, resume=True) is about the folder of results: name that folder by --save (in",
+        ),
         (("",), "Source 1 is empty; give a path"),
         (("{photos}", "--save", "{out}", "--overwrite", "--resume"), "overwrite deletes what resume goes on with"),
     ],

@@ -363,7 +363,11 @@ def test_a_fixed_size_is_not_scaled():
     ("settings", "message"),
     [
         ({"device": "cuda:77"}, r"device='cuda:77' cannot be used here: .*; use 'cpu', or leave it out"),
-        ({"device": "gpu"}, "device='gpu' cannot be used here"),
+        (
+            {"device": "gpu"},
+            "^device='gpu' cannot be used here: no device has that name; use 'cuda', 'cuda:1', 'mps' or 'cpu', or leave it out "
+            r"for the best there is\.$",
+        ),
         ({"dtype": "int8"}, "dtype='int8' must be one of float32, bfloat16, float16."),
         ({"dtype": torch.int64}, "dtype=torch.int64 must be one of"),
     ],

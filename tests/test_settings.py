@@ -109,7 +109,10 @@ def test_trackers_are_those_that_are_installed(monkeypatch):
     monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
     assert find_trackers(None) == ["tensorboard"]
     assert find_trackers("none") == []
-    assert find_trackers(["tensorboard"]) == ["tensorboard"]
+    assert find_trackers(["tensorboard", "tensorboard"]) == ["tensorboard"]
+    assert find_trackers(["none", "none"]) == []
+    with pytest.raises(ValueError, match=r"^report_to has none beside tensorboard: leave out one of the two"):
+        find_trackers(["none", "tensorboard"])
     with pytest.raises(ImportError, match="wandb is not installed: pip install wandb"):
         find_trackers("wandb")
     with pytest.raises(ValueError, match="no tracker 'tensorbord'; did you mean tensorboard"):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import ResNetBackbone, ResNetConfig
 
+from data_layouts import draw_splits, write_layout
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.data import CocoData, hub_access
-from dino_hf.training import starting_model
+from dino_hf.training import run, starting_model
 from dino_hf.training.starting_model import load_checkpoint, load_start
 from helpers import RESNET, tiny_config
 
@@ -179,3 +180,19 @@ def test_a_checkpoint_keeps_what_the_run_started_from(tmp_path):
     assert start.model.config.provenance == {"base_model": "someone/dino"}
     assert not start.model.config._name_or_path  # of which record_training would make the base model
     assert (start.source, start.notes) == ("someone/dino", ["Kept 3"])
+
+
+def test_a_run_that_is_not_there_is_named_before_the_backbone_that_a_new_one_lacks(tmp_path, monkeypatch):
+    write_layout("coco", draw_splits(tmp_path / "drawn", train=4, validation=3, test=2), tmp_path / "data")
+
+    def fails(*args):
+        raise OSError("Without a model, training starts from a backbone that cannot be fetched.")
+
+    monkeypatch.setattr(run, "load_start", fails)
+    with pytest.raises(
+        OSError, match=r"^There is no run in .*gone to resume, and a new one cannot start. Without a model"
+    ):
+        run.train(tmp_path / "data", output_dir=tmp_path / "gone", resume=True, use_cpu=True, report_to="none")
+    with pytest.raises(OSError, match=r"^Without a model"):
+        run.train(tmp_path / "data", output_dir=tmp_path / "gone", use_cpu=True, report_to="none")
+    assert not (tmp_path / "gone").exists()

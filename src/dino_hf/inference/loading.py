@@ -142,12 +142,18 @@ def read_device(device: str | torch.device | None) -> torch.device:
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
+    cure = "or leave it out for the best there is"
     try:
         device = torch.device(device)
+    except RuntimeError as error:  # its message lists some 20 types of devices
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here: no device has that name; use 'cuda', 'cuda:1', 'mps' or 'cpu', {cure}."
+        ) from error
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"device={str(device)!r} cannot be used here: {_first_line(error)}; use 'cpu', or leave it out for the best there is."
+            f"device={str(device)!r} cannot be used here: {_first_line(error)}; use 'cpu', {cure}."
         ) from error
     return device
 

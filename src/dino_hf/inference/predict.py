@@ -116,7 +116,10 @@ def predict(
     if all_scores and (tiles is not None or tta):
         raise ValueError("all_scores cannot be had with tiles or tta, which join the boxes of several queries.")
     if save is None and (overwrite or resume):
-        raise ValueError(f"{'overwrite' if overwrite else 'resume'} is about the folder of results; give it as save.")
+        name = "overwrite" if overwrite else "resume"
+        raise ValueError(
+            f"--{name} (in Python, {name}=True) is about the folder of results: name that folder by --save (in Python, save=...)."
+        )
     for name, value in (("batch_size", batch_size), ("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")

@@ -180,7 +180,12 @@ def _train(
     findings += bad_images
     if resume and not record.is_resumed:
         findings.insert(0, f"there is no run in {output_dir} to resume: this one starts from the beginning.")
-    start = _load(record, splits.train, seed)
+    try:
+        start = _load(record, splits.train, seed)
+    except OSError as error:
+        if resume and not record.is_resumed:
+            raise OSError(f"There is no run in {output_dir} to resume, and a new one cannot start. {error}") from error
+        raise
     findings += _about_random_weights(start, recipe)
     recipe = fitted(recipe, given, start.image_processor, splits.validation is not None)
     recipe.configure(start.model)

@@ -166,9 +166,12 @@ def find_trackers(report_to: str | Sequence[str] | None) -> list[str]:
     """
     if report_to is None:
         return [name for name in get_available_reporting_integrations() if name == "tensorboard"]
-    names = [report_to] if isinstance(report_to, str) else list(report_to)
+    names = list(dict.fromkeys([report_to] if isinstance(report_to, str) else report_to))
     if names in (["none"], []):
         return []
+    if "none" in names:
+        others = ", ".join(str(name) for name in names if name != "none")
+        raise ValueError(f"report_to has none beside {others}: leave out one of the two.")
     available = get_available_reporting_integrations()
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
