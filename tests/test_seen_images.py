@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import dino_hf
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.data import load_data
+from dino_hf.data import load_data, recognise
 from dino_hf.data.image_digests import image_digests, pack
 from dino_hf.evaluation import load_split
 from dino_hf.evaluation import seen_images as seen_module
@@ -113,6 +113,17 @@ def test_images_that_were_compressed_again_are_noticed(trained, tmp_path, caplog
     make_scenes(tmp_path / "new/test", 30, seed=12)
     _, notes = load_split(tmp_path / "new", "test", models=[model])
     assert not any("trained on" in note for note in notes)
+
+
+def test_a_dry_run_reads_the_files_of_the_data_once(trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    reads = []
+    read = recognise.read_coco
+    monkeypatch.setattr(recognise, "read_coco", lambda *given: reads.append(given) or read(*given))
+    options = {"output_dir": tmp_path / "out", "dry_run": True, "report_to": "none", "use_cpu": True}
+    with contextlib.redirect_stdout(io.StringIO()):
+        dino_hf.train(folder / "data", model=folder / "untrained", num_denoising=5, **options)
+    assert len(reads) == 1
 
 
 def test_a_command_says_once_that_images_were_trained_on(trained, tmp_path, capfd):

@@ -69,11 +69,22 @@ def load_data(
     Raises:
         ValueError, OSError: nothing is recognised, or something is wrong with the data: what, and in which entry.
     """
-    if not isinstance(validation_fraction, int | float) or not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction={validation_fraction!r} must be at least 0 and less than 1.")
-    if not isinstance(seed, int) or not 0 <= seed < MOST_SEEDS:
-        raise ValueError(f"seed={seed!r} must be a whole number, at least 0 and less than {MOST_SEEDS:,}.")
+    _check_fraction(validation_fraction, seed)  # before the data are read
     raw = read_raw(source, box_format=box_format, allow_outside=allow_outside)
+    return load_raw(raw, source, validation_fraction=validation_fraction, seed=seed, trust_boxes=trust_boxes, only=only)
+
+
+def load_raw(
+    raw: RawDataset,
+    source,
+    *,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    trust_boxes: bool = False,
+    only: str | None = None,
+) -> DetectionData:
+    """As `load_data`, for data that `read_raw` has read from `source`. `raw` is not changed."""
+    _check_fraction(validation_fraction, seed)
     try:
         raise_problem(raw.problems)
         wanted = _wanted(raw, only)
@@ -87,6 +98,13 @@ def load_data(
         advice = f"`dino-hf doctor {source}` lists everything that is wrong, and --fix writes a cleaned copy."
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{error} {advice}") from error
+
+
+def _check_fraction(validation_fraction: float, seed: int) -> None:
+    if not isinstance(validation_fraction, int | float) or not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction!r} must be at least 0 and less than 1.")
+    if not isinstance(seed, int) or not 0 <= seed < MOST_SEEDS:
+        raise ValueError(f"seed={seed!r} must be a whole number, at least 0 and less than {MOST_SEEDS:,}.")
 
 
 def _wanted(raw: RawDataset, only: str | None) -> list[str]:

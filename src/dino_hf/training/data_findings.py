@@ -8,23 +8,22 @@ from datasets import DatasetDict
 from ..data import DetectionData, RawDataset, read_raw
 from ..data.checks import inspect
 from ..data.image_digests import image_digests
-from .coco_data import CocoData
 
 
-def data_findings(data: Any, splits: DetectionData, settings: dict[str, Any]) -> list[str]:
+def data_findings(
+    data: Any, splits: DetectionData, settings: dict[str, Any], raw: RawDataset | None = None
+) -> list[str]:
     """Check training data, without decoding images, and return the warnings.
 
     Args:
         data: the argument of `train`.
         splits: the data sets read from it.
-        settings: with box_format, allow_outside and trust_boxes of the run.
+        settings: with trust_boxes of the run.
+        raw: what the files of the data say; None if the data were read before.
     Raises:
         ValueError: with these data, training would stop or learn wrong boxes.
     """
-    if _is_read(data):
-        raw = _raw_of(splits)
-    else:
-        raw = read_raw(data, **{name: settings[name] for name in ("box_format", "allow_outside")})
+    raw = _raw_of(splits) if raw is None else raw
     report = inspect(raw, check_images=False, trust_boxes=settings["trust_boxes"])
     name = str(data) if isinstance(data, str | Path) else splits.origin or "The data set"
     advice = "`dino_hf.data.inspect(dino_hf.data.read_raw(data))` lists them."
@@ -54,12 +53,6 @@ def _about_copies(splits: DetectionData) -> list[str]:
                 "other images: take them out of one of the two parts."
             )
     return found
-
-
-def _is_read(data: Any) -> bool:
-    return isinstance(data, DetectionData | CocoData) or (
-        isinstance(data, tuple | list) and any(isinstance(one, CocoData) for one in data)
-    )
 
 
 def _raw_of(splits: DetectionData) -> RawDataset:

@@ -14,7 +14,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..common.output_folders import write_beside
-from ..data import DetectionData, load_data
+from ..data import DetectionData, RawDataset, read_raw
+from ..data.load import load_raw
 from ..evaluation import Evaluation
 from .checkpoints import check_checkpoint, newest_checkpoint
 from .coco_data import CocoData
@@ -174,8 +175,9 @@ def _train(
 
     check_images = choices.pop("check_images")
     data = read_streams(data, str(output_dir), others.get("use_cpu", not torch.accelerator.is_available()))
-    splits = _detection_data(data, record, seed, **choices)
-    findings = data_findings(data, splits, record.values)
+    splits, raw = _detection_data(data, record, seed, **choices)
+    findings = data_findings(data, splits, record.values, raw)
+    del raw  # of a large data set, it takes gigabytes
     splits, bad_images = leave_out_bad_images(splits, record.values["on_bad_image"], check_images)
     findings += bad_images
     if resume and not record.is_resumed:
@@ -225,14 +227,19 @@ def _train(
     return TrainingRun(record.output_dir, preflight, evaluation, test, trainer)
 
 
-def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction, box_format) -> DetectionData:
+def _detection_data(
+    data: Any, record: RunRecord, seed: int, validation_fraction, box_format
+) -> tuple[DetectionData, RawDataset | None]:
     """Read the data to train on and to evaluate on.
 
+    Returns:
+        the data, and what their files say; None if the data were read before.
     Raises:
         ValueError: there is no training image with a box, or no held-out image with a box by which to choose the best weights.
     """
     fraction = record.settle("validation_fraction", validation_fraction, 0.2)
     box_format = record.settle("box_format", box_format, None)
+    raw = None
     if isinstance(data, DetectionData):
         splits = data
     elif isinstance(data, CocoData):
@@ -240,8 +247,9 @@ def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction
     elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(one, CocoData) for one in data):
         splits = DetectionData(*data, None, [], data[0].name or "")
     else:
-        reading = {name: record.values[name] for name in ("allow_outside", "trust_boxes")}
-        splits = load_data(data, validation_fraction=fraction, seed=seed, box_format=box_format, **reading)
+        raw = read_raw(data, box_format=box_format, allow_outside=record.values["allow_outside"])
+        trust_boxes = record.values["trust_boxes"]
+        splits = load_raw(raw, data, validation_fraction=fraction, seed=seed, trust_boxes=trust_boxes)
     if splits.train is None:
         raise ValueError(f"{splits.origin} has no images to train on; name the data set that has a train split.")
     for part, what in ((splits.train, "to train on"), (splits.validation, "held out")):
@@ -251,7 +259,7 @@ def _detection_data(data: Any, record: RunRecord, seed: int, validation_fraction
                 "measure; give data that have some in each part (or none held out: no validation images, --validation-fraction 0)."
             )
     record.check_data(splits.train, splits.validation)
-    return splits
+    return splits, raw
 
 
 def _load(record: RunRecord, train: CocoData, seed: int) -> Start:
