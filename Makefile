@@ -50,7 +50,7 @@ lock: $(TOOLS)/installed
 		--custom-compile-command 'make lock' --extra test $(UPGRADE) pyproject.toml --output-file requirements/locked.txt
 
 demo: $(VENV)/for-demo
-	$(BIN)/python -m dino_hf.tools.demo --output-dir outputs/demo
+	$(BIN)/python examples/demo.py --output-dir outputs/demo
 
 # Two workers with one thread each: faster on two cores than one worker with two threads.
 test: $(VENV)/installed
@@ -81,7 +81,7 @@ test-transformers: $(VENV)/installed
 
 # Ratios of the deformable attention backends, and of the whole model with them.
 bench-kernels: $(VENV)/installed
-	$(BIN)/python -m dino_hf.tools.kernel_benchmark
+	$(BIN)/python -m kernel_benchmark
 
 # The loss against that of transformers' Deformable DETR, side by side.
 bench-loss: $(VENV)/installed
@@ -115,7 +115,7 @@ ablation: $(VENV)/installed
 
 # How far the port is from the recordings of the three projects, in numbers.
 parity: $(VENV)/installed
-	PYTHONPATH=tests/parity:convert_scripts $(BIN)/python tests/parity/measure.py
+	PYTHONPATH=tests/parity $(BIN)/python tests/parity/measure.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -16,8 +16,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from common import parse
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.tools.demo import small_config
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes, small_config
 from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
 
 VARIANTS = {

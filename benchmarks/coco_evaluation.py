@@ -20,10 +20,10 @@ from transformers import EvalPrediction
 
 from common import CpuOnly, keep, read_arguments
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.box_ops import xyxy_to_cxcywh
-from dino_hf.tools.measuring import side_by_side
+from dino_hf.evaluation.coco_metric import NAMES
+from dino_hf.model.box_ops import xyxy_to_cxcywh
 from dino_hf.training import CocoData, CocoEvaluator
-from dino_hf.training.coco_metric import NAMES
+from measuring import side_by_side
 
 HEIGHT, WIDTH = 480, 640
 OURS, PLAIN = "CocoEvaluator", "pycocotools"

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 import torch
 from transformers import HfArgumentParser
 
-from dino_hf.tools.measuring import append_rows, machine
+from measuring import append_rows, machine
 
 
 @dataclass

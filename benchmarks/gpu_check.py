@@ -20,14 +20,14 @@ from typing import NamedTuple
 import torch
 
 from common import parse
-from dino_hf.tools.measuring import machine
+from measuring import machine
 
 ROOT = Path(__file__).parents[1]
 LONGEST_OUTPUT = 8000  # characters of what a part printed, its end
 
 TRIAL = """
 import sys, torch
-from dino_hf.attention_backends import BackendUnavailable, choose_backend, use_backend
+from dino_hf.model.attention_backends import BackendUnavailable, choose_backend, use_backend
 reasons = []
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     try:
@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 def parts(folder: Path) -> list[Part]:
     """What is run, the most important first: the last ones are left out if the time is up."""
-    kernels = ["-m", "dino_hf.tools.kernel_benchmark", "--device", "cuda", "--rounds", "3"]
+    kernels = ["-m", "kernel_benchmark", "--device", "cuda", "--rounds", "3"]
     here = ["--device", "cuda", "--output_dir", str(folder), "--rounds", "2"]
     return [
         Part("trial", 90, ["-c", TRIAL]),

@@ -15,7 +15,7 @@ import torch
 
 from common import parse_size, read_arguments
 from detectors import DINO, build, random_images, random_labels
-from dino_hf.tools.measuring import append_rows
+from measuring import append_rows
 from training_step import StepArguments, make_optimizer, step_settings, training_step
 
 _MESSAGE = "synchronizing CUDA operation"

@@ -15,7 +15,7 @@ from transformers.models.deformable_detr.image_processing_pil_deformable_detr im
 from common import CpuOnly, keep, parse_size, read_arguments
 from detectors import DEFORMABLE, DINO, NUM_LABELS
 from dino_hf import DinoDetrImageProcessor, DinoDetrImageProcessorPil
-from dino_hf.tools.measuring import side_by_side
+from measuring import side_by_side
 
 PROCESSORS = {
     f"{DINO}, torchvision": DinoDetrImageProcessor,

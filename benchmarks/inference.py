@@ -28,7 +28,7 @@ from detectors import (
     detection,
     random_images,
 )
-from dino_hf.tools.measuring import side_by_side
+from measuring import side_by_side
 
 
 class Candidate(NamedTuple):

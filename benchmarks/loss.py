@@ -18,9 +18,9 @@ from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetect
 from common import Timed, keep, read_arguments
 from detectors import DEFORMABLE, DINO, NUM_LABELS, random_labels
 from dino_hf import DinoDetrConfig
-from dino_hf.criterion import DinoDetrLoss
-from dino_hf.targets import collect_targets
-from dino_hf.tools.measuring import side_by_side
+from dino_hf.model.criterion import DinoDetrLoss
+from dino_hf.model.targets import collect_targets
+from measuring import side_by_side
 
 OUTPUT_SETS = 7
 

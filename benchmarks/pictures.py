@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from detectors import DEFORMABLE
-from dino_hf.tools.drawing import COLOURS
+from dino_hf.common.drawing import COLOURS
 
 _DPI = 130
 

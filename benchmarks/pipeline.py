@@ -17,8 +17,8 @@ from transformers import DeformableDetrImageProcessor, pipeline
 from common import Timed, keep, read_arguments
 from detectors import DEFORMABLE, DINO, DTYPES, MODELS, build
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.tools.measuring import side_by_side
-from dino_hf.tools.scenes import draw_scene
+from dino_hf.common.scenes import draw_scene
+from measuring import side_by_side
 
 PROCESSORS = {DINO: DinoDetrImageProcessor, DEFORMABLE: DeformableDetrImageProcessor}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import parse
 from detectors import DEFORMABLE, DINO, REFERENCE
-from dino_hf.tools.plot_style import style
+from dino_hf.common.plot_style import style
 from pictures import by_case, save_inference, save_scaling
 
 _BLOCK = re.compile(r"(<!-- (\w+) (cpu|cuda) -->\n).*?(<!-- end -->)", re.DOTALL)

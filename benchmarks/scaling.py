@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from common import Timed, keep, parse_size, read_arguments
 from detectors import DEFORMABLE, DINO, DTYPES, MODELS, build, detection, random_images, random_labels
-from dino_hf.tools.measuring import side_by_side
+from measuring import side_by_side
 from training_step import RecordingLoss, make_optimizer, training_step
 
 

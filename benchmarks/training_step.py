@@ -31,7 +31,7 @@ from detectors import (
     random_images,
     random_labels,
 )
-from dino_hf.tools.measuring import resident_memory, restart_peak, side_by_side, spread
+from measuring import resident_memory, restart_peak, side_by_side, spread
 
 LOSS = "loss of DINO alone"
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from dino_hf.attention_backends import ENVIRONMENT_VARIABLE
+from dino_hf.model.attention_backends import ENVIRONMENT_VARIABLE
 from helpers import HAS_COMPILER
 
 if not HAS_COMPILER:

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from dino_hf.tools.scenes import CATEGORIES, make_scenes
+from dino_hf.common.scenes import CATEGORIES, make_scenes
 
 NAMES = sorted(CATEGORIES.values())  # class index -> name
 

@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from dino_hf import DinoDetrConfig
-from dino_hf.feature_levels import FeatureLevels, describe_levels
-from dino_hf.tools.kernel_loading import kernel_builder
+from dino_hf.model.feature_levels import FeatureLevels, describe_levels
+from dino_hf.runtime.kernel_loading import kernel_builder
 from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, make_optimizer
 
 HAS_COMPILER = kernel_builder().find_compiler() is not None

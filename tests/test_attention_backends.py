@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 
-from dino_hf import DinoDetrForObjectDetection, attention_backends, use_backend
-from dino_hf.attention_backends import (
+from dino_hf import DinoDetrForObjectDetection, use_backend
+from dino_hf.model import attention_backends
+from dino_hf.model.attention_backends import (
     ENVIRONMENT_VARIABLE,
     Backend,
     BackendUnavailable,
@@ -17,10 +18,10 @@ from dino_hf.attention_backends import (
     load_backend,
     register_backend,
 )
-from dino_hf.backend_trial import SHAPES as TRIAL_SHAPES
-from dino_hf.backend_trial import TOLERANCE, trial_inputs
-from dino_hf.ms_deform_attn import ms_deform_attn
-from dino_hf.package_warning import DinoDetrWarning
+from dino_hf.model.backend_trial import SHAPES as TRIAL_SHAPES
+from dino_hf.model.backend_trial import TOLERANCE, trial_inputs
+from dino_hf.model.ms_deform_attn import ms_deform_attn
+from dino_hf.model.package_warning import DinoDetrWarning
 from helpers import needs_compiler, tiny_config
 
 pytestmark = needs_compiler

@@ -10,13 +10,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.tools import augmentation_grid
-from dino_hf.tools.augmentation_grid import save_augmentation_grid
-from dino_hf.tools.cli import app
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.cli import augmentation_grid
+from dino_hf.cli.app import app
+from dino_hf.cli.augmentation_grid import save_augmentation_grid
+from dino_hf.common.scenes import make_scenes
+from dino_hf.run.training_run import train
 from dino_hf.training import DetectionTransform, load_coco
 from dino_hf.training.augmentation import Augmentation
-from dino_hf.training.run import train
 from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config
 

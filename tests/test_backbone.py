@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoBackbone
 
 from dino_hf import DinoDetrForObjectDetection
-from dino_hf.backbone import (
+from dino_hf.model.backbone import (
     DinoDetrBackbone,
     FoldingConvLayer,
     FrozenBatchNorm2d,
@@ -362,8 +362,8 @@ def test_linear_layers_of_a_backbone_are_plain_and_computed_fast_but_where_they_
     layers = [part for part in backbone.modules() if isinstance(part, nn.Linear)]
     assert layers
     assert {type(layer) for layer in layers} == {nn.Linear}
-    monkeypatch.setattr("dino_hf.cpu_speed._as_convolution", lambda *args: calls.append(args) or F.linear(*args))
-    monkeypatch.setattr("dino_hf.cpu_speed._prefers_convolution", lambda *args: True)
+    monkeypatch.setattr("dino_hf.model.cpu_speed._as_convolution", lambda *args: calls.append(args) or F.linear(*args))
+    monkeypatch.setattr("dino_hf.model.cpu_speed._prefers_convolution", lambda *args: True)
     pixel_values = torch.randn(2, 3, 128, 200)
     backbone.train()(pixel_values, None)
     assert calls

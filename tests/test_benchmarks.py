@@ -23,7 +23,7 @@ import scaling
 import training_step
 from common import Timed, parse_size
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.tools.demo import draw_data
+from dino_hf.common.scenes import draw_data
 from helpers import tiny_config
 
 

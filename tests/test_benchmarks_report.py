@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import report
-from dino_hf.tools.measuring import spread
+from measuring import spread
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 ABOUT = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou
 
-from dino_hf.box_ops import cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, refine_boxes, xyxy_to_cxcywh
+from dino_hf.model.box_ops import cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, refine_boxes, xyxy_to_cxcywh
 
 
 def random_boxes(*shape: int) -> torch.Tensor:

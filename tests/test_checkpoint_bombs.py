@@ -15,12 +15,11 @@ import safetensors.torch
 import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-import checkpoint_files
-import plain_values
-from checkpoint_files import ConversionError, UnreadObject, load_checkpoint, save_checkpoint
-from plain_values import TooLarge, Unreadable, check_pickle, plain_value
+from dino_hf.conversion import checkpoint_files, plain_values
+from dino_hf.conversion.checkpoint_files import ConversionError, UnreadObject, load_checkpoint, save_checkpoint
+from dino_hf.conversion.plain_values import TooLarge, Unreadable, check_pickle, plain_value
+from dino_hf.conversion.training_settings import told_by_file
 from toy_checkpoints import original_tensors, settings
-from training_settings import told_by_file
 
 
 def bomb(depth: int = 11, kind=list):

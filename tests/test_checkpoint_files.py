@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoint_files import ConversionError, load_checkpoint, read_config_text, save_checkpoint
+from dino_hf.conversion.checkpoint_files import ConversionError, load_checkpoint, read_config_text, save_checkpoint
 from toy_checkpoints import original_tensors, settings
 
 TENSORS = {"transformer.level_embed": torch.arange(6.0).reshape(2, 3), "label_enc.weight": torch.ones(4, 3)}

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModelForObjectDetection, ResNetConfig, ResNetModel
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrModel
-from dino_hf.coco_classes import COCO_CLASSES, coco_id2label
+from dino_hf.common.class_names import _COCO_NAME, SYNONYMS, _normalised, match_names
+from dino_hf.model.coco_classes import COCO_CLASSES, coco_id2label
 from dino_hf.training import ClassTransfer, transfer_classes
-from dino_hf.training.class_transfer import _COCO_NAME, SYNONYMS, _normalised, match_names
 from helpers import randomize, tiny_config, tiny_images
 
 OLD = ["person", "airplane", "couch", "N/A", "tv", "cat", "N/A", "dog", "hot dog"]

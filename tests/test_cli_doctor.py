@@ -14,9 +14,9 @@ from datasets import Image as ImageFeature
 from typer.testing import CliRunner
 
 from broken_data import CASES, make_data
+from dino_hf.cli.doctor import doctor
 from dino_hf.common import output_folders
-from dino_hf.data import cleaned_copy
-from dino_hf.tools.cli_doctor import doctor
+from dino_hf.doctor import cleaned_copy
 
 app = typer.Typer()
 app.command()(doctor)

@@ -10,10 +10,10 @@ from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcess
 from typer.testing import CliRunner
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.cli import eval as cli_eval
+from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.evaluation import measured
 from dino_hf.evaluation.report import COMPARISON_FILES, FILES
-from dino_hf.tools import cli_eval
-from dino_hf.tools.scenes import CATEGORIES, make_scenes
 from helpers import tiny_config
 
 app = typer.Typer()

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 import dino_hf.export
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.cli import export as cli_export
+from dino_hf.common.scenes import make_scenes
 from dino_hf.export import ExportReport
 from dino_hf.export.comparison import Difference
-from dino_hf.tools import cli_export
-from dino_hf.tools.scenes import make_scenes
 from helpers import tiny_config
 from inference_toys import CATEGORY_IDS, NAMES
 

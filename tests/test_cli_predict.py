@@ -17,10 +17,10 @@ from transformers import AutoModelForObjectDetection
 from typer.testing import CliRunner
 
 import dino_hf
+from dino_hf.cli import predict as cli_predict
 from dino_hf.inference import Prediction, Predictor, predict, sources
 from dino_hf.inference.predict import find_classes
 from dino_hf.inference.videos import read_frames
-from dino_hf.tools import cli_predict
 from inference_toys import CATEGORY_IDS, NAMES, noise, save_toy_detector
 from test_predictor import PEERS
 from test_sources import write_video
@@ -346,7 +346,7 @@ def test_a_percentage_for_a_class_names_the_class(model, photos):
     )
 
 
-@pytest.mark.filterwarnings("always::dino_hf.package_warning.DinoDetrWarning")
+@pytest.mark.filterwarnings("always::dino_hf.model.package_warning.DinoDetrWarning")
 def test_a_word_is_said_where_detections_were_cut_off(predictor, model, photos):
     with pytest.warns(UserWarning, match="In 1 image, 3 detections or more have a score above the threshold"):
         (found,) = predict(predictor, photos / "1.png", threshold=0.0, max_detections=3)

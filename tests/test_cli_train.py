@@ -4,9 +4,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dino_hf.tools import cli_train
-from dino_hf.tools.scenes import make_scenes
-from dino_hf.training import run
+from dino_hf.cli import train as cli_train
+from dino_hf.common.scenes import make_scenes
+from dino_hf.run import training_run as run
 from helpers import tiny_config
 
 app = typer.Typer()

@@ -12,16 +12,10 @@ from transformers import EvalPrediction
 
 from coco_reference import by_pycocotools
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.tools.scenes import CATEGORIES, make_scenes
-from dino_hf.training import (
-    CocoDetectionMetric,
-    CocoEvaluator,
-    DetectionCollator,
-    DetectionTransform,
-    coco_metric,
-    load_coco,
-)
-from dino_hf.training.coco_metric import NAMES
+from dino_hf.common.scenes import CATEGORIES, make_scenes
+from dino_hf.evaluation import coco_metric
+from dino_hf.evaluation.coco_metric import NAMES
+from dino_hf.training import CocoDetectionMetric, CocoEvaluator, DetectionCollator, DetectionTransform, load_coco
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 import dino_hf
-from dino_hf.attention_backends import ENVIRONMENT_VARIABLE
+from dino_hf.cli.app import app
+from dino_hf.common import command_errors
+from dino_hf.common.command_errors import one_sentence_errors
 from dino_hf.common.paths import expand_home
-from dino_hf.tools import command_errors
-from dino_hf.tools.cli import app
-from dino_hf.tools.command_errors import one_sentence_errors
+from dino_hf.model.attention_backends import ENVIRONMENT_VARIABLE
 
 
 def end_with(error, debug=False):

@@ -8,12 +8,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import convert_checkpoint
 import dino_hf
-import verify_conversion
+from dino_hf.cli.app import app
+from dino_hf.conversion import convert_checkpoint, verify_conversion
 from dino_hf.evaluation import seen_images
-from dino_hf.tools.cli import app
-from dino_hf.training import training_view
+from dino_hf.run import training_view
 
 COMMANDS = typer.main.get_command(app).commands
 DOCS = Path(__file__).parents[1] / "docs"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from data_layouts import CATEGORY_IDS, FOUR_FORMATS, draw_splits, write_category_layout, write_layout
 from dino_hf import DinoDetrConfig, DinoDetrImageProcessor
-from dino_hf.tools.cli import app
+from dino_hf.cli.app import app
 from helpers import tiny_config
 
 TRAINING = ("--max-steps", "3", "--eval-steps", "3", "--report-to", "none", "--batch-size", "2", "--use-cpu")

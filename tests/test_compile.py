@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dino_hf import DinoDetrForObjectDetection
-from dino_hf.targets import PADDING_LABEL
+from dino_hf.model.targets import PADDING_LABEL
 from helpers import SIZES, needs_compiler, randomize, tiny_config, tiny_images, tiny_labels
 
 # What torch compiles apart is left out: batches of 1, and of as many images as the decoder has layers; maps of one row or column;

@@ -11,8 +11,8 @@ from transformers.models.auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from dino_hf import DinoDetrConfig
-from dino_hf.config_checks import check_backbone_sizes, num_parameters
-from dino_hf.package_warning import DinoDetrWarning
+from dino_hf.model.config_checks import check_backbone_sizes, num_parameters
+from dino_hf.model.package_warning import DinoDetrWarning
 from helpers import RESNET, SWIN, tiny_config
 
 NAN, INFINITY = float("nan"), float("inf")

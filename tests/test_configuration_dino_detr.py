@@ -5,7 +5,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection, ResNetConfig, TimmBackboneConfig
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrModel
-from dino_hf.coco_classes import COCO_CLASSES
+from dino_hf.model.coco_classes import COCO_CLASSES
 from helpers import CONVNEXT, RESNET, SWIN, TIMM, tiny_config
 
 THREE_STAGES = ["stage2", "stage3", "stage4"]

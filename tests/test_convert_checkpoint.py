@@ -13,19 +13,27 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-import convert_checkpoint
-from architecture import build_config
-from checkpoint_files import ConversionError, load_checkpoint
-from class_names import read_label_names
-from convert_back import convert_back
-from convert_checkpoint import convert, main
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.conversion import convert_checkpoint
+from dino_hf.conversion.architecture import build_config
+from dino_hf.conversion.checkpoint_files import ConversionError, load_checkpoint
+from dino_hf.conversion.class_names import read_label_names
+from dino_hf.conversion.convert_back import convert_back
+from dino_hf.conversion.convert_checkpoint import convert, main
+from dino_hf.conversion.key_mapping import (
+    Rule,
+    merging_from_unfold,
+    merging_to_unfold,
+    output_norms,
+    renamed,
+    translate,
+    translate_back,
+)
+from dino_hf.conversion.training_settings import told_by_file
+from dino_hf.conversion.verify_conversion import main as compare_command
+from dino_hf.conversion.verify_conversion import verify
 from helpers import tiny_config
-from key_mapping import Rule, merging_from_unfold, merging_to_unfold, output_norms, renamed, translate, translate_back
 from toy_checkpoints import CLASSES, LAYERS, QUERIES, WIDTH, original_tensors, settings
-from training_settings import told_by_file
-from verify_conversion import main as compare_command
-from verify_conversion import verify
 
 SCRIPT = Path(__file__).parents[1] / "convert_scripts" / "convert_checkpoint.py"
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dino_hf import criterion
-from dino_hf.criterion import (
+from dino_hf.model import criterion
+from dino_hf.model.criterion import (
     DenoisingPredictions,
     DinoDetrLoss,
     box_losses,
@@ -15,8 +15,8 @@ from dino_hf.criterion import (
     focal_losses,
     mean_over_processes,
 )
-from dino_hf.matcher import CostWeights, DenoisingAnswers, Matches, NonFinitePredictionsError, match
-from dino_hf.targets import collect_targets
+from dino_hf.model.matcher import CostWeights, DenoisingAnswers, Matches, NonFinitePredictionsError, match
+from dino_hf.model.targets import collect_targets
 from helpers import NUM_LABELS, tiny_config, tiny_labels
 from loss import their_loss
 from test_matcher import slow_costs, slow_giou

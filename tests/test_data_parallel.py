@@ -4,7 +4,7 @@ import pytest
 import torch
 from recipe import make_checkpoint
 
-from convert_checkpoint import convert
+from dino_hf.conversion.convert_checkpoint import convert
 from processes import run_processes
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dino_hf.decoder import DinoDetrDecoder, DinoDetrDecoderLayer, DinoDetrSelfAttention
-from dino_hf.denoising import denoising_attention_mask
-from dino_hf.layers import attention_xavier, linear
+from dino_hf.model.decoder import DinoDetrDecoder, DinoDetrDecoderLayer, DinoDetrSelfAttention
+from dino_hf.model.denoising import denoising_attention_mask
+from dino_hf.model.layers import attention_xavier, linear
 from helpers import NUM_LABELS, num_tokens, randomize, tiny_config, tiny_levels
 
 LEVELS = tiny_levels()

@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetec
 from typer import Typer
 from typer.testing import CliRunner
 
+from demo import DemoArguments, prepare, run
 from dino_hf import DinoDetrConfig
-from dino_hf.tools.cli import app
-from dino_hf.tools.cli_scenes import scenes
-from dino_hf.tools.demo import DemoArguments, prepare, run
+from dino_hf.cli.app import app
+from dino_hf.cli.scenes import scenes
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from dino_hf.box_ops import cxcywh_to_xyxy
-from dino_hf.denoising import DinoDetrDenoising, count_groups, denoising_attention_mask
-from dino_hf.targets import collect_targets
+from dino_hf.model.box_ops import cxcywh_to_xyxy
+from dino_hf.model.denoising import DinoDetrDenoising, count_groups, denoising_attention_mask
+from dino_hf.model.targets import collect_targets
 from helpers import NUM_LABELS, tiny_config, tiny_labels
 
 

@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, TrainerCallback, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.matcher import NonFinitePredictionsError
-from dino_hf.model_card import weights_digest
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes
+from dino_hf.model.matcher import NonFinitePredictionsError
+from dino_hf.model.model_card import weights_digest
 from dino_hf.training import load_coco, record_training
 from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.held_out_loss import HeldOutLoss, num_own_images

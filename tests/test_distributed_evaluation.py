@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes
 from processes import run_processes
 
 

@@ -13,11 +13,11 @@ from torchvision.ops import generalized_box_iou
 from transformers import Trainer, TrainerCallback, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.box_ops import cxcywh_to_xyxy
-from dino_hf.matcher import Matches
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes
+from dino_hf.model.box_ops import cxcywh_to_xyxy
+from dino_hf.model.matcher import Matches
 from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
-from dino_hf.training.doctor import (
+from dino_hf.training.diagnosis import (
     Answer,
     Match,
     MatchHistory,

@@ -13,10 +13,10 @@ from PIL import Image
 
 from broken_data import make_picture
 from dino_hf.data import load_data, read_raw
-from dino_hf.data.checks import inspect
-from dino_hf.data.cleaned_copy import unused, write_cleaned_copy
-from dino_hf.data.cleaning import portable_name
 from dino_hf.data.rows import MOST_PIXELS
+from dino_hf.doctor.checks import inspect
+from dino_hf.doctor.cleaned_copy import unused, write_cleaned_copy
+from dino_hf.doctor.cleaning import portable_name
 
 ROTATED = 6  # EXIF's orientation of a phone that was held upright
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from dino_hf.data import load_data, read_raw
-from dino_hf.data.checks import inspect
-from dino_hf.data.cleaned_copy import write_cleaned_copy
+from dino_hf.doctor.checks import inspect
+from dino_hf.doctor.cleaned_copy import write_cleaned_copy
 
 STORED = (120, 80)  # width and height
 THING = (84, 50, 20, 24)  # a bright block on the stored pixels: x, y, width, height

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from dino_hf.encoder import DinoDetrEncoder, DinoDetrEncoderLayer
-from dino_hf.feature_levels import cell_centers
-from dino_hf.position_embedding import embed_map
+from dino_hf.model.encoder import DinoDetrEncoder, DinoDetrEncoderLayer
+from dino_hf.model.feature_levels import cell_centers
+from dino_hf.model.position_embedding import embed_map
 from helpers import num_tokens, randomize, tiny_config, tiny_levels
 
 LEVELS = tiny_levels()

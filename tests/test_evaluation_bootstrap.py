@@ -15,8 +15,8 @@ from dino_hf.evaluation.bootstrap import (
     precision_at_recalls,
     resample,
 )
+from dino_hf.evaluation.coco_metric import evaluate_class, summarize
 from dino_hf.evaluation.matching import SIZES, class_matches
-from dino_hf.training.coco_metric import evaluate_class, summarize
 from evaluation_toys import hard_columns
 
 IMAGES = np.arange(1, 8)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from dino_hf.evaluation.coco_metric import evaluate_class
 from dino_hf.evaluation.curves import make_curves
 from dino_hf.evaluation.matching import class_matches
-from dino_hf.training.coco_metric import evaluate_class
 from evaluation_toys import hard_columns
 
 IMAGES = np.arange(1, 8)

@@ -12,10 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from coco_reference import by_pycocotools
+from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.evaluation import evaluate, evaluate_model, load_split, report
-from dino_hf.tools.scenes import CATEGORIES, make_scenes
+from dino_hf.evaluation.coco_metric import NAMES
 from dino_hf.training import load_coco
-from dino_hf.training.coco_metric import NAMES
 from evaluation_toys import ReadyPredictor, draw_blocks, noisy_answers
 
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dino_hf.coco_classes import COCO_CLASSES
 from dino_hf.evaluation import compare, evaluate_model, plots, save_report
 from dino_hf.evaluation.report import COMPARISON_FILES, FILES, check_folder, save_comparison
+from dino_hf.model.coco_classes import COCO_CLASSES
 from evaluation_toys import ReadyPredictor, draw_blocks, noisy_answers
 
 FORMULA = r"猫 $\frac$"  # it does not parse, and the font that matplotlib brings does not have it

@@ -19,15 +19,15 @@ from PIL import ExifTags, Image
 from transformers import AutoBackbone, YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.attention_backends import ENVIRONMENT_VARIABLE
 from dino_hf.common.installation import install_command
+from dino_hf.common.scenes import make_scenes
 from dino_hf.export import ExportReport, export_onnx, onnx_export, onnx_file
 from dino_hf.export.comparison import compare_predictions
 from dino_hf.export.graph import _any_size, export_program
 from dino_hf.export.onnx_file import OnnxModel
 from dino_hf.inference import Predictor
 from dino_hf.inference.sources import read_image
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.model.attention_backends import ENVIRONMENT_VARIABLE
 from helpers import BIT, CONVNEXT, RESNET, SWIN, tiny_config
 from inference_toys import CATEGORY_IDS, NAMES, excite, noise
 

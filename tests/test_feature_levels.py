@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dino_hf.feature_levels import cell_centers, describe_levels, describe_whole_levels, flatten_maps
+from dino_hf.model.feature_levels import cell_centers, describe_levels, describe_whole_levels, flatten_maps
 from helpers import tiny_levels
 
 SHAPES = ((6, 9), (3, 5), (1, 2))

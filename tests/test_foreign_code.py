@@ -11,12 +11,11 @@ import torch
 from transformers.dynamic_module_utils import HF_MODULES_CACHE
 from typer.testing import CliRunner
 
-import convert_checkpoint
-import verify_conversion
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.cli.app import app
+from dino_hf.common.scenes import make_scenes
+from dino_hf.conversion import convert_checkpoint, verify_conversion
 from dino_hf.inference.loading import load_detector, load_image_processor
-from dino_hf.tools.cli import app
-from dino_hf.tools.scenes import make_scenes
 from helpers import tiny_config
 
 ROOT = Path(__file__).parents[1]

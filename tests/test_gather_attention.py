@@ -2,9 +2,9 @@
 
 import torch
 
-from dino_hf.attention_backends import choose_backend
-from dino_hf.gather_attention import ms_deform_attn_gather
-from dino_hf.ms_deform_attn import ms_deform_attn_reference
+from dino_hf.model.attention_backends import choose_backend
+from dino_hf.model.gather_attention import ms_deform_attn_gather
+from dino_hf.model.ms_deform_attn import ms_deform_attn_reference
 
 
 def random_inputs(shapes, dtype=torch.float64):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dino_hf.heads import DetectionHead, class_head
+from dino_hf.model.heads import DetectionHead, class_head
 from helpers import randomize
 
 

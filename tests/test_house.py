@@ -8,13 +8,12 @@ import pytest
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import dino_hf
-from dino_hf.sharing import AUTO_MAP
+from dino_hf.model.sharing import AUTO_MAP
 
 FLOORS = [
-    {"package_warning", "backend_trial", "backbone_trials", "cpu_speed"},
+    {"package_warning", "backend_trial", "backbone_trials", "cpu_speed", "card_text"},
     {
         "box_ops",
-        "card_text",
         "position_embedding",
         "feature_levels",
         "gather_attention",
@@ -28,7 +27,7 @@ FLOORS = [
     },
     {"configuration_dino_detr", "ms_deform_attn", "heads", "matcher", "model_card"},
     {"recording"},
-    {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "box_processing"},
+    {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "image_processing_mixin"},
     {"modeling_dino_detr", "image_processing_dino_detr", "image_processing_pil_dino_detr"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -36,7 +35,8 @@ PACKAGES = {"torch", "torchvision", "transformers", "huggingface_hub"} | sys.std
 GUARDED_PACKAGES = {"scipy"}
 
 FOLDER = Path(dino_hf.__file__).parent
-SHIPPED = sorted(file for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "__main__"))
+MODEL = FOLDER / "model"
+SHIPPED = sorted(file for file in MODEL.glob("*.py") if file.stem != "__init__")
 
 REFERENCES = [one for entry in AUTO_MAP.values() for one in (entry.values() if isinstance(entry, dict) else [entry])]
 
@@ -112,7 +112,7 @@ def test_only_sharing_names_files_that_it_does_not_import(file):
 @pytest.mark.parametrize("stem", sorted({ref.split(".")[0] for ref in REFERENCES} | {"sharing"}))
 def test_whatever_is_loaded_first_has_every_file_beside_it(stem):
     """The loader of the Hub copies what it finds from one file on; what is saved again from there must be whole."""
-    found = {Path(name).stem for name in get_relative_import_files(FOLDER / f"{stem}.py")} | {stem}
+    found = {Path(name).stem for name in get_relative_import_files(MODEL / f"{stem}.py")} | {stem}
     assert found == set(FLOOR_OF)
 
 
@@ -128,45 +128,129 @@ def test_our_warnings_have_our_category(file):
     assert categories <= {"DinoDetrWarning"}, f"{file.name}: warnings.warn(message, DinoDetrWarning, stacklevel=...)"
 
 
-COMMON = sorted((FOLDER / "common").glob("*.py"))
+# A room imports only rooms of lower floors. The files beside the rooms, `__init__.py` and `__main__.py`, stand above all.
+ROOMS = {
+    "model": 0,
+    "common": 1,
+    "runtime": 2,
+    "data": 3,
+    "doctor": 4,
+    "inference": 4,
+    "evaluation": 5,
+    "training": 6,
+    "conversion": 6,
+    "export": 7,
+    "run": 8,
+    "cli": 9,
+}
+EVERY_FILE = sorted(file for file in FOLDER.rglob("*.py") if "_kernels" not in file.parts)
 
 
-def wrong_imports_of_common(text: str) -> list[str]:
-    """Imports of ours that are neither in `common` nor on the lowest shipped floors."""
-    low = {f"..{name}" for floor in FLOORS[:2] for name in floor}
-    found = [
-        "." * node.level + (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
-        for node, _ in imports(ast.parse(text))
-    ]
+def own_imports(parts: tuple[str, ...], text: str) -> list[tuple[str, ...]]:
+    """What a module imports of this package, each as a path below it: ("data", "load").
+
+    Args:
+        parts: path of the module below the package; of an `__init__.py`, with that name.
+    """
+    found = []
+    for node, _ in imports(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [tuple(alias.name.split("."))[1:] for alias in node.names if alias.name.split(".")[0] == "dino_hf"]
+            continue
+        if node.level:
+            module = (*parts[: len(parts) - node.level], *(node.module.split(".") if node.module else ()))
+        elif node.module.split(".")[0] == "dino_hf":
+            module = tuple(node.module.split("."))[1:]
+        else:
+            continue
+        # "from . import x" names a file, if there is one of that name.
+        files = [(*module, alias.name) for alias in node.names]
+        found += [one if FOLDER.joinpath(*one).with_suffix(".py").is_file() else module for one in files]
+    return found
+
+
+def upward_imports(parts: tuple[str, ...], text: str) -> list[str]:
+    """Imports of a room's file that go to its own floor or higher, or to the package itself."""
+    room = parts[0]
     return [
-        name
-        for name in found
-        if name.split(".")[0] == "dino_hf"
-        or (name.startswith(".") and not name.startswith("..") and "." in name[1:])
-        or (name.startswith("..") and name not in low)
+        f"{'.'.join(parts)} imports dino_hf.{'.'.join(one)}"
+        for one in own_imports(parts, text)
+        if not one or (one[0] != room and ROOMS.get(one[0], 99) >= ROOMS[room])
     ]
 
 
-@pytest.mark.parametrize("file", COMMON, ids=lambda file: file.stem)
-def test_common_imports_only_what_is_below(file):
-    assert wrong_imports_of_common(file.read_text()) == []
+def circles(imported: dict[str, set[str]]) -> list[str]:
+    """Names that lead back to themselves."""
+
+    def reached(name: str) -> set[str]:
+        seen, waiting = set(), [name]
+        while waiting:
+            for other in imported.get(waiting.pop(), ()):
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append(other)
+        return seen
+
+    return sorted(name for name in imported if name in reached(name))
+
+
+def module_parts(file: Path) -> tuple[str, ...]:
+    return file.relative_to(FOLDER).with_suffix("").parts
+
+
+def imports_inside(room: str) -> dict[str, set[str]]:
+    """File of a room -> files of the same room that it imports."""
+    found = {}
+    for file in sorted((FOLDER / room).rglob("*.py")):
+        parts = module_parts(file)
+        names = [one for one in own_imports(parts, file.read_text(encoding="utf-8")) if one[:1] == (room,)]
+        found[parts[-1]] = {one[1] if len(one) > 1 else "__init__" for one in names}
+    return found
+
+
+def test_every_room_has_a_floor():
+    rooms = {file.parent.name for file in FOLDER.glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in EVERY_FILE if file.parent != FOLDER], ids=lambda file: "/".join(module_parts(file))
+)
+def test_rooms_import_only_lower_rooms(file):
+    assert upward_imports(module_parts(file), file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_of_a_room_form_no_circle(room):
+    assert circles(imports_inside(room)) == []
 
 
 @pytest.mark.parametrize(
     ("text", "is_right"),
     [
-        ("from .text import printable", True),
-        ("from ..card_text import one_line", True),
+        ("from .keys import KeyNumbers", True),
+        ("from ..common.text import printable", True),
+        ("from ..model import box_ops", True),
         ("import rich.console", True),
-        ("from ..data.load import load_data", False),
-        ("from ..modeling_dino_detr import DinoDetrModel", False),
-        ("from .. import data", False),
+        ("from dino_hf.common import images", True),
+        ("from ..training.trainer import DinoDetrTrainer", False),
+        ("from ..doctor import inspect", False),
+        ("from .. import doctor", False),
+        ("from .. import DinoDetrConfig", False),
         ("import dino_hf", False),
-        ("def f():\n    from dino_hf.data import x", False),
+        ("import dino_hf.cli.app", False),
+        ("def f():\n    from dino_hf.training import x", False),
+        ("def f():\n    from ..run import train", False),
     ],
 )
-def test_an_import_of_a_higher_floor_in_common_is_found(text, is_right):
-    assert (wrong_imports_of_common(text) == []) is is_right
+def test_a_planted_arrow_upwards_is_found(text, is_right):
+    assert (upward_imports(("data", "load"), text) == []) is is_right
+
+
+def test_a_planted_circle_is_found():
+    imported = imports_inside("data") | {"keys": {"load"}}
+    assert {"keys", "load"} <= set(circles(imported))
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize(
@@ -175,10 +259,10 @@ def test_an_import_of_a_higher_floor_in_common_is_found(text, is_right):
         "from .decoder import DinoDetrDecoder",  # the same floor
         "from .modeling_dino_detr import DinoDetrModel",  # a higher one
         "from . import box_ops",
-        "from .training.recipe import x",
+        "from .parts.recipe import x",
         "from ..box_ops import x",
         "import dino_hf",
-        "from dino_hf.box_ops import x",
+        "from dino_hf.model.box_ops import x",
         "import numpy as np",
         "def f():\n    import numpy",
         "import scipy",

@@ -8,12 +8,12 @@ from datasets import Dataset
 from datasets import Image as ImageColumn
 from PIL import Image
 
+from dino_hf.common.scenes import draw_scene
 from dino_hf.data import image_looks as looks_module
 from dino_hf.data.image_digests import pack, unpack
 from dino_hf.data.image_facts import COARSE_DISTANCE, COARSE_SIDE, MIN_CONTRAST
 from dino_hf.data.image_looks import LOOK_SIZE, are_alike, image_looks
 from dino_hf.data.rows import CocoData
-from dino_hf.tools.scenes import draw_scene
 
 
 def data_of(pictures, file_format="PNG", **options):

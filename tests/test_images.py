@@ -15,10 +15,10 @@ from PIL import Image
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common import images
 from dino_hf.data import load_data, read_raw
-from dino_hf.data.checks import inspect
+from dino_hf.doctor.checks import inspect
 from dino_hf.inference import sources
 from dino_hf.inference.predictor import Predictor
-from dino_hf.tools.pipeline import DinoDetrObjectDetectionPipeline
+from dino_hf.runtime.pipeline import DinoDetrObjectDetectionPipeline
 from dino_hf.training.coco_data import DetectionTransform
 from helpers import tiny_config
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from dino_hf.tools import kernel_benchmark
-from dino_hf.tools.kernel_benchmark import Arguments, inputs_of, main
+import kernel_benchmark
 from helpers import needs_compiler
+from kernel_benchmark import Arguments, inputs_of, main
 
 pytestmark = needs_compiler
 

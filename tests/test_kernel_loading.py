@@ -14,8 +14,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dino_hf.attention_backends import BackendUnavailable
-from dino_hf.tools import cli, kernel_loading
+from dino_hf.cli import app as cli
+from dino_hf.model.attention_backends import BackendUnavailable
+from dino_hf.runtime import kernel_loading
 from helpers import needs_compiler
 
 pytestmark = needs_compiler

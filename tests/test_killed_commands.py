@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import convert_checkpoint
-import verify_conversion
-from checkpoint_files import save_checkpoint
-from convert_back import convert_back
-from convert_checkpoint import convert
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common import output_folders
+from dino_hf.common.command_errors import script_errors
 from dino_hf.common.output_folders import folder_beside, is_leftover, scratch_folder, write_beside
+from dino_hf.conversion import convert_checkpoint, verify_conversion
+from dino_hf.conversion.checkpoint_files import save_checkpoint
+from dino_hf.conversion.convert_back import convert_back
+from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.export import export_onnx, onnx_export
-from dino_hf.tools.command_errors import script_errors
 from helpers import tiny_config
 from toy_checkpoints import original_tensors, settings
 

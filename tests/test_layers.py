@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dino_hf.cpu_speed import fast_linear, map_rows
-from dino_hf.layers import MLP, FeedForward, linear, starts_as, xavier, xavier_weight, zero
+from dino_hf.model.cpu_speed import fast_linear, map_rows
+from dino_hf.model.layers import MLP, FeedForward, linear, starts_as, xavier, xavier_weight, zero
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to avoid")
 

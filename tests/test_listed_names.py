@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_hf.common.output_folders import is_leftover
 from dino_hf.data import hub_loading, load_data, read_raw
-from dino_hf.data.checks import inspect
+from dino_hf.doctor.checks import inspect
 
 LINE = "0 0.5 0.5 0.25 0.4\n"
 XML = (

@@ -10,7 +10,7 @@ from transformers import BitsAndBytesConfig, Trainer, TrainingArguments, set_see
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.installation import install_command
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes
 from dino_hf.training import load_coco
 from dino_hf.training.lora import add_lora, lora_config
 from dino_hf.training.recipes import get_recipe

@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from dino_hf import matcher
-from dino_hf.matcher import CostWeights, Matches, NonFinitePredictionsError, match, matching_cost, repeat_matches
-from dino_hf.targets import Targets, collect_targets
+from dino_hf.model import matcher
+from dino_hf.model.matcher import CostWeights, Matches, NonFinitePredictionsError, match, matching_cost, repeat_matches
+from dino_hf.model.targets import Targets, collect_targets
 from helpers import NUM_LABELS, tiny_labels
 
 WEIGHTS = CostWeights(2.0, 5.0, 2.0)

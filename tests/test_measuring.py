@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino_hf.tools import measuring
-from dino_hf.tools.measuring import append_rows, resident_memory, restart_peak, side_by_side, spread, temporary_memory
+import measuring
+from measuring import append_rows, resident_memory, restart_peak, side_by_side, spread, temporary_memory
 
 needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
 

@@ -13,16 +13,16 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 
 from dino_hf import DinoDetrForObjectDetection
 from dino_hf.common import free_memory as common_memory
-from dino_hf.training import Augmentation, get_recipe
-from dino_hf.training import memory_forecast as forecasts
-from dino_hf.training.augmentation import augment
-from dino_hf.training.memory_forecast import (
+from dino_hf.run import memory_forecast as forecasts
+from dino_hf.run.memory_forecast import (
     MemoryForecast,
     choose_batch_size,
     forecast_memory,
     free_memory,
     largest_training_size,
 )
+from dino_hf.training import Augmentation, get_recipe
+from dino_hf.training.augmentation import augment
 from helpers import QUIET, tiny_config
 from processes import environment_of_scripts
 

@@ -12,8 +12,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrModel
-from dino_hf.coco_classes import COCO_CLASSES, coco_class_space
-from dino_hf.model_card import TAGS, is_ours, model_card, weights_digest
+from dino_hf.model.coco_classes import COCO_CLASSES, coco_class_space
+from dino_hf.model.model_card import TAGS, is_ours, model_card, weights_digest
 from dino_hf.training import transfer_classes
 from helpers import BIT, NUM_LABELS, RESNET, SWIN, TIMM, randomize, tiny_config
 
@@ -535,7 +535,7 @@ def test_without_a_digest_to_compare_none_is_computed(provenance, tmp_path, monk
     def fail(*_):
         raise AssertionError("computed")
 
-    monkeypatch.setattr("dino_hf.model_card.weights_digest", fail)
+    monkeypatch.setattr("dino_hf.model.model_card.weights_digest", fail)
     model = DinoDetrForObjectDetection(tiny_config())
     model.config.__dict__["provenance"] = provenance
     model.save_pretrained(tmp_path / "birds")

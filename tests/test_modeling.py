@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection
 from transformers.utils.generic import find_labels
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrModel
-from dino_hf.feature_levels import describe_levels
-from dino_hf.modeling_dino_detr import DinoDetrModelOutput, DinoDetrObjectDetectionOutput
+from dino_hf.model.feature_levels import describe_levels
+from dino_hf.model.modeling_dino_detr import DinoDetrModelOutput, DinoDetrObjectDetectionOutput
 from helpers import (
     BIT,
     CONVNEXT,
@@ -228,7 +228,7 @@ def test_no_mask_is_a_mask_without_padding(backbone, monkeypatch):
     assert torch.equal(without, model(pixel_values, ones).logits)
     assert torch.equal(without, model(pixel_values, ones.bool()).logits)
     # as on a GPU and in compiled code, where nobody looks whether the mask says anything
-    monkeypatch.setattr("dino_hf.modeling_dino_detr.is_traced", lambda: True)
+    monkeypatch.setattr("dino_hf.model.modeling_dino_detr.is_traced", lambda: True)
     assert torch.equal(without, model(pixel_values, ones).logits)
 
 

@@ -4,8 +4,8 @@ from functools import partial
 import pytest
 import torch
 
-from dino_hf.layers import linear
-from dino_hf.ms_deform_attn import (
+from dino_hf.model.layers import linear
+from dino_hf.model.ms_deform_attn import (
     DinoDetrDeformableAttention,
     attention_weights,
     ms_deform_attn,

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from data_layouts import draw_splits, write_layout
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.tools.cli import app
+from dino_hf.cli.app import app
 from helpers import tiny_config
 from processes import SCRIPTS, environment_of_scripts
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import dino_hf
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.backbone import DinoDetrBackbone
+from dino_hf.model.backbone import DinoDetrBackbone
 from helpers import RESNET, SIZES, SWIN, randomize, tiny_config, tiny_images, tiny_labels
 
 
@@ -103,7 +103,7 @@ def test_a_traced_model_holds_for_other_sizes_and_batches():
 
 def test_refined_boxes_are_clipped_once_each_in_a_graph():
     """An exporter's optimizer merges successive clips of one value wrongly, and ONNX Runtime refuses the file."""
-    from dino_hf.box_ops import refine_boxes
+    from dino_hf.model.box_ops import refine_boxes
 
     class Refine(nn.Module):
         def forward(self, boxes, delta):
@@ -162,14 +162,14 @@ def test_tools_find_where_gradients_enter():
     ],
 )
 def test_channels_last_is_taken_only_where_torch_is_right_in_it(stem, channels_last, monkeypatch):
-    build = dino_hf.backbone.AutoBackbone.from_config
+    build = dino_hf.model.backbone.AutoBackbone.from_config
 
     def with_stem(*args, **kwargs):
         backbone = build(*args, **kwargs)
         backbone.stem_of_another_project = stem
         return backbone
 
-    monkeypatch.setattr(dino_hf.backbone.AutoBackbone, "from_config", with_stem)
+    monkeypatch.setattr(dino_hf.model.backbone.AutoBackbone, "from_config", with_stem)
     assert DinoDetrBackbone(tiny_config(backbone_config=dict(RESNET)))._takes_channels_last == channels_last
 
 

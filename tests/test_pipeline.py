@@ -10,9 +10,9 @@ from transformers import DeformableDetrImageProcessor, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrImageProcessorPil
-from dino_hf.box_processing import pad_images
 from dino_hf.inference import Predictor, predict
-from dino_hf.tools.pipeline import DinoDetrObjectDetectionPipeline
+from dino_hf.model.image_processing_mixin import pad_images
+from dino_hf.runtime.pipeline import DinoDetrObjectDetectionPipeline
 from helpers import tiny_config
 
 SIZES = ((60, 41), (33, 70), (90, 52), (47, 47), (64, 30))  # (width, height)

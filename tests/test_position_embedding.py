@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dino_hf.position_embedding import embed_boxes, embed_map, embed_whole_map, sine_embedding
+from dino_hf.model.position_embedding import embed_boxes, embed_map, embed_whole_map, sine_embedding
 from helpers import tiny_levels
 
 

@@ -13,11 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from dino_hf import DinoDetrForObjectDetection
+from dino_hf.common.scenes import make_scenes
 from dino_hf.data import CocoData
-from dino_hf.tools.scenes import make_scenes
-from dino_hf.training import get_recipe, load_coco
-from dino_hf.training.memory_forecast import MemoryForecast
-from dino_hf.training.preflight import (
+from dino_hf.run.memory_forecast import MemoryForecast
+from dino_hf.run.preflight import (
     Preflight,
     describe_data,
     describe_disk,
@@ -28,6 +27,7 @@ from dino_hf.training.preflight import (
     image_sizes,
     size_text,
 )
+from dino_hf.training import get_recipe, load_coco
 from helpers import QUIET, tiny_config
 
 FORECAST = MemoryForecast(weights=2**20, fixed=6 * 2**20, per_image=3 * 2**30, size=(800, 1333), num_boxes=40)

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
+from dino_hf.run import progress as progress_module
+from dino_hf.run.progress import BestOfBoth, EvaluationProgress, TrainingProgress, _duration
 from dino_hf.training import get_recipe
-from dino_hf.training import progress as progress_module
-from dino_hf.training.progress import BestOfBoth, EvaluationProgress, TrainingProgress, _duration
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 import torch
 from recipe import load_manifest
 
-from architecture import recognise
-from checkpoint_files import ConversionError, load_checkpoint
-from convert_back import convert_back
-from convert_checkpoint import convert, main
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
-from published import BACKBONES, PUBLISHED, command, table
+from dino_hf.conversion.architecture import recognise
+from dino_hf.conversion.checkpoint_files import ConversionError, load_checkpoint
+from dino_hf.conversion.convert_back import convert_back
+from dino_hf.conversion.convert_checkpoint import convert, main
+from dino_hf.conversion.published import BACKBONES, PUBLISHED, command, table
 from toy_checkpoints import convnext_shapes
 
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"

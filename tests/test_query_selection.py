@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from dino_hf.feature_levels import cell_centers
-from dino_hf.query_selection import DinoDetrQuerySelection, grid_anchors
+from dino_hf.model.feature_levels import cell_centers
+from dino_hf.model.query_selection import DinoDetrQuerySelection, grid_anchors
 from helpers import NUM_LABELS, num_tokens, randomize, tiny_config, tiny_levels
 
 LEVELS = tiny_levels()

@@ -9,13 +9,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import dino_hf
+from dino_hf.cli.app import app
 from dino_hf.common.regular_files import DEEPEST_SETTINGS, check_model_folder, read_settings
-from dino_hf.data import inspect, load_data, read_raw
+from dino_hf.data import load_data, read_raw
+from dino_hf.doctor import inspect
 from dino_hf.evaluation import load_split
 from dino_hf.inference.loading import load_detector, load_image_processor
-from dino_hf.tools.cli import app
-from dino_hf.training.run_record import RUN_NAME, RunRecord
-from dino_hf.training.starting_model import load_start
+from dino_hf.run.run_record import RUN_NAME, RunRecord
+from dino_hf.run.starting_model import load_start
 from helpers import tiny_config
 
 OPTIONS = ("allow_outside", "trust_boxes", "box_format")

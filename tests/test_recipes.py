@@ -12,9 +12,9 @@ import torch
 from transformers import Trainer, TrainingArguments, set_seed
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrModel
-from dino_hf.criterion import DinoDetrLoss
-from dino_hf.denoising import DinoDetrDenoising
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes
+from dino_hf.model.criterion import DinoDetrLoss
+from dino_hf.model.denoising import DinoDetrDenoising
 from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
 from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.recipes import RECIPES, Recipe, get_recipe, images_per_step, planned_steps

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes
 from processes import needs_fork
 
 pytestmark = [pytest.mark.slow, needs_fork]

@@ -19,14 +19,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection, TrainerState, pipeline
 
 from dino_hf import DinoDetrImageProcessor
+from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.data import DetectionData, load_data
 from dino_hf.evaluation import report
 from dino_hf.inference import Predictor
-from dino_hf.model_card import is_ours, weights_digest
-from dino_hf.tools.scenes import CATEGORIES, make_scenes
-from dino_hf.training import get_recipe, results, run_lock, run_plan
-from dino_hf.training.results import _best
-from dino_hf.training.run import _sharing, train
+from dino_hf.model.model_card import is_ours, weights_digest
+from dino_hf.run import results, run_plan
+from dino_hf.run.results import _best
+from dino_hf.run.training_run import _sharing, train
+from dino_hf.training import get_recipe, run_lock
 from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config
 from processes import environment_of_scripts, needs_fork, run_processes
@@ -543,7 +544,7 @@ def test_findings_of_objects_name_classes_and_what_to_do(folder, tmp_path):
     few = data.validation.dataset.select([counts.index(max(counts))])
     data = data._replace(validation=data.validation._replace(dataset=few))
     run, _ = run_quietly(data, model=folder / "untrained", output_dir=tmp_path / "out", dry_run=True)
-    assert any("dino_hf.data.inspect(dino_hf.data.read_raw(data))" in warning for warning in run.preflight.warnings)
+    assert any("dino_hf.doctor.inspect(dino_hf.data.read_raw(data))" in warning for warning in run.preflight.warnings)
 
 
 def test_copies_of_training_images_among_those_measured_on_are_told(folder, tmp_path):
@@ -630,7 +631,7 @@ def test_two_processes_share_a_run_without_being_told_of_the_cpu(folder, tmp_pat
     words = ["--max-steps", "2", "--report-to", "none", "--num-denoising", "5"]
     places = ["--model", folder / "untrained", "--output-dir", tmp_path / "out"]
     done = subprocess.run(
-        [*launch, "dino_hf.tools.cli", "train", folder / "data", *places, *words],
+        [*launch, "dino_hf.cli.app", "train", folder / "data", *places, *words],
         env=environment_of_scripts(),
         capture_output=True,
         text=True,

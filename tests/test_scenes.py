@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_hf.tools.scenes import CATEGORIES, make_scenes
+from dino_hf.common.scenes import CATEGORIES, make_scenes
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 import dino_hf
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.cli import eval as cli_eval
+from dino_hf.common.scenes import make_scenes
 from dino_hf.data import load_data, recognise
 from dino_hf.data.image_digests import image_digests, pack
 from dino_hf.evaluation import load_split
 from dino_hf.evaluation import seen_images as seen_module
 from dino_hf.evaluation.seen_images import seen_images
-from dino_hf.tools import cli_eval
-from dino_hf.tools.scenes import make_scenes
 from helpers import tiny_config
 
 

@@ -5,9 +5,10 @@ import inspect
 import pytest
 from transformers.integrations import integration_utils
 
-from dino_hf.training import Augmentation, get_recipe, settings
-from dino_hf.training.run import train
-from dino_hf.training.settings import find_trackers, flat_settings, parse_settings, split_settings
+from dino_hf.run import settings
+from dino_hf.run.settings import find_trackers, flat_settings, parse_settings, split_settings
+from dino_hf.run.training_run import train
+from dino_hf.training import Augmentation, get_recipe
 
 
 @pytest.mark.parametrize(

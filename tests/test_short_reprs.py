@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from dino_hf import DinoDetrForObjectDetection
-from dino_hf.data import RawSplit, inspect, load_data, read_raw, write_cleaned_copy
+from dino_hf.data import RawSplit, load_data, read_raw
+from dino_hf.doctor import inspect, write_cleaned_copy
 from dino_hf.evaluation import compare, evaluate_model
 from dino_hf.export import ExportReport
 from dino_hf.export.comparison import Difference
+from dino_hf.run.preflight import Preflight
+from dino_hf.run.training_run import TrainingRun
 from dino_hf.training import freeze, transfer_classes
-from dino_hf.training.preflight import Preflight
-from dino_hf.training.run import TrainingRun
 from evaluation_toys import ReadyPredictor, noisy_answers
 from helpers import tiny_config
 

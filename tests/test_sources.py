@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino_hf.common import downloads, image_origins
 from dino_hf.common.images import UnknownRange, to_rgb
-from dino_hf.inference import downloads, sources, videos
+from dino_hf.inference import sources, videos
 from dino_hf.inference.sources import End, Failure, Picture, Source, find_sources, read_image, read_sources
 from dino_hf.inference.videos import VideoWriter, camera_input, read_frames, video_info
 from inference_toys import noise
@@ -627,8 +628,8 @@ def test_frames_that_become_too_large_are_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("free", [16 * 50 * 30, 16 * 50 * 30 - 1])
 def test_an_image_for_which_memory_is_lacking_is_named_and_skipped(tree, monkeypatch, free):
-    monkeypatch.setattr(sources, "_LARGE", 50 * 30 - 1)
-    monkeypatch.setattr(sources, "free_main_memory", lambda: free)
+    monkeypatch.setattr(image_origins, "_LARGE", 50 * 30 - 1)
+    monkeypatch.setattr(image_origins, "free_main_memory", lambda: free)
     (item,) = read(tree / "10.png")
     if free == 16 * 50 * 30:
         assert isinstance(item, Picture)
@@ -636,5 +637,5 @@ def test_an_image_for_which_memory_is_lacking_is_named_and_skipped(tree, monkeyp
         assert item.reason.startswith(
             "It has 50 x 30 pixels, which take about 0.0 GiB of memory, and 0.0 GiB are free; scale"
         )
-    monkeypatch.setattr(sources, "_LARGE", 50 * 30)
+    monkeypatch.setattr(image_origins, "_LARGE", 50 * 30)
     assert isinstance(read(tree / "10.png")[0], Picture)  # too small to ask

@@ -13,8 +13,9 @@ from transformers import ResNetBackbone, ResNetConfig
 from data_layouts import draw_splits, write_layout
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.data import CocoData, hub_access
-from dino_hf.training import run, starting_model
-from dino_hf.training.starting_model import load_checkpoint, load_start
+from dino_hf.run import starting_model
+from dino_hf.run import training_run as run
+from dino_hf.run.starting_model import load_checkpoint, load_start
 from helpers import RESNET, tiny_config
 
 DATA = CocoData(None, {0: "cat", 1: "dog", 2: "emu"}, [4, 9, 11])

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from broken_data import CASES, as_raw, break_data, make_data
-from dino_hf.data import suspects
-from dino_hf.data.checks import inspect
-from dino_hf.data.suspects import save_histograms, save_suspects
+from dino_hf.doctor import suspects
+from dino_hf.doctor.checks import inspect
+from dino_hf.doctor.suspects import save_histograms, save_suspects
 
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 

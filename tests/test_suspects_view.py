@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dino_hf.data.suspects import _view
+from dino_hf.doctor.suspects import _view
 
 SIZE = (120, 80)
 

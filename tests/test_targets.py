@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_hf.targets import PADDING_LABEL, Targets, collect_targets
+from dino_hf.model.targets import PADDING_LABEL, Targets, collect_targets
 from helpers import tiny_labels
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dino_hf import DinoDetrForObjectDetection
-from dino_hf.package_warning import DinoDetrWarning
+from dino_hf.model.package_warning import DinoDetrWarning
 from helpers import tiny_config, tiny_images, tiny_labels
 
 timm = pytest.importorskip("timm")

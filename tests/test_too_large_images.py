@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from dino_hf.cli.augmentation_grid import save_augmentation_grid
 from dino_hf.common import images
 from dino_hf.common.images import UnreadableImage, read_image
+from dino_hf.common.scenes import make_scenes
 from dino_hf.evaluation import evaluate_model
 from dino_hf.inference import Predictor, predict
 from dino_hf.inference.predictor import DoesNotFit
-from dino_hf.tools.augmentation_grid import save_augmentation_grid
-from dino_hf.tools.scenes import make_scenes
 from dino_hf.training import load_coco
 from dino_hf.training.augmentation import Augmentation
 from inference_toys import noise, toy_detector

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForObjectDetection, Trainer, TrainingArguments, pipeline, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes
 from dino_hf.training import CocoEvaluator, DetectionTransform, load_coco
 from helpers import SWIN, small_trainer, tiny_config
 

@@ -10,8 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import Trainer, TrainerCallback, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.model_card import is_ours, weights_digest
-from dino_hf.tools.scenes import make_scenes
+from dino_hf.common.scenes import make_scenes
+from dino_hf.model.model_card import is_ours, weights_digest
 from dino_hf.training import (
     CocoEvaluator,
     load_coco,
@@ -281,7 +281,7 @@ def test_trainers_own_card_of_changed_weights_has_no_measured_ap(measured_folder
 
 
 def test_sharded_weights_are_known_by_their_step(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("dino_hf.model_card._is_sharded", lambda model: True)
+    monkeypatch.setattr("dino_hf.model.model_card._is_sharded", lambda model: True)
     trainer = make_trainer(data, tmp_path, max_steps=1)
     record_training(trainer, *data)
     trainer.train()

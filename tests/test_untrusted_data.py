@@ -12,8 +12,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dino_hf.data import load_data, read_raw
-from dino_hf.data.checks import inspect
 from dino_hf.data.raw import Problem
+from dino_hf.doctor.checks import inspect
 
 XML = (
     "<annotation><filename>{}</filename><size><width>40</width><height>30</height></size><object><name>{}</name><bndbox>"

@@ -25,7 +25,7 @@ def call(category): other_package.warn_as(category, 2)
     "test_of_them.py": """
 import pytest
 import dino_hf_caller, dino_hf_of_this_test, other_package
-from dino_hf.package_warning import DinoDetrWarning
+from dino_hf.model.package_warning import DinoDetrWarning
 
 def test_ours_fails(): dino_hf_of_this_test.warn_as(DinoDetrWarning, 1)
 def test_ours_fails_wherever_it_points(): dino_hf_of_this_test.warn_as(DinoDetrWarning, 3)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
+from dino_hf.common.drawing import COLOURS
 from dino_hf.common.text import printable
 from dino_hf.inference import pictures
 from dino_hf.inference.journal import Journal
@@ -19,7 +20,6 @@ from dino_hf.inference.predictor import Detections
 from dino_hf.inference.sources import Picture, Source
 from dino_hf.inference.videos import read_frames
 from dino_hf.inference.writers import FORMATS, PredictionFolder
-from dino_hf.tools.drawing import COLOURS
 from inference_toys import noise
 
 CATEGORIES = {0: (3, "disc"), 1: (40, "猫"), 2: (7, "a, b")}

@@ -10,20 +10,20 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
-from .attention_backends import BackendUnavailable, use_backend
-from .configuration_dino_detr import DinoDetrConfig
-from .image_processing_dino_detr import DinoDetrImageProcessor
-from .image_processing_pil_dino_detr import DinoDetrImageProcessorPil
-from .modeling_dino_detr import (
+from .model.attention_backends import BackendUnavailable, use_backend
+from .model.configuration_dino_detr import DinoDetrConfig
+from .model.image_processing_dino_detr import DinoDetrImageProcessor
+from .model.image_processing_pil_dino_detr import DinoDetrImageProcessorPil
+from .model.modeling_dino_detr import (
     DinoDetrForObjectDetection,
     DinoDetrModel,
     DinoDetrModelOutput,
     DinoDetrObjectDetectionOutput,
     DinoDetrPreTrainedModel,
 )
-from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
-from .tools import kernel_loading as _kernel_loading  # noqa: F401  (registers the kernels as backends)
-from .tools.pipeline import register_pipeline
+from .model.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
+from .runtime import kernel_loading as _kernel_loading  # noqa: F401  (registers the kernels as backends)
+from .runtime.pipeline import register_pipeline
 
 __version__ = version("dino_hf")
 
@@ -41,8 +41,8 @@ MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DinoDetrConfig.model_type, D
 register_pipeline()
 
 # What needs more than a model does: imported when it is asked for.
-_COMMANDS = {"train": ".training.run", "evaluate": ".evaluation", "predict": ".inference", "export_onnx": ".export"}
-_PARTS = ("data", "evaluation", "export", "inference", "training")
+_COMMANDS = {"train": ".run", "evaluate": ".evaluation", "predict": ".inference", "export_onnx": ".export"}
+_PARTS = ("conversion", "data", "doctor", "evaluation", "export", "inference", "run", "training")
 
 
 def __getattr__(name: str):

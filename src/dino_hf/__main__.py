@@ -1,6 +1,6 @@
 """`python -m dino_hf`, the same as `dino-hf`."""
 
-from .tools.cli import app
+from .cli.app import app
 
 if __name__ == "__main__":
     app(prog_name="dino-hf")

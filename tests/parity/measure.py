@@ -7,8 +7,8 @@ import torch
 from recipe import VARIANTS, load_manifest, load_recorded, make_checkpoint, make_images
 from test_recordings import gradient_norms, load_model, losses, train_step
 
-from convert_checkpoint import convert
 from dino_hf import use_backend
+from dino_hf.conversion.convert_checkpoint import convert
 
 
 def relative(pairs) -> float:

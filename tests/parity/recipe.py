@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dino_hf.coco_classes import COCO_CLASSES
+from dino_hf.model.coco_classes import COCO_CLASSES
 
 DATA = Path(__file__).parent / "data"
 VARIANTS = [

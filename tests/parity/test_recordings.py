@@ -15,13 +15,13 @@ from recipe import VARIANTS, load_manifest, load_recorded, make_checkpoint, make
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
-from architecture import rules_for, rules_to_release
-from checkpoint_files import load_checkpoint
-from convert_back import convert_back
-from convert_checkpoint import convert
 from dino_hf import use_backend
-from key_mapping import renamed
-from verify_conversion import Model
+from dino_hf.conversion.architecture import rules_for, rules_to_release
+from dino_hf.conversion.checkpoint_files import load_checkpoint
+from dino_hf.conversion.convert_back import convert_back
+from dino_hf.conversion.convert_checkpoint import convert
+from dino_hf.conversion.key_mapping import renamed
+from dino_hf.conversion.verify_conversion import Model
 
 
 def limits(variant):

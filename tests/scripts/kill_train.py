@@ -1,4 +1,4 @@
-"""Runs of `dino_hf.training.run.train` that kill themselves with SIGKILL, for test_run.py: python kill_train.py <folder with data>.
+"""Runs of `dino_hf.train` that kill themselves with SIGKILL, for test_run.py: python kill_train.py <folder with data>.
 
 Each run is a fork of this process, as in kill_run.py.
 """
@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dino_hf.training import results, run
-from dino_hf.training.progress import BestOfBoth
+from dino_hf.run import results
+from dino_hf.run import training_run as run
+from dino_hf.run.progress import BestOfBoth
 from processes import exit_code_of_fork
 
 # 14 images in windows of 2 batches of 4 are 2 steps in an epoch.

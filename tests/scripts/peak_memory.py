@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.tools.measuring import resident_memory
-from dino_hf.tools.scenes import make_scenes
-from dino_hf.training import run
+from dino_hf.common.scenes import make_scenes
+from dino_hf.run import training_run as run
 from helpers import tiny_config
+from measuring import resident_memory
 from processes import leave
 
 SETTINGS = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from dino_hf import DinoDetrForObjectDetection
+from dino_hf.run.memory_forecast import forecast_memory
 from dino_hf.training import Augmentation, get_recipe
-from dino_hf.training.memory_forecast import forecast_memory
 from helpers import QUIET, tiny_config
 
 SIZE, NUM_BOXES = (352, 480), 20

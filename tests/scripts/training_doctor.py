@@ -11,7 +11,7 @@ from transformers import TrainerCallback, set_seed
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.training import load_coco
-from dino_hf.training.doctor import TrainingDoctor, gradient_norms
+from dino_hf.training.diagnosis import TrainingDoctor, gradient_norms
 from helpers import small_trainer, tiny_config
 
 PROCESSOR = DinoDetrImageProcessor(

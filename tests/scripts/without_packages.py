@@ -38,8 +38,8 @@ from typer.testing import CliRunner  # noqa: E402
 
 from dino_hf import *  # noqa: E402, F403
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor  # noqa: E402
+from dino_hf.cli.app import app  # noqa: E402
 from dino_hf.common.installation import install_command  # noqa: E402
-from dino_hf.tools.cli import app  # noqa: E402
 from dino_hf.training import add_lora  # noqa: E402
 
 BACKBONE = {

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from ..card_text import code_span, escape_html, escape_markdown, one_line
+from ..model.card_text import code_span, escape_html, escape_markdown, one_line
 
 __all__ = ["code_span", "csv_cell", "escape_html", "escape_markdown", "one_line", "printable", "shorten"]
 

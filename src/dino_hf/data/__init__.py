@@ -1,7 +1,5 @@
 """Data sets of any format, read and checked."""
 
-from .checks import Report, inspect
-from .cleaned_copy import write_cleaned_copy
 from .load import DetectionData, load_data
 from .raw import Problem, RawDataset, RawSplit, open_image
 from .recognise import read_raw
@@ -14,11 +12,8 @@ __all__ = [
     "Problem",
     "RawDataset",
     "RawSplit",
-    "Report",
     "canonical_split",
-    "inspect",
     "load_data",
     "open_image",
     "read_raw",
-    "write_cleaned_copy",
 ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..common.regular_files import is_regular
-from ..package_warning import DinoDetrWarning
+from ..model.package_warning import DinoDetrWarning
 from .categories import groups_of_others
 from .coco_format import read_json, read_split
 from .files import DataFolder

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..common.class_names import NO_CLASS, match_names
 from ..common.text import shorten
 from ..data.rows import CocoData
-from ..training.class_transfer import NO_CLASS, match_names
 
 _LONGEST_NAME = 60  # characters of a name in a sentence
 

@@ -8,8 +8,8 @@ import torch
 
 from ..data.rows import CocoData, check_image_size
 from ..inference.predictor import Detections, Predictor
-from ..training.coco_metric import Columns
 from .classes import ClassMap
+from .coco_metric import Columns
 
 Progress = Callable[[str, int, int], None]  # name of the stage, number done, total number
 

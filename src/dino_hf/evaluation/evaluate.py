@@ -9,16 +9,6 @@ from transformers import PreTrainedModel
 
 from ..data.rows import CocoData
 from ..inference.predictor import Predictor
-from ..training.coco_metric import (
-    COCO_LIMIT,
-    Columns,
-    check_columns,
-    detection_limit,
-    evaluate_class,
-    kept_of_image,
-    of_class,
-    summarize,
-)
 from .bootstrap import (
     AP75_INDEX,
     MIN_IMAGES,
@@ -32,6 +22,16 @@ from .bootstrap import (
     resample,
 )
 from .classes import map_classes
+from .coco_metric import (
+    COCO_LIMIT,
+    Columns,
+    check_columns,
+    detection_limit,
+    evaluate_class,
+    kept_of_image,
+    of_class,
+    summarize,
+)
 from .columns import Progress, found_columns, truth_columns
 from .curves import Best, make_curves
 from .matching import SIZES, ClassMatches, class_matches

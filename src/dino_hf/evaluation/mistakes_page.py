@@ -9,8 +9,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from PIL import Image
 
+from ..common.drawing import COLOURS
 from ..data.rows import CocoData
-from ..tools.drawing import COLOURS
 from .columns import image_name
 from .mistakes import KINDS, NUM_MISTAKES, Mistake
 from .plots import shortened, tail

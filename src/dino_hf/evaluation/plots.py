@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from ..tools.drawing import COLOURS
+from ..common.drawing import COLOURS
 from .bootstrap import STATISTICS
 from .compare import Comparison
 from .result import Evaluation

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..common.output_folders import check_output_folder, remove_files, write_beside
+from ..common.plot_style import style
 from ..common.regular_files import read_json
 from ..common.text import csv_cell
 from ..data.rows import CocoData
-from ..tools.plot_style import style
 from . import mistakes_page, plots
 from .compare import Comparison
 from .result import Evaluation

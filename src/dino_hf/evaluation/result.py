@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..training.coco_metric import Columns
 from .bootstrap import STATISTICS
+from .coco_metric import Columns
 from .curves import Best, Curves
 from .matching import AREA_RANGES, SIZES
 from .mistakes import Mistake

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..box_ops import cxcywh_to_xyxy
+from ..model.box_ops import cxcywh_to_xyxy
 
 # Allowed differences of scores, and of corners of boxes as a part of the image's side. Float32 versions sum in another order, which
 # changed them by 1e-6; by 0.003 where it changed the last of 900 queries of an untrained model. Half precision changed the best

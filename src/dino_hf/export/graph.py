@@ -15,8 +15,8 @@ from transformers.models.swin.modeling_swin import (
     SwinPatchMerging,
 )
 
-from ..attention_backends import use_backend
-from ..modeling_dino_detr import DinoDetrForObjectDetection
+from ..model.attention_backends import use_backend
+from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from .comparison import TOLERANCES, check_difference, compare_predictions
 
 # Height and width of the images that are traced. At strides of 4 to 64 they leave maps whose sides are no multiples of a Swin's

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..box_processing import pad_images
 from ..common.output_folders import check_output_file, scratch_folder
 from ..common.paths import expand_home
-from ..configuration_dino_detr import DinoDetrConfig
+from ..common.scenes import draw_scene
 from ..inference.loading import DTYPES, load_detector, load_image_processor
 from ..inference.predictor import Predictor
 from ..inference.sources import Failure, Picture, Source, find_sources, read_sources
-from ..modeling_dino_detr import DinoDetrForObjectDetection
-from ..tools.scenes import draw_scene
+from ..model.configuration_dino_detr import DinoDetrConfig
+from ..model.image_processing_mixin import pad_images
+from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from .comparison import TOLERANCES, Difference, check_difference, compare_predictions
 from .graph import export_program
 from .onnx_file import OPSETS, OnnxModel, import_onnx, make_metadata, write_onnx

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from ..common.installation import missing
 from ..common.paths import expand_home
 from ..inference.predictor import Predictor
-from ..modeling_dino_detr import DinoDetrObjectDetectionOutput
+from ..model.modeling_dino_detr import DinoDetrObjectDetectionOutput
 from .graph import first_line
 
 OPSETS = range(18, 24)  # opsets that the exporter of torch writes or converts to

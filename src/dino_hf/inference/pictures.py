@@ -11,7 +11,7 @@ from matplotlib.font_manager import findSystemFonts
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from ..tools.drawing import COLOURS
+from ..common.drawing import COLOURS
 from .predictor import Detections
 
 _SMALLEST = 320  # pixels of the longer side: below, labels could not be read, and the picture is drawn larger

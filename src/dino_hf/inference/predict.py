@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..common.paths import expand_home
-from ..package_warning import DinoDetrWarning
+from ..model.package_warning import DinoDetrWarning
 from .augmented import augmented_detectors, detect_augmented
 from .predictor import Detections, Predictor, TooLarge, check_max_detections, check_threshold
 from .sources import End, Failure, Picture, Source, find_sources, read_sources, real_path

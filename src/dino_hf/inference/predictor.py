@@ -17,7 +17,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 
 from ..common.free_memory import is_lack_of_memory
 from ..common.images import to_rgb
-from ..configuration_dino_detr import DinoDetrConfig
+from ..model.configuration_dino_detr import DinoDetrConfig
 from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
 

@@ -14,14 +14,14 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from ..common import images
-from ..common.free_memory import free_main_memory, is_lack_of_memory
+from ..common.downloads import LARGEST_DOWNLOAD
+from ..common.free_memory import is_lack_of_memory
+from ..common.image_origins import read_image
 from ..common.images import IMAGE_SUFFIXES, open_image, other_frames
 from ..common.paths import expand_home
 from ..common.regular_files import is_regular
-from ..package_warning import DinoDetrWarning
+from ..model.package_warning import DinoDetrWarning
 from .ahead import map_ahead
-from .downloads import LARGEST_DOWNLOAD, download
 from .videos import read_frames
 
 # fmt: off
@@ -36,10 +36,6 @@ _UNREAD_SUFFIXES = _RAW_SUFFIXES | {".heic", ".heics", ".heif", ".heifs", ".hif"
 _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-", b"<svg")
 _MOST_LOOKED_AT = 10_000  # files of a folder whose first bytes are checked
 _LIVE = ("rtsp", "rtmp", "udp")
-_LARGE = 2**24  # pixels; smaller images fit anywhere
-_BYTES_OF_PIXEL = (
-    16  # memory for one pixel from the file to the resized image, measured with 16-bit grey, the worst case
-)
 _AHEAD_BYTES = 2**28  # bytes of images that threads decode at the same time
 
 
@@ -338,36 +334,3 @@ def _reason(error: Exception) -> str:
     ):  # the full text of errors of the system and FFmpeg has a number and the whole path
         text = error.strerror
     return text if text.endswith(".") else f"{text}."
-
-
-def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
-    """An upright RGB image, read as in `common.images.read_image`.
-
-    Transparency is composited on white, 16-bit grey is scaled from its full range, and only the first frame of an animation is
-    read.
-
-    Raises:
-        OSError, ValueError: the image cannot be read, or the range of its values is unknown.
-    """
-    if isinstance(origin, np.ndarray):
-        if origin.dtype != np.uint8 or not (origin.ndim == 2 or (origin.ndim == 3 and origin.shape[2] in (3, 4))):
-            raise ValueError(
-                f"An array is {origin.dtype} of shape {origin.shape}; it must be uint8, (h, w, 3) RGB or (h, w)."
-            )
-        return images.read_image(Image.fromarray(np.ascontiguousarray(origin)))
-    content = download(origin) if isinstance(origin, str) else origin
-    if not isinstance(content, Image.Image):
-        _check_memory(content)
-    return images.read_image(content)
-
-
-def _check_memory(origin: Path | bytes) -> None:
-    """Refuse an image that does not fit in free memory. Otherwise the system would kill the process before it reads the others."""
-    with open_image(origin) as image:
-        num_pixels, size = image.width * image.height, f"{image.width} x {image.height}"
-    needed = _BYTES_OF_PIXEL * num_pixels
-    if num_pixels > _LARGE and needed > (free := free_main_memory()):
-        raise OSError(
-            f"It has {size} pixels, which take about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
-            "scale it down, or cut it into parts."
-        )

@@ -1,10 +1,10 @@
 """What training with the stock `transformers.Trainer` needs, and a trainer that puts all of it together."""
 
+from ..evaluation.coco_metric import CocoDetectionMetric, CocoEvaluator
 from .augmentation import Augmentation
 from .class_transfer import ClassTransfer, transfer_classes
 from .coco_data import CocoData, DetectionCollator, DetectionTransform, load_coco
-from .coco_metric import CocoDetectionMetric, CocoEvaluator
-from .doctor import TrainingDoctor
+from .diagnosis import TrainingDoctor
 from .freezing import freeze, unfreeze
 from .lora import add_lora, lora_config
 from .model_card import record_training

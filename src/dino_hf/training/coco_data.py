@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..box_processing import pad_images
 from ..common.images import to_rgb
 from ..data.load import load_coco
 from ..data.rows import CocoData, check_image_size, visible_side
-from ..targets import PADDING_LABEL
+from ..model.image_processing_mixin import pad_images
+from ..model.targets import PADDING_LABEL
 from .augmentation import Augmentation, augment
 
 __all__ = ["CocoData", "DetectionCollator", "DetectionTransform", "load_coco"]

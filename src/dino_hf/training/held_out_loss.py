@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..modeling_dino_detr import DinoDetrModelOutput
-from ..targets import PADDING_LABEL, collect_targets
+from ..model.modeling_dino_detr import DinoDetrModelOutput
+from ..model.targets import PADDING_LABEL, collect_targets
 from .loss_parts import NAMES
 
 

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..common.regular_files import read_settings
-from ..model_card import digest_to_compare, read_card, settle_model_card, weights_digest, write_model_card
+from ..model.model_card import digest_to_compare, read_card, settle_model_card, weights_digest, write_model_card
 from .coco_data import CocoData
 
 logger = logging.getLogger(__name__)

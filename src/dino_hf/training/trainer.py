@@ -20,8 +20,9 @@ from ..common.random_numbers import forked_random_numbers
 from ..common.regular_files import read_settings
 from ..data.image_digests import MOST_DECODED, image_digests, pack
 from ..data.image_looks import image_looks
-from ..matcher import NonFinitePredictionsError
-from ..model_card import weights_digest
+from ..evaluation.coco_metric import CocoEvaluator
+from ..model.matcher import NonFinitePredictionsError
+from ..model.model_card import weights_digest
 from .augmentation import mix_seeds
 from .checkpoints import (
     UNFINISHED,
@@ -32,9 +33,8 @@ from .checkpoints import (
     was_stopped_early,
 )
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
-from .coco_metric import CocoEvaluator
 from .detector import find_detector
-from .doctor import TrainingDoctor
+from .diagnosis import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
 from .held_out_loss import HeldOutLoss, num_boxes_of, num_own_images, score_of_first
 from .large_images import Turn, large_in_turn

@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoints import UNFINISHED, checkpoints_by_age, discard, flush, loaded_from
 from .checksums import write_checksums
-from .doctor import TrainingDoctor
+from .diagnosis import TrainingDoctor
 from .ema import EMA_FOLDER
 
 _OWN_RANDOM_STATE = ("mps", "xpu")  # types of devices whose generator `Trainer` does not save

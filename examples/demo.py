@@ -1,0 +1,132 @@
+"""The main job from end to end, on a data set that is drawn on the spot: train, score, save, load, detect, look.
+
+python examples/demo.py --output-dir outputs/demo
+"""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser, pipeline
+
+import dino_hf
+from dino_hf.common.drawing import save_comparison
+from dino_hf.common.scenes import UNTRAINED, draw_data
+from dino_hf.training import CocoData, load_coco
+
+MARKER = ".dino_hf_demo"  # lies in a folder that this demo made, which it may clear
+
+
+@dataclass
+class DemoArguments:
+    """Train a small DINO on drawn scenes and look at what it finds."""
+
+    output_dir: str = field(
+        default="outputs/demo", metadata={"help": "folder for everything; new, empty or of an earlier demo"}
+    )
+    num_train_images: int = field(default=4800, metadata={"help": "images to train on"})
+    num_eval_images: int = field(default=200, metadata={"help": "held-out images"})
+    epochs: int = field(default=3, metadata={"help": "passes over the training images"})
+    batch_size: int = field(default=4, metadata={"help": "images per step"})
+    learning_rate: float = field(default=7e-4, metadata={"help": "highest learning rate"})
+    threshold: float = field(default=0.35, metadata={"help": "score from which detections are drawn"})
+    seed: int = field(default=0, metadata={"help": "of the scenes, the initial weights and the order of images"})
+
+
+def detect(model_dir: Path, data: CocoData, threshold: float, num_images: int = 6) -> list[dict]:
+    """Load the saved folder as any user would and detect on the images with most objects; rows for `save_comparison`."""
+    detector = pipeline("object-detection", model=str(model_dir), device="cpu")
+    counts = [len(objects["category"]) for objects in data.dataset.select_columns("objects")["objects"]]
+    crowded = sorted(range(len(counts)), key=lambda index: -counts[index])
+    chosen = crowded[:: max(1, len(crowded) // (2 * num_images))][:num_images]
+    entries = [data.dataset[index] for index in chosen]
+    rows = []
+    batches = detector([entry["image"] for entry in entries], threshold=threshold, batch_size=num_images)
+    for entry, found in zip(entries, batches, strict=True):
+        objects = entry["objects"]
+        rows.append(
+            {
+                "image": entry["image"],
+                "truth": {
+                    "boxes": [(x, y, x + w, y + h) for x, y, w, h in objects["bbox"]],
+                    "labels": objects["category"],
+                    "texts": [
+                        data.id2label[category] + (" (crowd)" if iscrowd else "")
+                        for category, iscrowd in zip(objects["category"], objects["iscrowd"], strict=True)
+                    ],
+                },
+                "found": {
+                    "boxes": [tuple(one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")) for one in found],
+                    "labels": [detector.model.config.label2id[one["label"]] for one in found],
+                    "texts": [f"{one['label']} {one['score']:.2f}" for one in found],
+                },
+            }
+        )
+    return rows
+
+
+def prepare(arguments: DemoArguments) -> Path:
+    """Check the settings, and clear away what an earlier run of this demo left: that and nothing else."""
+    for name in ("num_train_images", "num_eval_images", "epochs", "batch_size"):
+        if getattr(arguments, name) < 1:
+            sys.exit(f"error: {name}={getattr(arguments, name)} must be at least 1.")
+    output = Path(arguments.output_dir)
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / MARKER).exists())):
+        sys.exit(f"error: {output} is not an empty folder and not of an earlier demo; choose another --output-dir.")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).touch()
+    for name in ("scenes", "model"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    (output / "detections.png").unlink(missing_ok=True)
+    return output
+
+
+def run(arguments: DemoArguments) -> dict[str, float]:
+    """All of it. Returns the scores on the held-out images."""
+    started = time.perf_counter()
+    output = prepare(arguments)
+    scenes, model = output / "scenes", output / "model"
+
+    print(f"Drawing {arguments.num_train_images} + {arguments.num_eval_images} scenes ...")
+    draw_data(scenes, arguments.num_train_images, arguments.num_eval_images, arguments.seed)
+
+    print(f"Training on {torch.get_num_threads()} threads ...")
+    trained = dino_hf.train(
+        scenes,
+        model=scenes / UNTRAINED,
+        recipe="scratch",
+        output_dir=model,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        num_train_epochs=arguments.epochs,
+        learning_rate=arguments.learning_rate,
+        backbone_learning_rate=arguments.learning_rate,
+        total_batch_size=arguments.batch_size,
+        report_to="none",
+        use_cpu=True,
+    )
+
+    print(f"Detecting with pipeline('object-detection', model='{model}') ...")
+    held_out = load_coco(scenes / "validation" / "annotations.json", scenes / "validation")
+    save_comparison(
+        output / "detections.png",
+        detect(model, held_out, arguments.threshold),
+        f"detected, score > {arguments.threshold}",
+    )
+    scores = trained.evaluation.metrics
+    print(
+        f"\nAP {scores['AP']:.3f} (0.50:0.95), {scores['AP50']:.3f} at 0.50, after {time.perf_counter() - started:.0f} s\n"
+        f"Look at {output / 'detections.png'}, and at curves and scores in {model / 'README.md'}; others load {model}."
+    )
+    return scores
+
+
+def main() -> None:
+    run(HfArgumentParser(DemoArguments).parse_args_into_dataclasses()[0])
+
+
+if __name__ == "__main__":
+    main()

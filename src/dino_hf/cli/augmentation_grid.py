@@ -1,0 +1,102 @@
+"""What training sees: images beside what an augmentation makes of them, with the boxes that are trained on."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from ..common.drawing import draw_boxes
+from ..common.free_memory import is_lack_of_memory
+from ..common.plot_style import style
+from ..model.box_ops import cxcywh_to_xyxy
+from ..model.image_processing_dino_detr import DinoDetrImageProcessor
+from ..training import CocoData, DetectionTransform
+from ..training.augmentation import Augmentation
+
+_CELL = (290, 250)  # width and height of a picture in the grid, in pixels
+_DPI = 100
+
+
+@style()
+def save_augmentation_grid(
+    path: Path,
+    data: CocoData,
+    augmentation: Augmentation,
+    num_images: int = 4,
+    num_samples: int = 4,
+    seed: int = 0,
+    image_processor=None,
+) -> None:
+    """A grid of images: in each row one of the data, as annotated, and then as training gets it in its first epochs.
+
+    What is drawn are the very tensors of `DetectionTransform`, with the normalisation taken back, and their labels. Crowds, which
+    are no targets, are drawn where they then lie and marked as crowds. All are scaled to one size for the picture; the title has
+    the width and height that the model gets.
+
+    Args:
+        num_images: rows; the seed chooses the images.
+        num_samples: columns beside the first, one for each epoch from 0 on.
+        seed: also that of the augmentation.
+        image_processor: of the model that is trained; None: a `DinoDetrImageProcessor`.
+    Raises:
+        ValueError: an image does not fit its annotations.
+        OSError: an image cannot be read, or the picture not be written.
+    """
+    transform = DetectionTransform(image_processor or DinoDetrImageProcessor(), augmentation, seed)
+    chosen = torch.randperm(len(data.dataset), generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
+    size = (num_samples + 1) * (_CELL[0] + 10) / _DPI, len(chosen) * (_CELL[1] + 25) / _DPI  # and room for titles
+    figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
+    grid = figure.subplots(len(chosen), num_samples + 1, squeeze=False)
+    for axes, index in zip(grid, chosen, strict=True):
+        row = data.dataset[index]
+        try:
+            _draw(axes[0], f"image {row['image_id']}", row["image"], row["objects"], data.id2label)
+            for epoch, of_epoch in enumerate(axes[1:]):
+                transform.set_epoch(epoch)
+                _draw(of_epoch, f"epoch {epoch}", *_training_sample(transform, row), data.id2label)
+        except (RuntimeError, MemoryError) as error:
+            if is_lack_of_memory(error):
+                width, height = row["image"].size
+                error.add_note(f"This is image {row['image_id']} of {width} x {height} pixels.")
+            raise
+    figure.savefig(path, facecolor="white")
+
+
+def _training_sample(transform: DetectionTransform, row: dict) -> tuple[Image.Image, dict[str, list]]:
+    """What the model gets of a row of the data, as a picture and objects: its targets, and the crowds beside them."""
+    sample = transform({name: [value] for name, value in row.items()})
+    pixel_values, labels = sample["pixel_values"][0], sample["labels"][0]
+    height, width = pixel_values.shape[1:]
+    corners = cxcywh_to_xyxy(labels["boxes"]) * torch.tensor([width, height, width, height])
+    bboxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+    objects = {
+        "bbox": bboxes.tolist(),
+        "category": labels["class_labels"].tolist(),
+        "iscrowd": [0] * len(bboxes),
+    }
+    _, with_crowds = transform.augment(row["image_id"], row["image"], row["objects"])  # the same once more
+    for number, iscrowd in enumerate(with_crowds["iscrowd"]):
+        if iscrowd:
+            for name, values in objects.items():
+                values.append(with_crowds[name][number])
+
+    processor = transform.image_processor
+    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    return to_pil_image((pixel_values * std + mean).clamp(0, 1)), objects
+
+
+def _draw(axes: Axes, title: str, image: Image.Image, objects: dict[str, list], names: dict[int, str]) -> None:
+    scale = min(_CELL[0] / image.width, _CELL[1] / image.height)
+    texts = [
+        names[category] + (" (crowd)" if iscrowd else "")
+        for category, iscrowd in zip(objects["category"], objects["iscrowd"], strict=True)
+    ]
+    boxes = [
+        (x * scale, y * scale, (x + width) * scale, (y + height) * scale) for x, y, width, height in objects["bbox"]
+    ]
+    scaled = image.resize([max(1, round(side * scale)) for side in image.size])
+    draw_boxes(axes, scaled, boxes, objects["category"], texts)
+    axes.set_title(f"{title}: {image.width} x {image.height}", fontsize=8)

@@ -1,0 +1,145 @@
+"""The command `dino-hf doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..common.command_errors import ERRORS_FOUND, Debug, one_sentence_errors
+from ..common.output_folders import check_output_folder, read_manifest, remove_files, write_beside, write_manifest
+from ..common.regular_files import open_regular
+from ..common.text import printable
+
+_PICTURES = "doctor"  # the command in the list of written files
+_FIRST_LINE = b'{\n "dataset": '  # of the findings, which may be overwritten; annotations may not
+
+
+def doctor(
+    dataset: Annotated[
+        str, typer.Argument(help="Folder, json, yaml or parquet file, or id on the Hub.", show_default=False)
+    ],
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a cleaned copy to this new folder.", rich_help_panel="Results")
+    ] = None,
+    drop_near_copies: Annotated[
+        bool,
+        typer.Option(
+            "--drop-near-copies",
+            help="With --fix, also leave out images that look like one in another split, and boxes that nearly repeat another.",
+            rich_help_panel="Results",
+        ),
+    ] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Draw suspects and histograms into this folder.", rich_help_panel="Results")
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the pictures of an earlier call.", rich_help_panel="Results"),
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Write all findings to this file.", rich_help_panel="Results")
+    ] = None,
+    box_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Layout of boxes in Hugging Face data: xywh, xyxy or cxcywh; xywhn, xyxyn or cxcywhn if relative to the image.",
+            rich_help_panel="Reading",
+        ),
+    ] = None,
+    no_images: Annotated[
+        bool,
+        typer.Option("--no-images", help="Do not open the images, which takes longest.", rich_help_panel="Reading"),
+    ] = False,
+    allow_outside: Annotated[
+        bool,
+        typer.Option(
+            "--allow-outside",
+            help="Also read files outside of the data set's folder.",
+            rich_help_panel="Reading",
+        ),
+    ] = False,
+    trust_boxes: Annotated[
+        bool,
+        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel="Reading"),
+    ] = False,
+    max_examples: Annotated[
+        int, typer.Option(min=1, help="Examples shown for each finding.", rich_help_panel="Results")
+    ] = 3,
+    debug: Debug = False,
+) -> None:
+    """Say what is wrong with a data set before an hour of training does; it is only read.
+    Exit code 2: errors were found, or with --fix are left in the copy; 1: it cannot be read; else 0.
+
+    \b
+    Example: dino-hf doctor data/pets --fix data/pets-cleaned --pictures suspects
+    """
+    with one_sentence_errors(debug):
+        from ..data.recognise import read_raw
+        from ..doctor.checks import inspect
+        from ..doctor.cleaned_copy import check_outside, check_target, write_cleaned_copy
+        from .doctor_report import print_copy, print_report, progress_bar
+
+        if pictures is not None:
+            _check_pictures(pictures)
+        if json is not None and json.is_file() and not _has_findings(json):
+            raise ValueError(f"{json} exists and does not hold findings of the doctor; choose another file.")
+        if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
+            raise ValueError(
+                f"{json} cannot be written; choose a file in a folder that exists, such as --json findings.json."
+            )
+        if fix is not None and no_images:
+            raise ValueError("A cleaned copy needs a look at the images; leave --no-images out.")
+        raw = read_raw(dataset, box_format=box_format, allow_outside=allow_outside)
+        if fix is not None:
+            check_target(raw, fix)
+        for path in filter(None, (pictures, json)):
+            check_outside(raw, path)
+        if pictures is not None:
+            is_ours = lambda folder: read_manifest(folder, _PICTURES) is not None  # noqa: E731
+            check_output_folder(pictures, overwrite, is_ours, "pictures of the doctor")
+        with progress_bar("looking at images") as progress:
+            report = inspect(raw, check_images=not no_images, trust_boxes=trust_boxes, progress=progress)
+        print_report(report, max_examples, notes=raw.notes)
+        if json is not None:
+            _write_findings(json, report.as_dict())
+            typer.echo(printable(f"All findings are in {json}."))
+        if pictures is not None:
+            from ..doctor.suspects import save_histograms, save_suspects
+
+            remove_files(pictures, read_manifest(pictures, _PICTURES) or [])
+            pages = save_suspects(pictures, raw, report, max_examples)
+            save_histograms(pictures / "histograms.png", report)
+            write_manifest(pictures, _PICTURES, [*(page.name for page in pages), "histograms.png"])
+            typer.echo(printable(f"Look at {', '.join(map(str, [*pages, pictures / 'histograms.png']))}."))
+        if fix is not None:
+            with progress_bar("writing images") as progress:
+                copy = write_cleaned_copy(raw, report, fix, progress, drop_near_copies)
+            report = inspect(read_raw(fix), check_images=False, trust_boxes=trust_boxes)
+            print_copy(copy, report)
+        if report.has_errors:
+            raise typer.Exit(ERRORS_FOUND)
+
+
+def _check_pictures(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose a folder for the pictures.")
+
+
+def _has_findings(path: Path) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(_FIRST_LINE)) == _FIRST_LINE
+
+
+def _write_findings(path: Path, content: dict) -> None:
+    import json
+
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    encoding = {
+        "encoding": "utf-8",
+        "errors": "backslashreplace",
+    }  # json has the same escapes for names that are not UTF-8
+    if path.exists() and not path.is_file():  # a pipe or a device, such as /dev/stdout, must not be replaced by a file
+        path.write_text(text, **encoding)
+        return
+    with write_beside(path) as scratch:
+        scratch.write_text(text, **encoding)

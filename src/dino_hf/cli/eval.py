@@ -1,0 +1,208 @@
+"""The command `dino-hf eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..common.command_errors import Debug, one_sentence_errors
+
+_MOST_CLASSES = 100  # in a table; all are in the files
+_OUTPUT, _SETTINGS = "Data and output", "Settings"
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of any object detector.", show_default=False)],
+    dataset: Annotated[
+        str, typer.Argument(help="Folder, json, yaml, parquet or Hub id of annotated images.", show_default=False)
+    ],
+    split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=_OUTPUT)] = "validation",
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for numbers, detections and pictures; outputs/eval/<name of the model> by default.",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier evaluation.", rich_help_panel=_OUTPUT)
+    ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Is this other detector better?", show_default=False, rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    box_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Layout of the boxes, if the data do not state it.", show_default=False, rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    allow_trained: Annotated[
+        bool,
+        typer.Option(
+            "--allow-trained", help="Also evaluate on images that the detector was trained on.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    allow_outside: Annotated[
+        bool,
+        typer.Option(
+            "--allow-outside",
+            help="Also read files outside of the data set's folder.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    trust_boxes: Annotated[
+        bool,
+        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=_OUTPUT),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.", rich_help_panel=_SETTINGS)] = 8,
+    num_bootstrap: Annotated[
+        int, typer.Option(help="Resamples for the 95 % intervals; 0: none.", rich_help_panel=_SETTINGS)
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the resamples.", rich_help_panel=_SETTINGS)] = 0,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            help="Detections that count for an image and class; default: COCO's 100, or its number of objects if that is higher.",
+            show_default=False,
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda, cpu, ...; the best by default.", show_default=False, rich_help_panel=_SETTINGS),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a detector: COCO AP with 95 % intervals, per class and size, curves, confusions, worst mistakes.
+
+    \b
+    Example: dino-hf eval my-detector my-dataset --compare PekingU/rtdetr_r50vd
+    """
+    with one_sentence_errors(debug):
+        settings = {"num_bootstrap": num_bootstrap, "seed": seed, "max_detections": max_detections}
+        from ..evaluation.measured import report_folder
+
+        folder = output_dir or report_folder(model)
+        reading = {"split": split, "box_format": box_format, "allow_trained": allow_trained}
+        reading |= {"allow_outside": allow_outside, "trust_boxes": trust_boxes}
+        _evaluate(model, dataset, folder, overwrite, compare, device, batch_size, reading, settings)
+
+
+def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, reading, settings) -> None:
+    # Imported here: they take seconds, which other commands need not wait for.
+    from ..common.console import make_console
+    from ..evaluation import compare, evaluate_model, load_split
+    from ..evaluation.bootstrap import check_num_bootstrap
+    from ..evaluation.classes import map_classes
+    from ..evaluation.report import COMPARED, check_folder, save_comparison, save_report
+    from ..inference import Predictor
+    from ..run.progress import EvaluationProgress
+
+    num_bootstrap = settings["num_bootstrap"]
+    if other is not None and not num_bootstrap:
+        raise ValueError("--compare needs resamples; choose --num-bootstrap 1000.")
+    check_num_bootstrap(num_bootstrap)
+    folders = [output_dir] if other is None else [output_dir, output_dir / COMPARED]
+    check_folder(output_dir, overwrite)
+    console = make_console()
+    predictors = [Predictor(name, device=device) for name in (model, other) if name is not None]
+    data, notes = load_split(dataset, models=[one.model for one in predictors], log=False, **reading)
+    for note in notes:
+        console.print(note)
+    for predictor in predictors:  # before the first one has worked for an hour
+        map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
+    evaluations, paths = [], []
+    for predictor, folder in zip(predictors, folders, strict=True):
+        with EvaluationProgress(console, predictor.name) as progress:
+            evaluation = evaluate_model(predictor, data, batch_size=batch_size, progress=progress, **settings)
+        evaluation.notes[:0] = notes
+        paths += save_report(evaluation, data, folder)
+        evaluations.append(evaluation)
+        _show(console, evaluation)
+    if other is not None:
+        comparison = compare(*evaluations)
+        paths += save_comparison(comparison, output_dir)
+        _show_comparison(console, comparison)
+    console.print(f"{len(paths)} files are in {output_dir}.", soft_wrap=True)
+
+
+def _show(console, evaluation) -> None:
+    from rich.table import Table
+
+    from ..common.text import shorten
+
+    counts = evaluation.counts
+    title = f"{evaluation.model:.200}: AP {_number(evaluation.metrics['AP'], evaluation.intervals.get('AP'))}"
+    table = Table()
+    left_out = counts["detections_left_out"]
+    caption = (
+        f"{'with 95 % intervals; ' if evaluation.intervals else ''}{counts['images']} images, "
+        f"{counts['objects']} objects, {counts['detections']} detections"
+        + (f", {left_out} more of other classes" if left_out else "")
+    )
+    for name in ("class", "objects", "AP", "AP50", "small", "medium", "large"):
+        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=name != "class")
+    together = {
+        "name": "all",
+        "num_objects": counts["objects"],
+        "intervals": evaluation.intervals,
+        **evaluation.metrics,
+    }
+    rows, num_left_out = _shown_classes(evaluation.per_class)
+    for row in (together, *rows):
+        values = [_number(row["AP"], row["intervals"].get("AP"))]
+        values += [_number(row[name]) for name in ("AP50", "AP_small", "AP_medium", "AP_large")]
+        table.add_row(shorten(row["name"], 60), str(row["num_objects"]), *values, end_section=row is together)
+    if num_left_out:
+        caption += f"; {num_left_out} more classes are in results.csv"
+    # Apart from the table, at whose width they would be broken.
+    console.print(title, soft_wrap=True)
+    console.print(table)
+    console.print(caption, soft_wrap=True)
+    if evaluation.best is not None:
+        best = evaluation.best
+        text = f"Best threshold {best.threshold:.3f}: F1 {best.f1:.2f}, precision {best.precision:.2f}, recall {best.recall:.2f}"
+        console.print(text)
+
+
+def _show_comparison(console, comparison) -> None:
+    from rich.table import Table
+
+    from ..common.text import shorten
+
+    console.print(f"A: {comparison.model_a}\nB: {comparison.model_b}", soft_wrap=True)
+    table = Table()
+    for name in ("", "A", "B", "B - A", "B better in"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
+    for entry in comparison.differences[:_MOST_CLASSES]:
+        low, high = entry.interval
+        table.add_row(
+            shorten(entry.name.removeprefix("AP_class_"), 60),
+            _number(entry.a),
+            _number(entry.b),
+            f"{entry.difference:+.3f} [{low:+.3f}, {high:+.3f}]",
+            f"{100 * entry.share_better:.1f} %",
+        )
+    console.print(table)
+    if (more := len(comparison.differences) - _MOST_CLASSES) > 0:
+        console.print(f"{more} more classes are in compare.json.")
+    console.print(comparison.verdict)
+
+
+def _shown_classes(rows: list) -> tuple[list, int]:
+    """Rows of the table of classes, and how many are left out: those with the fewest objects."""
+    if len(rows) <= _MOST_CLASSES:
+        return rows, 0
+    fewest = sorted(rows, key=lambda row: -row["num_objects"])[_MOST_CLASSES - 1]["num_objects"]
+    kept = [row for row in rows if row["num_objects"] >= fewest][:_MOST_CLASSES]
+    return kept, len(rows) - len(kept)
+
+
+def _number(value: float, bounds: tuple[float, float] | None = None) -> str:
+    if value < 0:
+        return "none"
+    return f"{value:.3f}" + ("" if bounds is None else f" [{bounds[0]:.3f}, {bounds[1]:.3f}]")

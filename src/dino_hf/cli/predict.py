@@ -1,0 +1,281 @@
+"""`dino-hf predict`."""
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..common.command_errors import SOME_SKIPPED, Debug, one_sentence_errors
+
+_RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
+_THRESHOLD = 0.5
+_MOST_CLASSES = 100  # in the table at the end
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a detector.", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help='Images, videos, folders with both, "quoted/**/patterns.jpg", addresses, a camera\'s index such as 0.',
+            show_default=False,
+        ),
+    ],
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for the results.", rich_help_panel=_RESULTS, show_default=False)
+    ] = None,
+    formats: Annotated[
+        str, typer.Option(help="Formats of the results: drawn images and videos, tables.", rich_help_panel=_RESULTS)
+    ] = "images,coco,csv,yolo",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier prediction.", rich_help_panel=_RESULTS)
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Keep an earlier prediction, and predict the missing sources.", rich_help_panel=_RESULTS
+        ),
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Lowest score, in [0, 1]; {_THRESHOLD} by default.", rich_help_panel=_DETECTION, show_default=False
+        ),
+    ] = None,
+    class_thresholds: Annotated[
+        str | None,
+        typer.Option(
+            help="Thresholds of single classes, such as person=0.3,dog=0.6.",
+            rich_help_panel=_DETECTION,
+            show_default=False,
+        ),
+    ] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            help="Limit for one image; default: 300, or the number of queries if that is higher.",
+            rich_help_panel=_DETECTION,
+            show_default=False,
+        ),
+    ] = None,
+    all_scores: Annotated[
+        bool,
+        typer.Option(
+            "--all-scores",
+            help="Save the query and the scores of all classes of each detection, in predictions.jsonl.",
+            rich_help_panel=_DETECTION,
+        ),
+    ] = False,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Names or original category ids of the wanted classes, such as person,dog.",
+            rich_help_panel=_DETECTION,
+            show_default=False,
+        ),
+    ] = None,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta",
+            help="Fuse detections in flipped images and at three sizes; takes 6 times as long.",
+            rich_help_panel=_DETECTION,
+        ),
+    ] = False,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            help="Cut larger images into tiles of this size, such as 640 or 640x480.",
+            rich_help_panel=_LARGE,
+            show_default=False,
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float, typer.Option(help="Overlap of neighbouring tiles, as a part of their side.", rich_help_panel=_LARGE)
+    ] = 0.2,
+    every: Annotated[int, typer.Option(help="Use every N-th frame.", rich_help_panel=_VIDEO)] = 1,
+    max_frames: Annotated[
+        int | None, typer.Option(help="Use at most N frames of each video.", rich_help_panel=_VIDEO, show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=_SPEED)] = 8,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda, mps, cpu; by itself the first there is.", rich_help_panel=_SPEED, show_default=False),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_SPEED)] = "float32",
+    debug: Debug = False,
+) -> None:
+    """Detect objects in images, folders, videos, addresses and cameras; draw them, and write COCO json, CSV and YOLO files.
+
+    What cannot be read is named and skipped; the exit code then is 3.
+
+    \b
+    Example: dino-hf predict outputs/train photos/ clip.mp4 --save found
+    """
+    with one_sentence_errors(debug), warnings.catch_warnings():
+        # Imported here: they take seconds, which `--help` need not wait for.
+        from transformers.utils.logging import disable_progress_bar
+
+        from ..common.console import make_console
+        from ..inference.predict import predict as run
+        from ..inference.sources import find_sources
+
+        disable_progress_bar()
+        console, errors = make_console(), make_console(stderr=True, soft_wrap=True)
+        warnings.showwarning = lambda message, *_: errors.print(f"note: {_line(str(message), 1000)}")
+        found = find_sources(sources, exclude=save)
+        skipped = []
+
+        def report(failure) -> None:
+            skipped.append(failure)
+            errors.print(f"skipped {_line(failure.source.name, 300)}: {_line(failure.reason, 1000)}")
+
+        predictions = run(
+            model,
+            found,
+            save=save,
+            formats=[name.strip() for name in formats.split(",") if name.strip()],
+            overwrite=overwrite,
+            resume=resume,
+            threshold=_THRESHOLD if threshold is None else threshold,
+            class_thresholds=None if class_thresholds is None else _read_thresholds(class_thresholds),
+            max_detections=max_detections,
+            all_scores=all_scores,
+            classes=None if classes is None else [name for name in classes.split(",") if name.strip()],
+            tiles=tiles,
+            tile_overlap=tile_overlap,
+            tta=tta,
+            every=every,
+            max_frames=max_frames,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            stream=True,
+            on_failure=report,
+        )
+        num_images = _summarize(_follow(predictions, _count_images(found, every, max_frames), console), console)
+        if not num_images and not skipped:
+            console.print("Nothing was left to predict: the earlier prediction has all of these sources.")
+        if save is not None:
+            console.print(f"Results are in {save}.", soft_wrap=True)
+        if hint := _hint(model, threshold):
+            console.print(hint, soft_wrap=True)
+        if skipped:
+            number = "1 source was" if len(skipped) == 1 else f"{len(skipped)} sources were"
+            errors.print(f"{number} skipped.")
+            raise typer.Exit(SOME_SKIPPED)
+
+
+def _line(text: str, limit: int) -> str:
+    """One line: a line feed in the name of a file could fake another message."""
+    from ..common.text import shorten
+
+    return shorten(text.replace("\n", "\\n").replace("\t", "\\t"), limit)
+
+
+def _read_thresholds(text: str) -> dict[str, float]:
+    """ "person=0.3,dog=0.6" -> {"person": 0.3, "dog": 0.6}"""
+    thresholds = {}
+    for part in text.split(","):
+        name, _, value = part.rpartition("=")
+        if name.strip() in thresholds:
+            raise ValueError(f"--class-thresholds names {name.strip()!r:.100} twice; give one score for each class.")
+        try:
+            thresholds[name.strip()] = float(value)
+        except ValueError:
+            thresholds.clear()
+        if not name.strip() or not thresholds:
+            raise ValueError(
+                f"--class-thresholds {text!r:.200} must be like person=0.3,dog=0.6: names and scores in [0, 1]."
+            )
+    return thresholds
+
+
+def _count_images(sources, every: int, max_frames: int | None) -> int | None:
+    """Number of images and frames to read. None: unknown."""
+    from ..inference.videos import video_info
+
+    total = 0
+    for source in sources:
+        if source.kind == "image":
+            total += 1
+            continue
+        num_frames = video_info(source.origin).num_frames if source.kind == "video" else None
+        num_frames = None if num_frames is None else -(-num_frames // every)
+        counts = [count for count in (num_frames, max_frames) if count is not None]
+        if not counts:
+            return None
+        total += min(counts)
+    return total
+
+
+def _follow(predictions, total: int | None, console):
+    """The same, with a bar and the time left, on a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("predicting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images, left"),
+        TimeRemainingColumn(),
+        TextColumn("passed"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield from progress.track(predictions, total=total)
+
+
+def _hint(model: str, threshold: float | None) -> str | None:
+    """The best threshold that an evaluation of this model has measured, if none was chosen."""
+    from ..evaluation.measured import measured_threshold
+
+    if threshold is not None:
+        return None
+    found = measured_threshold(model)
+    if found is None or abs(found.threshold - _THRESHOLD) < 0.02:
+        return None
+    return (
+        f"An evaluation ({found.path}) measured {found.threshold:.3f} as the best threshold of this model; to use it in place of "
+        f"{_THRESHOLD}: --threshold {found.threshold:.3f}"
+    )
+
+
+def _summarize(predictions, console) -> int:
+    """Take all predictions, and print how many objects of each class there are, in how many images.
+
+    Returns:
+        the number of images.
+    """
+    from collections import Counter
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..common.text import shorten
+
+    objects, images, num_images = Counter(), Counter(), 0
+    for prediction in predictions:
+        num_images += 1
+        objects.update(prediction.names)
+        images.update(set(prediction.names))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class")
+    table.add_column("objects", justify="right")
+    table.add_column("images", justify="right")
+    for name, count in objects.most_common(_MOST_CLASSES):
+        table.add_row(Text(shorten(name, 60)), str(count), str(images[name]))
+    if (more := len(objects) - _MOST_CLASSES) > 0:
+        table.add_row(f"{more} more classes", str(sum(count for _, count in objects.most_common()[_MOST_CLASSES:])), "")
+    table.add_row("all", str(objects.total()), str(num_images), style="bold")
+    if num_images:
+        console.print(table)
+    return num_images

@@ -1,0 +1,34 @@
+"""`dino-hf scenes`: data to try the other commands on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..common.command_errors import Debug, one_sentence_errors
+from ..common.output_folders import check_output_folder, folder_beside
+
+
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    num_train: Annotated[int, typer.Option(min=1, help="Images to train on.")] = 4800,
+    num_validation: Annotated[int, typer.Option(min=1, help="Held-out images.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Draw a small data set, to try the other commands on.
+
+    Shapes on textured backgrounds in COCO format, and beside them `untrained`, the configuration of a small model.
+
+    \b
+    Example: dino-hf scenes scenes && dino-hf train scenes --model scenes/untrained
+    """
+    with one_sentence_errors(debug):
+        check_output_folder(folder, False, lambda _: False, "drawn scenes")
+        from ..common.scenes import UNTRAINED, draw_data
+
+        with folder_beside(folder) as scratch:
+            draw_data(scratch, num_train, num_validation, seed)
+        print(
+            f"{folder} has {num_train} images in train and {num_validation} in validation; {folder / UNTRAINED} is a model."
+        )

@@ -1,0 +1,1 @@
+"""Published checkpoints -> folders that `from_pretrained` loads, and back."""

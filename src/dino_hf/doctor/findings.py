@@ -1,0 +1,131 @@
+"""What was found in a data set: of each kind how often, and where first."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data.box_table import BoxTable
+from ..data.raw import RawDataset
+from .kinds import KINDS, SEVERITIES, UNREADABLE
+
+MAX_OFFENDERS = 1000  # of a kind are named; all are counted
+
+
+class Offender(NamedTuple):
+    """One image, annotation, category, split or line of a file."""
+
+    split: str | None
+    where: str  # "annotations[3]", "images[7]", "labels/7.txt, line 3"
+    file: str | None  # file_name of its image
+    value: str  # what it says there
+    image: int | None = None  # place in the images of the split
+    annotation: int | None = None  # place in its annotations
+    other: tuple[str, int] | None = None  # split and place of the image that it is a copy of
+
+
+class Finding(NamedTuple):
+    """All that is wrong in one way."""
+
+    kind: str  # a key of KINDS, or the kind of a `Problem`
+    severity: str
+    count: int
+    what: str  # is counted
+    cure: str
+    offenders: list[Offender]  # the first ones
+    is_fixed: bool  # by a cleaned copy
+
+    def as_dict(self) -> dict:
+        offenders = [
+            {"split": one.split, "where": one.where, "file": one.file, "value": one.value} for one in self.offenders
+        ]
+        return self._replace(offenders=offenders)._asdict()
+
+
+class FindingCollector:
+    """Counts offenders of one kind over all splits, and keeps the first."""
+
+    def __init__(self, raw: RawDataset, tables: dict[str, BoxTable]):
+        self.raw = raw
+        self.tables = tables
+        self._counts: dict[str, int] = {}
+        self._offenders: dict[str, list[Offender]] = {}
+        self._details: dict[str, str] = {}
+        self.not_fixed: set[str] = set()  # kinds that a cleaned copy usually corrects, but not here
+        self.cures: dict[str, str] = {}  # kind -> what to do here, instead of what helps usually
+        self.can_be_copied = True  # whether a cleaned copy would have anything in it
+
+    def add(self, kind: str, offenders: Iterable[Offender], count: int | None = None, detail: str = "") -> None:
+        """
+        Args:
+            count: of all, if the offenders are only the first.
+            detail: what the text of this kind cannot know.
+        """
+        offenders = list(offenders)
+        count = len(offenders) if count is None else count
+        if not count:
+            return
+        kept = self._offenders.setdefault(kind, [])
+        kept += offenders[: MAX_OFFENDERS - len(kept)]
+        self._counts[kind] = self._counts.get(kind, 0) + count
+        if detail:
+            self._details[kind] = detail
+
+    def add_images(self, kind: str, split: str, places: Iterable[int], value: Callable[[int], str]) -> None:
+        places = list(places)
+        images = self.raw.splits[split].images
+        self.add(
+            kind,
+            (
+                Offender(split, f"images[{place}]", images[place].get("file_name"), value(place), place)
+                for place in places[:MAX_OFFENDERS]
+            ),
+            len(places),
+        )
+
+    def add_boxes(
+        self, kind: str, split: str, is_wrong: np.ndarray, value: Callable[[int], str] | None = None, detail: str = ""
+    ) -> None:
+        """
+        Args:
+            is_wrong: (N,) of the annotations of the split.
+            value: of an annotation; its box and the size of its image if not given.
+        """
+        places = np.flatnonzero(is_wrong)
+        value = value or (lambda place: self._box_text(split, place))
+        offenders = (self._annotation(split, place, value) for place in places[:MAX_OFFENDERS].tolist())
+        self.add(kind, offenders, len(places), detail)
+
+    def _annotation(self, split: str, place: int, value: Callable[[int], str]) -> Offender:
+        entry, image = self.raw.splits[split].annotations[place], int(self.tables[split].image[place])
+        image = None if image < 0 else image
+        file = None if image is None else self.raw.splits[split].images[image].get("file_name")
+        return Offender(split, entry.get("where", f"annotations[{place}]"), file, value(place), image, place)
+
+    def _box_text(self, split: str, place: int) -> str:
+        box, size = box_text(self.raw.splits[split].annotations[place].get("bbox")), self.tables[split].sizes[place]
+        return box if np.isnan(size).any() else f"{box} in {size[0]:g} x {size[1]:g}"
+
+    def findings(self) -> list[Finding]:
+        """The worst first, and of one severity the most frequent."""
+        found = []
+        for kind, count in self._counts.items():
+            known = KINDS.get(kind, UNREADABLE)
+            what = known.what + (f" ({self._details[kind]})" if kind in self._details else "")
+            is_fixed = self.can_be_copied and known.is_fixed and kind not in self.not_fixed
+            cure = self.cures.get(kind, known.cure)
+            found.append(Finding(kind, known.severity, count, what, cure, self._offenders[kind], is_fixed))
+        return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count, one.kind))
+
+
+def count_text(count: int, noun: str) -> str:
+    """ "1 box", "2,000 boxes"."""
+    plural = noun + ("es" if noun.endswith("x") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def box_text(box) -> str:
+    """(x, y, width, height) in few digits."""
+    if not isinstance(box, list | tuple):
+        return repr(box)
+    return f"({', '.join(f'{value:.4g}' if isinstance(value, float) else str(value) for value in box)})"

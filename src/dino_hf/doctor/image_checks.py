@@ -1,0 +1,164 @@
+"""Images that are missing, damaged, of another size than stated, or in a data set twice."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data.box_table import count_boxes, stated_sizes
+from ..data.image_facts import ImageFacts, exact_copies, image_key, near_copies
+from ..data.image_finder import ambiguous_text
+from ..data.raw import RawDataset, RawSplit
+from ..data.usable import is_text
+from .findings import FindingCollector, Offender, count_text
+from .stated_size import SizeFit
+
+_HELD_OUT = {
+    "train": 0,
+    "validation": 2,
+    "test": 3,
+}  # of two splits with the same image, the higher one keeps it; others: 1
+_DARK = 2**14  # images of 16 bits whose values are all below become darker than a quarter of white
+
+
+def check_entries_of_images(found: FindingCollector, name: str) -> None:
+    images, stated = found.raw.splits[name].images, stated_sizes(found.raw.splits[name])
+    sizes = [(image.get("width"), image.get("height")) for image in images]
+    is_known = ~np.isnan(stated).any(1)  # (I,)
+    unknown = [place for place, size in enumerate(sizes) if None in size]
+    wrong = [place for place, size in enumerate(sizes) if None not in size and not is_known[place]]
+    found.add_images("image-size-unknown", name, unknown, lambda place: "no width and height")
+    found.add_images(
+        "image-size-wrong", name, wrong, lambda place: f"width {sizes[place][0]!r}, height {sizes[place][1]!r}"
+    )
+    names = [image.get("file_name") or "" for image in images]
+    broken = [place for place, text in enumerate(names) if not is_text(text)]
+    found.add_images("name-not-utf8", name, broken, lambda place: ascii(names[place]))
+    ids = [image.get("id") for image in images]
+    found.add_images("duplicate-image-id", name, repeated_places(ids), lambda place: f"id {ids[place]!r}")
+    keys = [image_key(image) for image in images]
+    found.add_images("duplicate-file", name, repeated_places(keys), lambda place: f"id {ids[place]!r}")
+
+
+def repeated_places(values: list) -> list[int]:
+    """Places of values that stood before; None repeats nothing."""
+    seen, repeated = set(), []
+    for place, value in enumerate(values):
+        if value is not None and value in seen:
+            repeated.append(place)
+        seen.add(value)
+    return repeated
+
+
+def is_not_here(split: RawSplit, facts: list[ImageFacts]) -> bool:
+    """Whether a test split has only a list of images and no image files, as in COCO's downloads."""
+    return split.name == "test" and not split.annotations and bool(facts) and all(fact.is_missing for fact in facts)
+
+
+def check_files(found: FindingCollector, name: str, facts: list[ImageFacts], fit: SizeFit) -> None:
+    images, stated = found.raw.splits[name].images, stated_sizes(found.raw.splits[name])
+
+    def add(kind: str, places: list[int], value) -> None:
+        found.add_images(kind, name, places, value)
+
+    def size_text(place: int) -> str:
+        size, orientation = facts[place].size, facts[place].orientation
+        text = f"{size[0]} x {size[1]}, stated {stated[place][0]:g} x {stated[place][1]:g}"
+        return text if orientation == 1 else f"{text}, EXIF orientation {orientation}"
+
+    if is_not_here(found.raw.splits[name], facts):
+        found.add(
+            "split-not-here",
+            [Offender(name, str(found.raw.splits[name].origin), None, count_text(len(images), "image"))],
+        )
+        return
+    missing = [place for place, fact in enumerate(facts) if fact.is_missing]
+    add("image-missing", missing, lambda place: _missing_file(images[place]))
+    broken = [place for place, fact in enumerate(facts) if fact.error is not None]
+    for kind in ("image-broken", "image-too-large", "image-mode-unknown"):
+        add(kind, [place for place in broken if facts[place].error_kind == kind], lambda place: facts[place].error)
+    for kind in (
+        "image-resized", "image-rotated", "stated-size-wrong", "stated-size-unclear", "image-orientation-unclear",
+    ):  # fmt: skip
+        add(kind, [place for place, one in enumerate(fit.kinds) if one == kind], size_text)
+    deep = [place for place, fact in enumerate(facts) if fact.values is not None and fact.values[1] < _DARK]
+    add("image-mode", deep, lambda place: "values from {:,} to {:,}, of 65,535".format(*facts[place].values))
+    several = [place for place, fact in enumerate(facts) if fact.other_frames is not None]
+    add("image-frames", several, lambda place: f"the first of several {facts[place].other_frames}")
+
+
+def _missing_file(image: Mapping) -> str:
+    path, candidates = str(image.get("path") or "no bytes and no path"), image.get("candidates")
+    return f"{path} {ambiguous_text(candidates)}" if candidates else path
+
+
+class Copy(NamedTuple):
+    """An image that another one makes superfluous."""
+
+    split: str
+    image: int  # place
+    original: tuple[str, int]  # split and place of the one to keep
+    is_exact: bool  # the same bytes
+
+    @property
+    def kind(self) -> str:
+        """Of finding."""
+        if self.split != self.original[0]:
+            return "leak" if self.is_exact else "near-leak"
+        return "duplicate-image" if self.is_exact else "near-copy"
+
+
+def find_copies(raw: RawDataset, facts: dict[str, list[ImageFacts]], num_boxes: dict[str, np.ndarray]) -> list[Copy]:
+    """Copies, in the order of their originals. Of two splits the held-out one keeps the image; in a split the one with most
+    boxes does. A file that is listed twice in a split is another matter.
+
+    Args:
+        num_boxes: (I,) of each split.
+    """
+    places = [(name, place) for name, split in raw.splits.items() for place in range(len(split.images))]
+    all_facts = [facts[name][place] for name, place in places]
+    keys = [image_key(raw.splits[name].images[place]) for name, place in places]
+
+    def rank(number: int) -> tuple[int, int, int]:
+        name, place = places[number]
+        return -_HELD_OUT.get(name, 1), -int(num_boxes[name][place]), number
+
+    copies, kept_of = [], np.arange(len(places))
+    for group in exact_copies(all_facts, keys):
+        kept, *others = sorted(group, key=rank)
+        kept_of[group] = kept
+        for number in others:
+            is_listed_twice = (
+                places[number][0] == places[kept][0] and keys[number] is not None and keys[number] == keys[kept]
+            )
+            if not is_listed_twice:
+                copies.append(Copy(*places[number], places[kept], True))
+    order = np.array(sorted(range(len(places)), key=rank), dtype=np.int64)  # what is kept first stands first
+    ranks = np.argsort(order)
+    names = list(raw.splits)
+    split_of = np.array([names.index(name) for name, _ in places], dtype=np.int64)
+    # An image of another split is named before those of its own, for it falsifies AP; the lower rank before the higher.
+    none = 2 * len(places)
+    best = np.full(len(places), none)
+    for pairs in near_copies(all_facts):
+        pairs = kept_of[pairs]
+        kept, other = np.where(ranks[pairs[:, :1]] < ranks[pairs[:, 1:]], pairs, pairs[:, ::-1]).T
+        np.minimum.at(best, other, ranks[kept] + len(places) * (split_of[kept] == split_of[other]))
+    for number in np.argsort(best, kind="stable")[: (best < none).sum()].tolist():
+        copies.append(Copy(*places[number], places[order[best[number] % len(places)]], False))
+    return copies
+
+
+def check_copies(found: FindingCollector, facts: dict[str, list[ImageFacts]]) -> None:
+    splits = found.raw.splits
+    num_boxes = {name: count_boxes(table, len(splits[name].images)) for name, table in found.tables.items()}
+    for copy in find_copies(found.raw, facts, num_boxes):
+        other, place = copy.original
+        file, original = (
+            splits[copy.split].images[copy.image].get("file_name"),
+            splits[other].images[place].get("file_name"),
+        )
+        value = f"as {original} of {other}"
+        found.add(
+            copy.kind, [Offender(copy.split, f"images[{copy.image}]", file, value, copy.image, other=copy.original)]
+        )

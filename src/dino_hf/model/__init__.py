@@ -1,0 +1,1 @@
+"""Everything that a shared model needs: these files are saved beside its weights."""

@@ -1,0 +1,21 @@
+"""The same image processor on PIL and NumPy, for machines without torchvision."""
+
+from transformers.models.deformable_detr.image_processing_pil_deformable_detr import (
+    DeformableDetrImageProcessorKwargs,
+    DeformableDetrImageProcessorPil,
+)
+
+from .image_processing_mixin import DinoDetrProcessingMixin
+
+
+class DinoDetrImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=False):
+    """The settings of Deformable DETR's image processor."""
+
+
+class DinoDetrImageProcessorPil(DinoDetrProcessingMixin, DeformableDetrImageProcessorPil):
+    """As `DinoDetrImageProcessor`; pixels can differ by the rounding of two resize implementations."""
+
+    valid_kwargs = DinoDetrImageProcessorKwargs
+
+
+__all__ = ["DinoDetrImageProcessorPil"]

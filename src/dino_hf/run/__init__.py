@@ -1,0 +1,5 @@
+"""`train` from end to end."""
+
+from .training_run import train
+
+__all__ = ["train"]

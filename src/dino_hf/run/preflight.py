@@ -1,0 +1,315 @@
+"""What a run is going to do, on what, and whether there is room for it: told before it starts."""
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+from transformers import PreTrainedConfig, TrainingArguments
+
+from ..model.attention_backends import choose_backend
+from ..training.coco_data import CocoData
+from ..training.recipes import Recipe, images_per_step, planned_steps
+from .memory_forecast import SHARE_OF_FREE, MemoryForecast
+
+_MOST_CLASSES = 12  # that are listed
+_MOST_LOOKED_AT = 200  # images that are opened where the annotations have no sizes
+_SHARE_OF_TOKENS = 0.1  # of the tokens of an image, that should be selected as queries
+_RARE = 10  # boxes; a class with fewer in training is told of
+
+
+@dataclass(frozen=True, repr=False)
+class Preflight:
+    """Everything that is printed, as plain JSON.
+
+    Args:
+        data: origin, notes, images of each split, classes with their boxes, boxes and sizes of the training images.
+        model: where it comes from, what became of its classes, parameters.
+        plan: device, precision, images per step, learning rates, departures from the recipe, epochs, steps, evaluations.
+        memory: forecast for a step, what is free, in bytes; None if it was not asked for.
+        disk: what the run will take, what is free, in bytes.
+        warnings: sentences.
+    """
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    plan: dict[str, Any]
+    memory: dict[str, Any] | None
+    disk: dict[str, Any]
+    warnings: list[str]
+
+    def __repr__(self) -> str:
+        images = ", ".join(f"{name} {count}" for name, count in self.data["images"].items() if count is not None)
+        return f"Preflight(images {images}; {len(self.data['classes'])} classes, {len(self.warnings)} warnings)"
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def show(self, console: Console) -> None:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True, style="bold")
+        grid.add_column()
+        for title, text in self._rows():
+            grid.add_row(title, Text(text))
+        console.print(grid)
+        for warning in self.warnings:
+            console.print(Text(f"warning: {warning}", style="bold red"), soft_wrap=True)
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        data, plan = self.data, self.plan
+        images = ", ".join(f"{count:,} {_SPLITS[name]}" for name, count in data["images"].items() if count is not None)
+        yield "Data", f"{data['origin']}: images {images}"
+        for note in data["notes"]:
+            yield "", note
+        counts = sorted(data["classes"].items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{name} {count:,}" for name, count in counts[:_MOST_CLASSES])
+        more = f" and {len(counts) - _MOST_CLASSES} more" if len(counts) > _MOST_CLASSES else ""
+        yield _counted(len(counts), "class", "classes"), f"{listed}{more} (boxes in training)"
+        boxes = data["boxes"]
+        yield (
+            "Boxes",
+            f"{boxes['all']:,} in training, at most {boxes['most_in_an_image']:,} in an image; images without: "
+            f"{boxes['images_without']:,}; crowd regions: {boxes['crowds']:,}",
+        )
+        sizes = data["image_sizes"]
+        yield (
+            "Image sizes",
+            f"width {sizes['width'][0]} to {sizes['width'][2]}, median {sizes['width'][1]}; height {sizes['height'][0]} to "
+            f"{sizes['height'][2]}, median {sizes['height'][1]}",
+        )
+        yield "Model", f"{self.model['from']}; {self.model['parameters'] / 1e6:.1f} M parameters"
+        for line in self.model["notes"]:
+            yield "", line
+        yield "Runs on", f"{plan['device']}, {plan['precision']}; deformable attention: {plan['attention_backend']}"
+        per = plan["images_per_step"]
+        processes = f"{per['processes']} process{'es' if per['processes'] > 1 else ''}"
+        yield (
+            "Step",
+            f"{per['all']} images = {per['of_a_batch']} in a batch x {processes} x {per['accumulated']} accumulated; the recipe "
+            f"has {per['of_the_recipe']}",
+        )
+        yield "Learning rates", ", ".join(f"{name} {rate:g}" for name, rate in plan["learning_rates"].items())
+        for line in plan["departures"]:
+            yield "", f"departs from {plan['recipe']}: {line}"
+        yield (
+            "Plan",
+            f"{plan['recipe']}: {plan['epochs']:g} {'epoch' if plan['epochs'] == 1 else 'epochs'} of "
+            f"{_counted(plan['steps_per_epoch'], 'step', 'steps')}, {_counted(plan['steps'], 'step', 'steps')}, "
+            f"{_counted(plan['evaluations'], 'evaluation', 'evaluations')}"
+            + (f"; {plan['stops']}" if plan["stops"] else "")
+            + (f"; resumed after step {plan['steps_done']:,}" if plan["steps_done"] else ""),
+        )
+        if self.memory is not None:
+            yield "Memory", _memory_line(self.memory)
+        yield (
+            "Disk",
+            f"{size_text(self.disk['needed'])} for {self.disk['what']}; {size_text(self.disk['free'])} free",
+        )
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+_SPLITS = {"train": "to train on", "validation": "held out", "test": "for the test at the end"}
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    height, width = memory["image_size"]
+    tensors = "gradients, optimizer and average" if memory["process"] else "weights, gradients, optimizer and average"
+    has = f"{size_text(memory['process'])} that the process has now, " if memory["process"] else ""
+    return (
+        f"about {size_text(memory['total'])} for each process: {has}{size_text(memory['fixed'])} for {tensors}, "
+        f" {size_text(memory['per_image'])} for each image of up to {width} x {height} with {memory['boxes']} boxes; "
+        f"{size_text(memory['free'])} free"
+    )
+
+
+# The parts
+
+
+def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | None]) -> dict[str, Any]:
+    """
+    Args:
+        splits: train, validation, test.
+    """
+    train = splits["train"]
+    categories, is_crowd, per_image = box_columns(train)
+    counts = np.bincount(categories[~is_crowd], minlength=len(train.id2label))
+    sizes = np.array(image_sizes(train))  # (I, 2)
+    return {
+        "origin": str(origin),
+        "notes": list(notes),
+        "images": {name: None if one is None else len(one.dataset) for name, one in splits.items()},
+        "classes": {name: int(counts[index]) for index, name in train.id2label.items()},
+        "boxes": {
+            "all": int((~is_crowd).sum()),
+            "most_in_an_image": int(per_image.max(initial=0)),
+            "images_without": int((per_image == 0).sum()),
+            "crowds": int(is_crowd.sum()),
+        },
+        "image_sizes": {
+            name: [int(one) for one in (values.min(), np.median(values), values.max())]
+            for name, values in (("height", sizes[:, 0]), ("width", sizes[:, 1]))
+        },
+    }
+
+
+def box_columns(data: CocoData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class and crowd flag of each box (N,), and how many of each image are no crowds (I,)."""
+    columns = data.dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
+    crowds, categories = columns.field("iscrowd"), columns.field("category")
+    counts = np.diff(crowds.offsets.to_numpy(zero_copy_only=False))
+    is_crowd = crowds.flatten().to_numpy(zero_copy_only=False).astype(bool)
+    image = np.repeat(np.arange(len(counts)), counts)
+    per_image = np.bincount(image[~is_crowd], minlength=len(counts))
+    return categories.flatten().to_numpy(zero_copy_only=False).astype(np.int64), is_crowd, per_image
+
+
+def image_sizes(data: CocoData) -> list[tuple[int, int]]:
+    """(height, width) of all images; where the annotations have none, of some that are opened."""
+    columns = data.dataset.select_columns(["height", "width"])[:]
+    sizes = list(zip(columns["height"], columns["width"], strict=True))
+    if all(None not in size for size in sizes):
+        return sizes
+    chosen = np.linspace(0, len(sizes) - 1, min(len(sizes), _MOST_LOOKED_AT)).astype(int)
+    images = (data.dataset[int(index)]["image"] for index in np.unique(chosen))
+    return [(image.height, image.width) for image in images]
+
+
+def describe_plan(
+    recipe: Recipe, args: TrainingArguments, model: nn.Module, num_images: int, steps_done: int
+) -> dict[str, Any]:
+    steps, per_epoch = planned_steps(args, num_images)
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+    patience = recipe.early_stopping_patience
+    is_stopping = patience is not None and args.eval_strategy != "no"
+    return {
+        "recipe": recipe.name,
+        "device": name,
+        "precision": str(dtype).removeprefix("torch.") + ("" if dtype == torch.float32 else " autocast"),
+        "attention_backend": choose_backend(model.config.ms_deform_attn_backend, args.device.type, dtype),
+        "images_per_step": {
+            "all": images_per_step(args),
+            "of_a_batch": args.train_batch_size,
+            "processes": args.world_size,
+            "accumulated": args.gradient_accumulation_steps,
+            "of_the_recipe": recipe.total_batch_size,
+        },
+        "learning_rates": {group["name"]: group["lr"] for group in recipe.parameter_groups(model, args)},
+        "departures": recipe.departures(args, model.config, num_images),
+        "epochs": round(steps / per_epoch, 2),
+        "steps_per_epoch": per_epoch,
+        "steps": steps,
+        "steps_done": steps_done,
+        "evaluations": _num_evaluations(args, steps, per_epoch),
+        "stops": f"stops after {patience} evaluations without a better AP" if is_stopping else None,
+        "seed": args.seed,
+    }
+
+
+def _num_evaluations(args: TrainingArguments, steps: int, per_epoch: int) -> int:
+    if args.eval_strategy == "no":
+        return 0
+    if args.eval_strategy == "steps":
+        return steps // int(args.eval_steps if args.eval_steps >= 1 else max(1, args.eval_steps * steps))
+    return -(-steps // per_epoch)
+
+
+def describe_memory(forecast: MemoryForecast, free: int, args: TrainingArguments) -> dict[str, Any]:
+    """Bytes of one process at the fullest moment of a step.
+
+    On a CPU, Python and the libraries are in the same memory as the tensors; what the process has now, with the weights, is
+    counted. A GPU has the tensors alone.
+    """
+    tensors = forecast.total(args.train_batch_size)
+    process = psutil.Process().memory_info().rss if args.device.type == "cpu" else 0
+    held = forecast.weights if process else 0  # by the process already
+    return {
+        "total": process + tensors - held,
+        "more": tensors - held,  # than is taken now
+        "weights": forecast.weights,
+        "fixed": forecast.fixed - held,
+        "per_image": forecast.per_image,
+        "image_size": list(forecast.size),
+        "boxes": forecast.num_boxes,
+        "free": free,
+        "process": process,
+        "planned_share_of_free": SHARE_OF_FREE,
+    }
+
+
+def describe_disk(model: nn.Module, recipe: Recipe, args: TrainingArguments, output_dir: Path) -> dict[str, Any]:
+    """Checkpoints of a run, and one that is being written; the best and the last weights."""
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    checkpoint = weights + 2 * trained + (weights if recipe.ema_decay is not None else 0)
+    limit = args.save_total_limit
+    kept = 0 if args.save_strategy == "no" else (limit or 0) + 1
+    existing = next(folder for folder in (output_dir.resolve(), *output_dir.resolve().parents) if folder.exists())
+    many = " (checkpoints are never deleted: this is one)" if kept and not limit else ""
+    return {
+        "needed": kept * checkpoint + 2 * weights,
+        "checkpoint": checkpoint,
+        "free": shutil.disk_usage(existing).free,
+        "what": f"up to {kept} checkpoints, the best and the last weights{many}" if kept else "the weights",
+    }
+
+
+def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
+    """A warning if an image has many more tokens than queries: only selected tokens train the encoder's heads.
+
+    Args:
+        size: (height, width) of the largest training images in pixels; their tokens are estimated by the usual strides.
+    """
+    stages = getattr(config.backbone_config, "out_features", None) or ["stage2"]
+    stage = re.search(r"\d+", str(stages[0]))
+    first = 2 ** (int(stage[0]) + 1) if stage else 8
+    strides = [first * 2**level for level in range(config.num_feature_levels)]
+    tokens = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides)
+    if config.num_queries >= _SHARE_OF_TOKENS * tokens:
+        return []
+    return [
+        f"num_queries={config.num_queries} is less than a tenth of the about {tokens:,} tokens of an image: only selected tokens "
+        "train the encoder's heads, so a detector with few queries learns slowly. Use more queries, or smaller images."
+    ]
+
+
+def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings: list[str]) -> list[str]:
+    warnings = list(findings)
+    empty = [name for name, count in data["classes"].items() if count == 0]
+    if empty:
+        warnings.append(f"no box to train on is of {_listed(empty)}: the model cannot learn them.")
+    if rare := [name for name, count in data["classes"].items() if 0 < count < _RARE]:
+        warnings.append(f"fewer than {_RARE} boxes to train on are of {_listed(rare)}.")
+    if memory is not None and memory["more"] > memory["free"]:
+        warnings.append(
+            f"a step is forecast to take {size_text(memory['more'])} more, and {size_text(memory['free'])} are free: use a smaller "
+            "--batch-size, --activation-checkpointing, --bf16, smaller images (--short-sides, --longest-side), or fewer "
+            "--max-denoising-queries."
+        )
+    return warnings
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_CLASSES]) + (
+        f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
+    )
+
+
+def size_text(num_bytes: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}" if num_bytes < 100 * size else f"{num_bytes / size:.0f} {unit}"
+    return f"{num_bytes / 2**10:.0f} KiB"

@@ -1,0 +1,165 @@
+"""What a run leaves in its folder: the best and the last weights, how good they are, curves, a model card."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..data import DetectionData
+from ..evaluation import Evaluation, evaluate_model
+from ..inference.loading import load_detector, load_image_processor
+from ..inference.predictor import Predictor
+from ..model.model_card import weights_digest, write_model_card
+from ..training.checkpoints import newest_checkpoint
+from ..training.coco_data import CocoData
+from ..training.ema import EMA_FOLDER, ModelEma
+from ..training.trainer import DinoDetrTrainer
+from .progress import BEST_AP, EvaluationProgress
+from .run_record import RunRecord
+
+LAST_FOLDER, TEST_FOLDER = "last", "test"
+CURVES_NAME, HISTORY_JSON, HISTORY_CSV = "curves.png", "history.json", "history.csv"
+_PICTURES = {
+    CURVES_NAME: "Loss, AP and learning rates during training",
+    "precision_recall.png": "Precision over recall",
+    "f1.png": "F1 over the score threshold, and the best threshold",
+    "confusion.png": "Confusion matrix",
+    "ap_per_class.png": "AP of each class, with 95 % intervals",
+    "ap_per_size.png": "AP by size of objects, with 95 % intervals",
+    "mistakes.png": "The worst false positives and misses",
+}
+
+
+def keep_weights(trainer: DinoDetrTrainer, record: RunRecord) -> None:
+    """Save the best weights, raw or averaged, into the output folder, and those of the last step into `last`."""
+    newest = Path(newest_checkpoint(record.output_dir))
+    source, what = _best(trainer.state, trainer.args, newest)
+    record.values["weights"] = what
+    _save(source, record.output_dir, what)
+    _save(newest, record.output_dir / LAST_FOLDER, f"those after the last step, {trainer.state.global_step}")
+
+
+def _best(state: TrainerState, args: TrainingArguments, newest: Path) -> tuple[Path, str]:
+    """Where the best weights are, and what they are, for people."""
+    evaluations = [entry for entry in state.log_history if "eval_AP" in entry]
+    best = newest.with_name(f"checkpoint-{state.best_global_step}")
+    if not evaluations or not best.is_dir():
+        is_average = ModelEma.is_saved(newest / EMA_FOLDER)
+        what = f"{_kind(is_average)} after the last step, {state.global_step}"
+        return (newest / EMA_FOLDER if is_average else newest), f"{what}; there was nothing to choose by"
+    scores = next(entry for entry in reversed(evaluations) if entry["step"] == state.best_global_step)
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    is_average = metric.startswith("ema_")
+    if metric == BEST_AP:
+        metric, is_average = "AP", scores.get("eval_ema_AP", -1.0) > scores["eval_AP"]
+    is_average = is_average and ModelEma.is_saved(best / EMA_FOLDER)
+    what = f"{_kind(is_average)} after step {state.best_global_step}, of {len(evaluations)} evaluations the best by {metric}"
+    return (best / EMA_FOLDER if is_average else best), what
+
+
+def _kind(is_average: bool) -> str:
+    return "the average of the weights" if is_average else "those"
+
+
+def _save(source: Path, folder: Path, selected: str) -> None:
+    model = load_detector(source)
+    if training := (model.config.provenance or {}).get("training"):
+        training["selected"] = selected
+    load_image_processor(source).save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def leave_results(
+    record: RunRecord, splits: DetectionData, args: TrainingArguments, console: Console
+) -> tuple[Evaluation | None, Evaluation | None]:
+    """Evaluate what is in the output folder on held-out and on test images, and write reports, curves and the model card."""
+    from ..evaluation.report import save_report  # here: it needs matplotlib
+
+    folder = record.output_dir
+    if checkpoint := newest_checkpoint(folder):  # those of a finished run may have been deleted
+        _write_history(folder, TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
+    predictor = Predictor(folder, device=args.device)
+    evaluations: list[Evaluation | None] = []
+    for data, target in ((splits.validation, folder), (splits.test, folder / TEST_FOLDER)):
+        evaluation = None
+        if data is not None:
+            with EvaluationProgress(console) as progress:
+                evaluation = evaluate_model(
+                    predictor, data, batch_size=args.per_device_eval_batch_size, progress=progress
+                )
+            save_report(evaluation, data, target)
+        evaluations.append(evaluation)
+    held_out, test = evaluations
+    if held_out is not None:
+        _record_evaluation(predictor.model, held_out, splits.validation, test, splits.test)
+    config, digest = predictor.model.config, weights_digest(predictor.model)
+    config.save_pretrained(folder)
+    write_model_card(folder, config, predictor.model.num_parameters(), weights=digest)
+    _tell(record, held_out, test, console)
+    return held_out, test
+
+
+def _record_evaluation(
+    model, held_out: Evaluation, data: CocoData, test: Evaluation | None, test_data: CocoData | None
+) -> None:
+    """For the model card, in the place of what was measured in training."""
+    training = model.config.provenance["training"]
+    step = (training.get("evaluation") or {}).get("step", training.get("steps"))
+    evaluation = _for_card(held_out, data) | {
+        "step": step,
+        "weights": weights_digest(model),
+        "after_training": True,
+        "objects": {row["name"]: row["num_objects"] for row in held_out.per_class},
+        "pictures": _PICTURES,
+    }
+    if held_out.best is not None:
+        evaluation["best"] = held_out.best._asdict()
+    if test is not None:
+        evaluation["test"] = _for_card(test, test_data)
+    training["evaluation"] = evaluation
+
+
+def _for_card(evaluation: Evaluation, data: CocoData) -> dict[str, Any]:
+    return {
+        "dataset": data.name,
+        "num_images": len(data.dataset),
+        "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
+        "intervals": {name: [float(bound) for bound in bounds] for name, bounds in evaluation.intervals.items()},
+    }
+
+
+def _write_history(folder: Path, state: TrainerState) -> None:
+    """What was logged: as it is, as a table with one row for each step, and drawn."""
+    from ..common.drawing import save_curves  # here: it needs matplotlib
+
+    text = json.dumps(state.log_history, indent=2) + "\n"
+    (folder / HISTORY_JSON).write_text(text, encoding="utf-8")
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in state.log_history:
+        rows.setdefault(entry["step"], {}).update(entry)
+    columns = dict.fromkeys(["step", "epoch", *(name for row in rows.values() for name in row)])
+    with (folder / HISTORY_CSV).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(rows.values())
+    save_curves(folder / CURVES_NAME, state)
+
+
+def _tell(record: RunRecord, held_out: Evaluation | None, test: Evaluation | None, console: Console) -> None:
+    folder = record.output_dir
+    lines = [f"{folder} has the best weights: {record.values['weights']}."]
+    for evaluation, what in ((held_out, "held-out"), (test, "test")):
+        if evaluation is not None:
+            low, high = evaluation.intervals.get("AP", (None, None))
+            interval = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"
+            lines.append(
+                f"AP {evaluation.metrics['AP']:.3f}{interval}, AP50 {evaluation.metrics['AP50']:.3f} on "
+                f"{evaluation.counts['images']} {what} images."
+            )
+    lines.append(f"Look at {folder / 'README.md'} and {folder / CURVES_NAME}.")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

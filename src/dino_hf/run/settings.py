@@ -1,0 +1,187 @@
+"""Settings of a run by name, from Python or a command line: fields of a recipe, of its augmentation and of what it sets in the
+model, and of `TrainingArguments`."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from ..training.augmentation import Augmentation
+from ..training.recipes import MODEL_SETTINGS, Recipe, get_recipe
+
+_ARGUMENTS = {argument.name for argument in dataclasses.fields(TrainingArguments) if argument.init}
+_OF_RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"name", "augmentation", "model_settings"}
+_OF_AUGMENTATION = {field.name for field in dataclasses.fields(Augmentation)}
+_NAMES = _ARGUMENTS | _OF_RECIPE | _OF_AUGMENTATION | MODEL_SETTINGS
+# What `train` itself has, beside the data.
+_OF_TRAIN = {"model", "recipe", "output_dir", "resume", "batch_size", "report_to", "seed", "dry_run"}
+_OF_TRAIN |= {"validation_fraction", "box_format", "allow_outside", "trust_boxes", "on_bad_image", "check_images"}
+_OF_TRAIN |= {"training_doctor"}
+_INSTEAD = {
+    "output_dir": "--output-dir (in Python, output_dir) names the folder",
+    "resume_from_checkpoint": "--resume (in Python, resume=True) goes on with the newest checkpoint in the output folder",
+    "per_device_train_batch_size": "--batch-size (in Python, batch_size) sets the images of a batch",
+    "push_to_hub": "share the finished folder: hf upload NAME FOLDER; while it trains, there would be no results in it",
+}
+
+
+def split_settings(recipe: str, settings: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """Settings by name -> the recipe with those that are its own, and the others, for `recipe.training_arguments`.
+
+    Raises:
+        ValueError: nothing has a setting of that name, or it cannot have that value.
+    """
+    for name in settings:
+        if name in _INSTEAD:
+            raise ValueError(f"{name} is not set here: {_INSTEAD[name]}.")
+        if name not in _NAMES:
+            raise ValueError(f"There is no setting {name!r}; {_closest(name)}")
+    changes = {name: value for name, value in settings.items() if name in _OF_RECIPE}
+    if in_model := {name: value for name, value in settings.items() if name in MODEL_SETTINGS}:
+        changes["model_settings"] = in_model
+    if in_augmentation := {name: value for name, value in settings.items() if name in _OF_AUGMENTATION}:
+        changes["augmentation"] = dataclasses.replace(get_recipe(recipe).augmentation, **in_augmentation)
+    others = {
+        name: value for name, value in settings.items() if name not in _NAMES - _ARGUMENTS and name not in changes
+    }
+    return get_recipe(recipe, **changes), others
+
+
+def flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as plain JSON, where `augmentation` and `model_settings` are taken apart into their fields.
+
+    Raises:
+        ValueError: a value that cannot be written down, so that a run could not be resumed with it.
+    """
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, Augmentation):
+            flat |= dataclasses.asdict(value)
+        elif name == "model_settings" and isinstance(value, dict):
+            flat |= value
+        else:
+            flat[name] = value
+    for name, value in flat.items():
+        if not _is_plain(value):
+            raise ValueError(
+                f"{name}={value!r} cannot be written into run.json, from which a run is resumed; use numbers, text, lists and "
+                "dictionaries."
+            )
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+# The command line
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        """argparse would print all options and leave."""
+        found = re.fullmatch(r"argument (?:\S+/)?(\S+): (.*)", message)
+        sentence = f"{found[1]}: {found[2]}" if found else message
+        if found and found[2] == "expected one argument":
+            sentence = f"{found[1]} needs a value, as in {found[1]} true or {found[1]} 10"
+        raise ValueError(f"{sentence.rstrip('.')}.")
+
+
+def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
+    """What a command line says beside the options of the command: `--learning-rate 1e-4 --bf16 --short-sides 480 512`. Hyphens
+    and underscores are the same; only what is given is in the result.
+
+    Raises:
+        ValueError: a name that nothing has, or a value that is none of its type.
+    """
+    parser = _Parser([TrainingArguments], allow_abbrev=False, add_help=False, prog="dino-hf train")
+    for name in sorted(_NAMES - _ARGUMENTS):
+        hint = _hint(name)
+        parser.add_argument(
+            f"--{name}", f"--{name.replace('_', '-')}", type=_plain, nargs="+" if "tuple" in hint else None
+        )
+    absent = object()  # argparse gives defaults only to what is not there
+    found, rest = parser.parse_known_args(list(tokens), argparse.Namespace(**dict.fromkeys(_NAMES, absent)))
+    if rest:
+        if rest[0].startswith("--"):
+            name = rest[0].removeprefix("--").partition("=")[0].replace("-", "_")
+            raise ValueError(f"There is no option {rest[0]}; {_closest(name, as_option=True)}")
+        raise ValueError(f"{rest[0]!r} belongs to no option; dino-hf train takes one data set.")
+    settings = {name: value for name, value in vars(found).items() if value is not absent}
+    for name, value in settings.items():
+        if isinstance(value, list) and value == [None]:  # --scale-jitter none
+            settings[name] = None
+    return settings
+
+
+def _hint(name: str) -> str:
+    owner = Recipe if name in _OF_RECIPE else Augmentation
+    return str(next((field.type for field in dataclasses.fields(owner) if field.name == name), ""))
+
+
+def _plain(text: str) -> Any:
+    """A number, none, true or false, or else the text: what it must be is the recipe's to say."""
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _closest(name: str, as_option: bool = False) -> str:
+    names = sorted((_NAMES - set(_INSTEAD)) | _OF_TRAIN, key=lambda one: (one not in _OF_TRAIN | _OF_RECIPE, one))
+    alike = difflib.get_close_matches(name, names, n=3)
+    # --lr, --epochs: initials, or one word of the name.
+    alike += [one for one in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", one), *one.split("_"))]
+    close = list(dict.fromkeys(alike))[:3]
+    if as_option:
+        close = [f"--{one.replace('_', '-')}" for one in close]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return "there are the fields of Recipe, of its Augmentation, and of transformers.TrainingArguments."
+
+
+# Trackers
+
+
+def find_trackers(report_to: str | Sequence[str] | None) -> list[str]:
+    """Names for `TrainingArguments.report_to`; None: TensorBoard, if it is installed.
+
+    Raises:
+        ValueError: an unknown tracker.
+        ImportError: one that is not installed.
+    """
+    if report_to is None:
+        return [name for name in get_available_reporting_integrations() if name == "tensorboard"]
+    names = list(dict.fromkeys([report_to] if isinstance(report_to, str) else report_to))
+    if names in (["none"], []):
+        return []
+    if "none" in names:
+        others = ", ".join(str(name) for name in names if name != "none")
+        raise ValueError(f"report_to has none beside {others}: leave out one of the two.")
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            close = difflib.get_close_matches(str(name), INTEGRATION_TO_CALLBACK, n=1)
+            hint = (
+                f"did you mean {close[0]}?"
+                if close
+                else f"there are {', '.join(sorted(INTEGRATION_TO_CALLBACK))}, none."
+            )
+            raise ValueError(f"There is no tracker {name!r}; {hint}")
+        if name not in available:
+            raise ImportError(f"The tracker {name} is not installed: pip install {name.replace('_', '-')}.")
+    return names

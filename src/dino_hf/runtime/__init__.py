@@ -1,0 +1,1 @@
+"""Kernel loading and the pipeline: additions of an installed package to a model."""

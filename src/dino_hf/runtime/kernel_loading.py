@@ -1,0 +1,280 @@
+"""The kernel project in `kernels/` -> backends `cpu` and `triton` of deformable attention, built on first use.
+
+Importing this registers them; nothing is built or imported until one is needed. It works with and without the `kernels`
+library of Hugging Face, which can load the same builds.
+"""
+
+import atexit
+import contextlib
+import errno
+import importlib.util
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from ..common.output_folders import new_scratch, remove_leftovers, write_beside
+from ..common.private_folders import NotPrivate, check_private, make_private
+from ..model.attention_backends import Backend, BackendUnavailable, register_backend
+
+logger = logging.getLogger(__name__)
+
+PROJECT = "ms-deform-attn"
+# Compute capability of the oldest GPU that the tests compile the kernels for and that torch supports.
+LOWEST_CAPABILITY = (7, 5)
+FAILURE_HOURS = 24  # after this time a failed build is tried again, even if nothing has changed
+
+
+def kernel_sources() -> Path:
+    """The folder of kernel projects: a part of the installed package, or beside `src` in a checkout."""
+    installed = Path(__file__).parents[1] / "_kernels"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "kernels"
+
+
+def cache_dir() -> Path:
+    """Where builds are kept: $DINO_HF_CACHE, or dino_hf in $XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("DINO_HF_CACHE"):
+        return Path(folder).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve() / "dino_hf"
+
+
+def kernel_builder() -> ModuleType:
+    """`kernels/build.py` as a module.
+
+    Raises:
+        BackendUnavailable: it is gone.
+    """
+    file = kernel_sources() / "build.py"
+    if not file.is_file():
+        raise BackendUnavailable(f"its sources are not at {file.parent}; install dino_hf again")
+    return _import("_dino_hf_kernel_build", file)
+
+
+def load_kernel(native: bool) -> ModuleType:
+    """The kernel as a module, built if need be.
+
+    Args:
+        native: with the C++ kernel for CPUs; else only what needs no compiler.
+    Raises:
+        BackendUnavailable: why not.
+    """
+    builder, project = kernel_builder(), kernel_sources() / PROJECT
+    identity = builder.kernel_id(project, native)
+    if identity in sys.modules:
+        return sys.modules[identity]
+    if module := _load_ahead_of_time(builder, project, identity, native):
+        return module
+    try:
+        return _load_or_build(builder, project, identity, native)
+    except NotPrivate as error:
+        reason = (
+            f"its cache is not safe to run code from: {error}; set DINO_HF_CACHE to a folder that only you can write to"
+        )
+        raise BackendUnavailable(reason) from error
+    except builder.BuildError as error:
+        raise BackendUnavailable(str(error)) from error
+    except OSError as error:  # no room, no right to write
+        raise BackendUnavailable(str(error)) from error
+
+
+def _load_ahead_of_time(builder: ModuleType, project: Path, identity: str, native: bool) -> ModuleType | None:
+    """What `python kernels/build.py` has put beside the sources, which is as safe to run as they are."""
+    variant = builder.find_variant(project, project / "build", native)
+    if variant is None:
+        return None
+    try:
+        return _import(identity, variant / "__init__.py")
+    except Exception as error:
+        logger.warning(
+            "The kernel in %s does not load, so it is built again elsewhere: %s", variant, _first_line(error)
+        )
+        return None
+
+
+def _load_or_build(builder: ModuleType, project: Path, identity: str, native: bool) -> ModuleType:
+    """From the cache; a build there that does not load is deleted and built again, once."""
+    try:
+        folder = _cache_folder(identity)
+    except RuntimeError:
+        folder = None
+    if folder is not None and folder.exists():
+        remove_leftovers(folder)
+        remove_leftovers(folder.parent)
+        check_private(folder)
+        if module := _load_cached(builder, project, folder, identity, native):
+            return module
+    state = builder.compiler_state() if native else ""
+    if reason := _remembered_failure(folder, state):
+        raise builder.BuildError(reason)
+    try:
+        variant = _build(builder, project, identity, native)
+    except builder.BuildError as error:
+        if error.is_lasting:
+            _remember_failure(folder, state, str(error))
+        raise
+    try:
+        module = _import(identity, variant / "__init__.py")
+    except Exception as error:
+        # Nothing keeps a useless build, and no other process makes the same again.
+        shutil.rmtree(variant, ignore_errors=True)
+        reason = f"it was built, but does not load: {_first_line(error)}"
+        _remember_failure(folder, state, reason)
+        raise builder.BuildError(reason) from error
+    return module
+
+
+def _load_cached(builder: ModuleType, project: Path, folder: Path, identity: str, native: bool) -> ModuleType | None:
+    variant = builder.find_variant(project, folder, native)
+    if variant is None:
+        return None
+    try:
+        return _import(identity, variant / "__init__.py")
+    except Exception as error:
+        logger.warning("The kernel in %s does not load, so it is built again: %s", variant, _first_line(error))
+        shutil.rmtree(variant)
+        return None
+
+
+def _cache_folder(identity: str) -> Path:
+    """Operators live as long as the process, so their name is the key of the cache; what a library is linked with joins it.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    return cache_dir() / "kernels" / f"{identity}-torch{torch.__version__}-{sys.platform}{_libc()}"
+
+
+def _libc() -> str:
+    """The C library, which a compiled kernel depends on: '-glibc2.36', '-musl'; '' where the system has only one."""
+    if sys.platform != "linux":
+        return ""
+    name = "".join(platform.libc_ver())
+    return f"-{name}" if name else "-musl" if "musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or "") else "-libc"
+
+
+def _build(builder: ModuleType, project: Path, identity: str, native: bool) -> Path:
+    """In the cache, or for this process only where that cannot be written or is not known: some containers, users without home."""
+    try:
+        folder = _cache_folder(identity)
+        make_private(folder)
+        _announce(builder, folder, native)
+        scratch = new_scratch(folder / "build")
+        try:
+            return builder.build_variant(project, folder, native, mode=0o700, scratch=scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        temporary = Path(tempfile.gettempdir())
+        remove_leftovers(temporary)
+        folder = new_scratch(temporary / "dino_hf_kernels")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        logger.warning(
+            "The cache cannot be written (%s), so the kernel is built again in every process; set DINO_HF_CACHE to a folder that "
+            "can.",
+            error,
+        )
+        make_private(folder)
+        return builder.build_variant(project, folder, native, mode=0o700)
+
+
+def _announce(builder: ModuleType, folder: Path, native: bool) -> None:
+    """Say before a pause of many seconds what it is for."""
+    if native and sys.platform != "win32" and builder.find_compiler() is not None:
+        logger.warning(
+            "Building the deformable attention kernel for this machine; it takes 15 seconds to a few minutes, once. It is kept in "
+            "%s.",
+            folder,
+        )
+
+
+def _failure_file(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".failed.json")
+
+
+def _remembered_failure(folder: Path | None, state: str) -> str | None:
+    """Why the same compiler could not build the same sources before, in another process; None if that is worth another try."""
+    if folder is None:
+        return None
+    file = _failure_file(folder)
+    try:
+        failure = json.loads(file.read_text(encoding="utf-8"))
+        age = time.time() - failure["time"]
+        if failure["compiler"] != state or not 0 <= age < FAILURE_HOURS * 3600:
+            return None
+        return f"{failure['reason']} (tried {age / 3600:.1f} hours ago; delete {file} to try again)"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or a damaged one
+        return None
+
+
+def _remember_failure(folder: Path | None, state: str, reason: str) -> None:
+    if folder is None or not folder.parent.is_dir():
+        return
+    with contextlib.suppress(OSError):  # no room: the next process tries again
+        content = {"compiler": state, "time": time.time(), "reason": reason}
+        with write_beside(_failure_file(folder)) as scratch:
+            scratch.touch(0o600)
+            scratch.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _import(name: str, file: Path) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        for part in [part for part in sys.modules if part == name or part.startswith(f"{name}.")]:
+            del sys.modules[part]
+        raise
+    return module
+
+
+def _load_cpu() -> Backend:
+    return _backend(native=True)
+
+
+def _load_triton() -> Backend:
+    if importlib.util.find_spec("triton") is None:
+        raise BackendUnavailable("triton is not installed")
+    if not torch.cuda.is_available():
+        raise BackendUnavailable("there is no CUDA device")
+    return _backend(native=False)
+
+
+def _backend(native: bool) -> Backend:
+    module = load_kernel(native)
+    return Backend(module.ms_deform_attn, module.ms_deform_attn_fused)
+
+
+def _fits_triton(device: torch.device) -> str | None:
+    """Why the kernels cannot run on this GPU, or None."""
+    if torch.version.hip is not None:  # its capabilities are counted otherwise; the trial of the kernel tells
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LOWEST_CAPABILITY:
+        has, wants = (".".join(map(str, version)) for version in (capability, LOWEST_CAPABILITY))
+        return f"{torch.cuda.get_device_name(device)} has compute capability {has}, and the kernel needs {wants}"
+    return None
+
+
+register_backend("cpu", _load_cpu, "cpu", (torch.float32, torch.bfloat16), first=True)
+register_backend(
+    "triton", _load_triton, "cuda", (torch.float32, torch.float16, torch.bfloat16), first=True, fits=_fits_triton
+)

@@ -1,0 +1,111 @@
+"""`pipeline("object-detection", ..., batch_size=N)` on images of different sizes."""
+
+import base64
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.object_detection import ObjectDetectionPipeline
+
+from ..common.image_origins import read_image as read_from_anywhere
+from ..common.images import read_image
+from ..model.image_processing_mixin import DinoDetrProcessingMixin
+
+TASK = "object-detection"
+_NO_SCORE = -1e4  # logit of a query that an image does not have; its score is 0
+
+
+class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
+    """The library's, which joins the images of a batch as they are and so needs all of one size.
+
+    With our image processor, the model runs on the images of each size together: nothing is padded, so that an image has the same
+    scores in any batch. With any other image processor, nothing changes.
+
+    It also takes `top_k`: at most so many detections of an image; without it 300, or the number of queries if that is higher.
+    """
+
+    def _sanitize_parameters(self, top_k: int | None = None, **kwargs):
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        if top_k is not None:
+            if not self._is_ours():
+                raise ValueError("top_k needs the image processor of DINO; leave it out.")
+            postprocess["top_k"] = top_k
+        return preprocess, forward, postprocess
+
+    def preprocess(self, image, timeout: float | None = None):
+        """As in the library, the image in a list: lists are batched as they are.
+
+        With our image processor, images are read as in training. The library shows the colours that are hidden below transparency,
+        makes 16-bit grey white, and starts Ghostscript for EPS.
+        """
+        if self._is_ours():
+            image = _read(image)
+        inputs = super().preprocess(image, timeout)
+        if self._is_ours():
+            inputs["pixel_values"] = list(inputs["pixel_values"])
+            inputs["pixel_mask"] = list(inputs["pixel_mask"])
+        return inputs
+
+    def _forward(self, model_inputs):
+        if not self._is_ours():
+            return super()._forward(model_inputs)
+        images, masks = (_flat(model_inputs[name]) for name in ("pixel_values", "pixel_mask"))
+        outputs: dict[int, tuple[Tensor, Tensor]] = {}  # by number of the image, logits (Q, K) and boxes (Q, 4)
+        for shape in dict.fromkeys(image.shape for image in images):
+            numbers = [number for number, image in enumerate(images) if image.shape == shape]
+            found = self.model(
+                pixel_values=torch.stack([images[number] for number in numbers]),
+                pixel_mask=torch.stack([masks[number] for number in numbers]),
+            )
+            outputs |= dict(zip(numbers, zip(found.logits, found.pred_boxes, strict=True), strict=True))
+        logits, boxes = zip(*(outputs[number] for number in range(len(images))), strict=True)
+        joined = {"logits": _join(logits, _NO_SCORE), "pred_boxes": _join(boxes, 0.0)}
+        return type(found)({"target_size": model_inputs["target_size"], **joined})
+
+    def postprocess(self, model_outputs, threshold: float = 0.5, top_k: int | None = None):
+        if not self._is_ours():
+            return super().postprocess(model_outputs, threshold)
+        top_k = max(300, model_outputs["logits"].shape[1]) if top_k is None else top_k
+        (found,) = self.image_processor.post_process_object_detection(
+            model_outputs, threshold, model_outputs["target_size"], top_k=top_k
+        )
+        names = [self.model.config.id2label[label] for label in found["labels"].tolist()]
+        boxes = [self._get_bounding_box(box) for box in found["boxes"]]
+        columns = zip(found["scores"].tolist(), names, boxes, strict=True)
+        return [{"score": score, "label": label, "box": box} for score, label, box in columns]
+
+    def _is_ours(self) -> bool:
+        return isinstance(self.image_processor, DinoDetrProcessingMixin)
+
+
+def _read(image):
+    """A path, an address, base64 text or an image of Pillow -> RGB; anything else is left to the library, which refuses it."""
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return read_from_anywhere(image)
+    if isinstance(image, str) and not os.path.isfile(image):
+        try:
+            image = base64.b64decode(image.removeprefix("data:").partition("base64,")[2] or image, validate=True)
+        except ValueError:
+            return image
+    return read_image(image) if isinstance(image, str | bytes | Path | Image.Image) else image
+
+
+def _flat(images: list[Tensor] | list[list[Tensor]]) -> list[Tensor]:
+    """Of one image, or of a batch."""
+    return [image for one in images for image in (one if isinstance(one, list) else [one])]
+
+
+def _join(values: tuple[Tensor, ...], fill: float) -> Tensor:
+    """(B, Q, ...) of B tensors (q, ...): small images have fewer queries."""
+    joined = values[0].new_full((len(values), max(map(len, values)), *values[0].shape[1:]), fill)
+    for row, value in zip(joined, values, strict=True):
+        row[: len(value)] = value
+    return joined
+
+
+def register_pipeline() -> None:
+    """Have `transformers.pipeline` take this class. `register_pipeline` of the library does the same, with a warning."""
+    PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = DinoDetrObjectDetectionPipeline

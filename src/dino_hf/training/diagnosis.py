@@ -1,0 +1,339 @@
+"""What a loss curve hides: how stable the matches are, how far the anchors, which part learns; as scalars in the logs."""
+
+import contextlib
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..common.output_folders import write_beside
+from ..common.regular_files import is_regular, read_json
+from ..model.box_ops import cxcywh_to_xyxy, generalized_iou
+from ..model.matcher import Matches
+from ..model.targets import PADDING_LABEL
+from .detector import find_detector
+
+_SMALL_AREA = 32**2  # square pixels; COCO's bound of small objects
+_SAME_PLACE = 0.5  # GIoU above which two anchors are one, as a detection of that IoU is COCO's easiest hit
+_DEAD_SCORE = 0.05  # every class starts at 0.01, the focal prior; a class that is learnt at all passes five times that
+
+HISTORY_NAME = "training_doctor.json"
+_LARGEST_HISTORY = 2**30  # bytes; COCO's 36,000 held-out boxes have 1.8 MB
+
+_LABEL_NAMES = {"class_labels", "boxes", "image_id", "orig_size"}
+
+logger = logging.getLogger(__name__)
+
+
+class Match(NamedTuple):
+    """Which query answers for a box, and the anchor that it started from: (4) cxcywh in [0, 1]."""
+
+    query: int
+    anchor: list[float]
+
+
+class Answer(NamedTuple):
+    """How the last decoder layer answers for a held-out box."""
+
+    match: Match
+    distance: float  # L1 of anchor and box, in [0, 4]
+    is_small: bool
+    label: int  # class of the box
+    score: float  # that the query gives to it
+
+
+BoxKey = tuple[int, int]  # image id, and the place of the box among those of its image
+
+
+class MatchHistory:
+    """The matches of the last evaluation, in a file of each checkpoint."""
+
+    def __init__(self):
+        self.matches: dict[BoxKey, Match] = {}
+
+    def remember(self, matches: Mapping[BoxKey, Match]) -> None:
+        """Anchors are rounded to 4 digits here, so that a resumed run compares with the same numbers."""
+        self.matches = {
+            key: Match(query, [round(value, 4) for value in anchor]) for key, (query, anchor) in matches.items()
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the file into a checkpoint, one row for each box."""
+        rows = [[*key, match.query, *match.anchor] for key, match in self.matches.items()]
+        with write_beside(folder / HISTORY_NAME) as path:
+            path.write_text(json.dumps(rows), encoding="utf-8")
+
+    def load(self, folder: Path | None) -> None:
+        """Read the file of a checkpoint. Without a folder or a file, comparisons start with the next evaluation."""
+        self.matches = {}
+        if folder is None or not is_regular(folder / HISTORY_NAME):
+            return
+        try:
+            rows = read_json(folder / HISTORY_NAME, _LARGEST_HISTORY)
+            self.matches = {(int(i), int(p)): Match(int(q), [float(x) for x in anchor]) for i, p, q, *anchor in rows}
+            if any(len(match.anchor) != 4 for match in self.matches.values()):
+                raise ValueError("an anchor has not 4 numbers")
+        except (OSError, ValueError, TypeError, OverflowError) as error:
+            self.matches = {}
+            logger.warning("%s cannot be used (%s): matches are compared from here on.", folder / HISTORY_NAME, error)
+
+
+class TrainingDoctor(TrainerCallback):
+    """Looks at every training step and evaluation of a `Trainer`, and logs what it sees: in `trainer.state.log_history` and in
+    whatever tracker the trainer reports to (TensorBoard shows `doctor/x` as `train/doctor/x`).
+
+        trainer.add_callback(TrainingDoctor(trainer))
+
+    It runs no forward pass of its own, leaves training bit for bit as it is, and in training waits for the device only when logs
+    are written. Figures are those of all processes. "Small run" below: 0.3 M parameters, 12 epochs on 240 drawn scenes.
+
+    With each training log:
+
+    - `doctor/loss_matching`, `doctor/loss_denoising`: the two parts that the logged `loss` is the sum of.
+    - `doctor/denoising_ratio`: denoising loss by matching loss, of the last decoder layer alone. Its level depends on the data
+      (0.7 in a log of the original, issue 152 of IDEA-Research/DINO; 1.0 to 1.25 in the small run): follow its course. If it
+      falls while `loss_matching` stands still, the decoder restores boxes that it is shown, but has no good anchors for the
+      others: look at ATD. If it rises because `loss_denoising` stands still, there may be too much noise in it.
+    - `doctor/grad_norm_<part>`: gradient norm of backbone, encoder, query_selection, denoising (its label embedding, always little)
+      and decoder (with its heads), of the logged step and before clipping: the root of the sum of their squares is the logged
+      `grad_norm`. A frozen part has none, and DeepSpeed shows none. A part that falls to nothing no longer learns; one that
+      outgrows the others uses up what clipping leaves to all.
+
+    With each evaluation, over the boxes of the held-out images (of the first data set, if there are several) and the matches
+    of the last decoder layer:
+
+    - `doctor/match_changed`: share of the boxes whose query is another one than at the last evaluation. The instability of
+      DN-DETR (arXiv:2203.01305, sec. 3), by boxes instead of queries. In DINO a query is a rank among the selected tokens, so
+      this stays near 1 until the learning rate is low (small run: 0.97 to 0.41).
+    - `doctor/match_moved`: share of the boxes whose query started elsewhere than at the last evaluation: from an anchor that has
+      a GIoU below 0.5 with the earlier one. It should fall (small run: 0.60 to 0.13). If it grows, boxes move between queries,
+      and each query must learn again: the learning rate may be too high.
+    - `doctor/atd_100`, `doctor/atd_100_small`: ATD(100) of the paper (sec. 3.3, fig. 4), the average of the 100 largest L1
+      distances between a box and the initial anchor of its query, both cxcywh in [0, 1]: 0 to 4. Of all boxes, and of those
+      smaller than 32 x 32 pixels in the original image. Less is better. With less than 100 boxes it is the average of all.
+    - `doctor/dead_classes`: number of classes of held-out boxes that no matched query gives a score above 0.05. It should come
+      to 0; a class that stays is too rare, mislabelled, or not in the training data. Their names are in the attribute
+      `dead_classes`.
+
+    A resumed run goes on comparing: checkpoints in the trainer's output folder have the matches in `training_doctor.json`. It has
+    1.8 MB for the 36,000 boxes of COCO's validation images.
+
+    An evaluation of other weights, as of their average, is not to be looked at: `with doctor.paused(): trainer.evaluate(...)`.
+
+    Args:
+        trainer: the trainer that the doctor is added to.
+        k: boxes to average in `atd_<k>`.
+    """
+
+    def __init__(self, trainer: Trainer, k: int = 100):
+        self.trainer = trainer
+        self.k = k
+        self.dead_classes: list[str] = []  # of the last evaluation
+        self._hook = None
+        self._is_paused = False
+        self._history = MatchHistory()
+        self.resumed_from: Path | None = None  # checkpoint; None: the one of this step in the output folder
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing that the model does in this context is looked at."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.on_train_end(args, state, control)  # of a run that was broken off
+        self._detector = find_detector(model)
+        self._parts = {name: list(part.parameters()) for name, part in self._detector.model.named_children()}
+        self._losses, self._norms, self._answers = None, {}, {}
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        self._history.load((self.resumed_from or checkpoint) if state.global_step else None)
+
+        @torch.compiler.disable
+        def look(module: nn.Module, args: tuple, kwargs: dict, outputs) -> None:
+            # A copy of the model takes the hook with it.
+            if module is model and not self._is_paused:
+                self._look(module.training, kwargs.get("labels"), outputs)
+
+        self._hook = model.register_forward_hook(look, with_kwargs=True)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _look(self, is_training: bool, labels, outputs) -> None:
+        criterion = self._detector.criterion
+        if is_training:
+            losses = weighted_losses(outputs.loss_dict, criterion.weights)  # (4,)
+            self._losses = losses if self._losses is None else self._losses + losses
+            self._answers = {}  # what was looked at since the last evaluation was none
+        elif isinstance(labels, Mapping) and set(labels) >= _LABEL_NAMES:
+            for key, answer in examine(labels, outputs, criterion.last_matches).items():
+                self._answers.setdefault(key, answer)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._norms = gradient_norms(self._parts)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" not in logs or self._losses is None:
+            return
+        losses = self.trainer.accelerator.reduce(self._losses).tolist()
+        norms = {part: norm.item() for part, norm in self._norms.items()}
+        self._losses, self._norms = None, {}
+
+        matching, denoising, last_matching, last_denoising = losses
+        share = _ratio(matching, matching + denoising)
+        figures = {"loss_matching": logs["loss"] * share}
+        if denoising:
+            figures["loss_denoising"] = logs["loss"] * (1 - share)
+            figures["denoising_ratio"] = _ratio(last_denoising, last_matching)
+        # Gradients are clipped by now, all alike; only the logged norm is from before.
+        scale = _ratio(logs["grad_norm"], math.hypot(*norms.values())) if norms else 1.0
+        self._report(figures | {f"grad_norm_{part}": norm * scale for part, norm in norms.items()})
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if self._hook is None or self._is_paused:
+            return
+        answers, self._answers = self._answers, {}
+        data = self.trainer.eval_dataset
+        prefix = f"eval_{next(iter(data))}" if isinstance(data, dict) else "eval"
+        if f"{prefix}_runtime" not in metrics:  # another data set
+            return
+        answers = merge(gather_object([answers]))
+        if not answers:
+            logger.warning(
+                "TrainingDoctor saw no boxes in this evaluation: the images have none, or their labels are not a dictionary of "
+                "%s, as DetectionCollator makes it.",
+                sorted(_LABEL_NAMES),
+            )
+            return
+        matches = {key: answer.match for key, answer in answers.items()}
+        figures = changes(self._history.matches, matches)
+        self._history.remember(matches)
+
+        figures[f"atd_{self.k}"] = average_largest([answer.distance for answer in answers.values()], self.k)
+        if small := [answer.distance for answer in answers.values() if answer.is_small]:
+            figures[f"atd_{self.k}_small"] = average_largest(small, self.k)
+        dead = find_dead_classes(answers.values())
+        figures["dead_classes"] = len(dead)
+        self.dead_classes = [self._detector.config.id2label[label] for label in dead]
+        logger.info("Dead classes: %s", self.dead_classes)
+        self._report(figures)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the matches into the folder of a checkpoint, in the first process."""
+        if self.trainer.is_world_process_zero():
+            self._history.save(checkpoint)
+
+    def on_save(self, args, state, control, **kwargs):
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if checkpoint.is_dir() and not (checkpoint / HISTORY_NAME).is_file():  # DinoDetrTrainer has written it before
+            self.save(checkpoint)
+
+    def on_predict(self, args, state, control, metrics, **kwargs):
+        self._answers = {}
+
+    def _report(self, figures: dict[str, float]) -> None:
+        self.trainer.log({f"doctor/{name}": value for name, value in figures.items()})
+
+
+def weighted_losses(loss_dict: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """(4,) matching and denoising loss of all output sets, and of the last decoder layer; 0 without denoising."""
+    suffixes = [name.removeprefix("loss_ce") for name in loss_dict if name.startswith("loss_ce")]
+
+    def weighted(suffixes: list[str]) -> Tensor:
+        """(len(suffixes),)"""
+        return sum(w * torch.stack([loss_dict[name + suffix] for suffix in suffixes]) for name, w in weights.items())
+
+    matching = [suffix for suffix in suffixes if not suffix.startswith("_dn")]
+    losses, last = weighted(matching), matching.index("")
+    if "_dn" not in suffixes:
+        return torch.stack([losses.sum(), losses.new_zeros(()), losses[last], losses.new_zeros(())])
+    denoising = [suffix for suffix in suffixes if suffix.startswith("_dn")]
+    noised_losses, noised_last = weighted(denoising), denoising.index("_dn")
+    return torch.stack([losses.sum(), noised_losses.sum(), losses[last], noised_losses[noised_last]])
+
+
+def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
+    """L2 norm () of the gradients of each part that has any."""
+    norms = {}
+    for part, parameters in parts.items():
+        if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
+            norm = get_total_norm(gradients)
+            norms[part] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norms
+
+
+def examine(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dict[BoxKey, Answer]:
+    """Answers for the matched boxes of a batch.
+
+    Args:
+        labels: as `DetectionCollator` gives them.
+        outputs: of the model, for these labels.
+        matches: of all output sets, the last decoder layer being number D.
+    """
+    is_last = matches.layer == outputs.intermediate_logits.shape[1]
+    image, query, target = (index[is_last] for index in matches[1:])  # (M,)
+    is_box = labels["class_labels"] != PADDING_LABEL  # (B, boxes of an image), in the order of the T targets
+    place = is_box.nonzero()[target, 1]  # (M,)
+    label = labels["class_labels"][is_box][target]  # (M,)
+    box = labels["boxes"][is_box][target]  # (M, 4)
+    area = box[:, 2:].prod(-1) * labels["orig_size"][image].prod(-1)  # (M,)
+    anchor = outputs.enc_topk_bboxes[image, query].float()  # (M, 4)
+    distance = (anchor - box).abs().sum(-1)  # (M,)
+    score = outputs.logits[image, query, label].sigmoid()  # (M,)
+    columns = labels["image_id"][image], place, query, anchor, distance, area < _SMALL_AREA, label, score
+    return {
+        (image_id, place): Answer(Match(query, anchor), *rest)
+        for image_id, place, query, anchor, *rest in zip(*(column.tolist() for column in columns), strict=True)
+    }
+
+
+def merge(parts: Iterable[dict[BoxKey, Answer]]) -> dict[BoxKey, Answer]:
+    """What the processes saw, in one: an image that several saw, to have equally many each, counts as the first one saw it."""
+    merged = {}
+    for part in reversed(list(parts)):
+        merged |= part
+    return dict(sorted(merged.items()))
+
+
+def changes(before: dict[BoxKey, Match], now: dict[BoxKey, Match]) -> dict[str, float]:
+    """Shares of the boxes, of those in both, that have another query, and one that starts elsewhere; nothing without any."""
+    both = [key for key in now if key in before]
+    if not both:
+        return {}
+    changed = sum(now[key].query != before[key].query for key in both)
+    anchors = [cxcywh_to_xyxy(torch.tensor([matches[key].anchor for key in both])) for matches in (before, now)]
+    moved = (generalized_iou(*anchors) < _SAME_PLACE).sum().item()
+    return {"match_changed": changed / len(both), "match_moved": moved / len(both)}
+
+
+def average_largest(values: list[float], k: int) -> float:
+    """Average of the k largest values, or of all if they are fewer."""
+    largest = sorted(values, reverse=True)[:k]
+    return sum(largest) / len(largest)
+
+
+def find_dead_classes(answers: Iterable[Answer]) -> list[int]:
+    """Classes that no query matched with a box of theirs gives a score above 0.05."""
+    best = {}
+    for answer in answers:
+        best[answer.label] = max(best.get(answer.label, 0.0), answer.score)
+    return sorted(label for label, score in best.items() if score <= _DEAD_SCORE)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
