@@ -21,7 +21,6 @@ from typing import Annotated
 
 import typer
 
-from ..model.attention_backends import BackendUnavailable
 from .console import accept_any_text
 from .free_memory import is_lack_of_memory
 from .paths import check_current_folder
@@ -96,7 +95,15 @@ def _sentence(error: Exception) -> str | None:
         return f"{os.fsdecode(error.filename)}: {_CURES[error.errno]}"
     if isinstance(error, OSError) and error.errno in _CURES and text.startswith("[Errno"):
         return f"{error.strerror}: {_CURES[error.errno]}"
-    return text if isinstance(error, ValueError | OSError | ImportError | BackendUnavailable) else None
+    return text if isinstance(error, ValueError | OSError | ImportError) or _is_unavailable_backend(error) else None
+
+
+def _is_unavailable_backend(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError):
+        return False
+    from ..model.attention_backends import BackendUnavailable  # imports torch, which `--help` does not need
+
+    return isinstance(error, BackendUnavailable)
 
 
 def _show(sentence: str, error: BaseException, with_traceback: bool) -> None:

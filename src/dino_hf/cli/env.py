@@ -1,0 +1,64 @@
+"""`dino-hf env`: versions, devices and backends of this machine."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from ..common.command_errors import Debug, one_sentence_errors
+
+_PACKAGES = (
+    "dino_hf",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "triton",
+    "kernels",
+    "timm",
+    "onnx",
+    "onnxruntime",
+)
+
+
+def env(debug: Debug = False) -> None:
+    """Print versions, devices and the backends of deformable attention: which runs, and why the others do not."""
+    with one_sentence_errors(debug):
+        _print_environment()
+
+
+def _print_environment() -> None:
+    # Imported here, because `--help` does not need them and they take seconds.
+    import torch
+
+    from ..model.attention_backends import ENVIRONMENT_VARIABLE, choose_backend, describe_backends
+    from ..runtime.kernel_loading import cache_dir
+
+    print(f"Python        {platform.python_version()} on {platform.platform()}")
+    for package in _PACKAGES:
+        try:
+            # torch names its CUDA version in `__version__` only
+            print(f"{package:<13} {torch.__version__ if package == 'torch' else version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:<13} not installed")
+    print(f"CPU           {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        print(f"CUDA          {torch.cuda.get_device_name(index)}, compute {torch.cuda.get_device_capability(index)}")
+    if not torch.cuda.is_available():
+        print("CUDA          no device")
+    print(f"kernels in    {cache_dir() / 'kernels'}")
+
+    print("\nBackends of deformable attention")
+    for name, reason in sorted(describe_backends().items()):
+        print(f"  {name:<11} {'available' + _vectors(name) if reason is None else 'out: ' + reason}")
+    print(f"\nChosen without a name in configuration, {ENVIRONMENT_VARIABLE} or use_backend")
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            print(f"  {device:<4} {str(dtype).removeprefix('torch.'):<9} {choose_backend(None, device, dtype)}")
+
+
+def _vectors(name: str) -> str:
+    if name != "cpu":
+        return ""
+    from ..runtime.kernel_loading import load_kernel
+
+    return {16: ", AVX-512", 8: ", AVX2", 4: ", vectors of 4 floats"}[load_kernel(native=True).vector_lanes()]
