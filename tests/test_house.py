@@ -29,6 +29,7 @@ FLOORS = [
     {"recording"},
     {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "image_processing_mixin"},
     {"modeling_dino_detr", "image_processing_dino_detr", "image_processing_pil_dino_detr"},
+    {"dino_detr"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PACKAGES = {"torch", "torchvision", "transformers", "huggingface_hub"} | sys.stdlib_module_names
@@ -51,19 +52,12 @@ def is_guard(node: ast.AST) -> bool:
     return isinstance(test, ast.Call) and ast.unparse(test.func).endswith("_available")
 
 
-def is_never_run(node: ast.AST) -> bool:
-    """What sharing.py names, so that it travels."""
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-
-
-def imports(node: ast.AST, guarded: bool = False, also_never_run: bool = False):
+def imports(node: ast.AST, guarded: bool = False):
     """Every import statement below `node`, and whether a guard stands above it."""
     for child in ast.iter_child_nodes(node):
-        if is_never_run(child) and not also_never_run:
-            continue
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, guarded
-        yield from imports(child, guarded or is_guard(child), also_never_run)
+        yield from imports(child, guarded or is_guard(child))
 
 
 def wrong_imports(stem: str, text: str) -> list[str]:
@@ -97,22 +91,17 @@ def test_imports_go_down_and_to_what_the_hub_has(file):
 def test_no_line_of_text_looks_like_an_import(file):
     """The loader of the Hub searches lines, not statements: one in a docstring would be followed too."""
     text = file.read_text()
-    statements = {node.lineno for node, _ in imports(ast.parse(text), also_never_run=True)}
+    statements = {node.lineno for node, _ in imports(ast.parse(text))}
     lines = {
         number for number, line in enumerate(text.splitlines(), 1) if line.strip().startswith(("from .", "import ."))
     }
     assert lines <= statements
 
 
-@every_shipped_file
-def test_only_sharing_names_files_that_it_does_not_import(file):
-    assert any(map(is_never_run, ast.walk(ast.parse(file.read_text())))) == (file.stem == "sharing")
-
-
-@pytest.mark.parametrize("stem", sorted({ref.split(".")[0] for ref in REFERENCES} | {"sharing"}))
-def test_whatever_is_loaded_first_has_every_file_beside_it(stem):
-    """The loader of the Hub copies what it finds from one file on; what is saved again from there must be whole."""
-    found = {Path(name).stem for name in get_relative_import_files(MODEL / f"{stem}.py")} | {stem}
+def test_auto_map_names_one_file_that_imports_all_others():
+    """The loader of the Hub copies what it finds from that file on."""
+    assert {reference.split(".")[0] for reference in REFERENCES} == {"dino_detr"}
+    found = {Path(name).stem for name in get_relative_import_files(MODEL / "dino_detr.py")} | {"dino_detr"}
     assert found == set(FLOOR_OF)
 
 

@@ -63,8 +63,10 @@ def test_help_takes_half_a_second_of_the_processor():
         "from dino_hf import DinoDetrForObjectDetection",
         "import dino_hf.model.image_processing_pil_dino_detr",
         "from dino_hf.model.ms_deform_attn import ms_deform_attn",
-        "from dino_hf.runtime.pipeline import register_pipeline",
+        "import dino_hf.runtime.pipeline",
         "from dino_hf import use_backend",
+        "import dino_hf; from transformers import Trainer",
+        "import dino_hf; import transformers.trainer_utils",
     ],
 )
 def test_transformers_knows_the_model_whatever_is_imported_first(first):

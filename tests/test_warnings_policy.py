@@ -71,10 +71,10 @@ def as_numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdigit()]
 
 
-@pytest.mark.parametrize("target", ["test", "demo"])
-def test_the_first_commands_install_what_is_locked(target):
+@pytest.mark.parametrize(("target", "stamp"), [("test", "installed"), ("demo", "for-demo")])
+def test_the_first_commands_install_what_is_locked(target, stamp):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert f"\n{target}: $(VENV)/installed\n" in makefile
-    recipe = makefile.partition("$(VENV)/installed: ")[2].partition("\n\n")[0]
+    assert f"\n{target}: $(VENV)/{stamp}\n" in makefile
+    recipe = makefile.partition(f"\n$(VENV)/{stamp}: ")[2].partition("\n\n")[0]
     assert recipe.startswith("pyproject.toml requirements/locked.txt\n")
     assert "--constraint requirements/locked.txt" in recipe

@@ -1,20 +1,19 @@
-"""Register the model with transformers when its Auto classes and pipelines are imported, so `import dino_hf` stays cheap."""
+"""Make the model known to transformers without importing it, so that `import dino_hf` stays cheap.
+
+A mapping of the Auto classes gets our entries when something is first looked up in it. Our modules are then imported at a moment
+when no import of transformers is in progress, so there is no circular import.
+"""
 
 import importlib.util
 import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-
-_CONFIG = "dino_hf.model.configuration_dino_detr"
-_MODEL = "dino_hf.model.modeling_dino_detr"
-_PROCESSORS = ("dino_hf.model.image_processing_dino_detr", "dino_hf.model.image_processing_pil_dino_detr")
-_BACKENDS = "dino_hf.model.attention_backends"
-_KERNELS = "dino_hf.runtime.kernel_loading"
-_PIPELINE = "dino_hf.runtime.pipeline"
+from types import ModuleType
 
 
 # exist_ok in each registration: if transformers gets a model type of this name, the installed package still works.
+@cache
 def _register_config() -> None:
     from transformers import AutoConfig
 
@@ -23,18 +22,18 @@ def _register_config() -> None:
     AutoConfig.register(DinoDetrConfig.model_type, DinoDetrConfig, exist_ok=True)
 
 
+@cache
 def _register_models() -> None:
     from transformers import AutoModel, AutoModelForObjectDetection
-    from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
-    from .model.modeling_dino_detr import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrModel
+    from .model.configuration_dino_detr import DinoDetrConfig
+    from .model.modeling_dino_detr import DinoDetrForObjectDetection, DinoDetrModel
 
     AutoModel.register(DinoDetrConfig, DinoDetrModel, exist_ok=True)
     AutoModelForObjectDetection.register(DinoDetrConfig, DinoDetrForObjectDetection, exist_ok=True)
-    # The pipeline checks the name of a model's class against this table. Without an entry it prints the table as an error.
-    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DinoDetrConfig.model_type, DinoDetrForObjectDetection.__name__)
 
 
+@cache
 def _register_image_processors() -> None:
     from transformers import AutoImageProcessor
 
@@ -46,30 +45,95 @@ def _register_image_processors() -> None:
     AutoImageProcessor.register(DinoDetrConfig, image_processor_classes=classes, exist_ok=True)
 
 
-def _register_pipeline() -> None:
-    import_module(_PIPELINE).register_pipeline()
+class _FilledWhenRead(dict):
+    """The registered entries of one mapping of transformers. The first access registers ours."""
+
+    def __init__(self, mapping, register: Callable[[], None]):
+        super().__init__(mapping._extra_content)
+        self._mapping, self._register = mapping, register
+
+    def _filled(self) -> dict:
+        if self._mapping._extra_content is self:
+            self._mapping._extra_content = dict(super().items())  # registering writes to this one
+            self._register()
+        return self._mapping._extra_content
+
+    def __len__(self):
+        return len(self._filled())
+
+    def __iter__(self):
+        return iter(self._filled())
+
+    def __getitem__(self, key):
+        return self._filled()[key]
+
+    def __contains__(self, key):
+        return key in self._filled()
+
+    def get(self, key, default=None):
+        return self._filled().get(key, default)
+
+    def keys(self):
+        return self._filled().keys()
+
+    def values(self):
+        return self._filled().values()
+
+    def items(self):
+        return self._filled().items()
+
+    def __setitem__(self, key, value):
+        self._filled()[key] = value
 
 
-# Module of transformers, our modules, and what to call when all of them are imported.
-_REGISTRATIONS: tuple[tuple[tuple[str, ...], Callable[[], None]], ...] = (
-    (("transformers.models.auto.configuration_auto", _CONFIG), cache(_register_config)),
-    (("transformers.models.auto.modeling_auto", _MODEL), cache(_register_models)),
-    (("transformers.models.auto.image_processing_auto", *_PROCESSORS), cache(_register_image_processors)),
-    (("transformers.pipelines", _PIPELINE), cache(_register_pipeline)),
-    ((_BACKENDS, _KERNELS), cache(lambda: None)),  # importing the second module registers the kernels
-)
-_WATCHED = frozenset(name for names, _ in _REGISTRATIONS for name in names)
+def _fill_when_read(mapping, register: Callable[[], None]) -> None:
+    if hasattr(mapping, "_extra_content"):
+        mapping._extra_content = _FilledWhenRead(mapping, register)
+    else:  # another version of transformers keeps registered entries elsewhere
+        register()
 
 
-class _AfterImport:
-    """A finder for `sys.meta_path`. It finds modules as the other finders do, and acts when a watched one is imported."""
+def _prepare_configs(module: ModuleType) -> None:
+    _fill_when_read(module.CONFIG_MAPPING, _register_config)
+
+
+def _prepare_models(module: ModuleType) -> None:
+    _fill_when_read(module.MODEL_MAPPING, _register_models)
+    _fill_when_read(module.MODEL_FOR_OBJECT_DETECTION_MAPPING, _register_models)
+    # The pipeline checks the name of a model's class against this table. Without an entry it prints the table as an error.
+    module.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault("dino_detr", "DinoDetrForObjectDetection")
+
+
+def _prepare_image_processors(module: ModuleType) -> None:
+    _fill_when_read(module.IMAGE_PROCESSOR_MAPPING, _register_image_processors)
+
+
+def _prepare_pipelines(module: ModuleType) -> None:
+    import_module("dino_hf.runtime.pipeline")  # registers the pipeline
+
+
+def _prepare_kernels(module: ModuleType) -> None:
+    import_module("dino_hf.runtime.kernel_loading")  # registers the kernels as backends
+
+
+# What to call when a module has been imported.
+_AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.models.auto.configuration_auto": _prepare_configs,
+    "transformers.models.auto.modeling_auto": _prepare_models,
+    "transformers.models.auto.image_processing_auto": _prepare_image_processors,
+    "transformers.pipelines": _prepare_pipelines,
+    "dino_hf.model.attention_backends": _prepare_kernels,
+}
+
+
+class _Finder:
+    """A finder for `sys.meta_path`. It finds modules as the other finders do, and adds a call after the import of some."""
 
     def __init__(self):
-        self._imported: set[str] = set()
         self._finding: set[str] = set()
 
     def find_spec(self, name, path=None, target=None):
-        if name not in _WATCHED or name in self._finding:
+        if name not in _AFTER_IMPORT or name in self._finding:
             return None
         self._finding.add(name)
         try:
@@ -80,29 +144,16 @@ class _AfterImport:
             return spec
         execute = spec.loader.exec_module
 
-        def execute_and_register(module):
+        def execute_and_prepare(module):
             execute(module)
-            self.imported(name)
+            _AFTER_IMPORT[name](module)
 
-        spec.loader.exec_module = execute_and_register
+        spec.loader.exec_module = execute_and_prepare
         return spec
-
-    def imported(self, name: str) -> None:
-        """Import our part of a registration whose first module is there, and register once every module is there."""
-        self._imported.add(name)
-        for names, register in _REGISTRATIONS:
-            if name == names[0]:
-                for ours in names[1:]:
-                    import_module(
-                        ours
-                    )  # in a circular import it is there in part, and comes here again when it is whole
-            if name in names and self._imported.issuperset(names):
-                register()
 
 
 def register_when_imported() -> None:
-    """Register now what transformers has imported already, and the rest as soon as it is imported."""
-    finder = _AfterImport()
-    sys.meta_path.insert(0, finder)
-    for name in _WATCHED & set(sys.modules):
-        finder.imported(name)
+    """Prepare each module of `_AFTER_IMPORT` now if it is imported already, and otherwise when it is."""
+    sys.meta_path.insert(0, _Finder())
+    for name in _AFTER_IMPORT.keys() & sys.modules.keys():
+        _AFTER_IMPORT[name](sys.modules[name])

@@ -42,7 +42,9 @@ def dangling(folder: Path) -> list[str]:
             for reference in entry.values() if isinstance(entry, dict) else [entry]:
                 module, _, name = reference.rpartition(".")
                 path = folder / f"{module}.py"
-                if not path.is_file() or not re.search(rf"^class {name}\b", path.read_text(), re.MULTILINE):
+                if not path.is_file() or not re.search(
+                    rf"^\s*(class|from .* import) .*\b{name}\b", path.read_text(), re.MULTILINE
+                ):
                     wrong.append(f"{file.name}: {reference}")
     return wrong
 
@@ -298,7 +300,7 @@ trainer = trainer_of(model)
 trainer.train()
 found["moved"] = sum(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
 found["best"] = trainer.state.best_model_checkpoint
-best = load(found["best"]).state_dict()
+best = type(model).from_pretrained(found["best"]).state_dict()
 found["best is loaded"] = all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
 trainer.save_model(str(work / "trained"))
 trained = load(work / "trained").state_dict()
@@ -329,7 +331,7 @@ def test_a_folder_trains_without_dino_hf(machine, shared):
     assert found["saved"]
     assert found["steps"] == 3
     for name in ("training/checkpoint-1", "training/checkpoint-2", "training/checkpoint-3", "trained"):
-        assert code_in(work / name) == FLOOR
+        assert code_in(work / name) == (FLOOR if name == "trained" else set())
         assert dangling(work / name) == []
 
 
@@ -452,3 +454,21 @@ def test_a_users_registered_subclasses_bring_their_own_file(users, tmp_path):
     assert auto_map(tmp_path, "preprocessor_config.json") == {"AutoImageProcessor": "my_dino.MyProcessor"}
     assert code_in(tmp_path) == {*FLOOR, "my_dino.py"}
     assert dangling(tmp_path) == []
+
+
+@pytest.mark.parametrize("cls", [DinoDetrConfig, DinoDetrImageProcessor])
+def test_one_attribute_turns_the_code_off(cls, tmp_path, monkeypatch):
+    monkeypatch.setattr(cls, "saves_code", False)
+    cls().save_pretrained(tmp_path)
+    assert code_in(tmp_path) == set()
+    assert auto_map(tmp_path, next(file.name for file in tmp_path.glob("*.json"))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "has_code"), [("checkpoint-20", False), ("checkpoint-best", True), ("checkpoint", True)]
+)
+def test_a_trainers_checkpoint_has_no_code(name, has_code, tmp_path):
+    tiny_config().save_pretrained(tmp_path / name)
+    assert (code_in(tmp_path / name) == FLOOR) is has_code
+    assert (auto_map(tmp_path / name) == AUTO_MAP) is has_code
+    assert type(AutoConfig.from_pretrained(tmp_path / name)) is DinoDetrConfig

@@ -32,10 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "outputs/mutants"
 COPY = OUTPUT / "copy"
 SOURCE = Path("src/dino_hf")
-# The doctor of training, and how the doctor of data reports; what it checks is in the room of data.
 ROOMS = {
     "data": ["data/*.py"],
-    "doctor": ["training/doctor.py", "tools/cli_doctor.py", "tools/doctor_report.py"],
+    "doctor": ["doctor/*.py", "training/diagnosis.py", "cli/doctor.py", "cli/doctor_report.py"],
     "evaluation": ["evaluation/*.py"],
     "inference": ["inference/*.py"],
     "export": ["export/*.py"],

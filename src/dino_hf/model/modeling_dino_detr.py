@@ -22,6 +22,7 @@ from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
 from .layers import carries_gradient
 from .model_card import FILE_NAME, digest_to_compare, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
+from .sharing import is_shipped
 from .targets import Targets, collect_targets, mask_from_sizes, targets_and_mask
 
 
@@ -110,6 +111,12 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
         *("DinoDetrDecoder", "DinoDetrDecoderLayer"),
     ]
     accepts_loss_kwargs = False  # the loss normalises by boxes itself
+
+    @classmethod
+    def register_for_auto_class(cls, *args, **kwargs) -> None:
+        """As in the library for a user's subclass; the configuration saves the code of our own classes (sharing.py)."""
+        if not is_shipped(cls):
+            super().register_for_auto_class(*args, **kwargs)
 
     def _init_weights(self, module):
         # Every layer carries its initial values; the library guards torch.nn.init, so what a checkpoint gave stays.

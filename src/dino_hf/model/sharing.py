@@ -1,60 +1,74 @@
-"""What is saved carries the code that loads it, so that `trust_remote_code=True` takes the place of an installed dino_hf."""
+"""Save the code of the model beside its weights, so `trust_remote_code=True` loads it where dino_hf is not installed."""
 
 import os
+import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
 
-if TYPE_CHECKING:
-    # Never run. When a model is saved for the Hub, files are found by these lines of text: a file that imports this one is saved
-    # with these files and all their imports, also if a model that was loaded as remote code is saved again.
-    from .image_processing_dino_detr import DinoDetrImageProcessor  # noqa: F401
-    from .image_processing_pil_dino_detr import DinoDetrImageProcessorPil  # noqa: F401
-    from .modeling_dino_detr import DinoDetrForObjectDetection  # noqa: F401
-
+_TOP = "dino_detr"  # the file that imports all others
 AUTO_MAP: dict[str, str | dict[str, str]] = {
-    "AutoConfig": "configuration_dino_detr.DinoDetrConfig",
+    "AutoConfig": f"{_TOP}.DinoDetrConfig",
     # A saved detector and a saved base model have the same tensors: either folder gives both.
-    "AutoModel": "modeling_dino_detr.DinoDetrModel",
-    "AutoModelForObjectDetection": "modeling_dino_detr.DinoDetrForObjectDetection",
+    "AutoModel": f"{_TOP}.DinoDetrModel",
+    "AutoModelForObjectDetection": f"{_TOP}.DinoDetrForObjectDetection",
     "AutoImageProcessor": {
-        "torchvision": "image_processing_dino_detr.DinoDetrImageProcessor",
-        "pil": "image_processing_pil_dino_detr.DinoDetrImageProcessorPil",
+        "torchvision": f"{_TOP}.DinoDetrImageProcessor",
+        "pil": f"{_TOP}.DinoDetrImageProcessorPil",
     },
 }
 
 
 def is_shipped(cls: type) -> bool:
-    """Whether a class is defined in one of the files that travel; a user's subclass is not."""
+    """Whether a class is defined in one of the shipped files; a user's subclass is not."""
     return cls.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
 
 
 def shipped_files() -> list[Path]:
-    """The files that travel: those that stand beside this one, in the package or in the cache of remote code."""
-    return sorted({Path(file) for file in get_relative_import_files(__file__)} | {Path(__file__)})
+    """The code files of the model, in the package or in the cache of remote code. Found by path, not by import: this file stands
+    below the top file."""
+    top = Path(__file__).with_name(f"{_TOP}.py")
+    return sorted({Path(file) for file in get_relative_import_files(top)} | {top})
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has the name of a Trainer's checkpoint, `checkpoint-<step>`."""
+    return re.fullmatch(r"checkpoint-\d+", folder.name) is not None
 
 
 class CarriesCode:
-    """Mixed into the configuration and the image processors: what they save and upload has the code with it, and an `auto_map`
-    every entry of which points to a file that lies beside."""
+    """Mixed into the configuration and the image processors: their folders and uploads get the code files and an `auto_map`.
 
-    auto_map_entries = tuple(AUTO_MAP)  # those that belong into this kind's json
+    A Trainer's checkpoints get neither. Set `saves_code = False` on this class, or on one that derives from it, to save no code at
+    all. A folder without code loads where dino_hf is installed.
+    """
+
+    saves_code = True
+    auto_map_entries = tuple(AUTO_MAP)  # the entries written to this object's JSON
+
+    @classmethod
+    def register_for_auto_class(cls, *args, **kwargs) -> None:
+        """As in the library for a user's subclass; for our own classes, `save_pretrained` writes code and `auto_map` itself."""
+        if not is_shipped(cls):
+            super().register_for_auto_class(*args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in the library, with the code of the model (see sharing.py)."""
-        if not os.path.isfile(save_directory):  # the library's to refuse
+        """As in the library, with the code of the model."""
+        if not os.path.isfile(save_directory):  # the library refuses a file
             self._share_code(Path(save_directory))
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _share_code(self, folder: Path) -> None:
-        """Entries from elsewhere are kept if their file lies in the folder, as those of a user's class do that was registered
-        by `register_for_auto_class`. What a loaded folder or repository pointed to is not there, and goes."""
+        """Write the code files and set `auto_map`.
+
+        An entry for a user's own class, registered with `register_for_auto_class`, is kept if its file is in the folder. Entries
+        that point to files not present in the folder are dropped.
+        """
         auto_map, ours = {}, set()
-        if is_shipped(type(self)):
+        if is_shipped(type(self)) and self.saves_code and not is_checkpoint(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for file in shipped_files():
                 shutil.copyfile(file, folder / file.name)
@@ -70,8 +84,8 @@ class CarriesCode:
             del self.auto_map  # None would break the Auto classes
 
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
-        """As in `PushToHubMixin`, but the code always counts as modified; and where the repository has no model card, it gets
-        none yet. The library would put an empty template there, and the model's own card could not take its place."""
+        """As in `PushToHubMixin`, but the code files always count as modified, and a repository without a model card gets none
+        here. The library would upload an empty template, which the model's own card could not replace."""
         if files_timestamps:
             code = {file.name for file in shipped_files()}
             files_timestamps = {name: time for name, time in files_timestamps.items() if name not in code}
@@ -81,7 +95,7 @@ class CarriesCode:
 
 
 def read_remote_card(repo_id: str, token: str | bool | None) -> ModelCard | None:
-    """README.md of a repository, None where there is none.
+    """README.md of a repository, or None if it has none.
 
     Raises:
         huggingface_hub.errors.LocalEntryNotFoundError: there is no connection.
@@ -95,6 +109,6 @@ def read_remote_card(repo_id: str, token: str | bool | None) -> ModelCard | None
 
 
 def _modules(entry: str | dict | list) -> set[str]:
-    """Names of the modules that an entry points to; of another repository's, "repository--module", which is no file here."""
+    """Names of the modules that an entry points to. A module of another repository is "repository--module", not a file here."""
     references = entry.values() if isinstance(entry, dict) else [entry] if isinstance(entry, str) else entry
     return {one.rpartition(".")[0] for one in references if one is not None}  # tokenizers have pairs with a gap

@@ -106,6 +106,5 @@ def _join(values: tuple[Tensor, ...], fill: float) -> Tensor:
     return joined
 
 
-def register_pipeline() -> None:
-    """Have `transformers.pipeline` take this class. `register_pipeline` of the library does the same, with a warning."""
-    PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = DinoDetrObjectDetectionPipeline
+# `register_pipeline` of the library does the same, with a warning.
+PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = DinoDetrObjectDetectionPipeline
