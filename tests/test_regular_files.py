@@ -18,9 +18,9 @@ from dino_hf.common.regular_files import (
     read_lines,
     read_text,
     read_yaml,
-    shown,
     walk_files,
 )
+from dino_hf.common.values import short_repr
 
 ODD_NAMES = ["a\0b.png", "a" * 300 + ".png", "\ud800.png"]
 
@@ -244,6 +244,6 @@ def test_values_are_shown_in_bounded_length():
     for _ in range(10**5):
         deep = [deep]
     for value in (deep, 10**4000, "x" * 10**6, ["y" * 1000] * 1000, {"a": deep}):
-        assert len(shown(value)) < 1000
-    assert shown({"$oid": "5"}) == "{'$oid': '5'}"
-    assert shown("\ud800") == r"'\ud800'"
+        assert len(short_repr(value)) < 1000
+    assert short_repr({"$oid": "5"}) == "{'$oid': '5'}"
+    assert short_repr("\ud800") == r"'\ud800'"

@@ -1,1 +1,1 @@
-"""Helpers without knowledge of detection. They import nothing of the package except each other and `card_text`."""
+"""Helpers that know nothing of detection: files, text, images, drawing, progress. They import only each other and `model/`."""

@@ -8,7 +8,6 @@ import codecs
 import gc
 import json
 import os
-import reprlib
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
+
+from .values import short_repr
 
 MIB = 2**20
 LARGEST_TEXT = 64 * MIB  # bytes of a list of images, a label file or an xml
@@ -61,7 +62,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
     except ValueError as error:
-        raise FileNotFoundError(f"{shown(os.fspath(path))} is not the name of a file: {error}.") from error
+        raise FileNotFoundError(f"{short_repr(os.fspath(path))} is not the name of a file: {error}.") from error
     _check_mode(path, mode)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     file = os.fdopen(os.open(path, flags), "rb")
@@ -314,17 +315,3 @@ def parse_yaml(text: str, name: str) -> Any:
         TypeError,
     ) as error:  # the last two: keys and values that PyYAML cannot construct
         raise ValueError(f"{name} is not valid yaml: {' '.join(str(error).split())}.") from error
-
-
-# -- values in messages
-
-
-class _Short(reprlib.Repr):
-    def __init__(self):
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxother, self.maxlong = 3, 8, 8, 80, 80, 40
-
-
-def shown(value: Any) -> str:
-    """`repr` of any value for a message, in bounded time and at bounded length."""
-    return _Short().repr(value)

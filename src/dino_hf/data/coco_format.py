@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..common import regular_files
-from ..common.regular_files import shown
+from ..common.values import short_repr
 from .categories import merge_categories
 from .files import DataFolder
 from .image_finder import ImageFinder
@@ -203,10 +203,10 @@ def read_split(
     for number, entry in typed("annotations", "annotation", fields):
         where, box = f"annotations[{number}]", entry["bbox"]
         if len(box) != 4 or not all(map(_is_number, box)):
-            message = f"{path}: {where} has bbox={shown(box)}; it must be (x, y, width, height) in pixels."
+            message = f"{path}: {where} has bbox={short_repr(box)}; it must be (x, y, width, height) in pixels."
             problems.append(Problem("bad-entry", f"{path}: {where}", message))
         elif not (entry.get("area") is None or _is_number(entry["area"])) or entry.get("iscrowd") not in (0, 1, None):
-            values = f"area={shown(entry.get('area'))} and iscrowd={shown(entry.get('iscrowd'))}"
+            values = f"area={short_repr(entry.get('area'))} and iscrowd={short_repr(entry.get('iscrowd'))}"
             message = f"{path}: {where} has {values}; they must be a number, and 0 or 1."
             problems.append(Problem("bad-entry", f"{path}: {where}", message))
         else:
@@ -231,15 +231,15 @@ _KINDS = {str: "a text that is not empty", list: "a list"}
 def _wrong_type(entry, fields: dict) -> str | None:
     """What is wrong with an entry that is no object, or with its first field that is not of its type, or no key."""
     if not isinstance(entry, dict):
-        return f"is {shown(entry)}; it must be an object with {' and '.join(fields)}"
+        return f"is {short_repr(entry)}; it must be an object with {' and '.join(fields)}"
     for name, kind in fields.items():
         value = entry.get(name)
         if isinstance(kind, KeyNumbers):
             if kind.number(value) is not None:
                 continue
             if isinstance(value, int) and value.bit_length() > 63:
-                return f"has {name}={shown(value)}, which is more than 64 bits hold; give it a smaller number"
-            return f"has {name}={shown(value)}; it must be a whole number or a text"
+                return f"has {name}={short_repr(value)}, which is more than 64 bits hold; give it a smaller number"
+            return f"has {name}={short_repr(value)}; it must be a whole number or a text"
         if not isinstance(value, kind) or value == "":
-            return f"has {name}={shown(value)}; it must be {_KINDS[kind]}"
+            return f"has {name}={short_repr(value)}; it must be {_KINDS[kind]}"
     return None

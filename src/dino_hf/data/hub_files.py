@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..common.regular_files import LARGEST_YAML, check_depth, open_regular, parse_json, parse_yaml, read_bytes, shown
+from ..common.regular_files import LARGEST_YAML, check_depth, open_regular, parse_json, parse_yaml, read_bytes
+from ..common.values import short_repr
 from .files import DataFolder
 from .hub_features import join_rows
 from .hub_layout import Layout, dtype_name, find_layout
@@ -153,5 +154,6 @@ def _check_card(folder: Path) -> None:
     }
     if len(names) > 1:
         raise ValueError(
-            f"{folder} has several configurations by its README.md: {shown(sorted(names))}; give the folder or file of one of them."
+            f"{folder} has several configurations by its README.md: {short_repr(sorted(names))}; "
+            "give the folder or file of one of them."
         )

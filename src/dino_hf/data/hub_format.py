@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Image
 from huggingface_hub import constants
 
 from ..common.images import upright_size
-from ..common.regular_files import shown
+from ..common.values import short_repr
 from .categories import merge_categories
 from .files import DataFolder
 from .hub_files import Part
@@ -183,8 +183,8 @@ class _Reader:
 
     def _refuse_address(self, where: str, address: str) -> None:
         message = (
-            f"{self.where}: {where} is at the address {shown(address)}, and addresses in data are never asked; download the image, "
-            "and give its path or bytes."
+            f"{self.where}: {where} is at the address {short_repr(address)}, and addresses in data are never asked; "
+            "download the image, and give its path or bytes."
         )
         self.problems.append(Problem("bad-entry", f"{self.where}: {where}", message))
 
@@ -215,10 +215,10 @@ class _Reader:
         if not isinstance(category_id, Integral | str):
             wrong = f"has {self.layout.category}={category_id!r}; it must be a class"
         elif box is None or len(box) != 4 or not all(isinstance(value, Real) for value in box):
-            wrong = f"has {self.layout.box}={shown(box)}; it must be four numbers"
+            wrong = f"has {self.layout.box}={short_repr(box)}; it must be four numbers"
         elif not all(entry[key] is None or isinstance(entry[key], Real) for key in self.layout[5:7] if key):
             values = {key: entry[key] for key in self.layout[5:7] if key}
-            wrong = f"has {shown(values)}; they must be numbers"
+            wrong = f"has {short_repr(values)}; they must be numbers"
         else:
             annotation = {"image_id": image["id"], "category_id": category_id, "where": where}
             annotation["bbox"] = self._to_xywh(box, image)

@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..common import regular_files
 from ..common.output_folders import new_scratch, remove_leftovers
-from ..common.regular_files import is_regular, shown
+from ..common.regular_files import is_regular
+from ..common.values import short_repr
 from .files import DataFolder
 from .hub_access import reach_hub
 from .hub_files import Part, load_files, load_folder, one_line
@@ -72,7 +73,7 @@ def _load_saved(folder: Path, files: DataFolder) -> Dataset | DatasetDict:
         names = _listed(regular_files.read_json(folder / "dataset_dict.json"), "splits")
         if wrong := [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name)]:
             raise ValueError(
-                f"{folder / 'dataset_dict.json'} names a split {shown(wrong[0])}, which is not the name of a folder."
+                f"{folder / 'dataset_dict.json'} names a split {short_repr(wrong[0])}, which is not the name of a folder."
             )
         folders = [folder / name for name in names]
     for place in folders:
@@ -80,7 +81,7 @@ def _load_saved(folder: Path, files: DataFolder) -> Dataset | DatasetDict:
         names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
         for name in [*names, "dataset_info.json"]:
             if not isinstance(name, str) or not files.is_file(place / name):
-                raise ValueError(f"{place / 'state.json'} names {shown(name)}, which is not a file of {folder}.")
+                raise ValueError(f"{place / 'state.json'} names {short_repr(name)}, which is not a file of {folder}.")
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # of many libraries

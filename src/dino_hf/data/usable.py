@@ -1,6 +1,7 @@
 """What no reader may give to others: names that no file or report can hold, and files outside of the data set."""
 
-from ..common.regular_files import OutsideError, shown
+from ..common.regular_files import OutsideError
+from ..common.values import short_repr
 from .files import DataFolder
 from .raw import Problem, RawDataset, RawSplit
 
@@ -23,7 +24,7 @@ def _usable_category(entry: dict, raw: RawDataset, problems: list[Problem]) -> d
     if is_text(entry["name"]):
         return entry
     where = f"{raw.origin}: category {entry['id']}"
-    message = f"{where} has name={shown(entry['name'])}, which is no text that can be written; correct it."
+    message = f"{where} has name={short_repr(entry['name'])}, which is no text that can be written; correct it."
     problems.append(Problem("bad-entry", where, message))
     return entry | {"name": entry["name"].encode("utf-8", "replace").decode().replace("\0", "?")}
 
@@ -45,7 +46,7 @@ def _usable_split(split: RawSplit, files: DataFolder | None, problems: list[Prob
 def _problem(split: RawSplit, image: dict, files: DataFolder | None) -> Problem | None:
     where = f"{split.origin}: image {image['id']}"
     if not is_text(image["file_name"]) or ("path" in image and not is_text(str(image["path"]))):
-        name = shown(image["file_name"] if not is_text(image["file_name"]) else str(image["path"]))
+        name = short_repr(image["file_name"] if not is_text(image["file_name"]) else str(image["path"]))
         wrong = (
             "usable, because it has a zero byte"
             if "\0" in f"{image['file_name']}{image.get('path', '')}"

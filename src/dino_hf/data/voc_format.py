@@ -7,7 +7,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ..common.images import IMAGE_SUFFIXES, open_image, upright_size
-from ..common.regular_files import is_regular, read_bytes, shown
+from ..common.regular_files import is_regular, read_bytes
+from ..common.values import short_repr
 from .files import DataFolder
 from .image_finder import is_generic, posix
 from .raw import SPLITS, Problem, RawDataset, RawSplit, in_order
@@ -56,8 +57,8 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
             if why == MISSING:
                 reader.read_unannotated(group[0].parent / f"{_stem(line)}.xml", split, lists.where, found)
                 continue
-            where = f"{folder}: {shown(line)}"
-            message = f"{shown(line)}, listed as {split} data in {lists.where}, {why}."
+            where = f"{folder}: {short_repr(line)}"
+            message = f"{short_repr(line)}, listed as {split} data in {lists.where}, {why}."
             problems.append(Problem("missing-file", where, message))
     notes += [*names.notes(), *reader.images_without_xml(paths)]
     classes = {entry["category_id"] for images in found.values() for _, objects in images for entry in objects}

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from ..common.images import IMAGE_SUFFIXES
-from ..common.regular_files import is_folder, is_regular, shown
+from ..common.regular_files import is_folder, is_regular
+from ..common.values import short_repr
 from .files import DataFolder
 from .image_finder import image_files, posix
 from .raw import Problem, RawDataset, in_order
@@ -41,7 +42,7 @@ def find_yaml(source: Path, files: DataFolder | None = None) -> Path | None:
     named = [path for path in found if path.stem in _NAMES]
     if len(found) > 1 and len(named) != 1:
         names = [path.relative_to(source).as_posix() for path in found]
-        raise ValueError(f"{source} has several yaml files of YOLO data sets: {shown(names)}; give one of them.")
+        raise ValueError(f"{source} has several yaml files of YOLO data sets: {short_repr(names)}; give one of them.")
     return (named or found or [None])[0]
 
 
@@ -83,7 +84,7 @@ def read_yolo(yaml_file: Path, source: Path | None = None, allow_outside: bool =
     path = content.get("path")
     if path is not None and not isinstance(path, str):
         problems.append(
-            Problem("bad-entry", f"{yaml_file}: path", f"{yaml_file} has path={shown(path)}; it must be a folder.")
+            Problem("bad-entry", f"{yaml_file}: path", f"{yaml_file} has path={short_repr(path)}; it must be a folder.")
         )
         path = None
     bases = (
@@ -139,8 +140,8 @@ def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None
     problems = [
         Problem(
             "missing-file",
-            f"{folder}: {shown(line)}",
-            f"{shown(line)}, listed as {split} data in {lists.where}, {why}.",
+            f"{folder}: {short_repr(line)}",
+            f"{short_repr(line)}, listed as {split} data in {lists.where}, {why}.",
         )
         for split, line, why in missing
     ]
@@ -182,20 +183,20 @@ def _categories(content: dict, yaml_file: Path, problems: list[Problem]) -> list
         if isinstance(count, str) and count.isdecimal() and len(count) < 19 and int(count) <= _MOST_CLASSES:
             count = int(count)
         else:
-            refuse("nc", f"nc={shown(count)}; it must be the number of classes, at most {_MOST_CLASSES:,}")
+            refuse("nc", f"nc={short_repr(count)}; it must be the number of classes, at most {_MOST_CLASSES:,}")
             count = None
     if names is None:
         names = [f"class_{index}" for index in range(count or 0)]
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(key.isdecimal() and len(key) < 19 for key in map(str, names)):
-        refuse("names", f"names={shown(names)}; they must be a list, or a dictionary with class numbers")
+        refuse("names", f"names={short_repr(names)}; they must be a list, or a dictionary with class numbers")
         return []
     if wrong := [name for name in names.values() if not isinstance(name, str)]:
-        refuse("names", f"a class named {shown(wrong[0])}; a name must be a text")
+        refuse("names", f"a class named {short_repr(wrong[0])}; a name must be a text")
         return []
     if count is not None and count != len(names):
-        refuse("nc", f"nc={count}, but {len(names)} names: {shown(list(names.values()))}; correct one of them")
+        refuse("nc", f"nc={count}, but {len(names)} names: {short_repr(list(names.values()))}; correct one of them")
     return [{"id": int(number), "name": name} for number, name in names.items()]
 
 
@@ -204,7 +205,7 @@ def _images_of(entries, bases: list[Path], files: DataFolder) -> tuple[list[Path
     images, missing = [], []
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, str):
-            missing.append(("bad-entry", shown(entry), "must be a folder, a list of them, or a txt file"))
+            missing.append(("bad-entry", short_repr(entry), "must be a folder, a list of them, or a txt file"))
             continue
         places = _places(posix(entry), bases)
         inside = [place for place in places if files.is_inside(place)]

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..common.images import open_image, upright_size
-from ..common.regular_files import is_regular, read_text, shown
+from ..common.regular_files import is_regular, read_text
+from ..common.values import short_repr
 from .files import DataFolder
 from .raw import Problem, RawSplit
 
@@ -144,7 +145,7 @@ def _read_image(path: Path, has_keypoints: bool, files: DataFolder) -> tuple[tup
                 Problem(
                     "bad-line",
                     f"{labels}, line {number}",
-                    f"{labels}, line {number} is {shown(line.strip())}; {error}.",
+                    f"{labels}, line {number} is {short_repr(line.strip())}; {error}.",
                 )
             )
             continue

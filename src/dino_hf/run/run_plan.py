@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainingArguments
 
-from ..common.regular_files import shown
+from ..common.values import short_repr
 from ..data import DetectionData
 from ..training.augmentation import Augmentation
 from ..training.recipes import Recipe, planned_steps
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
             planned = planned_steps(args, len(self.splits.train.dataset))
         except (TypeError, OverflowError) as error:  # of values from Python or a record, which nothing has looked at
             raise ValueError(
-                f"One of the settings {shown(self.arguments)} has a value of a wrong type: {error}."
+                f"One of the settings {short_repr(self.arguments)} has a value of a wrong type: {error}."
             ) from error
         if "logging_steps" not in self.arguments:  # epochs of small data sets are short
             args.logging_steps = min(20, *planned)

@@ -20,8 +20,9 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..common.regular_files import DEEPEST_SETTINGS, check_depth, is_regular, read_json, shown
+from ..common.regular_files import DEEPEST_SETTINGS, check_depth, is_regular, read_json
 from ..common.text import printable
+from ..common.values import short_repr
 from .checksums import CHECKSUMS_NAME, check_checksum, read_checksums
 
 logger = logging.getLogger(__name__)
@@ -163,24 +164,24 @@ def _check_state(content: Any, step: int | None) -> None:
         raise ValueError("it has no global_step or no log_history")
     known = {field.name for field in dataclasses.fields(TrainerState)}
     if unknown := sorted(set(content) - known):
-        raise ValueError(f"nothing of a Trainer is called {shown(unknown[0])}")
+        raise ValueError(f"nothing of a Trainer is called {short_repr(unknown[0])}")
     for name, kinds in _STATE_KINDS.items():
         value = content.get(name)
         is_infinite = name == "epoch" and isinstance(value, float) and not math.isfinite(value)
         if name in content and (isinstance(value, bool) or not isinstance(value, kinds) or is_infinite):
-            raise ValueError(f"its {name} is {shown(value)}")
+            raise ValueError(f"its {name} is {short_repr(value)}")
     if step is not None and content["global_step"] != step:
-        raise ValueError(f"its global_step is {shown(content['global_step'])} in a folder of step {step}")
+        raise ValueError(f"its global_step is {short_repr(content['global_step'])} in a folder of step {step}")
     for entry in content["log_history"]:
         if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-            raise ValueError(f"log_history has the entry {shown(entry)}")
+            raise ValueError(f"log_history has the entry {short_repr(entry)}")
         for name, value in entry.items():
             if re.fullmatch(r"eval_(\w+_)?(AP|loss)", name) and not isinstance(value, _NUMBER):
-                raise ValueError(f"log_history has {shown(value)} as {shown(name)}")
+                raise ValueError(f"log_history has {short_repr(value)} as {short_repr(name)}")
     for name, states in (content.get("stateful_callbacks") or {}).items():
         for one in states if isinstance(states, list) else [states]:
             if not isinstance(one, dict) or not all(isinstance(one.get(part), dict) for part in ("args", "attributes")):
-                raise ValueError(f"the state of the callback {shown(name)} is {shown(one)}")
+                raise ValueError(f"the state of the callback {short_repr(name)} is {short_repr(one)}")
 
 
 def _check_archive(path: Path) -> None:

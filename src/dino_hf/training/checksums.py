@@ -4,7 +4,8 @@ import json
 import zlib
 from pathlib import Path
 
-from ..common.regular_files import is_regular, open_regular, read_settings, shown
+from ..common.regular_files import is_regular, open_regular, read_settings
+from ..common.values import short_repr
 
 CHECKSUMS_NAME = "checksums.json"
 _CHUNK = 2**22  # bytes read at once
@@ -27,7 +28,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
         return {}
     sums = read_settings(path)
     if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
-        raise ValueError(f"it holds {shown(sums)} instead of checksums")
+        raise ValueError(f"it holds {short_repr(sums)} instead of checksums")
     return sums
 
 
@@ -39,7 +40,7 @@ def check_checksum(path: Path, recorded: str) -> None:
     found = _checksum(path)
     if found != recorded:
         raise ValueError(
-            f"its checksum is {found} and was {shown(recorded)} when it was written; if you changed it on purpose, delete "
+            f"its checksum is {found} and was {short_repr(recorded)} when it was written; if you changed it on purpose, delete "
             f"{CHECKSUMS_NAME} instead"
         )
 
