@@ -20,7 +20,7 @@ from transformers import EvalPrediction
 
 from common import CpuOnly, keep, read_arguments
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.evaluation.coco_metric import NAMES
+from dino_hf.evaluation.coco import NAMES
 from dino_hf.model.box_ops import xyxy_to_cxcywh
 from dino_hf.training import CocoData, CocoEvaluator
 from measuring import side_by_side

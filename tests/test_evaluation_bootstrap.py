@@ -15,7 +15,7 @@ from dino_hf.evaluation.bootstrap import (
     precision_at_recalls,
     resample,
 )
-from dino_hf.evaluation.coco_metric import evaluate_class, summarize
+from dino_hf.evaluation.coco import evaluate_class, summarize
 from dino_hf.evaluation.matching import SIZES, class_matches
 from evaluation_toys import hard_columns
 

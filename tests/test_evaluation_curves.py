@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dino_hf.evaluation.coco_metric import evaluate_class
+from dino_hf.evaluation.coco import evaluate_class
 from dino_hf.evaluation.curves import make_curves
 from dino_hf.evaluation.matching import class_matches
 from evaluation_toys import hard_columns

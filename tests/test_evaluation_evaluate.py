@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from coco_reference import by_pycocotools
 from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.evaluation import evaluate, evaluate_model, load_split, report
-from dino_hf.evaluation.coco_metric import NAMES
+from dino_hf.evaluation.coco import NAMES
 from dino_hf.training import load_coco
 from evaluation_toys import ReadyPredictor, draw_blocks, noisy_answers
 

@@ -1,14 +1,24 @@
-"""Evaluation of any detector: COCO's numbers with intervals, pictures of what goes wrong, and whether another one is better.
+"""Evaluate any detector: COCO's numbers with intervals, plots of its mistakes, and comparisons of two detectors."""
 
-`report` and `plots`, which need matplotlib, are imported when they are needed.
-"""
+from importlib import import_module
+from pathlib import Path
 
 from .compare import Comparison, Difference, compare
 from .evaluate import evaluate, evaluate_model
+from .evaluator import CocoEvaluator
 from .result import Evaluation
 from .seen_images import load_split
 
+# The folder of the metric, as text: `evaluate.load(COCO_METRIC)`.
+COCO_METRIC = str(Path(__file__).with_name("coco_detection"))
+
+# Imported at first use: the report needs matplotlib, and the metric needs the library `evaluate`.
+_LAZY = {"CocoDetectionMetric": ".coco_detection.coco_detection", "save_report": ".report"}
+
 __all__ = [
+    "COCO_METRIC",
+    "CocoDetectionMetric",
+    "CocoEvaluator",
     "Comparison",
     "Difference",
     "Evaluation",
@@ -21,8 +31,6 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name == "save_report":
-        from .report import save_report
-
-        return save_report
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

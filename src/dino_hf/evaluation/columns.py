@@ -9,7 +9,7 @@ import torch
 from ..data.rows import CocoData, check_image_size
 from ..inference.predictor import Detections, Predictor
 from .classes import ClassMap
-from .coco_metric import Columns
+from .coco import Columns
 
 Progress = Callable[[str, int, int], None]  # name of the stage, number done, total number
 

@@ -22,13 +22,13 @@ from .bootstrap import (
     resample,
 )
 from .classes import map_classes
-from .coco_metric import (
+from .coco import (
     COCO_LIMIT,
     Columns,
     check_columns,
     detection_limit,
     evaluate_class,
-    kept_of_image,
+    num_kept,
     of_class,
     summarize,
 )
@@ -143,7 +143,7 @@ def evaluate_model(
     limit, limit_notes = _detection_limit(truth, max_detections)
     for note in limit_notes:
         logger.warning(note)
-    found, left_out = found_columns(predictor, data, classes, batch_size, progress, kept_of_image(limit))
+    found, left_out = found_columns(predictor, data, classes, batch_size, progress, num_kept(limit))
     class_names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
     check_columns(truth, "reference", class_names)
     check_columns(found, "prediction", class_names)

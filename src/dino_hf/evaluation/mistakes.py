@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask
 
-from .coco_metric import Columns
+from .coco import Columns
 
 MIN_IOU = 0.5
 POOR_IOU = 0.1  # from here to MIN_IOU, a detection is taken to mean the object, in a poor box

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .bootstrap import STATISTICS
-from .coco_metric import Columns
+from .coco import Columns
 from .curves import Best, Curves
 from .matching import AREA_RANGES, SIZES
 from .mistakes import Mistake

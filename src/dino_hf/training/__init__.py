@@ -1,6 +1,6 @@
 """What training with the stock `transformers.Trainer` needs, and a trainer that puts all of it together."""
 
-from ..evaluation.coco_metric import CocoDetectionMetric, CocoEvaluator
+from ..evaluation.evaluator import CocoEvaluator
 from .augmentation import Augmentation
 from .class_transfer import ClassTransfer, transfer_classes
 from .coco_data import CocoData, DetectionCollator, DetectionTransform, load_coco
@@ -35,3 +35,11 @@ __all__ = [
     "transfer_classes",
     "unfreeze",
 ]
+
+
+def __getattr__(name: str):
+    if name == "CocoDetectionMetric":  # imported at first use, because it needs the library `evaluate`
+        from ..evaluation import CocoDetectionMetric
+
+        return CocoDetectionMetric
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ from ..common.random_numbers import forked_random_numbers
 from ..common.regular_files import read_settings
 from ..data.image_digests import MOST_DECODED, image_digests, pack
 from ..data.image_looks import image_looks
-from ..evaluation.coco_metric import CocoEvaluator
+from ..evaluation.evaluator import CocoEvaluator
 from ..model.matcher import NonFinitePredictionsError
 from ..model.model_card import weights_digest
 from .augmentation import mix_seeds
