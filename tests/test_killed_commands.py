@@ -138,13 +138,20 @@ def test_a_folder_that_was_moved_away_by_a_killed_process_comes_back(tmp_path, d
         pass
     assert (tmp_path / "out" / "config.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    # Where another folder has taken the place, the old one was replaced on purpose.
-    for name in (".old", "out"):
-        (scratch / name).mkdir(parents=True)
+    # Without the new folder in the scratch folder, the new one took its place: the old one was replaced on purpose.
+    (scratch / ".old").mkdir(parents=True)
     with scratch_folder(tmp_path / "other"):
         pass
-    assert (tmp_path / "out" / "config.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # Another command has taken the place since: the old folder is kept under a free name.
+    for name, content in ((".old", "old"), ("out", "new")):
+        (scratch / name).mkdir(parents=True)
+        (scratch / name / "config.json").write_text(content)
+    with scratch_folder(tmp_path / "other"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out-2"]
+    assert (tmp_path / "out" / "config.json").read_text() == "mine"
+    assert (tmp_path / "out-2" / "config.json").read_text() == "old"
 
 
 def test_a_checkpoint_of_two_writers_is_whole(tmp_path):
