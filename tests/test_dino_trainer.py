@@ -20,8 +20,8 @@ from dino_hf.model.matcher import NonFinitePredictionsError
 from dino_hf.model.model_card import weights_digest
 from dino_hf.training import load_coco, record_training
 from dino_hf.training.augmentation import Augmentation
-from dino_hf.training.held_out_loss import HeldOutLoss, num_own_images
 from dino_hf.training.lora import add_lora
+from dino_hf.training.losses import HeldOutLoss, num_own_images
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.steps import StepCallback
 from dino_hf.training.trainer import DinoDetrTrainer
@@ -882,7 +882,9 @@ def test_pushes_wait_until_a_checkpoint_has_its_name_and_bring_the_average(data,
     trainer.args.hub_strategy = "all_checkpoints"
     trainer.push_in_progress = None
     monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-    monkeypatch.setattr("dino_hf.training.model_card._write", lambda *args: None)  # it would read the repository's card
+    monkeypatch.setattr(
+        "dino_hf.training.training_record._write", lambda *args: None
+    )  # it would read the repository's card
     trainer.train()
     (_, _, final), (name, path_in_repo, checkpoint) = uploads
     assert {"model.safetensors", "ema/model.safetensors", "ema/config.json", "checkpoint-2/optimizer.pt"} <= final

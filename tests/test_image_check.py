@@ -9,8 +9,8 @@ from datasets import Dataset
 from PIL import Image
 
 from dino_hf.data import CocoData, DetectionData, load_data
-from dino_hf.training import image_check
-from dino_hf.training.image_check import bad_images, leave_out_bad_images
+from dino_hf.run import image_check
+from dino_hf.run.image_check import bad_images, leave_out_bad_images
 
 
 def truncate(path):

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from dino_hf.data import load_data
-from dino_hf.training import image_check, large_images
+from dino_hf.run import image_check
+from dino_hf.training import large_images
 from dino_hf.training.large_images import LargeInTurn, Turn, large_in_turn
 from processes import exit_codes_of_forks, needs_fork
 

@@ -13,8 +13,9 @@ import dino_hf
 from dino_hf import DinoDetrImageProcessor
 from dino_hf.data import load_data
 from dino_hf.data.rows import ImageSizeError
-from dino_hf.training import DetectionTransform, image_check
-from dino_hf.training.image_check import leave_out_bad_images
+from dino_hf.run import image_check
+from dino_hf.run.image_check import leave_out_bad_images
+from dino_hf.training import DetectionTransform
 from dino_hf.training.readable_images import ReadableImages, TooManyBadImages
 from helpers import tiny_config
 from processes import exit_codes_of_forks, needs_fork

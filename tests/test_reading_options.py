@@ -15,7 +15,7 @@ from dino_hf.data import load_data, read_raw
 from dino_hf.doctor import inspect
 from dino_hf.evaluation import load_split
 from dino_hf.inference.loading import load_detector, load_image_processor
-from dino_hf.run.run_record import RUN_NAME, RunRecord
+from dino_hf.run.record import RUN_NAME, RunRecord
 from dino_hf.run.starting_model import load_start
 from helpers import tiny_config
 

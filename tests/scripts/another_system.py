@@ -33,8 +33,8 @@ from typer.testing import CliRunner  # noqa: E402
 import dino_hf  # noqa: E402
 from dino_hf.cli.app import app  # noqa: E402
 from dino_hf.common.output_folders import folder_beside  # noqa: E402
-from dino_hf.run.run_plan import _usable_cores  # noqa: E402
-from dino_hf.training.checkpoints import flush  # noqa: E402
+from dino_hf.run.plan import _usable_cores  # noqa: E402
+from dino_hf.training.checkpoint_files import flush  # noqa: E402
 
 names = [one.name for one in pkgutil.walk_packages(dino_hf.__path__, "dino_hf.") if not one.name.endswith("__main__")]
 for name in names:

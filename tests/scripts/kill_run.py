@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.training import load_coco, whole_checkpoints
+from dino_hf.training import checkpoints, load_coco
 from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.trainer import DinoDetrTrainer
@@ -91,11 +91,11 @@ def result(trainer: DinoDetrTrainer) -> dict:
         ],
         "patience": patience.early_stopping_patience_counter,
         "best": Path(trainer.state.best_model_checkpoint).name,
-        "checkpoints": checkpoints(Path(trainer.args.output_dir)),
+        "checkpoints": checkpoint_names(Path(trainer.args.output_dir)),
     }
 
 
-def checkpoints(folder: Path) -> list[str]:
+def checkpoint_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
@@ -136,7 +136,7 @@ def while_writing(trainer: DinoDetrTrainer, step: int) -> None:
 
 def before_naming(trainer: DinoDetrTrainer, step: int) -> None:
     """All is written, under another name."""
-    whole_checkpoints.flush = lambda folder: kill() if trainer.state.global_step == step else None
+    checkpoints.flush = lambda folder: kill() if trainer.state.global_step == step else None
 
 
 def while_deleting(trainer: DinoDetrTrainer, step: int) -> None:
@@ -205,7 +205,7 @@ def main(data: Path, folder: Path) -> None:
         for moment, expected in chain:
             status = fork(data, folder / name, settings, moment)
             assert status == -signal.SIGKILL, (moment, status)
-            assert checkpoints(folder / name) == expected, (moment, checkpoints(folder / name))
+            assert checkpoint_names(folder / name) == expected, (moment, checkpoint_names(folder / name))
         assert fork(data, folder / name, settings) == 0, name
 
 

@@ -1,4 +1,4 @@
-"""Runs of `dino_hf.train` that kill themselves with SIGKILL, for test_run.py: python kill_train.py <folder with data>.
+"""Runs of `dino_hf.train` that kill themselves with SIGKILL, for test_training_run.py: python kill_train.py <folder with data>.
 
 Each run is a fork of this process, as in kill_run.py.
 """

@@ -1,4 +1,4 @@
-"""One of two processes that are given a stream of other rows each time, for test_run.py: torchrun shared_stream.py <folder>."""
+"""Two processes read a stream with other rows each time: torchrun shared_stream.py FOLDER (test_training_run.py)."""
 
 import random
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from datasets import IterableDataset
 
-from dino_hf.training.streams import read_streams
+from dino_hf.run.streams import read_streams
 from processes import leave
 
 

@@ -35,8 +35,8 @@ def shipped_files() -> list[Path]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder has the name of a Trainer's checkpoint, `checkpoint-<step>`."""
-    return re.fullmatch(r"checkpoint-\d+", folder.name) is not None
+    """Whether a folder is a Trainer's checkpoint, `checkpoint-<step>`, or lies in one, as averaged weights do."""
+    return any(re.fullmatch(r"checkpoint-\d+", name) for name in (folder.name, folder.parent.name))
 
 
 class CarriesCode:

@@ -14,12 +14,12 @@ from ..evaluation import Evaluation, evaluate_model
 from ..inference.loading import load_detector, load_image_processor
 from ..inference.predictor import Predictor
 from ..model.model_card import weights_digest, write_model_card
-from ..training.checkpoints import newest_checkpoint
+from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
 from ..training.ema import EMA_FOLDER, ModelEma
 from ..training.trainer import DinoDetrTrainer
 from .progress import BEST_AP, EvaluationProgress
-from .run_record import RunRecord
+from .record import RunRecord
 
 LAST_FOLDER, TEST_FOLDER = "last", "test"
 CURVES_NAME, HISTORY_JSON, HISTORY_CSV = "curves.png", "history.json", "history.csv"

@@ -17,17 +17,17 @@ from ..common.output_folders import write_beside
 from ..data import DetectionData, RawDataset, read_raw
 from ..data.load import load_raw
 from ..evaluation import Evaluation
-from ..training.checkpoints import check_checkpoint, newest_checkpoint
+from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
 from ..training.coco_data import CocoData
-from ..training.image_check import leave_out_bad_images
-from ..training.machine_failures import MACHINE_ERRORS, failure_of_the_machine, memory_sentence
 from ..training.readable_images import TooManyBadImages
 from ..training.recipes import Recipe
 from ..training.run_lock import locked_run
-from ..training.streams import read_streams
 from ..training.trainer import DinoDetrTrainer
 from .data_findings import data_findings
+from .image_check import leave_out_bad_images
+from .machine_failures import MACHINE_ERRORS, failure_of_the_machine, memory_sentence
 from .memory_forecast import choose_batch_size, forecast_memory, free_memory
+from .plan import Plan, fitted, processes_here
 from .preflight import (
     Preflight,
     box_columns,
@@ -41,11 +41,11 @@ from .preflight import (
     size_text,
 )
 from .progress import BestOfBoth, TrainingProgress
+from .record import RunRecord, place
 from .results import keep_weights, leave_results
-from .run_plan import Plan, fitted, processes_here
-from .run_record import RunRecord, place
 from .settings import find_trackers, flat_settings, split_settings
 from .starting_model import Start, load_checkpoint, load_start
+from .streams import read_streams
 
 PREFLIGHT_NAME = "preflight.json"
 

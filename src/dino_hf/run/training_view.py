@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from ..common.regular_files import is_regular
 from ..data import load_data
 from ..training.augmentation import Augmentation
-from ..training.checkpoints import newest_checkpoint
+from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
-from .run_plan import fitted
-from .run_record import RUN_NAME, RunRecord
+from .plan import fitted
+from .record import RUN_NAME, RunRecord
 from .settings import flat_settings, split_settings
 from .starting_model import image_processor_of
 

@@ -7,10 +7,10 @@ from .coco_data import CocoData, DetectionCollator, DetectionTransform, load_coc
 from .diagnosis import TrainingDoctor
 from .freezing import freeze, unfreeze
 from .lora import add_lora, lora_config
-from .model_card import record_training
-from .parameter_groups import make_optimizer, parameter_groups
+from .optimizer import make_optimizer, parameter_groups
 from .recipes import RECIPES, Recipe, get_recipe
 from .trainer import DinoDetrTrainer
+from .training_record import record_training
 
 __all__ = [
     "RECIPES",

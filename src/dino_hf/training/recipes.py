@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from .augmentation import Augmentation
-from .parameter_groups import adamw, group_parameters
+from .optimizer import adamw, group_parameters
 
 # What the launch scripts of the release set; its configuration files and the paper's table have a box noise of 0.4.
 _RELEASE_SETTINGS = {

@@ -24,7 +24,7 @@ from ..evaluation.evaluator import CocoEvaluator
 from ..model.matcher import NonFinitePredictionsError
 from ..model.model_card import weights_digest
 from .augmentation import mix_seeds
-from .checkpoints import (
+from .checkpoint_files import (
     UNFINISHED,
     check_checkpoint,
     check_moments,
@@ -32,20 +32,19 @@ from .checkpoints import (
     newest_checkpoint,
     was_stopped_early,
 )
+from .checkpoints import WholeCheckpointTrainer
+from .checks import check_trainer
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
 from .detector import find_detector
 from .diagnosis import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
-from .held_out_loss import HeldOutLoss, num_boxes_of, num_own_images, score_of_first
 from .large_images import Turn, large_in_turn
-from .loss_parts import TrainingParts, weighted_parts
-from .model_card import record_training
+from .losses import HeldOutLoss, TrainingParts, num_boxes_of, num_own_images, score_of_first, weighted_parts
 from .readable_images import ReadableImages
 from .recipes import Recipe
 from .run_lock import locked_run
 from .steps import StepCallback
-from .trainer_checks import check_trainer
-from .whole_checkpoints import WholeCheckpointTrainer
+from .training_record import record_training
 
 logger = logging.getLogger(__name__)
 

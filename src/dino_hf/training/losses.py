@@ -1,6 +1,6 @@
-"""The loss of an evaluation, independent of its batches: the sum over all images divided by all boxes."""
+"""Losses for logs: the parts of the training loss, and the loss of a whole evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,19 @@ from transformers.utils import ModelOutput
 
 from ..model.modeling_dino_detr import DinoDetrModelOutput
 from ..model.targets import PADDING_LABEL, collect_targets
-from .loss_parts import NAMES
+
+NAMES = ("loss_ce", "loss_bbox", "loss_giou")  # class, L1 and GIoU loss, as the original calls them
+
+
+def weighted_parts(loss_dict: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Weighted losses of the last decoder layer, and the whole loss.
+
+    Returns:
+        (4,) class, L1, GIoU and whole loss.
+    """
+    last = [weights[name] * loss_dict[name] for name in NAMES]
+    whole = [weights[name] * value for key, value in loss_dict.items() for name in NAMES if key.startswith(name)]
+    return torch.stack([*last, torch.stack(whole).sum()]).detach()
 
 
 def num_boxes_of(labels: Mapping[str, Tensor]) -> Tensor:
@@ -17,8 +29,35 @@ def num_boxes_of(labels: Mapping[str, Tensor]) -> Tensor:
     return (labels["class_labels"] != PADDING_LABEL).sum()
 
 
+class TrainingParts:
+    """Parts of the training loss since the last log.
+
+    Each part is reported as a share of the logged loss, so accumulation and processes need no separate bookkeeping.
+    """
+
+    def __init__(self):
+        self._sum: Tensor | None = None
+
+    def add(self, parts: Tensor) -> None:
+        """Add the (4,) losses of one batch, from `weighted_parts`."""
+        self._sum = parts if self._sum is None else self._sum + parts
+
+    def take(self, loss: float, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the parts and start again from zero.
+
+        Args:
+            loss: the logged loss.
+            reduce: sums a tensor over the processes.
+        """
+        if self._sum is None:
+            return {}
+        *parts, whole = reduce(self._sum).tolist()
+        self._sum = None
+        return {name: loss * part / whole if whole else 0.0 for name, part in zip(NAMES, parts, strict=True)}
+
+
 class HeldOutLoss:
-    """Sums the losses and boxes of the batches of one process.
+    """Loss of an evaluation: the sum over all images divided by the number of boxes, independent of the batches.
 
     `Trainer` divides the loss of each batch by its boxes and averages over batches. Boxes of images with few boxes then count
     more, and the result depends on the batch size.
@@ -32,7 +71,8 @@ class HeldOutLoss:
         self.sums: Tensor | None = None  # (5,) float64: four losses and the number of boxes
 
     def add(self, losses: Tensor, num_boxes: Tensor) -> None:
-        """
+        """Add one batch of this process.
+
         Args:
             losses: (4,) from `weighted_parts`, not divided by boxes.
             num_boxes: ()
@@ -77,4 +117,4 @@ def score_of_first(
 
 
 def _zeros(value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    return {name: _zeros(one) for name, one in value.items()} if isinstance(value, Mapping) else value.new_zeros(())
+    return {name: _zeros(part) for name, part in value.items()} if isinstance(value, Mapping) else value.new_zeros(())

@@ -24,7 +24,8 @@ from dino_hf.data import DetectionData, load_data
 from dino_hf.evaluation import report
 from dino_hf.inference import Predictor
 from dino_hf.model.model_card import is_ours, weights_digest
-from dino_hf.run import results, run_plan
+from dino_hf.run import plan as plan_module
+from dino_hf.run import results
 from dino_hf.run.results import _best
 from dino_hf.run.training_run import _sharing, train
 from dino_hf.training import get_recipe, run_lock
@@ -360,15 +361,15 @@ def test_bad_images_are_counted_before_the_first_step(folder, tmp_path):
 
 def test_workers_are_counted_by_usable_cores(folder, monkeypatch):
     args = get_recipe("finetune").training_arguments("o", report_to="none", use_cpu=True)
-    monkeypatch.setattr(run_plan.os, "sched_getaffinity", lambda process: {1, 5, 6, 7, 9}, raising=False)
+    monkeypatch.setattr(plan_module.os, "sched_getaffinity", lambda process: {1, 5, 6, 7, 9}, raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert (run_plan._usable_cores(), run_plan.processes_here(args)) == (5, 2)
+    assert (plan_module._usable_cores(), plan_module.processes_here(args)) == (5, 2)
     on_gpu = SimpleNamespace(device=torch.device("cuda"), world_size=2)
     assert (_sharing(args), _sharing(on_gpu)) == (2, 1)  # each process has its own GPU
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    monkeypatch.delattr(run_plan.os, "sched_getaffinity")
-    monkeypatch.setattr(run_plan.os, "cpu_count", lambda: None)
-    assert (run_plan._usable_cores(), run_plan.processes_here(args)) == (1, 1)
+    monkeypatch.delattr(plan_module.os, "sched_getaffinity")
+    monkeypatch.setattr(plan_module.os, "cpu_count", lambda: None)
+    assert (plan_module._usable_cores(), plan_module.processes_here(args)) == (1, 1)
 
 
 def test_two_runs_in_one_folder_are_refused(folder, tmp_path, monkeypatch):
