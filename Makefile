@@ -9,10 +9,11 @@ BIN := $(VENV)/$(SCRIPTS)
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 TOOLS := .venv-tools
+DOCS := .venv-docs
 WORKERS ?= 2
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow test-oldest test-newest test-transformers lock bench bench-kernels bench-loss gpu-check mutants ablation parity lint clean
+.PHONY: help demo test test-slow test-oldest test-newest test-transformers docs lock bench bench-kernels bench-loss gpu-check mutants ablation parity lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,15 @@ $(TOOLS)/installed: requirements/tools.txt
 	$(call make_environment,$(TOOLS))
 	$(TOOLS)/$(SCRIPTS)/python $(PIP) --requirement requirements/tools.txt
 	@touch $@
+
+$(DOCS)/installed: requirements/docs.txt
+	$(call make_environment,$(DOCS))
+	$(DOCS)/$(SCRIPTS)/python $(PIP) --requirement requirements/docs.txt
+	@touch $@
+
+# The documentation as a site in outputs/site. A broken link is an error.
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/$(SCRIPTS)/python -m mkdocs build --strict
 
 # Locks what pyproject.toml wants, for every supported Python and system. What is locked stays as it is where that is possible;
 # UPGRADE=--upgrade takes the newest versions: run `make test test-slow` before you keep them.
@@ -122,4 +132,4 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(TOOLS) outputs
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(TOOLS) $(DOCS) outputs
