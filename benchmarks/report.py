@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import parse
 from detectors import DEFORMABLE, DINO, REFERENCE
-from dino_hf.common.plot_style import style
+from dino_hf.common.drawing import plot_style
 from pictures import by_case, save_inference, save_scaling
 
 _BLOCK = re.compile(r"(<!-- (\w+) (cpu|cuda) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -233,7 +233,7 @@ def block(benchmark: str, device: str, arguments: ReportArguments) -> str | None
         save, title = _PICTURES[benchmark]
         path = arguments.images / f"speed_{benchmark}{'' if device == 'cpu' else '_' + device}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with style():
+        with plot_style():
             save(path, rows)
         text = (
             f"![{title}]({Path(os.path.relpath(path, arguments.page.parent)).as_posix()})\n\n{text}".rstrip("\n") + "\n"

@@ -6,14 +6,16 @@ python examples/demo.py --output-dir outputs/demo
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from transformers import HfArgumentParser, pipeline
 
 import dino_hf
-from dino_hf.common.drawing import save_comparison
+from dino_hf.common.drawing import show_boxes
 from dino_hf.common.scenes import UNTRAINED, draw_data
 from dino_hf.training import CocoData, load_coco
 
@@ -66,6 +68,23 @@ def detect(model_dir: Path, data: CocoData, threshold: float, num_images: int = 
             }
         )
     return rows
+
+
+def save_comparison(path: Path, rows: Sequence[dict], detections_title: str) -> None:
+    """Save a grid of images: annotations in the upper row, detections in the lower row.
+
+    Args:
+        rows: for each image, a dictionary of `image`, `truth` and `found`. The last two hold `boxes`, `labels` and `texts`.
+        detections_title: title of the detections, for example with their threshold.
+    """
+    figure = Figure(figsize=(2.3 * len(rows), 5.0), layout="constrained", dpi=140)
+    grid = figure.subplots(2, len(rows), squeeze=False)
+    for column, row in enumerate(rows):
+        show_boxes(grid[0, column], row["image"], **row["truth"])
+        show_boxes(grid[1, column], row["image"], **row["found"])
+    grid[0, 0].set_title("annotated", loc="left", fontsize=9)
+    grid[1, 0].set_title(detections_title, loc="left", fontsize=9)
+    figure.savefig(path, facecolor="white")
 
 
 def prepare(arguments: DemoArguments) -> Path:

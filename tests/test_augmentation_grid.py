@@ -36,7 +36,7 @@ def drawn(monkeypatch):
     def record(axes, *content):
         cells.append([axes, *content])
 
-    monkeypatch.setattr(augmentation_grid, "draw_boxes", record)
+    monkeypatch.setattr(augmentation_grid, "show_boxes", record)
     return cells
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from dino_hf.common import downloads, images, output_folders, regular_files
+from dino_hf.common import downloads, drawing, images, output_folders, regular_files
 from dino_hf.common.images import TooManyPixels, UnreadableImage, check_file, open_image
 from dino_hf.common.regular_files import parse_yaml, read_text
 from dino_hf.data import coco_format, yolo_format
@@ -20,7 +20,7 @@ from dino_hf.data.files import DataFolder
 from dino_hf.data.hub_files import _check_lines
 from dino_hf.doctor.findings import count_text
 from dino_hf.export import onnx_export, onnx_file
-from dino_hf.inference import journal, pictures, videos
+from dino_hf.inference import draw_detections, journal, videos
 from dino_hf.inference.predictor import Detections
 from dino_hf.training import run_lock
 
@@ -178,27 +178,27 @@ def test_numbers_of_a_journal_are_below_1e15():
 @pytest.mark.parametrize(("side", "zoom"), [(320, 1), (319, 2), (160, 2), (159, 3)])
 def test_pictures_below_320_pixels_are_drawn_larger(side, zoom):
     none = Detections.sorted(np.zeros((0, 4)), [], [])
-    assert pictures.draw_detections(Image.new("RGB", (side, 50)), none, {}).size == (zoom * side, zoom * 50)
+    assert draw_detections(Image.new("RGB", (side, 50)), none, {}).size == (zoom * side, zoom * 50)
 
 
 @pytest.mark.parametrize(("count", "num_texts"), [(300, 300), (301, 300)])
 def test_300_labels_are_drawn_at_most(count, num_texts, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "text", lambda self, place, text, **style: drawn.append(text))
+    monkeypatch.setattr(drawing.ImageDraw.ImageDraw, "text", lambda self, place, text, **style: drawn.append(text))
     boxes = [(100 * (n % 20) + 5, 100 * (n // 20) + 45, 50, 40) for n in range(count)]  # labels do not hide each other
     found = Detections.sorted(boxes, [0.5] * count, [0] * count)
-    pictures.draw_detections(Image.new("RGB", (2000, 1700)), found, {0: "fox"})
+    draw_detections(Image.new("RGB", (2000, 1700)), found, {0: "fox"})
     assert len(drawn) == num_texts
 
 
 def test_text_is_black_where_that_has_the_higher_contrast():
     """Grey of 117 has a relative luminance of 0.178, and 118 of 0.181; both contrasts are equal at 0.179."""
-    assert pictures._readable_on("#757575") == "white"
-    assert pictures._readable_on("#767676") == "black"
+    assert drawing.text_colour("#757575") == "white"
+    assert drawing.text_colour("#767676") == "black"
     assert ImageColor.getrgb("#757575") == (117,) * 3
     # The parts of red, green and blue in the luminance, and the straight part of the curve
     for light, dark in (("#ed0000", "#ec0000"), ("#008a00", "#008900"), ("#bd00ff", "#bc00ff")):
-        assert (pictures._readable_on(light), pictures._readable_on(dark)) == ("black", "white")
+        assert (drawing.text_colour(light), drawing.text_colour(dark)) == ("black", "white")
 
 
 @pytest.mark.parametrize(("height", "is_refused"), [(2**13, False), (2**13 + 1, True)])

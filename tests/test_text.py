@@ -8,7 +8,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from dino_hf.common.console import make_console
-from dino_hf.common.text import code_span, csv_cell, escape_html, escape_markdown, one_line, printable, shorten
+from dino_hf.common.text import (
+    abbreviate,
+    code_span,
+    count_text,
+    csv_cell,
+    escape_html,
+    escape_markdown,
+    first_line,
+    list_some,
+    one_line,
+    printable,
+    shorten,
+)
 
 ATTACKS = [
     "\x1b]52;c;aGFja2Vk\x07",  # fills the clipboard
@@ -151,3 +163,33 @@ def test_a_csv_file_has_no_control_characters(text):
 @pytest.mark.parametrize("value", ["cat", "-1.5", "+3e-4", "-.5", "", -1.5, None, 7])
 def test_other_cells_stay(value):
     assert csv_cell(value) is value
+
+
+def test_abbreviated_text_is_one_line_of_bounded_length():
+    assert abbreviate("a \n\t b", 5) == "a b"
+    assert abbreviate("abcdef", 6) == "abcdef"
+    assert abbreviate("abcd efg", 6) == "abcd…"
+    assert abbreviate("abcdefg", 6, keep_end=True) == "…cdefg"
+    assert abbreviate(" " * 10**7 + "a", 6) == "…"  # the whole text is not looked at
+    assert len(abbreviate("x" * 10**7, 6)) == 6
+
+
+@pytest.mark.parametrize(
+    ("items", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a, b"), (["a"] * 1002, "a, a and 1,000 more")]
+)
+def test_some_of_many_items_are_listed(items, text):
+    assert list_some(items, 2) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [(1, "box", "1 box"), (2000, "box", "2,000 boxes"), (0, "class", "0 classes"), (3, "image", "3 images")],
+)
+def test_a_number_has_its_noun(count, noun, text):
+    assert count_text(count, noun) == text
+
+
+def test_the_first_line_of_an_error_is_never_empty():
+    assert first_line(ValueError("\n  bad\nmore")) == "bad"
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(OSError("x" * 400)) == "x" * 299 + "…"

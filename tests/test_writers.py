@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
+from dino_hf.common import drawing
 from dino_hf.common.drawing import COLOURS
-from dino_hf.common.text import printable
-from dino_hf.inference import pictures
+from dino_hf.common.text import abbreviate, printable
 from dino_hf.inference.journal import Journal
 from dino_hf.inference.pictures import draw_detections
 from dino_hf.inference.predictor import Detections
@@ -474,8 +474,8 @@ def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class():
 @pytest.mark.parametrize("size", [(400, 300), (33, 20), (40, 700), (1, 1), (3000, 40)])
 def test_labels_stay_inside_images_of_any_size(size, monkeypatch):
     places = []
-    place = pictures._place
-    monkeypatch.setattr(pictures, "_place", lambda *arguments: places.append(place(*arguments)) or places[-1])
+    place = drawing._place
+    monkeypatch.setattr(drawing, "_place", lambda *arguments: places.append(place(*arguments)) or places[-1])
     width, height = size
     boxes = [
         [0, 0, width, height],
@@ -499,11 +499,11 @@ def test_labels_stay_inside_images_of_any_size(size, monkeypatch):
 
 def test_labels_keep_out_of_each_others_way(monkeypatch):
     places = []
-    place = pictures._place
-    monkeypatch.setattr(pictures, "_place", lambda *arguments: places.append(place(*arguments)) or places[-1])
+    place = drawing._place
+    monkeypatch.setattr(drawing, "_place", lambda *arguments: places.append(place(*arguments)) or places[-1])
     boxes = [[100, 100, 300, 250]] * 4
     draw_detections(noise(500, 400), Detections.sorted(boxes, [0.9, 0.8, 0.7, 0.6], [0, 1, 2, 0]), NAMES)
-    assert sum(pictures._shared(a, b) for i, a in enumerate(places) for b in places[:i]) == 0
+    assert sum(drawing._shared(a, b) for i, a in enumerate(places) for b in places[:i]) == 0
 
 
 def test_a_label_without_room_is_left_out(monkeypatch):
@@ -523,14 +523,14 @@ def test_a_label_without_room_is_left_out(monkeypatch):
 def test_a_tenth_of_the_smaller_of_two_labels_may_be_covered(monkeypatch, second, num_labels):
     drawn, places = [], iter([(0, 0, 99, 19), second])
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *arguments, **_: drawn.append(arguments))
-    monkeypatch.setattr(pictures, "_place", lambda *_: next(places))
+    monkeypatch.setattr(drawing, "_place", lambda *_: next(places))
     draw_detections(noise(400, 300), Detections.sorted([[1, 1, 90, 90]] * 2, [0.9, 0.8], [0, 0]), NAMES)
     assert len(drawn) == num_labels
 
 
 def test_names_and_numbers_of_any_length_are_drawn_in_no_time():
-    assert pictures._one_line("x" * 80) == "x" * 80
-    assert pictures._one_line("x" * 81) == "x" * 79 + "…"
+    assert abbreviate("x" * 80, 80) == "x" * 80
+    assert abbreviate("x" * 81, 80) == "x" * 79 + "…"
     boxes = np.tile([10.0, 10, 300, 200], (3000, 1)) + np.arange(3000)[:, None] % 90
     crowd = Detections.sorted(boxes, np.linspace(1, 0, 3000), np.zeros(3000))
     start = time.monotonic()
@@ -540,13 +540,13 @@ def test_names_and_numbers_of_any_length_are_drawn_in_no_time():
 
 def test_the_first_300_have_labels(monkeypatch):
     places = []
-    monkeypatch.setattr(pictures, "_place", lambda *arguments: places.append((0, 0, 9, 9)) or places[-1])
+    monkeypatch.setattr(drawing, "_place", lambda *arguments: places.append((0, 0, 9, 9)) or places[-1])
     draw_detections(noise(60, 40), Detections.sorted(np.tile([1, 1, 9, 9], (301, 1)), [0.5] * 301, [0] * 301), NAMES)
     assert len(places) == 300
 
 
 def test_text_can_be_read_on_its_colour():
-    assert {colour: pictures._readable_on(colour) for colour in ("#000000", "#FFFFFF", "#0072B2", "#E69F00")} == {
+    assert {colour: drawing.text_colour(colour) for colour in ("#000000", "#FFFFFF", "#0072B2", "#E69F00")} == {
         "#000000": "white",
         "#FFFFFF": "black",
         "#0072B2": "white",
@@ -557,14 +557,14 @@ def test_text_can_be_read_on_its_colour():
 def test_a_font_is_found_for_letters_that_the_usual_one_lacks(monkeypatch):
     from matplotlib import get_data_path
 
-    pictures._font.cache_clear()
-    usual = pictures._font(12, frozenset("abcяλ"))
+    drawing._font.cache_clear()
+    usual = drawing._font(12, frozenset("abcяλ"))
     assert usual.getname()[0] == "DejaVu Sans"
     other = f"{get_data_path()}/fonts/ttf/STIXGeneral.ttf"
     lacking = next(
-        chr(code) for code in pictures.FT2Font(other).get_charmap() if not pictures._has(usual.path, {chr(code)})
+        chr(code) for code in drawing.FT2Font(other).get_charmap() if not drawing._has(usual.path, {chr(code)})
     )
-    monkeypatch.setattr(pictures, "_system_fonts", lambda: ["/none.ttf", usual.path, other])
-    assert pictures._font(12, frozenset(lacking + "a")).path == other
-    assert pictures._font(12, frozenset("\U0010fffd")).path == usual.path  # nobody has it: an empty square
-    pictures._font.cache_clear()
+    monkeypatch.setattr(drawing, "_system_fonts", lambda: ["/none.ttf", usual.path, other])
+    assert drawing._font(12, frozenset(lacking + "a")).path == other
+    assert drawing._font(12, frozenset("\U0010fffd")).path == usual.path  # nobody has it: an empty square
+    drawing._font.cache_clear()

@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ..common.drawing import draw_boxes
+from ..common.drawing import plot_style, show_boxes
 from ..common.free_memory import is_lack_of_memory
-from ..common.plot_style import style
 from ..model.box_ops import cxcywh_to_xyxy
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..training import CocoData, DetectionTransform
@@ -20,7 +19,7 @@ _CELL = (290, 250)  # width and height of a picture in the grid, in pixels
 _DPI = 100
 
 
-@style()
+@plot_style()
 def save_augmentation_grid(
     path: Path,
     data: CocoData,
@@ -98,5 +97,5 @@ def _draw(axes: Axes, title: str, image: Image.Image, objects: dict[str, list], 
         (x * scale, y * scale, (x + width) * scale, (y + height) * scale) for x, y, width, height in objects["bbox"]
     ]
     scaled = image.resize([max(1, round(side * scale)) for side in image.size])
-    draw_boxes(axes, scaled, boxes, objects["category"], texts)
+    show_boxes(axes, scaled, boxes, objects["category"], texts)
     axes.set_title(f"{title}: {image.width} x {image.height}", fontsize=8)

@@ -1,116 +1,228 @@
-"""Pictures for people: boxes on images, and curves of a training run."""
+"""Draw boxes: on pictures with `draw_boxes`, in plots with `show_boxes` and `outline`. Both have the same colours and lines."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 
 import numpy as np
+from matplotlib import font_manager, get_data_path, rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
-from transformers import TrainerState
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart; without the yellow, too light for thin lines.
+# Okabe and Ito's colours, which people with any colour vision can tell apart. Yellow is left out: it is too light for thin lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
+_FONTS = (  # fonts with Chinese, Japanese and Korean that come with Linux, Windows or macOS
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Hiragino Sans",
+    "Arial Unicode MS",
+)
+_SMALLEST = 320  # pixels of the longer side; a smaller picture is enlarged, because its labels could not be read
+_PAD = 2  # pixels around the text of a label
+_CROWD = 20  # boxes; with more boxes, labels are smaller
+_MOST_LABELS = 300  # boxes that get a label; more labels could not be read
+_MOST_COVERED = 0.1  # share of the smaller of two labels; if more is covered, neither could be read
 
-def draw_boxes(
+_Box = tuple[int, int, int, int]  # first column and row, last column and row, in pixels
+
+
+def class_colour(label: int) -> str:
+    """Colour of a class index. Colours repeat after the seventh class."""
+    return COLOURS[int(label) % len(COLOURS)]
+
+
+def text_colour(background: str) -> str:
+    """Black or white, whichever has the higher contrast on a colour (WCAG 2.2, relative luminance)."""
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (channel / 255 for channel in ImageColor.getrgb(background))
+    ]
+    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
+
+
+# -- in plots
+
+
+@contextmanager
+def plot_style() -> Iterator[None]:
+    """Style of all plots. Their texts may hold names from files, in any script and with any character.
+
+    "$" does not start a formula: the formula might not parse, and then the plot fails. If fonts for other scripts are installed,
+    they are used.
+    """
+    installed = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
+    with rc_context({"text.parse_math": False, "font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # matplotlib draws an empty box instead
+        yield
+
+
+def outline(
+    axes: Axes, box: Sequence[float], colour: str, width: float = 1.6, clip: Sequence[int] | None = None
+) -> None:
+    """Draw a box with a thin white line on either side, so that it is visible on any background.
+
+    Args:
+        box: (x0, y0, x1, y1) in pixels of the image that the axes show.
+        width: of the coloured line, in points.
+        clip: width and height in pixels of a part of the axes; nothing is drawn outside.
+    """
+    x0, y0, x1, y1 = box
+    for edge, line_width in (("white", width + 1.4), (colour, width)):
+        style = {"fill": False, "edgecolor": edge, "linewidth": line_width}
+        patch = axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, **style))
+        if clip is not None:
+            patch.set_clip_path(Rectangle((-0.5, -0.5), *clip, transform=axes.transData))
+
+
+def write_label(axes: Axes, x: float, y: float, text: str, colour: str, **style) -> None:
+    """Write a text on a background of a colour. `style` is passed to `Axes.text`."""
+    style = {"fontsize": 6.5, "color": text_colour(colour)} | style
+    axes.text(x, y, text, bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8}, **style)
+
+
+def show_boxes(
     axes: Axes, image: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[int], texts: Sequence[str]
 ) -> None:
-    """Show an image with boxes, coloured by class.
+    """Show an image with boxes, coloured by class, and a text at each box.
 
     Args:
         boxes: (x0, y0, x1, y1) in pixels.
         labels: class indices.
-        texts: what is written at each box.
     """
     axes.imshow(np.asarray(image.convert("RGB")))
-    for (x0, y0, x1, y1), label, text in zip(boxes, labels, texts, strict=True):
-        colour = COLOURS[label % len(COLOURS)]
-        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=3))
-        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6))
-        axes.text(
-            x0 - 0.5,
-            max(y0 - 1.5, 0),
-            text,
-            fontsize=6.5,
-            color="white",
-            verticalalignment="bottom" if y0 > 8 else "top",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
-        )
+    for box, label, text in zip(boxes, labels, texts, strict=True):
+        colour = class_colour(label)
+        outline(axes, box, colour)
+        anchor = "bottom" if box[1] > 8 else "top"
+        write_label(axes, box[0] - 0.5, max(box[1] - 1.5, 0), text, colour, verticalalignment=anchor)
     axes.set_axis_off()
 
 
-def save_comparison(path: Path, rows: Sequence[dict], detections_title: str) -> None:
-    """A grid of images, annotations above detections.
+# -- on pictures
+
+
+def draw_boxes(
+    image: Image.Image, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str], *, enlarge: bool = True
+) -> Image.Image:
+    """A copy of an image with boxes, coloured by class, and labels inside the image.
+
+    A label that would hide an earlier label is left out.
 
     Args:
-        rows: for each image `image`, and under `truth` and `found` a dictionary of `boxes`, `labels`, `texts`.
-        detections_title: says what the detections are, for example their threshold.
+        image: RGB.
+        boxes: (N, 4) xyxy in pixels, the most important box first.
+        labels: class indices.
+        texts: what each label says, without line breaks. The last word, such as a score, is never cut.
+        enlarge: an image below 320 pixels is enlarged by a whole number.
     """
-    figure = Figure(figsize=(2.3 * len(rows), 5.0), layout="constrained", dpi=140)
-    grid = figure.subplots(2, len(rows), squeeze=False)
-    for column, row in enumerate(rows):
-        draw_boxes(grid[0, column], row["image"], **row["truth"])
-        draw_boxes(grid[1, column], row["image"], **row["found"])
-    grid[0, 0].set_title("annotated", loc="left", fontsize=9)
-    grid[1, 0].set_title(detections_title, loc="left", fontsize=9)
-    figure.savefig(path, facecolor="white")
+    zoom = math.ceil(_SMALLEST / max(image.size)) if enlarge else 1
+    picture = image.resize([side * zoom for side in image.size], Image.Resampling.BICUBIC) if zoom > 1 else image.copy()
+    draw = ImageDraw.Draw(picture)
+    side = math.sqrt(picture.width * picture.height)
+    line = min(8, max(2, round(side / 180)))
+    font = _font(min(44, max(11, round(side / (42 if len(texts) <= _CROWD else 54)))), frozenset("".join(texts)))
+    colours = [class_colour(label) for label in labels]
+    pixel_boxes = [_inside(box, picture.size) for box in np.asarray(boxes).reshape(-1, 4) * zoom]
+    for box, colour in reversed(list(zip(pixel_boxes, colours, strict=True))):  # the most important box on top
+        _draw_box(draw, box, line, colour)
+    ascent, descent = font.getmetrics()
+    taken: list[_Box] = []
+    for box, colour, text in list(zip(pixel_boxes, colours, texts, strict=True))[:_MOST_LABELS]:
+        width = max(box[2] - box[0], round(0.3 * picture.width)) - 2 * _PAD
+        text = _fit(text, font, width, picture.width - 2 * _PAD)
+        size = math.ceil(font.getlength(text)) + 2 * _PAD, ascent + descent + 2 * _PAD
+        place = _place(box, size, picture.size, taken)
+        if any(_shared(place, other) > _MOST_COVERED * min(_area(place), _area(other)) for other in taken):
+            continue
+        draw.rectangle(place, fill=colour)
+        draw.text((place[0] + _PAD, place[1] + _PAD), text, font=font, fill=text_colour(colour), anchor="la")
+        taken.append(place)
+    return picture
 
 
-def save_curves(path: Path, state: TrainerState) -> None:
-    """Loss of training and evaluation, AP and its best, learning rate, over epochs, from what `Trainer` logged."""
-    figure = Figure(figsize=(13, 3.8), layout="constrained", dpi=110)
-    loss_axes, ap_axes, rate_axes = figure.subplots(1, 3)
+def _inside(box: np.ndarray, size: tuple[int, int]) -> _Box:
+    """First and last column and row of a box, inside the image."""
+    x0, y0, x1, y1 = (int(value) for value in np.round(box))
+    x0, y0 = min(max(x0, 0), size[0] - 1), min(max(y0, 0), size[1] - 1)
+    return x0, y0, min(max(x1 - 1, x0), size[0] - 1), min(max(y1 - 1, y0), size[1] - 1)
 
-    def curve(axes: Axes, name: str, label: str, colour: str, **style) -> list[tuple[float, float]]:
-        points = [(entry["epoch"], entry[name]) for entry in state.log_history if name in entry]
-        if points:
-            style = (
-                style if len(points) > 1 else {"marker": "o", "markersize": 4} | style
-            )  # a line of one point is none
-            axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=1.6, **style)
-        return points
 
-    curve(loss_axes, "loss", "training (with denoising)", COLOURS[0])
-    curve(loss_axes, "eval_loss", "held-out (matching only)", COLOURS[1], marker="o", markersize=4)
-    curve(loss_axes, "eval_ema_loss", "held-out, averaged", COLOURS[2], marker="s", markersize=4)
-    loss_axes.set_title("Loss", loc="left", fontsize=11)
-    curve(ap_axes, "eval_AP50", "AP50", COLOURS[5], linestyle="--", marker="o", markersize=3)
-    curve(
-        ap_axes,
-        "eval_ema_AP50",
-        "AP50, averaged",
-        COLOURS[4],
-        linestyle="--",
-        marker="s",
-        markersize=3,
-    )
-    scores = curve(ap_axes, "eval_AP", "AP", COLOURS[0], marker="o", markersize=4)
-    of_average = curve(ap_axes, "eval_ema_AP", "AP, averaged", COLOURS[2], marker="s", markersize=4)
-    scores += of_average
-    if scores:
-        epoch, ap = max(scores, key=lambda point: point[1])
-        ap_axes.plot(epoch, ap, marker="*", markersize=14, color=COLOURS[1], linestyle="none", label=f"best: {ap:.3f}")
-    which = " (raw and averaged weights)" if of_average else ""
-    ap_axes.set_title(f"AP on held-out images{which}", loc="left", fontsize=11)
-    ap_axes.set_ylim(bottom=0)
-    rates = curve(rate_axes, "learning_rate", "transformer", COLOURS[0])
-    rate_axes.set_title("Learning rate", loc="left", fontsize=11)
-    rate_axes.set_ylim(bottom=0)
-    rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")  # a factor above the axis would push its title up
-    last = max((entry["epoch"] for entry in state.log_history if "epoch" in entry), default=0)
-    for axes in (loss_axes, ap_axes, rate_axes):
-        if last > 0:  # the same for all: the axis of a single evaluation would show a range around it
-            axes.set_xlim(0, 1.03 * last)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))  # labels of more ticks run together
-        if rates and rates[-1][0] >= 2:
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, facecolor="white")
+def _draw_box(draw: ImageDraw.ImageDraw, box: _Box, line: int, colour: str) -> None:
+    """Draw a box with a thin white line on either side, or a single thin line if the lines would fill the box."""
+    x0, y0, x1, y1 = box
+    if min(x1 - x0, y1 - y0) < 4 * line:
+        draw.rectangle(box, outline=colour, width=max(1, line // 2))
+        return
+    draw.rectangle(box, outline="white", width=line + 2)
+    draw.rectangle((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=colour, width=line)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int, widest: int) -> str:
+    """Cut the name in "name score" so that the text fits into `width`, but keep 3 letters. Drop it if `widest` is exceeded."""
+    name, _, score = text.rpartition(" ")
+    length = len(name)
+    while font.getlength(text) > width and length > 3:
+        length -= 1
+        text = f"{name[:length].rstrip()}… {score}"
+    return text if font.getlength(text) <= widest else score
+
+
+def _place(box: _Box, size: tuple[int, int], image_size: tuple[int, int], taken: list[_Box]) -> _Box:
+    """Place of a label: above its box, else inside, below or at the right. It covers as little of other labels as possible."""
+    x0, y0, x1, y1 = box
+    width, height = size
+    places = [
+        (x0, y0 - height),
+        (x0, y0),
+        (x0, y1 + 1),
+        (x1 - width + 1, y0 - height),
+        (x1 - width + 1, y1 + 1 - height),
+    ]
+    candidates = []
+    for x, y in places:
+        inside_x = max(0, min(x, image_size[0] - width))
+        inside_y = max(0, min(y, image_size[1] - height))
+        place = (inside_x, inside_y, inside_x + width - 1, inside_y + height - 1)
+        covered = sum(_shared(place, other) for other in taken)
+        candidates.append((covered, abs(y - inside_y), len(candidates), place))
+    return min(candidates)[-1]
+
+
+def _shared(a: _Box, b: _Box) -> int:
+    """Number of pixels that two boxes share."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
+
+
+def _area(box: _Box) -> int:
+    return _shared(box, box)
+
+
+@lru_cache(maxsize=64)
+def _font(size: int, letters: frozenset[str]) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib. If it lacks a letter: the first font of the system that has all letters."""
+    default = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+    if not _has(default, letters):
+        for file in _system_fonts():
+            with suppress(OSError, RuntimeError):  # damaged fonts, and bitmap fonts, which have one size
+                if _has(file, letters):
+                    return ImageFont.truetype(file, size)
+    return ImageFont.truetype(default, size)
+
+
+@cache
+def _system_fonts() -> list[str]:
+    return sorted(font_manager.findSystemFonts())
+
+
+def _has(file: str, letters: frozenset[str]) -> bool:
+    return letters <= {chr(code) for code in FT2Font(file).get_charmap()}

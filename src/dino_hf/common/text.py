@@ -1,13 +1,27 @@
-"""Untrusted text for terminals, Markdown, HTML and csv: names of classes and files can hold anything."""
+"""Text for terminals, messages, Markdown, HTML and csv. Names of classes and files are untrusted: they can hold anything."""
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from ..model.card_text import code_span, escape_html, escape_markdown, one_line
 
-__all__ = ["code_span", "csv_cell", "escape_html", "escape_markdown", "one_line", "printable", "shorten"]
+__all__ = [
+    "abbreviate",
+    "code_span",
+    "count_text",
+    "csv_cell",
+    "escape_html",
+    "escape_markdown",
+    "first_line",
+    "list_some",
+    "one_line",
+    "printable",
+    "shorten",
+]
 
-# Control and format characters, halves of pairs, separators of lines: they move the cursor, fake lines or fill the clipboard.
+# Control and format characters, halves of surrogate pairs and line separators. They can move the cursor, fake lines or fill the
+# clipboard.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _SUSPECT = re.compile(r"[^\x20-\x7e\n\t]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -20,7 +34,7 @@ def printable(text: str, limit: int | None = None) -> str:
     """Text with control characters replaced by escapes such as `\\x1b`, so a terminal only shows them. Line feeds and tabs stay.
 
     Args:
-        limit: most characters. The rest is left out, and its length is stated.
+        limit: largest number of characters; see `shorten`.
     """
     if limit is not None:
         text = shorten(text, limit)
@@ -28,15 +42,46 @@ def printable(text: str, limit: int | None = None) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a text to `limit` characters and say how many more there were."""
+    """Cut a text to `limit` characters and append how many characters were left out."""
     more = len(text) - limit
     return text if more <= 0 else f"{text[:limit]}... ({more:,} more characters)"
 
 
-def csv_cell(value: object) -> object:
-    """A value for a csv file. Control characters become escapes such as `\\x1b`, because terminals show csv files too.
+def abbreviate(text: str, limit: int, keep_end: bool = False) -> str:
+    """Text in one line of at most `limit` characters. A cut is marked with "…".
 
-    Text that a spreadsheet would run as a formula gets an apostrophe in front.
+    Args:
+        keep_end: cut off the beginning instead of the end, for example of a path.
+    """
+    window = 4 * limit  # enough after white space is collapsed; a name of a million characters is not split
+    line = " ".join((text[-window:] if keep_end else text[:window]).split())
+    if len(line) <= limit and len(text) <= window:
+        return line
+    return f"…{line[-(limit - 1) :].lstrip()}" if keep_end else f"{line[: limit - 1].rstrip()}…"
+
+
+def list_some(items: Sequence[str], most: int) -> str:
+    """The first `most` items and the number of the others: "a, b and 3 more". An empty list gives an empty text."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def count_text(count: int, noun: str) -> str:
+    """A number with its noun: "1 box", "2,000 boxes"."""
+    plural = noun + ("es" if noun.endswith(("s", "x")) else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """First line of an error's message, at most `limit` characters. An error without a message gives its type's name."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return abbreviate(next(filter(None, lines), type(error).__name__), limit)
+
+
+def csv_cell(value: object) -> object:
+    """A value for a csv file. Control characters become escapes such as `\\x1b`, because csv files are also shown in terminals.
+
+    A spreadsheet would run some texts as formulas; they get an apostrophe in front.
     """
     if not isinstance(value, str):
         return value

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
-from ..common.drawing import COLOURS
-from ..common.plot_style import style
+from ..common.drawing import COLOURS, outline, plot_style
+from ..common.text import abbreviate
 from ..data.box_table import make_box_table
 from ..data.image_facts import open_upright
 from ..data.raw import RawDataset
@@ -38,7 +37,7 @@ _GREY = "#e4e4e4"  # around an image
 _MARKERS = "os^Dvp"
 
 
-@style()
+@plot_style()
 def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: int = 3) -> list[Path]:
     """Pages suspects-1.png, ... of the first offenders of each kind, worst first.
 
@@ -102,9 +101,8 @@ class _Album:
         colour = {"error": _VERMILION, "warning": "#8a5a00", "note": _BLUE}[finding.severity]
         where = "" if offender.annotation is None else f", {offender.where}"
         # Empty lines keep room for the heading.
-        title = (
-            f"\n\n{_shorten(f'{offender.split}: {offender.file}{where}')}\n{_shorten(offender.value, keep_start=True)}"
-        )
+        place = abbreviate(f"{offender.split}: {offender.file}{where}", _LINE, keep_end=True)
+        title = f"\n\n{place}\n{abbreviate(offender.value, _LINE)}"
         axes.set_title(title, loc="left", fontsize=8)
         heading = {"fontsize": 9, "fontweight": "bold", "color": colour, "textcoords": "offset points"}
         axes.annotate(f"{finding.severity}: {finding.kind}", (0, 1), (0, 29), "axes fraction", **heading)
@@ -116,13 +114,13 @@ class _Album:
         places = np.flatnonzero((table.image == offender.image) & table.is_number)
         others = [place for place in places if place != offender.annotation][:_MOST_OTHERS]
         for place in others:
-            _rectangle(axes, means[place], _BLUE, 1.0)
+            _outline(axes, means[place], _BLUE, 1.0)
         if offender.annotation not in places.tolist():
             return
         box = table.boxes[offender.annotation]
         if not reading.is_as_read:
-            _rectangle(axes, means[offender.annotation], _GREEN, 1.8)
-        _rectangle(axes, box, _VERMILION, 1.8)
+            _outline(axes, means[offender.annotation], _GREEN, 1.8)
+        _outline(axes, box, _VERMILION, 1.8)
         low, high = _view(box, image.size, is_enlarged)
         _set_view(axes, low, high)
         _point_at(axes, box, low, high)
@@ -137,10 +135,10 @@ def _show(axes: Axes, image: Image.Image) -> None:
     _set_view(axes, np.zeros(2), np.array(image.size, dtype=float))
 
 
-def _rectangle(axes: Axes, box: np.ndarray, colour: str, width: float) -> None:
+def _outline(axes: Axes, box: np.ndarray, colour: str, width: float) -> None:
+    """Draw an xywh box."""
     x, y, w, h = box
-    for line_width, edge in ((width + 1.4, "white"), (width, colour)):
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=edge, linewidth=line_width))
+    outline(axes, (x, y, x + w, y + h), colour, width)
 
 
 def _view(box: np.ndarray, size: tuple[int, int], is_enlarged: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -195,14 +193,7 @@ def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
     return both
 
 
-def _shorten(text: str, keep_start: bool = False) -> str:
-    text = " ".join(text.split())
-    if len(text) <= _LINE:
-        return text
-    return f"{text[: _LINE - 1]}…" if keep_start else f"…{text[1 - _LINE :]}"
-
-
-@style()
+@plot_style()
 def save_histograms(path: Path, report: Report) -> None:
     """Boxes of each class, and the share of boxes by size, by size relative to the image, by shape, and of images by the number of
     their boxes; one colour for each split."""
@@ -257,7 +248,7 @@ def _draw_classes(axes: Axes, classes: list[dict | None], splits: list[str], num
             _MARKERS[number % len(_MARKERS)],
             color=COLOURS[number % len(COLOURS)],
             markersize=5.5,
-            label=_shorten(name)[-26:],
+            label=abbreviate(name, 26, keep_end=True),
         )
     axes.set_yticks(rows, [_class_name(classes[row]["name"]) for row in rows], fontsize=8)
     axes.set_ylim(max(len(classes), _FEWEST_ROWS) - 0.4, -0.6)
@@ -292,7 +283,13 @@ def _draw_shares(
     for number, name in enumerate(splits):
         shares = 100 * np.array(counts[name]) / max(sum(counts[name]), 1)
         places = np.arange(len(texts)) + (number - (len(splits) - 1) / 2) * width
-        axes.bar(places, shares, 0.92 * width, color=COLOURS[number % len(COLOURS)], label=_shorten(name)[-26:])
+        axes.bar(
+            places,
+            shares,
+            0.92 * width,
+            color=COLOURS[number % len(COLOURS)],
+            label=abbreviate(name, 26, keep_end=True),
+        )
     axes.set_xticks(
         range(len(texts)),
         texts,

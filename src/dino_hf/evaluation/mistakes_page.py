@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from PIL import Image
 
-from ..common.drawing import COLOURS
+from ..common.drawing import COLOURS, outline, write_label
+from ..common.text import abbreviate
 from ..data.rows import CocoData
 from .columns import image_name
 from .mistakes import KINDS, NUM_MISTAKES, Mistake
-from .plots import shortened, tail
+from .plots import tail
 from .result import Evaluation
 
 _TITLES = {
@@ -70,14 +70,14 @@ def _draw_pair(pair, mistake: Mistake, evaluation: Evaluation, data: CocoData, i
     sizes = evaluation.truth["boxes"][true_rows]
     true_boxes = np.concatenate([sizes[:, :2], sizes[:, :2] + sizes[:, 2:]], axis=1)
     true_texts = [
-        shortened(names[label], 16) + (" (crowd)" if is_crowd else "")
+        abbreviate(names[label], 16) + (" (crowd)" if is_crowd else "")
         for label, is_crowd in zip(
             evaluation.truth["labels"][true_rows].tolist(), evaluation.truth["iscrowd"][true_rows], strict=True
         )
     ]
     found_boxes = evaluation.found["boxes"][found_rows]
     labels, scores = (evaluation.found[name][found_rows].tolist() for name in ("labels", "scores"))
-    found_texts = [f"{shortened(names[label], 12)} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    found_texts = [f"{abbreviate(names[label], 12)} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     is_it = (found_boxes == np.array(mistake.box)).all(axis=1) & (np.array(labels) == mistake.category_id)
     crop = _crop(image, [mistake.box, *true_boxes[true_rows == mistake.truth]])
     num_hidden = _draw_panel(pair[0], image, crop, true_boxes, true_texts, true_rows == mistake.truth, _TRUE)
@@ -95,7 +95,7 @@ def _more(num_hidden: int) -> str:
 
 def _title(name: str, end: str) -> str:
     """A title cut to the width of a panel, so that neighbouring titles do not overlap."""
-    return shortened(name, max(4, _TITLE - len(end))) + end
+    return abbreviate(name, max(4, _TITLE - len(end))) + end
 
 
 def _crop(image: Image.Image, boxes: list) -> tuple[int, int, int, int]:
@@ -128,24 +128,16 @@ def _draw_panel(
     scale = _PIXELS / max(part.size)
     part = part.resize([max(1, round(side * scale)) for side in part.size])
     axes.imshow(np.asarray(part))
-    boxes = (boxes - np.array([crop[0], crop[1]] * 2)) * scale - 0.5  # (N, 4)
+    boxes = (boxes - np.array([crop[0], crop[1]] * 2)) * scale  # (N, 4)
     visible = np.maximum(0, np.minimum(boxes[:, 2:], part.size) - np.maximum(boxes[:, :2], 0)).prod(axis=1)
     texted: list[_Box] = []
     order = [index for index in np.lexsort((-visible, ~is_it)).tolist() if visible[index] > 0]
     shown = order[: _MOST_OTHERS + int(is_it.sum())]  # the mistaken boxes come first, so they get their texts first
     for index in shown:
-        x0, y0, x1, y1 = boxes[index]
-        for edge, extra in (("white", 1.4), (colour, 0.0)):
-            width = (2.4 if is_it[index] else 1.1) + extra
-            outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width)
-            axes.add_patch(outline)
-            outline.set_clip_path(Rectangle((-0.5, -0.5), *part.size, transform=axes.transData))
+        outline(axes, boxes[index], colour, width=2.4 if is_it[index] else 1.1, clip=part.size)
         if place := _place(boxes[index], texts[index], part.size, texted):
             texted.append(place)
-            style = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
-            axes.text(
-                place[0] + 3, place[3] - 5, texts[index], fontsize=_FONT_SIZE, color="white", zorder=4, bbox=style
-            )
+            write_label(axes, place[0] + 3, place[3] - 5, texts[index], colour, fontsize=_FONT_SIZE, zorder=4)
     # All panels have the same scale. A narrow or low part leaves the rest of the square white.
     axes.set_xlim(-0.5, _PIXELS - 0.5)
     axes.set_ylim(_PIXELS - 0.5, -0.5)

@@ -9,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..common.drawing import COLOURS
+from ..common.text import abbreviate
 from .bootstrap import STATISTICS
 from .compare import Comparison
 from .result import Evaluation
@@ -31,17 +32,13 @@ SIZE_NAMES = {
 }
 
 
-def shortened(text: str, length: int = 24) -> str:
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
 def save_precision_recall(path: Path, evaluation: Evaluation) -> None:
     """Precision over recall at an IoU of 0.5: the mean over classes, and each class; many classes are grey but for the best and the
     worst."""
     curves, names = evaluation.curves, list(evaluation.class_names.values())
     figure, axes = _figure_with_legend()
     averages = curves.precision.mean(axis=1)
-    labels = [f"{shortened(name)}  {average:.3f}" for name, average in zip(names, averages, strict=True)]
+    labels = [f"{abbreviate(name, 24)}  {average:.3f}" for name, average in zip(names, averages, strict=True)]
     _class_lines(axes, curves.recalls, curves.precision, labels, averages)
     mean = curves.mean_precision
     if not np.isnan(mean).any():
@@ -59,7 +56,7 @@ def save_f1(path: Path, evaluation: Evaluation) -> None:
     figure, axes = _figure_with_legend()
     heights = np.array([np.nan if np.isnan(line[0]) else line.max() for line in curves.class_f1])
     labels = [
-        f"{shortened(name)}  " + ("0.00" if best is None else f"{best.f1:.2f} at {best.threshold:.2f}")
+        f"{abbreviate(name, 24)}  " + ("0.00" if best is None else f"{best.f1:.2f} at {best.threshold:.2f}")
         for name, best in zip(names, curves.class_best, strict=True)
     ]
     _class_lines(axes, curves.thresholds, curves.class_f1, labels, heights)
@@ -124,7 +121,7 @@ def save_confusion(path: Path, evaluation: Evaluation) -> None:
 def _most_confused(evaluation: Evaluation) -> tuple[np.ndarray, list[str], int]:
     """Counts and names of the classes that are drawn, and how many are left out."""
     counts = evaluation.confusion
-    names = [shortened(name, 22) for name in evaluation.class_names.values()]
+    names = [abbreviate(name, 22) for name in evaluation.class_names.values()]
     if len(names) <= _MOST_CONFUSED:
         return counts, names, 0
     inner = counts[:-1, :-1]
@@ -150,7 +147,7 @@ def save_ap_per_class(path: Path, evaluation: Evaluation) -> None:
     everything = sorted(evaluation.per_class, key=lambda row: -row["AP"])
     rows = _ends(everything)
     figure, axes = _figure_of_rows(len(rows))
-    labels = [f"{shortened(row['name'], 30)}  ({row['num_objects']})" for row in rows]
+    labels = [f"{abbreviate(row['name'], 30)}  ({row['num_objects']})" for row in rows]
     _bars(axes, labels, [row["AP"] for row in rows], [row["intervals"].get("AP") for row in rows])
     if (overall := evaluation.metrics["AP"]) >= 0:
         axes.axvline(overall, color=COLOURS[1], linewidth=1.2, linestyle="--", zorder=1)
@@ -189,7 +186,7 @@ def save_comparison_plot(path: Path, comparison: Comparison) -> None:
         axes.plot(entry.difference, y, marker, color=colour, markersize=6)
         text = f"{entry.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    labels = [SIZE_NAMES.get(entry.name, shortened(entry.name.removeprefix("AP_class_"), 30)) for entry in rows]
+    labels = [SIZE_NAMES.get(entry.name, abbreviate(entry.name.removeprefix("AP_class_"), 30)) for entry in rows]
     _set_rows(axes, labels)
     axes.axvline(0, color="black", linewidth=1)
     if classes:

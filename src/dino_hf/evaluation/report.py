@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.drawing import plot_style
 from ..common.output_folders import check_output_folder, remove_files, write_beside
-from ..common.plot_style import style
 from ..common.regular_files import read_json
 from ..common.text import csv_cell
 from ..data.rows import CocoData
@@ -118,7 +118,7 @@ def _is_report(path: Path) -> bool:
 def _write_all(folder: Path, writers: dict[str, Callable[[Path], None]]) -> list[Path]:
     """All under other names first: what fails leaves an earlier report as it was."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack, style():
+    with ExitStack() as stack, plot_style():
         drafts = [stack.enter_context(write_beside(folder / name)) for name in reversed(writers)]
         for draft, write in zip(reversed(drafts), writers.values(), strict=True):
             write(draft)

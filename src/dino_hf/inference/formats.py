@@ -5,8 +5,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from PIL import Image
-
 from ..common.output_folders import write_beside
 from .predictor import Detections
 
@@ -18,13 +16,6 @@ def yolo_lines(detections: Detections, size: tuple[int, int]) -> str:
         box = ((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1], (x1 - x0) / size[0], (y1 - y0) / size[1])
         lines.append(f"{label} {' '.join(f'{value:.6f}' for value in box)} {score:.6f}\n")
     return "".join(lines)
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """As PNG, or JPEG by any other name; whole or not at all."""
-    is_png = path.suffix.lower() == ".png"
-    with write_beside(path) as new:
-        picture.save(new, format="PNG" if is_png else "JPEG", **({"compress_level": 3} if is_png else {"quality": 92}))
 
 
 def write_coco(path: Path, records: Iterator[dict], categories: Mapping[int, tuple[int, str]]) -> None:

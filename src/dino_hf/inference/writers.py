@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from ..common.output_folders import check_output_folder, path_below, remove_files, remove_leftovers, write_beside
 from ..common.paths import expand_home
 from ..common.text import csv_cell
-from .formats import save_picture, write_coco, yolo_lines
+from .formats import write_coco, yolo_lines
 from .journal import JOURNAL, MEMORY, Journal, as_line, describe, identity
-from .pictures import draw_detections
+from .pictures import draw_detections, save_picture
 from .predictor import Detections
 from .sources import Picture, Source, unused
 from .videos import VideoWriter, video_info

@@ -134,7 +134,7 @@ def _for_card(evaluation: Evaluation, data: CocoData) -> dict[str, Any]:
 
 def _write_history(folder: Path, state: TrainerState) -> None:
     """What was logged: as it is, as a table with one row for each step, and drawn."""
-    from ..common.drawing import save_curves  # here: it needs matplotlib
+    from .curves import save_curves  # imported here, because it needs matplotlib
 
     text = json.dumps(state.log_history, indent=2) + "\n"
     (folder / HISTORY_JSON).write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 from transformers import TrainerState
 
-from dino_hf.common.drawing import save_curves
+from dino_hf.run.curves import save_curves
 
 
 def drawn(state: TrainerState, monkeypatch, path) -> Figure:
