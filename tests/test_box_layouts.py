@@ -10,9 +10,8 @@ from PIL import Image
 
 from dino_hf.data import load_data, read_raw
 from dino_hf.data.box_layouts import guess_reading
-from dino_hf.data.box_table import make_box_table
 from dino_hf.data.load import load_coco
-from dino_hf.data.raw import RawSplit
+from dino_hf.data.raw import RawSplit, make_box_table
 from dino_hf.doctor.checks import inspect
 from dino_hf.doctor.cleaned_copy import write_cleaned_copy
 from dino_hf.evaluation import load_split

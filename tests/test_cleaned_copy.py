@@ -13,7 +13,7 @@ from broken_data import CASES, as_raw, break_data, make_data, make_picture
 from dino_hf.data.load import load_data
 from dino_hf.data.recognise import read_raw
 from dino_hf.doctor import cleaned_copy
-from dino_hf.doctor.box_cleaning import ImageGeometry, clean_boxes, turn_boxes
+from dino_hf.doctor.boxes import ImageGeometry, clean_boxes, turn_boxes
 from dino_hf.doctor.checks import inspect
 from dino_hf.doctor.cleaned_copy import write_cleaned_copy
 

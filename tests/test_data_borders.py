@@ -6,15 +6,13 @@ from PIL import Image
 
 from broken_data import as_raw, make_data
 from dino_hf.data.box_layouts import guess_reading
-from dino_hf.data.box_table import make_box_table
 from dino_hf.data.image_facts import THUMBNAIL_SIDE, ImageFacts, look_at_images, near_copies
-from dino_hf.data.raw import RawDataset, RawSplit
-from dino_hf.doctor.box_cleaning import ImageGeometry, clean_boxes
+from dino_hf.data.raw import RawDataset, RawSplit, make_box_table
+from dino_hf.doctor.boxes import ImageGeometry, clean_boxes
 from dino_hf.doctor.checks import inspect
 from dino_hf.doctor.cleaning import portable_name
 from dino_hf.doctor.data_statistics import ASPECT_EDGES, COUNT_EDGES, RELATIVE_EDGES, describe
-from dino_hf.doctor.image_checks import find_copies
-from dino_hf.doctor.stated_size import fit_sizes
+from dino_hf.doctor.image_checks import find_copies, fit_sizes
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 

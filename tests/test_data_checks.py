@@ -8,9 +8,8 @@ from PIL import Image
 
 from broken_data import CASES, as_raw, break_data, make_data, make_picture
 from dino_hf.data.box_layouts import guess_reading
-from dino_hf.data.box_table import make_box_table
 from dino_hf.data.image_facts import ImageFacts, near_copies
-from dino_hf.data.raw import Problem, RawDataset, RawSplit
+from dino_hf.data.raw import Problem, RawDataset, RawSplit, make_box_table
 from dino_hf.doctor.checks import inspect
 from dino_hf.doctor.kinds import KINDS
 

@@ -237,8 +237,8 @@ def test_a_planted_arrow_upwards_is_found(text, is_right):
 
 
 def test_a_planted_circle_is_found():
-    imported = imports_inside("data") | {"keys": {"load"}}
-    assert {"keys", "load"} <= set(circles(imported))
+    imported = imports_inside("data") | {"raw": {"load"}}
+    assert {"raw", "load"} <= set(circles(imported))
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 

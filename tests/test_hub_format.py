@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_layouts import draw_splits, hub_dataset, write_parquet
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.data import hub_loading, load_data, open_image, read_raw
+from dino_hf.data import hub_files, load_data, open_image, read_raw
 from dino_hf.training import DetectionTransform
 
 SIZE = (40, 30)
@@ -277,7 +277,7 @@ def test_an_id_that_cannot_be_loaded_is_one_sentence(monkeypatch):
     def fail(name):
         raise ConnectionError(f"Couldn't reach\n'{name}' on the Hub.")
 
-    monkeypatch.setattr(hub_loading, "reach_hub", lambda name, is_dataset: None)
+    monkeypatch.setattr(hub_files, "reach_hub", lambda name, is_dataset: None)
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(
         OSError,
@@ -292,7 +292,7 @@ def test_an_id_that_cannot_be_loaded_is_one_sentence(monkeypatch):
 
 def test_an_id_of_the_hub_is_read_as_its_data_set(monkeypatch, splits):
     parts = DatasetDict({split: hub_dataset(scenes) for split, scenes in splits.items()})
-    monkeypatch.setattr(hub_loading, "reach_hub", lambda name, is_dataset: None)
+    monkeypatch.setattr(hub_files, "reach_hub", lambda name, is_dataset: None)
     monkeypatch.setattr(datasets, "load_dataset", {"some/pets": parts}.__getitem__)
     data = load_data("some/pets")
     assert (data.origin, data.train.name) == ("some/pets", "some/pets, train")

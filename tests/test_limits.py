@@ -15,10 +15,10 @@ from PIL import Image, ImageColor
 from dino_hf.common import downloads, drawing, images, output_folders, regular_files
 from dino_hf.common.images import TooManyPixels, UnreadableImage, check_file, open_image
 from dino_hf.common.regular_files import parse_yaml, read_text
+from dino_hf.common.text import count_text
 from dino_hf.data import coco_format, yolo_format
 from dino_hf.data.files import DataFolder
 from dino_hf.data.hub_files import _check_lines
-from dino_hf.doctor.findings import count_text
 from dino_hf.export import onnx_export, onnx_file
 from dino_hf.inference import draw_detections, journal, videos
 from dino_hf.inference.predictor import Detections

@@ -11,7 +11,7 @@ from datasets import Dataset
 from PIL import Image
 
 from dino_hf.common.output_folders import is_leftover
-from dino_hf.data import hub_loading, load_data, read_raw
+from dino_hf.data import hub_files, load_data, read_raw
 from dino_hf.doctor.checks import inspect
 
 LINE = "0 0.5 0.5 0.25 0.4\n"
@@ -102,16 +102,16 @@ def test_streams_of_killed_processes_are_removed_by_the_next_one(tmp_path, monke
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     closing = []
     monkeypatch.setattr(
-        hub_loading.atexit, "register", lambda *call, **options: closing.append(partial(*call, **options))
+        hub_files.atexit, "register", lambda *call, **options: closing.append(partial(*call, **options))
     )
     stream = Dataset.from_dict({"a": [1, 2, 3]}).to_iterable_dataset()
-    assert hub_loading.drain(stream)["a"][:] == [1, 2, 3]
+    assert hub_files.drain(stream)["a"][:] == [1, 2, 3]
     (folder,) = (tmp_path / "cache").iterdir()
     assert not is_leftover(folder)
     dead = folder.with_name(folder.name.replace(f"-{os.getpid()}-", "-999999999-"))
     assert dead != folder
     folder.rename(dead)
-    again = hub_loading.drain(stream)
+    again = hub_files.drain(stream)
     assert not dead.exists()
     del again
     for close in closing:

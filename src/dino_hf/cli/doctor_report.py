@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..common.console import make_console
+from ..common.text import count_text as number_of
 from ..common.text import shorten
 from ..doctor.checks import Report
 from ..doctor.cleaned_copy import CleanedCopy
 from ..doctor.data_statistics import SIZE_NAMES, aspect_texts, count_texts, relative_texts
 from ..doctor.findings import Finding
-from ..doctor.findings import count_text as number_of
 from ..doctor.kinds import SEVERITIES
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}

@@ -1,10 +1,10 @@
 """Data sets of any format, read and checked."""
 
+from .file_names import canonical_split
 from .load import DetectionData, load_data
 from .raw import Problem, RawDataset, RawSplit, open_image
 from .recognise import read_raw
 from .rows import CocoData
-from .split_names import canonical_split
 
 __all__ = [
     "CocoData",

@@ -12,15 +12,11 @@ from huggingface_hub import constants
 
 from ..common.images import upright_size
 from ..common.values import short_repr
-from .categories import merge_categories
-from .files import DataFolder
-from .hub_files import Part
+from .file_names import ImageFinder, canonical_split, posix
+from .files import DataFolder, is_address, only_usable
+from .hub_files import Part, load_datasets
 from .hub_layout import box_fields, dtype_name, find_layout
-from .hub_loading import load_datasets
-from .image_finder import ImageFinder, posix
-from .raw import Problem, RawDataset, RawSplit, StoredImage, in_order, open_image
-from .split_names import canonical_split
-from .usable import is_address, only_usable
+from .raw import Problem, RawDataset, RawSplit, StoredImage, in_order, merge_categories, open_image
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn")
 
@@ -184,7 +180,8 @@ class _Reader:
     def _refuse_address(self, where: str, address: str) -> None:
         message = (
             f"{self.where}: {where} is at the address {short_repr(address)}, and addresses in data are never asked; "
-            "download the image, and give its path or bytes."
+            "download the image, "
+            "and give its path or bytes."
         )
         self.problems.append(Problem("bad-entry", f"{self.where}: {where}", message))
 

@@ -6,17 +6,13 @@ from typing import NamedTuple
 
 from ..common.regular_files import is_regular
 from ..model.package_warning import DinoDetrWarning
-from .categories import groups_of_others
+from .box_layouts import check_reading
 from .coco_format import read_json, read_split
-from .files import DataFolder
-from .image_digests import copy_groups
-from .missing_sizes import fill_sizes
-from .raw import SPLITS, RawDataset, RawSplit
-from .reading import check_reading
+from .files import DataFolder, only_usable
+from .raw import SPLITS, RawDataset, RawSplit, fill_sizes, groups_of_others
 from .recognise import read_raw
 from .rows import ClassSpace, CocoData, class_space, raise_problem, to_rows
-from .splits import stratified_split
-from .usable import only_usable
+from .splits import copy_groups, stratified_split
 
 MOST_SEEDS = 2**32  # NumPy's generators, which Trainer seeds too, take no others
 _BACKGROUND = {"background", "__background__", "_background_", "bg", "n/a", "none"}

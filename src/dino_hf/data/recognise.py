@@ -8,15 +8,16 @@ from pathlib import Path
 from ..common.images import IMAGE_SUFFIXES
 from ..common.paths import expand_home
 from ..common.regular_files import is_folder, open_regular
+from ..common.values import short_repr
 from .coco_format import read_coco, read_json
 from .files import DataFolder, unread_note
-from .hub_files import FILE_KINDS
+from .hub_files import FILE_KINDS, is_saved_dataset
 from .hub_format import read_hub
-from .hub_loading import is_saved_dataset
 from .raw import RawDataset
 from .voc_format import read_voc, why_no_voc
-from .yolo_format import find_yaml, read_yolo, read_yolo_without_yaml, why_no_yolo
+from .yolo_format import read_yaml, read_yolo, read_yolo_without_yaml, why_no_yolo
 
+_YAML_NAMES = ("data", "dataset")
 _ANNOTATION_SUFFIXES = (".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".zip", ".tar", ".gz", ".7z")
 
 _LOOKED_FOR = (
@@ -100,3 +101,43 @@ def _read_folder(folder: Path, box_format: str | None, allow_outside: bool) -> R
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} others" if len(found) > 8 else "")
     reasons = " ".join(["", *files.notes(), *unread_note(folder, files)])
     raise ValueError(f"{folder} is no data set: looked for {_LOOKED_FOR}; there is {shown or 'nothing'}.{reasons}")
+
+
+def find_yaml(source: Path, files: DataFolder | None = None) -> Path | None:
+    """The yaml given, or the one in a folder that describes a YOLO data set.
+
+    Args:
+        files: of the folder; None for a yaml, which the user named.
+    Raises:
+        ValueError: several do, and none is called data.yaml or dataset.yaml; or the one given is none.
+    """
+    files = files or DataFolder(source, allow_outside=True)
+    if not source.is_dir():
+        if not _is_yolo(source, files):
+            raise ValueError(
+                f"{source} is not the yaml of a YOLO data set: it needs `names`, and `train` or `val` folders."
+            )
+        return source
+    found = []
+    for patterns in (("*.yaml", "*.yml"), ("*/*.yaml", "*/*.yml")):  # archives often hold a single folder
+        paths = sorted(path for pattern in patterns for path in source.glob(pattern) if files.is_file(path))
+        found = found or [path for path in paths if _is_yolo(path, files, must_be_yaml=path.stem in _YAML_NAMES)]
+    named = [path for path in found if path.stem in _YAML_NAMES]
+    if len(found) > 1 and len(named) != 1:
+        names = [path.relative_to(source).as_posix() for path in found]
+        raise ValueError(f"{source} has several yaml files of YOLO data sets: {short_repr(names)}; give one of them.")
+    return (named or found or [None])[0]
+
+
+def _is_yolo(path: Path, files: DataFolder, must_be_yaml: bool = True) -> bool:
+    try:
+        content = read_yaml(path, files)
+    except (ValueError, OSError):
+        if must_be_yaml:
+            raise
+        return False
+    return (
+        isinstance(content, dict)
+        and {"names", "nc"} & set(content)
+        and {"train", "val", "test"} & set(content) != set()
+    )

@@ -9,10 +9,9 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
 from ..common.images import read_image
 from ..common.regular_files import is_regular
-from .image_finder import ambiguous_text
-from .raw import Problem, RawSplit
+from .file_names import ambiguous_text
+from .raw import MOST_PIXELS, Problem, RawSplit
 
-MOST_PIXELS = 2**31  # of a side
 SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
 
 

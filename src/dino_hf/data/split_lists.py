@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from .file_names import TailIndex, ambiguous_text, canonical_split, posix
 from .files import DataFolder
-from .image_finder import TailIndex, ambiguous_text, posix
 from .raw import SPLITS
-from .split_names import canonical_split
 
 _TRAINVAL = "trainval"
 MISSING = "does not exist"

@@ -1,8 +1,17 @@
-"""A held-out part of a data set in which each class has its share."""
+"""Hold out a part of a data set: each class has its share, and copies of an image stay together."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 import numpy as np
+
+from .image_digests import MOST_DECODED, image_digests
+from .image_facts import exact_copies, image_key, look_at_images, near_copies
+from .raw import RawSplit
+from .rows import CocoData
+
+# Share of the images. A larger group of near copies is taken for frames of a fixed camera, which cannot be split by groups.
+MOST_NEAR = 0.5
 
 
 def stratified_split(
@@ -57,3 +66,84 @@ def stratified_split(
             empty.append(other.pop())
     kept, held_out = (sorted(index for unit in part for index in units[unit]) for part in parts)
     return kept, held_out
+
+
+def copy_groups(split: RawSplit, data: CocoData) -> tuple[list[int], list[str]]:
+    """Group images that are copies. A group must not be both trained on and held out.
+
+    Copies are files of equal content, images that look the same after compression or scaling, and Roboflow's augmented copies
+    (named <photo>.rf.<hash>.jpg).
+
+    Args:
+        split: the source of `data`, with the same images in the same order.
+    Returns:
+        a group number for each image, and notes for the user.
+    """
+    names = data.dataset.select_columns("file_name")[:]["file_name"]
+    by_name = _Groups(len(names))
+    by_name.join_equal([_photo(name) for name in names])
+    exact = by_name.copy()
+    exact.join_equal(image_digests(data))
+    if len(names) > MOST_DECODED:
+        note = f"Of {len(names)} images only exact copies are kept on one side of the split; near copies are not looked for."
+        near, notes = exact, [note]
+    else:
+        near, notes = exact.copy(), []
+        facts = look_at_images({"": split}, decode=True)[""]
+        for group in exact_copies(facts, [image_key(image) for image in split.images]):
+            near.join_all(group)
+        for pairs in near_copies(facts):
+            for pair in pairs.tolist():
+                near.join_all(pair)
+    most = max(np.bincount(near.numbers()), default=0)
+    if most > max(2, MOST_NEAR * len(names)) and near.numbers() != exact.numbers():
+        notes.append(
+            f"{most} of {len(names)} images look the same, as of a fixed camera, so near copies may be on both sides of the split."
+        )
+        near = exact
+    numbers = near.numbers()
+    if (num_groups := len(set(numbers))) > 1:
+        if num_groups < len(names):
+            notes.append(
+                f"{len(names) - num_groups} of {len(names)} images are copies of others and stay on the side of these."
+            )
+        return numbers, notes
+    notes.append("All images are copies of one, so copies may be on both sides of the split.")
+    return by_name.numbers(), notes
+
+
+def _photo(name: str | None) -> str | None:
+    return name.split(".rf.")[0] if name and ".rf." in name else None
+
+
+class _Groups:
+    """Disjoint sets of places (union-find)."""
+
+    def __init__(self, num: int):
+        self._parent = list(range(num))
+
+    def copy(self) -> "_Groups":
+        other = _Groups(0)
+        other._parent = list(self._parent)
+        return other
+
+    def find(self, place: int) -> int:
+        while self._parent[place] != place:
+            self._parent[place] = self._parent[self._parent[place]]
+            place = self._parent[place]
+        return place
+
+    def join_all(self, places: Iterable[int]) -> None:
+        roots = sorted({self.find(place) for place in places})
+        for root in roots[1:]:
+            self._parent[root] = roots[0]
+
+    def join_equal(self, keys: Iterable[object]) -> None:
+        """Join places with equal keys. None is no key."""
+        places: dict[object, int] = {}
+        for place, key in enumerate(keys):
+            if key is not None:
+                self.join_all((place, places.setdefault(key, place)))
+
+    def numbers(self) -> list[int]:
+        return [self.find(place) for place in range(len(self._parent))]

@@ -9,12 +9,10 @@ from xml.etree import ElementTree
 from ..common.images import IMAGE_SUFFIXES, open_image, upright_size
 from ..common.regular_files import is_regular, read_bytes
 from ..common.values import short_repr
-from .files import DataFolder
-from .image_finder import is_generic, posix
+from .file_names import SplitNames, canonical_split, is_generic, posix
+from .files import DataFolder, only_usable
 from .raw import SPLITS, Problem, RawDataset, RawSplit, in_order
 from .split_lists import MISSING, SplitLists, lists_beside, lists_of_image_sets
-from .split_names import SplitNames, canonical_split
-from .usable import only_usable
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

@@ -7,18 +7,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.box_layouts import LAYOUT_TEXTS, SWAPPED, Reading
-from ..data.box_table import count_boxes, make_box_table, stated_sizes
-from ..data.categories import groups_of_others
+from ..common.text import count_text
+from ..data.box_layouts import LAYOUT_TEXTS, SWAPPED, Reading, guess_readings
 from ..data.image_facts import ImageFacts, look_at_images
-from ..data.raw import RawDataset
-from ..data.reading import guess_readings
+from ..data.raw import RawDataset, count_boxes, groups_of_others, make_box_table, stated_sizes
 from ..data.rows import MOST_PIXELS, SMALLEST_SIDE
-from .box_repeats import near_repeats, repeated_boxes
+from .boxes import near_repeats, repeated_boxes
 from .data_statistics import describe
-from .findings import Finding, FindingCollector, Offender, box_text, count_text
-from .image_checks import check_copies, check_entries_of_images, check_files, is_not_here, repeated_places
-from .stated_size import SizeFit, fit_sizes
+from .findings import Finding, FindingCollector, Offender, box_text
+from .image_checks import (
+    SizeFit,
+    check_copies,
+    check_entries_of_images,
+    check_files,
+    fit_sizes,
+    is_not_here,
+    repeated_places,
+)
 
 _MANY_BOXES = 300  # post-processing keeps so many detections
 _WHOLE_IMAGE = 0.99  # share of the sides

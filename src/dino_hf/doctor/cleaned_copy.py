@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..common.output_folders import check_writable, folder_beside
+from ..common.text import count_text
 from ..data.raw import RawDataset, image_file
 from .checks import Report
 from .cleaning import ANNOTATION_FILE, Change, CleanedSplit, Cleaner, portable_name
-from .findings import count_text
 from .kinds import KINDS, UNREAD_IMAGES, UNREADABLE
 
 

@@ -8,13 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.images import IMAGE_SUFFIXES
-from ..data.box_table import BoxTable, count_boxes, make_box_table, stated_sizes
+from ..common.text import count_text
 from ..data.image_facts import ImageFacts, image_key
-from ..data.raw import RawDataset
-from .box_cleaning import CleanedBoxes, ImageGeometry, clean_boxes
-from .box_repeats import near_repeats, repeated_boxes, without_near_repeats
+from ..data.raw import BoxTable, RawDataset, count_boxes, make_box_table, stated_sizes
+from .boxes import CleanedBoxes, ImageGeometry, clean_boxes, near_repeats, repeated_boxes, without_near_repeats
 from .checks import Report, images_of_others, kind_of_reading
-from .findings import box_text, count_text
+from .findings import box_text
 from .image_checks import find_copies, is_not_here
 
 ANNOTATION_FILE = "_annotations.coco.json"

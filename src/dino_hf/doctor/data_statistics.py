@@ -5,8 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..data.box_table import BoxTable, count_boxes
-from ..data.raw import RawDataset
+from ..data.raw import BoxTable, RawDataset, count_boxes
 
 SIZE_NAMES = ("small", "medium", "large")
 _SIZE_EDGES = (32**2, 96**2)  # COCO's, in square pixels

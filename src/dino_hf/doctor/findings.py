@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.box_table import BoxTable
-from ..data.raw import RawDataset
+from ..data.raw import BoxTable, RawDataset
 from .kinds import KINDS, SEVERITIES, UNREADABLE
 
 MAX_OFFENDERS = 1000  # of a kind are named; all are counted
@@ -116,12 +115,6 @@ class FindingCollector:
             cure = self.cures.get(kind, known.cure)
             found.append(Finding(kind, known.severity, count, what, cure, self._offenders[kind], is_fixed))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count, one.kind))
-
-
-def count_text(count: int, noun: str) -> str:
-    """ "1 box", "2,000 boxes"."""
-    plural = noun + ("es" if noun.endswith("x") else "s")
-    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def box_text(box) -> str:

@@ -10,9 +10,8 @@ from PIL import Image
 
 from ..common.drawing import COLOURS, outline, plot_style
 from ..common.text import abbreviate
-from ..data.box_table import make_box_table
 from ..data.image_facts import open_upright
-from ..data.raw import RawDataset
+from ..data.raw import RawDataset, make_box_table
 from .checks import Report
 from .data_statistics import SIZE_NAMES, aspect_texts, count_texts, relative_texts
 from .findings import Finding, Offender

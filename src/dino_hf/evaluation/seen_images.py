@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from ..data.image_digests import MOST_DECODED, image_digests, unpack
-from ..data.image_looks import LOOK_SIZE, are_alike, image_looks
+from ..data.image_digests import LOOK_SIZE, MOST_DECODED, are_alike, image_digests, image_looks, unpack
 from ..data.load import DetectionData, load_data
 from ..data.raw import SPLITS
 from ..data.rows import CocoData
@@ -16,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class SeenImages(NamedTuple):
-    """Digests from `dino_hf.data.image_digests` and looks from `dino_hf.data.image_looks`.
+    """Digests from `dino_hf.data.image_digests` and looks from `dino_hf.data.image_digests`.
 
     A set is empty if the record has none. Records of earlier versions have no looks.
     """

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 
-from ..data.hub_loading import drain
+from ..data.hub_files import drain
 
 
 def read_streams(data: Any, output_dir: str, use_cpu: bool) -> Any:

@@ -18,8 +18,7 @@ from transformers.utils import CONFIG_NAME, ModelOutput
 from ..common.output_folders import write_beside
 from ..common.random_numbers import forked_random_numbers
 from ..common.regular_files import read_settings
-from ..data.image_digests import MOST_DECODED, image_digests, pack
-from ..data.image_looks import image_looks
+from ..data.image_digests import MOST_DECODED, image_digests, image_looks, pack
 from ..evaluation.evaluator import CocoEvaluator
 from ..model.matcher import NonFinitePredictionsError
 from ..model.model_card import weights_digest

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from broken_data import CASES, break_data
-from dino_hf.data.box_table import BoxTable
-from dino_hf.doctor.box_repeats import near_repeats, without_near_repeats
+from dino_hf.data.raw import BoxTable
+from dino_hf.doctor.boxes import near_repeats, without_near_repeats
 from dino_hf.doctor.checks import inspect
 from dino_hf.doctor.cleaned_copy import write_cleaned_copy
 

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 from data_layouts import NAMES, coco_content, draw_splits
 from dino_hf.data import load_data, read_raw
-from dino_hf.data.split_names import SplitNames, is_plain, split_in
+from dino_hf.data.file_names import SplitNames, is_plain, split_in
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,8 @@
 
 import pytest
 
-from dino_hf.data.files import DataFolder
+from dino_hf.data.files import DataFolder, is_address, is_text, only_usable
 from dino_hf.data.raw import RawDataset, RawSplit
-from dino_hf.data.usable import is_address, is_text, only_usable
 
 LONE = "a\udcff.jpg"  # half of a surrogate pair: how Python reads a name that is not UTF-8
 
