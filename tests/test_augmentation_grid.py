@@ -89,7 +89,7 @@ def test_each_row_is_an_image_and_what_training_gets_of_it(scenes, drawn, tmp_pa
 def test_the_command_draws_the_augmentation_of_a_recipe(scenes, tmp_path):
     output = tmp_path / "grid.png"
     arguments = (scenes, "--output", output, "--num-images", 2, "--num-samples", 1)
-    assert augment(*arguments) == (0, f"Look at {output}.\n")
+    assert augment(*arguments) == (0, f"The picture is in {output}.\n")
     with Image.open(output) as picture:
         first = picture.convert("RGB")
     assert first.size == (600, 550)
@@ -161,13 +161,16 @@ def test_a_run_shows_its_own_data_recipe_sizes_and_seed(scenes, drawn, model, tm
     [
         (("none.json",), "There is no file or folder none.json."),
         (("{scenes}", "--recipe", "paper"), "There is no recipe 'paper'"),
-        (("{scenes}", "--output", "none/grid.png"), "none/grid.png cannot be written; choose a file in a folder"),
+        (
+            ("{scenes}", "--output", "none/grid.png"),
+            "none/grid.png cannot be written; choose a file in an existing folder",
+        ),
         (("{scenes}", "--output", "."), ". cannot be written"),
         (
             ("{scenes}", "--output", "grid"),
-            "grid does not end in one of .png, .jpg, .jpeg, .pdf, .svg, the pictures",
+            "grid is not a supported kind of picture (.png, .jpg, .jpeg, .pdf, .svg)",
         ),
-        (("{scenes}", "--output", "grid.foo"), "grid.foo does not end in one of .png, .jpg,"),
+        (("{scenes}", "--output", "grid.foo"), "grid.foo is not a supported kind of picture (.png, .jpg,"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(scenes, arguments, message, tmp_path, monkeypatch):
@@ -184,7 +187,7 @@ def test_the_picture_is_written_under_the_name_that_is_told(scenes, tmp_path, na
     output = tmp_path / name
     assert augment(scenes, "--output", output, "--num-images", 1, "--num-samples", 1) == (
         0,
-        f"Look at {output}.\n",
+        f"The picture is in {output}.\n",
     )
     assert list(tmp_path.iterdir()) == [output]
 

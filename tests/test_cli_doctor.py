@@ -134,7 +134,7 @@ def test_pictures_are_drawn(broken, tmp_path):
     assert code == 2
     written = {"suspects-1.png", "histograms.png"}
     assert {path.name for path in (tmp_path / "pictures").glob("*.*g")} == written
-    assert "Look at " in output
+    assert "Pictures are in " in output
 
     mine = tmp_path / "pictures" / "suspects-7.png"
     mine.write_text("mine")
@@ -188,9 +188,9 @@ def test_corners_in_a_hugging_face_data_set_are_named_and_cured_by_a_box_format(
         (["--fix", "{sound}/fixed"], r"sound, which stays as it is; choose a place outside of it."),
         (["--pictures", "{sound}/train"], r"sound, which stays as it is; choose a place outside of it."),
         (["--json", "{sound}/findings.json"], r"sound, which stays as it is; choose a place outside of it."),
-        (["--json", "{sound}/train/_annotations.coco.json"], "exists and does not hold findings of the doctor"),
-        (["--fix", "{tmp}/fixed", "--no-images"], "needs a look at the images; leave --no-images out."),
-        (["--json", "{tmp}/nowhere/a.json"], "choose a file in a folder that exists, such as --json findings.json."),
+        (["--json", "{sound}/train/_annotations.coco.json"], "exists and is not a findings file of the doctor"),
+        (["--fix", "{tmp}/fixed", "--no-images"], "must open the images; remove --no-images."),
+        (["--json", "{tmp}/nowhere/a.json"], "choose a file in an existing folder, such as --json findings.json."),
         (["--pictures", "{tmp}/file"], "is a file; choose a folder for the pictures."),
         (["--box-format", "xyxy"], "is in coco format, which says how boxes are written"),
     ],

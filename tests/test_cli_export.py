@@ -78,7 +78,7 @@ def test_options_arrive(calls):
 def test_another_format_is_an_error_in_one_sentence(calls):
     result = run("m", "--format", "engine")
     assert result.exit_code == 1
-    assert result.stderr == "error: --format engine is not known; there is onnx.\n"
+    assert result.stderr == "error: --format engine is unknown; choose onnx.\n"
     assert not calls
 
 

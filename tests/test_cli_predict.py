@@ -298,7 +298,7 @@ def test_a_resumed_prediction_with_nothing_left_says_so(model, photos, tmp_path)
     exit_code, output, _ = run(*arguments, "--resume")
     assert exit_code == 0
     assert output.startswith(
-        "Nothing was left to predict: the earlier prediction has all of these sources.\nResults are in"
+        "Nothing is left to predict: the earlier prediction has all these sources.\nResults are in"
     )
 
 
@@ -312,7 +312,7 @@ def test_the_threshold_that_was_measured_is_told(model, photos, tmp_path, monkey
     report.parent.mkdir(parents=True)
     report.write_text(json.dumps({"model": named.format(model=model), "best_threshold": {"threshold": best}}))
     _, output, _ = run(model, photos / "1.png")
-    assert (f"measured {best} as the best threshold of this model" in output) == is_told
+    assert (f"The best threshold of this model is {best}," in output) == is_told
     assert "measured" not in run(model, photos / "1.png", "--threshold", 0.5)[1]
     for damaged in ("", "[]", '{"model": "x", "best_threshold": null}', "[" * 10**5):
         report.write_text(damaged)

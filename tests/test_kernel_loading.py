@@ -167,7 +167,7 @@ def test_env_tells_what_runs_here():
     ):
         assert line in result.output
     if not torch.cuda.is_available():
-        assert "  triton      out: there is no CUDA device" in result.output
+        assert "  triton      not available: there is no CUDA device" in result.output
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_build_ahead_of_time_is_used_and_needs_no_compiler(tmp_path):
     )
     subprocess.run([sys.executable, sources / "build.py"], check=True, capture_output=True)
     use = (
-        "import sys, torch, dino_hf; from pathlib import Path; from dino_hf.tools import kernel_loading; "
+        "import sys, torch, dino_hf; from pathlib import Path; from dino_hf.runtime import kernel_loading; "
         "kernel_loading.kernel_sources = lambda: Path(sys.argv[1]); "
         "print(kernel_loading.load_kernel(native=True).__file__)"
     )
@@ -483,7 +483,7 @@ def test_scratch_of_builds_that_were_killed_goes(universal, own_cache, monkeypat
 
 BUILD_AND_DIE = """
 import os, signal, sys, time
-from dino_hf.tools import kernel_loading
+from dino_hf.runtime import kernel_loading
 builder = kernel_loading.kernel_builder()
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dino_hf
+from dino_hf.cli.app import app
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "PIL", "datasets", "matplotlib", "huggingface_hub")
 # `--help` imports 300 modules, torch alone 900.
@@ -44,9 +45,23 @@ def test_nothing_heavy_is_imported(module):
     assert len(imported) < MOST_MODULES
 
 
-def test_help_takes_half_a_second_of_the_processor():
+def test_help_of_each_command_imports_nothing_heavy():
     code = (
-        "import sys, time; sys.argv = ['dino-hf', '--help']\n"
+        "import sys\nfrom dino_hf.cli.app import app\n"
+        "for command in [one.name for one in app.registered_commands]:\n"
+        "    try: app([command, '--help'])\n"
+        "    except SystemExit as ended: assert ended.code == 0\n"
+        "print('MODULES', *sys.modules)"
+    )
+    texts, imported = run(code).split("MODULES")
+    assert texts.count("Usage:") == len(app.registered_commands) > 6
+    assert set(imported.split()).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"]], ids=["dino-hf", "train"])
+def test_help_takes_half_a_second_of_the_processor(arguments):
+    code = (
+        f"import sys, time; sys.argv = ['dino-hf', *{arguments}, '--help']\n"
         "from dino_hf.cli.app import app\n"
         "try: app()\n"
         "except SystemExit: print('SECONDS', time.process_time())"

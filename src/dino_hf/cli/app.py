@@ -1,4 +1,4 @@
-"""The command `dino-hf`. Its parts import torch and transformers only when they run, so `--help` is quick."""
+"""The command `dino-hf`. Commands import torch and transformers only when they run, so `--help` is fast."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -17,11 +17,11 @@ from .scenes import scenes
 from .train import CONTEXT as ANY_FIELD
 from .train import train
 
-_UsageError = typer.BadParameter.__base__  # of click, which newer versions of typer bring along
+_UsageError = typer.BadParameter.__base__  # click's UsageError; newer versions of typer contain click
 
 
 class _Commands(TyperGroup):
-    """Commands that end with our exit code when the command line is wrong: click's own, 2, means something else here."""
+    """A group of commands. A wrong command line exits with 1, not with click's 2: here 2 means that the data have errors."""
 
     def make_context(self, *arguments, **settings):
         try:
@@ -59,7 +59,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """DINO object detection with Hugging Face Transformers: train, evaluate and predict on anyone's data."""
+    """DINO object detection with Hugging Face Transformers: train, evaluate and predict on your own data."""
 
 
 app.callback()(_options)

@@ -9,14 +9,15 @@ from ..common.command_errors import ERRORS_FOUND, Debug, one_sentence_errors
 from ..common.output_folders import check_output_folder, read_manifest, remove_files, write_beside, write_manifest
 from ..common.regular_files import open_regular
 from ..common.text import printable
+from .options import DATA, AllowOutside, BoxFormat, TrustBoxes
 
-_PICTURES = "doctor"  # the command in the list of written files
-_FIRST_LINE = b'{\n "dataset": '  # of the findings, which may be overwritten; annotations may not
+_PICTURES = "doctor"  # name of the command in the list of written files
+_FIRST_LINE = b'{\n "dataset": '  # first line of a findings file: such a file may be overwritten
 
 
 def doctor(
     dataset: Annotated[
-        str, typer.Argument(help="Folder, json, yaml or parquet file, or id on the Hub.", show_default=False)
+        str, typer.Argument(help="Folder, json, yaml or parquet file, or Hub id of the data set.", show_default=False)
     ],
     fix: Annotated[
         Path | None, typer.Option(help="Write a cleaned copy to this new folder.", rich_help_panel="Results")
@@ -25,50 +26,39 @@ def doctor(
         bool,
         typer.Option(
             "--drop-near-copies",
-            help="With --fix, also leave out images that look like one in another split, and boxes that nearly repeat another.",
+            help="With --fix: also leave out images that look like an image of another split, and boxes that nearly repeat "
+            "another box.",
             rich_help_panel="Results",
         ),
     ] = False,
     pictures: Annotated[
-        Path | None, typer.Option(help="Draw suspects and histograms into this folder.", rich_help_panel="Results")
+        Path | None,
+        typer.Option(help="Draw suspicious images and histograms into this folder.", rich_help_panel="Results"),
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace the pictures of an earlier call.", rich_help_panel="Results"),
+        typer.Option("--overwrite", help="Replace the pictures of an earlier run.", rich_help_panel="Results"),
     ] = False,
     json: Annotated[
-        Path | None, typer.Option(help="Write all findings to this file.", rich_help_panel="Results")
+        Path | None, typer.Option(help="Write all findings to this JSON file.", rich_help_panel="Results")
     ] = None,
-    box_format: Annotated[
-        str | None,
-        typer.Option(
-            help="Layout of boxes in Hugging Face data: xywh, xyxy or cxcywh; xywhn, xyxyn or cxcywhn if relative to the image.",
-            rich_help_panel="Reading",
-        ),
-    ] = None,
+    box_format: BoxFormat = None,
     no_images: Annotated[
         bool,
-        typer.Option("--no-images", help="Do not open the images, which takes longest.", rich_help_panel="Reading"),
-    ] = False,
-    allow_outside: Annotated[
-        bool,
         typer.Option(
-            "--allow-outside",
-            help="Also read files outside of the data set's folder.",
-            rich_help_panel="Reading",
+            "--no-images", help="Do not open the images. This is faster and finds less.", rich_help_panel=DATA
         ),
     ] = False,
-    trust_boxes: Annotated[
-        bool,
-        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel="Reading"),
-    ] = False,
+    allow_outside: AllowOutside = False,
+    trust_boxes: TrustBoxes = False,
     max_examples: Annotated[
-        int, typer.Option(min=1, help="Examples shown for each finding.", rich_help_panel="Results")
+        int, typer.Option(min=1, help="Number of examples shown for each finding.", rich_help_panel="Results")
     ] = 3,
     debug: Debug = False,
 ) -> None:
-    """Say what is wrong with a data set before an hour of training does; it is only read.
-    Exit code 2: errors were found, or with --fix are left in the copy; 1: it cannot be read; else 0.
+    """Check a data set for errors before training. The data set itself is never changed.
+
+    Exit code: 0 if there are no errors, 2 if there are errors (with --fix: in the copy), 1 if the data set cannot be read.
 
     \b
     Example: dino-hf doctor data/pets --fix data/pets-cleaned --pictures suspects
@@ -82,13 +72,13 @@ def doctor(
         if pictures is not None:
             _check_pictures(pictures)
         if json is not None and json.is_file() and not _has_findings(json):
-            raise ValueError(f"{json} exists and does not hold findings of the doctor; choose another file.")
+            raise ValueError(f"{json} exists and is not a findings file of the doctor; choose another file.")
         if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
             raise ValueError(
-                f"{json} cannot be written; choose a file in a folder that exists, such as --json findings.json."
+                f"{json} cannot be written; choose a file in an existing folder, such as --json findings.json."
             )
         if fix is not None and no_images:
-            raise ValueError("A cleaned copy needs a look at the images; leave --no-images out.")
+            raise ValueError("--fix must open the images; remove --no-images.")
         raw = read_raw(dataset, box_format=box_format, allow_outside=allow_outside)
         if fix is not None:
             check_target(raw, fix)
@@ -97,7 +87,7 @@ def doctor(
         if pictures is not None:
             is_ours = lambda folder: read_manifest(folder, _PICTURES) is not None  # noqa: E731
             check_output_folder(pictures, overwrite, is_ours, "pictures of the doctor")
-        with progress_bar("looking at images") as progress:
+        with progress_bar("checking images") as progress:
             report = inspect(raw, check_images=not no_images, trust_boxes=trust_boxes, progress=progress)
         print_report(report, max_examples, notes=raw.notes)
         if json is not None:
@@ -110,7 +100,8 @@ def doctor(
             pages = save_suspects(pictures, raw, report, max_examples)
             save_histograms(pictures / "histograms.png", report)
             write_manifest(pictures, _PICTURES, [*(page.name for page in pages), "histograms.png"])
-            typer.echo(printable(f"Look at {', '.join(map(str, [*pages, pictures / 'histograms.png']))}."))
+            names = ", ".join(map(str, [*pages, pictures / "histograms.png"]))
+            typer.echo(printable(f"Pictures are in {names}."))
         if fix is not None:
             with progress_bar("writing images") as progress:
                 copy = write_cleaned_copy(raw, report, fix, progress, drop_near_copies)
@@ -134,11 +125,8 @@ def _write_findings(path: Path, content: dict) -> None:
     import json
 
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    encoding = {
-        "encoding": "utf-8",
-        "errors": "backslashreplace",
-    }  # json has the same escapes for names that are not UTF-8
-    if path.exists() and not path.is_file():  # a pipe or a device, such as /dev/stdout, must not be replaced by a file
+    encoding = {"encoding": "utf-8", "errors": "backslashreplace"}  # file names that are not UTF-8 become json escapes
+    if path.exists() and not path.is_file():  # do not replace a pipe or a device, such as /dev/stdout, by a file
         path.write_text(text, **encoding)
         return
     with write_beside(path) as scratch:

@@ -1,4 +1,4 @@
-"""`dino-hf env`: versions, devices and backends of this machine."""
+"""`dino-hf env`: print versions, devices and backends of this machine."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +21,7 @@ _PACKAGES = (
 
 
 def env(debug: Debug = False) -> None:
-    """Print versions, devices and the backends of deformable attention: which runs, and why the others do not."""
+    """Print versions, devices and the backends of deformable attention, with reasons for those that are not available."""
     with one_sentence_errors(debug):
         _print_environment()
 
@@ -36,7 +36,7 @@ def _print_environment() -> None:
     print(f"Python        {platform.python_version()} on {platform.platform()}")
     for package in _PACKAGES:
         try:
-            # torch names its CUDA version in `__version__` only
+            # only `torch.__version__` includes the CUDA version
             print(f"{package:<13} {torch.__version__ if package == 'torch' else version(package)}")
         except PackageNotFoundError:
             print(f"{package:<13} not installed")
@@ -45,12 +45,12 @@ def _print_environment() -> None:
         print(f"CUDA          {torch.cuda.get_device_name(index)}, compute {torch.cuda.get_device_capability(index)}")
     if not torch.cuda.is_available():
         print("CUDA          no device")
-    print(f"kernels in    {cache_dir() / 'kernels'}")
+    print(f"kernel cache  {cache_dir() / 'kernels'}")
 
     print("\nBackends of deformable attention")
     for name, reason in sorted(describe_backends().items()):
-        print(f"  {name:<11} {'available' + _vectors(name) if reason is None else 'out: ' + reason}")
-    print(f"\nChosen without a name in configuration, {ENVIRONMENT_VARIABLE} or use_backend")
+        print(f"  {name:<11} {'available' + _vectors(name) if reason is None else 'not available: ' + reason}")
+    print(f"\nChosen automatically, unless the configuration, {ENVIRONMENT_VARIABLE} or use_backend names one")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             print(f"  {device:<4} {str(dtype).removeprefix('torch.'):<9} {choose_backend(None, device, dtype)}")

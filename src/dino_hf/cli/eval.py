@@ -6,22 +6,24 @@ from typing import Annotated
 import typer
 
 from ..common.command_errors import Debug, one_sentence_errors
+from .options import DATA, AllowOutside, BoxFormat, Split, TrustBoxes
 
-_MOST_CLASSES = 100  # in a table; all are in the files
-_OUTPUT, _SETTINGS = "Data and output", "Settings"
+_MOST_CLASSES = 100  # rows of a table; the files have all classes
+_OUTPUT, _SETTINGS = "Output", "Settings"
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of any object detector.", show_default=False)],
     dataset: Annotated[
-        str, typer.Argument(help="Folder, json, yaml, parquet or Hub id of annotated images.", show_default=False)
+        str,
+        typer.Argument(help="Folder, json, yaml or parquet file, or Hub id of annotated images.", show_default=False),
     ],
-    split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=_OUTPUT)] = "validation",
+    split: Split = "validation",
     output_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for numbers, detections and pictures; outputs/eval/<name of the model> by default.",
-            show_default=False,
+            help="Folder for numbers, detections and plots.",
+            show_default="outputs/eval/<model name>",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -31,53 +33,42 @@ def evaluate(
     compare: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Is this other detector better?", show_default=False, rich_help_panel=_OUTPUT
+            metavar="MODEL",
+            help="Also evaluate this model, and show which of the two is better.",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
         ),
     ] = None,
-    box_format: Annotated[
-        str | None,
-        typer.Option(
-            help="Layout of the boxes, if the data do not state it.", show_default=False, rich_help_panel=_OUTPUT
-        ),
-    ] = None,
+    box_format: BoxFormat = None,
     allow_trained: Annotated[
         bool,
         typer.Option(
-            "--allow-trained", help="Also evaluate on images that the detector was trained on.", rich_help_panel=_OUTPUT
+            "--allow-trained", help="Evaluate even on images that the detector was trained on.", rich_help_panel=DATA
         ),
     ] = False,
-    allow_outside: Annotated[
-        bool,
-        typer.Option(
-            "--allow-outside",
-            help="Also read files outside of the data set's folder.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = False,
-    trust_boxes: Annotated[
-        bool,
-        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=_OUTPUT),
-    ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.", rich_help_panel=_SETTINGS)] = 8,
+    allow_outside: AllowOutside = False,
+    trust_boxes: TrustBoxes = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.", rich_help_panel=_SETTINGS)] = 8,
     num_bootstrap: Annotated[
-        int, typer.Option(help="Resamples for the 95 % intervals; 0: none.", rich_help_panel=_SETTINGS)
+        int,
+        typer.Option(help="Bootstrap resamples for the 95 % intervals. 0: no intervals.", rich_help_panel=_SETTINGS),
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the resamples.", rich_help_panel=_SETTINGS)] = 0,
     max_detections: Annotated[
         int | None,
         typer.Option(
-            help="Detections that count for an image and class; default: COCO's 100, or its number of objects if that is higher.",
-            show_default=False,
+            help="Number of detections that count per image and class.",
+            show_default="100 as in COCO, or the most objects of a class in an image",
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="cuda, cpu, ...; the best by default.", show_default=False, rich_help_panel=_SETTINGS),
+        typer.Option(help="Device: cuda, cpu, ...", show_default="the best available", rich_help_panel=_SETTINGS),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a detector: COCO AP with 95 % intervals, per class and size, curves, confusions, worst mistakes.
+    """Evaluate any detector: COCO AP with 95 % intervals, AP per class and size, plots, and the worst mistakes.
 
     \b
     Example: dino-hf eval my-detector my-dataset --compare PekingU/rtdetr_r50vd
@@ -93,7 +84,7 @@ def evaluate(
 
 
 def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, reading, settings) -> None:
-    # Imported here: they take seconds, which other commands need not wait for.
+    # Imported here, because they take seconds and `--help` does not need them.
     from ..common.console import make_console
     from ..evaluation import compare, evaluate_model, load_split
     from ..evaluation.bootstrap import check_num_bootstrap
@@ -113,7 +104,7 @@ def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, 
     data, notes = load_split(dataset, models=[one.model for one in predictors], log=False, **reading)
     for note in notes:
         console.print(note)
-    for predictor in predictors:  # before the first one has worked for an hour
+    for predictor in predictors:  # before the first evaluation, which may take an hour
         map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
     evaluations, paths = [], []
     for predictor, folder in zip(predictors, folders, strict=True):
@@ -159,7 +150,7 @@ def _show(console, evaluation) -> None:
         table.add_row(shorten(row["name"], 60), str(row["num_objects"]), *values, end_section=row is together)
     if num_left_out:
         caption += f"; {num_left_out} more classes are in results.csv"
-    # Apart from the table, at whose width they would be broken.
+    # Not as title and caption of the table, because those are wrapped at its width.
     console.print(title, soft_wrap=True)
     console.print(table)
     console.print(caption, soft_wrap=True)
@@ -194,7 +185,7 @@ def _show_comparison(console, comparison) -> None:
 
 
 def _shown_classes(rows: list) -> tuple[list, int]:
-    """Rows of the table of classes, and how many are left out: those with the fewest objects."""
+    """The rows of the table, and the number of classes left out. Classes with the fewest objects are left out."""
     if len(rows) <= _MOST_CLASSES:
         return rows, 0
     fewest = sorted(rows, key=lambda row: -row["num_objects"])[_MOST_CLASSES - 1]["num_objects"]

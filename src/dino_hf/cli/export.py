@@ -1,4 +1,4 @@
-"""`dino-hf export`."""
+"""The command `dino-hf export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from ..common.command_errors import Debug, one_sentence_errors
 from ..common.console import make_console
 from ..common.paths import expand_home
+from .options import AllowOutside, BoxFormat, Split, TrustBoxes
 
 _FILE, _COMPARISON = "File", "Comparison with the model"
 _FORMATS = ("onnx",)
@@ -17,27 +18,29 @@ def export(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a DINO detector.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option(help="File to write; by default MODEL.onnx here.", show_default=False, rich_help_panel=_FILE),
+        typer.Option(help="File to write.", show_default="<model name>.onnx", rich_help_panel=_FILE),
     ] = None,
-    format: Annotated[str, typer.Option(help="onnx.", rich_help_panel=_FILE)] = "onnx",
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 23.", rich_help_panel=_FILE)] = 18,
-    dtype: Annotated[str, typer.Option(help="float32 or float16.", rich_help_panel=_FILE)] = "float32",
+    format: Annotated[str, typer.Option(help="File format. Only onnx is available.", rich_help_panel=_FILE)] = "onnx",
+    opset: Annotated[int, typer.Option(help="ONNX opset, from 18 to 23.", rich_help_panel=_FILE)] = 18,
+    dtype: Annotated[
+        str, typer.Option(help="Data type of the weights: float32 or float16.", rich_help_panel=_FILE)
+    ] = "float32",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.", rich_help_panel=_FILE)
     ] = False,
     images: Annotated[
         list[str] | None,
         typer.Option(
-            help="Image or folder for the comparison, may be repeated; default: drawn scenes.",
-            show_default=False,
+            help="Image or folder to compare on. Repeat the option for several.",
+            show_default="drawn scenes",
             rich_help_panel=_COMPARISON,
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Allowed difference of scores, and of boxes as a part of the image's side; default: 0.01, in float16 0.25.",
-            show_default=False,
+            help="Largest allowed difference of scores, and of boxes relative to the image's side.",
+            show_default="0.01, for float16 0.25",
             rich_help_panel=_COMPARISON,
         ),
     ] = None,
@@ -45,49 +48,36 @@ def export(
         str | None,
         typer.Option(
             metavar="DATASET",
-            help="Annotated images to compare the AP of model and file.",
+            help="Annotated images on which the AP of model and file is compared.",
             show_default=False,
             rich_help_panel=_COMPARISON,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.", rich_help_panel=_COMPARISON)] = "validation",
-    box_format: Annotated[
-        str | None,
-        typer.Option(
-            help="Layout of the boxes, if the data do not state it.", show_default=False, rich_help_panel=_COMPARISON
-        ),
-    ] = None,
-    allow_outside: Annotated[
-        bool,
-        typer.Option(
-            "--allow-outside",
-            help="Also read files outside of the data set's folder.",
-            rich_help_panel=_COMPARISON,
-        ),
-    ] = False,
-    trust_boxes: Annotated[
-        bool,
-        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=_COMPARISON),
-    ] = False,
+    split: Split = "validation",
+    box_format: BoxFormat = None,
+    allow_outside: AllowOutside = False,
+    trust_boxes: TrustBoxes = False,
     ap_tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Allowed difference of AP, in [0, 1]; default: 0.001, in float16 0.005.",
-            show_default=False,
+            help="Largest allowed difference of AP, in [0, 1].",
+            show_default="0.001, for float16 0.005",
             rich_help_panel=_COMPARISON,
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a detector as an ONNX file for images of any size, if ONNX Runtime finds with it what the model finds.
+    """Export a detector to an ONNX file for images of any size.
+
+    The file is written only if its detections in ONNX Runtime match those of the model.
 
     \b
     Example: dino-hf export outputs/train --output detector.onnx --data my-data
     """
     with one_sentence_errors(debug):
         if format not in _FORMATS:
-            raise ValueError(f"--format {format} is not known; there is {', '.join(_FORMATS)}.")
-        # Imported here: they take seconds, which `--help` need not wait for.
+            raise ValueError(f"--format {format} is unknown; choose {', '.join(_FORMATS)}.")
+        # Imported here, because they take seconds and `--help` does not need them.
         from transformers.utils.logging import disable_progress_bar
 
         from ..export import export_onnx
@@ -119,10 +109,12 @@ def export(
             console.print(f"AP of the model {report.ap[0]:.4f}, of the file {report.ap[1]:.4f}.")
         megabytes = report.num_bytes / 2**20
         console.print(f"{report.path}: {megabytes:.1f} MiB, {report.dtype}, opset {report.opset}.")
-        console.print("Inputs pixel_values (batch, 3, height, width) float32, pixel_mask (batch, height, width) int64;")
-        console.print("outputs logits (batch, queries, classes), pred_boxes (batch, queries, 4), float32.")
+        console.print(
+            "Inputs: pixel_values (batch, 3, height, width) float32, pixel_mask (batch, height, width) int64."
+        )
+        console.print("Outputs: logits (batch, queries, classes), pred_boxes (batch, queries, 4), both float32.")
 
 
 def _default_output(model: str) -> Path:
-    """Named like the model, in the folder that the command is run in."""
+    """A file in the current folder with the name of the model."""
     return Path(f"{expand_home(model).resolve().name}.onnx")

@@ -1,4 +1,4 @@
-"""`dino-hf predict`."""
+"""The command `dino-hf predict`."""
 
 import warnings
 from pathlib import Path
@@ -10,7 +10,7 @@ from ..common.command_errors import SOME_SKIPPED, Debug, one_sentence_errors
 
 _RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
 _THRESHOLD = 0.5
-_MOST_CLASSES = 100  # in the table at the end
+_MOST_CLASSES = 100  # rows of the table at the end
 
 
 def predict(
@@ -18,15 +18,21 @@ def predict(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help='Images, videos, folders with both, "quoted/**/patterns.jpg", addresses, a camera\'s index such as 0.',
+            help='Images, videos, folders, quoted patterns such as "photos/**/*.jpg", web addresses, or a camera index such as 0.',
             show_default=False,
         ),
     ],
     save: Annotated[
-        Path | None, typer.Option(help="Folder for the results.", rich_help_panel=_RESULTS, show_default=False)
+        Path | None,
+        typer.Option(
+            help="Folder for the results. Without it, nothing is saved.", rich_help_panel=_RESULTS, show_default=False
+        ),
     ] = None,
     formats: Annotated[
-        str, typer.Option(help="Formats of the results: drawn images and videos, tables.", rich_help_panel=_RESULTS)
+        str,
+        typer.Option(
+            help="Formats to save: images (drawn images and videos), coco, csv, yolo.", rich_help_panel=_RESULTS
+        ),
     ] = "images,coco,csv,yolo",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier prediction.", rich_help_panel=_RESULTS)
@@ -34,19 +40,19 @@ def predict(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Keep an earlier prediction, and predict the missing sources.", rich_help_panel=_RESULTS
+            "--resume", help="Keep an earlier prediction and add the missing sources.", rich_help_panel=_RESULTS
         ),
     ] = False,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help=f"Lowest score, in [0, 1]; {_THRESHOLD} by default.", rich_help_panel=_DETECTION, show_default=False
+            help="Lowest score of a detection, in [0, 1].", rich_help_panel=_DETECTION, show_default=str(_THRESHOLD)
         ),
     ] = None,
     class_thresholds: Annotated[
         str | None,
         typer.Option(
-            help="Thresholds of single classes, such as person=0.3,dog=0.6.",
+            help="Lowest scores of single classes, such as person=0.3,dog=0.6.",
             rich_help_panel=_DETECTION,
             show_default=False,
         ),
@@ -54,23 +60,23 @@ def predict(
     max_detections: Annotated[
         int | None,
         typer.Option(
-            help="Limit for one image; default: 300, or the number of queries if that is higher.",
+            help="Most detections per image.",
             rich_help_panel=_DETECTION,
-            show_default=False,
+            show_default="300, or the number of queries if that is higher",
         ),
     ] = None,
     all_scores: Annotated[
         bool,
         typer.Option(
             "--all-scores",
-            help="Save the query and the scores of all classes of each detection, in predictions.jsonl.",
+            help="Also save the query and all class scores of each detection, in predictions.jsonl.",
             rich_help_panel=_DETECTION,
         ),
     ] = False,
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Names or original category ids of the wanted classes, such as person,dog.",
+            help="Keep only these classes: names or original category ids, such as person,dog.",
             rich_help_panel=_DETECTION,
             show_default=False,
         ),
@@ -79,7 +85,7 @@ def predict(
         bool,
         typer.Option(
             "--tta",
-            help="Fuse detections in flipped images and at three sizes; takes 6 times as long.",
+            help="Test-time augmentation: fuse detections of flipped images and three sizes. Takes 6 times as long.",
             rich_help_panel=_DETECTION,
         ),
     ] = False,
@@ -92,29 +98,31 @@ def predict(
         ),
     ] = None,
     tile_overlap: Annotated[
-        float, typer.Option(help="Overlap of neighbouring tiles, as a part of their side.", rich_help_panel=_LARGE)
+        float, typer.Option(help="Overlap of neighbouring tiles, as a fraction of their side.", rich_help_panel=_LARGE)
     ] = 0.2,
     every: Annotated[int, typer.Option(help="Use every N-th frame.", rich_help_panel=_VIDEO)] = 1,
     max_frames: Annotated[
         int | None, typer.Option(help="Use at most N frames of each video.", rich_help_panel=_VIDEO, show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=_SPEED)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", rich_help_panel=_SPEED)] = 8,
     device: Annotated[
         str | None,
-        typer.Option(help="cuda, mps, cpu; by itself the first there is.", rich_help_panel=_SPEED, show_default=False),
+        typer.Option(help="Device: cuda, mps or cpu.", rich_help_panel=_SPEED, show_default="the best available"),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_SPEED)] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Data type of the computation: float32, bfloat16 or float16.", rich_help_panel=_SPEED)
+    ] = "float32",
     debug: Debug = False,
 ) -> None:
-    """Detect objects in images, folders, videos, addresses and cameras; draw them, and write COCO json, CSV and YOLO files.
+    """Detect objects in images, videos, folders and cameras. Draws them, and writes COCO JSON, CSV and YOLO files.
 
-    What cannot be read is named and skipped; the exit code then is 3.
+    Sources that cannot be read are skipped with a message. The exit code is then 3.
 
     \b
     Example: dino-hf predict outputs/train photos/ clip.mp4 --save found
     """
     with one_sentence_errors(debug), warnings.catch_warnings():
-        # Imported here: they take seconds, which `--help` need not wait for.
+        # Imported here, because they take seconds and `--help` does not need them.
         from transformers.utils.logging import disable_progress_bar
 
         from ..common.console import make_console
@@ -156,7 +164,7 @@ def predict(
         )
         num_images = _summarize(_follow(predictions, _count_images(found, every, max_frames), console), console)
         if not num_images and not skipped:
-            console.print("Nothing was left to predict: the earlier prediction has all of these sources.")
+            console.print("Nothing is left to predict: the earlier prediction has all these sources.")
         if save is not None:
             console.print(f"Results are in {save}.", soft_wrap=True)
         if hint := _hint(model, threshold):
@@ -168,7 +176,7 @@ def predict(
 
 
 def _line(text: str, limit: int) -> str:
-    """One line: a line feed in the name of a file could fake another message."""
+    """A text in one line: a line feed in a file name could fake another message."""
     from ..common.text import shorten
 
     return shorten(text.replace("\n", "\\n").replace("\t", "\\t"), limit)
@@ -211,7 +219,7 @@ def _count_images(sources, every: int, max_frames: int | None) -> int | None:
 
 
 def _follow(predictions, total: int | None, console):
-    """The same, with a bar and the time left, on a terminal."""
+    """Yield the predictions. On a terminal, show a progress bar with the remaining time."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -235,7 +243,7 @@ def _follow(predictions, total: int | None, console):
 
 
 def _hint(model: str, threshold: float | None) -> str | None:
-    """The best threshold that an evaluation of this model has measured, if none was chosen."""
+    """A hint at the best threshold that an evaluation of this model measured, unless the user chose a threshold."""
     from ..evaluation.measured import measured_threshold
 
     if threshold is not None:
@@ -244,16 +252,16 @@ def _hint(model: str, threshold: float | None) -> str | None:
     if found is None or abs(found.threshold - _THRESHOLD) < 0.02:
         return None
     return (
-        f"An evaluation ({found.path}) measured {found.threshold:.3f} as the best threshold of this model; to use it in place of "
-        f"{_THRESHOLD}: --threshold {found.threshold:.3f}"
+        f"The best threshold of this model is {found.threshold:.3f}, as measured in {found.path}. The default is {_THRESHOLD}; to "
+        f"use the best one: --threshold {found.threshold:.3f}"
     )
 
 
 def _summarize(predictions, console) -> int:
-    """Take all predictions, and print how many objects of each class there are, in how many images.
+    """Go through all predictions, then print the numbers of objects and images of each class.
 
     Returns:
-        the number of images.
+        number of images.
     """
     from collections import Counter
 

@@ -1,4 +1,4 @@
-"""`dino-hf scenes`: data to try the other commands on."""
+"""`dino-hf scenes`: draw a data set to try the other commands on."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +10,15 @@ from ..common.output_folders import check_output_folder, folder_beside
 
 
 def scenes(
-    folder: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
-    num_train: Annotated[int, typer.Option(min=1, help="Images to train on.")] = 4800,
-    num_validation: Annotated[int, typer.Option(min=1, help="Held-out images.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
+    folder: Annotated[Path, typer.Argument(help="New folder for the data set.", show_default=False)],
+    num_train: Annotated[int, typer.Option(min=1, help="Number of training images.")] = 4800,
+    num_validation: Annotated[int, typer.Option(min=1, help="Number of validation images.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Draw a small data set, to try the other commands on.
+    """Draw a small data set to try the other commands on.
 
-    Shapes on textured backgrounds in COCO format, and beside them `untrained`, the configuration of a small model.
+    It has coloured shapes on textured backgrounds, in COCO format. Its folder `untrained` holds a small model without weights.
 
     \b
     Example: dino-hf scenes scenes && dino-hf train scenes --model scenes/untrained
@@ -30,5 +30,5 @@ def scenes(
         with folder_beside(folder) as scratch:
             draw_data(scratch, num_train, num_validation, seed)
         print(
-            f"{folder} has {num_train} images in train and {num_validation} in validation; {folder / UNTRAINED} is a model."
+            f"{folder} has {num_train} training and {num_validation} validation images, and a model in {folder / UNTRAINED}."
         )

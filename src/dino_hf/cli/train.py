@@ -1,4 +1,4 @@
-"""`dino-hf train`: fine-tune a detector on anyone's data."""
+"""`dino-hf train`: fine-tune a detector."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,14 +6,15 @@ from typing import Annotated
 import typer
 
 from ..common.command_errors import Debug, one_sentence_errors
+from .options import DATA, AllowOutside, BoxFormat, TrustBoxes
 
-# For `app.command`: fields of recipes and of TrainingArguments, some 150, are no options of this function.
+# For `app.command`. The 150 fields of recipes and TrainingArguments are accepted without being parameters of `train`.
 CONTEXT = {
     "allow_extra_args": True,
     "ignore_unknown_options": True,
-    "token_normalize_func": lambda name: name.replace("_", "-"),  # as argparse has it for the fields
+    "token_normalize_func": lambda name: name.replace("_", "-"),  # --batch_size is --batch-size, as in HfArgumentParser
 }
-_RUN, _DATA = "Run", "Data"
+_RUN = "Run"
 
 
 def train(
@@ -21,36 +22,41 @@ def train(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="Folder, json, yaml, parquet file or Hub id: COCO, YOLO, Pascal VOC, Hugging Face.", show_default=False
+            help="Folder, file or Hub id: COCO, YOLO, Pascal VOC or Hugging Face format.",
+            show_default=False,
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder or Hub id to start from; else R50.",
-            show_default=False,
+            help="Folder or Hub id to start from.",
+            show_default="untrained, on a pretrained R50",
         ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="finetune, paper-12ep, paper-24ep, paper-36ep, better-hyper or scratch.", show_default="finetune"
+            help="finetune, paper-12ep, paper-24ep, paper-36ep, better-hyper or scratch.",
+            show_default="finetune",
         ),
     ] = None,
-    output_dir: Annotated[Path, typer.Option(help="New folder, or the folder of a run to resume.")] = Path(
+    output_dir: Annotated[Path, typer.Option(help="New folder, or the folder of the run to resume.")] = Path(
         "outputs/train"
     ),
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --output-dir.", rich_help_panel=_RUN)
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.", rich_help_panel=_RUN)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the training plan and stop.", rich_help_panel=_RUN)
+    ] = False,
     batch_size: Annotated[
-        str, typer.Option(help="Images of a batch in each process; auto: as many as fit.", rich_help_panel=_RUN)
+        str,
+        typer.Option(help="Images per batch and process. auto: as many as fit.", rich_help_panel=_RUN),
     ] = "auto",
     report_to: Annotated[
         list[str] | None,
         typer.Option(
-            help="tensorboard, wandb, trackio, none, ...; may be given more than once.",
+            help="tensorboard, wandb, trackio, none, ... Can be repeated.",
             show_default="tensorboard if installed",
             rich_help_panel=_RUN,
         ),
@@ -59,66 +65,53 @@ def train(
     validation_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Share of images to hold out if there is no validation part.",
+            help="Share of images to hold out if there are no validation images.",
             show_default="0.2",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = None,
-    box_format: Annotated[
-        str | None,
-        typer.Option(
-            help="Layout of boxes, see dino-hf doctor.",
-            show_default=False,
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    allow_outside: Annotated[
-        bool,
-        typer.Option(
-            "--allow-outside",
-            help="Also read files outside of the data set's folder.",
-            rich_help_panel=_DATA,
-        ),
-    ] = False,
-    trust_boxes: Annotated[
-        bool,
-        typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=_DATA),
-    ] = False,
+    box_format: BoxFormat = None,
+    allow_outside: AllowOutside = False,
+    trust_boxes: TrustBoxes = False,
     on_bad_image: Annotated[
         str | None,
         typer.Option(
-            help="skip: leave out unusable images; raise: stop.",
+            help="skip or raise: leave unusable images out, or stop.",
             show_default="skip",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = None,
     check_images: Annotated[
         bool,
         typer.Option(
             "--check-images",
-            help="Decode all images first.",
-            rich_help_panel=_DATA,
+            help="Decode all images before training.",
+            rich_help_panel=DATA,
         ),
     ] = False,
     no_training_doctor: Annotated[
         bool,
-        typer.Option("--no-training-doctor", help="Log fewer figures.", rich_help_panel=_RUN),
+        typer.Option(
+            "--no-training-doctor",
+            help="Do not log the training doctor's figures.",
+            rich_help_panel=_RUN,
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a detector, and leave the best weights, their AP, curves and a model card.
+    """Fine-tune a detector. Writes its best weights, AP, curves and a model card.
 
-    Any field of a recipe or of TrainingArguments is an option too: --num-train-epochs 20 --learning-rate 1e-4 --bf16.
+    Every field of a recipe and of TrainingArguments is an option too: --num-train-epochs 20 --learning-rate 1e-4 --bf16.
 
     \b
-    Example: dino-hf train my-data --model dino-r50-4scale --output-dir outputs/birds
+    Example: dino-hf train my-data --model dino-r50-4scale --output-dir birds
     """
     with one_sentence_errors(debug):
         if dataset.startswith("-"):
-            raise ValueError(f"The data set comes first, before {dataset}: dino-hf train DATASET {dataset} ...")
+            raise ValueError(f"The data set must come before {dataset}: dino-hf train DATASET {dataset} ...")
         if batch_size != "auto" and not batch_size.isdecimal():
             raise ValueError(f"--batch-size {batch_size} must be a number of images, or auto.")
-        # Here: they take seconds, which --help need not wait for.
+        # Imported here, because they take seconds and `--help` does not need them.
         from ..run.settings import parse_settings
         from ..run.training_run import train
 

@@ -1,0 +1,24 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+DATA = "Data set"  # the panel of these options in `--help`
+
+BoxFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="Layout of the boxes, if not stated: xywh, xyxy or cxcywh in pixels; xywhn, xyxyn or cxcywhn in [0, 1].",
+        show_default=False,
+        rich_help_panel=DATA,
+    ),
+]
+AllowOutside = Annotated[
+    bool,
+    typer.Option("--allow-outside", help="Also read files outside the data set's folder.", rich_help_panel=DATA),
+]
+TrustBoxes = Annotated[
+    bool, typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=DATA)
+]
+Split = Annotated[str, typer.Option(help="Part of the data set: train, validation or test.", rich_help_panel=DATA)]
