@@ -85,7 +85,10 @@ def make_trainer(arguments: AblationArguments, config, seed: int, train, held_ou
         processing_class=image_processor,
         compute_metrics=CocoEvaluator(held_out, image_processor),
         # Everything starts from scratch here, so the backbone learns as fast as the rest; a pretrained one takes a tenth.
-        optimizers=(make_optimizer(model, training_arguments, backbone_scale=1.0), None),
+        optimizers=(
+            make_optimizer(model, training_arguments, backbone_learning_rate=training_arguments.learning_rate),
+            None,
+        ),
     )
 
 

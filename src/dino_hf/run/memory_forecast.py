@@ -16,7 +16,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from ..common.free_memory import free_main_memory
 from ..common.random_numbers import forked_random_numbers
 from ..training.augmentation import Augmentation
-from ..training.recipes import Recipe
+from ..training.recipe import Recipe
 
 SHARE_OF_FREE = 0.85  # of the free memory that is planned with: allocators round up and leave gaps
 # On a CPU, more images at once save nothing, and the smaller ones are padded to the largest.

@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 from ..common.values import short_repr
 from ..data import DetectionData
 from ..training.augmentation import Augmentation
-from ..training.recipes import Recipe, planned_steps
+from ..training.optimizer import planned_steps
+from ..training.recipe import Recipe
 from .progress import BEST_AP
 
 _MOST_WORKERS = 8

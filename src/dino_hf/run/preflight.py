@@ -19,7 +19,9 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from ..model.attention_backends import choose_backend
 from ..training.coco_data import CocoData
-from ..training.recipes import Recipe, images_per_step, planned_steps
+from ..training.departures import find_departures
+from ..training.optimizer import images_per_step, parameter_groups, planned_steps
+from ..training.recipe import Recipe
 from .memory_forecast import SHARE_OF_FREE, MemoryForecast
 
 _MOST_CLASSES = 12  # that are listed
@@ -207,8 +209,10 @@ def describe_plan(
             "accumulated": args.gradient_accumulation_steps,
             "of_the_recipe": recipe.total_batch_size,
         },
-        "learning_rates": {group["name"]: group["lr"] for group in recipe.parameter_groups(model, args)},
-        "departures": recipe.departures(args, model.config, num_images),
+        "learning_rates": {
+            group["name"]: group["lr"] for group in parameter_groups(model, **recipe.learning_rates(args))
+        },
+        "departures": find_departures(recipe, args, model.config, num_images),
         "epochs": round(steps / per_epoch, 2),
         "steps_per_epoch": per_epoch,
         "steps": steps,

@@ -12,7 +12,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..training.augmentation import Augmentation
-from ..training.recipes import MODEL_SETTINGS, Recipe, get_recipe
+from ..training.recipe import MODEL_SETTINGS, Recipe
+from ..training.recipes import get_recipe
 
 _ARGUMENTS = {argument.name for argument in dataclasses.fields(TrainingArguments) if argument.init}
 _OF_RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"name", "augmentation", "model_settings"}

@@ -20,7 +20,7 @@ from ..evaluation import Evaluation
 from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
 from ..training.coco_data import CocoData
 from ..training.readable_images import TooManyBadImages
-from ..training.recipes import Recipe
+from ..training.recipe import Recipe
 from ..training.run_lock import locked_run
 from ..training.trainer import DinoDetrTrainer
 from .data_findings import data_findings

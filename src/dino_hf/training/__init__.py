@@ -1,14 +1,16 @@
-"""What training with the stock `transformers.Trainer` needs, and a trainer that puts all of it together."""
+"""Parts for training with the stock `transformers.Trainer`, and `DinoDetrTrainer`, which uses all of them."""
 
 from ..evaluation.evaluator import CocoEvaluator
 from .augmentation import Augmentation
 from .class_transfer import ClassTransfer, transfer_classes
 from .coco_data import CocoData, DetectionCollator, DetectionTransform, load_coco
+from .departures import find_departures
 from .diagnosis import TrainingDoctor
 from .freezing import freeze, unfreeze
 from .lora import add_lora, lora_config
 from .optimizer import make_optimizer, parameter_groups
-from .recipes import RECIPES, Recipe, get_recipe
+from .recipe import Recipe
+from .recipes import RECIPES, get_recipe
 from .trainer import DinoDetrTrainer
 from .training_record import record_training
 
@@ -25,6 +27,7 @@ __all__ = [
     "Recipe",
     "TrainingDoctor",
     "add_lora",
+    "find_departures",
     "freeze",
     "get_recipe",
     "load_coco",

@@ -1,69 +1,114 @@
-"""The release's optimizer: AdamW, with a lower learning rate for the backbone (DINO app. D.3)."""
+"""Optimizer and schedule: AdamW with a lower learning rate for the backbone (DINO app. D.3), and the steps of a run."""
+
+import math
+from functools import partial
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-
-def group_parameters(model: nn.Module, separate_sampling_offsets: bool = False) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by group, each of them once: "transformer", "backbone" and, if they are wanted on their own,
-    "sampling_offsets". A group without any is left out.
-
-    Args:
-        model: `DinoDetrForObjectDetection` or `DinoDetrModel`, also wrapped by peft, for distributed training or compiled.
-        separate_sampling_offsets: the linears that tell deformable attention where to look; Deformable DETR trains them at a
-            tenth of the rate (arXiv:2010.04159, sec. 5). Otherwise they are transformer, as in the release of DINO.
-    Raises:
-        ValueError: the whole model is frozen.
-    """
-    groups = {"transformer": [], "backbone": [], "sampling_offsets": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            if "backbone.model." in name:  # the projections of its maps count as transformer
-                group = "backbone"
-            elif separate_sampling_offsets and ".sampling_offsets." in name:
-                group = "sampling_offsets"
-            else:
-                group = "transformer"
-            groups[group].append(parameter)
-    if not any(groups.values()):
-        raise ValueError(
-            f"Nothing of the {type(model).__name__} is trained: all of it is frozen; unfreeze(model, ...) a part of it, such as "
-            '"decoder".'
-        )
-    return {group: parameters for group, parameters in groups.items() if parameters}
+BETAS, EPS = (0.9, 0.999), 1e-8  # defaults of torch, and of the release
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, backbone_scale: float = 0.1, sampling_offsets_scale: float | None = None
+    model: nn.Module,
+    learning_rate: float,
+    backbone_learning_rate: float | None = None,
+    sampling_offsets_learning_rate: float | None = None,
 ) -> list[dict]:
-    """Trainable parameters in groups for an optimizer, each with its `name` and learning rate `lr`; see `group_parameters`.
+    """Trainable parameters in groups for an optimizer, each with its `name` and learning rate `lr`.
+
+    The groups are "transformer", "backbone" and "sampling_offsets". A group without parameters is left out.
 
     Args:
-        learning_rate: of everything but the backbone; the projections of its maps count as transformer.
-        backbone_scale: learning rate of the backbone as a share of `learning_rate`. A tenth for a pretrained backbone.
-        sampling_offsets_scale: the same of the sampling offsets; None leaves them with the transformer.
+        model: `DinoDetrForObjectDetection` or `DinoDetrModel`. It may be wrapped by peft, compiled or distributed.
+        learning_rate: of all other parameters. The projections of the backbone's feature maps belong to "transformer".
+        backbone_learning_rate: None: a tenth of `learning_rate`, for a pretrained backbone.
+        sampling_offsets_learning_rate: of the linear layers that predict the sampling points of deformable attention. Deformable
+            DETR trains them at a tenth of the rate (arXiv:2010.04159, sec. 5). None: they belong to "transformer", as in the
+            release of DINO.
+    Raises:
+        ValueError: the whole model is frozen.
     """
-    scales = {"transformer": 1.0, "backbone": backbone_scale, "sampling_offsets": sampling_offsets_scale}
-    groups = group_parameters(model, separate_sampling_offsets=sampling_offsets_scale is not None)
+    backbone = 0.1 * learning_rate if backbone_learning_rate is None else backbone_learning_rate
+    rates = {"transformer": learning_rate, "backbone": backbone, "sampling_offsets": sampling_offsets_learning_rate}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "backbone.model." in name:
+            groups["backbone"].append(parameter)
+        elif ".sampling_offsets." in name and sampling_offsets_learning_rate is not None:
+            groups["sampling_offsets"].append(parameter)
+        else:
+            groups["transformer"].append(parameter)
+    if not any(groups.values()):
+        raise ValueError(
+            f"All parameters of the {type(model).__name__} are frozen, so there is nothing to train. Call unfreeze(model, ...) "
+            'with a part, such as "decoder".'
+        )
     return [
-        {"name": name, "params": parameters, "lr": learning_rate * scales[name]} for name, parameters in groups.items()
+        {"name": name, "params": parameters, "lr": rates[name]} for name, parameters in groups.items() if parameters
     ]
 
 
 def make_optimizer(
     model: nn.Module,
     args: TrainingArguments,
-    backbone_scale: float = 0.1,
-    sampling_offsets_scale: float | None = None,
+    backbone_learning_rate: float | None = None,
+    sampling_offsets_learning_rate: float | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW for `Trainer(optimizers=(make_optimizer(model, args), None))`; weight decay applies to every parameter, as in the
-    release. The schedule stays `Trainer`'s: it scales all learning rates alike. A recipe makes its own: `Recipe.make_optimizer`."""
-    groups = parameter_groups(model, args.learning_rate, backbone_scale, sampling_offsets_scale)
+    """AdamW for the stock trainer: `Trainer(optimizers=(make_optimizer(model, args), None))`.
+
+    Weight decay applies to every parameter, as in the release. `Trainer`'s own schedule scales all learning rates alike. To train
+    by a recipe, use `Recipe.make_optimizer` instead.
+
+    Args:
+        args: learning rate, weight decay, betas and epsilon.
+        backbone_learning_rate, sampling_offsets_learning_rate: see `parameter_groups`.
+    """
+    groups = parameter_groups(model, args.learning_rate, backbone_learning_rate, sampling_offsets_learning_rate)
     return adamw(groups, args.weight_decay, (args.adam_beta1, args.adam_beta2), args.adam_epsilon)
 
 
-def adamw(groups: list[dict], weight_decay: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
-    """torch's AdamW."""
-    # fused: the same update in one pass over memory: a tenth of a small model's step on a CPU
+def adamw(
+    groups: list[dict], weight_decay: float, betas: tuple[float, float] = BETAS, eps: float = EPS
+) -> torch.optim.AdamW:
+    """AdamW of torch. Fused: the same update in one pass over memory, which saves a tenth of a small model's step on a CPU."""
     return torch.optim.AdamW(groups, weight_decay=weight_decay, betas=betas, eps=eps, fused=True)
+
+
+def images_per_step(args: TrainingArguments) -> int:
+    """Number of images in an optimizer step, over all processes and accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def planned_steps(args: TrainingArguments, num_train_images: int) -> tuple[int, int]:
+    """Number of optimizer steps of the whole run and of one epoch, counted as `Trainer` counts them."""
+    at_once = args.train_batch_size * args.world_size
+    num_batches = num_train_images // at_once if args.dataloader_drop_last else math.ceil(num_train_images / at_once)
+    per_epoch = max(1, math.ceil(num_batches / args.gradient_accumulation_steps))
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch), per_epoch
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, num_warmup_steps: int, drops: tuple[int, ...], last_step: int | None
+) -> LambdaLR:
+    """Linear warm-up, then drops to a tenth or a cosine. It scales all learning rates alike.
+
+    Args:
+        drops: steps at which the learning rates fall to a tenth.
+        last_step: step at which the cosine reaches zero. None: no cosine.
+    """
+    # A partial has no state of its own: a resumed run follows the recipe it is resumed with.
+    return LambdaLR(optimizer, partial(_factor, num_warmup_steps=num_warmup_steps, drops=drops, last_step=last_step))
+
+
+def _factor(step: int, num_warmup_steps: int, drops: tuple[int, ...], last_step: int | None) -> float:
+    """Factor of the learning rates after `step` steps."""
+    warmup = min(1.0, (step + 1) / (num_warmup_steps + 1))
+    if last_step is None:
+        return warmup * 0.1 ** sum(step >= drop for drop in drops)
+    progress = (step - num_warmup_steps) / max(1, last_step - num_warmup_steps)
+    return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))

@@ -34,13 +34,14 @@ from .checkpoint_files import (
 from .checkpoints import WholeCheckpointTrainer
 from .checks import check_trainer
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
+from .departures import find_departures
 from .detector import find_detector
 from .diagnosis import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
 from .large_images import Turn, large_in_turn
 from .losses import HeldOutLoss, TrainingParts, num_boxes_of, num_own_images, score_of_first, weighted_parts
 from .readable_images import ReadableImages
-from .recipes import Recipe
+from .recipe import Recipe
 from .run_lock import locked_run
 from .steps import StepCallback
 from .training_record import record_training
@@ -143,7 +144,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         self.ema = None
         if recipe.ema_decay is not None:
             self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
-        self.departures = recipe.departures(args, detector.config, len(train.dataset))
+        self.departures = find_departures(recipe, args, detector.config, len(train.dataset))
         self._train_data, self._held_out = train, sets
         first = next(iter(sets), "")
         self._main_prefix = f"eval_{first}" if first else "eval"  # of the metrics of the first data set
