@@ -363,7 +363,7 @@ WRONG = {
     "AP": ({"ap_tolerance": float("nan")}, ValueError, "ap_tolerance=nan must be at least 0"),
     "no bound": ({"tolerance": float("inf")}, ValueError, "tolerance=inf must be at least 0, and finite"),
     "no data": ({"ap_tolerance": 0.1}, ValueError, "ap_tolerance and box_format are of data, of which there are none"),
-    "no user": ({"output": "~no_such_user/x.onnx"}, ValueError, "~no_such_user is no home folder of this machine"),
+    "no user": ({"output": "~no_such_user/x.onnx"}, ValueError, "~no_such_user is not a home folder of this machine"),
     "no detector": ({"model": torch.nn.Identity()}, ValueError, "A Identity cannot be exported, only a DinoDetrFor"),
     "folder": ({"output": "."}, IsADirectoryError, "is a folder; give the name of a file in it"),
     "no place": ({"output": "/dev/null/x.onnx"}, FileExistsError, "/dev/null is not a folder; choose another place"),

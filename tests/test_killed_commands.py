@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.cli.command_errors import script_errors
 from dino_hf.common import output_folders
-from dino_hf.common.command_errors import script_errors
 from dino_hf.common.output_folders import folder_beside, is_leftover, scratch_folder, write_beside
 from dino_hf.conversion import convert_checkpoint, verify_conversion
 from dino_hf.conversion.checkpoint_files import save_checkpoint

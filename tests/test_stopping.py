@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from dino_hf.common.stopping import Terminated, stop_like_ctrl_c
+from dino_hf.cli.stopping import Terminated, stop_like_ctrl_c
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of other systems")
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from ..common.command_errors import FAILED
 from .augment import augment
+from .command_errors import FAILED
 from .doctor import doctor
 from .env import env
 from .eval import evaluate

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..common.command_errors import Debug, one_sentence_errors
 from ..common.output_folders import check_output_file, write_beside
 from ..common.text import printable
+from .command_errors import Debug, one_sentence_errors
 from .options import AllowOutside, BoxFormat, TrustBoxes
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")

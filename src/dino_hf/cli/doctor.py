@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from ..common.command_errors import ERRORS_FOUND, Debug, one_sentence_errors
-from ..common.output_folders import check_output_folder, read_manifest, remove_files, write_beside, write_manifest
+from ..common.output_folders import check_output_folder, read_manifest, write_beside, write_manifest
+from ..common.paths import remove_files
 from ..common.regular_files import open_regular
 from ..common.text import printable
+from .command_errors import ERRORS_FOUND, Debug, one_sentence_errors
 from .options import DATA, AllowOutside, BoxFormat, TrustBoxes
 
 _PICTURES = "doctor"  # name of the command in the list of written files

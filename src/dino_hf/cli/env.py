@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from ..common.command_errors import Debug, one_sentence_errors
+from .command_errors import Debug, one_sentence_errors
 
 _PACKAGES = (
     "dino_hf",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..common.command_errors import Debug, one_sentence_errors
+from .command_errors import Debug, one_sentence_errors
 from .options import DATA, AllowOutside, BoxFormat, Split, TrustBoxes
 
 _MOST_CLASSES = 100  # rows of a table; the files have all classes

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ..common.command_errors import Debug, one_sentence_errors
 from ..common.console import make_console
 from ..common.paths import expand_home
+from .command_errors import Debug, one_sentence_errors
 from .options import AllowOutside, BoxFormat, Split, TrustBoxes
 
 _FILE, _COMPARISON = "File", "Comparison with the model"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..common.command_errors import SOME_SKIPPED, Debug, one_sentence_errors
+from .command_errors import SOME_SKIPPED, Debug, one_sentence_errors
 
 _RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
 _THRESHOLD = 0.5

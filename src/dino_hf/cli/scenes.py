@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..common.command_errors import Debug, one_sentence_errors
 from ..common.output_folders import check_output_folder, folder_beside
+from .command_errors import Debug, one_sentence_errors
 
 
 def scenes(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..common.command_errors import Debug, one_sentence_errors
+from .command_errors import Debug, one_sentence_errors
 from .options import DATA, AllowOutside, BoxFormat, TrustBoxes
 
 # For `app.command`. The 150 fields of recipes and TrainingArguments are accepted without being parameters of `train`.

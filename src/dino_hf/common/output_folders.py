@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 
@@ -94,49 +94,6 @@ def check_writable(folder: Path) -> None:
         raise type(error)(
             f"{folder} cannot be written ({error.strerror}); choose another place for the results."
         ) from error
-
-
-# -- paths below a folder
-
-
-def path_below(folder: Path, name: str) -> Path:
-    """`folder / name`, with every folder in between a real one.
-
-    Args:
-        name: relative, with "/".
-    Raises:
-        ValueError: the name leads out of the folder, or a part of the way is a link.
-    """
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in name:
-        raise ValueError(f"{name!r} is not the name of a file below {folder}.")
-    place = folder
-    for part in relative.parts[:-1]:
-        place = place / part
-        if place.is_symlink():
-            raise ValueError(
-                f"{place} is a link, and nothing is written through links; remove it, or choose another folder."
-            )
-    return folder / relative
-
-
-def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Delete regular files below a folder, then the folders that this leaves empty.
-
-    Names that lead through a link, out of the folder, or to anything but a regular file are skipped.
-    """
-    for name in names:
-        try:
-            path = path_below(folder, name)
-        except ValueError:
-            continue
-        if path.is_symlink() or not path.is_file():
-            continue
-        path.unlink()
-        for parent in path.relative_to(folder).parents:
-            with suppress(OSError):  # it has other files
-                if parent.name:
-                    (folder / parent).rmdir()
 
 
 # -- a list of what was written

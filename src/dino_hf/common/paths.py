@@ -1,29 +1,60 @@
-"""Paths given by users."""
+"""Paths that users and files name: of home folders, and below a folder."""
 
-import os
-from pathlib import Path
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 
 def expand_home(path: str | Path) -> Path:
-    """The path with `~` and `~user` replaced by the home folder.
+    """The path with `~` or `~user` replaced by the home folder.
 
     Raises:
-        ValueError: there is no such user, or no home folder.
+        ValueError: there is no such user, or the user has no home folder.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
         user = Path(path).parts[0]
         raise ValueError(
-            f"{path}: {user} is no home folder of this machine; write the whole path, or ./{path} for a folder of that name."
+            f"{path}: {user} is not a home folder of this machine; write the whole path, or ./{path} for a folder of that name."
         ) from None
 
 
-def check_current_folder() -> None:
-    """Raises FileNotFoundError if the folder that this process runs in was deleted."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            "The folder that this command was started in has been deleted; change to a folder that exists."
-        ) from None
+def path_below(folder: Path, name: str) -> Path:
+    """`folder / name`. All folders in between are real folders, not links.
+
+    Args:
+        name: relative, with "/".
+    Raises:
+        ValueError: the name leads out of the folder, or a folder in between is a link.
+    """
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file below {folder}.")
+    place = folder
+    for part in relative.parts[:-1]:
+        place = place / part
+        if place.is_symlink():
+            raise ValueError(
+                f"{place} is a link, and nothing is written through links; remove it, or choose another folder."
+            )
+    return folder / relative
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Delete regular files below a folder, then the folders that become empty.
+
+    Names of links, of folders, and of paths that lead through a link or out of the folder are skipped.
+    """
+    for name in names:
+        try:
+            path = path_below(folder, name)
+        except ValueError:
+            continue
+        if path.is_symlink() or not path.is_file():
+            continue
+        path.unlink()
+        for parent in path.relative_to(folder).parents:
+            with suppress(OSError):  # it has other files
+                if parent.name:
+                    (folder / parent).rmdir()

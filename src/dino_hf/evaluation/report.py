@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..common.drawing import plot_style
-from ..common.output_folders import check_output_folder, remove_files, write_beside
+from ..common.output_folders import check_output_folder, write_beside
+from ..common.paths import remove_files
 from ..common.regular_files import read_json
 from ..common.text import csv_cell
 from ..data.rows import CocoData

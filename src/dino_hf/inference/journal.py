@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..common.output_folders import path_below
+from ..common.paths import path_below
 from .sources import Source, printable
 
 JOURNAL = "predictions.jsonl"

@@ -7,8 +7,8 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from ..common.output_folders import check_output_folder, path_below, remove_files, remove_leftovers, write_beside
-from ..common.paths import expand_home
+from ..common.output_folders import check_output_folder, remove_leftovers, write_beside
+from ..common.paths import expand_home, path_below, remove_files
 from ..common.text import csv_cell
 from .formats import write_coco, yolo_lines
 from .journal import JOURNAL, MEMORY, Journal, as_line, describe, identity

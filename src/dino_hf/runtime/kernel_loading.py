@@ -23,9 +23,9 @@ from types import ModuleType
 import torch
 
 from ..common.output_folders import new_scratch, remove_leftovers, write_beside
-from ..common.private_folders import NotPrivate, check_private, make_private
 from ..model import ms_deform_attn  # noqa: F401  (registers the backends in PyTorch, after which the kernels come first)
 from ..model.attention_backends import Backend, BackendUnavailable, register_backend
+from .private_folders import NotPrivate, check_private, make_private
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,11 @@
-"""How commands end: exit codes, one sentence on standard error, and a traceback with --debug.
+"""End commands: exit codes, one sentence on standard error, and a traceback with --debug.
 
 Exit codes of all commands:
     0    done
-    1    an error: the command line or the input is wrong, or something failed; the message says what was done before
+    1    an error: the command line or the input is wrong, or the work failed; the message says how far it came
     2    `doctor` found errors in the data
     3    `predict` skipped sources that it could not read
-    130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
+    130  stopped by Ctrl-C; 143: by SIGTERM; 129: by SIGHUP
 """
 
 import errno
@@ -21,18 +21,16 @@ from typing import Annotated
 
 import typer
 
-from .console import accept_any_text
-from .free_memory import is_lack_of_memory
-from .paths import check_current_folder
+from ..common.free_memory import is_lack_of_memory
+from ..common.text import first_line, printable
 from .stopping import Terminated, stop_like_ctrl_c
-from .text import printable
 
 FAILED, ERRORS_FOUND, SOME_SKIPPED, INTERRUPTED = 1, 2, 3, 130
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", rich_help_panel="Other")]
 
-_LONGEST = 4000  # characters of a sentence; names in it can have any length
-_PATIENCE = 3.0  # seconds that torchrun has to stop the other processes after an error of the first
+_LONGEST = 4000  # characters of a message; names in it can have any length
+_PATIENCE = 3.0  # seconds; after an error of the first process, torchrun stops the others within this time
 _CURES = {
     errno.ENOSPC: "the disk is full; make room, or choose another place.",
     errno.EDQUOT: "your quota of the disk is used up; make room, or choose another place.",
@@ -40,25 +38,25 @@ _CURES = {
     errno.ENOMEM: "there is not enough memory; choose smaller batches or images, or end other programs.",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n).",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one.",
-    errno.ENOENT: "it is not there; was it moved or deleted meanwhile?",
+    errno.ENOENT: "it does not exist; was it moved or deleted meanwhile?",
     errno.EACCES: "access is denied; check its permissions.",
-    errno.EROFS: "it cannot be written, its disk is read-only; choose another place.",
+    errno.EROFS: "it cannot be written, because its disk is read-only; choose another place.",
 }
 
 
 @contextmanager
 def one_sentence_errors(debug: bool) -> Iterator[None]:
-    """End a command with "error: ..." and one of the exit codes above; with `debug` the traceback comes first.
+    """If a command fails, end it with "error: ..." and one of the exit codes above. With `debug`, show the traceback first.
 
-    ValueError, OSError, ImportError and a lack of memory are what a user can cure. Errors of other kinds are ours, and always show
-    their traceback. SIGTERM is handled like Ctrl-C, and no text that is shown can act on the terminal.
+    A user can cure ValueError, OSError, ImportError and a lack of memory. Other errors are our mistakes and always show their
+    traceback. SIGTERM is handled like Ctrl-C. Control characters in messages are escaped, so they cannot act on the terminal.
     """
-    accept_any_text()
+    _accept_any_text()
     with _printable_warnings(), stop_like_ctrl_c():
         try:
-            check_current_folder()
+            _check_current_folder()
             yield
-        except BrokenPipeError:  # whatever read our output has ended, as `head` does
+        except BrokenPipeError:  # the program that read our output has ended, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
         except (typer.Exit, typer.Abort):
@@ -68,17 +66,17 @@ def one_sentence_errors(debug: bool) -> Iterator[None]:
             _show("stopped by a signal." if is_signal else "stopped.", interrupt, debug)
             raise typer.Exit(interrupt.exit_code if is_signal else INTERRUPTED) from None
         except Exception as error:
-            if type(error).__module__.startswith(("click.", "typer.")):  # of the command line
+            if type(error).__module__.startswith(("click.", "typer.")):  # typer reports wrong command lines itself
                 raise
             sentence = _sentence(error)
-            _let_first_process_speak()
+            _let_first_process_report()
             _show(sentence or f"{type(error).__name__}: {error}", error, debug or sentence is None)
             raise typer.Exit(FAILED) from None
 
 
 @contextmanager
 def script_errors() -> Iterator[None]:
-    """As `one_sentence_errors`, for a script that is no command of typer."""
+    """Like `one_sentence_errors`, for a script that does not use typer."""
     try:
         with one_sentence_errors(debug=False):
             yield
@@ -87,10 +85,10 @@ def script_errors() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What went wrong, for the kinds of errors that a user can cure."""
+    """The message of an error that a user can cure. None: the error is our mistake."""
     text = str(error)
     if is_lack_of_memory(error):
-        return f"There is not enough memory; choose smaller batches or images. ({text.splitlines()[0] if text else 'MemoryError'})"
+        return f"There is not enough memory; choose smaller batches or images. ({first_line(error)})"
     if isinstance(error, OSError) and error.errno in _CURES and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {_CURES[error.errno]}"
     if isinstance(error, OSError) and error.errno in _CURES and text.startswith("[Errno"):
@@ -101,29 +99,49 @@ def _sentence(error: Exception) -> str | None:
 def _is_unavailable_backend(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return False
-    from ..model.attention_backends import BackendUnavailable  # imports torch, which `--help` does not need
+    from ..model.attention_backends import BackendUnavailable  # imported here, because it imports torch
 
     return isinstance(error, BackendUnavailable)
 
 
 def _show(sentence: str, error: BaseException, with_traceback: bool) -> None:
-    """With the notes of the error, which say where it was and how to go on."""
+    """Show a sentence and the notes of the error, which say where it happened and how to continue."""
     if with_traceback:
         typer.echo(printable("".join(traceback.format_exception(error)), limit=100 * _LONGEST), err=True)
     text = " ".join([sentence, *getattr(error, "__notes__", [])])
     typer.echo(f"error: {printable(text, limit=_LONGEST)}", err=True)
 
 
-def _let_first_process_speak() -> None:
-    """Under torchrun an error of the data is met by all processes. The first one shows it, and torchrun ends the others."""
+def _let_first_process_report() -> None:
+    """Under torchrun, wrong data fails in all processes. The others wait: the first one reports, then torchrun ends them."""
     rank = os.environ.get("RANK", "0")
     if rank.isdecimal() and int(rank) > 0:
         time.sleep(_PATIENCE)
 
 
+def _accept_any_text() -> None:
+    """Let standard output and error write every character. A character that their encoding lacks is written as an escape.
+
+    Without this, a command would fail if its output goes to a file in an old encoding, as on Windows.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_current_folder() -> None:
+    """Raise FileNotFoundError if the current folder was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            "The folder that this command was started in has been deleted; change to a folder that exists."
+        ) from None
+
+
 @contextmanager
 def _printable_warnings() -> Iterator[None]:
-    """Within, warnings and records of logging show control characters as escapes."""
+    """Inside the context, warnings and log records show control characters as escapes."""
     format_before = warnings.formatwarning
     handlers = [*logging.getLogger().handlers, *logging.getLogger("transformers").handlers, logging.lastResort]
     handlers = [handler for handler in handlers if handler is not None]
