@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, Traine
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.scenes import make_scenes
 from dino_hf.model.matcher import NonFinitePredictionsError
-from dino_hf.model.model_card import weights_digest
+from dino_hf.runtime.weights_digest import weights_digest
 from dino_hf.training import load_coco, record_training
 from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.lora import add_lora

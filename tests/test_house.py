@@ -11,7 +11,7 @@ import dino_hf
 from dino_hf.model.sharing import AUTO_MAP
 
 FLOORS = [
-    {"package_warning", "backend_trial", "backbone_trials", "cpu_speed", "card_text"},
+    {"package_warning", "backend_trial", "backbone_trials", "cpu_speed"},
     {
         "box_ops",
         "position_embedding",
@@ -25,7 +25,7 @@ FLOORS = [
         "attention_backends",
         "sharing",
     },
-    {"configuration_dino_detr", "ms_deform_attn", "heads", "matcher", "model_card"},
+    {"configuration_dino_detr", "ms_deform_attn", "heads", "matcher"},
     {"recording"},
     {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "image_processing_mixin"},
     {"modeling_dino_detr", "image_processing_dino_detr", "image_processing_pil_dino_detr"},

@@ -13,7 +13,9 @@ from PIL import Image
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor, DinoDetrModel
 from dino_hf.model.coco_classes import COCO_CLASSES, coco_class_space
-from dino_hf.model.model_card import TAGS, is_ours, model_card, weights_digest
+from dino_hf.runtime.card_sections import TAGS
+from dino_hf.runtime.model_card import is_ours, model_card
+from dino_hf.runtime.weights_digest import weights_digest
 from dino_hf.training import transfer_classes
 from helpers import BIT, NUM_LABELS, RESNET, SWIN, TIMM, randomize, tiny_config
 
@@ -97,8 +99,8 @@ def test_converted_weights_have_a_published_ap_that_nobody_here_measured():
         in text
     )
     assert "published as DINO-4scale, R50, 12 epochs." in text
-    assert "**Published AP: 49.0**, as its authors report it and not measured by us." in text
-    assert "assumed were `position_temperature=20`" in text
+    assert "**Published AP: 49.0**, reported by its authors and not measured by us." in text
+    assert "These were assumed: `position_temperature=20`." in text
     assert "Weights: apache-2.0." in text
     assert "may be random" not in text
     assert card.data.license == "apache-2.0"
@@ -115,7 +117,7 @@ def test_the_project_of_the_file_is_named(project):
 def test_after_training_the_published_ap_is_the_bases():
     provenance = {"converted_from": CONVERTED, "base_model": "someone/dino-r50", "training": TRAINING}
     card, text = card_of(provenance)
-    assert "not measured by us; it belongs to that file and not to the weights here." in text
+    assert "not measured by us. It belongs to that file and not to the weights here." in text
     assert "trained on 1,200 images of `birds`, starting from `someone/dino-r50`" in text
     assert "| learning rate | 0.0001 |" in text
     assert "on 40 images of `other birds`" in text
@@ -145,7 +147,10 @@ def test_only_what_was_measured_is_in_the_model_index(tmp_path):
 def test_an_ap_of_earlier_weights_is_not_this_models():
     evaluation = {**TRAINING["evaluation"], "step": 100}
     card, text = card_of({"training": {**TRAINING, "steps": 150, "evaluation": evaluation}})
-    assert "This was at step 100; the weights here are those of step 150, whose AP was not measured." in text
+    assert (
+        "This was at step 100; the weights here are those of step 150. AP was not measured for the weights here."
+        in text
+    )
     assert card.data.eval_results is None
     card, text = card_of({"training": {**TRAINING, "steps": 100, "evaluation": evaluation}})
     assert "was not measured" not in text
@@ -155,7 +160,7 @@ def test_an_ap_of_earlier_weights_is_not_this_models():
 def test_training_without_evaluation_claims_nothing():
     card, text = card_of({"training": {"dataset": "someone/birds"}})
     assert "No AP of these weights was recorded." in text
-    assert "starting from weights of which there is no record" in text
+    assert "starting from weights without a record" in text
     assert card.data.datasets == ["someone/birds"]
     assert card.data.eval_results is None
 
@@ -177,15 +182,16 @@ def test_a_licence_that_is_no_identifier():
 def test_classes():
     names, ids = coco_class_space(91)
     _, text = card_of(id2label=names, category_ids=ids)
-    assert "91 outputs for the 80 categories of COCO: the class index is the raw COCO category id" in text
+    assert "91 outputs for the 80 categories of COCO. The class index is the raw COCO category id" in text
     assert "person, bicycle" in text
     assert "N/A," not in text
     names, ids = coco_class_space(80)
     _, text = card_of(id2label=names, category_ids=ids)
-    assert "The 80 categories of COCO in the order of their ids, which `config.category_ids` has." in text
+    assert "The 80 categories of COCO, ordered by their ids." in text
+    assert "`config.category_ids`" in text
     assert "stop sign (13)" in text
     _, text = card_of(id2label={0: "duck", 1: "go|ose"}, category_ids=[3, 7])
-    assert r"2 classes, each with its category id in the annotations that it was trained on" in text
+    assert "2 classes. A number in parentheses is the category id in the training annotations" in text
     assert r"duck (3), go\|ose (7)" in text
     assert "2 classes. duck, goose" in card_of(id2label={0: "duck", 1: "goose"}, category_ids=None)[1]
     assert "5 classes, whose names were not recorded." in card_of()[1]
@@ -217,7 +223,7 @@ BAD_METRICS = {"AP": "high", 3: None, "AP50": float("nan")}
 )
 def test_what_cannot_be_read_is_named_and_claims_nothing(provenance, named):
     card, text = card_of(provenance)
-    assert f"The record in `config.provenance` could not be read as a whole; left out: {named}." in text
+    assert f"These entries of `config.provenance` could not be read and are left out: {named}." in text
     assert card.data.eval_results is None
     if isinstance(provenance, dict) and "training" in provenance:
         assert "The weights here were trained" in text
@@ -232,11 +238,11 @@ def test_results_of_a_run_are_told_with_intervals_threshold_and_pictures(tmp_pat
     words = " ".join(text.split())
     for part in (
         "starting from random weights. They are those after step 9.",
-        "Measured after training, on 40 images of `other birds`. Intervals are of 95 %, by a bootstrap over the images.",
+        "Measured after training, on 40 images of `other birds`. Intervals are 95 % bootstrap intervals over the images.",
         "| AP, mean over IoU 0.50 to 0.95 | 0.412 | 0.350 to 0.478 |",
         "| AP at IoU 0.50 | 0.600 | |",
-        "**Best threshold: 0.31**, where F1 is highest over all classes: 0.500, with precision 0.600 and recall 0.430",
-        "On 70 images of `more birds`, which nothing was chosen by: **AP 0.390** (0.300 to 0.500).",
+        "**Best threshold: 0.31**. There, F1 over all classes is highest: 0.500, with precision 0.600 and recall 0.430",
+        "On 70 images of `more birds`, which were not used to choose anything: **AP 0.390** (0.300 to 0.500).",
         "| a\\|b | 31 | 0.300 | 0.200 to 0.400 | | crow | 0 | | |",
         "![Loss (and) AP](curves.png)",
         'detector("street.jpg", threshold=0.31)',
@@ -251,7 +257,7 @@ def test_results_of_a_run_are_told_with_intervals_threshold_and_pictures(tmp_pat
     assert "curves.png" not in elsewhere
     changed = tiny_config(provenance={"training": {**training, "steps": 10}})
     text = model_card(changed, 1, "birds", folder=tmp_path)
-    assert "This was at step 9; the weights here are those of step 10, whose AP was not measured." in text
+    assert "This was at step 9; the weights here are those of step 10. AP was not measured" in text
     assert "curves.png" not in text
     assert "threshold=0.4)" in text
 
@@ -269,7 +275,7 @@ def test_results_of_a_run_are_told_with_intervals_threshold_and_pictures(tmp_pat
 )
 def test_results_that_cannot_be_read_are_named(changes, named):
     _, text = card_of({"training": {**TRAINING, "steps": 9, "evaluation": {**MEASURED_AFTER, **changes}}})
-    assert f"could not be read as a whole; left out: {named}." in text
+    assert f"could not be read and are left out: {named}." in text
 
 
 def test_an_empty_record_claims_nothing():
@@ -431,6 +437,23 @@ def test_the_code_in_the_card_runs(tmp_path, monkeypatch):
         assert len(scope["detector"]("street.jpg", threshold=0.0)) == 75
 
 
+def test_a_card_of_a_folder_without_code_does_not_load_code(tmp_path, monkeypatch):
+    config = tiny_config()
+    assert "trust_remote_code" in model_card(config, 1, "birds", folder=tmp_path)
+    assert "trust_remote_code" not in model_card(config, 1, "birds", folder=tmp_path / "checkpoint-30")
+    monkeypatch.setattr(DinoDetrConfig, "saves_code", False)
+    assert "trust_remote_code" not in model_card(config, 1, "birds")
+
+
+def test_the_model_without_the_package_writes_no_card(tmp_path, monkeypatch):
+    """Remotely loaded code has no hooks."""
+    monkeypatch.setattr("dino_hf.model.modeling_dino_detr.saving_hooks", [])
+    model = DinoDetrForObjectDetection(tiny_config(provenance={"training": TRAINING}))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not (tmp_path / "README.md").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Weights that are no longer those of the record
 
@@ -447,10 +470,11 @@ def words_of(folder: Path) -> str:
 
 
 CHANGED = (
-    "of the original release (https://github.com/IDEA-Research/DINO), and changed since; nothing is recorded of how."
+    "of the original release (https://github.com/IDEA-Research/DINO). "
+    "The weights here were changed after the conversion, and no record says how."
 )
 NOT_THEIRS = (
-    "**Published AP: 49.0**, as its authors report it and not measured by us; it belongs to that file and not to"
+    "**Published AP: 49.0**, reported by its authors and not measured by us. It belongs to that file and not to"
 )
 
 
@@ -479,7 +503,7 @@ def test_changed_weights_have_no_published_ap(change, tmp_path, hub):
         assert NOT_THEIRS in text
 
 
-@pytest.mark.filterwarnings("ignore")  # the library names the tensors that it draws anew
+@pytest.mark.filterwarnings("ignore")  # the library names the tensors that it initialises
 def test_loading_with_other_classes_changes_the_weights(tmp_path):
     converted_model().save_pretrained(tmp_path / "converted")
     names = {0: "duck", 1: "goose"}
@@ -503,9 +527,9 @@ def test_the_same_weights_keep_their_published_ap(backbone, dtype, tmp_path, hub
         loaded.to(memory_format=torch.channels_last)
         loaded.save_pretrained(tmp_path / "again")
         assert "not measured by us. The file" in words_of(tmp_path / "again")
-        assert "changed since" not in words_of(tmp_path / "again")
+        assert "changed after" not in words_of(tmp_path / "again")
     loaded.push_to_hub("someone/birds")
-    assert "changed since" not in hub.card
+    assert "changed after" not in hub.card
 
 
 def test_what_is_saved_counts_not_what_the_model_has(tmp_path):
@@ -515,7 +539,7 @@ def test_what_is_saved_counts_not_what_the_model_has(tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with_other_bit(model)
     model.save_pretrained(tmp_path, True, before)
-    assert "changed since" not in words_of(tmp_path)
+    assert "changed after" not in words_of(tmp_path)
 
 
 def test_folders_from_before_the_digest_keep_what_they_said(tmp_path):
@@ -535,7 +559,7 @@ def test_without_a_digest_to_compare_none_is_computed(provenance, tmp_path, monk
     def fail(*_):
         raise AssertionError("computed")
 
-    monkeypatch.setattr("dino_hf.model.model_card.weights_digest", fail)
+    monkeypatch.setattr("dino_hf.runtime.model_card.weights_digest", fail)
     model = DinoDetrForObjectDetection(tiny_config())
     model.config.__dict__["provenance"] = provenance
     model.save_pretrained(tmp_path / "birds")
@@ -559,11 +583,11 @@ def test_a_measured_ap_is_that_of_the_weights_with_its_digest():
         assert "not measured" not in same[1]
     results, text = card(100, "bbbb")
     assert results == 0
-    assert "changed since, and nothing is recorded of how; AP was not measured for the weights here." in text
+    assert "changed since, and no record says how. AP was not measured for the weights here." in text
     for weights in ("bbbb", None):
         results, text = card(150, weights)
         assert results == 0
-        assert "the weights here are those of step 150, whose AP was not measured." in text
+        assert "the weights here are those of step 150. AP was not measured for the weights here." in text
 
 
 def test_a_digest_names_names_types_shapes_and_bits():
@@ -621,7 +645,7 @@ def test_models_whose_weights_are_elsewhere_have_no_digest(tmp_path):
     next(model.parameters()).ds_id = 0
     with_other_bit(model)
     model.save_pretrained(tmp_path)
-    assert "changed since" not in words_of(tmp_path)  # nobody knows
+    assert "changed after" not in words_of(tmp_path)  # nobody knows
 
 
 # ---------------------------------------------------------------------------------------------------------------------

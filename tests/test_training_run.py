@@ -23,11 +23,12 @@ from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.data import DetectionData, load_data
 from dino_hf.evaluation import report
 from dino_hf.inference import Predictor
-from dino_hf.model.model_card import is_ours, weights_digest
 from dino_hf.run import plan as plan_module
 from dino_hf.run import results
 from dino_hf.run.results import _best
 from dino_hf.run.training_run import _sharing, train
+from dino_hf.runtime.model_card import is_ours
+from dino_hf.runtime.weights_digest import weights_digest
 from dino_hf.training import get_recipe, run_lock
 from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config

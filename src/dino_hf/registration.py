@@ -116,6 +116,10 @@ def _prepare_kernels(module: ModuleType) -> None:
     import_module("dino_hf.runtime.kernel_loading")  # registers the kernels as backends
 
 
+def _prepare_model_card(module: ModuleType) -> None:
+    import_module("dino_hf.runtime.model_card")  # saved models get a card
+
+
 # What to call when a module has been imported.
 _AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _prepare_configs,
@@ -123,6 +127,7 @@ _AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.image_processing_auto": _prepare_image_processors,
     "transformers.pipelines": _prepare_pipelines,
     "dino_hf.model.attention_backends": _prepare_kernels,
+    "dino_hf.model.modeling_dino_detr": _prepare_model_card,
 }
 
 

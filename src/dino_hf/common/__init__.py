@@ -1,1 +1,1 @@
-"""Helpers that know nothing of detection: files, text, images, drawing, progress. They import only each other and `model/`."""
+"""Helpers that know nothing of detection: files, text, images, drawing, progress. They import only each other."""

@@ -1,25 +1,21 @@
 """Text for terminals, messages, Markdown, HTML and csv. Names of classes and files are untrusted: they can hold anything."""
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
-from ..model.card_text import code_span, escape_html, escape_markdown, one_line
-
-__all__ = [
-    "abbreviate",
-    "code_span",
-    "count_text",
-    "csv_cell",
-    "escape_html",
-    "escape_markdown",
-    "first_line",
-    "list_some",
-    "one_line",
-    "printable",
-    "shorten",
-]
-
+MAX_LENGTH = 200  # characters of one value in a table or a sentence
+# Characters with a meaning inside a line of Markdown. An underscore inside a word has none.
+_SPECIAL = re.compile(r"[\\`*\[\]|]|~(?=~)|(?<=~)~|!(?=\[)|(?<![^\W_])_|_(?![^\W_])")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+_ENTITY = re.compile(r"[&<>$]")
+_ADDRESS = re.compile(r"(?i)\b(https?|ftp|mailto|xmpp)(:)|\b(www)(\.)")  # Markdown makes a link of it without brackets
+# The start of a heading, a list or a rule.
+_BLOCK = re.compile(r"^(?:#{1,6}(?=\s|$)|[+-](?=\s|$)|[=-]+$|\d{1,9}(?=[.)](?:\s|$)))")
+# Control, format (such as right-to-left overrides) and private characters, surrogates, line separators.
+_INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 # Control and format characters, halves of surrogate pairs and line separators. They can move the cursor, fake lines or fill the
 # clipboard.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -87,6 +83,46 @@ def csv_cell(value: object) -> object:
         return value
     text = printable(value)
     return f"'{text}" if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value) else text
+
+
+def one_line(value: Any, limit: int = MAX_LENGTH) -> str:
+    """A value as one line of at most `limit` characters, without control characters."""
+    text = str(value)
+    cut = len(text) > 4 * limit
+    text = " ".join(text[: 4 * limit].split())
+    text = "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(character) in _INVISIBLE else character
+        for character in text
+    )
+    return text if len(text) <= limit and not cut else f"{text[: limit - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def escape_html(text: str) -> str:
+    """Escape text for an HTML element or a quoted attribute."""
+    return html.escape(text)
+
+
+def escape_markdown(text: str) -> str:
+    """Escape text for a sentence or a table cell of Markdown: no picture, link, HTML, emphasis or formula."""
+    text = _SPECIAL.sub(lambda found: f"\\{found[0]}", text)
+    text = _ENTITY.sub(lambda found: _ENTITIES[found[0]], text)
+    text = _ADDRESS.sub(lambda found: f"{found[1] or found[3]}\\{found[2] or found[4]}", text)
+    block = _BLOCK.match(text)
+    if block is None:
+        return text
+    place = block.end() if block[0].isdigit() else 0
+    return f"{text[:place]}\\{text[place:]}"
+
+
+def code_span(value: Any, limit: int = MAX_LENGTH) -> str:
+    """A value as inline code of Markdown.
+
+    A value with angle brackets becomes escaped text instead, because not all pages that show cards parse Markdown alike.
+    """
+    text = one_line(value, limit).replace("`", "'")
+    if "<" in text or ">" in text:
+        return escape_markdown(text)
+    return f"`{text}`" if text else ""
 
 
 def _visible(character: str) -> str:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from ..common.text import printable
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
-from ..model.model_card import weights_digest
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
+from ..runtime.weights_digest import weights_digest
 from .architecture import (
     PROJECTS,
     build_config,

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 
 from ..common.output_folders import folder_beside
 from ..model.configuration_dino_detr import DinoDetrConfig
-from ..model.model_card import is_ours, read_card
 from ..model.sharing import shipped_files
+from ..runtime.model_card import is_ours, read_card
 from .checkpoint_files import ConversionError
 
 _MODEL_FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json"}

@@ -1,12 +1,10 @@
 """DINO as a model of transformers: `DinoDetrModel` is the detector, `DinoDetrForObjectDetection` adds its objective."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
@@ -20,9 +18,8 @@ from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
 from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
 from .layers import carries_gradient
-from .model_card import FILE_NAME, digest_to_compare, read_card, settle_model_card, write_model_card
 from .query_selection import DinoDetrQuerySelection
-from .sharing import is_shipped
+from .sharing import is_shipped, saving_hooks
 from .targets import Targets, collect_targets, mask_from_sizes, targets_and_mask
 
 
@@ -150,32 +147,26 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
-        """As in `PreTrainedModel`. The code that loads the model is saved too (if its configuration says so), and a model card,
-        unless a user wrote README.md. Keys are saved under our own names. By default, the library would translate them back to
-        the names of the backbone's original project, and `Trainer` could not resume (Swin)."""
+        """As in `PreTrainedModel`. The configuration also saves code, and `saving_hooks` add files.
+
+        Keys are saved under our own names. By default, the library would rename them to those of the backbone's original project,
+        and `Trainer` could not resume (Swin).
+        """
         kwargs.setdefault("save_original_format", False)
-        self._card_before = read_card(save_directory)
-        state_dict = kwargs.get("state_dict", args[0] if args else None)
-        self._saved_weights = digest_to_compare(self, state_dict) if is_main_process else None
+        folder, state_dict = Path(save_directory), kwargs.get("state_dict", args[0] if args else None)
+        self._after_saving = [hook(self, folder, state_dict) for hook in saving_hooks] if is_main_process else []
         saved = super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        is_uploaded = kwargs.get("push_to_hub", len(args) > 1 and args[1])  # then the card is settled
-        if is_main_process and not is_uploaded and os.path.isdir(save_directory):
-            tags = self.model_tags or ()
-            write_model_card(save_directory, self.config, self.num_parameters(), tags, weights=self._saved_weights)
+        is_uploaded = kwargs.get(
+            "push_to_hub", len(args) > 1 and args[1]
+        )  # then `_upload_modified_files` has called them
+        if not is_uploaded and folder.is_dir():
+            for finish in self._after_saving:
+                finish(folder)
         return saved
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        """As in `PushToHubMixin`, which by now has put the repository's card or an empty template in the place of ours."""
-        settle_model_card(
-            working_dir,
-            self.config,
-            self.num_parameters(),
-            repo_id,
-            self._card_before,
-            tags=ModelCard.load(Path(working_dir) / FILE_NAME, ignore_metadata_errors=True).data.tags or (),
-            token=kwargs.get("token"),
-            weights=self._saved_weights,
-        )
+        for finish in self._after_saving:
+            finish(Path(working_dir), repo_id, kwargs.get("token"))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import ModelCard
@@ -20,6 +21,11 @@ AUTO_MAP: dict[str, str | dict[str, str]] = {
         "pil": f"{_TOP}.DinoDetrImageProcessorPil",
     },
 }
+
+# What an installed package adds to saving a model, such as a model card. Remotely loaded code has none. Before a save, each hook
+# is called with the model, the folder and the state dict given by the user (or None). It returns a function, which is called with
+# the folder after the save, or with folder, repository and token before an upload.
+saving_hooks: list[Callable[..., Callable[..., None]]] = []
 
 
 def is_shipped(cls: type) -> bool:

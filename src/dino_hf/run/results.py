@@ -13,7 +13,8 @@ from ..data import DetectionData
 from ..evaluation import Evaluation, evaluate_model
 from ..inference.loading import load_detector, load_image_processor
 from ..inference.predictor import Predictor
-from ..model.model_card import weights_digest, write_model_card
+from ..runtime.model_card import write_model_card
+from ..runtime.weights_digest import weights_digest
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
 from ..training.ema import EMA_FOLDER, ModelEma

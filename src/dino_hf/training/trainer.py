@@ -21,7 +21,7 @@ from ..common.regular_files import read_settings
 from ..data.image_digests import MOST_DECODED, image_digests, image_looks, pack
 from ..evaluation.evaluator import CocoEvaluator
 from ..model.matcher import NonFinitePredictionsError
-from ..model.model_card import weights_digest
+from ..runtime.weights_digest import weights_digest
 from .augmentation import mix_seeds
 from .checkpoint_files import (
     UNFINISHED,

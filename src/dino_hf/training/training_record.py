@@ -9,7 +9,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..common.regular_files import read_settings
-from ..model.model_card import digest_to_compare, read_card, settle_model_card, weights_digest, write_model_card
+from ..runtime.model_card import digest_to_compare, read_card, write_card_for_upload, write_model_card
+from ..runtime.weights_digest import weights_digest
 from .coco_data import CocoData
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ def _write(trainer: Trainer, tags: list[str]) -> None:
         write_model_card(folder, *parts, tags, weights=weights)
     else:
         own, token = read_card(folder), trainer.args.hub_token
-        settle_model_card(folder, *parts, trainer.hub_model_id, own, tags, token, weights)
+        write_card_for_upload(folder, *parts, trainer.hub_model_id, own, tags, token, weights)
 
 
 def _evaluated_digest(checkpoint: str | Path | None) -> dict[int, str]:
