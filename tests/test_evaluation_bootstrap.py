@@ -120,7 +120,7 @@ def test_an_interval_holds_the_estimate_and_is_within_what_is_possible():
 
 @pytest.mark.parametrize("num_bootstrap", [-1, 1, 39])
 def test_too_few_resamples_are_refused(num_bootstrap):
-    with pytest.raises(ValueError, match=rf"num_bootstrap={num_bootstrap} is too few .* at least 40, or 0 for none"):
+    with pytest.raises(ValueError, match=rf"num_bootstrap={num_bootstrap} is too low .* at least 40, or 0 for none"):
         check_num_bootstrap(num_bootstrap)
     check_num_bootstrap(0)
     check_num_bootstrap(40)
@@ -150,7 +150,7 @@ def test_a_class_without_detections_or_without_objects():
 @pytest.mark.parametrize("num_bootstrap", [10_001, 10**9])
 def test_more_resamples_than_help_are_refused(num_bootstrap):
     bootstrap.check_num_bootstrap(10_000)
-    with pytest.raises(ValueError, match=rf"num_bootstrap={num_bootstrap} is more than 10000, .*; choose 1000"):
+    with pytest.raises(ValueError, match=rf"num_bootstrap={num_bootstrap} is above 10000.*; choose 1000"):
         bootstrap.check_num_bootstrap(num_bootstrap)
 
 

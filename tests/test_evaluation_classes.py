@@ -29,7 +29,7 @@ def test_classes_that_the_model_does_not_know_are_told_in_one_line():
     classes = map_classes({0: "cat"}, None, data_of("cat", *[f"thing {i}" for i in range(7)]), "a/model")
     assert classes.unknown == [f"thing {i}" for i in range(7)]
     wanted = (
-        "a/model does not know 7 of 8 classes of the data, whose AP is 0: "
+        "a/model does not know 7 of 8 classes of the data. Their AP is 0: "
         "'thing 0', 'thing 1', 'thing 2', 'thing 3', 'thing 4' and 2 more."
     )
     assert classes.notes == [wanted]
@@ -42,7 +42,7 @@ def test_placeholders_go_by_category_id_or_else_by_order():
     assert by_id.category_ids == {0: 5, 1: 9, 2: 2}
     assert not by_id.notes
     assert by_order.category_ids == {0: 2, 1: 5, 2: 9}
-    assert "its 3 classes are taken for those of the data in their order: 'cat', 'dog', 'eel'" in by_order.notes[0]
+    assert "Its 3 classes are matched with those of the data by their order: 'cat', 'dog', 'eel'" in by_order.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_placeholders_go_by_category_id_or_else_by_order():
     [
         (
             ["a", "b"],
-            r"The model knows none .* it has 2, 'a', 'b', the data have 2, 'cat', 'dog', as many, but .* a guess; give",
+            r"The model knows none .* has 2 classes: 'a', 'b'. The data have 2: 'cat', 'dog'. Use the same names",
         ),
-        (["a"], r"The model knows none .* it has 1, 'a', the data have 2, 'cat', 'dog'; give the same names"),
-        (["LABEL_0"], "The model knows none .* it has 1, 'LABEL_0', the data have 2"),
+        (["a"], r"The model knows none .* has 1 classes: 'a'. The data have 2: 'cat', 'dog'. Use the same names"),
+        (["LABEL_0"], r"The model knows none .* has 1 classes: 'LABEL_0'. The data have 2"),
     ],
 )
 def test_a_model_of_other_classes_is_refused(names, message):

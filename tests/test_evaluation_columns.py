@@ -48,7 +48,7 @@ def test_only_the_images_without_an_answer_are_asked_again(data):
     with pytest.raises(RuntimeError, match="out of memory") as raised:
         columns_of(predictor, data)
     assert raised.value.__notes__ == [
-        "The error came between 0004.png and 0004.png; a smaller batch size needs less memory."
+        "The error came between 0004.png and 0004.png. A smaller batch size needs less memory."
     ]
     assert predictor.settings == [(3, 0.0, None), (1, 0.0, None)]
     assert predictor.asked == [data.dataset[3]["image"].tobytes()]

@@ -128,7 +128,7 @@ def test_classes_of_the_model_alone_are_left_out_and_counted_and_those_of_the_da
     assert found.left_out == {"cloud": num_boxes}
     assert found.counts["detections_left_out"] == num_boxes
     assert found.metrics["AP_class_box"] == 0
-    assert "does not know 1 of 5 classes of the data, whose AP is 0: 'box'" in caplog.text
+    assert "does not know 1 of 5 classes of the data. Their AP is 0: 'box'" in caplog.text
     assert found.notes == caplog.messages
 
 
@@ -181,7 +181,7 @@ def test_an_error_of_an_image_names_its_file(data, answers):
     with pytest.raises(RuntimeError, match="out of memory") as raised:
         evaluate_model(predictor, data)
     assert raised.value.__notes__ == [
-        "The error came between 000001.png and 000024.png; a smaller batch size needs less memory."
+        "The error came between 000001.png and 000024.png. A smaller batch size needs less memory."
     ]
     predictor.error = torch.AcceleratorError("device-side assert triggered")  # after which no image runs
     predictor.alone = True
@@ -199,7 +199,7 @@ def test_an_evaluation_that_is_broken_off_says_where(data, answers):
 
     with pytest.raises(KeyboardInterrupt) as raised:
         evaluate_model(predictor, data, progress=stop)
-    assert raised.value.__notes__ == ["The evaluation was broken off after 6 images, at 000006.png."]
+    assert raised.value.__notes__ == ["The evaluation stopped after 6 images, at 000006.png."]
 
 
 def test_an_image_that_does_not_fit_its_annotations_is_named(tmp_path):
@@ -234,7 +234,7 @@ def test_the_function_for_users_writes_its_report(data, answers, tmp_path, monke
     assert written == [(found, data, tmp_path / "out")]
     with pytest.raises(ValueError, match="num_bootstrap=-1 is too few"):
         evaluate(predictor, data, num_bootstrap=-1)
-    with pytest.raises(ValueError, match=r"device='cpu' was given with a Predictor, which has its own"):
+    with pytest.raises(ValueError, match=r"device='cpu' has no effect on a Predictor, which has its own"):
         evaluate(predictor, data, device="cpu")
 
 
@@ -257,6 +257,6 @@ def test_more_objects_than_coco_counts_are_counted_and_said(tmp_path):
     assert found.notes[-1].startswith("An image has 130 objects of one class, so AP counts the best 130 detections")
     as_coco = evaluate_model(predictor, data, num_bootstrap=0, max_detections=100)
     assert as_coco.metrics["AP"] < 0.8
-    assert as_coco.notes[-1].endswith("AP counts only the best 100 detections; the others were cut off.")
+    assert as_coco.notes[-1].endswith("AP counts only the best 100 detections, as max_detections says.")
     with pytest.raises(ValueError, match="max_detections=99 must be at least 100, COCO's own limit"):
         evaluate_model(predictor, data, max_detections=99)

@@ -1,8 +1,8 @@
-"""Bootstrap intervals of AP: how AP would vary between sets of images. Images are resampled with replacement, and AP is computed
-from the stored matches (percentile bootstrap, Efron and Tibshirani, 1993, chapter 13, without its bias, see `centre`).
+"""Bootstrap intervals of AP: they show how AP varies between sets of images.
 
-An image that is drawn twice counts twice, and so do its objects and detections, wherever pycocotools counts something: matching is
-within an image, so it does not change.
+Images are resampled with replacement, and AP is computed from the stored matches. This is the percentile bootstrap (Efron and
+Tibshirani, 1993, chapter 13), corrected for its bias, see `centre`. If an image is drawn twice, its objects and detections count
+twice. Matches stay the same, because matching is within an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,34 +11,32 @@ import numpy as np
 
 from .matching import IOU_THRESHOLDS, RECALLS, SIZES, ClassMatches
 
-# What is resampled of each class; the mean over classes has the same names.
+# The numbers that are resampled for each class. Their means over classes have the same names.
 STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 LEVEL = 0.95
 MAX_RESAMPLES = 10_000
-_MAX_BYTES = 2**31  # of all resamples
-_MIN_RESAMPLES = 40  # one of them is below the middle 95 %, and one above
-MIN_IMAGES = (
-    2  # with objects, for an interval: those of one image are the same in each resample, and would seem certain
-)
-_MAX_ELEMENTS = 2**22  # of an array (resamples, detections): what is in work stays at some tens of megabytes
-AP75_INDEX = int(np.argmin(np.abs(IOU_THRESHOLDS - 0.75)))  # its index among the IoU thresholds
+_MAX_BYTES = 2**31  # memory of all resamples
+_MIN_RESAMPLES = 40  # with 40, one lies below the middle 95 % and one above
+MIN_IMAGES = 2  # images with objects that an interval needs: a single image is the same in each resample
+_MAX_ELEMENTS = 2**22  # of an array (resamples, detections), so that temporary arrays take tens of megabytes
+AP75_INDEX = int(np.argmin(np.abs(IOU_THRESHOLDS - 0.75)))
 
 
 def check_num_bootstrap(num_bootstrap: int) -> None:
+    """Raises ValueError if the number of resamples is too low or too high for intervals."""
     if num_bootstrap != 0 and num_bootstrap < _MIN_RESAMPLES:
         raise ValueError(
-            f"num_bootstrap={num_bootstrap} is too few for 95 % intervals; choose 1000, at least {_MIN_RESAMPLES}, or 0 for none."
+            f"num_bootstrap={num_bootstrap} is too low for 95 % intervals; choose 1000, at least {_MIN_RESAMPLES}, or 0 for none."
         )
-
     if num_bootstrap > MAX_RESAMPLES:
         raise ValueError(
-            f"num_bootstrap={num_bootstrap} is more than {MAX_RESAMPLES}, which change the bounds of an interval by less than a "
+            f"num_bootstrap={num_bootstrap} is above {MAX_RESAMPLES}. So many resamples change an interval by less than a "
             "hundredth of its width; choose 1000."
         )
 
 
 def check_memory(num_bootstrap: int, num_images: int, num_classes: int) -> None:
-    """Raises ValueError if the resamples would not fit into some memory."""
+    """Raises ValueError if the resamples need more than 2 GiB."""
     per_resample = 4 * num_images + 8 * num_classes * len(STATISTICS)
     if num_bootstrap * per_resample > _MAX_BYTES:
         fit = max(_MIN_RESAMPLES, _MAX_BYTES // per_resample // 100 * 100)
@@ -49,7 +47,7 @@ def check_memory(num_bootstrap: int, num_images: int, num_classes: int) -> None:
 
 
 def draw_images(num_images: int, num_bootstrap: int, seed: int) -> np.ndarray:
-    """(B, I) int32: how often each image is in each resample; the same for the same arguments."""
+    """(B, I) int32: the number of times each image is in each resample. Equal arguments give equal results."""
     rng = np.random.default_rng(seed)
     weights = np.zeros((num_bootstrap, num_images), dtype=np.int32)
     for row in weights:
@@ -60,13 +58,13 @@ def draw_images(num_images: int, num_bootstrap: int, seed: int) -> np.ndarray:
 def resample(
     matches: Sequence[ClassMatches], weights: np.ndarray, progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
-    """AP of each class in each resample.
+    """Compute the AP of each class in each resample.
 
     Args:
-        weights: (B, I) how often each image counts.
-        progress: called with how many classes are done, and of how many.
+        weights: (B, I) number of times each image counts.
+        progress: called with the number of classes done, and the total.
     Returns:
-        (B, K, 6) the `STATISTICS`, in [0, 1]; NaN where a resample has no object of the class.
+        (B, K, 6) the `STATISTICS`, in [0, 1]; NaN if a resample has no object of the class.
     """
     samples = np.full((len(weights), len(matches), len(STATISTICS)), np.nan)
     for index, of_class in enumerate(matches):
@@ -80,7 +78,7 @@ def resample(
 
 
 def _class_statistics(matches: ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """(B, 6)"""
+    """(B, 6) The `STATISTICS` of one class in each resample."""
     by_threshold = precision_at_recalls(matches, weights, 0).mean(axis=2)  # (B, T)
     columns = [by_threshold.mean(axis=1), by_threshold[:, 0], by_threshold[:, AP75_INDEX]]
     columns += [precision_at_recalls(matches, weights, area).mean(axis=(1, 2)) for area in range(1, len(SIZES))]
@@ -88,15 +86,15 @@ def _class_statistics(matches: ClassMatches, weights: np.ndarray) -> np.ndarray:
 
 
 def precision_at_recalls(matches: ClassMatches, weights: np.ndarray, area: int) -> np.ndarray:
-    """What pycocotools has as `precision` of a class and a range of sizes; with weights of 1, to the last bit.
+    """The `precision` of pycocotools for one class and one range of sizes. With weights of 1, it is equal bit by bit.
 
-    Precision is highest right after a right detection, and recall grows there only: only those are looked at.
+    Only right detections are looked at: recall grows only there, and precision has its local maxima there.
 
     Args:
-        weights: (B, I) how often each image counts.
+        weights: (B, I) number of times each image counts.
         area: index into `SIZES`.
     Returns:
-        (B, T, R) in [0, 1], R for the recalls 0, 0.01, ..., 1; NaN in a resample without objects.
+        (B, T, R) in [0, 1], for the recalls 0, 0.01, ..., 1; NaN in a resample without objects.
     """
     num_objects = weights.take(matches.objects[area], axis=1).sum(axis=1)  # (B,)
     precision = np.zeros((len(weights), len(IOU_THRESHOLDS), len(RECALLS)))
@@ -108,8 +106,8 @@ def precision_at_recalls(matches: ClassMatches, weights: np.ndarray, area: int) 
     last = max((hits.positions[-1] + 1 for hits in matches.hits[area] if len(hits.positions)), default=0)
     in_range = matches.in_range[area, :last]
     places = np.flatnonzero(in_range)
-    num_before = np.cumsum(in_range)  # (last,) how many of the range up to each place
-    # One cumulative sum over all detections of the range; what is different at a threshold are the hits alone.
+    num_before = np.cumsum(in_range)  # (last,) number of detections in range up to each place
+    # One cumulative sum over all detections in range. Thresholds differ only in their hits, which correct it below.
     ranked = np.zeros((len(weights), len(places) + 1), dtype=np.int32)
     np.cumsum(weights.take(matches.images[places], axis=1), axis=1, out=ranked[:, 1:])
     for index, (positions, counted) in enumerate(matches.hits[area]):
@@ -123,10 +121,10 @@ def precision_at_recalls(matches: ClassMatches, weights: np.ndarray, area: int) 
         if not counted.all():
             own, num_ranked = own[:, counted], num_ranked[:, counted]
         num_true = np.cumsum(own, axis=1, dtype=np.int32)
-        # Its very formula, which keeps a precision of 1 a trifle below it.
+        # The formula of pycocotools, which keeps a precision of 1 slightly below 1.
         values = num_true / (num_ranked + np.spacing(1))
         values = np.maximum.accumulate(values[:, ::-1], axis=1)[:, ::-1]
-        # To how many of the recalls each right detection is the first that reaches them.
+        # Number of recalls that each right detection is the first to reach.
         reached = np.searchsorted(RECALLS, num_true / num_objects, side="right")
         times = np.diff(reached, axis=1, prepend=0, append=len(RECALLS))
         values = np.concatenate([values, np.zeros((len(values), 1))], axis=1)
@@ -135,37 +133,37 @@ def precision_at_recalls(matches: ClassMatches, weights: np.ndarray, area: int) 
 
 
 def mean_over_classes(samples: np.ndarray) -> np.ndarray:
-    """(B, K, 6) -> (B, 6), as COCO's AP: of the classes that have objects; NaN where none has."""
+    """(B, K, 6) -> (B, 6). The mean over the classes that have objects, as in COCO; NaN if none has."""
     known = ~np.isnan(samples)
     return np.where(known, samples, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
 
 
 def centre(samples: np.ndarray, estimate: float) -> np.ndarray:
-    """Samples (B,) without those that have no objects, moved so that their mean is the estimate.
+    """Drop samples without objects, and shift the others so that their mean is the estimate. (B,) -> (up to B,).
 
-    AP is too high on few objects, for its precision is the highest at each recall or a higher one: it gains by chance. A resample,
-    whose objects partly are the same ones, gains once more, and would show as a better detector than was measured.
+    AP is too high for few objects: its precision is the highest one at this recall or above, which gains by chance. A resample has
+    fewer different objects than the data, so its AP gains once more and would be too high.
     """
     samples = samples[~np.isnan(samples)]
     return samples if not samples.size else samples + (estimate - samples.mean())
 
 
 def num_images_of(matches: Sequence[ClassMatches]) -> list[int]:
-    """In how many images there are objects of these classes that each of the `STATISTICS` counts."""
+    """For each of the `STATISTICS`, the number of images with objects that count for it."""
     counts = [len(np.unique(np.concatenate([one.objects[area] for one in matches]))) for area in range(len(SIZES))]
     return [counts[0]] * 3 + counts[1:]
 
 
 def interval(samples: np.ndarray, estimate: float, lowest: float = 0.0) -> tuple[float, float]:
-    """The middle 95 % of (B,) samples, centred: where the AP of this detector on as many other images is to be expected.
+    """The middle 95 % of the samples after `centre`: the range to expect for AP on the same number of other images.
 
     Args:
-        samples: (B,) some of which have objects.
-        lowest: possible value; the highest is 1.
+        samples: (B,) with at least one sample that is not NaN.
+        lowest: lowest possible value. The highest is 1.
     Returns:
-        lower and upper bound, the estimate between them.
+        lower and upper bound, with the estimate between them.
     """
     samples = centre(samples, estimate)
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    # Of lopsided samples, the mean can lie outside of their middle.
+    # If the distribution is skewed, the mean can lie outside the middle 95 %.
     return max(lowest, min(float(low), estimate)), min(1.0, max(float(high), estimate))

@@ -1,4 +1,4 @@
-"""Which class of the data a class of the model is: by name, for a detector of any origin."""
+"""Match the classes of any detector with the classes of the data, by name."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ _LONGEST_NAME = 60  # characters of a name in a sentence
 
 
 class ClassMap(NamedTuple):
-    """From the class indices of a model to the category ids of the data."""
+    """A map from the class indices of a model to the category ids of the data."""
 
-    category_ids: dict[int, int]  # class index of the model -> category id of the data; others are left out
+    category_ids: dict[int, int]  # class index of the model -> category id of the data; unmatched classes are missing
     unknown: list[str]  # classes of the data that the model does not know
-    notes: list[str]  # what the user should know
+    notes: list[str]  # sentences for the user
 
     def apply(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Class indices (N,) -> which are classes of the data, (N,) bool, and the category ids of those."""
+        """Class indices (N,) -> whether each is a class of the data (N,) bool, and the category ids of those that are."""
         table = np.full(max([*self.category_ids, *labels.tolist()], default=0) + 1, -1)
         known = np.zeros(len(table), dtype=bool)
         for index, category_id in self.category_ids.items():
@@ -30,13 +30,17 @@ class ClassMap(NamedTuple):
 def map_classes(
     id2label: dict[int, str], category_ids: list[int] | None, data: CocoData, model_name: str = "The model"
 ) -> ClassMap:
-    """By name as `match_names` reads it: case, spaces, hyphens and COCO's synonyms do not count. Where the model has only
-    placeholders, LABEL_0 and the like, by category id if it knows its own, else in the order of the classes if there are as many.
+    """Match classes by name, as `match_names` does: case, spaces, hyphens and COCO's synonyms do not matter.
+
+    A model may have only placeholder names such as LABEL_0. Then classes are matched by the category ids of the model, or by
+    their order if model and data have the same number of classes.
 
     Args:
-        id2label, category_ids: of the model.
+        id2label: class index -> name, of the model.
+        category_ids: category id of each class of the model, or None.
+        model_name: name of the model in messages.
     Raises:
-        ValueError: no class of the model is one of the data.
+        ValueError: no class of the model matches a class of the data.
     """
     names = [data.id2label[index] for index in range(len(data.category_ids))]
     own = {index: name for index, name in id2label.items() if name != NO_CLASS}
@@ -49,21 +53,20 @@ def map_classes(
     if not matched and is_unnamed and len(own) == len(names):
         matched = dict(zip(sorted(own), data.category_ids, strict=True))
         notes.append(
-            f"{model_name} has no class names, only LABEL_0 and the like; its {len(names)} classes are taken for those of the data "
-            f"in their order: {_some(names)}."
+            f"{model_name} has no class names, only placeholders such as LABEL_0. Its {len(names)} classes are matched with "
+            f"those of the data by their order: {_some(names)}."
         )
     if not matched:
-        equal = ", as many, but which is which would be a guess" if len(own) == len(names) else ""
         raise ValueError(
-            f"{model_name} knows none of the classes of the data by name: it has {len(own)}, {_some(list(own.values()))}, the data "
-            f"have {len(names)}, {_some(names)}{equal}; give the same names to both, in the model's config.json (id2label) or in "
-            "the data."
+            f"{model_name} knows none of the classes of the data. The model has {len(own)} classes: {_some(list(own.values()))}. "
+            f"The data have {len(names)}: {_some(names)}. Use the same names in both: change them in the data, or in the model's "
+            "config.json (id2label)."
         )
     reached = set(matched.values())
     unknown = [name for name, category_id in zip(names, data.category_ids, strict=True) if category_id not in reached]
     if unknown:
         notes.append(
-            f"{model_name} does not know {len(unknown)} of {len(names)} classes of the data, whose AP is 0: {_some(unknown)}."
+            f"{model_name} does not know {len(unknown)} of {len(names)} classes of the data. Their AP is 0: {_some(unknown)}."
         )
     return ClassMap(matched, unknown, notes)
 

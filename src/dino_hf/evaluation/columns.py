@@ -1,4 +1,4 @@
-"""Annotations of a data set, and detections of a model on it, as tables with one row for each box."""
+"""The annotations of a data set and the detections of a model as columns, with one row per box."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ Progress = Callable[[str, int, int], None]  # name of the stage, number done, to
 
 
 def truth_columns(data: CocoData) -> Columns:
-    """The annotations of all images: one row for each box."""
+    """The annotations of all images as columns."""
     rows = list(data.dataset.select_columns(["image_id", "objects"]))
     counts = [len(row["objects"]["category"]) for row in rows]
     category_ids = np.array(data.category_ids, dtype=np.int64)
@@ -46,7 +46,12 @@ def found_columns(
     progress: Progress,
     max_detections: int | None = None,
 ) -> tuple[Columns, dict[str, int]]:
-    """The detections in the class space of the data, and the number of detections of each other class."""
+    """Detect objects in all images.
+
+    Returns:
+        the detections as columns, with the category ids of the data; class name -> number of detections, for the classes of the
+        model that the data do not have.
+    """
     image_ids, columns, left_out = list(data.dataset["image_id"]), [], Counter()
     progress("images", 0, len(image_ids))
     try:
@@ -58,7 +63,7 @@ def found_columns(
             progress("images", len(columns), len(image_ids))
     except KeyboardInterrupt as error:
         error.add_note(
-            f"The evaluation was broken off after {len(columns)} images, at {image_name(data, max(0, len(columns) - 1))}."
+            f"The evaluation stopped after {len(columns)} images, at {image_name(data, max(0, len(columns) - 1))}."
         )
         raise
     image_id, labels, boxes, scores = (np.concatenate(parts) for parts in zip(*columns, strict=True))
@@ -67,7 +72,7 @@ def found_columns(
 
 
 def _detect(predictor: Predictor, data: CocoData, batch_size: int, max_detections: int | None) -> Iterator[Detections]:
-    """Detections of each image. An error gets a note that names the image."""
+    """Yield the detections of each image. An error gets a note that names the image."""
     num_read = num_done = 0
     is_reading = False
 
@@ -89,12 +94,12 @@ def _detect(predictor: Predictor, data: CocoData, batch_size: int, max_detection
         if is_reading:
             error.add_note(f"This is {image_name(data, num_read)}.")
         else:
-            error.add_note(_who_fails(predictor, data, error, range(num_done, num_read)))
+            error.add_note(_image_of_error(predictor, data, error, range(num_done, num_read)))
         raise
 
 
-def _who_fails(predictor: Predictor, data: CocoData, error: Exception, suspects: range) -> str:
-    """Name the image that caused an error. The predictor works on many images at a time, so try them one by one."""
+def _image_of_error(predictor: Predictor, data: CocoData, error: Exception, suspects: range) -> str:
+    """Say which image caused an error. The predictor works on many images at a time, so they are tried one by one."""
     if not isinstance(error, torch.AcceleratorError):  # after this error the device is unusable
         for index in suspects:
             try:
@@ -104,4 +109,4 @@ def _who_fails(predictor: Predictor, data: CocoData, error: Exception, suspects:
     if not suspects:
         return "The error came before the first image."
     first, last = image_name(data, suspects[0]), image_name(data, suspects[-1])
-    return f"The error came between {first} and {last}; a smaller batch size needs less memory."
+    return f"The error came between {first} and {last}. A smaller batch size needs less memory."

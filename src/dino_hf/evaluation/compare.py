@@ -1,4 +1,4 @@
-"""Is detector B better than A? Both on the same images, and on the same resamples of them (paired bootstrap)."""
+"""Compare two detectors on the same images and on the same resamples of them (paired bootstrap)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,13 @@ from .result import Evaluation
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one number, B minus A; from -1 to 1."""
+    """The difference of one number, B minus A, in [-1, 1]."""
 
     name: str  # AP, AP50, ..., AP_class_<name>
     a: float  # in [0, 1]
     b: float
     interval: tuple[float, float]  # 95 %
-    share_better: float  # of the resamples, in which B is higher
+    share_better: float  # share of the resamples in which B is higher
 
     @property
     def difference(self) -> float:
@@ -25,28 +25,30 @@ class Difference:
 
     @property
     def is_shown(self) -> bool:
-        """Zero, which is no difference, lies outside of the interval."""
+        """Whether the interval excludes zero."""
         low, high = self.interval
         return low > 0 or high < 0
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Differences between two detectors, of the numbers that have intervals: with objects in at least two images. Intervals are
-    for one number each: among those of 80 classes, 4 are expected to exclude zero for detectors that are equal."""
+    """Differences between two detectors, for all numbers with intervals (objects in at least two images).
+
+    Each interval is for a single number. Among 80 classes, 4 intervals are expected to exclude zero even for equal detectors.
+    """
 
     model_a: str
     model_b: str
     data_name: str | None
     num_resamples: int
-    differences: list[Difference]  # AP, AP50, AP75, AP by size, and of each class
+    differences: list[Difference]  # AP, AP50, AP75, AP by size, AP of each class
 
     def __repr__(self) -> str:
         return f"Comparison({self.verdict}, {len(self.differences)} differences)"
 
     @property
     def verdict(self) -> str:
-        """One sentence about AP, in [0, 1]."""
+        """One sentence about the difference of AP, in [0, 1]."""
         overall = self.differences[0]
         low, high = overall.interval
         numbers = f"{overall.difference:+.3f} AP [{low:.3f}, {high:.3f}]"
@@ -55,7 +57,7 @@ class Comparison:
         return f"B is better: {numbers}" if low > 0 else f"A is better: B has {numbers}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For json."""
+        """All differences for json."""
         return {
             "model_a": self.model_a,
             "model_b": self.model_b,
@@ -77,9 +79,10 @@ class Comparison:
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
-    """
+    """Compare two evaluations of the same data.
+
     Raises:
-        ValueError: the two were not evaluated on the same images and resamples, or nothing can be compared.
+        ValueError: the two have different images or resamples, or fewer than two images have objects.
     """
     _check_alike(a, b)
     pairs = [
@@ -100,7 +103,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         differences.append(Difference(name, score_a, score_b, bounds, float(share)))
     if not differences:
         raise ValueError(
-            f"{a.data_name or 'The data'}: fewer than two images have annotated objects, so nothing can be compared."
+            f"{a.data_name or 'The data'}: only one image or none has annotated objects; a comparison needs at least two."
         )
     return Comparison(a.model, b.model, a.data_name, len(a.samples), differences)
 
@@ -112,11 +115,11 @@ def _check_alike(a: Evaluation, b: Evaluation) -> None:
         or a.class_names != b.class_names
     ):
         raise ValueError(
-            f"The evaluations are of different data, {a.data_name!r} with {len(a.image_ids)} images and {b.data_name!r} with "
-            f"{len(b.image_ids)}; evaluate both detectors on the same images."
+            f"The two evaluations have different data: {a.data_name!r} with {len(a.image_ids)} images and {b.data_name!r} with "
+            f"{len(b.image_ids)} images. Evaluate both detectors on the same images."
         )
     if a.seed != b.seed or len(a.samples) != len(b.samples) or not len(a.samples):
         raise ValueError(
-            f"The evaluations have {len(a.samples)} resamples of seed {a.seed} and {len(b.samples)} of seed {b.seed}; evaluate "
-            "both with the same num_bootstrap, at least 1, and the same seed."
+            f"The two evaluations have {len(a.samples)} resamples with seed {a.seed} and {len(b.samples)} with seed {b.seed}. "
+            "Evaluate both with the same num_bootstrap, above 0, and the same seed."
         )

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 over the score threshold, at an IoU of 0.5, and the threshold at which F1 is best."""
+"""Precision over recall, F1 over the score threshold, and the threshold with the best F1. All at an IoU of 0.5."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,11 +7,11 @@ import numpy as np
 
 from .matching import RECALLS, ClassMatches
 
-THRESHOLDS = np.linspace(0, 1, 501)  # of the drawn curves; the best threshold is searched among all scores
+THRESHOLDS = np.linspace(0, 1, 501)  # for drawn curves; the best threshold is searched among all scores
 
 
 class Best(NamedTuple):
-    """The threshold with the highest F1: detections with a higher score are kept. It lies in the middle between two scores."""
+    """The score threshold with the highest F1. Detections with a higher score are kept. It is the middle of two scores."""
 
     threshold: float
     f1: float
@@ -20,27 +20,29 @@ class Best(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """All at an IoU of 0.5, for objects of all sizes; K classes."""
+    """Curves of K classes at an IoU of 0.5, for objects of all sizes."""
 
     recalls: np.ndarray  # (R,) 0, 0.01, ..., 1
-    precision: np.ndarray  # (K, R) highest precision at this recall or a higher one; NaN for a class without objects
+    precision: np.ndarray  # (K, R) the highest precision at this recall or above; NaN for a class without objects
     thresholds: np.ndarray  # (S,)
-    f1: np.ndarray  # (S,) of the detections of all classes together
+    f1: np.ndarray  # (S,) for all classes together
     class_f1: np.ndarray  # (K, S); NaN for a class without objects
-    best: Best | None  # of all classes together; None if nothing was found
+    best: Best | None  # for all classes together; None if no object was found
     class_best: list[Best | None]
 
     @property
     def mean_precision(self) -> np.ndarray:
-        """(R,) over the classes that have objects; NaN if none has."""
+        """(R,) The mean over the classes that have objects. NaN if none has."""
         known = self.precision[~np.isnan(self.precision[:, 0])]
         return known.mean(axis=0) if len(known) else np.full(len(self.recalls), np.nan)
 
 
 def make_curves(matches: Sequence[ClassMatches], precision: np.ndarray) -> Curves:
-    """
+    """Make the curves of all classes.
+
     Args:
-        precision: (K, R) at an IoU of 0.5, as pycocotools has it, -1 for a class without objects.
+        matches: matches of each class.
+        precision: (K, R) precision of pycocotools at an IoU of 0.5; -1 for a class without objects.
     """
     rankings = []
     for of_class in matches:
@@ -61,10 +63,10 @@ def make_curves(matches: Sequence[ClassMatches], precision: np.ndarray) -> Curve
 
 
 def _f1_at(scores: np.ndarray, is_true: np.ndarray, num_objects: int) -> np.ndarray:
-    """(S,) at `THRESHOLDS`; NaN without objects. Scores fall."""
+    """(S,) F1 at each of the `THRESHOLDS`; NaN without objects. Scores are in falling order."""
     if not num_objects:
         return np.full(len(THRESHOLDS), np.nan)
-    num_kept = np.searchsorted(-scores, -THRESHOLDS, side="left")  # with a score above the threshold
+    num_kept = np.searchsorted(-scores, -THRESHOLDS, side="left")  # number of scores above the threshold
     num_true = np.concatenate([[0], np.cumsum(is_true)])[num_kept]
     return 2 * num_true / (num_kept + num_objects)
 
@@ -73,7 +75,7 @@ def _best(scores: np.ndarray, is_true: np.ndarray, num_objects: int) -> Best | N
     num_true = np.cumsum(is_true)
     if not num_objects or not num_true.size or not num_true[-1]:
         return None
-    last_of_equals = np.append(scores[1:] < scores[:-1], True)  # a threshold keeps all of a score or none
+    last_of_equals = np.append(scores[1:] < scores[:-1], True)  # a threshold keeps all equal scores or none
     f1 = np.where(last_of_equals, 2 * num_true / (np.arange(1, len(scores) + 1) + num_objects), -1)
     place = int(f1.argmax())
     below = scores[place + 1] if place + 1 < len(scores) else 0.0

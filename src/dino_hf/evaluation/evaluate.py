@@ -1,4 +1,4 @@
-"""Evaluate a detector on annotated images: COCO metrics with intervals, and the data for plots and comparisons."""
+"""Evaluate a detector on annotated images: COCO metrics with intervals, and everything for plots and comparisons."""
 
 import logging
 from pathlib import Path
@@ -28,6 +28,7 @@ from .coco import (
     check_columns,
     detection_limit,
     evaluate_class,
+    mean_or_absent,
     num_kept,
     of_class,
     summarize,
@@ -90,7 +91,7 @@ def evaluate(
         check_folder(Path(output_dir), overwrite)
     if isinstance(model, Predictor) and device is not None:
         raise ValueError(
-            f"device={device!r} was given with a Predictor, which has its own; give it to Predictor(..., device=...)."
+            f"device={device!r} has no effect on a Predictor, which has its own device; use Predictor(..., device=...)."
         )
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device)
     reading = {"allow_trained": allow_trained, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
@@ -183,23 +184,22 @@ def evaluate_model(
 
 
 def _detection_limit(truth: Columns, max_detections: int | None) -> tuple[int, list[str]]:
+    """The number of detections that count per image and class, and notes for the user."""
     most = detection_limit(truth)
     if max_detections is not None and max_detections < COCO_LIMIT:
         raise ValueError(f"max_detections={max_detections} must be at least {COCO_LIMIT}, COCO's own limit.")
     if most == COCO_LIMIT:
         return max_detections or COCO_LIMIT, []
-    there = f"An image has {most} objects of one class"
+    many = f"An image has {most} objects of one class"
     if max_detections is None:
         note = (
-            f"{there}, so AP counts the best {most} detections of an image and class. COCO counts {COCO_LIMIT}; for its numbers, "
-            f"choose max_detections {COCO_LIMIT}."
+            f"{many}, so AP counts the best {most} detections per image and class. COCO counts {COCO_LIMIT}; choose "
+            f"max_detections {COCO_LIMIT} for COCO's numbers."
         )
         return most, [note]
     if max_detections >= most:
         return max_detections, []
-    return max_detections, [
-        f"{there}, but AP counts only the best {max_detections} detections; the others were cut off."
-    ]
+    return max_detections, [f"{many}, but AP counts only the best {max_detections} detections, as max_detections says."]
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -233,7 +233,7 @@ def _class_row(
     samples: np.ndarray,
     best: Best | None,
 ) -> dict[str, Any]:
-    """A row of the table of classes.
+    """The results of one class, as a row of the table of classes.
 
     Args:
         result: precision (T, R, 1, A, M) and recall (T, 1, A, M).
@@ -247,14 +247,14 @@ def _class_row(
         everything[AP75_INDEX],
         *(precision[..., area] for area in range(1, len(SIZES))),
     ]
-    scores = dict(zip(STATISTICS, map(_mean, values), strict=True))
+    scores = dict(zip(STATISTICS, map(mean_or_absent, values), strict=True))
     return {
         "name": name,
         "category_id": category_id,
         "num_objects": len(matches.objects[0]),
         "num_images": len(np.unique(matches.objects[0])),
         **scores,
-        "AR_100": _mean(recall),
+        "AR_100": mean_or_absent(recall),
         "intervals": _intervals(samples, scores, num_images_of([matches])),
         "best_threshold": None if best is None else best.threshold,
         "best_f1": None if best is None else best.f1,
@@ -264,13 +264,8 @@ def _class_row(
 
 
 def _intervals(samples: np.ndarray, scores: dict[str, float], num_images: list[int]) -> dict[str, tuple[float, float]]:
-    """The interval of each of the `STATISTICS` with enough images, from samples (B, 6)."""
+    """The interval of each of the `STATISTICS` that has enough images, from samples (B, 6)."""
     if not len(samples):
         return {}
     columns = zip(STATISTICS, samples.T, num_images, strict=True)
     return {name: interval(column, scores[name]) for name, column, count in columns if count >= MIN_IMAGES}
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[values > -1]
-    return float(values.mean()) if values.size else -1.0

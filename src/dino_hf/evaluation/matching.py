@@ -1,4 +1,4 @@
-"""Which detections of a class are right, as pycocotools decides it: kept in a form that thousands of resamples can afford."""
+"""The matches of detections and objects that pycocotools found, stored so that thousands of resamples are cheap."""
 
 from typing import NamedTuple
 
@@ -7,31 +7,33 @@ from pycocotools.cocoeval import COCOeval, Params
 
 IOU_THRESHOLDS = Params("bbox").iouThrs  # 0.5, 0.55, ..., 0.95
 RECALLS = Params("bbox").recThrs  # 0, 0.01, ..., 1
-AREA_RANGES = Params("bbox").areaRng  # of `SIZES`, lowest and highest area in pixels
+AREA_RANGES = Params("bbox").areaRng  # lowest and highest area of each of the `SIZES`, in pixels
 SIZES = tuple(Params("bbox").areaRngLbl)  # all, small (area up to 32^2 pixels), medium (up to 96^2), large
 
 
 class Hits(NamedTuple):
-    """The detections that overlap an object enough, at one IoU threshold and for one range of sizes."""
+    """The detections that match an object, at one IoU threshold and for one range of sizes."""
 
-    positions: np.ndarray  # (M,) where they stand in the ranking of the class, ascending
-    counted: (
-        np.ndarray
-    )  # (M,) bool: the object counts; else it is a crowd or of another size, and the detection is left out
+    positions: np.ndarray  # (M,) their positions in the ranking of the class, ascending
+    # (M,) bool: whether the object counts. A crowd or an object of another size does not; its detection is then ignored.
+    counted: np.ndarray
 
 
 class ClassMatches(NamedTuple):
-    """Detections of one class in all images, highest score first, at most 100 of each image; of equal scores, in the order of the
-    image ids. A detection without a hit is a false positive if it is `in_range`."""
+    """The detections of one class in all images, highest score first, and their matches.
+
+    Detections with equal scores are in the order of the image ids. Each image has at most 100 detections, or the limit of the
+    evaluation. A detection without a match is a false positive if it is `in_range`.
+    """
 
     scores: np.ndarray  # (D,) float64
     images: np.ndarray  # (D,) index of the image
-    in_range: np.ndarray  # (A, D) bool: its own area is of the range of sizes
+    in_range: np.ndarray  # (A, D) bool: whether the area of the detection is in the range of sizes
     hits: list[list[Hits]]  # A lists of T
-    objects: list[np.ndarray]  # A times (G,): index of the image of each object that counts
+    objects: list[np.ndarray]  # A arrays (G,): index of the image of each object that counts
 
     def is_true(self, iou_index: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """(D,) bool each, for objects of all sizes: the detection is right, and it counts at all."""
+        """Whether each detection is right, and whether it counts, for objects of all sizes. Two arrays (D,) of bool."""
         hits = self.hits[0][iou_index]
         is_true, counts = np.zeros(len(self.scores), dtype=bool), np.ones(len(self.scores), dtype=bool)
         is_true[hits.positions] = hits.counted
@@ -40,10 +42,10 @@ class ClassMatches(NamedTuple):
 
 
 def class_matches(evaluation: COCOeval, image_ids: np.ndarray) -> ClassMatches:
-    """Of an evaluation of one class.
+    """Read the matches from the evaluation of one class.
 
     Args:
-        image_ids: (I,) those of all images of the data, ascending; matches have indices into it.
+        image_ids: (I,) ids of all images of the data, ascending. Matches hold indices into it.
     """
     num_images = len(evaluation.params.imgIds)
     by_size = [
@@ -62,8 +64,8 @@ def class_matches(evaluation: COCOeval, image_ids: np.ndarray) -> ClassMatches:
         hits.append(
             [Hits(np.flatnonzero(hit).astype(np.int32), ~skip[hit]) for hit, skip in zip(matched, ignored, strict=True)]
         )
-        # What has no hit is left out at every threshold alike, if it is of another size. What has a hit at every threshold needs
-        # no range: it is never a false positive.
+        # A detection without a match is ignored if its size is out of range, at every threshold alike. A detection that has a match
+        # at every threshold needs no range, because it is never a false positive.
         in_range[area] = (~matched & ~ignored).any(axis=0)
         counts = [np.count_nonzero(np.asarray(entry["gtIgnore"]) == 0) for entry in entries]
         objects.append(np.repeat(index[area], counts))

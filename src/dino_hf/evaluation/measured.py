@@ -1,4 +1,4 @@
-"""Results of earlier evaluations of a model, for commands that use them."""
+"""Read the results of earlier evaluations of a model."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from ..common.paths import expand_home
 from ..common.regular_files import read_json
 
 RESULTS = "results.json"
-EVALUATIONS = Path("outputs/eval")  # where `dino-hf eval` writes by default
+EVALUATIONS = Path("outputs/eval")  # default output folder of `dino-hf eval`
 _LARGEST = 2**26  # bytes
 
 
@@ -18,14 +18,14 @@ class MeasuredThreshold(NamedTuple):
 
 
 def report_folder(model: str) -> Path:
-    """The default output folder of `dino-hf eval`, named by an id on the Hub or by the last part of a folder."""
+    """The default output folder of `dino-hf eval`. Its name is the Hub id of the model, or the last part of its folder."""
     path = expand_home(model)
     parts = [path.resolve().name] if path.exists() else model.split("/")[-2:]
     return EVALUATIONS / (re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip(".-_")[:100] or "model")
 
 
 def measured_threshold(model: str) -> MeasuredThreshold | None:
-    """The best threshold in the report that training wrote beside the model, or else in the report of `dino-hf eval`; or None.
+    """The best score threshold of a model, from the report that training wrote beside it, or else from that of `dino-hf eval`.
 
     Args:
         model: folder or id on the Hub. A report that names another model is ignored.

@@ -1,4 +1,4 @@
-"""What a detector confuses, invents and misses, at an IoU of 0.5."""
+"""The mistakes of a detector at an IoU of 0.5: confused classes, false positives and missed objects."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,39 +9,39 @@ from pycocotools import mask
 from .coco import Columns
 
 MIN_IOU = 0.5
-POOR_IOU = 0.1  # from here to MIN_IOU, a detection is taken to mean the object, in a poor box
+POOR_IOU = 0.1  # from here to MIN_IOU, a detection counts as poorly localised on the object
 KINDS = ("wrong class", "poor localisation", "duplicate", "background")
-NUM_MISTAKES = 4  # of each kind, on the page
+NUM_MISTAKES = 4  # mistakes of each kind that are drawn
 
 
 class Mistake(NamedTuple):
-    """A false positive, or an object that was missed."""
+    """A false positive or a missed object."""
 
     kind: str  # one of KINDS, or "miss"
     image_id: int
     category_id: int
     box: tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels
-    score: float | None  # None: of a miss
-    truth: int | None  # row of the object that it is about, in the columns of the ground truth
+    score: float | None  # None for a miss
+    truth: int | None  # row of the object concerned, in the columns of the ground truth
 
 
 class _Image(NamedTuple):
     image_id: int
     found: np.ndarray  # rows of the detections, highest score first
     true: np.ndarray  # rows of the ground truth
-    overlaps: np.ndarray  # (N, T) IoU; with a crowd, the share of the detection that lies in it
+    overlaps: np.ndarray  # (N, T) IoU; for a crowd, the share of the detection that lies in it
 
 
 def confusion_matrix(truth: Columns, detections: Columns, category_ids: list[int], threshold: float) -> np.ndarray:
-    """How often each class was taken for which.
+    """Count how often objects of each class were detected as each class.
 
-    Detections with a score above the threshold and objects of an image are paired whatever their classes, one to one, where
-    they overlap with an IoU of 0.5 or more: the pair with the highest IoU first, of equal ones that of the same class, then the
-    one with the higher score. A detection without an object that lies, by half or more, in a crowd is left out.
+    In each image, objects are paired with detections that have a score above the threshold, one to one, with an IoU of at least
+    0.5 and regardless of class. Pairs with a higher IoU come first. For equal IoU, pairs of the same class come first, then pairs
+    with a higher score. An unpaired detection is ignored if at least half of it lies in a crowd.
 
     Returns:
-        (K + 1, K + 1) counts; rows are the annotated classes, columns the predicted ones, in the order of `category_ids`; the last
-        row is the background that was taken for objects, the last column the objects that were missed.
+        (K + 1, K + 1) counts. Rows are annotated classes, columns predicted classes, in the order of `category_ids`. The last row
+        counts detections on background, the last column missed objects.
     """
     index = {category_id: number for number, category_id in enumerate(category_ids)}
     counts = np.zeros((len(index) + 1, len(index) + 1), dtype=np.int64)
@@ -65,16 +65,20 @@ def confusion_matrix(truth: Columns, detections: Columns, category_ids: list[int
 
 
 def find_mistakes(truth: Columns, detections: Columns, threshold: float, limit: int) -> list[Mistake]:
-    """Of the detections with a score above the threshold: the false positives with the highest scores, of each kind, and the
-    largest objects that were missed; at most one of a kind in an image.
+    """The false positives with the highest scores, for each kind, and the largest missed objects.
 
-    Right is what pycocotools calls right: of each class, highest score first, the object with the highest IoU that is free. A
-    false positive is, in this order, a *duplicate* of an object of its class that a higher score has, or in a *wrong class* (both
-    from an IoU of 0.5), or a *poor localisation* (0.1 to 0.5 with an object of its class), or *background*. Crowds are never
-    missed, and forgive detections of their class.
+    Detections with a score above the threshold are matched as in pycocotools: within a class, highest score first, with the free
+    object of highest IoU. The kind of a false positive is the first that applies:
+
+    - *duplicate*: an object of its class with an IoU of at least 0.5, which a higher score has taken
+    - *wrong class*: an object of another class with an IoU of at least 0.5
+    - *poor localisation*: an object of its class with an IoU of 0.1 to 0.5
+    - *background*: none of these
+
+    A crowd is never a miss, and detections of its class in it are no mistakes. An image has at most one mistake of each kind.
 
     Args:
-        limit: how many of each kind.
+        limit: number of mistakes of each kind.
     """
     mistakes: dict[str, list[tuple[float, Mistake]]] = {kind: [] for kind in (*KINDS, "miss")}
     for image in _images(truth, detections, threshold):
@@ -92,7 +96,7 @@ def find_mistakes(truth: Columns, detections: Columns, threshold: float, limit: 
 
 
 def _mistakes_of(image: _Image, truth: Columns, detections: Columns) -> Iterator[tuple[float, Mistake]]:
-    """With what they are ranked by: the score of a false positive, the area of a miss."""
+    """Yield mistakes with their rank: the score of a false positive, the area of a missed object."""
     true_labels, is_crowd = truth["labels"][image.true], truth["iscrowd"][image.true].astype(bool)
     taken = np.zeros(len(image.true), dtype=bool)
     for row, overlaps in zip(image.found, image.overlaps, strict=True):
@@ -126,7 +130,7 @@ def _mistakes_of(image: _Image, truth: Columns, detections: Columns) -> Iterator
 
 
 def _images(truth: Columns, detections: Columns, threshold: float) -> Iterator[_Image]:
-    """Images that have objects or detections with a score above the threshold."""
+    """Yield the images that have objects or detections with a score above the threshold."""
     kept = np.flatnonzero(detections["scores"] > threshold)
     kept = kept[np.lexsort((-detections["scores"][kept], detections["image_id"][kept]))]
     found_ids = detections["image_id"][kept]
@@ -139,7 +143,7 @@ def _images(truth: Columns, detections: Columns, threshold: float) -> Iterator[_
 
 
 def _overlaps(truth: Columns, detections: Columns, found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """(N, T)"""
+    """(N, T) IoU of all pairs of a detection and an object."""
     if not len(found) or not len(true):
         return np.zeros((len(found), len(true)))
     corners = detections["boxes"][found]

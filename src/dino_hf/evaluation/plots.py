@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: curves, intervals, confusions."""
+"""Plots of an evaluation: curves, intervals, confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ from .compare import Comparison
 from .result import Evaluation
 
 _DPI = 130
-_NUM_LABELLED = 6  # classes with a colour of their own; black is that of all together
-_MOST_ROWS = 100  # classes with a bar of their own
+_NUM_LABELLED = 6  # classes with their own colour; black is for all classes together
+_MOST_ROWS = 100  # classes with their own bar
 _MOST_CONFUSED = 100  # classes up to which the whole confusion matrix is drawn
-_FEWER_CONFUSED = 50  # of more classes
+_FEWER_CONFUSED = 50  # classes in the matrix if there are more than that
 _GREY, _PALE = "#666666", "#c4c4c4"
 _LINES = ("-", "--", "-.")
 _BLUES = LinearSegmentedColormap.from_list("", ["#ffffff", COLOURS[5], COLOURS[0], "#00324f"])
@@ -33,8 +33,10 @@ SIZE_NAMES = {
 
 
 def save_precision_recall(path: Path, evaluation: Evaluation) -> None:
-    """Precision over recall at an IoU of 0.5: the mean over classes, and each class; many classes are grey but for the best and the
-    worst."""
+    """Plot precision over recall at an IoU of 0.5: the mean over classes, and each class.
+
+    If there are many classes, only the best and the worst have colours.
+    """
     curves, names = evaluation.curves, list(evaluation.class_names.values())
     figure, axes = _figure_with_legend()
     averages = curves.precision.mean(axis=1)
@@ -51,7 +53,7 @@ def save_precision_recall(path: Path, evaluation: Evaluation) -> None:
 
 
 def save_f1(path: Path, evaluation: Evaluation) -> None:
-    """F1 over the score threshold at an IoU of 0.5, of all detections together and of each class, and where it is best."""
+    """Plot F1 over the score threshold at an IoU of 0.5, for all classes together and for each class, with the best point."""
     curves, names = evaluation.curves, list(evaluation.class_names.values())
     figure, axes = _figure_with_legend()
     heights = np.array([np.nan if np.isnan(line[0]) else line.max() for line in curves.class_f1])
@@ -74,7 +76,7 @@ def save_f1(path: Path, evaluation: Evaluation) -> None:
 
 
 def save_confusion(path: Path, evaluation: Evaluation) -> None:
-    """The confusion matrix: counts as text, colours as shares of each row; of many classes those with the most mistakes."""
+    """Plot the confusion matrix, with colours for the share of a row. Of many classes, those with most mistakes are drawn."""
     counts, names, left_out = _most_confused(evaluation)
     cell = min(0.95, max(0.27, 5 / len(counts)))
     side = cell * len(counts)
@@ -86,13 +88,13 @@ def save_confusion(path: Path, evaluation: Evaluation) -> None:
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap=_BLUES, vmin=0, vmax=1)
-    is_large = side > 12  # it is looked at as a whole first, then from near
+    is_large = side > 12  # large pictures are first seen scaled down, so titles are larger
     for (row, column), count in np.ndenumerate(counts):
         if count:
             colour = readable_on(_BLUES(shares[row, column]))
             size = 10 if cell > 0.6 else 8 if count < 100 or cell > 0.35 else 6
             text = axes.text(column, row, _count(count), ha="center", va="center", fontsize=size, color=colour)
-            text.set_in_layout(False)  # it lies inside: thousands need not be measured
+            text.set_in_layout(False)  # it lies inside the axes, and measuring thousands of texts is slow
     ticks = range(len(counts))
     label_size = 9 if cell > 0.35 else 8.5
     turn = 0 if cell > 0.6 and max(map(len, names)) < 10 else 90
@@ -119,7 +121,7 @@ def save_confusion(path: Path, evaluation: Evaluation) -> None:
 
 
 def _most_confused(evaluation: Evaluation) -> tuple[np.ndarray, list[str], int]:
-    """Counts and names of the classes that are drawn, and how many are left out."""
+    """The counts and names of the drawn classes, and the number of classes left out."""
     counts = evaluation.confusion
     names = [abbreviate(name, 22) for name in evaluation.class_names.values()]
     if len(names) <= _MOST_CONFUSED:
@@ -135,7 +137,7 @@ def readable_on(colour: tuple[float, ...]) -> str:
     """Black or white, whichever has the higher contrast (WCAG 2.2, relative luminance).
 
     Args:
-        colour: red, green and blue in [0, 1], and anything after.
+        colour: red, green and blue in [0, 1]; further values are ignored.
     """
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
     luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
@@ -143,7 +145,7 @@ def readable_on(colour: tuple[float, ...]) -> str:
 
 
 def save_ap_per_class(path: Path, evaluation: Evaluation) -> None:
-    """AP of each class with its interval, the best first; those without objects at the end."""
+    """Plot the AP of each class with its interval, best first, and classes without objects last."""
     everything = sorted(evaluation.per_class, key=lambda row: -row["AP"])
     rows = _ends(everything)
     figure, axes = _figure_of_rows(len(rows))
@@ -153,13 +155,13 @@ def save_ap_per_class(path: Path, evaluation: Evaluation) -> None:
         axes.axvline(overall, color=COLOURS[1], linewidth=1.2, linestyle="--", zorder=1)
     note = " (dashed: mean)" if overall >= 0 else ""
     if left_out := len(everything) - len(rows):
-        note += f"; the best and the worst, {left_out} in between are left out"
+        note += f"; the best and the worst; {left_out} in between are left out"
     _title_rows(axes, f"AP of each class{note}", "class (objects)", evaluation)
     figure.savefig(path, facecolor="white")
 
 
 def save_ap_per_size(path: Path, evaluation: Evaluation) -> None:
-    """AP, AP50, AP75 and AP by size of the objects, with intervals."""
+    """Plot AP, AP50, AP75 and AP by object size, with intervals."""
     figure, axes = _figure_of_rows(len(STATISTICS))
     values = [evaluation.metrics[name] for name in STATISTICS]
     counts = evaluation.counts
@@ -172,7 +174,7 @@ def save_ap_per_size(path: Path, evaluation: Evaluation) -> None:
 
 
 def save_comparison_plot(path: Path, comparison: Comparison) -> None:
-    """Differences with intervals: B is better to the right of zero."""
+    """Plot differences with intervals. B is better to the right of zero."""
     fixed = [entry for entry in comparison.differences if not entry.name.startswith("AP_class_")]
     classes = sorted(comparison.differences[len(fixed) :], key=lambda entry: -entry.difference)
     shown = _ends(classes)
@@ -193,7 +195,7 @@ def save_comparison_plot(path: Path, comparison: Comparison) -> None:
         axes.axhline(len(fixed) - 0.5, color=_PALE, linewidth=1)
     bounds = [bound for entry in rows for bound in (*entry.interval, 0.0)]
     margin = max(0.01, 0.06 * (max(bounds) - min(bounds)))
-    label = "AP of B less AP of A, with 95 % intervals"
+    label = "AP of B minus AP of A, with 95 % intervals"
     if left_out := len(classes) - len(shown):
         label += f"; {left_out} classes in between are left out"
     axes.set(xlabel=label, xlim=(min(bounds) - margin, max(bounds) + margin))
@@ -203,7 +205,7 @@ def save_comparison_plot(path: Path, comparison: Comparison) -> None:
 
 
 def tail(name: str, length: int = 70) -> str:
-    """The end of a long path tells more than its beginning."""
+    """The end of a long path, which says more than its beginning."""
     return name if len(name) <= length else "…" + name[-length + 1 :]
 
 
@@ -220,7 +222,7 @@ def _figure_with_legend() -> tuple[Figure, Axes]:
 
 
 def _class_lines(axes: Axes, x: np.ndarray, lines: np.ndarray, labels: Sequence[str], ranks: np.ndarray) -> None:
-    """A thin line for each class that has objects: coloured and in the legend, or grey if there are too many."""
+    """Draw a thin line for each class with objects: coloured and in the legend, or grey if there are too many."""
     known = np.flatnonzero(~np.isnan(ranks))
     known = known[np.argsort(-ranks[known], kind="stable")]
     half = _NUM_LABELLED // 2
@@ -256,7 +258,7 @@ def _legend(axes: Axes, title: str) -> None:
 
 
 def _ends(rows: list) -> list:
-    """All of a sorted list that a picture can show: of many the first and the last."""
+    """The part of a sorted list that fits into a picture: all rows, or the first and the last."""
     return rows if len(rows) <= _MOST_ROWS else rows[: _MOST_ROWS // 2] + rows[-(_MOST_ROWS // 2) :]
 
 

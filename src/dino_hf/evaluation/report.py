@@ -1,4 +1,4 @@
-"""The files that an evaluation or a comparison leaves in a folder."""
+"""Write the files of an evaluation or a comparison into a folder."""
 
 import csv
 import json
@@ -40,7 +40,13 @@ _COLUMNS = (
     "precision",
     "recall",
 )
-_BOUNDED = ("AP50", "AP75", "AP_small", "AP_medium", "AP_large")  # their bounds follow at the end
+_BOUNDED = (
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+)  # the columns with their bounds stand at the end of a row
 FILES = (
     "results.json",
     "results.csv",
@@ -57,15 +63,16 @@ COMPARED = "compared"  # folder with the report of the other detector
 
 
 def save_report(evaluation: Evaluation, data: CocoData, folder: Path) -> list[Path]:
-    """Write numbers, detections and pictures; files of these names are replaced, each only when it is complete.
+    """Write numbers, detections and plots. Existing files with these names are replaced only when all new ones are complete.
 
-    - `results.json`: everything, None where there is no ground truth; `results.csv`: all classes together, then one class a row
+    - `results.json`: all numbers. A number without ground truth is null.
+    - `results.csv`: a row for all classes together, then a row for each class
     - `detections.json`: COCO's list of results, with the original ids
     - `precision_recall.png`, `f1.png`, `confusion.png`, `ap_per_class.png`, `ap_per_size.png`, `mistakes.png`
 
     Args:
-        data: what was evaluated on; the mistakes are drawn on its images.
-        folder: made if it is not there.
+        data: the evaluated data. Mistakes are drawn on its images.
+        folder: it is created if it does not exist.
     Returns:
         the paths, in this order.
     """
@@ -81,13 +88,13 @@ def save_report(evaluation: Evaluation, data: CocoData, folder: Path) -> list[Pa
         lambda path: mistakes_page.save_mistakes(path, evaluation, data),
     ]
     paths = _write_all(folder, dict(zip(FILES, writers, strict=True)))
-    # What an earlier report had and this one has not.
+    # These files may be left of an earlier report with a comparison.
     remove_files(folder, (*COMPARISON_FILES, *(f"{COMPARED}/{name}" for name in FILES)))
     return paths
 
 
 def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """`compare.json` and `compare.png`, as `save_report` does.
+    """Write `compare.json` and `compare.png`, as `save_report` does.
 
     Returns:
         the paths.
@@ -100,11 +107,11 @@ def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path, overwrite: bool = False) -> None:
-    """Before the work is done: a report can be written there, and replaces nothing but an earlier one.
+    """Check, before the evaluation, that a report can be written into a folder.
 
     Raises:
-        FileExistsError: the folder has an earlier report, and `overwrite` is False, or it has other files.
-        OSError: it cannot be written.
+        FileExistsError: the folder has an earlier report and `overwrite` is False, or it has other files.
+        OSError: the folder cannot be written.
     """
     check_output_folder(folder, overwrite, lambda place: _is_report(place / "results.json"), "an evaluation")
 
@@ -117,7 +124,7 @@ def _is_report(path: Path) -> bool:
 
 
 def _write_all(folder: Path, writers: dict[str, Callable[[Path], None]]) -> list[Path]:
-    """All under other names first: what fails leaves an earlier report as it was."""
+    """Write all files under other names, then rename them. After a failure, an earlier report is unchanged."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack, plot_style():
         drafts = [stack.enter_context(write_beside(folder / name)) for name in reversed(writers)]
@@ -128,7 +135,9 @@ def _write_all(folder: Path, writers: dict[str, Callable[[Path], None]]) -> list
 
 def _write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a model's folder need not have a name in UTF-8
+    path.write_text(
+        text, encoding="utf-8", errors="backslashreplace"
+    )  # the name of a model's folder may not be valid UTF-8
 
 
 def _write_detections(path: Path, evaluation: Evaluation) -> None:

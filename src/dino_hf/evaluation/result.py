@@ -1,4 +1,4 @@
-"""What an evaluation has found out: numbers, and what is needed to draw and to compare them."""
+"""The result of an evaluation: its numbers, and everything needed to draw and compare them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,32 +11,32 @@ from .curves import Best, Curves
 from .matching import AREA_RANGES, SIZES
 from .mistakes import Mistake
 
-_MOST_ROWS = 101  # of the confusion matrix in json, as a table
-FALLBACK_THRESHOLD = 0.5  # of the confusion matrix where nothing was found
+_MOST_ROWS = 101  # a larger confusion matrix is written to json as a list of cells
+FALLBACK_THRESHOLD = 0.5  # score threshold of the confusion matrix if no object was found
 
 
 @dataclass(eq=False, repr=False)
 class Evaluation:
-    """What a detector is worth on a data set. Numbers are in [0, 1]; one without any ground truth is -1, as pycocotools has it."""
+    """The scores of a detector on a data set. Numbers are in [0, 1]. A number without ground truth is -1, as in pycocotools."""
 
     model: str
     data_name: str | None
-    class_names: dict[int, str]  # category id -> name, in the order of the ids' classes
-    metrics: dict[str, float]  # COCO's twelve, AP_class_<name>
-    # 95 %, of AP, AP50, AP75, AP by size and AP_class_<name>: those that have objects in at least two images; {} without resamples
+    class_names: dict[int, str]  # category id -> name, in the order of the class indices
+    metrics: dict[str, float]  # the 12 COCO numbers, and AP_class_<name>
+    # 95 % intervals of AP, AP50, AP75, AP by size and AP_class_<name>, if at least two images have objects; {} without resamples
     intervals: dict[str, tuple[float, float]]
-    per_class: list[dict[str, Any]]
+    per_class: list[dict[str, Any]]  # a row for each class
     curves: Curves
-    confusion: np.ndarray  # (K + 1, K + 1) of `confusion_matrix` at `threshold`
+    confusion: np.ndarray  # (K + 1, K + 1) from `confusion_matrix` at `threshold`
     mistakes: list[Mistake]
     truth: Columns  # image_id, labels (category ids), boxes (x, y, w, h), area, iscrowd
     found: Columns  # image_id, labels (category ids), boxes (x0, y0, x1, y1), scores
     image_ids: np.ndarray  # (I,) ascending
-    samples: np.ndarray  # (B, K, 6) of `resample`
-    seed: int  # of the resamples
-    left_out: dict[str, int]  # classes of the model that the data do not have -> how many detections
-    notes: list[str]
-    max_detections: int = 100  # of an image and class that were counted
+    samples: np.ndarray  # (B, K, 6) from `resample`
+    seed: int  # seed of the resamples
+    left_out: dict[str, int]  # class of the model that the data do not have -> number of its detections
+    notes: list[str]  # sentences for the user
+    max_detections: int = 100  # number of detections that count per image and class
 
     def __repr__(self) -> str:
         counts = self.counts
@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def best(self) -> Best | None:
-        """Where F1 over all classes is highest; None if no object was found."""
+        """The score threshold with the highest F1 over all classes. None if no object was found."""
         return self.curves.best
 
     @property
@@ -56,14 +56,14 @@ class Evaluation:
 
     @property
     def threshold(self) -> float:
-        """Of the confusion matrix and the mistakes: the best one, or 0.5 if there is none."""
+        """The score threshold of the confusion matrix and of the mistakes: the best one, or 0.5 if there is none."""
         return FALLBACK_THRESHOLD if self.best is None else self.best.threshold
 
     @property
     def counts(self) -> dict[str, int]:
         is_crowd = self.truth["iscrowd"].astype(bool)
         area = self.truth["area"][~is_crowd]
-        # pycocotools' ranges, whose borders belong to both sides
+        # ranges of pycocotools: a border value belongs to both sides
         ranges = zip(SIZES[1:], AREA_RANGES[1:], strict=True)
         return {
             "images": len(self.image_ids),
@@ -77,7 +77,9 @@ class Evaluation:
     @property
     def detections(self) -> list[dict]:
         """COCO's list of results, with the image ids and category ids of the data. Boxes are [x, y, width, height] in pixels.
-        The list is created in each call. `pycocotools` reads it and gives the same numbers."""
+
+        pycocotools reads it and gives the same numbers. The list is created at each access.
+        """
         corners = self.found["boxes"]
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         columns = (self.found["image_id"], self.found["labels"], boxes, self.found["scores"])
@@ -87,7 +89,7 @@ class Evaluation:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """For json; None where there is no ground truth."""
+        """All results for json. A number without ground truth is None."""
         names = list(self.class_names.values())
         return {
             "model": self.model,
@@ -122,7 +124,7 @@ def _none_for_absent(value: float) -> float | None:
 
 
 def _confusion(counts: np.ndarray) -> dict[str, list]:
-    """All counts; of more than 100 classes, (row, column, count) of those above zero: 1,000 classes have a million."""
+    """All counts. For more than 100 classes, only (row, column, count) of the nonzero ones: 1,000 classes have a million."""
     if len(counts) <= _MOST_ROWS:
         return {"counts": counts.tolist()}
     places = np.argwhere(counts)

@@ -26,7 +26,7 @@ class SeenImages(NamedTuple):
 
 
 def seen_images(model: PreTrainedModel | None) -> SeenImages:
-    """The record of a run in a model's configuration. It is untrusted, so malformed parts count as missing."""
+    """Read the record of a run from a model's configuration. It is untrusted, so malformed parts count as missing."""
     record: Any = getattr(getattr(model, "config", None), "provenance", None)
     for name in ("training", "images"):
         record = record.get(name) if isinstance(record, dict) else None
@@ -138,5 +138,5 @@ def _check_overlap(data: CocoData, seen: Sequence[SeenImages], allowed: bool, sp
             logger.warning("%s.", what)
         return [f"{what}."]
     raise ValueError(
-        f"{what}: evaluate on other images, or use --allow-trained (in Python, allow_trained=True) to measure all the same."
+        f"{what}: evaluate on other images, or use --allow-trained (in Python, allow_trained=True) to evaluate anyway."
     )
