@@ -130,6 +130,7 @@ parity: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(TOOLS) $(DOCS) outputs
