@@ -51,7 +51,7 @@ def broken(tmp_path_factory):
 def test_sound_data_end_with_0(sound):
     code, output, errors = call(sound)
     assert (code, errors) == (0, "")
-    assert "Nothing is wrong that would stop training or falsify AP (1 note)." in output
+    assert "Nothing was found that would stop training or falsify AP (1 note)." in output
     assert "note image-without-boxes (2): images without boxes" in output
     assert "dog     7     10           6  ████████████████" in output
     assert "Largest image: 005.jpg of train, 125 x 79, 4 boxes" in output
@@ -72,8 +72,8 @@ def test_errors_end_with_2_the_worst_first(broken):
     assert headings[:4] == ["box-outside", "duplicate-category-name", "image-broken", "leak"]
     place = lines.index("error box-outside (1): boxes wholly outside of their image")
     assert lines[place + 1] == "    train  annotations[1]  000.png  (95, 0, 19, 8) in 90 x 64"
-    assert lines[place + 2] == "  Scale them as the image was scaled, or remove them. --fix does."
-    assert lines[-1].startswith("The data cannot be used as they are (4 errors, ")
+    assert lines[place + 2] == "  Scale them as the image was scaled, or remove them. --fix does this."
+    assert lines[-1].startswith("The data have errors and cannot be used as they are (4 errors, ")
 
 
 def test_json_has_every_finding(broken, tmp_path):
@@ -106,7 +106,7 @@ def test_a_cleaned_copy_has_nothing_wrong_and_decides_the_exit_code(broken, tmp_
     assert "2 of 10 images and 9 of 32 boxes are not in the copy: " in text
     assert "1 image-broken: images that cannot be decoded" in text
     assert "1 leak: images that are in another split too" in text
-    assert text.endswith("has no errors. Images and entries that could not be read are not in it: 1.")
+    assert text.endswith("has no errors. It lacks 1 images and entries that could not be read.")
     assert "9 of 32 boxes" in (tmp_path / "fixed" / "CHANGES.txt").read_text()
     assert before == sorted((path, path.read_bytes()) for path in broken.rglob("*") if path.is_file())
     assert call(tmp_path / "fixed")[0] == 0
@@ -125,8 +125,8 @@ def test_errors_that_a_copy_cannot_cure_end_with_2(tmp_path):
     assert code == 2
     assert "The boxes of train are probably (x, y, width, height) relative to the image" in output
     assert "boxes-are-normalised" in output
-    assert "--fix does." not in output
-    assert "The copy still has errors, which only you can correct." in output
+    assert "--fix does this." not in output
+    assert "The copy still has errors that only you can correct." in output
 
 
 def test_pictures_are_drawn(broken, tmp_path):
@@ -160,7 +160,7 @@ def test_images_can_be_left_alone(broken):
     code, output, _ = call(broken, "--no-images")
     assert code == 2
     assert "image-broken" not in output
-    assert "Images were not opened: whether they are whole" in output
+    assert "Images were not opened, so damaged images" in output
 
 
 def test_corners_in_a_hugging_face_data_set_are_named_and_cured_by_a_box_format(tmp_path):
@@ -221,7 +221,7 @@ def test_advice_names_no_option_that_does_not_help(sound, tmp_path):
     code, _, errors = call(file, "--fix", tmp_path / "fixed")
     assert (code, errors.startswith("error: Nothing would be left of")) == (1, True)
     code, output, _ = call(sound, "--no-images")
-    assert (code, "Nothing is wrong" in output) == (0, False)
+    assert (code, "Nothing was found" in output) == (0, False)
     assert "No error was found in the annotations; the images were not opened (1 note)." in output
 
 

@@ -232,7 +232,7 @@ def test_the_function_for_users_writes_its_report(data, answers, tmp_path, monke
     monkeypatch.setattr(report, "save_report", lambda *arguments: written.append(arguments))
     found = evaluate(predictor, data, output_dir=tmp_path / "out", num_bootstrap=40)
     assert written == [(found, data, tmp_path / "out")]
-    with pytest.raises(ValueError, match="num_bootstrap=-1 is too few"):
+    with pytest.raises(ValueError, match="num_bootstrap=-1 is too low"):
         evaluate(predictor, data, num_bootstrap=-1)
     with pytest.raises(ValueError, match=r"device='cpu' has no effect on a Predictor, which has its own"):
         evaluate(predictor, data, device="cpu")

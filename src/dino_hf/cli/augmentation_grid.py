@@ -1,4 +1,4 @@
-"""What training sees: images beside what an augmentation makes of them, with the boxes that are trained on."""
+"""Draw training images beside their augmented versions, with the boxes that the model is trained on."""
 
 from pathlib import Path
 
@@ -29,24 +29,24 @@ def save_augmentation_grid(
     seed: int = 0,
     image_processor=None,
 ) -> None:
-    """A grid of images: in each row one of the data, as annotated, and then as training gets it in its first epochs.
+    """Draw a grid of images. Each row shows an image as annotated, and then as training sees it in the first epochs.
 
-    What is drawn are the very tensors of `DetectionTransform`, with the normalisation taken back, and their labels. Crowds, which
-    are no targets, are drawn where they then lie and marked as crowds. All are scaled to one size for the picture; the title has
-    the width and height that the model gets.
+    Augmented images are the tensors of `DetectionTransform` with the normalisation undone, and boxes are their labels. Crowds are
+    no targets; they are drawn at their new places and marked. All images are scaled to one size for the picture, and their titles
+    give the width and height that the model gets.
 
     Args:
-        num_images: rows; the seed chooses the images.
-        num_samples: columns beside the first, one for each epoch from 0 on.
-        seed: also that of the augmentation.
-        image_processor: of the model that is trained; None: a `DinoDetrImageProcessor`.
+        num_images: number of rows. The seed chooses the images.
+        num_samples: number of epochs, from 0 on. Each is a column.
+        seed: seed of the choice of images and of the augmentation.
+        image_processor: image processor of the trained model. None: a `DinoDetrImageProcessor`.
     Raises:
         ValueError: an image does not fit its annotations.
-        OSError: an image cannot be read, or the picture not be written.
+        OSError: an image cannot be read, or the picture cannot be written.
     """
     transform = DetectionTransform(image_processor or DinoDetrImageProcessor(), augmentation, seed)
     chosen = torch.randperm(len(data.dataset), generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
-    size = (num_samples + 1) * (_CELL[0] + 10) / _DPI, len(chosen) * (_CELL[1] + 25) / _DPI  # and room for titles
+    size = (num_samples + 1) * (_CELL[0] + 10) / _DPI, len(chosen) * (_CELL[1] + 25) / _DPI  # with room for titles
     figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
     grid = figure.subplots(len(chosen), num_samples + 1, squeeze=False)
     for axes, index in zip(grid, chosen, strict=True):
@@ -65,7 +65,7 @@ def save_augmentation_grid(
 
 
 def _training_sample(transform: DetectionTransform, row: dict) -> tuple[Image.Image, dict[str, list]]:
-    """What the model gets of a row of the data, as a picture and objects: its targets, and the crowds beside them."""
+    """The image that the model gets for a row of the data, and its objects: the targets, then the crowds."""
     sample = transform({name: [value] for name, value in row.items()})
     pixel_values, labels = sample["pixel_values"][0], sample["labels"][0]
     height, width = pixel_values.shape[1:]
@@ -76,7 +76,8 @@ def _training_sample(transform: DetectionTransform, row: dict) -> tuple[Image.Im
         "category": labels["class_labels"].tolist(),
         "iscrowd": [0] * len(bboxes),
     }
-    _, with_crowds = transform.augment(row["image_id"], row["image"], row["objects"])  # the same once more
+    # The same augmentation again, to get the crowds.
+    _, with_crowds = transform.augment(row["image_id"], row["image"], row["objects"])
     for number, iscrowd in enumerate(with_crowds["iscrowd"]):
         if iscrowd:
             for name, values in objects.items():

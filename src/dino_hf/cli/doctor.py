@@ -1,5 +1,6 @@
 """The command `dino-hf doctor`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -65,10 +66,12 @@ def doctor(
     Example: dino-hf doctor data/pets --fix data/pets-cleaned --pictures suspects
     """
     with one_sentence_errors(debug):
+        from ..common.console import make_console
+        from ..common.progress import ProgressBar
         from ..data.recognise import read_raw
         from ..doctor.checks import inspect
         from ..doctor.cleaned_copy import check_outside, check_target, write_cleaned_copy
-        from .doctor_report import print_copy, print_report, progress_bar
+        from .doctor_report import print_copy, print_report
 
         if pictures is not None:
             _check_pictures(pictures)
@@ -88,8 +91,9 @@ def doctor(
         if pictures is not None:
             is_ours = lambda folder: read_manifest(folder, _PICTURES) is not None  # noqa: E731
             check_output_folder(pictures, overwrite, is_ours, "pictures of the doctor")
-        with progress_bar("checking images") as progress:
-            report = inspect(raw, check_images=not no_images, trust_boxes=trust_boxes, progress=progress)
+        with ProgressBar(make_console(stderr=True)) as progress:
+            counted = partial(progress, "checking images")
+            report = inspect(raw, check_images=not no_images, trust_boxes=trust_boxes, progress=counted)
         print_report(report, max_examples, notes=raw.notes)
         if json is not None:
             _write_findings(json, report.as_dict())
@@ -104,8 +108,8 @@ def doctor(
             names = ", ".join(map(str, [*pages, pictures / "histograms.png"]))
             typer.echo(printable(f"Pictures are in {names}."))
         if fix is not None:
-            with progress_bar("writing images") as progress:
-                copy = write_cleaned_copy(raw, report, fix, progress, drop_near_copies)
+            with ProgressBar(make_console(stderr=True)) as progress:
+                copy = write_cleaned_copy(raw, report, fix, partial(progress, "writing images"), drop_near_copies)
             report = inspect(read_raw(fix), check_images=False, trust_boxes=trust_boxes)
             print_copy(copy, report)
         if report.has_errors:

@@ -1,11 +1,9 @@
-"""The doctor's findings in a terminal: what the data are, then what is wrong with them, the worst first."""
+"""Print the doctor's report in a terminal: statistics of the data, then the findings, the worst first."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -19,28 +17,19 @@ from ..doctor.findings import Finding
 from ..doctor.kinds import SEVERITIES
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
-_MOST_CLASSES = 15  # in the table
-_BAR = 16  # characters
-_MOST_SPLITS = 6  # in tables
-_LONGEST = 200  # characters of a name or value; names of strangers have any length
-_MOST_SENTENCES = 20  # about what is left to the owner of the data
-
-
-@contextmanager
-def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """On standard error, gone when done. Gives a function of the number done and of all."""
-    columns = TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = make_console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+_MOST_CLASSES = 15  # rows of the table of classes
+_BAR = 16  # characters of a full bar
+_MOST_SPLITS = 6  # columns of a table
+_LONGEST = 200  # characters of a name or value; names from files can have any length
+_MOST_SENTENCES = 20  # notes of the reader, and things that the copy could not correct
 
 
 def print_report(report: Report, max_examples: int, notes: Sequence[str] = ()) -> None:
-    """
+    """Print the statistics and findings of a data set.
+
     Args:
-        max_examples: offenders of each kind.
-        notes: of the reader.
+        max_examples: examples shown for each finding.
+        notes: notes of the reader.
     """
     console = make_console(markup=True)
     console.print(Text(f"{report.origin}, in {report.format} format", style="bold"))
@@ -59,9 +48,7 @@ def print_report(report: Report, max_examples: int, notes: Sequence[str] = ()) -
             line = f"{text}: {file} of {split}, {size}, {number_of(image['boxes'], 'box')}"
             console.print(Text(line), soft_wrap=True)
     if not report.images_were_decoded:
-        console.print(
-            Text("Images were not opened: whether they are whole, of the stated size or copies is not known.")
-        )
+        console.print(Text("Images were not opened, so damaged images, wrong sizes and copies were not looked for."))
     console.print()
     for finding in report.findings:
         _print_finding(console, finding, max_examples)
@@ -73,10 +60,10 @@ def verdict(report: Report) -> str:
     parts = [number_of(count, name) for name, count in counts.items() if count]
     kinds = f" ({', '.join(parts)})" if parts else ""
     if counts["error"]:
-        return f"The data cannot be used as they are{kinds}."
+        return f"The data have errors and cannot be used as they are{kinds}."
     if not report.images_were_decoded:
         return f"No error was found in the annotations; the images were not opened{kinds}."
-    return f"Nothing is wrong that would stop training or falsify AP{kinds}."
+    return f"Nothing was found that would stop training or falsify AP{kinds}."
 
 
 def _print_finding(console: Console, finding: Finding, max_examples: int) -> None:
@@ -88,14 +75,14 @@ def _print_finding(console: Console, finding: Finding, max_examples: int) -> Non
     )
     console.print(heading)
     for offender in finding.offenders[:max_examples]:
-        # A problem of reading repeats where it is in its message.
+        # The message of a reading error already says where it is.
         texts = [offender.split, offender.where, offender.file, offender.value]
         texts = texts[3:] if texts[3].startswith(texts[1]) else texts
         texts = [shorten(text, _LONGEST) for text in texts if text]
         console.print(Padding(Text("  ".join(texts)), (0, 0, 0, 4), expand=False))
     if finding.count > max_examples:
         console.print(Padding(Text(f"and {finding.count - max_examples:,} more"), (0, 0, 0, 4), expand=False))
-    fixed = " --fix does." if finding.is_fixed else ""
+    fixed = " --fix does this." if finding.is_fixed else ""
     console.print(Padding(Text(f"{finding.cure}{fixed}", style="italic"), (0, 0, 0, 2), expand=False))
     console.print()
 
@@ -143,7 +130,7 @@ def _classes_table(statistics: dict) -> Table:
 
 
 def _boxes_table(statistics: dict) -> Table:
-    """Shares of the boxes of each split."""
+    """The distributions of box sizes, box shapes and boxes per image, as shares of each split."""
     splits, edges = list(statistics["splits"])[:_MOST_SPLITS], statistics["edges"]
     table = _table("\nBoxes by size and shape, images by number of boxes", "", [*splits, ""])
     table.columns[-1].justify = "left"
@@ -154,7 +141,7 @@ def _boxes_table(statistics: dict) -> Table:
         ("area", areas, by_size),
         ("√(box area / image area)", relative, statistics["relative_sizes"]),
         ("width : height", aspect_texts(edges["aspect_ratios"]), statistics["aspect_ratios"]),
-        ("boxes of an image", count_texts(edges["boxes_per_image"]), statistics["boxes_per_image"]),
+        ("boxes per image", count_texts(edges["boxes_per_image"]), statistics["boxes_per_image"]),
     ]
     for title, texts, counts in sections:
         of_all = [sum(of_split) for of_split in zip(*counts.values(), strict=True)]
@@ -181,15 +168,15 @@ def _bar(count: int, most: int) -> str:
 
 
 def print_copy(copy: CleanedCopy, report: Report) -> None:
-    """What became of the data.
+    """Print a summary of a cleaned copy: its changes, the data left out, and the remaining errors.
 
     Args:
-        report: of the copy.
+        report: report of the copy.
     """
     console = make_console(markup=True)
     console.print()
     console.print(Text(f"Cleaned copy in {copy.folder}: {'; '.join(copy.size_texts)}.", style="bold"))
-    changes = f"{number_of(len(copy.changes), 'change')}, written down in {copy.folder / 'CHANGES.txt'}."
+    changes = f"{number_of(len(copy.changes), 'change')}, listed in {copy.folder / 'CHANGES.txt'}."
     console.print(Text(changes), soft_wrap=True)
     for number, text in enumerate(copy.left_out_texts):
         console.print(Padding(Text(text), (0, 0, 0, 2 if number else 0), expand=False))
@@ -199,16 +186,13 @@ def print_copy(copy: CleanedCopy, report: Report) -> None:
         console.print(Padding(Text(f"and {more:,} more sentences in CHANGES.txt"), (0, 0, 0, 2), expand=False))
     for finding in report.findings:
         if finding.severity == "error":
-            _print_finding(console, finding._replace(is_fixed=False), 3)  # it could not be
+            _print_finding(console, finding._replace(is_fixed=False), 3)  # because it was not fixed in the copy
     console.print(Text(_verdict_of_copy(copy, report), style="bold"))
 
 
 def _verdict_of_copy(copy: CleanedCopy, report: Report) -> str:
     if report.has_errors:
-        return "The copy still has errors, which only you can correct."
+        return "The copy still has errors that only you can correct."
     if copy.num_unread:
-        return (
-            "What is in the copy has no errors. Images and entries that could not be read are not in it: "
-            f"{copy.num_unread:,}."
-        )
+        return f"The copy has no errors. It lacks {copy.num_unread:,} images and entries that could not be read."
     return "The copy has no errors."

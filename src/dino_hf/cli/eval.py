@@ -86,12 +86,11 @@ def evaluate(
 def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, reading, settings) -> None:
     # Imported here, because they take seconds and `--help` does not need them.
     from ..common.console import make_console
-    from ..evaluation import compare, evaluate_model, load_split
+    from ..evaluation import compare, load_split
     from ..evaluation.bootstrap import check_num_bootstrap
     from ..evaluation.classes import map_classes
     from ..evaluation.report import COMPARED, check_folder, save_comparison, save_report
     from ..inference import Predictor
-    from ..run.progress import EvaluationProgress
 
     num_bootstrap = settings["num_bootstrap"]
     if other is not None and not num_bootstrap:
@@ -108,8 +107,7 @@ def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, 
         map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
     evaluations, paths = [], []
     for predictor, folder in zip(predictors, folders, strict=True):
-        with EvaluationProgress(console, predictor.name) as progress:
-            evaluation = evaluate_model(predictor, data, batch_size=batch_size, progress=progress, **settings)
+        evaluation = _evaluate_one(console, predictor, data, batch_size=batch_size, **settings)
         evaluation.notes[:0] = notes
         paths += save_report(evaluation, data, folder)
         evaluations.append(evaluation)
@@ -119,6 +117,18 @@ def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, 
         paths += save_comparison(comparison, output_dir)
         _show_comparison(console, comparison)
     console.print(f"{len(paths)} files are in {output_dir}.", soft_wrap=True)
+
+
+def _evaluate_one(console, predictor, data, **settings):
+    from ..common.progress import ProgressBar
+    from ..evaluation import evaluate_model
+
+    with ProgressBar(console) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar(stage, done, total, title=f"{predictor.name}: {stage}")
+
+        return evaluate_model(predictor, data, progress=progress, **settings)
 
 
 def _show(console, evaluation) -> None:

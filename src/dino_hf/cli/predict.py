@@ -126,6 +126,7 @@ def predict(
         from transformers.utils.logging import disable_progress_bar
 
         from ..common.console import make_console
+        from ..common.progress import ProgressBar
         from ..inference.predict import predict as run
         from ..inference.sources import find_sources
 
@@ -162,7 +163,9 @@ def predict(
             stream=True,
             on_failure=report,
         )
-        num_images = _summarize(_follow(predictions, _count_images(found, every, max_frames), console), console)
+        with ProgressBar(console) as progress:
+            counted = progress.follow(predictions, "predicting images", _count_images(found, every, max_frames))
+            num_images = _summarize(counted, console)
         if not num_images and not skipped:
             console.print("Nothing is left to predict: the earlier prediction has all these sources.")
         if save is not None:
@@ -216,30 +219,6 @@ def _count_images(sources, every: int, max_frames: int | None) -> int | None:
             return None
         total += min(counts)
     return total
-
-
-def _follow(predictions, total: int | None, console):
-    """Yield the predictions. On a terminal, show a progress bar with the remaining time."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("predicting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images, left"),
-        TimeRemainingColumn(),
-        TextColumn("passed"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield from progress.track(predictions, total=total)
 
 
 def _hint(model: str, threshold: float | None) -> str | None:
