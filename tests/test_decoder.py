@@ -117,9 +117,9 @@ def test_the_bound_under_predicted_boxes_is_not_that_of_the_next_start(eps):
             moved = head.box_head(decoded.hidden_states[layer]).float() + bounded
             torch.testing.assert_close(boxes, moved.sigmoid(), rtol=0, atol=1e-7)
             if layer == 0:
-                _, record = decoder(*inputs, 0, None, output_hidden_states=True)
+                _, states = decoder(*inputs, 0, None, output_hidden_states=True)
                 bounded = torch.log(start.clamp(min=1e-3) / (1 - start).clamp(min=1e-3))
-                start = (head.box_head(record.hidden_states[1]).float() + bounded).sigmoid()
+                start = (head.box_head(states.hidden_states[1]).float() + bounded).sigmoid()
 
 
 def test_predictions_of_all_layers_have_one_form():
@@ -259,15 +259,15 @@ def test_a_layer_runs_self_attention_then_cross_attention_then_feed_forward():
     assert points.locations.shape == (2, 6, 4, 3, 3, 2)
 
 
-def test_the_record_holds_every_layer():
+def test_the_states_of_each_layer_are_returned_on_request():
     queries, references, memory, levels = random_inputs()
     decoder = tiny_decoder()
-    decoded, record = decoder(queries, references, memory, levels, 0, None, True, True)
-    assert len(record.hidden_states) == 3 + 1
-    assert torch.equal(record.hidden_states[0], queries)
-    torch.testing.assert_close(decoder.norm(record.hidden_states[-1]), decoded.hidden_states[-1])
-    assert [weights.shape for weights in record.attentions] == [(2, 4, 6, 6)] * 3
-    assert [weights.shape for weights in record.cross_attentions] == [(2, 6, 4, 3, 3)] * 3
+    decoded, states = decoder(queries, references, memory, levels, 0, None, True, True)
+    assert len(states.hidden_states) == 3 + 1
+    assert torch.equal(states.hidden_states[0], queries)
+    torch.testing.assert_close(decoder.norm(states.hidden_states[-1]), decoded.hidden_states[-1])
+    assert [weights.shape for weights in states.attentions] == [(2, 4, 6, 6)] * 3
+    assert [points.weights.shape for points in states.points] == [(2, 6, 4, 3, 3)] * 3
 
 
 @pytest.mark.parametrize(("share", "num_heads"), [(True, 1), (False, 3)])

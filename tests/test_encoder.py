@@ -59,20 +59,19 @@ def test_the_images_of_a_batch_do_not_see_each_other():
     assert not torch.equal(before[0], after[0])
 
 
-def test_the_record_holds_the_input_and_the_output_of_each_layer():
+def test_the_states_of_each_layer_are_returned_on_request():
     encoder, tokens = tiny_encoder(), random_tokens()
-    memory, record = encoder(tokens, LEVELS, True, True)
-    assert len(record.hidden_states) == 2 + 1
-    assert torch.equal(record.hidden_states[0], tokens)
-    assert torch.equal(record.hidden_states[-1], memory)
-    assert [weights.shape for weights in record.attentions] == [(2, num_tokens(LEVELS), 4, 3, 2)] * 2
-    for weights in record.attentions:
-        torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, num_tokens(LEVELS), 4))
+    memory, hidden_states, points = encoder(tokens, LEVELS, True, True)
+    assert len(hidden_states) == 2 + 1
+    assert torch.equal(hidden_states[0], tokens)
+    assert torch.equal(hidden_states[-1], memory)
+    assert [one.weights.shape for one in points] == [(2, num_tokens(LEVELS), 4, 3, 2)] * 2
+    for one in points:
+        torch.testing.assert_close(one.weights.sum((-1, -2)), torch.ones(2, num_tokens(LEVELS), 4))
 
 
-def test_nothing_is_recorded_unless_somebody_asks():
-    _, record = tiny_encoder()(random_tokens(), LEVELS)
-    assert record == (None, None, None, None)
+def test_no_states_are_returned_without_a_request():
+    assert tiny_encoder()(random_tokens(), LEVELS)[1:] == (None, None)
 
 
 def test_every_parameter_gets_a_gradient():

@@ -128,15 +128,15 @@ def test_a_bfloat16_value_is_sampled_at_float32_locations(backend):
 
 WRONG = {
     "tokens": (lambda v, s, l, w: (v[:, 1:], s, l, w), r"value \(2, 70, 3, 4\).*expected value \(B, 71, H, D\)"),
-    "levels": (lambda v, s, l, w: (v, s, l[:, :, :, 1:], w[:, :, :, 1:]), r"do not fit the 3 levels \[\(6, 9\)"),
+    "levels": (lambda v, s, l, w: (v, s, l[:, :, :, 1:], w[:, :, :, 1:]), r"the 3 levels \[\(6, 9\)"),
     "points": (lambda v, s, l, w: (v, s, l[..., :1, :], w), r"locations \(2, 7, 3, 3, 1, 2\)"),
-    "heads": (lambda v, s, l, w: (v[:, :, :1], s, l, w), r"weights \(2, 7, 3, 3, 2\) do not fit"),
+    "heads": (lambda v, s, l, w: (v[:, :, :1], s, l, w), r"weights \(2, 7, 3, 3, 2\) do not match"),
     "batch": (lambda v, s, l, w: (v[:1], s, l, w), r"value \(1, 71, 3, 4\)"),
     "queries": (lambda v, s, l, w: (v, s, l[:, 1:], w), r"locations \(2, 6, 3, 3, 2, 2\)"),
-    "dimensions": (lambda v, s, l, w: (v[0], s, l, w), r"value has shape \(71, 3, 4\).*need 4 and 5"),
+    "dimensions": (lambda v, s, l, w: (v[0], s, l, w), r"value has shape \(71, 3, 4\).*expected 4 and 5"),
     "empty level": (lambda v, s, l, w: (v, ((6, 9), (3, 5), (0, 7)), l, w), r"\(0, 7\)\] must be pairs"),
     "no level": (lambda v, s, l, w: (v, (), l, w), r"levels \[\] must be pairs"),
-    "no point": (lambda v, s, l, w: (v, s, l[..., :0, :], w[..., :0]), r"weights \(2, 7, 3, 3, 0\) do not fit"),
+    "no point": (lambda v, s, l, w: (v, s, l[..., :0, :], w[..., :0]), r"weights \(2, 7, 3, 3, 0\) do not match"),
     "backend": (lambda v, s, l, w: (v, s, l, w, "fast"), r"no ms_deform_attn backend 'fast'; known are \["),
 }
 

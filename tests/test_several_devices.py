@@ -76,6 +76,29 @@ def test_a_device_map_does_not_split_selection_and_decoder(share):
     assert not [name for name in device_map if name.startswith(inner)]
 
 
+@pytest.mark.parametrize("place", ["hooks on every module", "offloaded"])
+def test_hidden_states_and_attentions_pass_the_hooks_of_accelerate(place):
+    """The hooks copy lists and dictionaries that are passed to a module, so everything must be returned."""
+    accelerate = pytest.importorskip("accelerate")
+    model = DinoDetrForObjectDetection(tiny_config()).eval()
+    batch, requested = tiny_images(), {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad():
+        expected = model(*batch, **requested)
+        if place == "offloaded":
+            accelerate.cpu_offload(model, execution_device="cpu")
+        else:
+            for module in model.modules():
+                hook = accelerate.hooks.AlignDevicesHook(execution_device="cpu", io_same_device=True)
+                accelerate.hooks.add_hook_to_module(module, hook)
+        found = model(*batch, **requested)
+    names = ("encoder_hidden_states", "encoder_attentions", "encoder_sampling_locations", "decoder_hidden_states")
+    for name in (*names, "decoder_attentions", "cross_attentions", "cross_sampling_locations"):
+        num_layers = model.config.encoder_layers if name.startswith("encoder") else model.config.decoder_layers
+        assert len(found[name]) == num_layers + name.endswith("hidden_states")
+        for one, other in zip(found[name], expected[name], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)  # with hooks, CPU speed-ups are off
+
+
 def spread(model: nn.Module, devices: dict[str, str]) -> None:
     """Fake parameters on these devices, and hooks that move what goes into a part, as those of accelerate do."""
     from accelerate.utils import send_to_device

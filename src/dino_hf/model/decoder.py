@@ -1,4 +1,4 @@
-"""Queries that talk to each other, look at the image and refine their boxes, layer by layer."""
+"""Decoder: self-attention, deformable cross-attention, box refinement."""
 
 from typing import NamedTuple
 
@@ -15,13 +15,12 @@ from .heads import DetectionHead
 from .layers import MLP, FeedForward, attention_xavier, linear, xavier, xavier_weight
 from .ms_deform_attn import DinoDetrDeformableAttention, SamplingPoints
 from .position_embedding import embed_boxes
-from .recording import Record, note, note_points
 
 
 def eager_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, for its weights. query, key, value: (B, H, Q, D_head) -> (B, Q, H, D_head), (B, H, Q, Q)."""
+    """Attention that also returns its weights. query, key, value: (B, H, Q, D_head) -> (B, Q, H, D_head), (B, H, Q, Q)."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, float("-inf"))
@@ -30,7 +29,7 @@ def eager_attention(
 
 
 class DinoDetrSelfAttention(nn.Module):
-    """Standard multi-head attention among queries; positions take part in asking and answering, not in what is said."""
+    """Multi-head self-attention. Positions are added to queries and keys, not to values."""
 
     is_causal = False
 
@@ -50,10 +49,11 @@ class DinoDetrSelfAttention(nn.Module):
         Args:
             queries, position: (B, N + Q, C), denoising queries first.
             num_denoising: N
-            attention_mask: (N, N + Q) or (B, N or 1, N + Q) True where the row of a denoising query may attend to the column; None
-                where each may attend to all. Matching queries attend to matching queries.
+            attention_mask: (N, N + Q) or (B, N or 1, N + Q), rows of denoising queries, True where the row may attend to the
+                column; None if denoising queries may attend to all. Matching queries always attend to all matching queries.
+            need_weights: also return the weights.
         Returns:
-            (B, N + Q, C) and, if they are wanted, the weights (B, H, N + Q, N + Q).
+            (B, N + Q, C), and the weights (B, H, N + Q, N + Q) or None.
         """
         placed = queries + position
         query, key, value = (
@@ -70,8 +70,7 @@ class DinoDetrSelfAttention(nn.Module):
             out, weights = eager_attention(self, query, key, value, mask, scaling)
             return self.o_proj(out.flatten(-2)), weights
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        # Two calls: the matching queries need no mask, and often neither do the denoising queries, so that no matrix of all
-        # pairs is made.
+        # Two calls: matching queries need no mask, and often denoising queries need none either. No matrix of all pairs is made.
         first, query = query.split([num_denoising, query.shape[2] - num_denoising], dim=2)
         out, _ = attend(self, query, key[:, :, num_denoising:], value[:, :, num_denoising:], None, scaling=scaling)
         if num_denoising:
@@ -81,7 +80,7 @@ class DinoDetrSelfAttention(nn.Module):
 
 
 def whole_mask(denoising_mask: Tensor | None, num_denoising: int, num_queries: int, device) -> Tensor:
-    """(B, 1, N or 1, N + Q) or None for the denoising queries -> (B or 1, 1, N + Q, N + Q) for all; num_queries: N + Q."""
+    """Mask of denoising queries, (B, 1, N or 1, N + Q) or None -> mask of all N + Q queries, (B or 1, 1, N + Q, N + Q)."""
     mask = torch.ones(1, 1, num_queries, num_queries, dtype=torch.bool, device=device)
     if denoising_mask is not None:
         mask = mask.repeat(len(denoising_mask), 1, 1, 1)
@@ -118,16 +117,16 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, SamplingPoints | None]:
-        """Let the queries talk to each other, look at the image, and think.
+        """Self-attention among queries, deformable cross-attention to the image, feed-forward block.
 
         Args:
-            queries, position: (B, Q, C); position is added to the queries wherever they ask, never to what they carry.
-            references: (B, Q, 4) cxcywh in [0, 1]; where the queries look.
+            queries, position: (B, Q, C), denoising queries first; position is added to queries and keys, not to values.
+            references: (B, Q, 4) cxcywh in [0, 1]; centres and scales of the sampling points.
             memory: (B, S, C) encoder output, laid out as `levels` says.
-            num_denoising, attention_mask: see `DinoDetrSelfAttention`; the first of the queries are for denoising.
+            num_denoising, attention_mask, need_weights: see `DinoDetrSelfAttention`.
         Returns:
-            (B, Q, C) and, if they are wanted, the weights of self-attention (B, H, Q, Q) and the sampling points of
-            cross-attention.
+            (B, Q, C); with `need_weights` the weights of self-attention (B, H, Q, Q) and the sampling points of cross-attention,
+            otherwise None twice.
         """
         attended, self_weights = self.self_attn(queries, position, num_denoising, attention_mask, need_weights)
         queries = self.self_attn_norm(queries + attended)
@@ -137,7 +136,7 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
 
 
 class Decoded(NamedTuple):
-    """Predictions of all D layers, the last one being the final ones."""
+    """Predictions of all D layers. Those of the last layer are final."""
 
     hidden_states: Tensor  # (D, B, Q, C) normed
     logits: Tensor  # (D, B, Q, K)
@@ -148,7 +147,17 @@ class Decoded(NamedTuple):
         return Decoded(*(x[:, :, :num_first] for x in self)), Decoded(*(x[:, :, num_first:] for x in self))
 
 
+class DecoderStates(NamedTuple):
+    """Inner states of the decoder's layers. Each is None unless requested."""
+
+    hidden_states: tuple[Tensor, ...] | None  # input and output of each layer, (B, Q, C)
+    attentions: tuple[Tensor, ...] | None  # weights of self-attention, (B, H, Q, Q)
+    points: tuple[SamplingPoints, ...] | None  # of cross-attention
+
+
 class DinoDetrDecoder(nn.Module):
+    """Decoder layers with a detection head each, or one for all, and the embedding of their reference boxes."""
+
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
         width = config.d_model
@@ -170,34 +179,27 @@ class DinoDetrDecoder(nn.Module):
         attention_mask: Tensor | None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-    ) -> tuple[Decoded, Record]:
+    ) -> tuple[Decoded, DecoderStates]:
         """
         Args:
-            queries: (B, Q, C) content.
+            queries: (B, Q, C) content, denoising queries first.
             references: (B, Q, 4) cxcywh in [0, 1] of the valid image: initial anchors.
             memory: (B, S, C)
-            num_denoising, attention_mask: see `DinoDetrSelfAttention`; the first of the queries are for denoising.
+            num_denoising, attention_mask: see `DinoDetrSelfAttention`.
         """
-        record = Record.of(output_hidden_states, output_attentions)
         hidden_states, logits, boxes = [], [], []
+        layer_states, attentions, points = [queries], [], []
         start = references
-        note(record.hidden_states, queries)
         for index, layer in enumerate(self.layers):
             head = self.heads[index % len(self.heads)]
             position = self._position(references, levels).to(queries.dtype)
-            queries, self_weights, points = layer(
-                queries,
-                position,
-                references,
-                memory,
-                levels,
-                num_denoising,
-                attention_mask,
-                record.attentions is not None,
+            queries, weights, sampled = layer(
+                queries, position, references, memory, levels, num_denoising, attention_mask, output_attentions
             )
-            note(record.attentions, self_weights)
-            note_points(record.cross_attentions, record.locations, points)
-            note(record.hidden_states, queries)
+            attentions.append(weights)
+            points.append(sampled)
+            if output_hidden_states:
+                layer_states.append(queries)
             hidden = self.norm(queries)
             # Look forward twice (DINO, sec. 3.5): the supervised box refines `start`, which still carries the gradient of
             # the previous layer, while attention uses the detached copy. The head runs on normed queries for the loss and
@@ -210,10 +212,15 @@ class DinoDetrDecoder(nn.Module):
                 references = start.detach()
                 if not self.look_forward_twice:
                     start = references
-        return Decoded(torch.stack(hidden_states), torch.stack(logits), torch.stack(boxes)), record.as_tuples()
+        states = DecoderStates(
+            hidden_states=tuple(layer_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            points=tuple(points) if output_attentions else None,
+        )
+        return Decoded(torch.stack(hidden_states), torch.stack(logits), torch.stack(boxes)), states
 
     def _position(self, references: Tensor, levels: FeatureLevels) -> Tensor:
-        """(B, Q, 4) -> (B, Q, C). The box is taken relative to the padded image, as level 0 has it."""
+        """(B, Q, 4) -> (B, Q, C) embedding of the boxes, relative to the padded map of level 0."""
         ratios = levels.valid_ratios[:, None, 0].repeat(1, 1, 2)  # (B, 1, 4)
         sine = embed_boxes(references * ratios, self.norm.normalized_shape[0] // 2)  # (B, Q, 2C)
         return self.position_mlp(sine.to(self.norm.weight.dtype))

@@ -1,5 +1,7 @@
 """Deformable self-attention over the tokens of all feature maps."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -10,7 +12,6 @@ from .feature_levels import FeatureLevels, cell_centers, flatten_maps
 from .layers import FeedForward
 from .ms_deform_attn import DinoDetrDeformableAttention, SamplingPoints
 from .position_embedding import embed_map, embed_whole_map
-from .recording import Record, note, note_points
 
 
 class DinoDetrEncoderLayer(GradientCheckpointingLayer):
@@ -31,21 +32,30 @@ class DinoDetrEncoderLayer(GradientCheckpointingLayer):
     def forward(
         self, tokens: Tensor, position: Tensor, references: Tensor, levels: FeatureLevels, need_weights: bool = False
     ) -> tuple[Tensor, SamplingPoints | None]:
-        """Let every token look around itself on every level, then think.
+        """Deformable self-attention, then the feed-forward block.
 
         Args:
-            tokens, position: (B, S, C); position is added where a token asks, never to what it carries.
-            references: (B, S, 2) its own place.
+            tokens, position: (B, S, C); position is added to queries, not to values.
+            references: (B, S, 2) centre of each token as (x, y), in [0, 1] of the valid image.
+            need_weights: also return the sampling points.
         Returns:
-            (B, S, C) and, if they are wanted, its sampling points.
+            (B, S, C), and the sampling points or None.
         """
         attended, points = self.self_attn(tokens + position, references, tokens, levels, need_weights)
         tokens = self.self_attn_norm(tokens + attended)
         return self.mlp_norm(tokens + self.mlp(tokens)), points
 
 
+class Encoded(NamedTuple):
+    """Result of the encoder. The last two are None unless requested."""
+
+    memory: Tensor  # (B, S, C)
+    hidden_states: tuple[Tensor, ...] | None  # input and output of each layer, (B, S, C)
+    points: tuple[SamplingPoints, ...] | None  # of each layer
+
+
 class DinoDetrEncoder(nn.Module):
-    """Position and level embedding, and the layers. It alone needs positions of map cells, so it owns them."""
+    """Position embedding, level embedding and encoder layers."""
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
@@ -55,21 +65,24 @@ class DinoDetrEncoder(nn.Module):
 
     def forward(
         self, tokens: Tensor, levels: FeatureLevels, output_hidden_states: bool = False, output_attentions: bool = False
-    ) -> tuple[Tensor, Record]:
-        """(B, S, C) tokens of the backbone's maps -> (B, S, C) memory, and what was asked for. It is returned, because hooks that
-        move the inputs of a module to its device copy a list that is passed to it."""
-        record = Record.of(output_hidden_states, output_attentions)
+    ) -> Encoded:
+        """tokens: (B, S, C) of the backbone's maps."""
         position = self._position(levels).to(tokens.dtype)
         references = cell_centers(levels)
-        note(record.hidden_states, tokens)
+        hidden_states, points = [tokens], []
         for layer in self.layers:
-            tokens, points = layer(tokens, position, references, levels, record.attentions is not None)
-            note_points(record.attentions, record.locations, points)
-            note(record.hidden_states, tokens)
-        return tokens, record.as_tuples()
+            tokens, sampled = layer(tokens, position, references, levels, output_attentions)
+            if output_hidden_states:
+                hidden_states.append(tokens)
+            points.append(sampled)
+        return Encoded(
+            memory=tokens,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            points=tuple(points) if output_attentions else None,
+        )
 
     def _position(self, levels: FeatureLevels) -> Tensor:
-        """(B or 1, S, C): where a cell is on its level, and which level that is."""
+        """(B or 1, S, C) position embedding of each cell plus the embedding of its level."""
         config = self.config
         sine = (config.d_model, config.position_temperature, config.position_offset)
         device = levels.valid_ratios.device

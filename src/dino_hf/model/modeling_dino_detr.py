@@ -206,12 +206,12 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        asked = output_hidden_states, output_attentions
+        requested = output_hidden_states, output_attentions
 
         feature_maps, masks = self.backbone(pixel_values, pixel_mask)  # L x (B, C, h_l, w_l), L x (B, h_l, w_l)
         levels = describe_whole_levels(feature_maps) if masks is None else describe_levels(masks)
         tokens = carries_gradient(flatten_maps(feature_maps), self.encoder.layers)
-        memory, encoder_record = self.encoder(tokens, levels, *asked)  # (B, S, C)
+        memory, encoder_states, encoder_points = self.encoder(tokens, levels, *requested)  # (B, S, C)
         proposals = self.query_selection(memory, levels)
         queries, references, num_denoising, attention_mask = proposals.content, proposals.references, 0, None
 
@@ -225,12 +225,13 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             num_denoising, attention_mask = denoising.content.shape[1], denoising.attention_mask
 
         queries = carries_gradient(queries, self.decoder.layers)
-        decoded, decoder_record = self.decoder(
-            queries, references, memory, levels, num_denoising, attention_mask, *asked
+        decoded, decoder_states = self.decoder(
+            queries, references, memory, levels, num_denoising, attention_mask, *requested
         )
         if denoising is not None:
             denoised, decoded = decoded.split(num_denoising)
             denoising = DenoisingPredictions(denoised.logits, denoised.boxes, denoising.answers)
+        cross_points = decoder_states.points
         return DinoDetrModelOutput(
             last_hidden_state=decoded.hidden_states[-1],
             intermediate_logits=decoded.logits.transpose(0, 1),
@@ -238,13 +239,13 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             enc_topk_logits=proposals.logits,
             enc_topk_bboxes=proposals.boxes,
             encoder_last_hidden_state=memory,
-            encoder_hidden_states=encoder_record.hidden_states,
-            encoder_attentions=encoder_record.attentions,
-            decoder_hidden_states=decoder_record.hidden_states,
-            decoder_attentions=decoder_record.attentions,
-            cross_attentions=decoder_record.cross_attentions,
-            encoder_sampling_locations=encoder_record.locations,
-            cross_sampling_locations=decoder_record.locations,
+            encoder_hidden_states=encoder_states,
+            encoder_attentions=encoder_points and tuple(points.weights for points in encoder_points),
+            decoder_hidden_states=decoder_states.hidden_states,
+            decoder_attentions=decoder_states.attentions,
+            cross_attentions=cross_points and tuple(points.weights for points in cross_points),
+            encoder_sampling_locations=encoder_points and tuple(points.locations for points in encoder_points),
+            cross_sampling_locations=cross_points and tuple(points.locations for points in cross_points),
             denoising=denoising,
         )
 

@@ -1,62 +1,17 @@
-"""Multi-scale deformable attention (arXiv:2010.04159, sec. 4.1): the operator in PyTorch, and the attention module."""
+"""Multi-scale deformable attention (arXiv:2010.04159, sec. 4.1): the call of a backend, and the attention module."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .attention_backends import Backend, choose_backend, load_backend, register_backend
+from .attention_backends import choose_backend, load_backend
+from .attention_operators import Shapes
 from .feature_levels import FeatureLevels
-from .gather_attention import finite_locations, ms_deform_attn_gather
 from .layers import linear, xavier, zero
-
-Shapes = Sequence[tuple[int, int]]  # (height, width) of each level
-
-
-def ms_deform_attn_reference(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """The operator as a composite of `grid_sample`s. Every backend must agree with it; see `ms_deform_attn`."""
-    batch, _, heads, _ = value.shape
-    # Half precision is too coarse for coordinates (0.3 pixels on a map of 167 columns): they keep theirs, values follow.
-    dtype = torch.promote_types(value.dtype, locations.dtype)
-    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
-    maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
-    grid = (2 * finite_locations(locations).to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B * H, Q, L, P, 2)
-    samples = [
-        F.grid_sample(level.unflatten(-1, shape), grid[:, :, i], padding_mode="zeros", align_corners=False)
-        for i, (level, shape) in enumerate(zip(maps, shapes, strict=True))
-    ]  # L x (B * H, D_head, Q, P)
-    weights = weights.to(dtype).transpose(1, 2).flatten(0, 1).flatten(-2)  # (B * H, Q, L * P)
-    out = torch.einsum("ndqp,nqp->nqd", torch.cat(samples, dim=-1), weights)  # (B * H, Q, D_head)
-    return out.unflatten(0, (batch, heads)).transpose(1, 2).flatten(-2).to(value.dtype)  # (B, Q, H * D_head)
-
-
-def ms_deform_attn_torch(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """The reference rearranged for where there is no kernel: queries last, and levels summed as soon as they are sampled. On a
-    CPU 1.3 to 1.7 times as fast forward, in a third of the memory, and about as fast backward (docs/log.md)."""
-    batch, _, heads, _ = value.shape
-    dtype = torch.promote_types(value.dtype, locations.dtype)
-    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D_head, S)
-    maps = maps.split([height * width for height, width in shapes], dim=-1)  # L x (B * H, D_head, h * w)
-    grid = 2 * finite_locations(locations).to(dtype) - 1
-    grid = grid.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B * H, L, P, Q, 2)
-    weights = weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)[:, :, None]  # (B * H, L, 1, P, Q)
-    out = 0
-    for i, (level, shape) in enumerate(zip(maps, shapes, strict=True)):
-        level = level.unflatten(-1, shape)  # (B * H, D_head, h, w)
-        samples = F.grid_sample(level, grid[:, i], padding_mode="zeros", align_corners=False)  # (B * H, D_head, P, Q)
-        out = out + (samples * weights[:, i]).sum(2)  # (B * H, D_head, Q)
-    return out.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(-2).to(value.dtype)  # (B, Q, H * D_head)
-
-
-register_backend("torch", lambda: Backend(ms_deform_attn_torch))
-register_backend("reference", lambda: Backend(ms_deform_attn_reference), automatic=False)
-# What exported programs get, and devices on which `grid_sample` has no backward pass.
-register_backend("gather", lambda: Backend(ms_deform_attn_gather))
 
 
 def ms_deform_attn(
@@ -67,14 +22,14 @@ def ms_deform_attn(
     Args:
         value: (B, S, H, D_head) all maps, flattened level after level.
         shapes: L pairs (height, width), the sum of products is S.
-        locations: (B, Q, H, L, P, 2) as (x, y); [0, 1] spans the level. What lies outside, NaN and infinity count as zero.
+        locations: (B, Q, H, L, P, 2) as (x, y); [0, 1] spans the level. Points outside, NaN and infinity count as zero.
         weights: (B, Q, H, L, P)
-        backend: name of an implementation; None chooses (see `choose_backend`).
+        backend: name of an implementation; None for an automatic choice, see `choose_backend`.
     Returns:
         (B, Q, H * D_head) in the dtype of `value`.
     Raises:
-        ValueError: shapes that do not fit each other, or an unknown backend.
-        BackendUnavailable: a backend was named that cannot run here.
+        ValueError: the shapes do not match, or the backend is unknown.
+        BackendUnavailable: the named backend cannot run here.
     """
     _check_shapes(value, shapes, locations, weights)
     name = choose_backend(backend, value.device.type, value.dtype, value.device.index, is_order=True)
@@ -84,12 +39,12 @@ def ms_deform_attn(
 def ms_deform_attn_fused(
     value: Tensor, shapes: Shapes, references: Tensor, offsets: Tensor, logits: Tensor, backend: str | None = None
 ) -> Tensor:
-    """The same from what a layer's projections give. A kernel then never writes locations and weights to memory.
+    """`ms_deform_attn` from the outputs of a layer's projections. A kernel need not write locations and weights to memory.
 
     Args:
         value, shapes: as in `ms_deform_attn`.
         references: (B, Q, L, 2) points as (x, y), or (B, Q, L, 4) boxes as (cx, cy, w, h), in [0, 1] of each level.
-        offsets: (B, Q, H, L, P, 2) from the point in cells of the level, or from the box's centre in half boxes per P.
+        offsets: (B, Q, H, L, P, 2) from the point, in cells of the level; or from the box's centre, in half box sizes per P.
         logits: (B, Q, H, L, P); weights are their softmax over L * P.
         backend, returns, raises: as in `ms_deform_attn`.
     """
@@ -107,7 +62,7 @@ def sampling_locations(references: Tensor, offsets: Tensor, shapes: Shapes) -> T
     offsets = offsets.to(references.dtype)
     centers = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
     if references.shape[-1] == 2:
-        # Filled in where they are: a tensor from numbers of the host would have to be waited for on a GPU.
+        # Filled in on the device: copying numbers from the host would synchronise with a GPU.
         sizes = [offsets.new_full((), side) for height, width in shapes for side in (width, height)]
         return centers + offsets / torch.stack(sizes).view(-1, 1, 2)
     return centers + offsets / offsets.shape[-2] * references[:, :, None, :, None, 2:] * 0.5
@@ -123,7 +78,7 @@ def _check_shapes(
 ) -> None:
     if value.ndim != 4 or weights.ndim != 5:
         raise ValueError(
-            f"value has shape {tuple(value.shape)} and weights {tuple(weights.shape)}, but need 4 and 5 dimensions: "
+            f"value has shape {tuple(value.shape)} and weights {tuple(weights.shape)}; expected 4 and 5 dimensions, "
             "(B, S, H, D) and (B, Q, H, L, P)."
         )
     if not len(shapes) or any(height < 1 or width < 1 for height, width in shapes):
@@ -134,7 +89,7 @@ def _check_shapes(
     expected = (batch, queries, heads, len(shapes), num_points)
     if not num_points or sequence != tokens or weights.shape != expected or points.shape != (*expected, 2):
         raise ValueError(
-            f"value {tuple(value.shape)}, locations {tuple(points.shape)} and weights {tuple(weights.shape)} do not fit "
+            f"value {tuple(value.shape)}, locations {tuple(points.shape)} and weights {tuple(weights.shape)} do not match "
             f"the {len(shapes)} levels {list(shapes)}: expected value (B, {tokens}, H, D), locations (B, Q, H, "
             f"{len(shapes)}, P, 2) and weights (B, Q, H, {len(shapes)}, P)."
         )
@@ -146,8 +101,7 @@ def _check_shapes(
 
 
 def star_offsets(layer: nn.Linear, num_heads: int, num_levels: int, num_points: int) -> None:
-    """Initial values of sampling offsets: where each head looks, in cells of each level, before it has learnt to depend on the
-    query. The points of a head lie on a ray of a star around the reference."""
+    """Initial values of sampling offsets, in cells of each level: the points of each head lie on one ray of a star."""
     nn.init.zeros_(layer.weight)
     angle = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
     direction = torch.stack([angle.cos(), angle.sin()], dim=-1)  # (H, 2)
@@ -155,25 +109,23 @@ def star_offsets(layer: nn.Linear, num_heads: int, num_levels: int, num_points: 
     distance = torch.arange(1, num_points + 1, dtype=torch.float32)  # (P)
     star = direction[:, None, None, :] * distance[:, None]  # (H, 1, P, 2)
     star = star.expand(-1, num_levels, -1, -1).flatten()  # (H * L * P * 2)
-    init.copy_(layer.bias, star.to(layer.bias.device))  # the library's copy_: leaves a bias alone that was just loaded
+    init.copy_(layer.bias, star.to(layer.bias.device))  # the library's copy_ skips a bias that was just loaded
 
 
 class SamplingPoints(NamedTuple):
-    """Where the queries of a layer looked, and how much each point counted."""
+    """Sampling points of a deformable attention layer, for outputs."""
 
-    weights: Tensor  # (B, Q, H, L, P), they sum to 1 over L and P
-    locations: (
-        Tensor  # (B, Q, H, L, P, 2) as (x, y) in [0, 1] of the padded map of each level; outside of it there is nothing
-    )
+    weights: Tensor  # (B, Q, H, L, P), sum 1 over L and P
+    locations: Tensor  # (B, Q, H, L, P, 2) as (x, y) in [0, 1] of the padded map of each level; points may lie outside
 
 
 class DinoDetrDeformableAttention(nn.Module):
-    """Each query looks at P points per head and level around its reference.
+    """Deformable attention: each query samples P points per head and level around its reference.
 
     Args:
         d_model: C
         num_heads, num_levels, num_points: H, L, P
-        backend: name of the operator's implementation, which is taken where it can run; None chooses.
+        backend: preferred implementation of the operator, used where it can run; None for an automatic choice.
     """
 
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int, backend: str | None = None):
@@ -195,9 +147,9 @@ class DinoDetrDeformableAttention(nn.Module):
             queries: (B, Q, C), position included.
             references: (B, Q, 2) points or (B, Q, 4) cxcywh boxes in [0, 1] of the valid image, float32.
             memory: (B, S, C) tokens of all levels, laid out as `levels` says.
-            need_weights: whether the sampling points are wanted; without them the operator can do more by itself.
+            need_weights: also return the sampling points. Without them, the fused form of the operator is used.
         Returns:
-            (B, Q, C) and the sampling points or None.
+            (B, Q, C), and the sampling points or None.
         """
         value = self.value_proj(memory)  # (B, S, C)
         if levels.padding_mask is not None:

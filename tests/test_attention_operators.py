@@ -1,10 +1,9 @@
-"""Deformable attention of exported graphs. That it agrees with the reference is tested with the other backends."""
+"""The operator of exported graphs. tests/test_ms_deform_attn.py compares its results with those of the other backends."""
 
 import torch
 
 from dino_hf.model.attention_backends import choose_backend
-from dino_hf.model.gather_attention import ms_deform_attn_gather
-from dino_hf.model.ms_deform_attn import ms_deform_attn_reference
+from dino_hf.model.attention_operators import ms_deform_attn_gather, ms_deform_attn_reference
 
 
 def random_inputs(shapes, dtype=torch.float64):
@@ -50,6 +49,6 @@ def test_one_graph_serves_levels_of_any_shape():
         torch.testing.assert_close(program.module()(*others), Attention()(*others), rtol=0, atol=1e-12)
 
 
-def test_nobody_gets_it_without_asking_or_exporting():
+def test_gather_is_only_used_by_name_or_in_an_export():
     assert choose_backend(None, "cpu", torch.float64) == "torch"
     assert choose_backend("gather", "cpu", torch.float32) == "gather"
