@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from data_layouts import annotations_of
 from dino_hf.data.raw import Problem, RawDataset, RawSplit
 
 NAMES = {3: "cat", 7: "dog", 12: "cow"}
@@ -51,9 +52,7 @@ def as_raw(folder: Path, contents: dict[str, dict], problems: tuple[Problem, ...
     for name, content in copy.deepcopy(contents).items():
         for image in content["images"]:
             image.setdefault("path", (folder / name / image["file_name"]).absolute())
-        for number, entry in enumerate(content["annotations"]):
-            entry["where"] = f"annotations[{number}]"
-        splits[name] = RawSplit(name, folder / name, content["images"], content["annotations"])
+        splits[name] = RawSplit(name, folder / name, content["images"], annotations_of(content["annotations"]))
     return RawDataset("coco", folder, splits, next(iter(contents.values()))["categories"], list(problems))
 
 
@@ -311,8 +310,12 @@ CASES = [
         "annotations[1]: 000.png: (nan, 2, 3, 4)",
         _set("train", "annotations", 1, bbox=[float("nan"), 2, 3, 4]),
     ),
-    Case("box-not-numbers", 1, "annotations[1]: 000.png: (1, 2, 3)", _set("train", "annotations", 1, bbox=[1, 2, 3])),
-    Case("box-not-numbers", 1, "annotations[1]: 000.png: None", _set("train", "annotations", 1, bbox=None)),
+    Case(
+        "box-not-numbers", 1, "000.png: (1, 2, 3, inf)", _set("train", "annotations", 1, bbox=[1, 2, 3, float("inf")])
+    ),
+    Case(
+        "box-not-numbers", 1, "000.png: (1, 2, 3, 2147483648)", _set("train", "annotations", 1, bbox=[1, 2, 3, 2**31])
+    ),
     Case("box-negative", 1, "in 90 x 64", _set_box(lambda x, y, w, h, W, H: (x + w, y, -w, h))),
     Case("box-empty", 1, "0) in 90 x 64", _set_box(lambda x, y, w, h, W, H: (x, y, w, 0))),
     Case("box-tiny", 1, "0.5) in 90 x 64", _set_box(lambda x, y, w, h, W, H: (x, y, w, 0.5))),
@@ -325,7 +328,7 @@ CASES = [
     Case("duplicate-annotation-id", 1, "annotations[2]: 000.png: id 1", _set("train", "annotations", 2, id=1)),
     Case("box-whole-image", 1, "(0, 0, 90, 64)", _set_box(lambda x, y, w, h, W, H: (0, 0, W, H))),
     Case("unknown-image", 1, "annotations[1]: None: image_id 77", _set("train", "annotations", 1, image_id=77)),
-    Case("unknown-image", 1, "image_id '0'", _set("train", "annotations", 1, image_id="0")),
+    Case("unknown-image", 1, "image_id -4611", _set("train", "annotations", 1, image_id=-(2**62))),  # as for a text
     Case("image-of-other-split", 1, "image_id 100, which is in validation", _swap_split),
     Case(
         "unknown-category", 1, "annotations[1]: 000.png: category_id 4", _set("train", "annotations", 1, category_id=4)

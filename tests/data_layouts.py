@@ -17,8 +17,18 @@ from xml.etree import ElementTree
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from dino_hf.common.scenes import CATEGORIES, make_scenes
+from dino_hf.data.raw import AnnotationBuilder, Annotations
 
 NAMES = sorted(CATEGORIES.values())  # class index -> name
+
+
+def annotations_of(entries: list[dict]) -> Annotations:
+    """Annotations from COCO's entries, as a reader gives them. A field that is missing gets a value that means nothing."""
+    annotations = AnnotationBuilder()
+    for number, entry in enumerate(entries):
+        box, others = entry.get("bbox", [0] * 4), (entry.get(name) for name in ("area", "iscrowd", "id"))
+        annotations.add(entry.get("image_id", -1), entry["category_id"], box, number, 0, *others)
+    return annotations.build()
 
 
 class Scene(NamedTuple):

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from data_layouts import annotations_of
 from dino_hf.data import load_data, read_raw
 from dino_hf.data.box_layouts import guess_reading
 from dino_hf.data.load import load_coco
@@ -151,7 +152,7 @@ def reading_of(boxes, size=(WIDTH, HEIGHT), num_images=NUM_IMAGES):
     annotations = [
         {"image_id": number % num_images, "category_id": 1, "bbox": list(box)} for number, box in enumerate(boxes)
     ]
-    split = RawSplit("train", "here", images, annotations)
+    split = RawSplit("train", "here", images, annotations_of(annotations))
     return guess_reading([make_box_table(split, [{"id": 1, "name": "fox"}])], "coco")
 
 

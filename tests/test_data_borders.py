@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from broken_data import as_raw, make_data
+from data_layouts import annotations_of
 from dino_hf.data.box_layouts import guess_reading
 from dino_hf.data.image_facts import THUMBNAIL_SIDE, ImageFacts, look_at_images, near_copies
 from dino_hf.data.raw import RawDataset, RawSplit, make_box_table
@@ -23,7 +24,12 @@ def split_of(boxes, size=(100, 60), name="train", category_ids=None, **fields) -
         {"image_id": 0, "category_id": category_id, "bbox": list(box), **fields}
         for box, category_id in zip(boxes, category_ids or [1] * len(boxes), strict=True)
     ]
-    return RawSplit(name, "here", [{"id": 0, "file_name": "a.png", "width": size[0], "height": size[1]}], annotations)
+    return RawSplit(
+        name,
+        "here",
+        [{"id": 0, "file_name": "a.png", "width": size[0], "height": size[1]}],
+        annotations_of(annotations),
+    )
 
 
 def kinds_of(split: RawSplit) -> set[str]:
@@ -300,7 +306,7 @@ def test_an_image_is_compared_with_its_64_nearest_itself_included(count, are_com
 def test_progress_is_told_after_each_64_images():
     images = [{"id": number, "file_name": f"{number}.png", "path": f"nowhere/{number}.png"} for number in range(65)]
     steps = []
-    split = RawSplit("train", "here", images, [])
+    split = RawSplit("train", "here", images, annotations_of([]))
     look_at_images({"train": split}, decode=False, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(64, 65), (65, 65)]
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from broken_data import CASES, as_raw, break_data, make_data, make_picture
+from data_layouts import annotations_of
 from dino_hf.data.box_layouts import guess_reading
 from dino_hf.data.image_facts import ImageFacts, near_copies
 from dino_hf.data.raw import Problem, RawDataset, RawSplit, make_box_table
@@ -88,7 +89,7 @@ def test_every_kind_that_is_known_is_tested():
 def table_of(boxes, sizes=(100, 60)):
     """Of one image."""
     annotations = [{"image_id": 0, "category_id": 1, "bbox": list(box)} for box in boxes]
-    split = RawSplit("train", "here", [{"id": 0, "width": sizes[0], "height": sizes[1]}], annotations)
+    split = RawSplit("train", "here", [{"id": 0, "width": sizes[0], "height": sizes[1]}], annotations_of(annotations))
     return make_box_table(split, [{"id": 1, "name": "cat"}])
 
 
@@ -130,7 +131,7 @@ def test_one_split_of_another_layout_is_found_beside_a_large_one_that_is_right()
     splits = {}
     for name, boxes in (("train", right), ("validation", wrong)):
         annotations = [{"image_id": 0, "category_id": 1, "bbox": box} for box in boxes.tolist()]
-        splits[name] = RawSplit(name, name, images, annotations)
+        splits[name] = RawSplit(name, name, images, annotations_of(annotations))
     report = inspect(RawDataset("coco", "here", splits, [{"id": 1, "name": "cat"}], []), check_images=False)
     (finding,) = [finding for finding in report.findings if finding.kind == "boxes-are-corners"]
     assert (finding.count, finding.offenders[0].split) == (30, "validation")
@@ -153,7 +154,11 @@ def test_numbers_of_yolo_that_are_not_centres_relative_to_the_image(kind, layout
     annotations = [{"image_id": 1, "category_id": 0, "bbox": box, "where": "x"} for box in as_read.tolist()]
     images = [{"id": 1, "file_name": "a.png", "width": 100, "height": 60}]
     raw = RawDataset(
-        "yolo", "here", {"train": RawSplit("train", "here", images, annotations)}, [{"id": 0, "name": "cat"}], []
+        "yolo",
+        "here",
+        {"train": RawSplit("train", "here", images, annotations_of(annotations))},
+        [{"id": 0, "name": "cat"}],
+        [],
     )
     report = inspect(raw, check_images=False)
     assert [finding.kind for finding in report.findings if finding.severity == "error"] == [kind, "image-missing"]
@@ -163,7 +168,7 @@ def test_numbers_of_yolo_that_are_not_centres_relative_to_the_image(kind, layout
 
 
 def test_splits_and_categories_that_are_not_there(tmp_path):
-    empty = RawSplit("test", "here/test", [], [])
+    empty = RawSplit("test", "here/test", [], annotations_of([]))
     contents = make_data(tmp_path)
     raw = as_raw(tmp_path, contents)
     report = inspect(raw._replace(splits=raw.splits | {"test": empty}, categories=[]))
@@ -208,7 +213,9 @@ def test_different_pictures_are_no_near_copies(tmp_path):
         variant.save(tmp_path / f"{name}.png")
     paths = sorted(tmp_path.iterdir())
     images = [{"id": number, "file_name": path.name, "path": path} for number, path in enumerate(paths)]
-    split = RawSplit("train", tmp_path, images, [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 30, 40]}])
+    split = RawSplit(
+        "train", tmp_path, images, annotations_of([{"image_id": 0, "category_id": 1, "bbox": [1, 2, 30, 40]}])
+    )
     report = inspect(RawDataset("coco", tmp_path, {"train": split}, [{"id": 1, "name": "cat"}], []))
     (finding,) = [finding for finding in report.findings if finding.kind == "near-copy"]
     names = {"original.png", "half.png", "jpeg.jpg"}
@@ -228,7 +235,9 @@ def test_an_image_that_looks_like_held_out_ones_is_a_leak_whatever_else_it_looks
             path = tmp_path / f"{name}_{number}.png"
             Image.fromarray(frame).save(path)
             images.append({"id": len(splits) * 10 + number, "file_name": path.name, "path": path})
-        splits[name] = RawSplit(name, tmp_path, images, [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 30, 40]}])
+        splits[name] = RawSplit(
+            name, tmp_path, images, annotations_of([{"image_id": 0, "category_id": 1, "bbox": [1, 2, 30, 40]}])
+        )
     (tmp_path / "train_0.png").write_bytes((tmp_path / "validation_0.png").read_bytes())
     report = inspect(RawDataset("coco", tmp_path, splits, [{"id": 1, "name": "cat"}], []))
     found = {finding.kind: [one.file for one in finding.offenders] for finding in report.findings}
@@ -253,7 +262,7 @@ def test_many_frames_that_look_alike_take_no_more_comparisons_than_neighbours():
 def test_ids_of_boxes_within_their_image_repeat_nothing(sound):
     train = sound.splits["train"]
     entries = [{**entry, "id": 0} for entry in train.annotations]
-    raw = sound._replace(splits={**sound.splits, "train": train._replace(annotations=entries)})
+    raw = sound._replace(splits={**sound.splits, "train": train._replace(annotations=annotations_of(entries))})
     kinds = {
         name: [f.kind for f in inspect(raw._replace(format=name), check_images=False).findings]
         for name in ("coco", "huggingface")
@@ -266,7 +275,11 @@ def test_all_offenders_are_counted_and_the_first_thousand_named():
     images = [{"id": 0, "file_name": "a.png", "width": 100, "height": 60}]
     annotations = [{"image_id": 0, "category_id": 1, "bbox": [1, 2, -3, 4 + number]} for number in range(1500)]
     raw = RawDataset(
-        "coco", "here", {"train": RawSplit("train", "here", images, annotations)}, [{"id": 1, "name": "cat"}], []
+        "coco",
+        "here",
+        {"train": RawSplit("train", "here", images, annotations_of(annotations))},
+        [{"id": 1, "name": "cat"}],
+        [],
     )
     found = {finding.kind: finding for finding in inspect(raw, check_images=False).findings}
     assert found["box-negative"].count == 1500

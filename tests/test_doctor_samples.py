@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from data_layouts import annotations_of
 from dino_hf.data import load_data, read_raw
 from dino_hf.doctor.checks import inspect
 from dino_hf.doctor.cleaned_copy import write_cleaned_copy
@@ -118,7 +119,11 @@ def test_formats_for_which_a_program_would_start_are_named_and_left_out(name, he
     entry = split.images[0] | {"id": 2, "file_name": name, "path": tmp_path / "data" / name}
     box = split.annotations[0] | {"id": 2, "image_id": 2}
     raw = raw._replace(
-        splits={"train": split._replace(images=[*split.images, entry], annotations=[*split.annotations, box])}
+        splits={
+            "train": split._replace(
+                images=[*split.images, entry], annotations=annotations_of([*split.annotations, box])
+            )
+        }
     )
     monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"{command} was started"))
     monkeypatch.setattr("subprocess.Popen", lambda *arguments, **settings: pytest.fail("a program was started"))

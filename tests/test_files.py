@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_layouts import annotations_of
 from dino_hf.data.files import DataFolder, is_address, is_text, only_usable
 from dino_hf.data.raw import RawDataset, RawSplit
 
@@ -10,7 +11,7 @@ LONE = "a\udcff.jpg"  # half of a surrogate pair: how Python reads a name that i
 
 def raw_dataset(images, categories=({"id": 1, "name": "disc"},)) -> RawDataset:
     annotations = [{"image_id": image["id"], "category_id": 1, "bbox": [1, 2, 3, 4]} for image in images]
-    split = RawSplit("train", "data.json", images, annotations)
+    split = RawSplit("train", "data.json", images, annotations_of(annotations))
     return RawDataset("coco", "data.json", {"train": split}, list(categories), [])
 
 

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from data_layouts import annotations_of
 from dino_hf.data import load_data
 from dino_hf.data.load import load_coco
 from dino_hf.data.raw import RawSplit, merge_categories
@@ -16,7 +17,7 @@ FIRST = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 
 
 def split_of(*category_ids: int) -> RawSplit:
-    return RawSplit("validation", "val.json", [], [{"category_id": one} for one in category_ids])
+    return RawSplit("validation", "val.json", [], annotations_of([{"category_id": one} for one in category_ids]))
 
 
 def merged(split: RawSplit, own: list[dict]) -> tuple[list[int], list[dict], list[str]]:
@@ -37,7 +38,7 @@ def test_other_numbers_are_changed_by_name():
     ids, categories, notes = merged(split_of(1, 2, 3), own)
     assert ids == [3, 1, 2]
     assert {entry["id"]: entry["name"] for entry in categories} == {1: "cat", 2: "dog", 3: "cow"}
-    assert "numbered otherwise than in the first split" in notes[0]
+    assert "val.json: the class ids differ from those of the first split" in notes[0]
 
 
 def test_an_unknown_number_does_not_become_a_class_of_the_first_split():

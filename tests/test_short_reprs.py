@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_layouts import annotations_of
 from dino_hf import DinoDetrForObjectDetection
 from dino_hf.data import RawSplit, load_data, read_raw
 from dino_hf.doctor import inspect, write_cleaned_copy
@@ -49,7 +50,10 @@ def test_results_of_data_are_short(data, tmp_path):
         assert len(repr(one)) < LONGEST
     assert repr(loaded.train).endswith("7 images, 120 classes)")
     assert "train 7 images, validation 3 images, 120 classes" in repr(loaded)
-    assert repr(RawSplit("train", "x", [{}] * 5, [{}] * 9)) == "RawSplit('train': 5 images, 9 annotations)"
+    assert (
+        repr(RawSplit("train", "x", [{}] * 5, annotations_of([{"category_id": 1}] * 9)))
+        == "RawSplit('train': 5 images, 9 annotations)"
+    )
 
 
 def test_results_of_evaluation_training_and_export_are_short(data):

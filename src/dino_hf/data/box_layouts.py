@@ -252,7 +252,7 @@ def guess_readings(
     if sizes_are_of_files or not any(reading.layout in SWAPPED for reading in readings.values()):
         return readings
     # Right boxes look swapped if the stated width and height are, so the image files decide.
-    splits = {name: fill_sizes(split, replace=True) for name, split in raw.splits.items()}
+    splits = {name: fill_sizes(split, replace_stated=True) for name, split in raw.splits.items()}
     return _guess({name: make_box_table(split, raw.categories) for name, split in splits.items()}, raw.format)
 
 

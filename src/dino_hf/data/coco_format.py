@@ -9,7 +9,7 @@ from ..common import regular_files
 from ..common.values import short_repr
 from .file_names import ImageFinder, SplitNames, canonical_split, is_plain, split_in
 from .files import DataFolder, only_usable
-from .raw import SPLITS, Problem, RawDataset, RawSplit, in_order, merge_categories
+from .raw import SPLITS, AnnotationBuilder, Problem, RawDataset, RawSplit, in_order, merge_categories
 
 
 class KeyNumbers:
@@ -239,12 +239,9 @@ def read_split(
             entry.pop("supercategory", None)
     images = []
     for _, entry in typed("images", "image", {"id": image_ids, "file_name": str}):
-        entry.setdefault("width", None)
-        entry.setdefault("height", None)
-        entry["path"] = find_image(entry["file_name"])
-        entry.pop("candidates", None)  # a name of ours
-        images.append(entry)
-    annotations = []
+        image = {name: entry.get(name) for name in ("id", "file_name", "width", "height")}
+        images.append(image | {"path": find_image(image["file_name"])})
+    annotations = AnnotationBuilder()
     fields = {"image_id": image_ids, "category_id": category_ids, "bbox": list}
     for number, entry in typed("annotations", "annotation", fields):
         where, box = f"annotations[{number}]", entry["bbox"]
@@ -256,12 +253,13 @@ def read_split(
             message = f"{path}: {where} has {values}; they must be a number, and 0 or 1."
             problems.append(Problem("bad-entry", f"{path}: {where}", message))
         else:
-            if not isinstance(entry.get("id"), int | str):  # of a database; only whether ids repeat matters
-                entry.pop("id", None)
-            entry["where"] = where
-            annotations.append(entry)
+            own_id = entry.get("id")
+            annotations.add(
+                entry["image_id"], entry["category_id"], box, number, 0, entry.get("area"), entry.get("iscrowd"),
+                own_id if isinstance(own_id, int | str) else None,  # others are of databases; only repeated ids matter
+            )  # fmt: skip
     notes = [*image_ids.notes(f"{path}: ids of images"), *category_ids.notes(f"{path}: ids of categories")]
-    return RawSplit(name, path, images, annotations), categories, problems, notes
+    return RawSplit(name, path, images, annotations.build()), categories, problems, notes
 
 
 def _is_number(value) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..common import regular_files
 from ..common.regular_files import EVERYWHERE, OutsideError, is_below, is_regular, walk_files
 from ..common.values import short_repr
@@ -98,6 +100,11 @@ def unread_note(folder: Path, files: DataFolder) -> list[str]:
     ]
 
 
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return is_regular(folder / "dataset_dict.json") or is_regular(folder / "state.json")
+
+
 def only_usable(raw: RawDataset, files: DataFolder | None = None) -> RawDataset:
     """Without images, and their annotations, whose names are no text or whose files may not be read; each is a problem.
 
@@ -131,8 +138,8 @@ def _usable_split(split: RawSplit, files: DataFolder | None, problems: list[Prob
         return split
     images = [image for place, image in enumerate(split.images) if place not in left_out]
     gone = set(left_out.values()) - {image["id"] for image in images}
-    annotations = [entry for entry in split.annotations if entry["image_id"] not in gone]
-    return split._replace(images=images, annotations=annotations)
+    is_kept = ~np.isin(split.annotations.image_id, np.array(list(gone), dtype=np.int64))
+    return split._replace(images=images, annotations=split.annotations.select(is_kept))
 
 
 def _problem(split: RawSplit, image: dict, files: DataFolder | None) -> Problem | None:

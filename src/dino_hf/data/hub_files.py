@@ -27,7 +27,7 @@ from ..common.regular_files import (
 )
 from ..common.values import short_repr
 from .file_names import SplitNames, split_in
-from .files import DataFolder
+from .files import DataFolder, is_saved_dataset
 from .hub_access import reach_hub
 from .hub_layout import Layout, dtype_name, find_layout, join_rows
 
@@ -173,11 +173,6 @@ def _check_card(folder: Path) -> None:
             f"{folder} has several configurations by its README.md: {short_repr(sorted(names))}; "
             f"give the folder or file of one of them."
         )
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote it."""
-    return is_regular(folder / "dataset_dict.json") or is_regular(folder / "state.json")
 
 
 def load_datasets(source, files: DataFolder | None = None) -> tuple[Path | str, dict[str, Part], list[str]]:

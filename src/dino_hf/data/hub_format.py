@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 from huggingface_hub import constants
@@ -16,7 +18,7 @@ from .file_names import ImageFinder, canonical_split, posix
 from .files import DataFolder, is_address, only_usable
 from .hub_files import Part, load_datasets
 from .hub_layout import box_fields, dtype_name, find_layout
-from .raw import Problem, RawDataset, RawSplit, StoredImage, in_order, merge_categories, open_image
+from .raw import AnnotationBuilder, Problem, RawDataset, RawSplit, StoredImage, in_order, merge_categories, open_image
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn")
 
@@ -51,23 +53,23 @@ def read_hub(source, box_format: str | None = None, allow_outside: bool = False)
     if files is None and isinstance(source, str):  # of the Hub, whose files are in these caches
         files = DataFolder(Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
     problems, read = [], []
-    words = {}
+    words, numbers = {}, {}
     for word, part in parts.items():
         name = canonical_split(word)
         if words.setdefault(name, word) != word:
             message = f"{origin} has {words[name]} and {word}, which both are {name} data; pass a DatasetDict with one of them."
             problems.append(Problem("two-files-for-a-split", f"{origin}, {word}", message))
             name = word
-        reader = _Reader(f"{origin}, {word}", part, files, box_format, problems)
+        reader = _Reader(f"{origin}, {word}", part, files, box_format, problems, numbers)
         read.append((*reader.read(name), reader.unnamed))
-    names = sorted({entry["category_id"] for split, own, _ in read if own is None for entry in split.annotations})
-    ids = {name: number for number, name in enumerate(names, start=1)}
+    ids = {name: number for number, name in enumerate(sorted(numbers), start=1)}
+    id_of_number = np.array([0, *(ids[name] for name in numbers)])
     splits, categories = {}, []
     for split, own, unnamed in read:
         if own is None:
             own = [{"id": number, "name": name} for name, number in ids.items()]
-            named = [entry | {"category_id": ids[entry["category_id"]]} for entry in split.annotations]
-            split = split._replace(annotations=named)
+            columns = split.annotations
+            split = split._replace(annotations=replace(columns, category_id=id_of_number[columns.category_id]))
         split, own_notes = merge_categories(categories, split, own)
         splits[split.name] = split
         notes += own_notes
@@ -85,39 +87,38 @@ class _Reader:
     """Reads one split."""
 
     def __init__(
-        self, where: str, part: Part, files: DataFolder | None, box_format: str | None, problems: list[Problem]
-    ):
+        self, where: str, part: Part, files: DataFolder | None, box_format: str | None, problems: list[Problem],
+        numbers: dict[str, int],
+    ):  # fmt: skip
         dataset = part.rows
         self.where, self.dataset, self.files, self.problems = where, dataset, files, problems
         self.layout, self.label = find_layout(dataset, where)
         self.box_fields, self.box_format = box_fields(dataset.features, self.layout, box_format, where)
         self.folder = part.beside
+        self.numbers = numbers  # name of a class -> its number, from 1 in the order of appearance; shared by all splits
         self.unnamed = False
 
     def read(self, name: str) -> tuple[RawSplit, list[dict] | None]:
-        """The split, and its categories; None if its annotations have names in place of category ids."""
+        """The split and its categories. None: classes are names, and category ids are their `numbers`."""
         images, stored = self._images(name)
-        annotations, name_of = [], {}
+        annotations, name_of = AnnotationBuilder("row {0}, object {1}", range(len(self.dataset))), {}
         group = self.layout.group
         wanted = [group] if group else [column for column in self.layout[2:] if column]
         for row, objects in enumerate(self.dataset.select_columns(wanted)):
             columns = _as_columns(objects[group] if group else objects)
             for number, entry in enumerate(self._objects(columns, f"row {row}")):
-                where = f"row {row}, object {number}"
-                if images[row].get("left_out"):
+                if images[row].get("left_out") or not self._add(annotations, entry, images[row], row, number):
                     continue
-                if annotation := self._annotation(entry, images[row], where):
-                    annotations.append(annotation)
-                    if self.layout.category_name and isinstance(entry[self.layout.category_name], str):
-                        name_of.setdefault(annotation["category_id"], entry[self.layout.category_name])
+                if self.layout.category_name and isinstance(entry[self.layout.category_name], str):
+                    name_of.setdefault(entry[self.layout.category], entry[self.layout.category_name])
         images = [image for image in images if not image.pop("left_out", False)]
-        split = RawSplit(name, self.where, images, annotations, stored)
+        split = RawSplit(name, self.where, images, annotations.build(), stored)
         if isinstance(self.label, ClassLabel):
             return split, [{"id": number, "name": name} for number, name in enumerate(self.label.names)]
         if "string" in dtype_name(self.label):
             return split, None
         self.unnamed = not name_of
-        ids = sorted({entry["category_id"] for entry in annotations})
+        ids = np.unique(split.annotations.category_id).tolist()
         return split, [{"id": number, "name": name_of.get(number, f"class_{number}")} for number in ids]
 
     def _images(self, split: str) -> tuple[list[dict], Dataset | None]:
@@ -206,7 +207,8 @@ class _Reader:
             values = {field: columns.get(field) or () for field in fields}
             yield {field: listed[index] if index < len(listed) else None for field, listed in values.items()}
 
-    def _annotation(self, entry: dict, image: dict, where: str) -> dict | None:
+    def _add(self, annotations: AnnotationBuilder, entry: dict, image: dict, row: int, number: int) -> bool:
+        """Add one object. False: it is a problem."""
         category_id, box = entry[self.layout.category], entry[self.layout.box]
         box = [box.get(field) for field in self.box_fields] if isinstance(box, dict) else box
         if not isinstance(category_id, Integral | str):
@@ -217,14 +219,14 @@ class _Reader:
             values = {key: entry[key] for key in self.layout[5:7] if key}
             wrong = f"has {short_repr(values)}; they must be numbers"
         else:
-            annotation = {"image_id": image["id"], "category_id": category_id, "where": where}
-            annotation["bbox"] = self._to_xywh(box, image)
-            for field, key in zip(("area", "iscrowd", "id"), self.layout[5:], strict=True):
-                if key and entry[key] is not None:
-                    annotation[field] = entry[key]
-            return annotation
+            if isinstance(category_id, str):
+                category_id = self.numbers.setdefault(category_id, len(self.numbers) + 1)
+            others = (entry[key] if key else None for key in self.layout[5:])  # area, iscrowd, id
+            annotations.add(image["id"], category_id, self._to_xywh(box, image), number, row, *others)
+            return True
+        where = f"row {row}, object {number}"
         self.problems.append(Problem("bad-entry", f"{self.where}: {where}", f"{self.where}: {where} {wrong}."))
-        return None
+        return False
 
     def _to_xywh(self, box: list[float], image: dict) -> list[float]:
         a, b, c, d = box

@@ -17,7 +17,7 @@ from .image_facts import (
     coarse_thumbnails,
     look_at_images,
 )
-from .raw import RawSplit
+from .raw import AnnotationBuilder, RawSplit
 from .rows import CocoData
 
 _END = 2**14  # bytes read at each end of a file: images of equal size that agree there are copies
@@ -85,7 +85,8 @@ def image_looks(data: CocoData) -> list[bytes | None]:
     looks: list[bytes | None] = []
     for start in range(0, len(column), _CHUNK):
         rows = column[start : start + _CHUNK]["image"].to_pylist()
-        split = RawSplit("", data.name, [{"id": row, "image": image} for row, image in enumerate(rows)], [])
+        images = [{"id": row, "image": image} for row, image in enumerate(rows)]
+        split = RawSplit("", data.name, images, AnnotationBuilder().build())
         looks += [_look(facts) for facts in look_at_images({"": split}, decode=True)[""]]
     return looks
 

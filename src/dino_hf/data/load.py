@@ -4,6 +4,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..common.regular_files import is_regular
 from ..model.package_warning import DinoDetrWarning
 from .box_layouts import check_reading
@@ -156,7 +158,7 @@ def _name(origin: Path | str) -> str:
 
 def _classes(raw: RawDataset) -> tuple[ClassSpace, list[str]]:
     """Without a category for background that nothing belongs to."""
-    used = {entry["category_id"] for split in raw.splits.values() for entry in split.annotations}
+    used = {number for split in raw.splits.values() for number in np.unique(split.annotations.category_id).tolist()}
     kept, notes = [], []
     for entry, is_group in zip(raw.categories, groups_of_others(raw.categories), strict=True):
         is_background = entry["name"].strip().lower() in _BACKGROUND or is_group

@@ -1,25 +1,28 @@
-"""What the files of a data set say, in columns, unchecked, so that broken data can be looked at. All formats use COCO's fields."""
+"""What the files of a data set say, before any check, so that broken data can be inspected. All formats use COCO's fields."""
 
 import math
 import os
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 from PIL import Image
 
 from ..common import images
-from ..common.images import upright_size
+from ..common.values import is_number
 
 SPLITS = ("train", "validation", "test")
-MOST_PIXELS = 2**31  # of a side
+MOST_PIXELS = 2**31  # a side of an image or box has fewer
+_TOO_LARGE = 1e100  # the product of two smaller numbers is finite
 
 
 class Problem(NamedTuple):
-    """Something that could not even be read."""
+    """Something that could not be read."""
 
     # "unreadable-file", "unreadable-image", "missing-file", "missing-folder", "missing-list", "bad-entry", "bad-line",
     # "two-files-for-a-split", "outside"
@@ -28,23 +31,108 @@ class Problem(NamedTuple):
     message: str  # one sentence
 
 
+@dataclass(frozen=True, eq=False)
+class Annotations(Sequence):
+    """The N annotations of a split in columns, in the order of the files.
+
+    An item is a dictionary with COCO's fields and `where`. Values are as in the files: sizes may be negative, numbers NaN or
+    infinite, and ids may be repeated or unknown.
+    """
+
+    image_id: np.ndarray  # (N,) int64
+    category_id: np.ndarray  # (N,) int64
+    bbox: np.ndarray  # (N, 4) float64: x, y, width, height in pixels
+    area: np.ndarray  # (N,) float64. NaN: the files state none. -inf: they state NaN.
+    iscrowd: np.ndarray  # (N,) bool
+    id: np.ndarray  # (N,) object. None: the files state none.
+    origin: np.ndarray  # (N, 2) int64: place in `files`, and number of the entry or line
+    files: Sequence  # what `where_format` names first
+    where_format: str  # "annotations[{1}]", "{0}, line {1}"
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        entry = {
+            "id": self.id[place],
+            "image_id": int(self.image_id[place]),
+            "category_id": int(self.category_id[place]),
+            "bbox": self.bbox[place].tolist(),
+            "area": None if math.isnan(self.area[place]) else float(self.area[place]),
+            "iscrowd": int(self.iscrowd[place]),
+            "where": self.where(place),
+        }
+        return {name: value for name, value in entry.items() if value is not None}
+
+    def __repr__(self) -> str:
+        return f"Annotations({len(self)})"
+
+    def where(self, place: int) -> str:
+        """Where in the files an annotation is, such as "annotations[3]" or "labels/7.txt, line 3"."""
+        file, number = self.origin[place].tolist()
+        return self.where_format.format(self.files[file] if self.files else "", number)
+
+    def select(self, is_kept: np.ndarray) -> "Annotations":
+        """The annotations for which the (N,) mask is True."""
+        columns = ("image_id", "category_id", "bbox", "area", "iscrowd", "id", "origin")
+        return replace(self, **{name: getattr(self, name)[is_kept] for name in columns})
+
+
+class AnnotationBuilder:
+    """Collects annotations one by one in compact columns.
+
+    Args:
+        where_format, files: as in `Annotations`.
+    """
+
+    def __init__(self, where_format: str = "annotations[{1}]", files: Sequence = ()):
+        self.where_format, self.files = where_format, files
+        self._image_ids, self._category_ids, self._origins = array("q"), array("q"), array("q")
+        self._boxes, self._areas, self._crowds = array("d"), array("d"), array("b")
+        self._ids: list = []
+
+    def add(
+        self, image_id: int, category_id: int, bbox: Sequence[float], number: int, file: int = 0, area: float | None = None,
+        iscrowd: float | None = None, annotation_id: Any = None,
+    ) -> None:  # fmt: skip
+        self._image_ids.append(image_id)
+        self._category_ids.append(category_id)
+        self._boxes.extend(bbox)
+        self._areas.append(math.nan if area is None else -math.inf if area != area else area)
+        self._crowds.append(bool(iscrowd))
+        self._ids.append(annotation_id)
+        self._origins.extend((file, number))
+
+    def build(self) -> Annotations:
+        ids = np.empty(len(self._ids), dtype=object)
+        ids[:] = self._ids
+        return Annotations(
+            np.array(self._image_ids, dtype=np.int64),
+            np.array(self._category_ids, dtype=np.int64),
+            np.array(self._boxes, dtype=np.float64).reshape(-1, 4),
+            np.array(self._areas, dtype=np.float64),
+            np.array(self._crowds, dtype=bool),
+            ids,
+            np.array(self._origins, dtype=np.int64).reshape(-1, 2),
+            self.files,
+            self.where_format,
+        )
+
+
 class RawSplit(NamedTuple):
     """Images and annotations of one part of a data set, as the files have them.
 
-    What a reader gives has the right types: an image has a whole `id` and a `file_name`, an annotation a whole `image_id` and
-    `category_id` and four numbers as `bbox`. Entries that have not are among the problems. Nothing else is checked: sizes
-    may be negative, numbers NaN, ids repeated or unknown.
+    Readers guarantee types only: an image has an integer `id` and a `file_name`, an annotation an integer `image_id` and
+    `category_id` and four numbers as `bbox`. Entries with other types are `Problem`s of the data set.
     """
 
-    name: str  # "train", "validation" or "test"; else the data's own word
-    origin: Path | str  # json, folder or Hub id that it was read from, for messages
-    # COCO's fields: id, file_name, width, height (None where the data do not tell), and `path` (absolute, may be missing) or
-    # `image` (a mapping with bytes and path that reads them when asked); `candidates` of a missing path: files it may mean
+    name: str  # "train", "validation" or "test"; else the data set's own word
+    origin: Path | str  # the json, folder or Hub id that it was read from, for messages
+    # COCO's fields: id, file_name, width, height (None if the data do not state them). Also either `path` (absolute, may be
+    # missing; then `candidates` are files that it may mean) or `image` (a mapping with bytes and path, read on access).
     images: list[dict]
-    # COCO's fields: id?, image_id, category_id, bbox (x, y, width, height) in pixels, area?, iscrowd?, and `where`, as in
-    # "annotations[3]" or "labels/7.txt, line 3"
-    annotations: list[dict]
-    stored: Dataset | None = None  # column `image`, undecoded: where the `image`s of a Hugging Face data set are
+    annotations: Annotations
+    stored: Dataset | None = None  # column `image`, undecoded, that holds the `image`s of a Hugging Face data set
 
     def __repr__(self) -> str:
         return f"RawSplit({self.name!r:.100}: {len(self.images)} images, {len(self.annotations)} annotations)"
@@ -58,7 +146,7 @@ class RawDataset(NamedTuple):
     splits: dict[str, RawSplit]
     categories: list[dict]  # of all splits: id, name, supercategory?; ids as in the first split that has the class
     problems: list[Problem]
-    notes: list[str] = []  # noqa: RUF012  what was decided in reading; never changed
+    notes: list[str] = []  # noqa: RUF012  decisions made while reading; never changed in place
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name:.100} {len(one.images)} images" for name, one in list(self.splits.items())[:10])
@@ -69,7 +157,7 @@ class RawDataset(NamedTuple):
 
 
 class StoredImage(Mapping):
-    """{"bytes", "path"} of one row, read when asked for: the images of a data set would not fit in memory."""
+    """{"bytes", "path"} of one row, read on access, because the images of a data set do not fit in memory."""
 
     __slots__ = ("dataset", "row")
 
@@ -86,20 +174,20 @@ class StoredImage(Mapping):
         return 2
 
 
-def open_image(entry: dict) -> Image.Image:
-    """The image of an entry of `RawSplit.images`, opened but not decoded, not turned by its EXIF orientation.
+def open_image(entry: Mapping) -> Image.Image:
+    """Open the image of an entry of `RawSplit.images`, without decoding it and without turning it by its EXIF orientation.
 
     Raises:
-        OSError: it is missing, or is no image that can be read.
+        OSError: the image is missing or cannot be read.
     """
     return images.open_image(image_file(entry))
 
 
 def image_file(entry: Mapping) -> Path | str | bytes:
-    """Where an entry of `RawSplit.images` has its image: a file, or the bytes of one.
+    """The path, or the bytes, of the image of an entry of `RawSplit.images`.
 
     Raises:
-        FileNotFoundError: it has neither.
+        FileNotFoundError: the entry has neither.
     """
     if entry.get("image") is None:
         return entry["path"]
@@ -112,28 +200,26 @@ def image_file(entry: Mapping) -> Path | str | bytes:
 
 
 def in_order(splits: dict) -> dict:
-    """Train, validation, test, others."""
+    """Sort splits: train, validation, test, others."""
     return dict(sorted(splits.items(), key=lambda item: SPLITS.index(item[0]) if item[0] in SPLITS else len(SPLITS)))
 
 
-_TOO_LARGE = 1e100  # for a number: products of smaller ones are finite
+# -- boxes with the images and categories that they belong to
 
 
 class BoxTable(NamedTuple):
-    """Annotations of a split in their order; N of them."""
+    """The N annotations of a split, in their order, with ids resolved."""
 
-    boxes: (
-        np.ndarray
-    )  # (N, 4) float64 as in the files; not a number where they are not four numbers that training takes
-    image: np.ndarray  # (N,) place of the image in split.images; -1 if there is none of that id
-    category: np.ndarray  # (N,) place in the categories; -1 if there is none of that id
+    boxes: np.ndarray  # (N, 4) float64 as in the files; a whole row is NaN if one number is not finite or too large
+    image: np.ndarray  # (N,) place of the image in `split.images`; -1 if no image has the id
+    category: np.ndarray  # (N,) place in the categories; -1 if no category has the id
     is_crowd: np.ndarray  # (N,) bool
-    area: np.ndarray  # (N,) as in the files; not a number where they have none
-    sizes: np.ndarray  # (N, 2) width and height of the image as stated; not a number where unknown
+    area: np.ndarray  # (N,) NaN: the files state none. -inf: they state no usable number.
+    sizes: np.ndarray  # (N, 2) width and height of the image; NaN if unknown
 
     @property
     def is_number(self) -> np.ndarray:
-        """(N,)"""
+        """(N,) whether a box is four usable numbers."""
         return np.isfinite(self.boxes).all(1)
 
     @property
@@ -143,82 +229,66 @@ class BoxTable(NamedTuple):
 
 
 def make_box_table(split: RawSplit, categories: Sequence[dict], image_sizes: np.ndarray | None = None) -> BoxTable:
-    """Whatever an annotation lacks or has of a wrong type becomes "not a number" or "none of that id".
+    """Resolve the image and category ids of a split's annotations.
 
     Args:
-        image_sizes: (I, 2) width and height that the boxes are for; as stated in the files if not given.
+        image_sizes: (I, 2) width and height of the images on which the boxes were drawn. None: the stated sizes.
     """
     annotations = split.annotations
-    image = _places([entry.get("image_id") for entry in annotations], [entry.get("id") for entry in split.images])
-    category = _places([entry.get("category_id") for entry in annotations], [entry.get("id") for entry in categories])
-    if image_sizes is None:
-        image_sizes = stated_sizes(split)
+    image = _places(annotations.image_id, [entry["id"] for entry in split.images])
     sizes = np.full((len(annotations), 2), np.nan)
-    sizes[image >= 0] = image_sizes[image[image >= 0]]
+    sizes[image >= 0] = (stated_sizes(split) if image_sizes is None else image_sizes)[image[image >= 0]]
+    is_usable = (np.abs(annotations.bbox) < MOST_PIXELS).all(1, keepdims=True)
     return BoxTable(
-        boxes=_boxes([entry.get("bbox") for entry in annotations]),
+        boxes=np.where(is_usable, annotations.bbox, np.nan),
         image=image,
-        category=category,
-        is_crowd=np.array([bool(entry.get("iscrowd")) for entry in annotations], dtype=bool),
-        area=_numbers([entry.get("area") for entry in annotations]),
+        category=_places(annotations.category_id, [entry["id"] for entry in categories]),
+        is_crowd=annotations.iscrowd,
+        area=np.where(annotations.area >= _TOO_LARGE, -np.inf, annotations.area),
         sizes=sizes,
     )
 
 
 def stated_sizes(split: RawSplit) -> np.ndarray:
-    """(I, 2) width and height; not a number where the data do not tell or tell nonsense."""
+    """(I, 2) width and height of each image as stated; NaN if they are not stated or not positive numbers."""
     sizes = [(image.get("width"), image.get("height")) for image in split.images]
-    known = [size if all(_is_number(side) and side > 0 for side in size) else (math.nan, math.nan) for size in sizes]
+    known = [
+        size if all(is_number(side) and 0 < side < _TOO_LARGE for side in size) else (math.nan, math.nan)
+        for size in sizes
+    ]
     return np.array(known, dtype=np.float64).reshape(-1, 2)
 
 
 def count_boxes(table: BoxTable, num_images: int) -> np.ndarray:
-    """(I,) annotations of each image."""
+    """(I,) number of annotations of each image."""
     return np.bincount(table.image[table.image >= 0], minlength=num_images)
 
 
-def _is_number(value) -> bool:
-    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
-        return False
-    return abs(value) < _TOO_LARGE  # compares whole numbers that no float holds, and is False for NaN
+def _places(ids: np.ndarray, known: Sequence[int]) -> np.ndarray:
+    """(N,) first place of each id among the known ones; -1 if it is not there."""
+    if not len(known):
+        return np.full(len(ids), -1)
+    known = np.array(known, dtype=np.int64)
+    order = np.argsort(known, kind="stable")
+    found = order[np.searchsorted(known, ids, sorter=order).clip(max=len(known) - 1)]
+    return np.where(known[found] == ids, found, -1)
 
 
-def _places(ids: list, known: list) -> np.ndarray:
-    """(len(ids),) where each id stands among the known ones, at its first place; -1 if nowhere."""
-    place_of = {}
-    for place, value in enumerate(known):
-        if value is not None and isinstance(value, int | str | np.integer):
-            place_of.setdefault(value, place)
-    try:
-        return np.fromiter((place_of.get(value, -1) for value in ids), dtype=np.int64, count=len(ids))
-    except TypeError:  # a list or dictionary where an id should be
-        ids = [value if isinstance(value, int | str | np.integer) else None for value in ids]
-        return np.fromiter((place_of.get(value, -1) for value in ids), dtype=np.int64, count=len(ids))
+def number_text(value: float) -> str:
+    """A number for messages: whole numbers without a decimal point, others with four digits."""
+    return f"{value:.0f}" if abs(value) < 1e15 and value == int(value) else f"{value:.4g}"
 
 
-def _boxes(values: list) -> np.ndarray:
-    """(len(values), 4)"""
-    try:
-        boxes = np.array(values)  # fast, and right for data that are not broken
-    except ValueError:
-        boxes = None
-    if boxes is None or boxes.dtype.kind not in "iuf" or boxes.shape != (len(values), 4):
-        rows = [np.ravel(value).tolist() if isinstance(value, np.ndarray) else value for value in values]
-        is_box = [isinstance(row, list | tuple) and len(row) == 4 and all(map(_is_number, row)) for row in rows]
-        boxes = np.array([row if good else [math.nan] * 4 for row, good in zip(rows, is_box, strict=True)])
-    boxes = boxes.reshape(-1, 4).astype(np.float64)
-    boxes[~(np.abs(boxes) < MOST_PIXELS).all(1)] = np.nan
-    return boxes
+def area_text(area: float) -> str:
+    """The text of a value of `Annotations.area`."""
+    return number_text(math.nan if area == -math.inf else area)
 
 
-def _numbers(values: list) -> np.ndarray:
-    """(len(values),) not a number for None; -inf for what is neither a finite number nor None."""
-    numbers = [math.nan if value is None else value if _is_number(value) else -math.inf for value in values]
-    return np.array(numbers, dtype=np.float64)
+# -- categories of several splits, sizes that are not stated
 
 
 def groups_of_others(categories: Sequence[dict]) -> list[bool]:
-    """Whether each category is the supercategory of another one, which may have the same name as in exports of one class."""
+    """Whether each category is the supercategory of another one. The two may have the same name, as in exports of one class."""
     entries_of: dict[str, set[int]] = {}
     for place, entry in enumerate(categories):
         if isinstance(entry.get("supercategory"), str):
@@ -227,8 +297,14 @@ def groups_of_others(categories: Sequence[dict]) -> list[bool]:
 
 
 def merge_categories(categories: list[dict], split: RawSplit, own: list[dict]) -> tuple[RawSplit, list[str]]:
-    """Add a split's categories to those of the splits before it. Where its ids mean other classes, as in parts that were
-    numbered one by one, its annotations get the ids that the first split has for their names."""
+    """Add the categories of a split to those of earlier splits. If the split uses other ids for the same names, change its ids.
+
+    Args:
+        categories: those of earlier splits; changed in place.
+        own: the categories of this split.
+    Returns:
+        the split, and notes for the user.
+    """
     if not categories:
         categories += own
         return split, []
@@ -237,7 +313,7 @@ def merge_categories(categories: list[dict], split: RawSplit, own: list[dict]) -
     if all(name_of.get(entry["id"], entry["name"]) == entry["name"] for entry in own) and all(
         id_of.get(entry["name"], entry["id"]) == entry["id"] for entry in own
     ):
-        # two of one id or name in a single file stay two, to be found
+        # Two categories of one id or name in a single file stay two, so that the checks find them.
         categories += [entry for entry in own if entry["id"] not in name_of]
         return split, []
     new_id_of = {}
@@ -247,43 +323,47 @@ def merge_categories(categories: list[dict], split: RawSplit, own: list[dict]) -
             id_of[entry["name"]], name_of[unused] = unused, entry["name"]
             categories.append(entry | {"id": unused})
         new_id_of[entry["id"]] = id_of[entry["name"]]
-    for category_id in {entry["category_id"] for entry in split.annotations} - new_id_of.keys():
-        # Nothing in this split has that id, so nothing may in the others: it must be found, not be another class.
+    used, inverse = np.unique(split.annotations.category_id, return_inverse=True)
+    for category_id in set(used.tolist()) - new_id_of.keys():
+        # No category of this split has that id. It must stay unknown and not become a class of another split.
         new_id_of[category_id] = category_id if category_id not in name_of else -1 - abs(category_id)
-    annotations = [entry | {"category_id": new_id_of[entry["category_id"]]} for entry in split.annotations]
+    new_ids = np.array([new_id_of[category_id] for category_id in used.tolist()], dtype=np.int64)[inverse]
     changed = {old: new for old, new in new_id_of.items() if old != new}
-    note = f"{split.origin}: the classes are numbered otherwise than in the first split; ids were changed by name: {changed}."
-    return split._replace(annotations=annotations), [note]
+    note = (
+        f"{split.origin}: the class ids differ from those of the first split, so they were changed by name: {changed}."
+    )
+    return split._replace(annotations=replace(split.annotations, category_id=new_ids)), [note]
 
 
-def fill_sizes(split: RawSplit, replace: bool = False) -> RawSplit:
-    """Read width and height from the start of each image file where the annotations have none.
+def fill_sizes(split: RawSplit, replace_stated: bool = False) -> RawSplit:
+    """Read width and height from the start of each image file if the annotations do not state them.
 
-    Images that cannot be opened keep what they have: the check of image files names them.
+    Without sizes, corners cannot be told from (x, y, width, height). Images that cannot be opened keep their entries: the check of
+    image files reports them.
 
     Args:
-        replace: also read them where the annotations have them.
+        replace_stated: also replace the stated sizes.
     """
     unknown = [
         place
         for place, entry in enumerate(split.images)
-        if replace or None in (entry.get("width"), entry.get("height"))
+        if replace_stated or None in (entry.get("width"), entry.get("height"))
     ]
     if not unknown:
         return split
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
-        sizes = pool.map(_size, [split.images[place] for place in unknown])
+        sizes = pool.map(_size_in_file, [split.images[place] for place in unknown])
         found = dict(zip(unknown, sizes, strict=True))
-    images = [
+    entries = [
         entry if found.get(place) is None else {**entry, "width": found[place][0], "height": found[place][1]}
         for place, entry in enumerate(split.images)
     ]
-    return split._replace(images=images)
+    return split._replace(images=entries)
 
 
-def _size(entry: Mapping) -> tuple[int, int] | None:
+def _size_in_file(entry: Mapping) -> tuple[int, int] | None:
     try:
         with open_image(entry) as image:
-            return upright_size(image)
+            return images.upright_size(image)
     except OSError:
         return None

@@ -10,8 +10,8 @@ from ..common.paths import expand_home
 from ..common.regular_files import is_folder, open_regular
 from ..common.values import short_repr
 from .coco_format import read_coco, read_json
-from .files import DataFolder, unread_note
-from .hub_files import FILE_KINDS, is_saved_dataset
+from .files import DataFolder, is_saved_dataset, unread_note
+from .hub_files import FILE_KINDS
 from .hub_format import read_hub
 from .raw import RawDataset
 from .voc_format import read_voc, why_no_voc

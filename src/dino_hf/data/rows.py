@@ -1,16 +1,19 @@
 """What the files say -> rows in Arrow, for training and evaluation, checked on the way."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features, Image, List, Value, concatenate_datasets
 
 from ..common.images import read_image
 from ..common.regular_files import is_regular
 from .file_names import ambiguous_text
-from .raw import MOST_PIXELS, Problem, RawSplit
+from .raw import MOST_PIXELS, Annotations, BoxTable, Problem, RawSplit, area_text, make_box_table, number_text
 
 SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
 
@@ -86,7 +89,8 @@ def class_space(categories: list[dict], origin: Path | str) -> ClassSpace:
     Raises:
         ValueError: there are none, or two of one id or name.
     """
-    names = {category_id: entry["name"] for category_id, entry in _by_id(categories, "category", origin).items()}
+    _check_ids([entry["id"] for entry in categories], "category", origin)
+    names = {entry["id"]: entry["name"] for entry in categories}
     if len(set(names.values())) < len(names):
         raise ValueError(f"{origin} has categories of the same name: {sorted(names.values())}; names must differ.")
     if not names:
@@ -96,38 +100,42 @@ def class_space(categories: list[dict], origin: Path | str) -> ClassSpace:
 
 
 def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tuple[CocoData, list[str]]:
-    """One split in Arrow, and what the user should know about it. Embedded images stay where they are.
+    """Check one split and write it as Arrow columns. Embedded images are not copied.
 
-    A box that sticks out of its image is kept as it is; one of no size is left out, which a note says.
+    A box that sticks out of its image is kept as it is. A box without size is left out, with a note.
 
+    Returns:
+        the data, and notes for the user.
     Raises:
         FileNotFoundError: an image is missing.
-        ValueError: what is wrong with an entry, and with which.
+        ValueError: an entry is wrong. The message names the first one.
     """
-    images = _by_id(split.images, "image", split.origin)
+    images = split.images
+    _check_ids([image["id"] for image in images], "image", split.origin)
     if not images:
         raise ValueError(f"{split.origin} lists no images; add some, or leave this part out.")
-    for image in images.values():
+    for image in images:
         if image.get("image") is None and not is_regular(image["path"]):
             raise FileNotFoundError(f"{missing_text(image, split.origin)}.")
-    sizes = {image_id: _size(image, f"{split.origin}: image {image_id}") for image_id, image in images.items()}
+    sizes = [_size(image, f"{split.origin}: image {image['id']}") for image in images]
     objects, notes = _objects(split, classes, sizes)
     columns = {
-        "image_id": list(images),
-        "file_name": [image["file_name"] for image in images.values()],
-        "width": [width for width, _ in sizes.values()],
-        "height": [height for _, height in sizes.values()],
-        "objects": list(objects.values()),
+        "image_id": pa.array([image["id"] for image in images], pa.int64()),
+        "file_name": pa.array([image["file_name"] for image in images], pa.string()),
+        "width": pa.array([width for width, _ in sizes], pa.int64()),
+        "height": pa.array([height for _, height in sizes], pa.int64()),
+        "objects": objects,
     }
     if split.stored is None:
-        columns["image"] = [str(image["path"]) for image in images.values()]
-        dataset = Dataset.from_dict(columns, features=_FEATURES)
-    else:
-        rows = [image["image"].row for image in images.values()]
+        paths = pa.array([str(image["path"]) for image in images], pa.string())
+        columns["image"] = pa.StructArray.from_arrays([pa.nulls(len(images), pa.binary()), paths], ["bytes", "path"])
+    features = Features({column: feature for column, feature in _FEATURES.items() if column in columns})
+    table = pa.table({column: columns[column] for column in features}).cast(features.arrow_schema)
+    dataset = Dataset(table, info=DatasetInfo(features=features))
+    if split.stored is not None:
+        rows = [image["image"].row for image in images]
         stored = split.stored if rows == list(range(len(split.stored))) else split.stored.select(rows)
-        others = Features({name: _FEATURES[name] for name in columns})
-        dataset = concatenate_datasets([Dataset.from_dict(columns, features=others), stored], axis=1)
-        dataset = dataset.cast_column("image", _ImageFile())
+        dataset = concatenate_datasets([dataset, stored], axis=1).cast_column("image", _ImageFile())
     return CocoData(dataset, *classes, name), notes
 
 
@@ -138,46 +146,91 @@ def missing_text(image: Mapping, origin: Path | str) -> str:
     return f"{image['file_name']}, listed in {origin}, {ambiguous_text(candidates)}"
 
 
-def _objects(split: RawSplit, classes: ClassSpace, sizes: dict[int, tuple]) -> tuple[dict[int, dict], list[str]]:
-    """Image id -> its objects as columns."""
-    index_of = {category_id: index for index, category_id in enumerate(classes.category_ids)}
-    objects = {image_id: {name: [] for name in _FEATURES["objects"]} for image_id in sizes}
-    without_size = []
-    for entry in split.annotations:
-        where, box = f"{split.origin}: {entry['where']}", entry["bbox"]
-        if entry["category_id"] not in index_of:
-            raise ValueError(
-                f"{where} has category_id={entry['category_id']}, but the categories are {classes.category_ids}."
-            )
-        if entry["image_id"] not in sizes:
-            raise ValueError(f"{where} has image_id={entry['image_id']}, which is not among the images.")
-        if not all(abs(value) < MOST_PIXELS for value in box):  # NaN neither
-            raise ValueError(f"{where} has bbox={box}; it must be (x, y, width, height) in pixels.")
-        area = entry.get("area")
-        if area is not None and not 0 <= area < MOST_PIXELS**2:
-            raise ValueError(f"{where} has area={area}; it must be a number of pixels, or be left out.")
-        if not _has_size(box, sizes[entry["image_id"]], where):
-            without_size.append(f"{entry['where']} with bbox={box}")
-            continue
-        of_image = objects[entry["image_id"]]
-        of_image["category"].append(index_of[entry["category_id"]])
-        of_image["bbox"].append(box)
-        of_image["area"].append(box[2] * box[3] if area is None else area)
-        of_image["iscrowd"].append(int(entry.get("iscrowd") or 0))
-    if not without_size:
+def _objects(split: RawSplit, classes: ClassSpace, sizes: list[tuple]) -> tuple[pa.StructArray, list[str]]:
+    """The column `objects`, and notes for the user."""
+    annotations = split.annotations
+    table = make_box_table(split, [{"id": category_id} for category_id in classes.category_ids], _as_floats(sizes))
+    has_size = _check_boxes(split, table, classes)
+    order = np.argsort(table.image, kind="stable")
+    order = order[has_size[order]]
+    areas = np.where(np.isnan(annotations.area), table.boxes[:, 2] * table.boxes[:, 3], annotations.area)
+    ends = np.bincount(table.image[order], minlength=len(sizes)).cumsum()  # (I,)
+    offsets = pa.array(np.append(0, ends).astype(np.int32))
+    columns = {
+        "category": pa.array(table.category),
+        "bbox": pa.FixedSizeListArray.from_arrays(table.boxes.ravel(), 4),
+        "area": pa.array(areas),
+        "iscrowd": pa.array(annotations.iscrowd.astype(np.int64)),
+    }
+    lists = [pa.ListArray.from_arrays(offsets, values.take(pa.array(order))) for values in columns.values()]
+    objects = pa.StructArray.from_arrays(lists, list(columns))
+    left_out = np.flatnonzero(~has_size)
+    if not len(left_out):
         return objects, []
-    count = "1 box has no size and is" if len(without_size) == 1 else f"{len(without_size)} boxes have no size and are"
-    note = f"{count} left out of training and evaluation; the first is {without_size[0]}."
+    count = "1 box has no size and is" if len(left_out) == 1 else f"{len(left_out)} boxes have no size and are"
+    first = f"{annotations.where(left_out[0])} with bbox={_box_text(annotations.bbox[left_out[0]])}"
+    note = f"{count} left out of training and evaluation; the first is {first}."
     return objects, [f"{split.origin}, {split.name}: {note}"]
 
 
-def _by_id(entries: list[dict], kind: str, origin: Path | str) -> dict[int, dict]:
-    by_id = {}
-    for entry in entries:
-        if entry["id"] in by_id:
-            raise ValueError(f"{origin} has two {kind} entries with id={entry['id']}; ids must differ.")
-        by_id[entry["id"]] = entry
-    return by_id
+def _as_floats(sizes: list[tuple]) -> np.ndarray:
+    """(I, 2) sizes, NaN if unknown."""
+    return np.array([(math.nan, math.nan) if None in size else size for size in sizes], dtype=np.float64)
+
+
+def _check_boxes(split: RawSplit, table: BoxTable, classes: ClassSpace) -> np.ndarray:
+    """(N,) whether a box has a size inside its image.
+
+    Raises:
+        ValueError: an annotation is wrong. The message names the first one.
+    """
+    area = split.annotations.area
+    sizes = np.where(np.isnan(table.sizes), np.inf, table.sizes)
+    with np.errstate(invalid="ignore"):  # boxes that are not numbers
+        shorter = table.boxes[:, 2:].min(1)
+        corners = table.corners
+        visible = (np.minimum(corners[:, 2:], sizes) - np.maximum(corners[:, :2], 0)).min(1)
+        wrong = {
+            "category": table.category < 0,
+            "image": table.image < 0,
+            "box": ~table.is_number,
+            "area": (area < 0) | (area >= MOST_PIXELS**2),
+            "negative": shorter < 0,
+            "outside": (shorter >= SMALLEST_SIDE) & (visible <= 0),
+        }
+    is_wrong = np.any(list(wrong.values()), axis=0)
+    if is_wrong.any():
+        place = int(is_wrong.argmax())
+        kind = next(kind for kind, mask in wrong.items() if mask[place])
+        text = _wrong_text(kind, split.annotations, place, classes, sizes[place])
+        raise ValueError(f"{split.origin}: {split.annotations.where(place)} has {text}")
+    return (shorter >= SMALLEST_SIDE) & (visible >= SMALLEST_SIDE)
+
+
+def _wrong_text(kind: str, annotations: Annotations, place: int, classes: ClassSpace, size: np.ndarray) -> str:
+    box, area = f"bbox={_box_text(annotations.bbox[place])}", annotations.area[place]
+    return {
+        "category": f"category_id={annotations.category_id[place]}, but the categories are {classes.category_ids}.",
+        "image": f"image_id={annotations.image_id[place]}, which is not among the images.",
+        "box": f"{box}; it must be (x, y, width, height) in pixels.",
+        "area": f"area={area_text(area)}; it must be a number of pixels, or be left out.",
+        "negative": f"{box}, of negative size; width and height must be positive. If the numbers are two corners, xmin must be "
+        "below xmax, and ymin below ymax.",
+        "outside": f"{box}, wholly outside of its image, which is {size[0]:g} wide and {size[1]:g} high; it must be (x, y, width, "
+        "height) in pixels of the image as listed: scale it as the image was scaled, or remove it.",
+    }[kind]
+
+
+def _box_text(box: np.ndarray) -> str:
+    return f"[{', '.join(map(number_text, box))}]"
+
+
+def _check_ids(ids: Sequence[int], kind: str, origin: Path | str) -> None:
+    """Raises ValueError if two entries have the same id."""
+    if len(set(ids)) == len(ids):
+        return
+    repeated = next(one for one, count in Counter(ids).items() if count > 1)
+    raise ValueError(f"{origin} has two {kind} entries with id={repeated}; ids must differ.")
 
 
 def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
@@ -188,26 +241,6 @@ def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
     if not all(isinstance(side, int | float) and 0 < side < MOST_PIXELS for side in size):
         raise ValueError(f"{where} has width={size[0]!r} and height={size[1]!r}; they must be numbers of pixels.")
     return int(size[0]), int(size[1])
-
-
-def _has_size(box: list[float], image_size: tuple[int, int] | tuple[None, None], where: str) -> bool:
-    """Whether there is something of a box in its image. Raises ValueError where there should be."""
-    width, height = box[2:]
-    if width < 0 or height < 0:
-        raise ValueError(
-            f"{where} has bbox={box}, of negative size; width and height must be positive. Of two corners, xmin must be below "
-            "xmax, and ymin below ymax."
-        )
-    if min(width, height) < SMALLEST_SIDE:
-        return False
-    image_width, image_height = image_size if None not in image_size else (math.inf, math.inf)
-    visible = visible_side(box, image_width, image_height)
-    if visible <= 0:
-        raise ValueError(
-            f"{where} has bbox={box}, wholly outside of its image, which is {image_width} wide and {image_height} high; it must be "
-            "(x, y, width, height) in pixels of the image as listed: scale it as the image was scaled, or remove it."
-        )
-    return visible >= SMALLEST_SIDE
 
 
 def visible_side(box: list[float], image_width: float, image_height: float) -> float:

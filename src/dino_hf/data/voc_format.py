@@ -4,6 +4,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from ..common.images import IMAGE_SUFFIXES, open_image, upright_size
@@ -11,7 +12,7 @@ from ..common.regular_files import is_regular, read_bytes
 from ..common.values import short_repr
 from .file_names import SplitNames, canonical_split, is_generic, posix
 from .files import DataFolder, only_usable
-from .raw import SPLITS, Problem, RawDataset, RawSplit, in_order
+from .raw import SPLITS, AnnotationBuilder, Problem, RawDataset, RawSplit, in_order
 from .split_lists import MISSING, SplitLists, lists_beside, lists_of_image_sets
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
@@ -37,7 +38,7 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
     problems, notes = [], []
     reader = _Reader(source, files, problems)
     names = SplitNames(source, paths)
-    found: dict[str, list[tuple[dict, list[dict]]]] = {}
+    found: dict[str, list[_Annotated]] = {}
     for folder, lists, group in _by_lists(source, paths, files):
         splits_of, missing = lists.shares(files, folder, group) if lists else ({}, [])
         if lists and not splits_of:
@@ -59,9 +60,9 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
             message = f"{short_repr(line)}, listed as {split} data in {lists.where}, {why}."
             problems.append(Problem("missing-file", where, message))
     notes += [*names.notes(), *reader.images_without_xml(paths)]
-    classes = {entry["category_id"] for images in found.values() for _, objects in images for entry in objects}
+    classes = {one.name for images in found.values() for image in images for one in image.objects}
     ids = {name: number for number, name in enumerate(sorted(classes), start=1)}
-    splits = {split: _number(split, source, images, ids) for split, images in in_order(found).items()}
+    splits = {split: _make_split(split, source, images, ids) for split, images in in_order(found).items()}
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     return only_usable(RawDataset("voc", source, splits, categories, problems, notes + files.notes()), files)
 
@@ -123,6 +124,19 @@ def _own_split(source: Path) -> str:
     return name if name in SPLITS else "train"
 
 
+class _Object(NamedTuple):
+    name: str
+    box: list[float]  # x, y, width, height
+    is_difficult: bool
+    number: int  # in its xml
+
+
+class _Annotated(NamedTuple):
+    image: dict  # without its id
+    where: str  # path of the xml in the data set
+    objects: list[_Object]
+
+
 class _Reader:
     """Reads xml files, and finds the image of each."""
 
@@ -131,8 +145,8 @@ class _Reader:
         self._names_in: dict[Path, dict[str, str]] = {}
         self._xml_of: dict[Path, Path] = {}  # image -> the xml that it belongs to
 
-    def read(self, path: Path) -> tuple[dict, list[dict]] | None:
-        """The image without its id, and its objects without image ids, category ids being names yet."""
+    def read(self, path: Path) -> _Annotated | None:
+        """The content of one xml. None: it cannot be read, or is not an annotation."""
         try:
             root = _parse(path)
         except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
@@ -141,21 +155,20 @@ class _Reader:
         if root.tag != "annotation":
             return None
         first_pixel = 1 if re.match(r"The VOC\d* Database", root.findtext("source/database", "").strip()) else 0
-        where = path.relative_to(self.source)
         objects = []
         for number, entry in enumerate(root.iterfind("object")):
             try:
-                objects.append(_read_object(entry, first_pixel) | {"where": f"{where}, object {number}"})
+                objects.append(_read_object(entry, first_pixel, number))
             except ValueError as error:
                 self.problems.append(
                     Problem("bad-entry", f"{path}, object {number}", f"{path}, object {number} {error}.")
                 )
-        return self._image(path, root), objects
+        return _Annotated(self._image(path, root), str(path.relative_to(self.source)), objects)
 
     def read_unannotated(self, path: Path, split: str, where: str, found: dict[str, list]) -> None:
         """An image that a list names and that has no xml: usual in test data."""
         if split == "test":
-            found.setdefault(split, []).append((self._image(path, None), []))
+            found.setdefault(split, []).append(_Annotated(self._image(path, None), "", []))
         else:
             message = f"{path} does not exist, but {where} lists it as {split} data."
             self.problems.append(Problem("missing-file", str(path), message))
@@ -235,7 +248,7 @@ class _Reader:
             return None, None
 
 
-def _read_object(entry: ElementTree.Element, first_pixel: int) -> dict:
+def _read_object(entry: ElementTree.Element, first_pixel: int, number: int) -> _Object:
     name = (entry.findtext("name") or "").strip()
     if not name:
         raise ValueError("has no name")
@@ -246,7 +259,7 @@ def _read_object(entry: ElementTree.Element, first_pixel: int) -> dict:
         found = {corner: text and text[:40] for corner, text in zip(_CORNERS, texts, strict=True)}
         raise ValueError(f"has {found} as bndbox; it must be four numbers") from None
     box = [x0 - first_pixel, y0 - first_pixel, x1 - x0 + first_pixel, y1 - y0 + first_pixel]
-    return {"category_id": name, "bbox": box, "iscrowd": int((entry.findtext("difficult") or "").strip() == "1")}
+    return _Object(name, box, (entry.findtext("difficult") or "").strip() == "1", number)
 
 
 def _whole(text: str | None) -> int | None:
@@ -256,9 +269,10 @@ def _whole(text: str | None) -> int | None:
         return None
 
 
-def _number(split: str, source: Path, entries: list[tuple[dict, list[dict]]], ids: dict[str, int]) -> RawSplit:
-    images, annotations = [], []
-    for image_id, (image, objects) in enumerate(entries, start=1):
-        images.append({"id": image_id, **image})
-        annotations += [{**entry, "image_id": image_id, "category_id": ids[entry["category_id"]]} for entry in objects]
-    return RawSplit(split, source, images, annotations)
+def _make_split(split: str, source: Path, entries: list[_Annotated], ids: dict[str, int]) -> RawSplit:
+    images = [{"id": image_id, **entry.image} for image_id, entry in enumerate(entries, start=1)]
+    annotations = AnnotationBuilder("{0}, object {1}", [entry.where for entry in entries])
+    for place, entry in enumerate(entries):
+        for one in entry.objects:
+            annotations.add(place + 1, ids[one.name], one.box, one.number, place, iscrowd=one.is_difficult)
+    return RawSplit(split, source, images, annotations.build())

@@ -10,7 +10,7 @@ from ..common.regular_files import is_folder, is_regular, read_text
 from ..common.values import short_repr
 from .file_names import SplitNames, image_files, posix
 from .files import DataFolder, only_usable
-from .raw import Problem, RawDataset, RawSplit, in_order
+from .raw import AnnotationBuilder, Problem, RawDataset, RawSplit, in_order
 from .split_lists import darknet_lists, lists_beside
 
 _PHOTOS = {".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"}  # others are without loss, as masks must be
@@ -75,7 +75,8 @@ def read_labels(
         )
         problems.append(Problem("missing-file", f"{yaml_file}: {name}", message))
     root = Path(os.path.commonpath([yaml_file.absolute().parent, paths[0]]))
-    images, annotations = [], []
+    images, labels = [], [label_file(path) for path in paths]
+    annotations = AnnotationBuilder("{0}, line {1}", [f"{label.parent.name}/{label.name}" for label in labels])
     with ThreadPoolExecutor(_THREADS) as pool:
         read = pool.map(lambda path: _read_image(path, has_keypoints, files), paths)
         for image_id, (path, (size, boxes, own_problems)) in enumerate(zip(paths, read, strict=True), start=1):
@@ -85,8 +86,9 @@ def read_labels(
             width, height = size
             file_name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
             images.append({"id": image_id, "file_name": file_name, "width": width, "height": height, "path": path})
-            annotations += [{"image_id": image_id, **box} for box in boxes]
-    return RawSplit(name, yaml_file, images, annotations)
+            for category_id, box, line in boxes:
+                annotations.add(image_id, category_id, box, line, image_id - 1)
+    return RawSplit(name, yaml_file, images, annotations.build())
 
 
 def labels_without_image(splits: dict[str, RawSplit], files: DataFolder) -> list[str]:
@@ -113,7 +115,7 @@ def _has_boxes(path: Path) -> bool:
     return True
 
 
-def _read_image(path: Path, has_keypoints: bool, files: DataFolder) -> tuple[tuple, list[dict] | None, list[Problem]]:
+def _read_image(path: Path, has_keypoints: bool, files: DataFolder) -> tuple[tuple, list[tuple] | None, list[Problem]]:
     """Size, boxes and problems of one image; None instead of boxes: its txt must not be read."""
     size = (None, None)
     problems = []
@@ -139,7 +141,6 @@ def _read_image(path: Path, has_keypoints: bool, files: DataFolder) -> tuple[tup
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{labels.parent.name}/{labels.name}, line {number}"
         try:
             category_id, box = _read_line(line.split(), has_keypoints)
         except ValueError as error:
@@ -152,7 +153,7 @@ def _read_image(path: Path, has_keypoints: bool, files: DataFolder) -> tuple[tup
             )
             continue
         if size[0] is not None:
-            boxes.append({"category_id": category_id, "bbox": _in_pixels(box, *size), "where": where})
+            boxes.append((category_id, _in_pixels(box, *size), number))
     return size, boxes, problems
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..common.text import count_text
 from ..data.box_layouts import LAYOUT_TEXTS, SWAPPED, Reading, guess_readings
 from ..data.image_facts import ImageFacts, look_at_images
-from ..data.raw import RawDataset, count_boxes, groups_of_others, make_box_table, stated_sizes
+from ..data.raw import RawDataset, area_text, count_boxes, groups_of_others, make_box_table, stated_sizes
 from ..data.rows import MOST_PIXELS, SMALLEST_SIDE
 from .boxes import near_repeats, repeated_boxes
 from .data_statistics import describe
@@ -203,29 +203,20 @@ def _check_class_counts(found: FindingCollector, entry_text: Callable[[int], str
     )
 
 
-def images_of_others(raw: RawDataset, name: str) -> dict[int | str, str]:
+def images_of_others(raw: RawDataset, name: str) -> dict[int, str]:
     """Ids of the images of all splits but one -> their split."""
-    return {
-        image["id"]: other
-        for other, split in raw.splits.items()
-        if other != name
-        for image in split.images
-        if isinstance(image.get("id"), int | str)
-    }
+    return {image["id"]: other for other, split in raw.splits.items() if other != name for image in split.images}
 
 
 def _check_references(found: FindingCollector, name: str) -> None:
     split, table = found.raw.splits[name], found.tables[name]
     others = images_of_others(found.raw, name)
     is_unknown = table.image < 0
-    in_other = np.zeros_like(is_unknown)
-    for place in np.flatnonzero(is_unknown).tolist():
-        image_id = split.annotations[place].get("image_id")
-        in_other[place] = isinstance(image_id, int | str) and image_id in others
+    in_other = is_unknown & np.isin(split.annotations.image_id, np.array(list(others), dtype=np.int64))
 
     def image_text(place: int) -> str:
-        image_id = split.annotations[place].get("image_id")
-        return f"image_id {image_id!r}" + (f", which is in {others[image_id]}" if in_other[place] else "")
+        image_id = int(split.annotations.image_id[place])
+        return f"image_id {image_id}" + (f", which is in {others[image_id]}" if in_other[place] else "")
 
     found.add_boxes("image-of-other-split", name, in_other, image_text)
     found.add_boxes("unknown-image", name, is_unknown & ~in_other, image_text)
@@ -233,7 +224,7 @@ def _check_references(found: FindingCollector, name: str) -> None:
         "unknown-category",
         name,
         table.category < 0,
-        lambda place: f"category_id {split.annotations[place].get('category_id')!r}",
+        lambda place: f"category_id {split.annotations.category_id[place]}",
     )
 
 
@@ -293,12 +284,12 @@ def _check_geometry(found: FindingCollector, name: str) -> None:
     is_no_area = (table.area < 0) | (table.area >= MOST_PIXELS**2)
     is_area_wrong = ~np.isnan(table.area) & ~is_no_area & ((table.area == 0) | (table.area > 1.01 * box_areas + 1))
     annotations = found.raw.splits[name].annotations
-    found.add_boxes("area-not-number", name, is_no_area, lambda place: f"area {annotations[place]['area']}")
+    found.add_boxes("area-not-number", name, is_no_area, lambda place: f"area {area_text(annotations.area[place])}")
     found.add_boxes(
         "area-wrong",
         name,
         is_inside & is_area_wrong,
-        lambda place: f"area {annotations[place]['area']} of {box_text(annotations[place]['bbox'])}",
+        lambda place: f"area {area_text(annotations.area[place])} of {box_text(annotations.bbox[place])}",
     )
 
 
@@ -310,8 +301,8 @@ def _check_repetitions(found: FindingCollector, name: str, reading: Reading) -> 
 
     def class_text(place: int) -> str:
         category = table.category[place]
-        text = names[category] if category >= 0 else split.annotations[place].get("category_id")
-        return f"{box_text(split.annotations[place]['bbox'])} as {text!r}"
+        text = names[category] if category >= 0 else int(split.annotations.category_id[place])
+        return f"{box_text(split.annotations.bbox[place])} as {text!r}"
 
     found.add_boxes("duplicate-box-other-class", name, other_class, class_text)
     if reading.is_as_read:
@@ -320,13 +311,13 @@ def _check_repetitions(found: FindingCollector, name: str, reading: Reading) -> 
         first_of[pairs[::-1, 1]] = pairs[::-1, 0]  # the earliest one that a box nearly repeats
 
         def pair_text(place: int) -> str:
-            box, first = (split.annotations[one]["bbox"] for one in (place, first_of[place]))
+            box, first = split.annotations.bbox[[place, first_of[place]]]
             return f"{box_text(box)}, nearly as {box_text(first)}"
 
         found.add_boxes("near-duplicate-box", name, first_of >= 0, pair_text)
     if found.raw.format != "coco":  # other formats have no ids of annotations that a tool reads
         return
-    ids = [entry.get("id") for entry in split.annotations]
+    ids = split.annotations.id.tolist()
     is_repeated = np.zeros(len(ids), dtype=bool)
     is_repeated[repeated_places(ids)] = True
     found.add_boxes("duplicate-annotation-id", name, is_repeated, lambda place: f"id {ids[place]}")

@@ -10,7 +10,7 @@ import numpy as np
 from ..common.images import IMAGE_SUFFIXES
 from ..common.text import count_text
 from ..data.image_facts import ImageFacts, image_key
-from ..data.raw import BoxTable, RawDataset, count_boxes, make_box_table, stated_sizes
+from ..data.raw import BoxTable, RawDataset, area_text, count_boxes, make_box_table, stated_sizes
 from .boxes import CleanedBoxes, ImageGeometry, clean_boxes, near_repeats, repeated_boxes, without_near_repeats
 from .checks import Report, images_of_others, kind_of_reading
 from .findings import box_text
@@ -233,17 +233,18 @@ class Cleaner:
         is_repeat, _ = repeated_boxes(final)
         is_near_repeat = self._near_repeats(name, final)
         annotations, taken, others = [], set(), images_of_others(self.raw, name)
-        next_id = 1 + max((entry["id"] for entry in split.annotations if isinstance(entry.get("id"), int)), default=0)
-        for place, entry in enumerate(split.annotations):
-            kind, before, after = cleaned.kinds[place], box_text(entry["bbox"]), ""
+        originals = split.annotations
+        next_id = 1 + max((one for one in originals.id if isinstance(one, int)), default=0)
+        for place in range(len(originals)):
+            kind, before, after = cleaned.kinds[place], box_text(originals.bbox[place]), ""
             if table.image[place] >= 0 and image[place] < 0:
                 continue  # goes with its image, which is among the changes
             if table.image[place] < 0:
                 # The box is not moved to the other split: ids may be equal by chance, and a wrong box is worse than a missing one.
-                kind = "image-of-other-split" if entry.get("image_id") in others else "unknown-image"
-                before = f"image_id {entry.get('image_id')!r}"
+                image_id = int(originals.image_id[place])
+                kind, before = "image-of-other-split" if image_id in others else "unknown-image", f"image_id {image_id}"
             elif table.category[place] < 0:
-                kind, before = "unknown-category", f"category_id {entry.get('category_id')!r}"
+                kind, before = "unknown-category", f"category_id {originals.category_id[place]}"
             elif is_repeat[place]:
                 kind = "duplicate-box"
             elif is_near_repeat[place]:
@@ -252,19 +253,19 @@ class Cleaner:
             stays = is_kept[place] and not is_repeat[place] and not is_near_repeat[place]
             if kind:
                 if kind in ("area-wrong", "area-not-number"):
-                    before, after = f"area {entry['area']}", f"area {area:.6g}"
+                    before, after = f"area {area_text(originals.area[place])}", f"area {area:.6g}"
                 elif stays:
                     after = box_text(box)
-                where = entry.get("where", f"annotations[{place}]")
+                where = originals.where(place)
                 old_image = int(table.image[place])
                 file = split.images[old_image].get("file_name") if old_image >= 0 else None
                 self._note(kind, "corrected" if stays else "left out", name, where, file, before, after)
             if not stays:
                 continue
-            annotation_id = entry.get("id")
+            annotation_id = originals.id[place]
             if not isinstance(annotation_id, int) or annotation_id in taken:
                 if annotation_id is not None:
-                    where = entry.get("where", f"annotations[{place}]")
+                    where = originals.where(place)
                     self._note("duplicate-annotation-id", "renumbered", name, where, None, annotation_id, next_id)
                 annotation_id, next_id = next_id, next_id + 1
             taken.add(annotation_id)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.raw import BoxTable, RawDataset
+from ..data.raw import BoxTable, RawDataset, number_text
 from .kinds import KINDS, SEVERITIES, UNREADABLE
 
 MAX_OFFENDERS = 1000  # of a kind are named; all are counted
@@ -96,13 +96,13 @@ class FindingCollector:
         self.add(kind, offenders, len(places), detail)
 
     def _annotation(self, split: str, place: int, value: Callable[[int], str]) -> Offender:
-        entry, image = self.raw.splits[split].annotations[place], int(self.tables[split].image[place])
+        of_split, image = self.raw.splits[split], int(self.tables[split].image[place])
         image = None if image < 0 else image
-        file = None if image is None else self.raw.splits[split].images[image].get("file_name")
-        return Offender(split, entry.get("where", f"annotations[{place}]"), file, value(place), image, place)
+        file = None if image is None else of_split.images[image].get("file_name")
+        return Offender(split, of_split.annotations.where(place), file, value(place), image, place)
 
     def _box_text(self, split: str, place: int) -> str:
-        box, size = box_text(self.raw.splits[split].annotations[place].get("bbox")), self.tables[split].sizes[place]
+        box, size = box_text(self.raw.splits[split].annotations.bbox[place]), self.tables[split].sizes[place]
         return box if np.isnan(size).any() else f"{box} in {size[0]:g} x {size[1]:g}"
 
     def findings(self) -> list[Finding]:
@@ -117,8 +117,6 @@ class FindingCollector:
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count, one.kind))
 
 
-def box_text(box) -> str:
-    """(x, y, width, height) in few digits."""
-    if not isinstance(box, list | tuple):
-        return repr(box)
-    return f"({', '.join(f'{value:.4g}' if isinstance(value, float) else str(value) for value in box)})"
+def box_text(box: np.ndarray) -> str:
+    """(x, y, width, height) with few digits."""
+    return f"({', '.join(map(number_text, box))})"
