@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
 from dino_hf.run import progress as progress_module
-from dino_hf.run.progress import BestOfBoth, EvaluationProgress, TrainingProgress, _duration
+from dino_hf.run.progress import BestOfBoth, TrainingProgress, _duration
 from dino_hf.training import get_recipe
 
 
@@ -119,20 +119,6 @@ def test_a_terminal_has_a_bar(clock):
     assert "epoch 1 of 3: loss 8.00, AP 0.100, best so far" in text
     assert "4/12" in text
     assert "loss 8.00" in text.rpartition("4/12")[2]
-
-
-def test_the_bar_of_an_evaluation():
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with EvaluationProgress(console) as progress:
-        progress("images", 0, 7)
-        progress("images", 7, 7)
-        progress("classes", 1, 3)
-    assert "evaluating: images" in console.file.getvalue()
-    assert "7/7" in console.file.getvalue()
-    silent = Console(file=io.StringIO(), force_terminal=False)
-    with EvaluationProgress(silent) as progress:
-        progress("images", 7, 7)
-    assert silent.file.getvalue().strip() == ""
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressBar:
-    """A bar with counts and times. A context manager: at the end, the bar disappears.
+    """A bar with counts and times. It appears at the first call, and disappears at `close` or at the end of a `with` block.
 
     Args:
         console: where the bar is shown. If it is not a terminal, nothing is shown.
@@ -26,13 +26,14 @@ class ProgressBar:
             columns += [TextColumn("left"), TimeRemainingColumn()]
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._tasks: dict[str, int] = {}
-        self._is_started = False
 
     def __enter__(self) -> "ProgressBar":
-        self._bar.start()
         return self
 
     def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int | None, title: str | None = None, note: str = "") -> None:
@@ -43,6 +44,8 @@ class ProgressBar:
             title: text of the line, if it differs from `stage`.
             note: text behind the counts.
         """
+        if not self._tasks:
+            self._bar.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=total, note=note)
         self._bar.update(self._tasks[stage], completed=done, total=total, description=title or stage, note=note)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tqdm import tqdm
 
+from ..common.console import make_console
+from ..common.progress import ProgressBar
 from ..common.text import printable
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
@@ -185,9 +186,10 @@ def provenance(checkpoint: Checkpoint, project: str, row: Published | None, assu
 
 def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Counter]:
     """The model with these tensors (in names of the release), their number, and the number of dropped tensors by reason."""
-    progress = tqdm(tensors.items(), desc="converting", unit=" tensors", disable=None, leave=False)
     try:
-        state, dropped = translate(progress, rules_for(config))
+        with ProgressBar(make_console(stderr=True)) as bar:
+            items = bar.follow(tensors.items(), "converting tensors", len(tensors))
+            state, dropped = translate(items, rules_for(config))
     except UnknownName as error:
         raise ConversionError(
             f"The checkpoint has the tensor {error.name!r} (release's name), which this DINO does not have: it is of a variant."

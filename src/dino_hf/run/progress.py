@@ -1,11 +1,11 @@
 """How far a run is: a bar with the time left on terminals, and one line for each evaluation everywhere."""
 
 import time
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from ..common.progress import ProgressBar
 
 _SILENCE = 60  # seconds without a line, where there is no terminal
 BEST_AP = "best_AP"  # as a name for `metric_for_best_model`
@@ -29,8 +29,7 @@ class TrainingProgress(TrainerCallback):
 
     def __init__(self, console: Console):
         self.console = console
-        self._bar: Progress | None = None
-        self._task = None
+        self._bar: ProgressBar | None = None
         self._timer = _Timer()
         self._loss: float | None = None
         self._losses: list[float] = []  # since the last line
@@ -41,16 +40,10 @@ class TrainingProgress(TrainerCallback):
         self._timer = _Timer()
         self._best = max((_ap(entry) for entry in state.log_history), default=-1.0)  # resumed
         if state.is_world_process_zero and self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                console=self.console,
-            )
-            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
-            self._bar.start()
+            self._bar = ProgressBar(
+                self.console, estimate=False
+            )  # the time left includes evaluations: see `seconds_left`
+            self._bar("training", state.global_step, state.max_steps)
 
     def on_step_end(self, args, state, control, **kwargs):
         self._timer.lap("step")
@@ -82,7 +75,7 @@ class TrainingProgress(TrainerCallback):
     def close(self) -> None:
         """Take the bar away; also for a run that was broken off."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
             self._bar = None
 
     def seconds_left(self, args, state) -> float | None:
@@ -101,7 +94,7 @@ class TrainingProgress(TrainerCallback):
         left = self.seconds_left(args, state)
         parts = [] if self._loss is None else [f"loss {self._loss:.2f}"]
         parts += [] if left is None else [f"{_duration(left)} left"]
-        self._bar.update(self._task, completed=state.global_step, description=description, note=", ".join(parts))
+        self._bar("training", state.global_step, state.max_steps, title=description, note=", ".join(parts))
 
     def _line(self, args, state, metrics: dict, description: str | None = None) -> None:
         """
@@ -128,8 +121,7 @@ class TrainingProgress(TrainerCallback):
             parts.append("best so far")
         if (left := self.seconds_left(args, state)) is not None and state.global_step < state.max_steps:
             parts.append(f"{_duration(left)} left")
-        console = self.console if self._bar is None else self._bar.console
-        console.print(f"{where}: {', '.join(parts)}", soft_wrap=True, highlight=False, markup=False)
+        self.console.print(f"{where}: {', '.join(parts)}", soft_wrap=True, highlight=False, markup=False)
 
 
 _SHOWN = (
@@ -181,32 +173,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.0f} {unit}" if seconds >= 9.5 * length else f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-class EvaluationProgress:
-    """A bar for `evaluate_model(progress=...)`, on terminals: `with EvaluationProgress(console) as progress`."""
-
-    def __init__(self, console: Console, title: str = "evaluating"):
-        self._title = title
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> "EvaluationProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._bar.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(f"{self._title}: {stage}", total=total)
-        self._bar.update(self._tasks[stage], completed=done, total=total)

@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..common.progress import ProgressBar
 from ..data import DetectionData
 from ..evaluation import Evaluation, evaluate_model
 from ..inference.loading import load_detector, load_image_processor
@@ -19,7 +20,7 @@ from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
 from ..training.ema import EMA_FOLDER, ModelEma
 from ..training.trainer import DinoDetrTrainer
-from .progress import BEST_AP, EvaluationProgress
+from .progress import BEST_AP
 from .record import RunRecord
 
 LAST_FOLDER, TEST_FOLDER = "last", "test"
@@ -88,10 +89,8 @@ def leave_results(
     for data, target in ((splits.validation, folder), (splits.test, folder / TEST_FOLDER)):
         evaluation = None
         if data is not None:
-            with EvaluationProgress(console) as progress:
-                evaluation = evaluate_model(
-                    predictor, data, batch_size=args.per_device_eval_batch_size, progress=progress
-                )
+            with ProgressBar(console) as bar:
+                evaluation = evaluate_model(predictor, data, batch_size=args.per_device_eval_batch_size, progress=bar)
             save_report(evaluation, data, target)
         evaluations.append(evaluation)
     held_out, test = evaluations
