@@ -1,22 +1,11 @@
-import copy
-import pickle
-
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoBackbone
 
 from dino_hf import DinoDetrForObjectDetection
-from dino_hf.model.backbone import (
-    DinoDetrBackbone,
-    FoldingConvLayer,
-    FrozenBatchNorm2d,
-    _FoldsNorm,
-    fold_norms,
-    freeze_batch_norm,
-    pixels_of_cells,
-)
+from dino_hf.model.backbone import DinoDetrBackbone
+from dino_hf.model.frozen_batch_norm import FrozenBatchNorm2d, freeze_batch_norm
 from helpers import BIT, CONVNEXT, RESNET, SIZES, SWIN, TIMM, randomize, tiny_config, tiny_images, tiny_labels
 
 BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT}
@@ -271,111 +260,6 @@ def test_projections_start_xavier_uniform_without_bias():
         assert not projection.bias.any()
 
 
-def resnet_and_plain_copy(dtype=torch.float64) -> tuple[nn.Module, nn.Module]:
-    """A ResNet with norms like trained ones that folds them, and one of the same values that does not."""
-    plain = AutoBackbone.from_config(tiny_config(backbone_config=dict(RESNET)).backbone_config).to(dtype)
-    with torch.no_grad():
-        for part in plain.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                for tensor in (part.weight, part.bias, part.running_mean):
-                    tensor.normal_()
-                part.running_var.uniform_(0.5, 2)
-    freeze_batch_norm(plain)
-    folding = copy.deepcopy(plain)
-    fold_norms(folding)
-    return folding, plain
-
-
-def test_folded_norms_change_neither_maps_nor_gradients():
-    folding, plain = resnet_and_plain_copy()
-    pixels = torch.randn(2, 3, 48, 80, dtype=torch.float64)
-    results = []
-    for model in (folding, plain):
-        maps = model(pixels).feature_maps
-        torch.stack([level.square().mean() for level in maps]).sum().backward()
-        results.append([*maps, *(parameter.grad for parameter in model.parameters())])
-    assert any(isinstance(part, _FoldsNorm) for part in folding.modules())
-    for ours, theirs in zip(*results, strict=True):
-        # float64: products in another order
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_in_bfloat16_folded_norms_are_no_further_from_float64():
-    exact = resnet_and_plain_copy()[1]
-    folding, plain = copy.deepcopy(exact).bfloat16(), copy.deepcopy(exact).bfloat16()
-    fold_norms(folding)
-    pixels = torch.randn(2, 3, 48, 80, dtype=torch.float64)
-    with torch.no_grad():
-        expected = exact(pixels).feature_maps[-1]
-        errors = [(model(pixels.bfloat16()).feature_maps[-1] - expected).square().mean() for model in (folding, plain)]
-    # the mean of two thousand errors; measured 0.9 to 1.1
-    assert errors[0] < 1.5 * errors[1]
-
-
-def test_folding_leaves_names_and_values_and_sees_new_statistics():
-    folding, plain = resnet_and_plain_copy()
-    assert list(folding.state_dict()) == list(plain.state_dict())
-    other = resnet_and_plain_copy()[1]
-    folding.load_state_dict(other.state_dict())
-    pixels = torch.randn(2, 3, 48, 80, dtype=torch.float64)
-    copied = pickle.loads(pickle.dumps(copy.deepcopy(folding)))
-    for ours, theirs in zip(copied(pixels).feature_maps, other(pixels).feature_maps, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_what_is_wrapped_or_hooked_is_called_and_not_folded():
-    layer = next(part for part in resnet_and_plain_copy()[0].modules() if isinstance(part, FoldingConvLayer))
-    x = torch.randn(2, layer.convolution.in_channels, 7, 9, dtype=torch.float64)
-    expected, seen = layer(x), []
-    hook = layer.convolution.register_forward_hook(lambda *_: seen.append("hook"))
-    torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
-    hook.remove()
-    wrapped = nn.Sequential(layer.convolution, nn.Threshold(-1e9, 0))
-    wrapped.register_forward_hook(lambda *_: seen.append("wrapper"))
-    layer.convolution = wrapped
-    torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
-    assert seen == ["hook", "wrapper"]
-
-
-def test_a_convolution_that_has_got_a_bias_keeps_it():
-    """As when somebody has folded a norm into it for good."""
-    layers = []
-    for model in resnet_and_plain_copy():
-        layers.append(model.encoder.stages[1].layers[0].layer[0])
-        layers[-1].convolution.bias = nn.Parameter(torch.arange(layers[-1].convolution.out_channels).double())
-    x = torch.randn(2, layers[0].convolution.in_channels, 7, 9, dtype=torch.float64)
-    torch.testing.assert_close(layers[0](x), layers[1](x), rtol=1e-9, atol=1e-9)
-
-
-def test_a_compiler_gets_the_norm_unfolded():
-    layer, graphs = resnet_and_plain_copy()[0].encoder.stages[1].layers[0].layer[0], []
-    torch.compiler.reset()
-    compiled = torch.compile(layer, backend=lambda graph, inputs: graphs.append(graph.code) or graph.forward)
-    compiled(torch.randn(2, layer.convolution.in_channels, 7, 9, dtype=torch.float64))
-    torch.compiler.reset()
-    assert "batch_norm" in graphs[0]
-    assert "relu_" not in graphs[0]
-
-
-def test_linear_layers_of_a_backbone_are_plain_and_computed_fast_but_where_they_are_checkpointed(monkeypatch):
-    backbone, calls = make_backbone("swin", num_frozen_backbone_stages=0), []
-    layers = [part for part in backbone.modules() if isinstance(part, nn.Linear)]
-    assert layers
-    assert {type(layer) for layer in layers} == {nn.Linear}
-    monkeypatch.setattr("dino_hf.model.cpu_speed._as_convolution", lambda *args: calls.append(args) or F.linear(*args))
-    monkeypatch.setattr("dino_hf.model.cpu_speed._prefers_convolution", lambda *args: True)
-    pixel_values = torch.randn(2, 3, 128, 200)
-    backbone.train()(pixel_values, None)
-    assert calls
-    calls.clear()
-    next(backbone.model.children()).grad_checkpointing = True  # timm's name
-    backbone(pixel_values, None)
-    assert not calls
-    with torch.no_grad():
-        backbone(pixel_values, None)
-    assert calls
-
-
 def test_group_norms_get_maps_in_the_plain_layout():
     """In channels last, torch takes a difference of squares for the variance."""
     backbone, layouts = make_backbone(), []
@@ -385,53 +269,6 @@ def test_group_norms_get_maps_in_the_plain_layout():
     assert layouts == [True] * 4
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(f"layer.0.{part}" for part in ("convolution", "normalization", "normalization.activation", "activation")),
-        "activation",
-    ],
-)
-def test_hooks_within_a_resnet_see_what_they_would_see_unfolded(name):
-    """As Grad-CAM sets them."""
-    folding, plain = resnet_and_plain_copy()
-    pixels, seen = torch.randn(2, 3, 48, 80, dtype=torch.float64), []
-    for model in (folding, plain):
-        part = model.encoder.stages[1].layers[0].get_submodule(name)
-        kept = []
-        part.register_forward_hook(lambda part, inputs, output, kept=kept: kept.append(output.detach()))
-        part.register_full_backward_hook(lambda part, into, out, kept=kept: kept.extend((*into, *out)))
-        sum(level.square().sum() for level in model(pixels).feature_maps).backward()
-        seen.append(kept)
-    assert len(seen[0]) == 3
-    for ours, theirs in zip(*seen, strict=True):
-        # float64: products in another order
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_hooks_of_all_modules_see_those_of_a_resnet():
-    folding, plain = resnet_and_plain_copy()
-    pixels, seen = torch.randn(2, 3, 48, 80, dtype=torch.float64), []
-    for model in (folding, plain):
-        kept = []
-        with nn.modules.module.register_module_forward_hook(lambda *args, kept=kept: kept.append(args)):
-            model(pixels)
-        seen.append(kept)
-    for (ours, _, our_output), (theirs, _, their_output) in zip(*seen, strict=True):
-        assert isinstance(ours, type(theirs))
-        if isinstance(ours, nn.Conv2d | nn.ReLU):
-            torch.testing.assert_close(our_output, their_output, rtol=1e-9, atol=1e-9)
-
-
-def test_masks_of_maps_are_those_of_interpolate_to_the_last_pixel():
-    for size in range(33, 900, 4):
-        for cells in (-(-size // 4), size // 8, -(-size // 16), size // 32):
-            pixels = torch.arange(size)[None, None].expand(2, 3, -1)
-            expected = F.interpolate(pixels[:, None].float(), size=(2, cells))[:, 0].long()
-            assert torch.equal(pixels_of_cells(pixels, 2, cells), expected)
-            assert torch.equal(pixels_of_cells(pixels.mT, cells, 2), expected.mT)
-
-
 def test_norms_can_be_trained_alone():
     """torch 2.11 crashed when they got maps without gradient whose channels come last."""
     backbone = make_backbone().requires_grad_(False)
@@ -439,13 +276,3 @@ def test_norms_can_be_trained_alone():
     maps, _ = backbone(torch.randn(2, 3, 64, 104), None)
     sum(level.square().mean() for level in maps).backward()
     assert all(parameter.grad.any() for parameter in backbone.norms.parameters())
-
-
-def test_gradients_have_the_layout_of_their_weights():
-    """Distributed training copies those that have not, and warns."""
-    backbone = make_backbone()
-    maps, _ = backbone(torch.randn(2, 3, 64, 104), None)
-    sum(level.square().mean() for level in maps).backward()
-    for name, parameter in backbone.model.named_parameters():
-        if parameter.grad is not None:
-            assert parameter.grad.stride() == parameter.stride(), name

@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from dino_hf.model.feature_levels import cell_centers, describe_levels, describe_whole_levels, flatten_maps
+from dino_hf.model.feature_levels import cell_centers, describe_levels, describe_whole_levels, flatten_maps, resize_mask
 from helpers import tiny_levels
 
 SHAPES = ((6, 9), (3, 5), (1, 2))
@@ -79,3 +80,12 @@ def test_levels_without_padding_are_levels_whose_mask_is_empty():
     assert whole.shapes == masked.shapes
     assert torch.equal(whole.valid_ratios, masked.valid_ratios)
     assert torch.equal(cell_centers(whole), cell_centers(masked))
+
+
+def test_masks_of_maps_are_those_of_interpolate_to_the_last_pixel():
+    for size in range(33, 900, 4):
+        for cells in (-(-size // 4), size // 8, -(-size // 16), size // 32):
+            pixels = torch.arange(size)[None, None].expand(2, 3, -1)
+            expected = F.interpolate(pixels[:, None].float(), size=(2, cells))[:, 0].long()
+            assert torch.equal(resize_mask(pixels, 2, cells), expected)
+            assert torch.equal(resize_mask(pixels.mT, cells, 2), expected.mT)

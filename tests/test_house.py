@@ -11,7 +11,7 @@ import dino_hf
 from dino_hf.model.sharing import AUTO_MAP
 
 FLOORS = [
-    {"package_warning", "backend_trial", "backbone_trials", "cpu_speed"},
+    {"package_warning", "backend_trial", "backbone_trials", "run_mode", "frozen_batch_norm"},
     {
         "box_ops",
         "position_embedding",

@@ -9,8 +9,7 @@ from torch import nn
 
 import dino_hf
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.model.backbone import DinoDetrBackbone
-from helpers import RESNET, SIZES, SWIN, randomize, tiny_config, tiny_images, tiny_labels
+from helpers import SIZES, SWIN, randomize, tiny_config, tiny_images, tiny_labels
 
 
 def make_model(**changes) -> DinoDetrForObjectDetection:
@@ -148,34 +147,6 @@ def test_tools_find_where_gradients_enter():
     model = make_model()
     assert model.get_input_embeddings() is model.model.encoder.level_embed
     assert model.model.get_input_embeddings() is model.model.encoder.level_embed
-
-
-@pytest.mark.parametrize(
-    ("stem", "channels_last"),
-    [
-        (nn.Conv2d(3, 16, 1, stride=2), False),  # RepVGG, MobileOne: torch writes beyond its memory
-        (nn.Conv2d(8, 16, 1, stride=2), False),
-        (nn.Conv2d(32, 16, 1, stride=(1, 2), groups=4), False),
-        (nn.Conv2d(9, 16, 1, stride=2), True),
-        (nn.Conv2d(3, 16, 1), True),
-        (nn.Conv2d(3, 16, 3, stride=2), True),
-    ],
-)
-def test_channels_last_is_taken_only_where_torch_is_right_in_it(stem, channels_last, monkeypatch):
-    build = dino_hf.model.backbone.AutoBackbone.from_config
-
-    def with_stem(*args, **kwargs):
-        backbone = build(*args, **kwargs)
-        backbone.stem_of_another_project = stem
-        return backbone
-
-    monkeypatch.setattr(dino_hf.model.backbone.AutoBackbone, "from_config", with_stem)
-    assert DinoDetrBackbone(tiny_config(backbone_config=dict(RESNET)))._takes_channels_last == channels_last
-
-
-def test_backbones_that_were_not_measured_keep_their_layout():
-    assert DinoDetrBackbone(tiny_config(backbone_config=dict(RESNET)))._takes_channels_last
-    assert not DinoDetrBackbone(tiny_config(backbone_config=dict(SWIN)))._takes_channels_last
 
 
 @pytest.mark.parametrize("part", ["data", "evaluation", "export", "inference", "training"])

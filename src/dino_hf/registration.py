@@ -116,8 +116,11 @@ def _prepare_kernels(module: ModuleType) -> None:
     import_module("dino_hf.runtime.kernel_loading")  # registers the kernels as backends
 
 
-def _prepare_model_card(module: ModuleType) -> None:
+def _prepare_additions(module: ModuleType) -> None:
     import_module("dino_hf.runtime.model_card")  # saved models get a card
+    cpu_speed = "dino_hf.runtime.cpu_speed"
+    if importlib.util.find_spec(cpu_speed) is not None:  # without this file, the models compute the same, slower
+        import_module(cpu_speed)  # built models get faster layers
 
 
 # What to call when a module has been imported.
@@ -127,7 +130,7 @@ _AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.image_processing_auto": _prepare_image_processors,
     "transformers.pipelines": _prepare_pipelines,
     "dino_hf.model.attention_backends": _prepare_kernels,
-    "dino_hf.model.modeling_dino_detr": _prepare_model_card,
+    "dino_hf.model.modeling_dino_detr": _prepare_additions,
 }
 
 

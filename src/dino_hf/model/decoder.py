@@ -9,7 +9,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .box_ops import refine_boxes
 from .configuration_dino_detr import DinoDetrConfig
-from .cpu_speed import fast_linear
 from .feature_levels import FeatureLevels
 from .heads import DetectionHead
 from .layers import MLP, FeedForward, attention_xavier, linear, xavier, xavier_weight
@@ -105,7 +104,6 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
         self.mlp = FeedForward(config.d_model, config.decoder_ffn_dim)
         self.mlp_norm = nn.LayerNorm(config.d_model)
 
-    @fast_linear
     def forward(
         self,
         queries: Tensor,

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_dino_detr import DinoDetrConfig
-from .cpu_speed import fast_linear
 from .feature_levels import FeatureLevels, cell_centers, flatten_maps
 from .layers import FeedForward
 from .ms_deform_attn import DinoDetrDeformableAttention, SamplingPoints
@@ -28,7 +27,6 @@ class DinoDetrEncoderLayer(GradientCheckpointingLayer):
         self.mlp = FeedForward(config.d_model, config.encoder_ffn_dim)
         self.mlp_norm = nn.LayerNorm(config.d_model)
 
-    @fast_linear
     def forward(
         self, tokens: Tensor, position: Tensor, references: Tensor, levels: FeatureLevels, need_weights: bool = False
     ) -> tuple[Tensor, SamplingPoints | None]:

@@ -28,6 +28,20 @@ def flatten_maps(maps: list[Tensor]) -> Tensor:
     return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
 
 
+def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """(B, h, w) -> (B, height, width): the values at the nearest pixels, exactly as `F.interpolate` chooses them.
+
+    We index by hand because some runtimes of exported graphs round the coordinates of the resize operator differently.
+    """
+
+    def nearest(size: int, num_cells: int) -> Tensor:
+        cells = torch.arange(num_cells, device=mask.device, dtype=torch.float32)
+        scale = cells.new_full((), size) / num_cells
+        return (cells * scale).long().clamp(max=size - 1)
+
+    return mask.index_select(1, nearest(mask.shape[1], height)).index_select(2, nearest(mask.shape[2], width))
+
+
 def describe_levels(masks: list[Tensor]) -> FeatureLevels:
     """Geometry of L maps, from their padding masks (B, h, w), True on padding."""
     ratios = []

@@ -1,8 +1,9 @@
 """DINO as a model of transformers: `DinoDetrModel` is the detector, `DinoDetrForObjectDetection` adds its objective."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,13 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone import DinoDetrBackbone
 from .configuration_dino_detr import DinoDetrConfig
-from .cpu_speed import is_traced
 from .criterion import DenoisingPredictions, DinoDetrLoss
 from .decoder import DinoDetrDecoder
 from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
 from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
-from .layers import carries_gradient
 from .query_selection import DinoDetrQuerySelection
+from .run_mode import carries_gradient, is_traced
 from .sharing import is_shipped, saving_hooks
 from .targets import Targets, collect_targets, mask_from_sizes, targets_and_mask
 
@@ -108,6 +108,13 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
         *("DinoDetrDecoder", "DinoDetrDecoderLayer"),
     ]
     accepts_loss_kwargs = False  # the loss normalises by boxes itself
+    # Called with each model at the end of `__init__`. The installed package adds a function here (cpu_speed.py).
+    after_building: ClassVar[list[Callable[[nn.Module], None]]] = []
+
+    def post_init(self) -> None:
+        super().post_init()
+        for change in self.after_building:
+            change(self)
 
     @classmethod
     def register_for_auto_class(cls, *args, **kwargs) -> None:

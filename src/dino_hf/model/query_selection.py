@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_dino_detr import DinoDetrConfig
-from .cpu_speed import fast_linear, map_rows
 from .feature_levels import FeatureLevels, cell_centers
 from .heads import DetectionHead
 from .layers import linear, xavier_weight
@@ -30,7 +29,6 @@ class DinoDetrQuerySelection(nn.Module):
         self.num_queries = config.num_queries
         self.content = nn.Embedding(config.num_queries, config.d_model) if config.mixed_query_selection else None
 
-    @fast_linear
     def forward(self, memory: Tensor, levels: FeatureLevels) -> Proposals:
         """
         Args:
@@ -43,8 +41,8 @@ class DinoDetrQuerySelection(nn.Module):
         num_queries, num_tokens = self.num_queries, memory.shape[1]
         if num_tokens < num_queries:  # asked, where min() would make the number of queries a variable of a traced graph
             num_queries = num_tokens
-        with torch.no_grad():  # to be chosen has no gradient: what is dropped is only scored, and nothing of it kept
-            best = map_rows(self._score, memory, self)[..., 0].topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
+        with torch.no_grad():  # the choice of tokens has no gradient
+            best = self.best_logits(memory).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
 
         def select(x: Tensor) -> Tensor:
             return x.gather(1, best.expand(-1, -1, x.shape[-1]))
@@ -62,9 +60,9 @@ class DinoDetrQuerySelection(nn.Module):
     def _tokens(self, memory: Tensor) -> Tensor:
         return self.memory_norm(self.memory_proj(memory))
 
-    def _score(self, memory: Tensor) -> Tensor:
-        """(..., C) -> (..., 1): logit of the best class."""
-        return self.head.classify(self._tokens(memory)).amax(-1, keepdim=True)
+    def best_logits(self, memory: Tensor) -> Tensor:
+        """(..., C) -> (...): for each token, the logit of its best class."""
+        return self.head.classify(self._tokens(memory)).amax(-1)
 
 
 def grid_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
