@@ -89,16 +89,16 @@ test-newest:
 test-transformers: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/scripts/transformers_common_tests.py
 
-# Ratios of the deformable attention backends, and of the whole model with them.
+# Speed of the deformable attention backends, and of the whole model with each.
 bench-kernels: $(VENV)/installed
-	$(BIN)/python -m kernel_benchmark
+	$(BIN)/python benchmarks/kernel_benchmark.py
 
-# The loss against that of transformers' Deformable DETR, side by side.
+# Speed of the loss, compared with the loss of transformers' Deformable DETR.
 bench-loss: $(VENV)/installed
 	$(BIN)/python benchmarks/loss.py
 
-# Inference, training, and what is around them, against transformers' Deformable DETR; then docs/speed.md. 15 minutes on two cores;
-# BENCH=--quick shows at toy size that all of it runs, BENCH="--device cuda" measures on a GPU what can be measured there.
+# Speed of inference, training, data and evaluation, compared with transformers' Deformable DETR; then updates docs/speed.md.
+# It takes 15 minutes on two cores. BENCH=--quick runs everything at toy size, BENCH="--device cuda" measures on a GPU.
 BENCH ?=
 BENCHMARKS := loss inference training_step pipeline scaling $(if $(findstring cuda,$(BENCH)),host_syncs,image_processing coco_evaluation)
 
@@ -115,11 +115,11 @@ COUNT := 40
 mutants: $(VENV)/installed $(TOOLS)/installed
 	$(TOOLS)/$(SCRIPTS)/python tests/scripts/mutants.py --python $(BIN)/python --count $(COUNT) $(ROOMS)
 
-# Whether the CUDA kernels are right and fast on the GPU of this machine, in at most 8 minutes; JSON in outputs/gpu_check.json.
+# Check that the CUDA kernels are correct and fast on this machine's GPU. At most 8 minutes; results in outputs/gpu_check.json.
 gpu-check: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_check.py
 
-# What DINO's three ideas bring, three seeds each; an hour and more.
+# AP without each of DINO's three ideas, with three seeds each. More than an hour.
 ablation: $(VENV)/installed
 	$(BIN)/python benchmarks/ablation.py
 

@@ -1,9 +1,10 @@
-"""What DINO's three ideas bring, at the size of the demo: AP after a fixed number of steps, with the spread of the seeds.
+"""Measure the AP without each of DINO's three ideas, on the model and data of the demo, for several seeds.
 
 python benchmarks/ablation.py --output-dir outputs/ablation
 
-Every variant trains on the same drawn scenes from random weights; a seed gives initial weights, order of images and noise. Runs
-that `runs.jsonl` in the output folder already has, of the same settings, are not repeated: what was broken off goes on.
+Every variant trains on the same drawn scenes from random weights, for the same number of steps. The seed determines initial
+weights, order of images and noise. Runs recorded in `runs.jsonl` with the same settings are not repeated, so an interrupted
+ablation can be continued.
 """
 
 import json
@@ -32,16 +33,16 @@ class AblationArguments:
     """Train each variant of the demo's model with several seeds and compare AP."""
 
     output_dir: str = field(default="outputs/ablation", metadata={"help": "folder for scenes and results"})
-    num_train_images: int = field(default=4800, metadata={"help": "images to train on"})
-    num_eval_images: int = field(default=400, metadata={"help": "held-out images"})
+    num_train_images: int = field(default=4800, metadata={"help": "number of training images"})
+    num_eval_images: int = field(default=400, metadata={"help": "number of held-out images"})
     steps: int = field(default=1500, metadata={"help": "optimizer steps of each run"})
     batch_size: int = field(default=4, metadata={"help": "images per step"})
-    learning_rate: float = field(default=7e-4, metadata={"help": "highest learning rate"})
-    seeds: int = field(default=3, metadata={"help": "runs of each variant"})
+    learning_rate: float = field(default=7e-4, metadata={"help": "peak learning rate"})
+    seeds: int = field(default=3, metadata={"help": "number of runs of each variant"})
 
 
 def load_data(folder: Path, arguments: AblationArguments):
-    """The scenes of the demo, drawn on the first run; those of other numbers are others."""
+    """Load training and held-out scenes. They are drawn at the first run, and again for other numbers of images."""
     data = []
     for part, num_images, seed in (("train", arguments.num_train_images, 0), ("eval", arguments.num_eval_images, 1)):
         path = folder / f"{part}_{num_images}"
@@ -53,7 +54,7 @@ def load_data(folder: Path, arguments: AblationArguments):
 
 
 def make_trainer(arguments: AblationArguments, config, seed: int, train, held_out) -> Trainer:
-    """The stock Trainer, for a model with random weights."""
+    """Make a stock Trainer for a model with random weights."""
     image_processor = DinoDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 120})
     model = DinoDetrForObjectDetection(config)
     transform = DetectionTransform(image_processor)
@@ -84,7 +85,7 @@ def make_trainer(arguments: AblationArguments, config, seed: int, train, held_ou
         data_collator=DetectionCollator(),
         processing_class=image_processor,
         compute_metrics=CocoEvaluator(held_out, image_processor),
-        # Everything starts from scratch here, so the backbone learns as fast as the rest; a pretrained one takes a tenth.
+        # The backbone is not pretrained, so it uses the full learning rate. A pretrained one would use a tenth.
         optimizers=(
             make_optimizer(model, training_arguments, backbone_learning_rate=training_arguments.learning_rate),
             None,
@@ -93,7 +94,7 @@ def make_trainer(arguments: AblationArguments, config, seed: int, train, held_ou
 
 
 def run(arguments: AblationArguments, variant: str, seed: int, train, held_out) -> dict:
-    """One training, with the model of the demo, and its COCO scores."""
+    """Train one variant with one seed, and return its COCO scores."""
     started = time.perf_counter()
     set_seed(seed)
     config = small_config(id2label=train.id2label, category_ids=train.category_ids)
@@ -113,12 +114,12 @@ def run(arguments: AblationArguments, variant: str, seed: int, train, held_out) 
 
 
 def settings_of(arguments: AblationArguments) -> dict:
-    """What runs must agree in to be compared."""
+    """The settings that compared runs must share."""
     return {name: value for name, value in vars(arguments).items() if name not in ("output_dir", "seeds")}
 
 
 def table(runs: list[dict]) -> str:
-    """Mean and range over seeds, and the mean difference from DINO of the same seed with its standard error."""
+    """A table of mean and range over seeds, and of the mean difference from DINO with the same seed, with its standard error."""
     scores = {variant: {one["seed"]: one for one in runs if one["variant"] == variant} for variant in VARIANTS}
     lines = ["| variant | AP, mean (lowest to highest) | AP50 | AP against DINO |", "| --- | --- | --- | --- |"]
     for variant, by_seed in scores.items():

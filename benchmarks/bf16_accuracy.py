@@ -1,8 +1,8 @@
-"""What bfloat16 costs in AP: a trained detector, evaluated on the same images in float32 and in bfloat16.
+"""Compare the AP of a trained detector in float32 and in bfloat16, on the same images.
 
 python benchmarks/bf16_accuracy.py --model outputs/demo/model --data outputs/demo/scenes
 
-The defaults are folders that `make demo` writes.
+The default folders are those that `make demo` writes.
 """
 
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ class AccuracyArguments(Common):
     model: str = field(default="outputs/demo/model", metadata={"help": "folder of a trained detector"})
     data: str = field(default="outputs/demo/scenes", metadata={"help": "folder of annotated images"})
     split: str = field(default="validation", metadata={"help": "part of the data"})
-    batch_size: int = field(default=8, metadata={"help": "images"})
-    num_bootstrap: int = field(default=1000, metadata={"help": "resamples of the images, for the interval"})
+    batch_size: int = field(default=8, metadata={"help": "images per batch"})
+    num_bootstrap: int = field(default=1000, metadata={"help": "number of bootstrap resamples for the interval"})
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured, and what a computation asks of it, counted."""
+"""Measure the peak arithmetic and bandwidth of a machine, and count how much of them a computation needs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,11 +16,11 @@ _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_
 
 
 class Work(NamedTuple):
-    """Of one call."""
+    """The operations and memory traffic of one call."""
 
-    # Of matrix products, convolutions and dense attention; the sampling of deformable attention is not counted.
+    # Matrix products, convolutions and dense attention. The sampling of deformable attention is not counted.
     flops: int
-    traffic: int  # bytes, if each operation reads its inputs from memory and writes its results to it
+    traffic: int  # bytes, as if each operation read its inputs from memory and wrote its results to it
 
 
 class _Traffic(TorchDispatchMode):
@@ -37,18 +37,20 @@ class _Traffic(TorchDispatchMode):
 
 
 def work_of(function: Callable[[], object]) -> Work:
-    """Of one eager call, forward, or forward and backward; makes two. Kernels that hide from PyTorch's dispatcher are not seen."""
+    """Count the work of one eager call, by calling it twice. Kernels that bypass PyTorch's dispatcher are not counted."""
     with FlopCounterMode(display=False) as flops:
         function()
-    # Apart: the counter of operations has hooks on all modules, for which no norm is folded.
+    # A separate call, because the counter of operations hooks all modules, and then norms are not folded.
     with _Traffic() as traffic:
         function()
     return Work(flops.get_total_flops(), traffic.bytes)
 
 
 def measure_arithmetic(device: str, dtype: str, size: int | None = None) -> float:
-    """Floating-point operations a second of a large matrix product, the best of five; on a CPU as a 1 x 1 convolution, if that is
-    faster."""
+    """Floating-point operations per second of a large matrix product, best of five.
+
+    On a CPU, the product is also computed as a 1 x 1 convolution, and the faster one counts.
+    """
     size = size or (8192 if device == "cuda" else 1536)
     left, right = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     image, kernel = left.T[None, :, :, None], right.T[:, :, None, None]
@@ -60,7 +62,7 @@ def measure_arithmetic(device: str, dtype: str, size: int | None = None) -> floa
 
 
 def measure_bandwidth(device: str, num_bytes: int | None = None) -> float:
-    """Bytes a second that a copy reads and writes, the best of five."""
+    """Bytes per second that a copy reads and writes, best of five."""
     num_bytes = num_bytes or (2**30 if device == "cuda" else 2**27)
     source = torch.zeros(num_bytes // 4, device=device)
     target = torch.empty_like(source)
@@ -73,7 +75,7 @@ def _best(function: Callable[[], object], device: str) -> float:
 
 
 def shares(work: Work, milliseconds: float, arithmetic: float, bandwidth: float) -> dict[str, float]:
-    """How near a call that takes `milliseconds` comes to both ceilings, for a row."""
+    """The shares of peak arithmetic and bandwidth that a call taking `milliseconds` reaches, as entries of a row."""
     return {
         "GFLOP": round(work.flops / 1e9, 1),
         "traffic_GB": round(work.traffic / 1e9, 2),

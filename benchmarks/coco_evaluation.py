@@ -1,9 +1,9 @@
-"""COCO's numbers of generated detections: `CocoEvaluator`, as `Trainer` calls it, and plain pycocotools, side by side.
+"""Time the COCO evaluation of random detections: `CocoEvaluator` as `Trainer` calls it, and plain pycocotools.
 
 python benchmarks/coco_evaluation.py
 
-Both get the same detections and give the same numbers. What is timed begins with arrays here and with COCO's list of results
-there, and ends with the twelve numbers; reading the annotations is left out on both sides.
+Both get the same detections and give the same numbers. `CocoEvaluator` starts from arrays, pycocotools from COCO's list of results.
+Both times end with the twelve numbers. Reading the annotations is not timed.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ OURS, PLAIN = "CocoEvaluator", "pycocotools"
 class EvaluationArguments(CpuOnly):
     """Time evaluations side by side."""
 
-    rounds: int = field(default=1, metadata={"help": "times that each evaluation is timed"})
-    num_images: int = field(default=5000, metadata={"help": "images"})
-    num_classes: int = field(default=80, metadata={"help": "classes"})
-    num_detections: int = field(default=50, metadata={"help": "detections in each image"})
-    batch_size: int = field(default=50, metadata={"help": "images that come at a time"})
+    rounds: int = field(default=1, metadata={"help": "number of times that each evaluation is timed"})
+    num_images: int = field(default=5000, metadata={"help": "number of images"})
+    num_classes: int = field(default=80, metadata={"help": "number of classes"})
+    num_detections: int = field(default=50, metadata={"help": "number of detections per image"})
+    batch_size: int = field(default=50, metadata={"help": "images per batch"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,7 +47,7 @@ class EvaluationArguments(CpuOnly):
 
 @dataclass
 class Case:
-    """Annotations and detections of I images; boxes are (x0, y0, x1, y1) in pixels, and the category ids are 0 to K - 1."""
+    """Annotations and detections of I images. Boxes are (x0, y0, x1, y1) in pixels; category ids are 0 to K - 1."""
 
     true_classes: list[np.ndarray]  # I x (T,)
     true_boxes: list[np.ndarray]  # I x (T, 4)
@@ -57,7 +57,7 @@ class Case:
 
 
 def generate(arguments: EvaluationArguments) -> Case:
-    """1 to 14 objects in an image, as COCO has 7 on average; a fifth of the detections near one, most of them of its class."""
+    """Generate 1 to 14 objects per image; COCO has 7. A fifth of the detections are near objects, mostly of their class."""
     rng = np.random.default_rng(0)
 
     def draw(count: int) -> np.ndarray:

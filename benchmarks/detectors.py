@@ -1,5 +1,7 @@
-"""The detectors that are compared: DINO, the same with the reference attention, and transformers' two-stage Deformable DETR, of the
-same sizes and with random weights."""
+"""The compared detectors: DINO, DINO with the reference attention, and transformers' two-stage Deformable DETR.
+
+They have the same sizes, and random weights.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,7 +35,7 @@ MODELS = {
     "swin-t": {"backbone_config": _RESNET | {"model_type": "swin"}},
     "toy": _TOY,
 }
-# float32 with products in TensorFloat-32 is a setting of the machine, not of the weights.
+# With tf32, weights are float32, and a global setting of torch lets products use TensorFloat-32.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 MODES = {
     "eager": None,
@@ -53,7 +55,7 @@ def our_config(model: str, **changes) -> DinoDetrConfig:
 
 
 def their_config(model: str, **changes) -> DeformableDetrConfig:
-    """Two-stage, with refined boxes, and the widths of DINO; losses of all layers, no dropout: as DINO trains."""
+    """Two-stage Deformable DETR with box refinement and DINO's sizes, with losses of all layers and no dropout, like DINO."""
     num_queries = num_queries_of(model)
     settings = {
         "two_stage": True,
@@ -70,19 +72,22 @@ def their_config(model: str, **changes) -> DeformableDetrConfig:
 
 
 def build(detector: str, model: str, device: str = "cpu", dtype: str = "float32", **changes) -> nn.Module:
-    """A detector in evaluation mode, its weights drawn from a seed."""
+    """Build a detector in evaluation mode, with random weights from a fixed seed."""
     torch.manual_seed(0)
     if detector == DEFORMABLE:
         built = DeformableDetrForObjectDetection(their_config(model, **changes))
-        _train_as_we_do(built)
+        _freeze_like_dino(built)
     else:
         built = DinoDetrForObjectDetection(our_config(model, **changes))
     return built.eval().to(device, DTYPES[dtype])
 
 
-def _train_as_we_do(detector: DeformableDetrForObjectDetection) -> None:
-    """Stem and first stage of a ResNet frozen, the others not. The library means that too, but looks for names that its ResNet does
-    not have, and freezes all of it: a step that skips the backbone's gradients would be another one."""
+def _freeze_like_dino(detector: DeformableDetrForObjectDetection) -> None:
+    """Freeze only the stem and the first stage of a ResNet.
+
+    The library intends the same, but looks for names that its ResNet does not have, and so freezes the whole backbone. A step
+    without gradients of the backbone could not be compared.
+    """
     for name, parameter in detector.model.backbone.named_parameters():
         if "encoder.stages." in name:
             parameter.requires_grad_("encoder.stages.0." not in name)
@@ -91,13 +96,13 @@ def _train_as_we_do(detector: DeformableDetrForObjectDetection) -> None:
 def compile_model(model: nn.Module, mode: str) -> nn.Module:
     if MODES[mode] is None:
         return model
-    torch._dynamo.config.recompile_limit = 64  # dtypes and modes compile the same code; beyond the limit it stays eager
+    torch._dynamo.config.recompile_limit = 64  # all dtypes and modes share this limit; beyond it, torch runs eagerly
     return torch.compile(model, **MODES[mode])
 
 
 @contextmanager
 def computing_in(dtype: str, detector: str) -> Iterator[None]:
-    """Products of float32 as "float32" or "tf32" says, and the attention that the detector has."""
+    """Within, float32 products use the precision of the dtype, and DINO uses the attention of the detector."""
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"
@@ -112,7 +117,7 @@ def computing_in(dtype: str, detector: str) -> Iterator[None]:
 def detection(
     detector: str, model: nn.Module, pixel_values: Tensor, dtype: str = "float32", mode: str = "eager"
 ) -> Callable[[], Tensor]:
-    """What detects in a batch that is not padded.
+    """Make a function that runs a detector on a batch without padding.
 
     Args:
         pixel_values: (B, 3, h, w) of any float dtype.
@@ -120,7 +125,7 @@ def detection(
         a function that gives logits (B, Q, K).
     """
     inputs = {"pixel_values": pixel_values.to(DTYPES[dtype])}
-    if detector == DEFORMABLE:  # it would make one of ones
+    if detector == DEFORMABLE:  # otherwise it makes one in each call
         inputs["pixel_mask"] = torch.ones(
             pixel_values.shape[0], *pixel_values.shape[2:], dtype=torch.long, device=pixel_values.device
         )
@@ -137,13 +142,13 @@ def detection(
 
 
 def random_images(batch_size: int, height: int, width: int, device: str = "cpu") -> Tensor:
-    """(B, 3, h, w) as if normalised."""
+    """Random normalised images (B, 3, h, w)."""
     torch.manual_seed(0)
     return torch.randn(batch_size, 3, height, width).to(device)
 
 
 def random_labels(num_images: int, num_boxes: int, device: str = "cpu") -> list[dict[str, Tensor]]:
-    """Boxes well inside their images."""
+    """Random labels, with boxes well inside their images."""
     torch.manual_seed(0)
     return [
         {

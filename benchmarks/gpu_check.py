@@ -1,10 +1,10 @@
-"""Whether the CUDA kernels are right and fast on the GPU of this machine, in at most 8 minutes: `make gpu-check`.
+"""Check that the CUDA kernels are correct and fast on this machine's GPU, in at most 8 minutes: `make gpu-check`.
 
 python benchmarks/gpu_check.py
 
-It runs the trial of the kernels in each dtype, the tests that need a GPU, the kernels against PyTorch's operators, rows of
-inference and of training, and the list of waits for the GPU: each in a process of its own, with a limit of time. What they
-printed and measured is kept in one JSON file, which is written again after each part, so that nothing is lost if one hangs.
+The parts are: a trial of the kernels in each dtype, the tests that need a GPU, benchmarks of kernels, inference and training, and
+the list of waits for the GPU. Each part runs in its own process with a time limit. Output and results are saved in one JSON file,
+which is rewritten after each part, so that nothing is lost if a part hangs.
 """
 
 import json
@@ -23,7 +23,7 @@ from common import parse
 from measuring import machine
 
 ROOT = Path(__file__).parents[1]
-LONGEST_OUTPUT = 8000  # characters of what a part printed, its end
+LONGEST_OUTPUT = 8000  # characters kept from the end of a part's output
 
 TRIAL = """
 import sys, torch
@@ -45,20 +45,22 @@ sys.exit(len(reasons))
 class Arguments:
     """Check the CUDA kernels on this machine's GPU."""
 
-    output: Path = field(default=Path("outputs/gpu_check.json"), metadata={"help": "results, as JSON; replaced"})
-    seconds: int = field(default=470, metadata={"help": "limit for all parts together"})
+    output: Path = field(
+        default=Path("outputs/gpu_check.json"), metadata={"help": "JSON file for the results; it is replaced"}
+    )
+    seconds: int = field(default=470, metadata={"help": "time limit for all parts together, in seconds"})
 
 
 class Part(NamedTuple):
     name: str
-    seconds: int  # limit
-    command: Sequence[str]  # after the interpreter
-    rows: str | None = None  # file in the folder of results to which the part adds one JSON object per line
+    seconds: int  # time limit
+    command: Sequence[str]  # arguments of the Python interpreter
+    rows: str | None = None  # file in the results folder to which the part adds JSON lines
 
 
 def parts(folder: Path) -> list[Part]:
-    """What is run, the most important first: the last ones are left out if the time is up."""
-    kernels = ["-m", "kernel_benchmark", "--device", "cuda", "--rounds", "3"]
+    """The parts, most important first. The last ones are left out if time runs out."""
+    kernels = ["benchmarks/kernel_benchmark.py", "--device", "cuda", "--rounds", "3"]
     here = ["--device", "cuda", "--output_dir", str(folder), "--rounds", "2"]
     return [
         Part("trial", 90, ["-c", TRIAL]),
@@ -79,7 +81,7 @@ def parts(folder: Path) -> list[Part]:
 
 
 def run(part: Part, seconds: float, folder: Path) -> dict:
-    """What became of a part. A process that hangs ends with all that it started."""
+    """Run a part and return its result. A process that hangs is killed with all its children."""
     start, log = time.monotonic(), folder / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -111,7 +113,7 @@ def run(part: Part, seconds: float, folder: Path) -> dict:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Whole lines only: a process that was killed may have left half of one."""
+    """Read JSON lines. A killed process may have left an incomplete line, which is skipped."""
     if not path.is_file():
         return []
     rows = []
@@ -124,7 +126,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def check(arguments: Arguments) -> dict:
-    """Run all parts that there is time for, and keep the results."""
+    """Run all parts that fit into the time limit, and save the results."""
     folder = arguments.output.with_name(arguments.output.stem + "_parts").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + arguments.seconds
@@ -138,8 +140,8 @@ def check(arguments: Arguments) -> dict:
             (folder / part.rows).unlink(missing_ok=True)
         result = run(part, min(left, part.seconds), folder)
         report["parts"].append(result)
-        said = "passed" if result["exit_code"] == 0 else "ran out of time" if result["timed_out"] else "failed"
-        print(f"{part.name:<20} {said:<16} {result['seconds']:6.1f} s  {len(result['rows'])} rows", flush=True)
+        outcome = "passed" if result["exit_code"] == 0 else "ran out of time" if result["timed_out"] else "failed"
+        print(f"{part.name:<20} {outcome:<16} {result['seconds']:6.1f} s  {len(result['rows'])} rows", flush=True)
         report["passed"] = not report["left_out"] and all(one["exit_code"] == 0 for one in report["parts"])
         scratch = arguments.output.with_name(f".{arguments.output.name}.partial")
         scratch.write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -151,9 +153,7 @@ def check(arguments: Arguments) -> dict:
 def main() -> None:
     arguments = parse(Arguments)
     if not torch.cuda.is_available():
-        raise SystemExit(
-            "error: torch finds no CUDA device, and everything here needs one; run it on a machine with a GPU."
-        )
+        raise SystemExit("error: torch finds no CUDA device, and this check needs one; run it on a machine with a GPU.")
     sys.exit(0 if check(arguments)["passed"] else 1)
 
 

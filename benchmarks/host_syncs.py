@@ -1,8 +1,8 @@
-"""Where a training step on a GPU waits for the device: every synchronisation that PyTorch knows of, with the lines that cause it.
+"""List every point where a training step waits for the GPU, with the lines of code that cause it.
 
 python benchmarks/host_syncs.py
 
-The matcher copies the costs to the CPU once for each step; nothing else should be listed.
+Only synchronisations that PyTorch reports are listed. One is expected: the matcher copies the costs to the CPU once per step.
 """
 
 import traceback
@@ -25,14 +25,14 @@ _MESSAGE = "synchronizing CUDA operation"
 class SyncArguments(StepArguments):
     """List the synchronisations of a training step."""
 
-    device: str = field(default="cuda", metadata={"help": "where", "choices": ["cuda"]})
+    device: str = field(default="cuda", metadata={"help": "device to measure on", "choices": ["cuda"]})
 
 
 def stacks_of_syncs(function: Callable[[], object]) -> Counter[tuple[str, ...]]:
-    """Stack ("file:line function", outermost first, from `function` on) of each synchronisation -> how often it came.
+    """Count the synchronisations of a call by their stacks ("file:line function", outermost first, from `function` on).
 
-    PyTorch tells them as warnings, while the Python that caused them is still running; those of the backward pass come from a
-    thread of its own, whose stack is that of the call that the gradient belongs to only if it is in Python.
+    PyTorch reports them as warnings while the causing Python code is running. The backward pass runs in another thread. Its stacks
+    lead to the forward code only if the gradient is computed in Python.
     """
     found, depth, show = Counter(), len(traceback.extract_stack()), warnings.showwarning
 
@@ -56,7 +56,7 @@ def main() -> None:
     images = random_images(arguments.batch_size, *parse_size(arguments.size), arguments.device)
     labels = random_labels(arguments.batch_size, arguments.num_boxes, arguments.device)
     step = training_step(DINO, model, make_optimizer(model), images, labels, arguments.dtype)
-    for _ in range(3):  # kernels are built and chosen
+    for _ in range(3):  # until kernels are built and chosen
         step()
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()

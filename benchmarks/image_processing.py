@@ -1,8 +1,8 @@
-"""Image processors of DINO and of transformers' Deformable DETR, on torchvision and on PIL, side by side.
+"""Time the image processors of DINO and of transformers' Deformable DETR, with torchvision and with PIL.
 
 python benchmarks/image_processing.py
 
-From a PIL image of 480 x 640 to pixel values at 800 x 1066, alone and with the annotations of 20 boxes.
+A PIL image of 480 x 640 becomes pixel values at 800 x 1066, without annotations and with 20 annotated boxes.
 """
 
 from dataclasses import dataclass, field
@@ -29,13 +29,13 @@ PROCESSORS = {
 class ImageProcessingArguments(CpuOnly):
     """Time image processors side by side."""
 
-    rounds: int = field(default=15, metadata={"help": "times that each processor is timed"})
-    size: str = field(default="480x640", metadata={"help": "height x width of the original"})
-    num_boxes: int = field(default=20, metadata={"help": "boxes of the annotated image"})
+    rounds: int = field(default=15, metadata={"help": "number of times that each processor is timed"})
+    size: str = field(default="480x640", metadata={"help": "size of the original image, height x width"})
+    num_boxes: int = field(default=20, metadata={"help": "number of boxes of the annotated image"})
 
 
 def annotated_image(height: int, width: int, num_boxes: int) -> tuple[Image.Image, dict]:
-    """Noise, and COCO annotations."""
+    """An image of noise, and COCO annotations."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
     corners = rng.uniform(0, 0.5, (num_boxes, 2)) * (width, height)

@@ -1,11 +1,11 @@
-"""Inference of DINO, of the same model with the reference attention, and of transformers' Deformable DETR, side by side.
+"""Time inference of DINO, of DINO with the reference attention, and of transformers' Deformable DETR.
 
 python benchmarks/inference.py
 python benchmarks/inference.py --models swin-t --sizes 800x1333 --batch_sizes 1 4 --dtypes float32 bfloat16
 python benchmarks/inference.py --device cuda
 
-Without sizes or the like, a selection that two CPU cores measure in minutes; --full measures everything with everything, in an hour
-and more. Random weights, and images of one size, so that nothing is padded.
+Without options, a selection is measured that takes minutes on two CPU cores. --full measures all combinations, which takes more
+than an hour. Weights are random. Images have one size, so nothing is padded.
 """
 
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What runs side by side."""
+    """Candidates that run side by side, and their inputs."""
 
     model: str
     size: str
@@ -55,17 +55,18 @@ class InferenceArguments(Timed):
     """Time inference side by side."""
 
     rounds: int = field(
-        default=5, metadata={"help": "times that each candidate is timed; less in large selected cases"}
+        default=5,
+        metadata={"help": "number of times that each candidate is timed; fewer in large cases of the selection"},
     )
-    models: list[str] = field(default_factory=list, metadata={"help": "of " + ", ".join(MODELS)})
-    sizes: list[str] = field(default_factory=list, metadata={"help": "height x width, as 800x1333"})
-    batch_sizes: list[int] = field(default_factory=list, metadata={"help": "images"})
-    dtypes: list[str] = field(default_factory=list, metadata={"help": "of " + ", ".join(DTYPES)})
-    modes: list[str] = field(default_factory=list, metadata={"help": "of " + ", ".join(MODES)})
-    detectors: list[str] = field(default_factory=lambda: list(DETECTORS), metadata={"help": "what is compared"})
+    models: list[str] = field(default_factory=list, metadata={"help": "models: " + ", ".join(MODELS)})
+    sizes: list[str] = field(default_factory=list, metadata={"help": "image sizes, height x width, such as 800x1333"})
+    batch_sizes: list[int] = field(default_factory=list, metadata={"help": "images per batch"})
+    dtypes: list[str] = field(default_factory=list, metadata={"help": "dtypes: " + ", ".join(DTYPES)})
+    modes: list[str] = field(default_factory=list, metadata={"help": "modes: " + ", ".join(MODES)})
+    detectors: list[str] = field(default_factory=lambda: list(DETECTORS), metadata={"help": "detectors to compare"})
     full: bool = field(default=False, metadata={"help": "all models, sizes, batch sizes, dtypes and modes"})
     ceilings: bool = field(
-        default=False, metadata={"help": "also tell shares of measured arithmetic and bandwidth; on a GPU always"}
+        default=False, metadata={"help": "also measure the shares of peak arithmetic and bandwidth; always on a GPU"}
     )
 
     def __post_init__(self):
@@ -75,13 +76,12 @@ class InferenceArguments(Timed):
             if unknown := [one for one in getattr(self, name) if one not in choices]:
                 raise SystemExit(f"error: {name}={unknown[0]!r} must be one of {', '.join(choices)}.")
         if self.quick and self.full:
-            raise SystemExit("error: quick and full are opposites; use one of them.")
+            raise SystemExit("error: --quick and --full exclude each other; use one of them.")
         self.ceilings |= self.device == "cuda"
 
 
 def grid(arguments: InferenceArguments) -> list[Case]:
-    """Everything with everything that was named. The reference attention runs eagerly only: compiled, it would measure the
-    compiler."""
+    """All combinations of the chosen settings. The reference attention runs only eagerly, to not measure the compiler."""
     on_gpu = arguments.device == "cuda"
     everything = {
         "models": ["r50-4scale", "r50-5scale", "swin-t"],
@@ -104,7 +104,10 @@ def grid(arguments: InferenceArguments) -> list[Case]:
 
 
 def selection(rounds: int) -> list[Case]:
-    """What tells most in minutes on a CPU. Deformable DETR runs in bfloat16 in one case only: it is slower than in float32."""
+    """The most informative cases that a CPU measures in minutes.
+
+    Deformable DETR runs in bfloat16 in one case only, because it is slower than in float32.
+    """
     both, fewer = ("float32", "bfloat16"), min(rounds, 2)
     ours = tuple(Candidate(DINO, dtype, "eager") for dtype in both)
     compiled = tuple(Candidate(DINO, dtype, "compiled") for dtype in both)
@@ -141,11 +144,11 @@ def cases_of(arguments: InferenceArguments) -> list[Case]:
 
 
 def measure(case: Case, arguments: InferenceArguments) -> list[dict]:
-    """Rows of one case. A candidate that fails, for memory, say, is left out, and its row tells why."""
+    """Measure one case. A candidate that fails, for example for lack of memory, is left out, and its row holds the error."""
     torch.compiler.reset()
     device = arguments.device
     images = random_images(case.batch_size, *parse_size(case.size), device)
-    small = images[:, :, :256, :320]  # has a token for each of 900 queries, which Deformable DETR needs
+    small = images[:, :, :256, :320]  # large enough for 900 tokens, which Deformable DETR needs for its 900 queries
     models, calls, failed = {}, {}, []
     for candidate in case.candidates:
         detector, dtype, mode = candidate
@@ -154,7 +157,7 @@ def measure(case: Case, arguments: InferenceArguments) -> list[dict]:
             models[kind] = build(kind[0], case.model, device, dtype)
         call = detection(detector, models[kind], images, dtype, mode)
         try:
-            # What is loaded when it is needed first is no memory of the call; compiled code is made for the shape.
+            # Load libraries before memory is measured. Compiled code depends on the shape, so it needs the real images.
             (call if mode != "eager" else detection(detector, models[kind], small, dtype, mode))()
             if device == "cuda":
                 call()

@@ -1,4 +1,7 @@
-"""Speed and memory of the backends of deformable attention, side by side in one process: `make bench-kernels`."""
+"""Compare speed and memory of the backends of deformable attention, side by side in one process.
+
+python benchmarks/kernel_benchmark.py
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,20 +18,21 @@ from dino_hf.model.modeling_dino_detr import DinoDetrForObjectDetection
 from dino_hf.model.ms_deform_attn import attention_weights, ms_deform_attn, ms_deform_attn_fused, sampling_locations
 from measuring import append_rows, machine, side_by_side
 
-# An image of 800 x 1333 at strides 8 to 64, and the heads and points of all released models.
+# Feature maps of an 800 x 1333 image at strides 8 to 64; heads and points of all released models.
 SHAPES = ((100, 167), (50, 84), (25, 42), (13, 21))
 NUM_HEADS, HEAD_DIM, NUM_POINTS = 8, 32, 4
 
 
 @dataclass
 class Arguments:
-    rounds: int = field(default=7, metadata={"help": "times that each backend runs"})
-    batch_size: int = field(default=1, metadata={"help": "images"})
-    dtype: str = field(default="float32", metadata={"help": "of values", "choices": ["float32", "bfloat16"]})
-    device: str = field(default="cpu", metadata={"help": "where", "choices": ["cpu", "cuda"]})
+    rounds: int = field(default=7, metadata={"help": "number of rounds"})
+    batch_size: int = field(default=1, metadata={"help": "images per batch"})
+    dtype: str = field(default="float32", metadata={"help": "dtype of the values", "choices": ["float32", "bfloat16"]})
+    device: str = field(default="cpu", metadata={"help": "device to measure on", "choices": ["cpu", "cuda"]})
     model: bool = field(default=True, metadata={"help": "also time the whole R50 4-scale model"})
     output: Path = field(
-        default=Path("outputs/kernels.jsonl"), metadata={"help": "results, one JSON object per line, added"}
+        default=Path("outputs/kernels.jsonl"),
+        metadata={"help": "file to which results are added, one JSON object per line"},
     )
 
     @property
@@ -37,8 +41,10 @@ class Arguments:
 
 
 def inputs_of(queries: str, arguments: Arguments) -> tuple[Tensor, tuple, Tensor, Tensor, Tensor]:
-    """Random inputs of the fused form: 'encoder', each token a query that looks about 3 cells around itself, or 'decoder',
-    900 boxes anywhere."""
+    """Random inputs of the fused operator.
+
+    With "encoder", each token is a query that samples within about 3 cells. With "decoder", 900 boxes are queries.
+    """
     torch.manual_seed(0)
     batch, num_levels = arguments.batch_size, len(SHAPES)
     value = torch.randn(batch, sum(h * w for h, w in SHAPES), NUM_HEADS, HEAD_DIM)
@@ -54,7 +60,7 @@ def inputs_of(queries: str, arguments: Arguments) -> tuple[Tensor, tuple, Tensor
 
 
 def compare(name: str, run: Callable[[], object], backends: list[str], arguments: Arguments) -> list[dict]:
-    """Time `run` within each backend; the first one is what the others are compared with."""
+    """Time `run` with each backend. The first backend is the baseline."""
 
     def within(backend: str) -> Callable[[], object]:
         def run_within():
@@ -108,7 +114,7 @@ def run_operator(queries: str, backends: list[str], arguments: Arguments) -> lis
 
     return [
         *compare(f"{queries}, forward", forward, backends, arguments),
-        *compare(f"{queries}, forward of the plain form", plain_forward, backends, arguments),
+        *compare(f"{queries}, forward, unfused", plain_forward, backends, arguments),
         *compare(f"{queries}, forward and backward", training, backends, arguments),
     ]
 
@@ -132,13 +138,13 @@ def main(arguments: Arguments | None = None) -> list[dict]:
     described = describe_backends()
     kernel = "triton" if arguments.device == "cuda" else "cpu"
     if described[kernel]:
-        raise SystemExit(f"error: the {kernel} backend cannot run here: {described[kernel]}")
+        raise SystemExit(f"error: the {kernel} backend is not available: {described[kernel]}")
     backends = ["reference", "torch", kernel]
     about = machine(arguments.device)
     print(
         f"{about['device']}, {about['threads']} threads, torch {about['torch']}, {arguments.dtype}, batch {arguments.batch_size}"
     )
-    print("  times faster than the reference (spread), median time, temporary memory")
+    print("  speedup over the reference (spread), median time, temporary memory")
     results = [row for queries in ("encoder", "decoder") for row in run_operator(queries, backends, arguments)]
     if arguments.model:
         results += run_model(backends, arguments)

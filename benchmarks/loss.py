@@ -1,9 +1,9 @@
-"""The loss against that of transformers' Deformable DETR, on the same predictions: same value, and how many times faster.
+"""Compare our loss with the loss of transformers' Deformable DETR: value and speed, on the same predictions.
 
 python benchmarks/loss.py
 
-Shapes of an R50 4-scale DINO: 7 output sets (encoder and 6 decoder layers), 2 images of 20 boxes, 900 queries, 91 classes. Forward
-and backward.
+Shapes are those of an R50 4-scale DINO: 7 output sets (encoder and 6 decoder layers), 2 images with 20 boxes, 900 queries and 91
+classes. Forward and backward passes are timed.
 """
 
 import functools
@@ -29,13 +29,13 @@ OUTPUT_SETS = 7
 class LossArguments(Timed):
     """Time both losses side by side."""
 
-    rounds: int = field(default=15, metadata={"help": "times that each loss is timed"})
-    num_boxes: int = field(default=20, metadata={"help": "boxes of each of the two images"})
-    num_queries: int = field(default=900, metadata={"help": "queries"})
+    rounds: int = field(default=15, metadata={"help": "number of times that each loss is timed"})
+    num_boxes: int = field(default=20, metadata={"help": "number of boxes in each of the two images"})
+    num_queries: int = field(default=900, metadata={"help": "number of queries"})
 
 
 def random_case(num_boxes: int, num_queries: int, device: str, images: int = 2):
-    """logits, boxes with gradient, and labels."""
+    """Logits and boxes that require gradients, and labels."""
     labels = random_labels(images, num_boxes, device)
     logits = torch.randn(OUTPUT_SETS, images, num_queries, NUM_LABELS, device=device) - 3
     boxes = 0.2 + 0.5 * torch.rand(OUTPUT_SETS, images, num_queries, 4, device=device)
@@ -59,10 +59,12 @@ def their_loss(logits: Tensor, boxes: Tensor, labels: list[dict]) -> Tensor:
     )[0]
 
 
-@functools.cache  # making one takes a part of the time of a loss
+@functools.cache  # making a configuration takes a noticeable part of the time of a loss
 def their_config(num_labels: int, output_sets: int) -> DeformableDetrConfig:
-    """With DINO's weights; the class cost of the library is 1. Every output set but the last is an auxiliary output to it, the
-    encoder's proposals too: in a sum they are no special case."""
+    """A configuration with DINO's class cost of 2; the library's default is 1.
+
+    All output sets but the last are auxiliary outputs, including the encoder's proposals: the sum is the same.
+    """
     return DeformableDetrConfig(auxiliary_loss=True, num_labels=num_labels, decoder_layers=output_sets, class_cost=2)
 
 
@@ -83,7 +85,7 @@ def main() -> None:
     rows = side_by_side(candidates, arguments.rounds, arguments.device)
     settings = {"num_boxes": arguments.num_boxes, "num_queries": case[0].shape[2]}
     rows = keep("loss", settings, rows, arguments)
-    print("{:.2f} times faster ({:.2f} to {:.2f})".format(*rows[0]["times_faster_than"][DEFORMABLE]))
+    print("{:.2f} times as fast ({:.2f} to {:.2f})".format(*rows[0]["times_faster_than"][DEFORMABLE]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How speed and memory are measured: side by side in one process, as ratios of neighbouring runs.
+"""Measure speed and memory side by side in one process, as ratios of runs made back to back.
 
-On a shared machine times vary, and ratios of runs that follow each other hardly do. Each round runs every candidate once, the order
-going round; a ratio is the median over the rounds, its spread the smallest and the largest.
+On a shared machine, times vary, but ratios of runs made back to back hardly do. Each round runs every candidate once, in rotating
+order. A ratio is the median over the rounds; its spread is the smallest and the largest ratio.
 """
 
 import ctypes
@@ -30,16 +30,16 @@ def side_by_side(
     """Time candidates against each other.
 
     Args:
-        candidates: name -> what is timed. On a GPU it is called ten times in a row.
-        rounds: times that each candidate is timed, at least 1.
+        candidates: name -> function to time. On a GPU it is called ten times in a row.
+        rounds: number of times that each candidate is timed, at least 1.
         device: "cpu" or "cuda".
-        warm_ups: calls of each candidate before the first that is measured.
+        warm_ups: number of calls of each candidate before the first measured one.
         memory: whether to measure temporary memory too.
-        apart: in one more call before the rounds; False: in the first round, for calls of so many seconds that it takes nothing
-            away from them.
+        apart: measure memory in an extra call before the rounds. False: in the first round. Use it for calls that take so long
+            that the measurement does not affect their time.
     Returns:
-        for each candidate `candidate`, `rounds`, `milliseconds` and their `_min` and `_max`, `times_faster_than` (name of each
-        other candidate -> median, smallest and largest ratio) and, with memory, `temporary_MiB`, None where it is not known.
+        for each candidate `candidate`, `rounds`, `milliseconds` with `_min` and `_max`, `times_faster_than` (name of each other
+        candidate -> median, smallest and largest ratio) and, with memory, `temporary_MiB`, which is None if it is unknown.
     """
     growth = {}
     for name, run in candidates.items():
@@ -78,7 +78,7 @@ def side_by_side(
 
 
 def spread(values: Sequence[float]) -> list[float]:
-    """Median, smallest, largest."""
+    """Median, smallest and largest value."""
     return [_short(one) for one in (median(values), min(values), max(values))]
 
 
@@ -87,7 +87,7 @@ def _short(value: float) -> float:
 
 
 def seconds(function: Callable[[], object], device: str) -> float:
-    """Of one call; on a GPU of ten, which a queue needs to be full."""
+    """Time of one call. On a GPU, ten calls are timed, because fewer do not fill its queue."""
     if device == "cpu":
         start = time.perf_counter()
         function()
@@ -107,7 +107,7 @@ def _seconds_and_memory(function: Callable[[], object], device: str) -> tuple[fl
 
 
 def temporary_memory(function: Callable[[], object], device: str) -> float:
-    """Largest growth during a call beyond the tensors that it returns, in MiB. NaN where the system does not tell."""
+    """Peak memory during a call, in MiB, without memory used before and the returned tensors. NaN if the system does not tell."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -129,28 +129,28 @@ def _size(results: object) -> int:
 
 
 def restart_peak() -> None:
-    """Let the peak of this process, `resident_memory("VmHWM")`, count from here.
+    """Reset the peak memory of this process, `resident_memory("VmHWM")`.
 
     Raises:
-        OSError, AttributeError: this is no Linux.
+        OSError, AttributeError: this system is not Linux.
     """
-    resident_memory()  # raises where there is no /proc, before libraries of another system are asked
-    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed, and would hide what is taken again
+    resident_memory()  # without /proc, this raises before a function of glibc is called
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory, and would hide that it is used again
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident_memory(key: str = "VmRSS") -> int:
-    """Bytes of memory that this process has ("VmRSS") or had at most ("VmHWM"), on Linux.
+    """Memory of this process in bytes, on Linux: current ("VmRSS") or peak ("VmHWM").
 
     Raises:
-        OSError: this is no Linux.
+        OSError: this system is not Linux.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 
 def machine(device: str) -> dict:
-    """What is measured on."""
+    """The machine and the versions of a measurement."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if device == "cpu" and info.exists():
@@ -167,7 +167,7 @@ def machine(device: str) -> dict:
 
 
 def append_rows(path: Path, rows: Sequence[dict], device: str, **settings) -> None:
-    """Add a line of JSON for each row, with settings, date and machine, to a file that is made where there is none."""
+    """Append each row as a line of JSON, with settings, date and machine. The file is created if it does not exist."""
     about = {**settings, "date": time.strftime("%Y-%m-%d"), **machine(device)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

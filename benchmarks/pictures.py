@@ -1,4 +1,4 @@
-"""Pictures of what the benchmarks have measured."""
+"""Plots of the benchmark results."""
 
 import json
 import re
@@ -13,7 +13,7 @@ _DPI = 130
 
 
 def by_case(rows: list[dict]) -> list[tuple[dict, dict[str, dict]]]:
-    """Each case, and its rows by candidate."""
+    """Group rows by case. Returns pairs of a case and its rows by candidate."""
     cases: dict[str, tuple[dict, dict[str, dict]]] = {}
     for row in rows:
         cases.setdefault(json.dumps(row["case"]), (row["case"], {}))[1][row["candidate"]] = row
@@ -21,7 +21,7 @@ def by_case(rows: list[dict]) -> list[tuple[dict, dict[str, dict]]]:
 
 
 def save_inference(path: Path, rows: list[dict]) -> None:
-    """Bars of all candidates of each case, as times faster than Deformable DETR in float32."""
+    """Plot the speedup of all candidates of each case over Deformable DETR in float32, as bars."""
     base = f"{DEFORMABLE}, float32, eager"
     cases = [one for one in by_case(rows) if base in one[1]]
     names = list(dict.fromkeys(name for _, candidates in cases for name in candidates if name != base))
@@ -38,7 +38,7 @@ def save_inference(path: Path, rows: list[dict]) -> None:
             shown.add(name)
             axes.barh(y, median, height=0.82, color=colours[name], label=label)
             axes.plot([lowest, highest], [y, y], color="black", linewidth=1)
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line at 1
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the line at 1 behind the text
             axes.annotate(
                 f"{median:.1f}" if median >= 1 else f"{median:.2f}",
                 (highest, y),
@@ -61,7 +61,7 @@ def save_inference(path: Path, rows: list[dict]) -> None:
 
 
 def save_scaling(path: Path, rows: list[dict]) -> None:
-    """Three curves of cost, each relative to one of its points."""
+    """Plot time over pixels, queries and boxes, each relative to its first point."""
     parts = {}
     for case, candidates in by_case(rows):
         parts[case["over"]] = case, candidates
@@ -72,7 +72,7 @@ def save_scaling(path: Path, rows: list[dict]) -> None:
         key, unit, scale = {
             "pixels": ("pixels", "megapixels", 1e6),
             "queries": ("num_queries", f"queries, at {size}", 1),
-            "boxes": ("num_boxes", f"boxes of an image, 2 x {size}", 1),
+            "boxes": ("num_boxes", f"boxes per image, 2 x {size}", 1),
         }[over]
         group = "part" if over == "boxes" else "detector"
         base = next(iter(candidates))

@@ -1,9 +1,9 @@
-"""`pipeline("object-detection")` from image files to detections, with DINO and with transformers' Deformable DETR, side by side.
+"""Time `pipeline("object-detection")` from image files to detections, with DINO and transformers' Deformable DETR.
 
 python benchmarks/pipeline.py
 
-Drawn scenes, enlarged to 640 x 480 and saved as PNG: files of one size, which the library needs for batches of Deformable DETR.
-Random weights.
+Images are drawn scenes, enlarged to 640 x 480 and saved as PNG. They have one size, because the library needs that for batches of
+Deformable DETR. Weights are random.
 """
 
 import tempfile
@@ -27,15 +27,15 @@ PROCESSORS = {DINO: DinoDetrImageProcessor, DEFORMABLE: DeformableDetrImageProce
 class PipelineArguments(Timed):
     """Time pipelines side by side."""
 
-    rounds: int = field(default=2, metadata={"help": "times that each pipeline is timed"})
-    model: str = field(default="r50-4scale", metadata={"help": "what detects", "choices": list(MODELS)})
-    num_images: int = field(default=4, metadata={"help": "images in each run"})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 4], metadata={"help": "images at a time"})
+    rounds: int = field(default=2, metadata={"help": "number of times that each pipeline is timed"})
+    model: str = field(default="r50-4scale", metadata={"help": "model to time", "choices": list(MODELS)})
+    num_images: int = field(default=4, metadata={"help": "number of images per run"})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 4], metadata={"help": "batch sizes"})
     shortest_edge: int = field(
         default=480,
-        metadata={"help": "pixels of the shorter side that images are resized to; released models have 800"},
+        metadata={"help": "shorter side of the resized images, in pixels; released models use 800"},
     )
-    dtype: str = field(default="float32", metadata={"help": "of the models", "choices": ["float32", "bfloat16"]})
+    dtype: str = field(default="float32", metadata={"help": "dtype of the models", "choices": ["float32", "bfloat16"]})
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,7 +44,7 @@ class PipelineArguments(Timed):
 
 
 def draw_files(folder: Path, num_images: int) -> list[str]:
-    """PNG files of 640 x 480."""
+    """Draw PNG files of 640 x 480 pixels."""
     files = []
     for number in range(num_images):
         picture, _ = draw_scene(np.random.default_rng([0, number]))

@@ -1,9 +1,9 @@
-"""Tables and pictures of docs/speed.md from what the benchmarks have kept.
+"""Write the tables and pictures of docs/speed.md from the saved results of the benchmarks.
 
 python benchmarks/report.py
 
-A table is written between the comments `<!-- NAME DEVICE -->` and `<!-- end -->`, with DEVICE cpu or cuda; where nothing was
-measured, what stands there stays. Of each figure the newest counts, of those measured on the newest machine with the same versions.
+A table is written between the comments `<!-- NAME DEVICE -->` and `<!-- end -->`, where DEVICE is cpu or cuda. Without results, the
+old text stays. Only results from the machine and versions of the newest result are used, and of these the newest ones.
 """
 
 import json
@@ -26,17 +26,13 @@ _MACHINE = ("device", "threads", "torch", "transformers")
 class ReportArguments:
     """Write tables and pictures."""
 
-    results: Path = field(default=Path("outputs/benchmarks"), metadata={"help": "what the benchmarks have kept"})
-    page: Path = field(
-        default=Path("docs/speed.md"), metadata={"help": "page with the comments between which tables go"}
-    )
-    images: Path = field(
-        default=Path("docs/images"), metadata={"help": "folder of the pictures, beside or below the page"}
-    )
+    results: Path = field(default=Path("outputs/benchmarks"), metadata={"help": "folder with the saved results"})
+    page: Path = field(default=Path("docs/speed.md"), metadata={"help": "page to write the tables into"})
+    images: Path = field(default=Path("docs/images"), metadata={"help": "folder for the pictures"})
 
 
 def read_rows(folder: Path, benchmark: str, device: str) -> list[dict]:
-    """In the order in which they were measured first."""
+    """Read the newest rows of a benchmark, in the order of their first measurement."""
     path = folder / f"{benchmark}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = [row for row in map(json.loads, lines) if row["device_type"] == device and not row["quick"]]
@@ -48,7 +44,7 @@ def read_rows(folder: Path, benchmark: str, device: str) -> list[dict]:
 
 
 def cell(row: dict, other: str) -> str:
-    """How many times faster than another, with the spread if there is one."""
+    """The speedup over another candidate, with its spread if there are several rounds."""
     ratio = row.get("times_faster_than", {}).get(other)
     if ratio is None:
         return ""
@@ -152,7 +148,7 @@ def training_table(rows: list[dict]) -> str:
 
 
 def pairs_table(title: Callable[[dict], str], ours: str, theirs: str) -> Callable[[list[dict]], str]:
-    """A maker of tables of one candidate and one baseline. title: of a case."""
+    """Make a function that writes the table of one candidate and one baseline. `title` names a case."""
 
     def make(rows: list[dict]) -> str:
         lines = [
@@ -222,9 +218,11 @@ _PICTURES = {
 
 
 def block(benchmark: str, device: str, arguments: ReportArguments) -> str | None:
-    """What goes between the comments; None where nothing was measured."""
+    """The text between two comments. None if there are no results."""
     if benchmark not in _TABLES:
-        raise SystemExit(f"error: {arguments.page} has a place for {benchmark!r}; known are {', '.join(_TABLES)}.")
+        raise SystemExit(
+            f"error: {arguments.page} has a place for the unknown benchmark {benchmark!r}; known are {', '.join(_TABLES)}."
+        )
     rows = read_rows(arguments.results, benchmark, device)
     if not rows:
         return None
@@ -245,7 +243,7 @@ def main() -> None:
     arguments = parse(ReportArguments)
     if not arguments.page.is_file():
         raise SystemExit(
-            f"error: there is no page {arguments.page} to write tables into; run this in the repository, or give --page."
+            f"error: there is no page {arguments.page} to write tables into; run this in the repository, or use --page."
         )
     page = arguments.page.read_text(encoding="utf-8")
     written = []

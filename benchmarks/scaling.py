@@ -1,8 +1,8 @@
-"""How cost grows: inference with pixels and with queries, a training step and its loss with boxes.
+"""Measure how time grows: inference with pixels and queries, a training step and its loss with boxes.
 
 python benchmarks/scaling.py
 
-All points of a curve run side by side, so that the curve is one of ratios.
+All points of a curve run side by side, and the curve shows their ratios.
 """
 
 from dataclasses import dataclass, field
@@ -15,21 +15,30 @@ from training_step import RecordingLoss, make_optimizer, training_step
 
 @dataclass
 class ScalingArguments(Timed):
-    """Time growing inputs side by side."""
+    """Time inputs of growing size side by side."""
 
-    rounds: int = field(default=2, metadata={"help": "times that each point is timed"})
-    model: str = field(default="r50-4scale", metadata={"help": "what is timed", "choices": list(MODELS)})
+    rounds: int = field(default=2, metadata={"help": "number of times that each point is timed"})
+    model: str = field(default="r50-4scale", metadata={"help": "model to time", "choices": list(MODELS)})
     sizes: list[str] = field(
-        default_factory=lambda: ["240x320", "320x480", "480x640", "640x960"], metadata={"help": "height x width"}
+        default_factory=lambda: ["240x320", "320x480", "480x640", "640x960"],
+        metadata={"help": "image sizes, height x width"},
     )
-    num_queries: list[int] = field(default_factory=lambda: [100, 300, 900, 2000], metadata={"help": "queries"})
+    num_queries: list[int] = field(
+        default_factory=lambda: [100, 300, 900, 2000], metadata={"help": "numbers of queries"}
+    )
     num_boxes: list[int] = field(
-        default_factory=lambda: [1, 10, 50, 100, 200, 500], metadata={"help": "boxes of an image"}
+        default_factory=lambda: [1, 10, 50, 100, 200, 500], metadata={"help": "numbers of boxes per image"}
     )
-    queries_size: str = field(default="480x640", metadata={"help": "height x width at which queries grow"})
-    boxes_size: str = field(default="320x480", metadata={"help": "height x width of the two images whose boxes grow"})
-    dtype: str = field(default="float32", metadata={"help": "of inference", "choices": list(DTYPES)})
-    mode: str = field(default="eager", metadata={"help": "of DINO over pixels", "choices": ["eager", "dynamic"]})
+    queries_size: str = field(
+        default="480x640", metadata={"help": "image size for the curve over queries, height x width"}
+    )
+    boxes_size: str = field(
+        default="320x480", metadata={"help": "size of the two images for the curve over boxes, height x width"}
+    )
+    dtype: str = field(default="float32", metadata={"help": "dtype of inference", "choices": list(DTYPES)})
+    mode: str = field(
+        default="eager", metadata={"help": "mode of DINO for the curve over pixels", "choices": ["eager", "dynamic"]}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,7 +72,7 @@ def over_queries(arguments: ScalingArguments) -> list[dict]:
 
 
 def over_boxes(arguments: ScalingArguments) -> list[dict]:
-    """Steps, and the loss alone on the predictions of each. All train one model."""
+    """Time training steps, and the loss alone on the predictions of each step. All steps train the same model."""
     images = random_images(2, *parse_size(arguments.boxes_size), arguments.device)
     model = build(DINO, arguments.model, arguments.device)
     optimizer, criterion = make_optimizer(model), model.criterion

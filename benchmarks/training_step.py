@@ -1,9 +1,9 @@
-"""A training step (forward, loss, backward, optimizer) of DINO, of the same model with the reference attention, and of
-transformers' Deformable DETR, side by side; the share of the loss in DINO's; and the peak memory of each in a process of its own.
+"""Time a training step of DINO, of DINO with the reference attention, and of transformers' Deformable DETR.
 
 python benchmarks/training_step.py
 
-DINO trains its denoising queries too, which Deformable DETR has not.
+A step is forward pass, loss, backward pass and optimizer. The share of the loss in DINO's step is measured too, and the peak memory
+of each detector in its own process. DINO also trains denoising queries, which Deformable DETR does not have.
 """
 
 import subprocess
@@ -38,15 +38,13 @@ LOSS = "loss of DINO alone"
 
 @dataclass
 class StepArguments(Sized):
-    """What a training step is made of."""
+    """Settings of a training step."""
 
-    model: str = field(default="r50-4scale", metadata={"help": "what is trained", "choices": list(MODELS)})
-    size: str = field(default="480x640", metadata={"help": "height x width of the images"})
-    batch_size: int = field(default=2, metadata={"help": "images"})
-    num_boxes: int = field(default=20, metadata={"help": "boxes of each image"})
-    dtype: str = field(
-        default="float32", metadata={"help": "bfloat16: mixed precision by autocast", "choices": list(DTYPES)}
-    )
+    model: str = field(default="r50-4scale", metadata={"help": "model to train", "choices": list(MODELS)})
+    size: str = field(default="480x640", metadata={"help": "image size, height x width"})
+    batch_size: int = field(default=2, metadata={"help": "images per batch"})
+    num_boxes: int = field(default=20, metadata={"help": "number of boxes per image"})
+    dtype: str = field(default="float32", metadata={"help": "dtype; bfloat16 means autocast", "choices": list(DTYPES)})
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,14 +61,14 @@ class TrainingArguments(StepArguments, Timed):
     """Time training steps side by side."""
 
     mode: str = field(
-        default="eager", metadata={"help": "of DINO and Deformable DETR", "choices": ["eager", "compiled"]}
+        default="eager", metadata={"help": "mode of DINO and Deformable DETR", "choices": ["eager", "compiled"]}
     )
     ceilings: bool = field(
-        default=False, metadata={"help": "also tell shares of measured arithmetic and bandwidth; on a GPU always"}
+        default=False, metadata={"help": "also measure the shares of peak arithmetic and bandwidth; always on a GPU"}
     )
     peak_of: str | None = field(
         default=None,
-        metadata={"help": "print the peak memory of this candidate's step in this process, in MiB; no timing"},
+        metadata={"help": "only print the peak memory of a step of this detector, in MiB"},
     )
 
     def __post_init__(self):
@@ -81,7 +79,7 @@ class TrainingArguments(StepArguments, Timed):
 
 
 class RecordingLoss:
-    """A model's criterion that keeps what it was last called with, so that the loss can be timed on real predictions."""
+    """Wrap a criterion and keep its last arguments, so that the loss can be timed on real predictions."""
 
     def __init__(self, criterion: Callable):
         self.criterion = criterion
@@ -89,13 +87,13 @@ class RecordingLoss:
 
     @torch.compiler.disable
     def __call__(self, logits, boxes, targets, denoising=None, num_items_in_batch=None):
-        # Copies: a compiled model may write its next results over these.
+        # Copies, because a compiled model may overwrite its results in the next step.
         kept = denoising and denoising._replace(logits=_leaf(denoising.logits), boxes=_leaf(denoising.boxes))
         self.last = (_leaf(logits), _leaf(boxes), targets, kept, num_items_in_batch)
         return self.criterion(logits, boxes, targets, denoising, num_items_in_batch)
 
     def forward_and_backward(self) -> tuple[Tensor, ...]:
-        """Of the last predictions: gradients as the model's backward pass would go on from."""
+        """The loss of the last predictions, and its gradients with respect to logits and boxes."""
         logits, boxes, _, denoising, _ = self.last
         leaves = [logits, boxes] + ([] if denoising is None else [denoising.logits, denoising.boxes])
         return torch.autograd.grad(self.criterion(*self.last)[0], leaves)
@@ -118,7 +116,7 @@ def training_step(
     dtype: str = "float32",
     mode: str = "eager",
 ) -> Callable[[], None]:
-    """A function that makes one step. images: (B, 3, h, w)."""
+    """A function that makes one training step. images: (B, 3, h, w)."""
     model.train()
     inputs = {"pixel_values": images, "labels": labels}
     if detector == DEFORMABLE:
@@ -137,7 +135,7 @@ def training_step(
 
 
 def step_of(detector: str, arguments: TrainingArguments) -> tuple[nn.Module, Callable[[], None]]:
-    """A model, in float32 as one trains, and its step."""
+    """A model with float32 weights, and its training step."""
     model = build(detector, arguments.model, arguments.device)
     images = random_images(arguments.batch_size, *parse_size(arguments.size), arguments.device)
     labels = random_labels(arguments.batch_size, arguments.num_boxes, arguments.device)
@@ -146,8 +144,10 @@ def step_of(detector: str, arguments: TrainingArguments) -> tuple[nn.Module, Cal
 
 
 def peak_of(detector: str, arguments: TrainingArguments) -> float:
-    """MiB that a process has at most in a step, not its first, beyond what it had before there was a model: weights, gradients, the
-    optimizer's state and what the step keeps."""
+    """Peak memory of a later step in MiB, beyond the memory before the model was built.
+
+    It includes weights, gradients, the optimizer's state and activations.
+    """
     if arguments.device == "cuda":
         _, step = step_of(detector, arguments)
         for _ in range(_warm_ups(arguments)):
@@ -155,7 +155,7 @@ def peak_of(detector: str, arguments: TrainingArguments) -> float:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() / 2**20
-    step_of(detector, toy(arguments))[1]()  # libraries that are loaded when they are needed first
+    step_of(detector, toy(arguments))[1]()  # loads libraries that are loaded at first use
     restart_peak()
     before = resident_memory()
     _, step = step_of(detector, arguments)
@@ -175,7 +175,7 @@ def toy(arguments: TrainingArguments) -> TrainingArguments:
 
 
 def peak_in_own_process(detector: str, arguments: TrainingArguments) -> float | None:
-    """None where the system does not tell."""
+    """Peak memory in MiB, measured in a new process. None if the system does not tell."""
     if arguments.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
     settings = step_settings(arguments)
@@ -187,7 +187,7 @@ def peak_in_own_process(detector: str, arguments: TrainingArguments) -> float | 
 
 
 def measure(arguments: TrainingArguments) -> list[dict]:
-    """A row for each detector, and one for the loss."""
+    """Measure a row for each detector, and one for the loss."""
     models, steps = {}, {}
     for detector in DETECTORS:
         models[detector], steps[detector] = step_of(detector, arguments)

@@ -1,4 +1,4 @@
-"""The main job from end to end, on a data set that is drawn on the spot: train, score, save, load, detect, look.
+"""Draw a data set, train a small DINO on it, evaluate it, and draw its detections.
 
 python examples/demo.py --output-dir outputs/demo
 """
@@ -19,27 +19,31 @@ from dino_hf.common.drawing import show_boxes
 from dino_hf.common.scenes import UNTRAINED, draw_data
 from dino_hf.training import CocoData, load_coco
 
-MARKER = ".dino_hf_demo"  # lies in a folder that this demo made, which it may clear
+MARKER = ".dino_hf_demo"  # marks a folder that an earlier demo created, whose files may be replaced
 
 
 @dataclass
 class DemoArguments:
-    """Train a small DINO on drawn scenes and look at what it finds."""
+    """Train a small DINO on drawn scenes and draw its detections."""
 
     output_dir: str = field(
-        default="outputs/demo", metadata={"help": "folder for everything; new, empty or of an earlier demo"}
+        default="outputs/demo", metadata={"help": "output folder: new, empty, or from an earlier demo"}
     )
-    num_train_images: int = field(default=4800, metadata={"help": "images to train on"})
-    num_eval_images: int = field(default=200, metadata={"help": "held-out images"})
-    epochs: int = field(default=3, metadata={"help": "passes over the training images"})
-    batch_size: int = field(default=4, metadata={"help": "images per step"})
-    learning_rate: float = field(default=7e-4, metadata={"help": "highest learning rate"})
-    threshold: float = field(default=0.35, metadata={"help": "score from which detections are drawn"})
-    seed: int = field(default=0, metadata={"help": "of the scenes, the initial weights and the order of images"})
+    num_train_images: int = field(default=4800, metadata={"help": "number of training images"})
+    num_eval_images: int = field(default=200, metadata={"help": "number of held-out images"})
+    epochs: int = field(default=3, metadata={"help": "number of passes over the training images"})
+    batch_size: int = field(default=4, metadata={"help": "images per training step"})
+    learning_rate: float = field(default=7e-4, metadata={"help": "peak learning rate"})
+    threshold: float = field(default=0.35, metadata={"help": "lowest score of drawn detections"})
+    seed: int = field(default=0, metadata={"help": "random seed of scenes, initial weights and order of images"})
 
 
 def detect(model_dir: Path, data: CocoData, threshold: float, num_images: int = 6) -> list[dict]:
-    """Load the saved folder as any user would and detect on the images with most objects; rows for `save_comparison`."""
+    """Load the saved model as any user would, and detect on images with many objects.
+
+    Returns:
+        rows for `save_comparison`.
+    """
     detector = pipeline("object-detection", model=str(model_dir), device="cpu")
     counts = [len(objects["category"]) for objects in data.dataset.select_columns("objects")["objects"]]
     crowded = sorted(range(len(counts)), key=lambda index: -counts[index])
@@ -88,13 +92,13 @@ def save_comparison(path: Path, rows: Sequence[dict], detections_title: str) -> 
 
 
 def prepare(arguments: DemoArguments) -> Path:
-    """Check the settings, and clear away what an earlier run of this demo left: that and nothing else."""
+    """Check the settings, and delete the files of an earlier demo, but no other files."""
     for name in ("num_train_images", "num_eval_images", "epochs", "batch_size"):
         if getattr(arguments, name) < 1:
             sys.exit(f"error: {name}={getattr(arguments, name)} must be at least 1.")
     output = Path(arguments.output_dir)
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / MARKER).exists())):
-        sys.exit(f"error: {output} is not an empty folder and not of an earlier demo; choose another --output-dir.")
+        sys.exit(f"error: {output} is neither an empty folder nor from an earlier demo; choose another --output-dir.")
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
     for name in ("scenes", "model"):
@@ -104,7 +108,7 @@ def prepare(arguments: DemoArguments) -> Path:
 
 
 def run(arguments: DemoArguments) -> dict[str, float]:
-    """All of it. Returns the scores on the held-out images."""
+    """Run the whole demo. Returns the scores on the held-out images."""
     started = time.perf_counter()
     output = prepare(arguments)
     scenes, model = output / "scenes", output / "model"
@@ -138,7 +142,7 @@ def run(arguments: DemoArguments) -> dict[str, float]:
     scores = trained.evaluation.metrics
     print(
         f"\nAP {scores['AP']:.3f} (0.50:0.95), {scores['AP50']:.3f} at 0.50, after {time.perf_counter() - started:.0f} s\n"
-        f"Look at {output / 'detections.png'}, and at curves and scores in {model / 'README.md'}; others load {model}."
+        f"Detections are in {output / 'detections.png'}, curves and scores in {model / 'README.md'}. The model is in {model}."
     )
     return scores
 

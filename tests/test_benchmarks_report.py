@@ -192,7 +192,7 @@ def test_a_page_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_a_place_for_what_is_not_measured_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="has a place for 'speed'; known are inference, "):
+    with pytest.raises(SystemExit, match="has a place for the unknown benchmark 'speed'; known are inference, "):
         make_report(monkeypatch, tmp_path, "<!-- speed cpu -->\n<!-- end -->\n")
 
 

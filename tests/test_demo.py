@@ -54,7 +54,7 @@ def test_a_broken_off_run_can_be_repeated(tmp_path):
 @pytest.mark.parametrize("name", ["results.json", "mine.txt"])
 def test_other_folders_are_left_alone(name, tmp_path):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(SystemExit, match="not of an earlier demo"):
+    with pytest.raises(SystemExit, match="nor from an earlier demo"):
         run(DemoArguments(str(tmp_path), num_train_images=6))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

@@ -34,7 +34,7 @@ def test_a_device_without_a_kernel_is_one_sentence(monkeypatch):
     monkeypatch.setattr(
         kernel_benchmark, "describe_backends", lambda: {"triton": "there is no CUDA device", "cpu": None}
     )
-    with pytest.raises(SystemExit, match="the triton backend cannot run here: there is no CUDA device"):
+    with pytest.raises(SystemExit, match="the triton backend is not available: there is no CUDA device"):
         main(Arguments(device="cuda"))
 
 
