@@ -155,8 +155,7 @@ def test_predictions_that_are_not_finite_are_named_or_left_out(where, value):
         loss(logits, boxes, targets, denoising)
     assert (error.value.layer, error.value.image) == (2, 1)
 
-    loss.skip_non_finite = True
-    result, logs = loss(logits, boxes, targets, denoising)
+    result, logs = loss(logits, boxes, targets, denoising, skip_non_finite=True)
     result.backward()
     assert result.isnan()  # and so is every gradient, whatever the prediction was a part of: the step is to be dropped
     assert all(part.grad[part.grad.isfinite()].abs().sum() == 0 for part in parts.values())
@@ -168,22 +167,13 @@ def test_what_is_left_out_counts_in_no_log():
     logits, boxes = random_predictions(4, 2, 6)
     targets, loss = random_targets(3, 2), DinoDetrLoss(tiny_config())
     expected, expected_logs = loss(logits, boxes, targets)
-    loss.skip_non_finite = True
-    same, _ = loss(logits, boxes, targets)
+    same, _ = loss(logits, boxes, targets, skip_non_finite=True)
     assert torch.equal(same, expected)  # nothing is left out
     with torch.no_grad():
         logits[2, 1, 3] = torch.inf
-    _, logs = loss(logits, boxes, targets)
+    _, logs = loss(logits, boxes, targets, skip_non_finite=True)
     changed = {name for name in logs if not torch.equal(logs[name], expected_logs[name])}
     assert changed - {"cardinality_error_1"} == {f"loss_{name}_1" for name in ("ce", "bbox", "giou", "xy", "hw")}
-
-
-def test_the_matches_of_the_last_call_are_kept_for_whoever_watches():
-    logits, boxes = random_predictions(4, 2, 6)
-    targets, loss = random_targets(3, 1), DinoDetrLoss(tiny_config())
-    loss(logits, boxes, targets)
-    expected, _ = match(logits.detach(), boxes.detach(), targets, CostWeights(2, 5, 2), 0.25)
-    assert all(map(torch.equal, loss.last_matches, expected))
 
 
 def test_the_names_are_those_of_the_original():

@@ -684,3 +684,30 @@ def test_tensors_of_the_model_do_not_depend_on_the_default_device(form):
         torch.set_default_device(None)
     torch.testing.assert_close(outputs.loss, expected)
     assert all(one["boxes"].device.type == "cpu" and len(one["boxes"]) for one in found)
+
+
+class HalfLoss(torch.nn.Module):
+    """A loss of a user, as a module with a parameter."""
+
+    def __init__(self, criterion):
+        super().__init__()
+        self.criterion, self.factor = criterion, torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, *args):
+        loss, logs = self.criterion(*args)
+        return loss * self.factor, logs
+
+
+def test_the_loss_function_is_the_criterion_until_another_one_is_set():
+    model = DinoDetrForObjectDetection(tiny_config()).eval()
+    batch, labels = tiny_images(), tiny_labels(3, 0)
+    assert model.loss_function is model.criterion
+    expected = model(*batch, labels).loss
+    model.loss_function = lambda *args: (2 * model.criterion(*args)[0], {"mine": torch.ones(())})
+    found = model(*batch, labels)
+    torch.testing.assert_close(found.loss, 2 * expected)
+    assert set(found.loss_dict) == {"mine"}
+    model.loss_function = None
+    assert model.loss_function is model.criterion
+    model.loss_function = HalfLoss(model.criterion)
+    torch.testing.assert_close(model(*batch, labels).loss, expected / 2)

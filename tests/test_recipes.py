@@ -470,7 +470,6 @@ def settings_of(module) -> dict:
 def test_configure_sets_every_setting_in_the_configuration_and_in_what_was_built_from_it():
     assert set(SETTINGS) == set(get_recipe("paper-12ep").model_settings) | set(LIMITS)
     model = DinoDetrForObjectDetection(tiny_config()).train()
-    model.criterion.skip_non_finite = True
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
     get_recipe("paper-12ep", model_settings=SETTINGS).configure(model)
@@ -478,7 +477,7 @@ def test_configure_sets_every_setting_in_the_configuration_and_in_what_was_built
     assert {name: getattr(model.config, name) for name in SETTINGS} == SETTINGS
     expected = tiny_config(**SETTINGS)
     assert settings_of(model.model.denoising) == settings_of(DinoDetrDenoising(expected))
-    assert settings_of(model.criterion) == settings_of(DinoDetrLoss(expected)) | {"skip_non_finite": True}
+    assert settings_of(model.criterion) == settings_of(DinoDetrLoss(expected))
     assert model.model.denoising.training
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 

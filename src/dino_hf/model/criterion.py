@@ -1,4 +1,4 @@
-"""The objective of DINO (sec. 3.3 to 3.5, app. C): losses of all output sets at once, as pure functions of tensors."""
+"""The loss of DINO (sec. 3.3 to 3.5, app. C), computed for all layers at once by pure functions of tensors."""
 
 from typing import NamedTuple
 
@@ -14,18 +14,18 @@ from .targets import Targets
 
 
 class SetLosses(NamedTuple):
-    """Raw (unweighted) losses of D output sets, each (D,), and figures that are only logged."""
+    """Raw (unweighted) losses of D layers, each (D,). The last three are only logged."""
 
     loss_ce: Tensor
     loss_bbox: Tensor
     loss_giou: Tensor
-    loss_xy: Tensor  # the part of loss_bbox that centres have
-    loss_hw: Tensor  # and the part of sizes
+    loss_xy: Tensor  # part of loss_bbox for centres
+    loss_hw: Tensor  # part of loss_bbox for sizes
     cardinality_error: Tensor  # |number of predicted objects - number of targets|, averaged over images
 
 
 class DenoisingPredictions(NamedTuple):
-    """What the D decoder layers say of the N denoising queries."""
+    """Predictions of the D decoder layers for the N denoising queries."""
 
     logits: Tensor  # (D, B, N, K)
     boxes: Tensor  # (D, B, N, 4)
@@ -33,30 +33,29 @@ class DenoisingPredictions(NamedTuple):
 
 
 class _FocalLosses(torch.autograd.Function):
-    """Loss and gradient in one sweep: autograd would keep a tensor of the size of the logits for each operation, where one is
-    enough."""
+    """Focal loss and its gradient in one pass. Autograd would keep one tensor of the size of the logits for each operation."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, place: tuple[Tensor, ...], alpha: float, gamma: float) -> Tensor:
-        """logits: (D, B, Q, K); place: where the target is 1, as one index for each axis."""
-        # Everything in three tensors of the size of the logits: making more takes longer than the arithmetic.
+        """logits: (D, B, Q, K); place: positions where the target is 1, as one index for each axis."""
+        # Only three tensors of the size of the logits are allocated: allocating more takes longer than the arithmetic.
         prob = logits.sigmoid()
-        # What saying no costs, -log(1 - p), as log(1 + exp(-|x|)) + max(x, 0). To a rounding of numbers near 1: far below that it
-        # is 0, but there it is weighted by p to the power of gamma. (softplus and log1p are not vectorised on CPUs.)
+        # Cost of a negative, -log(1 - p) = log(1 + exp(-abs(x))) + max(x, 0). For very negative x it rounds to 0, but there p to
+        # the power of gamma makes it negligible. (softplus and log1p are not vectorised on CPUs.)
         cost = logits.abs().neg_().exp_().add_(1).log_()
         weight = logits.clamp(min=0)
         cost += weight
         matched_prob = prob[place]
-        yes, rest = cost[place] - logits[place], 1 - matched_prob  # yes: what saying yes costs, -log(p)
+        positive, rest = cost[place] - logits[place], 1 - matched_prob  # positive: cost of a positive, -log(p)
         torch.pow(prob, gamma, out=weight)
         weight[place] = 0
         loss = cost.mul_(weight)
         result = loss.sum(dim=(1, 2, 3)).mul_(1 - alpha)
-        result.index_add_(0, place[0], alpha * rest**gamma * yes)
+        result.index_add_(0, place[0], alpha * rest**gamma * positive)
         if ctx.needs_input_grad[0]:
             # d/dx p = p (1 - p), d/dx -log(1 - p) = p
             slope = loss.addcmul_(loss, prob, value=-1).mul_(gamma).add_(weight.mul_(prob)).mul_(1 - alpha)
-            slope[place] = -alpha * rest**gamma * (gamma * matched_prob * yes + rest)
+            slope[place] = -alpha * rest**gamma * (gamma * matched_prob * positive + rest)
             ctx.save_for_backward(slope)
         return result
 
@@ -78,7 +77,7 @@ def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[T
     Args:
         boxes: (D, B, Q, 4), target_boxes: (T, 4), both cxcywh in [0, 1].
     Returns:
-        three times (D,)
+        three tensors (D,)
     """
     predicted = boxes[matches.layer, matches.image, matches.query]  # (M, 4)
     expected = target_boxes[matches.target]  # (M, 4)
@@ -92,21 +91,20 @@ def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[T
 
 @torch.no_grad()
 def cardinality_errors(logits: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """(D, B, Q, K) -> (D,). A query counts as an object unless its best class is the last: a rule of DETR, kept for its log."""
+    """(D, B, Q, K) -> (D,). A query counts as an object unless its best class is the last one, as in DETR's log."""
     last = logits[..., -1]
     others = logits[..., :-1].amax(-1) if logits.shape[-1] > 1 else torch.full_like(last, -torch.inf)
-    # Of equal classes the first counts, as in argmax, which takes longer.
+    # If several classes are equal, the first counts. argmax has the same rule but takes longer.
     num_predicted = (others >= last).sum(-1).float()  # (D, B)
-    expected = torch.tensor(counts, device="cpu").to(
-        logits.device, non_blocking=True
-    )  # (B); made on a GPU, it would wait for it
+    # Created on the CPU: creating it on a GPU would synchronise.
+    expected = torch.tensor(counts, device="cpu").to(logits.device, non_blocking=True)  # (B)
     return (num_predicted - expected).abs().mean(-1)
 
 
 @torch.no_grad()
 def class_error(logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
-    """Share, in percent, of the last layer's matched queries whose best class is wrong; 100 without any. (D, B, Q, K) -> ()."""
-    is_last = matches.layer == len(logits) - 1  # (M,); to take these only, the host would have to know how many
+    """Percentage of the last layer's matched queries whose best class is wrong; 100 without matches. (D, B, Q, K) -> ()."""
+    is_last = matches.layer == len(logits) - 1  # (M,); not used as an index: that would synchronise with a GPU
     best = logits[-1, matches.image, matches.query].argmax(-1)  # (M,)
     right = (is_last & (best == labels[matches.target])).sum()
     return 100 - 100 * right / is_last.sum().clamp(min=1)
@@ -115,7 +113,7 @@ def class_error(logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
 def set_losses(
     logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches, normalizer: Tensor, alpha: float
 ) -> SetLosses:
-    """All losses of D stacked output sets; (D, B, Q, K) and (D, B, Q, 4) -> (D,) each."""
+    """All losses of D layers; (D, B, Q, K) and (D, B, Q, 4) -> (D,) each."""
     center, size, giou = box_losses(boxes, targets.boxes, matches)
     focal = focal_losses(logits, targets.class_labels, matches, alpha)
     return SetLosses(
@@ -128,13 +126,18 @@ def set_losses(
     )
 
 
-def without(logits: Tensor, left_out: Tensor) -> Tensor:
-    """(D, B, Q, K), (D, B) -> a sure no of every query where an image of a layer is left out: no cost and no gradient."""
+def silence(logits: Tensor, left_out: Tensor) -> Tensor:
+    """Set the logits of left-out images to -100: every query predicts "nothing", with no loss and no gradient.
+
+    Args:
+        logits: (D, B, Q, K)
+        left_out: (D, B)
+    """
     return logits.masked_fill(left_out[..., None, None], -100.0)
 
 
 def mean_over_processes(count: int, device) -> Tensor:
-    """A count averaged over the processes of a distributed run, at least 1. Every process must call it in every step."""
+    """A count averaged over the processes of a distributed run, at least 1. All processes must call it in every step."""
     total = torch.full((), float(count), device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
@@ -143,16 +146,10 @@ def mean_over_processes(count: int, device) -> Tensor:
 
 
 class DinoDetrLoss:
-    """The weighted sum of all losses, and each of them by the original's name.
+    """The weighted sum of all losses, and each loss by the name of the original release.
 
     Args:
         config: weights and alpha of loss and matching cost.
-
-    Attributes:
-        skip_non_finite: what to do about NaN and infinite predictions. False: raise `NonFinitePredictionsError`. True: leave that
-            layer of that image out of the logged losses, and return a loss of NaN. All gradients are then NaN in every process.
-            `dino_hf.training.DinoDetrTrainer` drops such a step, and so does a gradient scaler.
-        last_matches: matches of the last call, over 1 + D layers (0: the encoder's proposals), for tools that watch training.
     """
 
     def __init__(self, config: DinoDetrConfig):
@@ -163,10 +160,8 @@ class DinoDetrLoss:
             "loss_bbox": config.bbox_loss_coefficient,
             "loss_giou": config.giou_loss_coefficient,
         }
-        self.skip_non_finite = False
-        self.last_matches: Matches | None = None
 
-    @torch.compiler.disable(reason="the assignment is scipy's, and every shape is a number of boxes")
+    @torch.compiler.disable(reason="scipy computes the assignment, and every shape depends on the number of boxes")
     def __call__(
         self,
         logits: Tensor,
@@ -174,17 +169,21 @@ class DinoDetrLoss:
         targets: Targets,
         denoising: DenoisingPredictions | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        skip_non_finite: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Args:
-            logits, boxes: (1 + D, B, Q, K) and (1 + D, B, Q, 4), the encoder's proposals first: they have the form of a
-                decoder layer and are matched and scored like one.
+            logits, boxes: (1 + D, B, Q, K) and (1 + D, B, Q, 4). Layer 0 holds the encoder's proposals, which are matched and
+                scored like a decoder layer.
             denoising: predictions for the denoising queries, in training.
-            num_items_in_batch: boxes to divide the losses by, at least 1 is taken. None: those of this batch, averaged over
-                processes, as in the release. With gradient accumulation, those of all batches of a step, of all processes:
-                then the sum of their losses is that of one large batch.
+            num_items_in_batch: number of boxes that losses are divided by; at least 1 is used. None: the boxes of this batch,
+                averaged over processes, as in the release. With gradient accumulation, pass the boxes of all batches of a step in
+                all processes. The sum of the losses then equals the loss of one large batch.
+            skip_non_finite: how to treat NaN and infinite predictions. False: raise `NonFinitePredictionsError`. True: leave
+                that layer of that image out of the logged losses, and return a loss of NaN, so all gradients are NaN in every
+                process. `dino_hf.training.DinoDetrTrainer` skips such a step, and a gradient scaler does so too.
         Returns:
-            the loss (), and raw losses and figures for logs, each () and detached.
+            the loss (), and raw losses and values for logs, each () and detached.
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits, boxes = logits.float(), boxes.float()
@@ -201,13 +200,12 @@ class DinoDetrLoss:
             else:
                 num_boxes = torch.full((), max(1.0, float(num_items_in_batch)), device=logits.device)
             matches, is_left_out = match(
-                logits.detach(), boxes.detach(), targets, self.cost, self.alpha, is_finite, self.skip_non_finite
+                logits.detach(), boxes.detach(), targets, self.cost, self.alpha, is_finite, skip_non_finite
             )
-            self.last_matches = matches
-            skips = bool(is_left_out.any())  # the host knows
+            skips = bool(is_left_out.any())  # no synchronisation: it is on the host
             if skips:
                 is_left_out = is_left_out.to(logits.device, non_blocking=True)
-                logits = without(logits, is_left_out)
+                logits = silence(logits, is_left_out)
             losses = set_losses(logits, boxes, targets, matches, num_boxes, self.alpha)
             last = len(logits) - 2
             names = ["_interm", *(f"_{layer}" for layer in range(last)), ""]
@@ -217,7 +215,7 @@ class DinoDetrLoss:
                 matches = repeat_matches(denoising.answers.matches, len(denoising.logits))
                 logits = denoising.logits
                 if skips:
-                    logits = without(logits, is_left_out[1:])
+                    logits = silence(logits, is_left_out[1:])
                     kept = ~is_left_out[1:][matches.layer, matches.image]
                     matches = Matches(*(index[kept] for index in matches))
                 normalizer = num_boxes * denoising.answers.num_groups * denoising.answers.share
@@ -233,7 +231,7 @@ class DinoDetrLoss:
 
 
 def name_losses(losses: SetLosses, suffixes: list[str]) -> dict[str, Tensor]:
-    """The original's names, from the layer axis: `loss_ce` is the last layer's, `loss_ce_0` the first's."""
+    """Losses of each layer by the names of the original release: `loss_ce` for the last layer, `loss_ce_0` for the first."""
     return {
         name + suffix: values[layer].detach()
         for name, values in losses._asdict().items()

@@ -292,9 +292,18 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
     def __init__(self, config: DinoDetrConfig):
         super().__init__(config)
         self.model = DinoDetrModel(config)
-        # By name, not as `loss_function`: the library would choose DETR's softmax loss from the name of this class.
         self.criterion = DinoDetrLoss(config)
         self.post_init()
+
+    @property
+    def loss_function(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+        """The loss, with the arguments and results of `DinoDetrLoss`. It is `criterion`, unless another one was set."""
+        # A module that is set as an attribute does not reach the setter.
+        return self._modules.get("loss_function") or self.__dict__.get("_loss_function") or self.criterion
+
+    @loss_function.setter
+    def loss_function(self, value: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None) -> None:
+        self._loss_function = value
 
     @can_return_tuple
     def forward(
@@ -358,7 +367,7 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         boxes = torch.cat([outputs.enc_topk_bboxes[None].to(device), outputs.intermediate_pred_boxes.transpose(0, 1)])
         if denoising is not None:
             denoising = denoising._replace(answers=denoising.answers.to(device))
-        loss, logs = self.criterion(logits, boxes, targets.to(device), denoising, num_items_in_batch)
+        loss, logs = self.loss_function(logits, boxes, targets.to(device), denoising, num_items_in_batch)
         return _detections(outputs, loss, logs)
 
 

@@ -19,8 +19,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..common.output_folders import write_beside
 from ..common.regular_files import is_regular, read_json
 from ..model.box_ops import cxcywh_to_xyxy, generalized_iou
-from ..model.matcher import Matches
-from ..model.targets import PADDING_LABEL
+from ..model.matcher import Matches, match
+from ..model.targets import PADDING_LABEL, collect_targets
 from .detector import find_detector
 
 _SMALL_AREA = 32**2  # square pixels; COCO's bound of small objects
@@ -181,7 +181,10 @@ class TrainingDoctor(TrainerCallback):
             self._losses = losses if self._losses is None else self._losses + losses
             self._answers = {}  # what was looked at since the last evaluation was none
         elif isinstance(labels, Mapping) and set(labels) >= _LABEL_NAMES:
-            for key, answer in examine(labels, outputs, criterion.last_matches).items():
+            targets = collect_targets(labels, len(outputs.logits), outputs.logits.shape[-1], outputs.logits.device)
+            predictions = outputs.logits.detach().float()[None], outputs.pred_boxes.detach().float()[None]  # one layer
+            matches, _ = match(*predictions, targets, criterion.cost, criterion.alpha, skip_non_finite=True)
+            for key, answer in examine(labels, outputs, matches).items():
                 self._answers.setdefault(key, answer)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
@@ -283,10 +286,9 @@ def examine(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dict[Box
     Args:
         labels: as `DetectionCollator` gives them.
         outputs: of the model, for these labels.
-        matches: of all output sets, the last decoder layer being number D.
+        matches: of the last decoder layer alone.
     """
-    is_last = matches.layer == outputs.intermediate_logits.shape[1]
-    image, query, target = (index[is_last] for index in matches[1:])  # (M,)
+    _, image, query, target = matches  # (M,)
     is_box = labels["class_labels"] != PADDING_LABEL  # (B, boxes of an image), in the order of the T targets
     place = is_box.nonzero()[target, 1]  # (M,)
     label = labels["class_labels"][is_box][target]  # (M,)

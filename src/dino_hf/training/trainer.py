@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -139,7 +140,9 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = recipe.normalize_over_window
-        detector.criterion.skip_non_finite = recipe.on_non_finite == "skip"
+        if detector.loss_function is detector.criterion or isinstance(detector.loss_function, partial):
+            skips = recipe.on_non_finite == "skip"
+            detector.loss_function = partial(detector.criterion, skip_non_finite=skips)
         self._check_sharding()
         self.ema = None
         if recipe.ema_decay is not None:
