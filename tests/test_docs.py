@@ -168,6 +168,35 @@ def test_stand_ins_of_blocks_that_run_are_not_the_exception():
     assert sum(map(runs, python)) > 0.7 * len(python)
 
 
+# ---- pages
+
+
+def links_of(page: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?:", link)]
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in PAGES])
+def test_links_to_files_lead_somewhere(page):
+    """`make docs` also checks the anchors, of the pages in docs/."""
+    files = [link.split("#")[0] for link in links_of(page)]
+    assert [file for file in files if file and not (page.parent / file).exists()] == []
+
+
+def test_the_readme_is_short_and_its_first_commands_are_demo_and_test():
+    readme = ROOT / "README.md"
+    assert len(readme.read_text(encoding="utf-8").splitlines()) <= 150
+    first = next(block for block in blocks_of(readme) if block.language == "bash")
+    assert commands_of(first.code) == [["make", "demo"], ["make", "test"]]
+
+
+def test_the_site_shows_every_page():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES if (ROOT / "docs") in page.parents]
+    assert len(pages) > 20
+    assert [page for page in pages if not re.search(rf": {page}$", navigation, re.MULTILINE)] == []
+
+
 # ---- commands
 
 
