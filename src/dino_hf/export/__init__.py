@@ -1,5 +1,4 @@
-"""Detectors as graphs of their own: programs of `torch.export`, and ONNX files that are compared with the model before they are
-given out."""
+"""Export detectors as programs of `torch.export` and as ONNX files. Both are compared with the model before they are returned."""
 
 from .graph import export_program
 from .onnx_export import ExportReport, export_onnx

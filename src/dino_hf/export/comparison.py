@@ -8,21 +8,20 @@ from torch import Tensor
 
 from ..model.box_ops import cxcywh_to_xyxy
 
-# Allowed differences of scores, and of corners of boxes as a part of the image's side. Float32 versions sum in another order, which
-# changed them by 1e-6; by 0.003 where it changed the last of 900 queries of an untrained model. Half precision changed the best
-# detections of 60 images by at most 0.13 (median 0.001), and the AP of 200 images by 0.02 points. Wrong graphs differed by at
-# least 0.09.
+# Allowed differences of scores, and of box corners relative to the image's side. Measured: in float32, another order of summation
+# changes them by 1e-6, or by 0.003 if it changes the last of 900 queries of an untrained model. Float16 changed the best detections
+# of 60 images by at most 0.13 (median 0.001), and the AP of 200 images by 0.02 points. Wrong graphs differed by at least 0.09.
 TOLERANCES = {torch.float32: 0.01, torch.float16: 0.25}
-_MIN_SCORE = 0.3  # detections that users draw and use
-_NUM_BEST = 10  # detections compared at least in each image
-_NUM_CANDIDATES = 300  # detections of an image that can be partners
+_MIN_SCORE = 0.3  # detections with this score or more are always compared
+_NUM_BEST = 10  # detections compared in each image, whatever their scores
+_NUM_CANDIDATES = 300  # best detections of the other version that may be matched
 
 
 class Difference(NamedTuple):
     """Differences between the detections of two versions of a model."""
 
-    score: float  # largest difference of a score; 1 where a detection is missing
-    box: float  # largest difference of a corner's coordinate, as a part of the image's side; 1 where a detection is missing
+    score: float  # largest difference of a score; 1 if a detection is missing
+    box: float  # largest difference of a corner's coordinate, relative to the image's side; 1 if a detection is missing
     num_detections: int
     num_images: int
 
@@ -44,11 +43,11 @@ class _Found(NamedTuple):
 
 
 def compare_predictions(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> Difference:
-    """Match the detections of both versions with each other, and return the largest differences.
+    """Match the detections of two versions of a model, and return the largest differences.
 
-    Detections with scores from 0.3 are compared, and at least the 10 best of an image. Queries cannot be compared by index: if two
-    encoder tokens have nearly the same score, the last bit decides their order, and which of the last two becomes a query. So each
-    detection is compared with the best partner of its class among the 300 best of the other version.
+    Detections with a score of at least 0.3 are compared, and at least the 10 best of an image. Queries cannot be compared by index:
+    if two encoder tokens have nearly equal scores, rounding decides their order, and which of them becomes the last query. So each
+    detection is matched with a detection of its class among the 300 best of the other version.
 
     Args:
         expected, found: logits (B, Q, K) and boxes (B, Q, 4), cxcywh in [0, 1].
@@ -56,7 +55,7 @@ def compare_predictions(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Te
         ValueError: an expected value is NaN or infinite.
     """
     if not all(part.isfinite().all() for part in expected):
-        raise ValueError("The model gives NaN or infinite values, so nothing can be compared; its weights are damaged.")
+        raise ValueError("The model returns NaN or infinite values, so it cannot be compared. Its weights are damaged.")
     worst = Difference(0.0, 0.0, 0, 0)
     for one, other in zip(_detections(*expected), _detections(*found), strict=True):
         (score, box), (score_back, box_back) = _differences(one, other), _differences(other, one)
@@ -75,24 +74,20 @@ def _detections(logits: Tensor, boxes: Tensor) -> list[_Found]:
 
 
 def _differences(wanted: _Found, candidates: _Found) -> tuple[float, float]:
-    """Largest difference of score and of box between the certain detections of one version and their partners in the other."""
+    """The largest differences of score and box between the best detections of one version and their matches in the other."""
     count = wanted.num_certain
     scores = (wanted.scores[:count, None] - candidates.scores).abs()  # (M, N)
     boxes = (wanted.boxes[:count, None] - candidates.boxes).abs().amax(-1)  # (M, N)
-    strangers = wanted.labels[:count, None] != candidates.labels
-    scores, boxes = scores.masked_fill(strangers, 1.0), boxes.masked_fill(strangers, 1.0)
+    is_other_class = wanted.labels[:count, None] != candidates.labels
+    scores, boxes = scores.masked_fill(is_other_class, 1.0), boxes.masked_fill(is_other_class, 1.0)
     pairs = linear_sum_assignment((scores + boxes).numpy())
     return scores[pairs].max().item(), boxes[pairs].max().item()
 
 
 def check_difference(difference: Difference, tolerance: float, name: str) -> None:
-    """Refuse a difference that is too large.
-
-    Raises:
-        ValueError: the difference is larger than `tolerance`.
-    """
-    if not (difference.score <= tolerance and difference.box <= tolerance):  # so that NaN is refused too
+    """Raises ValueError if a difference is larger than `tolerance`, or NaN."""
+    if not (difference.score <= tolerance and difference.box <= tolerance):  # written so that NaN fails too
         raise ValueError(
             f"{name} differs from the model by {difference.score:.2g} in scores and {difference.box:.2g} of an image's side in "
-            f"boxes, among {difference.num_detections} detections in {difference.num_images} images; allowed are {tolerance:g}."
+            f"boxes, among {difference.num_detections} detections in {difference.num_images} images; {tolerance:g} is allowed."
         )

@@ -1,4 +1,4 @@
-"""A detector -> one graph of plain operators, for batches and images of any size."""
+"""Export a detector as one graph of plain operators, for batches and images of any size."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +15,15 @@ from transformers.models.swin.modeling_swin import (
     SwinPatchMerging,
 )
 
+from ..common.text import first_line
 from ..model.attention_backends import use_backend
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from .comparison import TOLERANCES, check_difference, compare_predictions
 
-# Height and width of the images that are traced. At strides of 4 to 64 they leave maps whose sides are no multiples of a Swin's
-# window: what is padded there is padded in the graph, and for other sizes by nothing.
+# Height and width of the traced images. At strides 4 to 64, their maps are not multiples of a Swin's window, so the graph contains
+# its padding. For sizes that need none, the graph pads by zero.
 _EXAMPLE = 577, 961
-_OTHER = 256, 320  # multiples of all strides: a graph that is true of one size only would fail
+_OTHER = 256, 320  # multiples of all strides; a graph that is valid for one size only would fail
 
 
 class _Predictions(nn.Module):
@@ -41,24 +42,25 @@ def export_program(model: DinoDetrForObjectDetection) -> ExportedProgram:
         program = dino_hf.export.export_program(model)
         logits, boxes = program.module()(pixel_values, pixel_mask)
 
-    The program takes pixel_values (B, 3, h, w) float32 and pixel_mask (B, h, w) int64, 1 on the image and 0 on padding, and gives
-    logits (B, Q, K) and boxes (B, Q, 4), cxcywh in [0, 1] of the unpadded image, float32, on the model's device. The coarsest
-    feature map must have two rows and two columns (more than 64 pixels for four levels, with a ConvNeXt 96), and all maps
-    together a cell for each of the Q queries (224 x 224 pixels for 900).
+    The program takes pixel_values (B, 3, h, w) float32 and pixel_mask (B, h, w) int64, 1 on the image and 0 on padding. It returns
+    logits (B, Q, K) and boxes (B, Q, 4), both float32; boxes are cxcywh in [0, 1] of the unpadded image. It runs on the model's
+    device and shares the model's parameters.
 
-    Parameters are those of the model, not copies. Before it is returned, it is run on an image of another size; in float32, what it
-    finds is compared with the model.
+    Images must be large enough. The coarsest feature map needs at least two rows and two columns: more than 64 pixels for four
+    levels, or 96 with a ConvNeXt. All maps together need a cell for each of the Q queries: 224 x 224 pixels for 900.
+
+    Before it is returned, the program runs on an image of another size. In float32, its detections are compared with the model's.
 
     Raises:
-        ValueError: the model is of another kind, or its backbone cannot be traced for all sizes.
+        ValueError: the model is not a `DinoDetrForObjectDetection`, or its backbone cannot be traced for all sizes.
     """
     if not isinstance(model, DinoDetrForObjectDetection):
-        raise ValueError(f"A {type(model).__name__} cannot be exported here, only a DinoDetrForObjectDetection.")
-    training = [module for module in model.modules() if module.training]  # some, if a part was set apart
+        raise ValueError(f"A {type(model).__name__} cannot be exported; only a DinoDetrForObjectDetection can.")
+    training = [module for module in model.modules() if module.training]  # modules may be in different modes
     predictions = _Predictions(model).eval()
     device = model.device
     try:
-        # What environment or configuration name may be a kernel that only this machine has, or grid_sample.
+        # The graph must run on other machines, so it uses plain operators whatever backend the configuration names.
         with torch.no_grad(), use_backend("gather"), _any_size(model):
             program = torch.export.export(
                 predictions,
@@ -72,7 +74,7 @@ def export_program(model: DinoDetrForObjectDetection) -> ExportedProgram:
         _drop_assertions(program)
         with torch.no_grad():
             _check(program, predictions)
-    except (RuntimeError, ValueError) as error:  # RuntimeError: what torch finds that depends on the size
+    except (RuntimeError, ValueError) as error:  # RuntimeError: torch found a part that depends on the size
         backbone = type(model.model.backbone.model).__name__
         raise ValueError(
             f"A model with a {backbone} of this configuration cannot be exported for images of any size: {first_line(error)}"
@@ -83,12 +85,8 @@ def export_program(model: DinoDetrForObjectDetection) -> ExportedProgram:
     return program
 
 
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _drop_assertions(program: ExportedProgram) -> None:
-    """What was true of the traced sizes alone, such as which tensors are contiguous, is no condition for the graph."""
+    """Remove assertions that hold only for the traced sizes, for example about contiguous tensors."""
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:
             program.graph.erase_node(node)
@@ -97,7 +95,7 @@ def _drop_assertions(program: ExportedProgram) -> None:
 
 
 def _check(program: ExportedProgram, predictions: _Predictions) -> None:
-    """Compare it with the model, on one padded image of a size unlike the traced one."""
+    """Compare the program with the model, on a padded image of another size than the traced one."""
     config, (height, width) = predictions.model.config, _OTHER
     dtype, device = predictions.model.dtype, predictions.model.device
     pixel_values = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
@@ -108,16 +106,19 @@ def _check(program: ExportedProgram, predictions: _Predictions) -> None:
         pixel_values, mask = pixel_values.repeat(1, 1, 2, 2), mask.repeat(1, 2, 1).repeat_interleave(2, dim=2)
         expected = predictions(pixel_values, mask)
     found = program.module()(pixel_values, mask)
-    # In half precision, noise has no detections that two orders of sums would agree on: there it is enough that it runs.
+    # In half precision, rounding changes the detections of random images too much to compare. It is enough that the program runs.
     if dtype == torch.float32:
         check_difference(compare_predictions(expected, found), TOLERANCES[dtype], "the program of torch.export")
 
 
 @contextmanager
 def _any_size(model: nn.Module) -> Iterator[None]:
-    """While it is traced, let backbones pad without asking whether they must, for padding by nothing is padding too, and in a form
-    that runtimes leave as it is; and let a Swin write out its attention, which PyTorch has in two layouts: traced is the one of its
-    CPU kernel, and the exporter of ONNX, which takes the other, stops at a view that only the first allows."""
+    """Within, backbones can be traced for images of any size.
+
+    They always pad, if necessary by zero, because a branch would fix the size in the graph. Swin uses plain operators for
+    attention: the tracer records the memory layout of PyTorch's CPU kernel, and the ONNX exporter, which assumes another layout,
+    fails at a view.
+    """
     changed, attentions = [], []
 
     def replace(module: nn.Module, name: str, function: Callable) -> None:
@@ -143,12 +144,14 @@ def _any_size(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name in changed:
             delattr(module, name)
-        for config, attention in reversed(attentions):  # one object for all layers, which the first saw unchanged
+        for config, attention in reversed(
+            attentions
+        ):  # layers share one config; the first entry has the original value
             config._attn_implementation = attention
 
 
 def _missing(size: int, unit: int) -> int:
-    """What a size lacks to a multiple; as a quotient, of which much more can be proved than of a remainder."""
+    """The padding from a size to the next multiple of a unit. Written as a quotient, for which torch.export can prove more."""
     return (size + unit - 1) // unit * unit - size
 
 
@@ -163,7 +166,7 @@ def _pad_to_pairs(self: SwinPatchMerging, maps: Tensor, height: int, width: int)
 
 def _pad_to_windows(self: SwinLayer, maps: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, ...]]:
     padding = 0, 0, 0, _missing(width, self.window_size), 0, _missing(height, self.window_size)
-    # The caller cuts the padding off again where there is any; told that there is, it also cuts off nothing.
+    # The caller removes the padding only if there is any. The returned padding is not zero, so that it always does.
     return F.pad(maps, padding), (0, 0, 0, 1, 0, 1)
 
 
@@ -172,14 +175,14 @@ def _pad_same(self: DynamicPad2d, maps: Tensor) -> Tensor:
     for axis in (1, 0):
         size, stride = maps.shape[2 + axis], self.stride[axis]
         reach = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
-        # Never negative: no kernel is shorter than its step, but those of a single pixel.
+        # Never negative: a kernel is at least as long as its stride, except a 1 x 1 kernel.
         total = 0 if reach == 1 else _missing(size, stride) + reach - stride
         padding += [total // 2, total - total // 2]
     return F.pad(maps, padding, value=self.value)
 
 
 def _pad_by_parts(self: nn.ConstantPad2d, maps: Tensor) -> Tensor:
-    """What stands before a maximum of neighbours, with which ONNX Runtime would merge a `Pad`: as if it were of -infinity."""
+    """Pad by concatenation. ONNX Runtime merges a `Pad` into the following max pooling, as if it padded with -infinity."""
     left, right, top, bottom = self.padding
     batch, channels, _, width = maps.shape
     rows = [maps.new_full((batch, channels, count, width), self.value) for count in (top, bottom)]

@@ -39,7 +39,7 @@ class ExportReport(NamedTuple):
     dtype: str
     difference: Difference
     tolerance: float
-    ap: tuple[float, float] | None  # of the model and of the file, in [0, 1]; None without data
+    ap: tuple[float, float] | None  # AP of the model and of the file, in [0, 1]; None without data
 
     def __repr__(self) -> str:
         size, difference = f"{self.num_bytes / 2**20:.1f} MiB", self.difference
@@ -96,9 +96,7 @@ def export_onnx(
     say, output = say or _silent, expand_home(output)
     dtype = _check_settings(opset, dtype, tolerance, ap_tolerance)
     if data is None and (ap_tolerance is not None or box_format is not None):
-        raise ValueError(
-            "ap_tolerance and box_format are of data, of which there are none: give annotated images (--data)."
-        )
+        raise ValueError("ap_tolerance and box_format need annotated images; give them as data (--data).")
     _check_output(output, overwrite, model)
     sources = None if images is None else _find_images(images)
     predictor, name = _load(model, image_processor)
@@ -119,7 +117,7 @@ def export_onnx(
 
     say("Tracing the model.")
     program = export_program(predictor.model if dtype == torch.float32 else copy.deepcopy(predictor.model).to(dtype))
-    # A folder, because there may be a second file; beside the output, so that the files can be renamed into place.
+    # A folder, because there may be two files. It is beside the output, so that the files can be renamed to their places.
     with scratch_folder(output) as folder:
         say("Writing the graph.")
         draft = folder / output.name
@@ -151,12 +149,12 @@ def _check_settings(
     found = DTYPES.get(dtype, dtype)
     if found not in AP_TOLERANCES:
         raise ValueError(
-            f"dtype={dtype!r} must be float32 or float16: ONNX Runtime has no convolutions in other types on a CPU, where the file "
-            "is compared with the model."
+            f"dtype={dtype!r} must be float32 or float16. The file is compared with the model on a CPU, where ONNX Runtime has "
+            "no convolutions in other types."
         )
     for name, value in (("tolerance", tolerance), ("ap_tolerance", ap_tolerance)):
         if value is not None and not (value >= 0 and math.isfinite(value)):
-            raise ValueError(f"{name}={value} must be at least 0, and finite.")
+            raise ValueError(f"{name}={value} must be at least 0 and finite.")
     return found
 
 
@@ -201,7 +199,7 @@ def _load(model: str | Path | DinoDetrForObjectDetection, image_processor) -> tu
         image_processor = load_image_processor(name) if image_processor is None else image_processor
     if model.config.model_type != DinoDetrConfig.model_type:
         raise ValueError(
-            f"{name} is a model of type {model.config.model_type!r}; only {DinoDetrConfig.model_type!r} is exported here."
+            f"{name} is a model of type {model.config.model_type!r}; only {DinoDetrConfig.model_type!r} can be exported."
         )
     return Predictor(model, image_processor, device="cpu"), name
 
@@ -211,7 +209,7 @@ def _check_weights(model: DinoDetrForObjectDetection, name: str) -> None:
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{name} is not exported: its weight {key} has values that are NaN or infinite. The training had diverged; take an "
+                f"{name} is not exported: its weight {key} has values that are NaN or infinite. Training had diverged; use an "
                 "earlier checkpoint."
             )
 
@@ -224,7 +222,7 @@ def _find_images(images: Any) -> list[Source]:
     """
     found = [source for source in find_sources(images) if source.kind == "image"]
     if not found:
-        raise ValueError("There is no image to compare on among the sources; give some, or none for drawn scenes.")
+        raise ValueError("There is no image among the sources; give images to compare on, or none to use drawn scenes.")
     return found
 
 
@@ -273,7 +271,10 @@ def _batches(pictures: Iterator[Image.Image]) -> Iterator[list[Image.Image]]:
 def _compare_ap(
     predictor: Predictor, exported: Predictor, data, tolerance: float, name: str, say: Callable[[str], None]
 ) -> tuple[float, float]:
-    """
+    """Compare the AP of the model and of the file.
+
+    Returns:
+        both APs, in [0, 1].
     Raises:
         ValueError: they differ by more than `tolerance`, or there are no objects.
     """
@@ -284,10 +285,10 @@ def _compare_ap(
         say(f"Evaluating {one.name} on {len(data.dataset)} images.")
         ap.append(evaluate_model(one, data, batch_size=1, num_bootstrap=0).metrics["AP"])
         if ap[0] < 0:  # COCO's -1
-            raise ValueError(f"{data.name} has no objects, and so no AP to compare; give other data, or none.")
+            raise ValueError(f"{data.name} has no objects, so there is no AP to compare; give other data, or none.")
     if abs(ap[0] - ap[1]) > tolerance:
         raise ValueError(
-            f"{name} was not written: its AP is {ap[1]:.4f}, that of the model {ap[0]:.4f}; a difference of {tolerance:g} is "
-            "allowed."
+            f"{name} was not written: its AP is {ap[1]:.4f}, the AP of the model is {ap[0]:.4f}. The allowed difference is "
+            f"{tolerance:g}."
         )
     return ap[0], ap[1]

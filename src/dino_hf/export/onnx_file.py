@@ -16,12 +16,12 @@ from torch.export import ExportedProgram
 
 from ..common.installation import missing
 from ..common.paths import expand_home
+from ..common.text import first_line
 from ..inference.predictor import Predictor
 from ..model.modeling_dino_detr import DinoDetrObjectDetectionOutput
-from .graph import first_line
 
 OPSETS = range(18, 24)  # opsets that the exporter of torch writes or converts to
-_MAX_BYTES = 2**31 - 2**24  # a protobuf file ends at 2 GiB, and the graph needs some room beside the weights
+_MAX_BYTES = 2**31 - 2**24  # a protobuf file is limited to 2 GiB, and the graph needs space beside the weights
 _PROCESSOR_SETTINGS = (
     "do_resize",
     "size",
@@ -43,8 +43,8 @@ _TEXTS = {
     "pixel_values": "RGB images, resized, rescaled and normalised as the metadata's image_processor says, padded with zeros at the "
     "right and bottom",
     "pixel_mask": "1 on the image, 0 on padding",
-    "logits": "sigmoid gives the scores of all classes, of which the best 300 pairs of a query and a class are the detections, "
-    "without non-maximum suppression; there is no background class",
+    "logits": "their sigmoid is the score of each class; the 300 best pairs of query and class are the detections, without "
+    "non-maximum suppression; there is no background class",
     "pred_boxes": "(centre x, centre y, width, height) in [0, 1] of the image without its padding",
 }
 
@@ -188,7 +188,7 @@ class OnnxModel:
         except Exception as error:
             batch, _, height, width = pixel_values.shape
             raise ValueError(
-                f"ONNX Runtime cannot run the file on {batch} x {height} x {width} pixels, where all maps together must have a "
+                f"ONNX Runtime cannot run the file on {batch} x {height} x {width} pixels. All feature maps together must have a "
                 f"cell for each query: {first_line(error)}"
             ) from error
         return DinoDetrObjectDetectionOutput(logits=torch.from_numpy(logits), pred_boxes=torch.from_numpy(boxes))
