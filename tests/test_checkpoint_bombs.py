@@ -15,10 +15,12 @@ import safetensors.torch
 import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from dino_hf.conversion import checkpoint_files, plain_values
-from dino_hf.conversion.checkpoint_files import ConversionError, UnreadObject, load_checkpoint, save_checkpoint
-from dino_hf.conversion.plain_values import TooLarge, Unreadable, check_pickle, plain_value
-from dino_hf.conversion.training_settings import told_by_file
+from dino_hf.conversion import file_checks, pickle_checks
+from dino_hf.conversion.checkpoint_files import UnreadObject, load_checkpoint, save_checkpoint
+from dino_hf.conversion.errors import ConversionError
+from dino_hf.conversion.pickle_checks import TooLarge, check_pickle
+from dino_hf.conversion.plain_values import Unreadable, plain_value
+from dino_hf.conversion.projects import PROJECTS
 from toy_checkpoints import original_tensors, settings
 
 
@@ -47,7 +49,7 @@ def test_nested_lists_in_settings_are_not_shown_or_compared(names, kind, tmp_pat
     assert all(isinstance(checkpoint.settings[name], Unreadable) for name in names)
     if names[0] != "decoder_sa_type":
         with pytest.raises(ConversionError, match="a list that is too large or too deep") as caught:
-            told_by_file("original", checkpoint.settings)
+            PROJECTS["original"].fields_from_settings(checkpoint.settings)
         assert len(str(caught.value)) < 1000
 
 
@@ -122,11 +124,11 @@ def test_very_many_tensors_are_refused_before_they_are_read(form, tmp_path, monk
     if form == "archive":
         with zipfile.ZipFile(path) as archive:
             parts = len(archive.infolist())
-    for module in (checkpoint_files, plain_values):
-        monkeypatch.setattr(module, "MOST_PARTS", parts)
+    for module in (file_checks, pickle_checks):
+        monkeypatch.setattr(module, "MAX_TENSORS", parts)
     assert len(load_checkpoint(path).tensors) == 30
-    for module in (checkpoint_files, plain_values):
-        monkeypatch.setattr(module, "MOST_PARTS", parts - 1)
+    for module in (file_checks, pickle_checks):
+        monkeypatch.setattr(module, "MAX_TENSORS", parts - 1)
     with pytest.raises(ConversionError, match=r"tensors.* DINO has fewer than 10,000"):
         load_checkpoint(path)
 
@@ -167,8 +169,8 @@ def _claiming(numbers: int, is_archive: bool = False) -> bytes:
 
 
 def test_a_pickle_of_operations_without_end_is_refused(tmp_path, monkeypatch):
-    assert plain_values._MOST_OPERATIONS < 3_000_000  # a second or two for each million
-    monkeypatch.setattr(plain_values, "_MOST_OPERATIONS", 2**17)
+    assert pickle_checks._MAX_OPERATIONS < 3_000_000  # a second or two for each million
+    monkeypatch.setattr(pickle_checks, "_MAX_OPERATIONS", 2**17)
     pushes_and_pops = b"\x80\x02" + b"N0" * 2**17 + b"}."
     _write_archive(tmp_path / "a.pth", pushes_and_pops)
     _write_legacy(tmp_path / "b.pth", pushes_and_pops, [])
@@ -179,9 +181,9 @@ def test_a_pickle_of_operations_without_end_is_refused(tmp_path, monkeypatch):
 
 def test_operations_are_counted_to_the_last(monkeypatch):
     content = pickle.dumps([1, 2, 3])
-    monkeypatch.setattr(plain_values, "_MOST_OPERATIONS", len(list(pickletools.genops(content))))
+    monkeypatch.setattr(pickle_checks, "_MAX_OPERATIONS", len(list(pickletools.genops(content))))
     check_pickle(io.BytesIO(content))
-    monkeypatch.setattr(plain_values, "_MOST_OPERATIONS", plain_values._MOST_OPERATIONS - 1)
+    monkeypatch.setattr(pickle_checks, "_MAX_OPERATIONS", pickle_checks._MAX_OPERATIONS - 1)
     with pytest.raises(TooLarge):
         check_pickle(io.BytesIO(content))
 
@@ -189,10 +191,10 @@ def test_operations_are_counted_to_the_last(monkeypatch):
 @pytest.mark.parametrize("value", ["x" * 1000, b"x" * 1000, 10**3000], ids=["text", "bytes", "integer"])
 def test_bytes_besides_tensors_are_counted_to_the_last(value, monkeypatch):
     content = pickle.dumps([value])
-    monkeypatch.setattr(plain_values, "_LARGEST_PICKLE", len(content))
+    monkeypatch.setattr(pickle_checks, "_MAX_BYTES", len(content))
     check_pickle(io.BytesIO(content))
     for most in (len(content) - 1, 500):
-        monkeypatch.setattr(plain_values, "_LARGEST_PICKLE", most)
+        monkeypatch.setattr(pickle_checks, "_MAX_BYTES", most)
         with pytest.raises(TooLarge, match=f"more than {most:,} bytes"):
             check_pickle(io.BytesIO(content))
 
@@ -223,9 +225,9 @@ def test_memory_for_claimed_numbers_is_bounded_by_the_file(tmp_path):
     path = tmp_path / "a.pth"
     _write_legacy(path, _claiming(4), ["0"])
     size = path.stat().st_size
-    checkpoint_files._check_storages({"0": size - 8, "1": 8}, {"0", "1"}, path)
+    file_checks._check_storages({"0": size - 8, "1": 8}, {"0", "1"}, path)
     with pytest.raises(ConversionError, match=f"claims {size + 1} numbers"):
-        checkpoint_files._check_storages({"0": size - 8, "1": 9}, {"0", "1"}, path)
+        file_checks._check_storages({"0": size - 8, "1": 9}, {"0", "1"}, path)
 
 
 @pytest.mark.parametrize(
@@ -261,12 +263,12 @@ def test_a_long_table_of_contents_is_refused_before_it_is_read(writer, tmp_path,
         torch.save({"model": {f"a.{number}": torch.zeros(1) for number in range(5)}}, path)
     else:
         _write_archive(path, _claiming(4, is_archive=True))
-    size = checkpoint_files._directory_size(path)
+    size = file_checks._directory_size(path)
     with zipfile.ZipFile(path) as archive:
         assert size == sum(46 + len(part.orig_filename) + len(part.extra) for part in archive.infolist())
-    monkeypatch.setattr(checkpoint_files, "_LARGEST_DIRECTORY", size)
+    monkeypatch.setattr(file_checks, "_MAX_DIRECTORY", size)
     assert load_checkpoint(path).tensors
-    monkeypatch.setattr(checkpoint_files, "_LARGEST_DIRECTORY", size - 1)
+    monkeypatch.setattr(file_checks, "_MAX_DIRECTORY", size - 1)
     monkeypatch.setattr(zipfile, "ZipFile", lambda _: pytest.fail("the table was read"))
     with pytest.raises(ConversionError, match=f"table of contents of {size} bytes"):
         load_checkpoint(path)
@@ -276,8 +278,8 @@ def test_a_long_header_of_safetensors_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({f"a.{number}": torch.zeros(2) for number in range(5)}, path)
     size = int.from_bytes(path.read_bytes()[:8], "little")
-    monkeypatch.setattr(checkpoint_files, "_LARGEST_DIRECTORY", size)
+    monkeypatch.setattr(file_checks, "_MAX_DIRECTORY", size)
     assert len(load_checkpoint(path).tensors) == 5
-    monkeypatch.setattr(checkpoint_files, "_LARGEST_DIRECTORY", size - 1)
+    monkeypatch.setattr(file_checks, "_MAX_DIRECTORY", size - 1)
     with pytest.raises(ConversionError, match=f"header of {size} bytes"):
         load_checkpoint(path)

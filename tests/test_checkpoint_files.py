@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dino_hf.conversion.checkpoint_files import ConversionError, load_checkpoint, read_config_text, save_checkpoint
+from dino_hf.conversion.checkpoint_files import load_checkpoint, save_checkpoint
+from dino_hf.conversion.errors import ConversionError
+from dino_hf.conversion.saved_settings import read_config_text
 from toy_checkpoints import original_tensors, settings
 
 TENSORS = {"transformer.level_embed": torch.arange(6.0).reshape(2, 3), "label_enc.weight": torch.ones(4, 3)}
@@ -195,7 +197,7 @@ def test_averaged_weights_are_taken_on_request(part, tmp_path):
     with pytest.raises(ConversionError, match=r"has no 'ema_model' or 'ema_state' \(its parts: \['model'\]\)"):
         load_checkpoint(tmp_path / "b.pth", ema=True)
     torch.save({"state_dict": TENSORS, "ema_state_dict": averaged}, tmp_path / "c.pth")
-    with pytest.raises(ConversionError, match="already saves the averaged weights as 'state_dict'"):
+    with pytest.raises(ConversionError, match="saves the averaged weights as 'state_dict'"):
         load_checkpoint(tmp_path / "c.pth", ema=True)
 
 
@@ -256,7 +258,7 @@ def test_a_file_is_written_wholly_or_not_at_all(tmp_path, monkeypatch):
     save_checkpoint({"model": TENSORS}, path)
     assert load_checkpoint(path).tensors.keys() == TENSORS.keys()
     before = path.read_bytes()
-    with pytest.raises(ConversionError, match="exists; choose another --output, or --force"):
+    with pytest.raises(ConversionError, match="exists; choose another output, or --force"):
         save_checkpoint({"model": {}}, path)
 
     def fails(content, file):

@@ -16,20 +16,16 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.conversion import convert_checkpoint
 from dino_hf.conversion.architecture import build_config
-from dino_hf.conversion.checkpoint_files import ConversionError, load_checkpoint
+from dino_hf.conversion.backbones import output_norms
+from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.class_names import read_label_names
 from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert, main
-from dino_hf.conversion.key_mapping import (
-    Rule,
-    merging_from_unfold,
-    merging_to_unfold,
-    output_norms,
-    renamed,
-    translate,
-    translate_back,
-)
-from dino_hf.conversion.training_settings import told_by_file
+from dino_hf.conversion.errors import ConversionError
+from dino_hf.conversion.mmdet import merging_from_unfold, merging_to_unfold
+from dino_hf.conversion.projects import PROJECTS, recognise
+from dino_hf.conversion.published import find_by_name
+from dino_hf.conversion.rules import Rule, renamed, translate, translate_back
 from dino_hf.conversion.verify_conversion import main as compare_command
 from dino_hf.conversion.verify_conversion import verify
 from helpers import tiny_config
@@ -102,7 +98,8 @@ def test_separate_heads_are_recognised(save, tmp_path):
 def test_settings_of_training_reach_the_config():
     changes = {"pe_temperatureH": 10000, "pe_temperatureW": 10000, "dn_number": 300, "cls_loss_coef": 2.0}
     told = vars(settings(**changes, dn_box_noise_scale=0.4, focal_alpha=0.3))
-    config, assumed = build_config(original_tensors(), "original", told_by_file("original", told), {})
+    project = PROJECTS["original"]
+    config, assumed = build_config(original_tensors(), project, project.fields_from_settings(told), {})
     assert assumed == {"num_frozen_backbone_stages": 2}
     assert (config.position_temperature, config.num_denoising, config.box_noise_scale) == (10000, 300, 0.4)
     assert (config.cls_loss_coefficient, config.focal_alpha) == (2.0, 0.3)
@@ -220,7 +217,7 @@ def test_settings_that_dino_hf_cannot_express_are_refused(save, tmp_path):
 def test_unknown_tensors_stop_the_conversion(save, tmp_path):
     tensors = original_tensors() | {"transformer.new_invention.weight": torch.zeros(3)}
     with pytest.raises(
-        ConversionError, match=r"has the tensor 'transformer\.new_invention\.weight' .* it is of a variant"
+        ConversionError, match=r"has the tensor 'transformer\.new_invention\.weight' .* it is a variant"
     ):
         convert(save({"model": tensors, "args": settings()}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -244,7 +241,7 @@ def test_copies_that_differ_stop_the_conversion(save, tmp_path):
 def test_a_folder_with_something_in_it_is_left_alone(save, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(ConversionError, match="is not empty; choose another --output, or --force"):
+    with pytest.raises(ConversionError, match="is not empty; choose another output, or --force"):
         convert(save({"model": original_tensors(), "args": settings()}), tmp_path / "out")
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
@@ -253,7 +250,7 @@ def test_a_folder_with_something_in_it_is_left_alone(save, tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(folder, save, tmp_path, monkeypatch):
     path = save({"model": original_tensors(), "args": settings()})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConversionError, match="choose another --output"):
+    with pytest.raises(ConversionError, match="choose another output"):
         convert(path, Path(folder))
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pth"]
 
@@ -346,7 +343,7 @@ def test_what_the_projects_publish_differently_is_in_the_config(of_project, tmp_
     detrex = convert(of_project("detrex"), tmp_path / "detrex", chosen=HEADS).config
     assert (detrex.position_temperature, detrex.position_offset, detrex.pred_boxes_eps) == (10000, -0.5, 1e-3)
     assert (detrex.num_frozen_backbone_stages, detrex.projection_bias) == (1, True)
-    said = capsys.readouterr().out.split("not in the file, taken to be as detrex publishes it")[1]
+    said = capsys.readouterr().out.split("not in the file, set to the defaults of detrex")[1]
     assert "position_temperature=10000.0, position_offset=-0.5" in said
     assert "image size=800 to 1333" in said
 
@@ -370,7 +367,7 @@ def test_a_published_file_of_detrex_is_known_by_its_name(of_project, tmp_path, m
     named = file.rename(tmp_path / "dino_r50_4scale_24ep.pth")
     arguments = ["--checkpoint", str(named), "--output", str(tmp_path / "out"), *heads]
     # The toy has the name only: it is refused, for it would be called by the published AP.
-    message = r"The file is not detrex/dino_r50_4scale_24ep, which has .*leave --published out, and do not call it as"
+    message = r"The file is not detrex/dino_r50_4scale_24ep, which has .*leave --published out, and rename a file"
     with pytest.raises(SystemExit, match=message):
         main(arguments)
     assert not (tmp_path / "out").exists()
@@ -381,7 +378,8 @@ def test_a_published_file_of_detrex_is_known_by_its_name(of_project, tmp_path, m
     assert config.provenance["converted_from"]["published"] == "detrex/dino_r50_4scale_24ep"
     # A name says nothing of the files of other projects, which save their settings.
     torch.save({"model": original_tensors(), "args": settings()}, tmp_path / "dino_r50_4scale_12ep.pth")
-    assert convert_checkpoint._known_by_name(load_checkpoint(tmp_path / "dino_r50_4scale_12ep.pth")) is None
+    original = recognise(load_checkpoint(tmp_path / "dino_r50_4scale_12ep.pth").tensors)
+    assert find_by_name(original, "dino_r50_4scale_12ep.pth") is None
 
 
 def test_mmdetections_configuration_is_read_from_the_file(of_project, tmp_path):
@@ -420,7 +418,7 @@ test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(1000
 
 def test_a_file_of_another_project_than_named_is_refused(of_project, tmp_path):
     with pytest.raises(
-        ConversionError, match=r"not a DINO of mmdet.*It is one of detrex: use --source detrex, or auto"
+        ConversionError, match=r"not a DINO of mmdet.*It belongs to detrex: use --source detrex, or auto"
     ):
         convert(of_project("detrex"), tmp_path / "out", source="mmdet")
 
@@ -430,7 +428,7 @@ def test_a_file_of_another_project_than_named_is_refused(of_project, tmp_path):
     [
         (["model.query_selection.content.weight"], "It is a dino_hf model already"),
         (["backbone.cls_token"], "self-supervised DINO, which is another model"),
-        (["roi_heads.box_predictor.weight"], "Detectors of other kinds are not converted"),
+        (["roi_heads.box_predictor.weight"], "Detectors of other kinds cannot be converted"),
     ],
 )
 def test_other_models_are_told_apart(names, message, save, tmp_path):
@@ -577,7 +575,7 @@ def test_architectures_that_a_project_does_not_have_are_refused(changes, project
 
 
 def test_fewer_than_fifty_denoising_queries_mean_something_else_elsewhere(of_project, tmp_path):
-    with pytest.raises(ConversionError, match="num_denoising=30 counts pairs of queries in detrex; below 50"):
+    with pytest.raises(ConversionError, match="num_denoising=30 counts pairs of queries in detrex.*below 50"):
         convert(of_project("detrex"), tmp_path / "out", chosen=HEADS | {"num_denoising": 30})
 
 
@@ -630,10 +628,10 @@ def test_names_and_ids_of_a_coco_json(names_of):
         ('[{"id": 1, "name": "a"}, "b", "c"]', "which are not text"),
         ('["a", "b", "a"]', r"has the names \['a'\] more than once"),
         ('["a", null, "b"]', "which are not text"),
-        ('"abc"', "neither a COCO json"),
-        ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "two categories of one id"),
-        ('{"categories": [{"id": 1.5, "name": "a"}]}', "neither a COCO json"),
-        ("[" * 5000, "neither|nested|names 1 classes"),
+        ('"abc"', "is not a COCO json"),
+        ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "two categories with the same id"),
+        ('{"categories": [{"id": 1.5, "name": "a"}]}', "is not a COCO json"),
+        ("[" * 5000, "is not a COCO json|nested|names 1 classes"),
     ],
 )
 def test_names_of_an_odd_form_are_refused(text, message, names_of):
@@ -643,7 +641,12 @@ def test_names_of_an_odd_form_are_refused(text, message, names_of):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("cat\ndog", "names 2 classes"), ("5", "neither a COCO json"), ("", "names 0 classes"), ('{"a": "b"}', "neither")],
+    [
+        ("cat\ndog", "names 2 classes"),
+        ("5", "is not a COCO json"),
+        ("", "names 0 classes"),
+        ('{"a": "b"}', "is not a COCO json"),
+    ],
 )
 def test_names_that_do_not_fit_are_refused(text, message, names_of):
     with pytest.raises(ConversionError, match=message):
@@ -672,7 +675,7 @@ def test_force_replaces_a_model_and_nothing_else(save, tmp_path):
     path, out = save({"model": original_tensors(), "args": settings()}), tmp_path / "out"
     convert(path, out)
     (out / "config.json").write_text((out / "config.json").read_text().replace(f": {QUERIES}", ": 5"))
-    with pytest.raises(ConversionError, match="is not empty; choose another --output, or --force"):
+    with pytest.raises(ConversionError, match="is not empty; choose another output, or --force"):
         convert(path, out)
     convert(path, out, force=True)
     assert AutoModelForObjectDetection.from_pretrained(out).config.num_queries == QUERIES
@@ -716,7 +719,7 @@ def test_what_is_read_is_not_replaced(save, tmp_path):
         convert(inside, out, force=True)
     assert load_checkpoint(inside).tensors.keys() == original_tensors().keys()
     convert(inside, tmp_path / "other")
-    with pytest.raises(ConversionError, match=r"lies in .*other, which it is written from"):
+    with pytest.raises(ConversionError, match=r"lies in .*other, the model that is read"):
         convert_back(tmp_path / "other", "original", tmp_path / "other" / "model.safetensors", force=True)
 
 
@@ -813,7 +816,7 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
     told += ["--set", "position_temperature=10000", "--set", "position_offset=-0.5"]
     main(["--checkpoint", str(path), "--output", "out", *told, "--verify"])
     said = capsys.readouterr().out
-    assert "tensors of out are those of" in said
+    assert "tensors of out are equal to those of" in said
     assert "the two compute the same" in said
     assert "10 best detections in the drawn test picture, 640 x 480" in said
     assert AutoImageProcessor.from_pretrained("out").size == {"shortest_edge": 96, "longest_edge": 160}
@@ -823,7 +826,7 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
     said = capsys.readouterr().out
     assert "positional_encoding: normalize=True, temperature=10000, offset=-0.5" in said
     assert "decoder: 2 layers, 4 heads, 3 points, feed-forward 48" in said
-    assert "bounds the inverse sigmoid under predicted boxes by 1e-05, not by 0.001" in said
+    assert "bounds the inverse sigmoid of predicted boxes by 1e-05, this model by 0.001" in said
     assert load_checkpoint(Path("back.pth")).tensors["level_embed"].shape == (4, WIDTH)
 
 
@@ -831,7 +834,7 @@ def test_the_command_converts_verifies_and_goes_back(of_project, tmp_path, capsy
 def test_options_of_the_other_direction_are_refused(option, capsys):
     with pytest.raises(SystemExit):
         main(["--checkpoint", "a", "--output", "b.pth", "--to", "original", *option.split()])
-    assert "mean nothing on the way back" in capsys.readouterr().err or option.startswith("--image-size")
+    assert "have no effect when converting back" in capsys.readouterr().err or option.startswith("--image-size")
 
 
 def test_a_processor_with_other_colours_is_told(save, tmp_path, capsys):
@@ -848,8 +851,11 @@ def test_a_processor_with_other_colours_is_told(save, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "num_queries=9"], r"The tensors tell \{'num_queries': 7\}; leave them out of --set"),
-        (["--set", "colour=red"], r"--set cannot set \['colour'\], only what no tensor tells: position_temperature"),
+        (["--set", "num_queries=9"], r"The tensors show \{'num_queries': 7\}; leave them out of --set"),
+        (
+            ["--set", "colour=red"],
+            r"--set cannot set \['colour'\], only fields that no tensor shows: position_temperature",
+        ),
         (["--set", "position_temperature=NaN"], "position_temperature=nan is not finite"),
         (["--set", "num_frozen_backbone_stages=9"], "num_frozen_backbone_stages=9, but .* has 5 with its stem"),
         (["--set", "position_temperature=-1"], "position_temperature=-1.* must be positive"),
@@ -865,8 +871,8 @@ def test_a_processor_with_other_colours_is_told(save, tmp_path, capsys):
             ["--published", "detrex/dino_vitdet_4scale_12ep"],
             "has the backbone ViTDet-B, which is not supported; this is another",
         ),
-        (["--set", "encoder_attention_heads=many"], "encoder_attention_heads='many' is no number of heads"),
-        (["--set", "encoder_attention_heads=0"], "encoder_attention_heads=0 is no number of heads"),
+        (["--set", "encoder_attention_heads=many"], "encoder_attention_heads='many' is not a number of heads"),
+        (["--set", "encoder_attention_heads=0"], "encoder_attention_heads=0 is not a number of heads"),
         (["--image-size", "0", "100"], "image size"),
     ],
 )

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from recipe import load_manifest
+from typer.testing import CliRunner
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
-from dino_hf.conversion.architecture import recognise
-from dino_hf.conversion.checkpoint_files import ConversionError, load_checkpoint
+from dino_hf.cli.app import app
+from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.convert_back import convert_back
-from dino_hf.conversion.convert_checkpoint import convert, main
+from dino_hf.conversion.convert_checkpoint import convert
+from dino_hf.conversion.errors import ConversionError
+from dino_hf.conversion.projects import recognise
 from dino_hf.conversion.published import BACKBONES, PUBLISHED, command, table
 from toy_checkpoints import convnext_shapes
 
@@ -88,7 +91,7 @@ def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, monkeypatch)
         content = torch.load(tmp_path / row.file, weights_only=False)
         torch.save({"state_dict": content["state_dict"]}, tmp_path / row.file)
     tensors = load_checkpoint(tmp_path / row.file).tensors
-    assert recognise(tensors) == row.project
+    assert recognise(tensors).name == row.project
     assert patterns(tensors) == real_patterns(row)
 
     converted = convert(tmp_path / row.file, tmp_path / "out", published=row.title)
@@ -162,19 +165,20 @@ def test_the_page_has_the_command_of_every_row():
     assert table() in page, "run `python convert_scripts/published.py` and put its output into docs/checkpoints.md"
     commands = [command(row) for row in SUPPORTED]
     assert all(f"```bash\n{one}\n```" in page for one in commands)
-    assert len({one.split("--output ")[1] for one in commands}) == len(SUPPORTED)
+    assert len({row.output for row in SUPPORTED}) == len(SUPPORTED)
 
 
-def test_a_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
+def test_a_command_of_the_page_runs(tmp_path, monkeypatch):
     """As it stands there, on the toy file of its row."""
     row = next(row for row in SUPPORTED if row.title == "detrex/dino_r50_4scale_24ep")
     arguments = command(row).replace("\\\n", " ").split()
-    start = arguments.index("convert_scripts/convert_checkpoint.py") + 1
+    arguments = arguments[arguments.index("dino-hf") + 1 :]
     DinoDetrForObjectDetection(small(row)).save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     with_toy_width(row, monkeypatch)
     convert_back(tmp_path / "model", row.project, Path(row.file))
-    main([*arguments[start:], "--image-size", "96", "160"])
-    assert "the two compute the same" in capsys.readouterr().out
-    config = json.loads(Path(arguments[arguments.index("--output") + 1], "config.json").read_text())
+    result = CliRunner().invoke(app, [*arguments, "--image-size", "96", "160"])
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    assert "the two compute the same" in result.stdout
+    config = json.loads(Path(row.output, "config.json").read_text())
     assert (config["position_temperature"], config["position_offset"]) == (20.0, 0.0)

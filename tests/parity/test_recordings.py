@@ -16,11 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from dino_hf import use_backend
-from dino_hf.conversion.architecture import rules_for, rules_to_release
 from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert
-from dino_hf.conversion.key_mapping import renamed
+from dino_hf.conversion.projects import PROJECTS
+from dino_hf.conversion.release_names import rules_for
+from dino_hf.conversion.rules import renamed
 from dino_hf.conversion.verify_conversion import Model
 
 
@@ -164,7 +165,7 @@ def our_names(variant, model, name):
         name = name.removeprefix("transformer.decoder.")  # heads, which are recorded under their second name
     names = (name,)
     if project != "original":
-        names = renamed(name, rules_to_release(project, load_manifest(variant)["tensors"]))
+        names = renamed(name, PROJECTS[project].rules_for_names(load_manifest(variant)["tensors"]))
     return [ours for theirs in names for ours in renamed(theirs, rules_for(model.config))]
 
 

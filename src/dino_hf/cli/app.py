@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from .augment import augment
 from .command_errors import FAILED
+from .convert import convert
 from .doctor import doctor
 from .env import env
 from .eval import evaluate
@@ -70,6 +71,7 @@ app.command("train", rich_help_panel=_MODELS, context_settings=ANY_FIELD)(train)
 app.command("eval", rich_help_panel=_MODELS)(evaluate)
 app.command("predict", rich_help_panel=_MODELS)(predict)
 app.command("export", rich_help_panel=_MODELS)(export)
+app.command("convert", rich_help_panel=_MODELS)(convert)
 app.command("env", rich_help_panel=_OTHER)(env)
 
 

@@ -1,7 +1,6 @@
 """Read and write checkpoint files of other projects. Code in a file is never run."""
 
 import argparse
-import ast
 import hashlib
 import pickle
 import re
@@ -11,25 +10,29 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..common.output_folders import write_beside
-from .plain_values import MOST_PARTS, TooLarge, check_pickle, plain_value
-
-
-class ConversionError(ValueError):
-    """A file or folder cannot be converted. The message says why and what to do."""
+from .errors import ConversionError, reason_of
+from .file_checks import check_pickle_file, check_safetensors_file
+from .saved_settings import settings_of
 
 
 @dataclass
 class Checkpoint:
-    """Content of a checkpoint file: tensors by name, without prefixes of wrappers, and settings of the training."""
+    """Content of a checkpoint file.
+
+    Attributes:
+        tensors: by the project's names, without prefixes of wrappers.
+        settings: settings of the training: `args` of the release, or the configuration in mmdetection's `meta`.
+        class_names: names of the classes, if the file has them.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
-    settings: dict = field(default_factory=dict)  # `args` of the release, or the configuration in mmdetection's `meta`
-    class_names: list[str] | None = None  # mmdetection
+    settings: dict = field(default_factory=dict)
+    class_names: list[str] | None = None
 
 
 class UnreadObject:
@@ -57,15 +60,15 @@ _HARMLESS = [
 
 
 def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
-    """Read a `.pth` or `.safetensors` of any of the three projects.
+    """Read a `.pth` or `.safetensors` file of any project.
 
     The only class that is created is `argparse.Namespace`. Other objects that trainings are known to save become placeholders.
     Everything unknown is refused.
 
     Args:
-        ema: take the averaged weights.
+        ema: read the averaged weights.
     Raises:
-        ConversionError: the file is missing, damaged, no checkpoint, or may hold code.
+        ConversionError: the file is missing, damaged, not a checkpoint, or may contain code.
     """
     if path.is_dir():
         raise ConversionError(f"{path} is a folder; name the checkpoint file in it.")
@@ -79,49 +82,11 @@ def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
     if not content:
         raise ConversionError(f"{path} holds nothing.")
     content = _plain(content)
-    settings, class_names = _training_of(content, path)
+    settings, class_names = settings_of(content, path)
     tensors = _tensors_of(content, ema, path)
     for name, value in tensors.items():
         _check_tensor(name, value)
     return Checkpoint(path, tensors, settings, class_names)
-
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Files without an archive start with pickles of: magic number, version, machine, content. The keys of storages follow.
-_LEGACY_PICKLES = 4
-_COUNTERS = ("relative_position_index", "num_batches_tracked")  # buffers of integers
-
-
-def _check_tensor(name: str, value) -> None:
-    """Check that a value can be a weight of a training.
-
-    Raises:
-        ConversionError: it cannot.
-    """
-    if not isinstance(value, Tensor):
-        kind = "an object that is not read" if isinstance(value, UnreadObject) else f"a {type(value).__name__}"
-        raise ConversionError(
-            f"{name!r} is {kind}, where only tensors belong; if it is no weight, save the file without it."
-        )
-    if value.layout != torch.strided or value.is_quantized or value.is_meta:
-        raise ConversionError(f"{name!r} is a sparse, quantized or empty (meta) tensor; save the file with plain ones.")
-    if value.dtype not in _FLOATS and not name.endswith(_COUNTERS):
-        raise ConversionError(
-            f"{name!r} is of {value.dtype}, where weights are floating-point numbers of 16 bits at least."
-        )
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ConversionError(
-            f"{name!r} claims {value.numel()} numbers, but the file has fewer: it is damaged or made up."
-        )
-    if not value.isfinite().all():
-        raise ConversionError(
-            f"{name!r} has values that are NaN or infinite: the training had diverged; take an earlier checkpoint."
-        )
-
-
-def _plain(content: dict) -> dict:
-    """Replace subclasses of dict by plain dictionaries, at the depths that are read. Subclasses may have methods of their own."""
-    return {name: dict(dict.items(value)) if isinstance(value, dict) else value for name, value in dict.items(content)}
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -132,124 +97,9 @@ def _is_safetensors(path: Path) -> bool:
     return beginning[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not of_torch)
 
 
-# Bytes of the table of contents of an archive, and of the header of safetensors. Ours have 2**18.
-_LARGEST_DIRECTORY = 2**24
-
-
-def _check_archive(path: Path) -> None:
-    """Check the checksums of an archive.
-
-    Raises:
-        ConversionError: a part of the archive is damaged, or was not written by torch.
-    """
-    try:
-        if (size := _directory_size(path)) > _LARGEST_DIRECTORY:
-            raise ConversionError(
-                f"{path} has a table of contents of {size:,} bytes, at most {_LARGEST_DIRECTORY:,} are read."
-            )
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-            if len(parts) > MOST_PARTS:
-                raise ConversionError(
-                    f"{path} has {len(parts):,} tensors; a training checkpoint of DINO has fewer than 10,000."
-                )
-            # parts that lie over each other would be read again and again
-            if sum(entry.file_size for entry in parts) > path.stat().st_size:
-                raise ConversionError(f"{path} claims to hold more bytes than it has: it is damaged or made up.")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in parts):
-                raise ConversionError(f"{path} has compressed parts, which torch never writes; save it by torch.save.")
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        if isinstance(error, ConversionError):
-            raise
-        raise ConversionError(f"{path} is truncated or damaged ({error}). Download it again.") from error
-    if damaged is not None:
-        raise ConversionError(
-            f"{path} is truncated or damaged (the checksum of {damaged} is wrong). Download it again."
-        )
-
-
-def _directory_size(path: Path) -> int:
-    """Bytes from the beginning of the table of contents of an archive to its end, 0 if it has none.
-
-    `zipfile` reads the table wholly when it opens an archive, however long it is.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        start = file.seek(max(0, size - 2**16 - 22))  # a comment has 2**16 bytes at most
-        end = file.read()
-        position = end.rfind(b"PK\5\6")
-        if position < 0 or len(end) < position + 22:
-            return 0
-        length = int.from_bytes(end[position + 12 : position + 16], "little")
-        if end[position - 20 : position - 16] == b"PK\6\7":  # 64 bit: the true length is in the record before
-            file.seek(max(0, start + position - 20 - 56))
-            record = file.read(56)
-            length = int.from_bytes(record[40:48], "little") if record.startswith(b"PK\6\6") else length
-    return length
-
-
-def _check_pickles(path: Path) -> None:
-    """Check the pickles in a file before they are read.
-
-    Raises:
-        ConversionError: the file is damaged, or reading it would take too much time or memory.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            _check_archive(path)
-            with zipfile.ZipFile(path) as archive:
-                pickles = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
-                if len(pickles) > 1:
-                    raise ConversionError(f"{path} has {len(pickles):,} parts data.pkl, where torch writes one.")
-                for entry in pickles:
-                    with archive.open(entry) as stream:
-                        check_pickle(stream)
-        else:
-            with path.open("rb") as stream:
-                if stream.peek(2).startswith(b"\x80"):  # else the reader refuses it at its first byte
-                    contents = [check_pickle(stream) for _ in range(_LEGACY_PICKLES)]
-                    _check_storages(contents[-1].storages, check_pickle(stream).texts, path)
-    except ConversionError:
-        raise
-    except TooLarge as error:
-        raise ConversionError(f"{path} was refused, and nothing in it was run: {error}.") from error
-    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise ConversionError(
-            f"{path} is truncated or damaged ({(str(error) or type(error).__name__).splitlines()[0][:200]}). Download it again."
-        ) from error
-
-
-def _check_storages(sizes: dict[str, int], keys: set[str], path: Path) -> None:
-    """Torch sets memory aside for all numbers that a file without an archive claims, and fills it for keys that it lists.
-
-    Raises:
-        ConversionError: the file has fewer numbers than its tensors, which would hold whatever was in memory.
-    """
-    if missing := sorted(set(sizes) - keys):
-        raise ConversionError(f"{path} has no numbers for {len(missing):,} of its tensors: it is damaged or made up.")
-    if (claimed := sum(sizes.values())) > path.stat().st_size:  # a number has one byte at least
-        raise ConversionError(f"{path} claims {claimed:,} numbers, but has fewer bytes: it is damaged or made up.")
-
-
-def _check_header(path: Path) -> None:
-    """
-    Raises:
-        ConversionError: a file of safetensors has so many tensors that reading their names takes long.
-        SafetensorError: it is damaged.
-    """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if _LARGEST_DIRECTORY < size <= path.stat().st_size:  # a larger one is damaged, which the reader says
-        raise ConversionError(f"{path} has a header of {size:,} bytes; at most {_LARGEST_DIRECTORY:,} are read.")
-    with safe_open(path, "pt") as file:
-        if (count := len(file.keys())) > MOST_PARTS:
-            raise ConversionError(f"{path} has {count:,} tensors; a training checkpoint of DINO has fewer than 10,000.")
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        _check_header(path)
+        check_safetensors_file(path)
         return safetensors.torch.load_file(path)
     except ConversionError:
         raise
@@ -258,17 +108,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path):
-    _check_pickles(path)
+    check_pickle_file(path)
     allowed = [argparse.Namespace, *((UnreadObject, name) for name in _HARMLESS)]
     try:
-        # for a path, torch would trust the suffix
+        # an open file, because torch would choose the format by the suffix of a path
         with torch.serialization.safe_globals(allowed), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or forged file can raise errors of any type
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         if not isinstance(error, pickle.UnpicklingError):
-            raise ConversionError(f"{path} is truncated or damaged ({reason[0][:200]}). Download it again.") from error
-        detail = next((line for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
+            raise ConversionError(
+                f"{path} is truncated or damaged ({reason_of(error, 200)}). Download it again."
+            ) from error
+        lines = str(error).splitlines()
+        detail = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), reason_of(error))
         raise ConversionError(
             f"{path} was refused, and nothing in it was run: it is not a PyTorch checkpoint, or it holds more than tensors, "
             f"plain values and argparse.Namespace ({detail.strip()[:200]}). Download it again, or ask its "
@@ -276,89 +128,72 @@ def _read_pickle(path: Path):
         ) from error
 
 
+def _plain(content: dict) -> dict:
+    """Replace subclasses of dict by plain dictionaries at the depths that are read. A subclass may have methods of its own."""
+    return {name: dict(dict.items(value)) if isinstance(value, dict) else value for name, value in dict.items(content)}
+
+
 _CONTAINERS = ("model", "state_dict")
-_MOST_CLASSES = 100_000
-_MOST_TENSORS = 20_000  # the largest published DINO has 1,500
-_LONGEST_CONFIG = 2**21  # characters
-_WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)*")  # of distributed training and of torch.compile, in any order
 _AVERAGES = ("ema_model", "ema_state")  # the release, detrex
+_MAX_TENSORS = 20_000  # of a model; the largest published DINO has 1,500
+_WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)*")  # of distributed training and of torch.compile, in any order
 
 
 def _tensors_of(content: dict, ema: bool, path: Path) -> dict[str, Tensor]:
-    part = next((name for name in _CONTAINERS if name in content), None)
-    if ema:
-        part = next((name for name in _AVERAGES if name in content), None)
-        if part is None and "ema_state_dict" in content:
-            raise ConversionError(
-                f"{path} is of mmengine, which already saves the averaged weights as 'state_dict'; leave --ema out."
-            )
-        if part is None:
-            raise ConversionError(
-                f"{path} has no {' or '.join(map(repr, _AVERAGES))} (its parts: {sorted(map(str, content))[:10]}); leave --ema out."
-            )
+    """Tensors of the model, or its averaged tensors, without prefixes of wrappers."""
+    part = next((name for name in (_AVERAGES if ema else _CONTAINERS) if name in content), None)
+    if ema and part is None and "ema_state_dict" in content:
+        raise ConversionError(
+            f"{path} was written by mmengine, which saves the averaged weights as 'state_dict'; leave --ema out."
+        )
+    if ema and part is None:
+        raise ConversionError(
+            f"{path} has no {' or '.join(map(repr, _AVERAGES))} (its parts: {sorted(map(str, content))[:10]}); leave --ema out."
+        )
     tensors = (
         content[part] if part else {name: value for name, value in content.items() if name not in ("args", "meta")}
     )
     if not isinstance(tensors, dict):
         raise ConversionError(f"{path} has a {type(tensors).__name__} under {part!r}, not a dictionary of tensors.")
-    if len(tensors) > _MOST_TENSORS:
+    if len(tensors) > _MAX_TENSORS:
         raise ConversionError(
-            f"{path} has {len(tensors):,} tensors; at most {_MOST_TENSORS:,} are read, and a DINO has fewer than 2,000."
+            f"{path} has {len(tensors):,} tensors; at most {_MAX_TENSORS:,} are read, and a DINO has fewer than 2,000."
         )
     plain = {_WRAPPERS.sub("", str(name), count=1): value for name, value in tensors.items()}
     if len(plain) < len(tensors):
         raise ConversionError(
-            f"{path} has tensors both with and without the prefix 'module.' or '_orig_mod.'; save it with one of the two."
+            f"{path} has tensors both with and without the prefix 'module.' or '_orig_mod.'; save all of them without it."
         )
     return plain
 
 
-def _training_of(content: dict, path: Path) -> tuple[dict, list[str] | None]:
-    """Settings of the training and names of the classes, if the file has them."""
-    args, meta = content.get("args"), content.get("meta")
-    if args is not None and not isinstance(args, argparse.Namespace | dict):
-        raise ConversionError(f"{path} has a {type(args).__name__} under 'args', not the settings of a training.")
-    if isinstance(meta, dict):
-        names = meta.get("CLASSES")  # mmdetection 2
-        if isinstance(of_data := meta.get("dataset_meta"), dict):
-            of_data = dict(dict.items(of_data))
-            names = of_data.get("classes", of_data.get("CLASSES", names))
-        names = [names] if isinstance(names, str) else names
-        is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-        is_list = is_list and len(names) <= _MOST_CLASSES
-        return read_config_text(meta.get("cfg", meta.get("config"))), list(names) if is_list else None
-    settings = vars(args) if isinstance(args, argparse.Namespace) else dict.items(args or {})
-    return {str(name): plain_value(value) for name, value in dict(settings).items()}, None
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGER_BUFFERS = ("relative_position_index", "num_batches_tracked")
 
 
-def read_config_text(text) -> dict:
-    """Read settings from an mmengine configuration, which is Python: literals and calls of `dict` are read, nothing is run."""
-    if not isinstance(text, str) or len(text) > _LONGEST_CONFIG:
-        return {}
-    try:
-        statements = [statement for statement in ast.parse(text).body if isinstance(statement, ast.Assign)]
-        return {
-            statement.targets[0].id: _literal(statement.value)
-            for statement in statements
-            if isinstance(statement.targets[0], ast.Name)
-        }
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
+def _check_tensor(name: str, value) -> None:
+    """Check that a value can be a weight of a training.
 
-
-def _literal(node: ast.expr):
-    """Value of an expression of literals and `dict(...)`; None for any other."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg}
-    if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
-        return {key.value: _literal(value) for key, value in pairs if isinstance(key, ast.Constant)}
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_literal(element) for element in node.elts]
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError):
-        return None
+    Raises:
+        ConversionError: it cannot.
+    """
+    if not isinstance(value, Tensor):
+        kind = "an object that is not read" if isinstance(value, UnreadObject) else f"a {type(value).__name__}"
+        raise ConversionError(f"{name!r} is {kind}, where only tensors belong; save the file without it.")
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise ConversionError(f"{name!r} is a sparse, quantized or empty (meta) tensor; save the file with plain ones.")
+    if value.dtype not in _FLOATS and not name.endswith(_INTEGER_BUFFERS):
+        raise ConversionError(
+            f"{name!r} has the type {value.dtype}, where weights are floating-point numbers of at least 16 bits."
+        )
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ConversionError(
+            f"{name!r} claims {value.numel()} numbers, but the file has fewer: it is damaged or forged."
+        )
+    if not value.isfinite().all():
+        raise ConversionError(
+            f"{name!r} has values that are NaN or infinite, so the training had diverged; choose an earlier checkpoint."
+        )
 
 
 def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
@@ -370,16 +205,16 @@ def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
     if path.suffix == ".safetensors":
         raise ConversionError(f"{path}: the other projects read files of torch.save; name it .pth.")
     if path.is_symlink() or path.is_dir() or (path.exists() and not force):
-        raise ConversionError(f"{path} exists; choose another --output, or --force to replace a checkpoint.")
+        raise ConversionError(f"{path} exists; choose another output, or --force to replace a checkpoint.")
     if path.exists() and not _is_checkpoint(path):
-        raise ConversionError(f"{path} is not a file of torch.save, so it is not replaced; choose another --output.")
+        raise ConversionError(f"{path} is not a file of torch.save, so it is not replaced; choose another output.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_beside(path) as scratch, scratch.open("xb") as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch's own, where a disk is full
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         reason = error if isinstance(error, OSError) else "is the disk full?"
-        raise ConversionError(f"{path} cannot be written ({reason}); choose another --output.") from error
+        raise ConversionError(f"{path} cannot be written ({reason}); choose another output.") from error
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -394,5 +229,6 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

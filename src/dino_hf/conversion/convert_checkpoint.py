@@ -1,42 +1,42 @@
-"""Turn a DINO checkpoint of the original release, detrex or mmdetection into a folder that `from_pretrained` loads, and back.
+"""Convert a DINO checkpoint of another project into a folder that `from_pretrained` loads, and back.
 
-    python convert_scripts/convert_checkpoint.py --checkpoint checkpoint0011_4scale.pth --output dino-r50-4scale
-    python convert_scripts/convert_checkpoint.py --checkpoint dino-r50-4scale --to original --output checkpoint.pth
+    dino-hf convert checkpoint0011_4scale.pth dino-r50-4scale --verify
+    dino-hf convert dino-r50-4scale checkpoint.pth --to original
 
-Settings that a file does not have (files of detrex have only sizes) are set to the defaults of the project, and printed. Use
-`--published` or `--set` to change them. docs/checkpoints.md has a command for every published file.
+Settings that a file does not contain get the defaults of the project, and are printed. `--published` and `--set` change them.
+docs/checkpoints.md has a command for every published file.
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 
 from ..common.console import make_console
 from ..common.progress import ProgressBar
 from ..common.text import printable
+from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from ..runtime.weights_digest import weights_digest
-from .architecture import (
-    PROJECTS,
-    build_config,
-    filled_label_rows,
-    recognise,
-    rules_for,
-    to_release_names,
-)
-from .checkpoint_files import Checkpoint, ConversionError, load_checkpoint, sha256
+from .architecture import build_config, to_release_names
+from .checkpoint_files import Checkpoint, load_checkpoint, sha256
 from .class_names import class_space
 from .convert_back import convert_back
-from .key_mapping import UnknownName, translate
+from .errors import ConversionError, reason_of
+from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
-from .published import BACKBONES, PUBLISHED, Published
-from .training_settings import image_size, told_by_file
+from .project import Project, Published
+from .projects import PROJECTS, find_project, recognise
+from .published import check_published, check_settings, find_by_name, find_published
+from .release_names import rules_for
+from .release_tensors import fill_label_rows
+from .rules import UnknownName, translate
 from .verify_conversion import open_picture, verify, verify_back
 
 
@@ -47,133 +47,128 @@ def convert(
     source: str = "auto",
     ema: bool = False,
     published: str | None = None,
-    chosen: dict | None = None,
+    chosen: dict[str, Any] | None = None,
     size: tuple[int, int] | None = None,
     label_names: Path | None = None,
     force: bool = False,
     ask: bool = False,
 ) -> DinoDetrForObjectDetection:
-    """Convert one file and write the folder, completely or not at all.
+    """Convert a file, and write the folder completely or not at all.
 
     Args:
         checkpoint: `.pth` or `.safetensors`.
         output_dir: new or empty folder.
-        source: "original", "detrex", "mmdet", or "auto" to recognise the project by its tensors.
-        ema: take the averaged weights.
-        published: title of this file in published.py, which has its settings and AP.
-        chosen: fields of the configuration that the tensors do not determine.
-        size: shortest edge and limit of the longest edge of images at evaluation.
+        source: name of the project, or "auto" to recognise it by the tensors.
+        ema: convert the averaged weights.
+        published: title of the published checkpoint that this file is. It gives the settings and the AP.
+        chosen: fields of the configuration that no tensor shows.
+        size: shortest edge, and limit of the longest edge, of images at evaluation, in pixels.
         label_names: file with the names of the classes.
         force: replace an output folder that holds only a model.
-        ask: refuse a file of detrex whose position settings are neither known nor chosen, instead of using the defaults of detrex.
+        ask: refuse a file whose position settings are neither known nor chosen, instead of using the project's defaults.
     Raises:
-        ConversionError: the message says what is wrong with the file or the folder.
+        ConversionError: the file cannot be converted, or the folder cannot be written.
     """
     row = find_published(published)
     if size is not None and not 0 < size[0] <= size[1]:
         raise ConversionError(
-            f"The image size is {size[0]} to {size[1]}, but must be a shortest edge, and a longest at least as long."
+            f"The image size is {size[0]} to {size[1]}, but must be a shortest edge and a longest edge that is not shorter."
         )
+    named = None if source == "auto" else find_project(source)
     with scratch_beside(output_dir, force, [path for path in (checkpoint, label_names) if path]) as scratch:
         loaded = load_checkpoint(checkpoint, ema)
-        row = row or _known_by_name(loaded)
-        if ask:
-            _check_positions(loaded, source, row, chosen or {})
+        project = named or recognise(loaded.tensors) or next(iter(PROJECTS.values()))
+        row = row or find_by_name(project, checkpoint.name)
+        if ask and row is None:
+            _check_positions(loaded, project, chosen or {})
         try:
-            model, processor = _convert(loaded, source, row, chosen or {}, size, label_names)
-        except (ConversionError, StrictDataclassError):
+            model, processor = _convert(loaded, project, row, chosen or {}, size, label_names)
+        except ConversionError:
             raise
-        except (TypeError, IndexError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
+        except (
+            *(TypeError, IndexError, KeyError, ValueError, RuntimeError, ArithmeticError),
+            StrictDataclassError,
+        ) as error:
             # a forged file can raise any of these
-            raise ConversionError(
-                f"{checkpoint} cannot be converted: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
-            ) from error
+            raise ConversionError(f"{checkpoint} cannot be converted: {reason_of(error)}") from error
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
     print(f"  written to {output_dir}")
     return model
 
 
+_POSITIONS = ("position_temperature", "position_offset")
+
+
+def _check_positions(loaded: Checkpoint, project: Project, chosen: dict[str, Any]) -> None:
+    """
+    Raises:
+        ConversionError: the file does not contain its position settings, and the user does not give them.
+    """
+    if (
+        not project.saves_settings
+        and project.recognises(loaded.tensors)
+        and not all(name in chosen for name in _POSITIONS)
+    ):
+        defaults = " ".join(f"--set {name}={project.defaults[name]:g}" for name in _POSITIONS)
+        raise ConversionError(
+            f"{loaded.path} is a file of {project.name}, which does not tell its position settings. Wrong positions give wrong "
+            "boxes. Name the published checkpoint by --published, or copy the settings from its configuration: "
+            f"{defaults} is the default of {project.name}, --set position_temperature=20 --set position_offset=0 the original "
+            "release's."
+        )
+
+
 def _convert(
     loaded: Checkpoint,
-    source: str,
+    project: Project,
     row: Published | None,
-    chosen: dict,
+    chosen: dict[str, Any],
     size: tuple[int, int] | None,
     label_names: Path | None,
 ) -> tuple[DinoDetrForObjectDetection, DinoDetrImageProcessor]:
-    project = source if source != "auto" else recognise(loaded.tensors) or "original"
     tensors, dropped = to_release_names(loaded, project)
-    settings = "with" if loaded.settings else "without"
-    print(f"{loaded.path}: {len(loaded.tensors)} tensors of {project}, {settings} the settings of its training")
-    told = told_by_file(project, loaded.settings)
-    settings = dict(row.settings) if row else {}
-    if others := {name: told[name] for name in settings if name in told and told[name] != settings[name]}:
-        raise ConversionError(f"The file is not {row.title}, which has {settings}: it says {others}; {_ANOTHER}.")
-    config, assumed = build_config(tensors, project, told, {**settings, **chosen})
+    has = "with" if loaded.settings else "without"
+    print(f"{loaded.path}: {len(loaded.tensors)} tensors of {project.name}, {has} the settings of its training")
+    from_file = project.fields_from_settings(loaded.settings)
+    check_settings(row, from_file)
+    config, assumed = build_config(tensors, project, from_file, {**(row.settings if row else {}), **chosen})
     check_published(row, project, config)
-    print_architecture(config)
+    _print_architecture(config)
     id2label, category_ids, origin = class_space(
-        config.num_labels, loaded.class_names, label_names, loaded.settings.get("dataset_file")
+        config.num_labels, loaded.class_names, label_names, project.data_set(loaded.settings)
     )
     print(f"  class names: {origin}")
     if id2label is not None:
         config.set_classes(id2label, category_ids)
-    size_told = {"shortest_edge": size[0], "longest_edge": size[1]} if size else image_size(project, loaded.settings)
-    processor = DinoDetrImageProcessor(size=size_told) if size_told else DinoDetrImageProcessor()
-    if not size_told:
+    known_size = {"shortest_edge": size[0], "longest_edge": size[1]} if size else project.image_size(loaded.settings)
+    processor = DinoDetrImageProcessor(size=known_size) if known_size else DinoDetrImageProcessor()
+    if not known_size:
         assumed |= {"image size": f"{processor.size['shortest_edge']} to {processor.size['longest_edge']}"}
     if assumed:
-        otherwise = "" if row else " (--published, --set and --image-size say otherwise)"
+        advice = "" if row else " (change them by --published, --set and --image-size)"
         values = ", ".join(f"{name}={value}" for name, value in assumed.items())
-        print(f"  not in the file, taken to be as {project} publishes it{otherwise}: {values}")
-    tensors, num_filled = filled_label_rows(tensors, config.num_labels)
-    if num_filled:
+        print(f"  not in the file, set to the defaults of {project.name}{advice}: {values}")
+    tensors, num_added = fill_label_rows(tensors, config.num_labels)
+    if num_added:
         print(
-            f"  the label embedding had {num_filled} rows fewer than classes; they were filled up with the mean (training only)"
+            f"  the label embedding had {num_added} rows fewer than classes; the mean fills them (used in training only)"
         )
-    config.provenance = provenance(loaded, project, row, assumed)
-    model, renamed, more = build_model(config, tensors)
-    config.provenance["converted_from"]["weights"] = weights_digest(
-        model
-    )  # the model card notices changed weights by it
-    dropped += more
-    print(f"  read {len(loaded.tensors)}, renamed into {renamed}, dropped {sum(dropped.values())}")
+    config.provenance = _provenance(loaded, project, row, assumed)
+    model, num_renamed, more_dropped = _build_model(config, tensors)
+    # the model card uses the digest to notice changed weights
+    config.provenance["converted_from"]["weights"] = weights_digest(model)
+    dropped += more_dropped
+    print(f"  read {len(loaded.tensors)}, renamed into {num_renamed}, dropped {sum(dropped.values())}")
     for reason, number in dropped.items():
         print(f"    {number}: {reason}")
     return model, processor
 
 
-# Advice for a file that --published, or its name, takes for another published file.
-_ANOTHER = "leave --published out, and do not call it as a published file"
-_POSITIONS = ("position_temperature", "position_offset")
-
-
-def _known_by_name(loaded: Checkpoint) -> Published | None:
-    """The published checkpoint of detrex that has the name of this file. Other projects save their settings in the file."""
-    if recognise(loaded.tensors) != "detrex":
-        return None
-    return next((row for row in PUBLISHED if row.project == "detrex" and row.file == loaded.path.name), None)
-
-
-def _check_positions(loaded: Checkpoint, source: str, row: Published | None, chosen: dict) -> None:
-    """
-    Raises:
-        ConversionError: the file is of detrex, which saves no settings, and trains with two kinds of positions.
-    """
-    project = source if source != "auto" else recognise(loaded.tensors)
-    if project == "detrex" and row is None and not all(name in chosen for name in _POSITIONS):
-        raise ConversionError(
-            f"{loaded.path} is of detrex and does not tell its position settings, and wrong ones give wrong boxes: name the "
-            "published checkpoint by --published, or take them from its configuration: --set position_temperature=10000 --set "
-            "position_offset=-0.5 for detrex's default, --set position_temperature=20 --set position_offset=0 for the release's."
-        )
-
-
-def provenance(checkpoint: Checkpoint, project: str, row: Published | None, assumed: dict) -> dict:
+def _provenance(checkpoint: Checkpoint, project: Project, row: Published | None, assumed: dict[str, Any]) -> dict:
     """Origin of the weights, for the model card."""
     converted_from = {
-        "project": project,
+        "project": project.name,
         "file": checkpoint.path.name,
         "sha256": sha256(checkpoint.path),
         "assumed": assumed,
@@ -184,15 +179,21 @@ def provenance(checkpoint: Checkpoint, project: str, row: Published | None, assu
     return {"converted_from": converted_from} | ({"license": row.license} if row.license else {})
 
 
-def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Counter]:
-    """The model with these tensors (in names of the release), their number, and the number of dropped tensors by reason."""
+def _build_model(config: DinoDetrConfig, tensors: dict[str, Tensor]) -> tuple[DinoDetrForObjectDetection, int, Counter]:
+    """Build the model.
+
+    Args:
+        tensors: by the release's names.
+    Returns:
+        the model, the number of its tensors, and the number of dropped tensors by reason.
+    """
     try:
         with ProgressBar(make_console(stderr=True)) as bar:
             items = bar.follow(tensors.items(), "converting tensors", len(tensors))
             state, dropped = translate(items, rules_for(config))
     except UnknownName as error:
         raise ConversionError(
-            f"The checkpoint has the tensor {error.name!r} (release's name), which this DINO does not have: it is of a variant."
+            f"The checkpoint has the tensor {error.name!r} (release's name), which this DINO does not have: it is a variant."
         ) from error
     if not config.num_denoising and state.pop("model.denoising.label_embedding.weight", None) is not None:
         dropped["label embedding of denoising, which is off"] += 1
@@ -208,141 +209,108 @@ def build_model(config, tensors) -> tuple[DinoDetrForObjectDetection, int, Count
     return model.eval(), len(state), dropped
 
 
-def _check_shapes(config, state: dict[str, torch.Tensor]) -> None:
+def _check_shapes(config: DinoDetrConfig, state: dict[str, Tensor]) -> None:
     """Compare shapes before the model is allocated, because sizes in a forged file can be huge.
 
     Raises:
         ConversionError: a tensor does not fit.
     """
     with torch.device("meta"):
-        wanted = DinoDetrForObjectDetection(config).state_dict()
+        expected = DinoDetrForObjectDetection(config).state_dict()
     for name, tensor in state.items():
-        if name in wanted and tensor.shape != wanted[name].shape:
+        if name in expected and tensor.shape != expected[name].shape:
             raise ConversionError(
                 f"The converted tensors do not fit the model: {name} has the shape {tuple(tensor.shape)}, not "
-                f"{tuple(wanted[name].shape)}."
+                f"{tuple(expected[name].shape)}."
             )
 
 
-def find_published(title: str | None) -> Published | None:
-    if title is None:
-        return None
-    found = next((row for row in PUBLISHED if row.title == title), None)
-    if found is None:
-        raise ConversionError(
-            f"--published {title} is none of the checkpoints in docs/checkpoints.md: {', '.join(row.title for row in PUBLISHED)}."
-        )
-    return found
-
-
-def check_published(row: Published | None, project: str, config) -> None:
-    """Check that a file has the architecture of the published checkpoint that it is said to be."""
-    if row is None:
-        return
-    if row.backbone not in BACKBONES:
-        raise ConversionError(
-            f"{row.title} has the backbone {row.backbone}, which is not supported; this is another file: {_ANOTHER}."
-        )
+def _print_architecture(config: DinoDetrConfig) -> None:
     backbone = config.backbone_config
-    is_swin = backbone.model_type == "swin"
-    is_it = {
-        "project": project,
-        "backbone": backbone.model_type,
-        "depths": list(backbone.depths),
-        "width": backbone.embed_dim if is_swin else backbone.hidden_sizes[0],
-        "window": backbone.window_size if is_swin else None,
-        "levels": config.num_feature_levels,
-        "queries": config.num_queries,
-        "classes": config.num_labels,
-    }
-    should_be = row.architecture()
-    if others := {name: value for name, value in is_it.items() if value != should_be[name]}:
-        raise ConversionError(
-            f"The file is not {row.title}, which has { ({name: should_be[name] for name in others}) }: it has {others}; {_ANOTHER}."
-        )
-
-
-def print_architecture(config) -> None:
-    backbone = config.backbone_config
+    heads = "one head for all" if config.share_decoder_heads else "a head for each"
     print(
         f"  {backbone.model_type} {list(backbone.depths)}, {config.num_feature_levels} levels, {config.num_queries} queries, "
-        f"{config.num_labels} classes, {'one head for all' if config.share_decoder_heads else 'a head for each'} of "
-        f"{config.decoder_layers} decoder layers, {config.num_labels + config.num_extra_label_embeddings} label rows"
+        f"{config.num_labels} classes, {heads} of {config.decoder_layers} decoder layers, "
+        f"{config.num_labels + config.num_extra_label_embeddings} label rows"
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
+# -- command line
 
 
-def setting(text: str) -> tuple[str, object]:
-    """NAME=VALUE, the value in JSON or a plain string."""
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+def run(
+    checkpoint: Path,
+    output: Path,
+    *,
+    source: str = "auto",
+    to: str | None = None,
+    ema: bool = False,
+    published: str | None = None,
+    label_names: Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    settings: list[str] | None = None,
+    force: bool = False,
+    verify_result: bool = False,
+    image: Path | None = None,
+) -> None:
+    """Convert in either direction, as the command line does. The arguments are its options.
+
+    Raises:
+        ValueError: an option is wrong, the conversion failed, or the verification found a difference.
+    """
+    chosen = dict(parse_setting(text) for text in settings or [])
+    if image:
+        open_picture(image)  # raises before any work
+    if to:
+        lines = convert_back(checkpoint, to, output, force)
+        print(f"{output} written for {to}; its configuration needs:", *lines, sep="\n  ")
+        is_equal = not verify_result or verify_back(checkpoint, output, image)
+    else:
+        convert(
+            *(checkpoint, output),
+            source=source,
+            ema=ema,
+            published=published,
+            chosen=chosen,
+            size=image_size,
+            label_names=label_names,
+            force=force,
+            ask=True,
+        )
+        is_equal = not verify_result or verify(checkpoint, output, ema, image)
+    if not is_equal:
+        raise ConversionError("The result does not compute the same as its source (see above).")
+
+
+def _parse(arguments: list[str] | None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description="Convert a DINO checkpoint of another project, or convert it back.")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help=".pth or .safetensors file; with --to, a folder of dino_hf"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="new folder; with --to, a new .pth file")
+    parser.add_argument("--source", choices=["auto", *PROJECT_NAMES], default="auto", help=HELP["source"])
+    parser.add_argument("--to", choices=PROJECT_NAMES, help=HELP["to"])
+    parser.add_argument("--ema", action="store_true", help=HELP["ema"])
+    parser.add_argument("--published", metavar="PROJECT/NAME", help=HELP["published"])
+    parser.add_argument("--label-names", type=Path, help=HELP["label_names"])
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=("SHORTEST", "LONGEST"), help=HELP["image_size"])
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=HELP["set"])
+    parser.add_argument("--force", action="store_true", help=HELP["force"])
+    parser.add_argument("--verify", action="store_true", help=HELP["verify"])
+    parser.add_argument("--image", type=Path, help=HELP["image"])
+    options = vars(parser.parse_args(arguments))
     try:
-        return name, json.loads(value)
-    except (ValueError, RecursionError):
-        return name, value
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Turn a DINO checkpoint of another project into a folder that `from_pretrained` loads, and back."
-    )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help=".pth or .safetensors; for --to, a folder of dino_hf"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="new folder; for --to, a new .pth")
-    parser.add_argument("--source", choices=["auto", *PROJECTS], default="auto", help="project that the file is of")
-    parser.add_argument("--to", choices=PROJECTS, help="the way back: write a checkpoint for this project")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
-    parser.add_argument("--published", metavar="PROJECT/NAME", help="which published checkpoint this is, if it is one")
-    parser.add_argument("--label-names", type=Path, help="COCO json, json list or dictionary, or a name per line")
-    parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("SHORTEST", "LONGEST"), help="of images at evaluation"
-    )
-    parser.add_argument(
-        "--set", type=setting, action="append", default=[], metavar="FIELD=VALUE", help="a field of the configuration"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the model that is in the output folder")
-    parser.add_argument("--verify", action="store_true", help="compare the result with the source's own arithmetic")
-    parser.add_argument("--image", type=Path, help="picture for --verify; otherwise one is drawn")
-    options = parser.parse_args(arguments)
-    if options.to:
-        given = {"--source": options.source != "auto", "--ema": options.ema, "--published": options.published}
-        given |= {"--label-names": options.label_names, "--image-size": options.image_size, "--set": options.set}
-        if unused := [name for name, value in given.items() if value]:
-            parser.error(f"{', '.join(unused)} mean nothing on the way back, --to {options.to}")
-    if options.image and not options.verify:
-        parser.error("--image is for --verify")
+        check_options(options)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
+    """The script convert_checkpoint.py."""
+    options = _parse(arguments)
+    settings, verify_result = options.pop("set"), options.pop("verify")
     try:
-        if options.image:
-            open_picture(options.image)  # before any work
-        if options.to:
-            lines = convert_back(options.checkpoint, options.to, options.output, options.force)
-            print(f"{options.output} written for {options.to}; its configuration must say:", *lines, sep="\n  ")
-            same = not options.verify or verify_back(options.checkpoint, options.output, options.image)
-        else:
-            convert(
-                options.checkpoint,
-                options.output,
-                source=options.source,
-                ema=options.ema,
-                published=options.published,
-                chosen=dict(options.set),
-                size=options.image_size,
-                label_names=options.label_names,
-                force=options.force,
-                ask=True,
-            )
-            same = not options.verify or verify(options.checkpoint, options.output, options.ema, options.image)
-    except (ConversionError, StrictDataclassError) as error:
-        sys.exit(f"error: {printable(str(error.args[0]), 4000)}")
-    if not same:
-        sys.exit("error: what was written does not compute what its source does (see above)")
+        run(**options, settings=settings, verify_result=verify_result)
+    except ValueError as error:
+        sys.exit(f"error: {printable(str(error), 4000)}")

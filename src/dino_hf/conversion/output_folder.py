@@ -11,7 +11,7 @@ from ..common.output_folders import folder_beside
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.sharing import shipped_files
 from ..runtime.model_card import is_ours, read_card
-from .checkpoint_files import ConversionError
+from .errors import ConversionError
 
 _MODEL_FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json"}
 
@@ -25,28 +25,26 @@ def check_output(folder: Path, force: bool, inputs: list[Path]) -> None:
         ConversionError: files would be lost, or the folder is a link.
     """
     if folder.is_symlink():
-        raise ConversionError(f"{folder} is a symbolic link; name the folder itself, or another --output.")
+        raise ConversionError(f"{folder} is a symbolic link; name the folder itself, or another output.")
     if not folder.exists():
         return
     here = folder.resolve()
     if not folder.is_dir() or here == Path.cwd() or here in Path.cwd().parents:
-        raise ConversionError(f"{folder} is not a folder of its own; choose another --output.")
+        raise ConversionError(f"{folder} is not a folder of its own; choose another output.")
     if inside := [path for path in inputs if here in path.resolve().parents]:
-        raise ConversionError(f"{inside[0]} lies in {folder} and would be replaced; choose another --output.")
+        raise ConversionError(f"{inside[0]} lies in {folder} and would be replaced; choose another output.")
     entries = list(folder.iterdir())
     if not entries:
         return
     if not force:
-        raise ConversionError(f"{folder} is not empty; choose another --output, or --force to replace the model in it.")
+        raise ConversionError(f"{folder} is not empty; choose another output, or --force to replace the model in it.")
     config = _config_of(folder)
     if config.get("model_type") != DinoDetrConfig.model_type:
         raise ConversionError(
-            f"{folder} does not hold a model of dino_hf, so it is not replaced; choose another --output."
+            f"{folder} does not hold a model of dino_hf, so it is not replaced; choose another output."
         )
     if others := sorted(entry.name for entry in entries if not _is_of_a_model(entry, config)):
-        raise ConversionError(
-            f"{folder} holds {others[:5]}, which would be lost; move them, or choose another --output."
-        )
+        raise ConversionError(f"{folder} holds {others[:5]}, which would be lost; move them, or choose another output.")
 
 
 def _config_of(folder: Path) -> dict:
@@ -82,4 +80,4 @@ def scratch_beside(folder: Path, force: bool, inputs: list[Path]) -> Iterator[Pa
             yield scratch
             check_output(folder, force, inputs)  # the folder may have changed meanwhile
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{folder} cannot be written ({error}); choose another --output.") from error
+        raise ConversionError(f"{folder} cannot be written ({error}); choose another output.") from error

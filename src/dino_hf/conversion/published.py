@@ -1,184 +1,105 @@
-"""The published checkpoints, and what their files do not say.
+"""The published checkpoints of all projects, and their table for docs/checkpoints.md."""
 
-AP is that of COCO val2017 as the projects publish it; none of it was measured here.
-"""
+from ..model.configuration_dino_detr import DinoDetrConfig
+from .errors import ConversionError
+from .project import BACKBONES, Project, Published
+from .projects import PROJECTS
 
-from typing import NamedTuple
+PUBLISHED = [row for project in PROJECTS.values() for row in project.published]
 
-
-class Published(NamedTuple):
-    """One file. `backbone` is a key of BACKBONES, or the name of one that cannot be expressed."""
-
-    project: str
-    name: str
-    ap: float
-    backbone: str
-    num_levels: int
-    file: str
-    folder: str  # where the file is
-    settings: dict = {}  # noqa: RUF012  (never changed) fields of the configuration that differ from the project's defaults
-
-    @property
-    def title(self) -> str:
-        return f"{self.project}/{self.name}"
-
-    @property
-    def license(self) -> str | None:
-        """Of the project that published it; what others host, they say nothing of."""
-        return None if self.folder == _MMLAB_WEIGHTS else "apache-2.0"
-
-    def architecture(self) -> dict:
-        """What a file must have to be this one."""
-        kind, depths, width, window = BACKBONES[self.backbone]
-        backbone = {"backbone": kind, "depths": depths, "width": width, "window": window}
-        sizes = {"levels": self.num_levels, "queries": 900, "classes": 91 if self.project == "original" else 80}
-        return {"project": self.project, **backbone, **sizes}
-
-    @property
-    def url(self) -> str:
-        return self.folder if "drive.google" in self.folder else self.folder + self.file
+# Advice for a file that --published, or its name, takes for another published file.
+_ADVICE = "leave --published out, and rename a file that has the name of a published one"
 
 
-# Depths of the four stages, width of the first, and side of the attention window.
-BACKBONES = {
-    "ResNet-50": ("resnet", [3, 4, 6, 3], 256, None),
-    "ResNet-101": ("resnet", [3, 4, 23, 3], 256, None),
-    "Swin-T 224": ("swin", [2, 2, 6, 2], 96, 7),
-    "Swin-S 224": ("swin", [2, 2, 18, 2], 96, 7),
-    "Swin-B 384": ("swin", [2, 2, 18, 2], 128, 12),
-    "Swin-L 224": ("swin", [2, 2, 18, 2], 192, 7),
-    "Swin-L 384": ("swin", [2, 2, 18, 2], 192, 12),
-    "ConvNeXt-T": ("convnext", [3, 3, 9, 3], 96, None),
-    "ConvNeXt-S": ("convnext", [3, 3, 27, 3], 96, None),
-    "ConvNeXt-B": ("convnext", [3, 3, 27, 3], 128, None),
-    "ConvNeXt-L": ("convnext", [3, 3, 27, 3], 192, None),
-}
+def find_published(title: str | None) -> Published | None:
+    """The published checkpoint with this title; None for None.
 
-_DRIVE = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
-_DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/"
-_MMDET = "https://download.openmmlab.com/mmdetection/v3.0/dino/"
-_MMLAB_WEIGHTS = "https://github.com/RistoranteRist/mmlab-weights/releases/download/dino-swinl/"
+    Raises:
+        ConversionError: there is none.
+    """
+    if title is None:
+        return None
+    found = next((row for row in PUBLISHED if row.title == title), None)
+    if found is None:
+        raise ConversionError(
+            f"--published {title} is none of the checkpoints in docs/checkpoints.md: {', '.join(row.title for row in PUBLISHED)}."
+        )
+    return found
 
 
-def _original(name: str, ap: float, backbone: str, num_levels: int, file: str) -> Published:
-    return Published("original", name, ap, backbone, num_levels, file, _DRIVE)
+def find_by_name(project: Project, file: str) -> Published | None:
+    """The published checkpoint with this file name. Only for projects whose files do not contain their settings."""
+    if project.saves_settings:
+        return None
+    return next((row for row in project.published if row.file == file), None)
 
 
-def _detrex(version: str, file: str, ap: float, backbone: str, num_levels: int = 4, **settings) -> Published:
-    name = file.removesuffix(".pth")
-    return Published("detrex", name, ap, backbone, num_levels, file, f"{_DETREX}{version}/", settings)
+def check_published(row: Published | None, project: Project, config: DinoDetrConfig) -> None:
+    """Check that a file has the architecture of a published checkpoint.
+
+    Raises:
+        ConversionError: it has another one.
+    """
+    if row is None:
+        return
+    if row.backbone not in BACKBONES:
+        raise ConversionError(
+            f"{row.title} has the backbone {row.backbone}, which is not supported; this is another file: {_ADVICE}."
+        )
+    backbone = config.backbone_config
+    is_swin = backbone.model_type == "swin"
+    found = {
+        "project": project.name,
+        "backbone": backbone.model_type,
+        "depths": list(backbone.depths),
+        "width": backbone.embed_dim if is_swin else backbone.hidden_sizes[0],
+        "window": backbone.window_size if is_swin else None,
+        "levels": config.num_feature_levels,
+        "queries": config.num_queries,
+        "classes": config.num_labels,
+    }
+    expected = row.architecture()
+    if others := {name: value for name, value in found.items() if value != expected[name]}:
+        raise ConversionError(
+            f"The file is not {row.title}, which has { ({name: expected[name] for name in others}) }: it has {others}; {_ADVICE}."
+        )
 
 
-PUBLISHED = [
-    _original("r50_4scale_12ep", 49.0, "ResNet-50", 4, "checkpoint0011_4scale.pth"),
-    _original("r50_4scale_24ep", 50.4, "ResNet-50", 4, "checkpoint0023_4scale.pth"),
-    _original("r50_4scale_36ep", 50.9, "ResNet-50", 4, "checkpoint0035_4scale.pth"),
-    _original("r50_5scale_12ep", 49.4, "ResNet-50", 5, "checkpoint0011_5scale.pth"),
-    _original("r50_5scale_24ep", 51.3, "ResNet-50", 5, "checkpoint0023_5scale.pth"),
-    _original("r50_5scale_36ep", 51.2, "ResNet-50", 5, "checkpoint0035_5scale.pth"),
-    _original("swin_l_4scale_12ep", 56.8, "Swin-L 384", 4, "checkpoint0011_4scale_swin.pth"),
-    _original("swin_l_4scale_36ep", 58.0, "Swin-L 384", 4, "checkpoint0035_4scale_swin.pth"),
-    _original("swin_l_5scale_12ep", 57.3, "Swin-L 384", 5, "checkpoint0011_5scale_swin.pth"),
-    _original("swin_l_5scale_36ep", 58.5, "Swin-L 384", 5, "checkpoint0035_5scale_swin.pth"),
-    _detrex("v0.2.0", "dino_r50_4scale_12ep_49_2AP.pth", 49.2, "ResNet-50"),
-    # detrex kept a class weight of 1 for denoising here; dino_hf has one for both
-    _detrex(
-        "v0.4.0",
-        "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0.pth",
-        49.8,
-        "ResNet-50",
-        cls_loss_coefficient=2.0,
-    ),
-    _detrex(
-        "v0.4.0",
-        "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0_300dn.pth",
-        50.0,
-        "ResNet-50",
-        cls_loss_coefficient=2.0,
-        num_denoising=300,
-    ),
-    _detrex("v0.1.1", "dino_r50_4scale_24ep.pth", 50.6, "ResNet-50", position_temperature=20.0, position_offset=0.0),
-    _detrex("v0.2.1", "dino_r50_5scale_12ep.pth", 49.6, "ResNet-50", 5),
-    _detrex("v0.1.1", "dino_r101_4scale_12ep.pth", 50.0, "ResNet-101"),
-    _detrex("v0.1.1", "dino_swin_tiny_224_4scale_12ep.pth", 51.3, "Swin-T 224"),
-    _detrex("v0.1.1", "dino_swin_small_224_4scale_12ep.pth", 53.0, "Swin-S 224"),
-    _detrex("v0.1.1", "dino_swin_base_384_4scale_12ep.pth", 55.8, "Swin-B 384"),
-    _detrex("v0.1.1", "dino_swin_large_224_4scale_12ep.pth", 56.9, "Swin-L 224"),
-    _detrex("v0.1.1", "dino_swin_large_4scale_12ep.pth", 56.9, "Swin-L 384"),
-    _detrex("v0.2.1", "dino_swin_large_384_5scale_12ep.pth", 57.5, "Swin-L 384", 5),
-    _detrex("v0.2.0", "dino_swin_large_384_4scale_36ep.pth", 58.1, "Swin-L 384"),
-    _detrex("v0.2.1", "dino_swin_large_384_5scale_36ep.pth", 58.5, "Swin-L 384", 5),
-    _detrex("v0.4.0", "dino_convnext_tiny_384_4scale_12ep.pth", 52.4, "ConvNeXt-T"),
-    _detrex("v0.4.0", "dino_convnext_small_384_4scale_12ep.pth", 54.2, "ConvNeXt-S"),
-    _detrex("v0.4.0", "dino_convnext_base_384_4scale_12ep.pth", 55.1, "ConvNeXt-B"),
-    _detrex("v0.4.0", "dino_convnext_large_384_4scale_12ep.pth", 55.5, "ConvNeXt-L"),
-    _detrex("v0.2.1", "dino_focal_large_lrf_384_4scale_12ep.pth", 57.5, "FocalNet-L"),
-    _detrex("v0.2.1", "dino_focal_large_lrf_384_fl4_4scale_12ep.pth", 58.0, "FocalNet-L"),
-    _detrex("v0.4.0", "dino_focal_large_3level_4scale_36ep.pth", 58.3, "FocalNet-L"),
-    _detrex("v0.2.1", "dino_focalnet_large_lrf_384_fl4_5scale_12ep.pth", 58.5, "FocalNet-L", 5),
-    _detrex("v0.2.1", "dino_vitdet_4scale_12ep.pth", 50.2, "ViTDet-B"),
-    _detrex("v0.2.1", "dino_vitdet_base_4scale_50ep.pth", 55.0, "ViTDet-B"),
-    _detrex("v0.2.1", "dino_vitdet_large_4scale_12ep.pth", 52.9, "ViTDet-L"),
-    _detrex("v0.2.1", "dino_vitdet_large_4scale_50ep.pth", 57.5, "ViTDet-L"),
-    _detrex("v0.4.0", "dino_internimage_tiny_4scale_12ep.pth", 52.3, "InternImage-T"),
-    _detrex("v0.4.0", "dino_internimage_small_4scale_12ep.pth", 53.6, "InternImage-S"),
-    _detrex("v0.4.0", "dino_internimage_base_4scale_12ep.pth", 54.7, "InternImage-B"),
-    _detrex("v0.4.0", "dino_internimage_large_4scale_12ep.pth", 57.0, "InternImage-L"),
-    Published(
-        *("mmdet", "dino-4scale_r50_8xb2-12e_coco", 49.0, "ResNet-50", 4),
-        "dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2.pth",
-        _MMDET + "dino-4scale_r50_8xb2-12e_coco/",
-    ),
-    Published(
-        *("mmdet", "dino-4scale_r50_improved_8xb2-12e_coco", 50.1, "ResNet-50", 4),
-        "dino-4scale_r50_improved_8xb2-12e_coco_20230818_162607-6f47a913.pth",
-        _MMDET + "dino-4scale_r50_improved_8xb2-12e_coco/",
-        {
-            "position_temperature": 10000.0,
-            "position_offset": -0.5,
-            "num_denoising": 300,
-            "cls_loss_coefficient": 2.0,
-            "num_frozen_backbone_stages": 0,
-        },
-    ),
-    Published(
-        *("mmdet", "dino-5scale_swin-l_8xb2-12e_coco", 57.2, "Swin-L 384", 5),
-        "dino-5scale_swin-l_8xb2-12e_coco_20230228_072924-a654145f.pth",
-        _MMDET + "dino-5scale_swin-l_8xb2-12e_coco/",
-    ),
-    Published(
-        *("mmdet", "dino-5scale_swin-l_8xb2-36e_coco", 58.4, "Swin-L 384", 5),
-        "dino-5scale_swin-l_8xb2-36e_coco-5486e051.pth",
-        _MMLAB_WEIGHTS,
-    ),
-]
+def check_settings(row: Published | None, from_file: dict) -> None:
+    """Check that the settings in a file are those of a published checkpoint.
+
+    Raises:
+        ConversionError: they differ.
+    """
+    settings = row.settings if row else {}
+    if others := {
+        name: from_file[name] for name in settings if name in from_file and from_file[name] != settings[name]
+    }:
+        raise ConversionError(f"The file is not {row.title}, which has {settings}: it says {others}; {_ADVICE}.")
 
 
 def command(row: Published) -> str:
-    """What downloads, where a file has an address of its own, converts and verifies it."""
-    name = row.name.removeprefix("dino-").removeprefix("dino_").replace("_", "-")
-    output = f"dino-{name}" if row.project == "original" else f"dino-{row.project}-{name}"
-    lines = [] if row.url == _DRIVE else [f"curl -LO {row.url} &&"]
-    lines += [f"python convert_scripts/convert_checkpoint.py --checkpoint {row.file}", f"--published {row.title}"]
-    return " \\\n    ".join([*lines, f"--output {output} --verify"])
+    """Commands that download, convert and verify a checkpoint. Some files have no address and are downloaded by hand."""
+    lines = [f"curl -LO {row.url} &&"] if row.has_address else []
+    lines += [f"dino-hf convert {row.file} {row.output}", f"--published {row.title} --verify"]
+    return " \\\n    ".join(lines)
 
 
 def table() -> str:
-    """The part of docs/checkpoints.md that lists the files: a row of a table and a command for each."""
+    """The list of files in docs/checkpoints.md: for each project, a table and a command for each file."""
     lines = []
-    for project in ("original", "detrex", "mmdet"):
-        rows = [row for row in PUBLISHED if row.project == project]
+    for project in PROJECTS.values():
         lines += [
-            f"### {project}",
+            f"### {project.name}",
             "",
             "| name | backbone | scales | published AP | file |",
             "| --- | --- | --- | --- | --- |",
         ]
-        for row in rows:
+        for row in project.published:
             note = "" if row.backbone in BACKBONES else ", [not supported](#not-supported)"
             lines += [f"| {row.name} | {row.backbone}{note} | {row.num_levels} | {row.ap} | [{row.file}]({row.url}) |"]
         lines += [""]
-        for row in rows:
+        for row in project.published:
             if row.backbone in BACKBONES:
                 lines += [f"{row.name}:", "", "```bash", command(row), "```", ""]
     return "\n".join(lines) + "\n"

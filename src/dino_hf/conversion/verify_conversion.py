@@ -1,10 +1,10 @@
-"""Compare two DINO models number by number, stage by stage: each a folder of dino_hf or a checkpoint of another project.
+"""Compare two DINO models number by number, stage by stage. Each is a dino_hf folder or a checkpoint of another project.
 
     python convert_scripts/verify_conversion.py checkpoint0011_4scale.pth dino-r50-4scale
 
-The first model runs on two pictures of different size: a folder runs in dino_hf, a checkpoint in the independent implementation of
-source_arithmetic.py. Then this implementation computes each stage and layer with the tensors and settings of the second model, from
-the inputs that the stage had in the first. So a difference shows where it arises, and later stages do not increase it.
+The first model runs on two pictures of different sizes: a folder runs in dino_hf, a checkpoint in the independent implementation of
+source_arithmetic.py. Then that implementation computes each stage and layer again, with the tensors and settings of the second
+model, from the inputs of the first. So differences do not accumulate, and each shows the stage that causes it.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
@@ -26,25 +25,38 @@ from ..common.text import printable
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
-from .architecture import build_config, filled_label_rows, recognise, rules_for, to_release_names
-from .checkpoint_files import ConversionError, load_checkpoint
-from .convert_back import load_folder, separate_heads, to_release
-from .key_mapping import translate
+from .architecture import build_config, to_release_names
+from .checkpoint_files import load_checkpoint
+from .convert_back import load_folder, to_release
+from .errors import ConversionError, reason_of
+from .projects import PROJECTS, recognise
+from .release_names import rules_for
+from .release_tensors import cut_label_rows, fill_label_rows, separate_heads
+from .rules import translate
 from .source_arithmetic import SourceArithmetic, Trace
-from .training_settings import told_by_file
 
 # Largest differences that count as equal in float32. Values of a backbone reach hundreds, so differences are relative to the
 # largest value of a stage. Boxes lie in [0, 1]: 2e-5 is a fortieth of a pixel in an image of 1333 pixels.
 RELATIVE, BOXES = 1e-4, 2e-5
-SIZES = ((203, 317), (187, 270))  # (height, width) of the two pictures: no stride and no window divides them
+SIZES = ((203, 317), (187, 270))  # (height, width) of the two pictures; no stride and no window divides them
 
 
 class Model:
-    """One side of a comparison: its configuration, its tensors by the release's names, and how it runs."""
+    """One side of a comparison.
 
-    def __init__(self, path: Path, ema: bool = False, instead: DinoDetrConfig | None = None):
-        """`instead`: the configuration of the other side, for settings that a checkpoint does not have. Without it, the defaults of
-        the project are used."""
+    Attributes:
+        config: its configuration.
+        tensors: by the release's names.
+        run: function that runs it on pixels (B, 3, h, w) and a mask (B, h, w), and returns a `Trace`.
+    """
+
+    def __init__(self, path: Path, ema: bool = False, fallback: DinoDetrConfig | None = None):
+        """
+        Args:
+            path: folder of dino_hf, or checkpoint file.
+            ema: read the averaged weights of a checkpoint.
+            fallback: configuration for settings that a checkpoint does not contain. By default, the project's defaults.
+        """
         if path.is_dir():
             model = load_folder(path).float()
             self.config = model.config
@@ -52,38 +64,40 @@ class Model:
             self.run = lambda *inputs: trace_of(model, *inputs)
             return
         checkpoint = load_checkpoint(path, ema)
-        project = recognise(checkpoint.tensors) or "original"
+        project = recognise(checkpoint.tensors) or next(iter(PROJECTS.values()))
         self.tensors, _ = to_release_names(checkpoint, project)
-        told = told_by_file(project, checkpoint.settings)
-        values = {} if instead is None else instead.to_dict()
-        self.config, _ = build_config(self.tensors, project, told, {}, values)
-        self.tensors, _ = filled_label_rows(self.tensors, self.config.num_labels)
+        from_file = project.fields_from_settings(checkpoint.settings)
+        values = {} if fallback is None else fallback.to_dict()
+        self.config, _ = build_config(self.tensors, project, from_file, {}, values)
+        self.tensors, _ = fill_label_rows(self.tensors, self.config.num_labels)
         self.run = self.arithmetic().run
 
-    def tensors_in_use(self) -> dict[str, Tensor]:
+    def used_tensors(self) -> dict[str, Tensor]:
         """Tensors without unused rows of the label embedding, whose number differs between projects."""
-        num_labels = self.config.num_labels
-        return {name: x[:num_labels] if name == "label_enc.weight" else x for name, x in self.tensors.items()}
+        if "label_enc.weight" not in self.tensors:  # trained without denoising
+            return self.tensors
+        return cut_label_rows(self.tensors, self.config.num_labels)
 
     def arithmetic(self) -> SourceArithmetic:
+        """The independent implementation with these tensors and settings."""
         return SourceArithmetic(self.tensors, self.config)
 
 
 def trace_of(model: DinoDetrForObjectDetection, pixels: Tensor, pixel_mask: Tensor) -> Trace:
-    """Run a model, and record the inputs and outputs of its stages with hooks."""
+    """Run a model, and record the inputs and outputs of its stages by forward hooks."""
     features, maps, padding, encoder_inputs, decoder_inputs = [], [], [], [], []
 
-    def note_backbone(module: nn.Module, inputs: tuple, output) -> None:
+    def record_backbone(module: nn.Module, inputs: tuple, output) -> None:
         features.extend(output.feature_maps)
 
-    def note_levels(module: nn.Module, inputs: tuple, output: tuple) -> None:
+    def record_levels(module: nn.Module, inputs: tuple, output: tuple) -> None:
         maps.extend(output[0])
         padding.extend(output[1])
 
     detector = model.model
     handles = [
-        detector.backbone.model.register_forward_hook(note_backbone),
-        detector.backbone.register_forward_hook(note_levels),
+        detector.backbone.model.register_forward_hook(record_backbone),
+        detector.backbone.register_forward_hook(record_levels),
         *(
             layer.register_forward_pre_hook(lambda _, args: encoder_inputs.append(args))
             for layer in detector.encoder.layers
@@ -115,7 +129,11 @@ def trace_of(model: DinoDetrForObjectDetection, pixels: Tensor, pixel_mask: Tens
 def differences(
     first: Trace, second: SourceArithmetic, pixels: Tensor, pixel_mask: Tensor
 ) -> Iterator[tuple[str, float, float]]:
-    """Yield the name of each stage, its largest difference, and the difference that counts as equal."""
+    """Compare the stages of two models.
+
+    Yields:
+        the name of each stage, its largest difference, and the largest difference that counts as equal.
+    """
 
     def compare(name: str, a: Tensor, b: Tensor, limit: float | None = None) -> tuple[str, float, float]:
         if a.shape != b.shape:
@@ -125,7 +143,7 @@ def differences(
 
     def same_number(name: str, a: int, b: int) -> None:
         if a != b:
-            raise ConversionError(f"One has {a} {name}, the other {b}; they cannot be compared.")
+            raise ConversionError(f"The models have {a} and {b} {name}; they cannot be compared.")
 
     features = second.backbone(pixels)
     same_number("maps of the backbone", len(first.features), len(features))
@@ -151,7 +169,7 @@ def differences(
     memory = first.tokens[-1]
     logits, boxes = second.proposals(memory, masks)
     same_number("classes", first.proposal_logits.shape[-1], logits.shape[-1])
-    # Proposals do not name their tokens: find the token with the closest logits and, among equals, the closest box.
+    # A proposal does not record its token: find the token with the closest logits and, among equal ones, the closest box.
     distance = torch.cdist(first.proposal_logits, logits, p=torch.inf)  # (B, Q, S)
     distance += 0.01 * torch.cdist(first.proposal_boxes, boxes, p=torch.inf)
     place = distance.argmin(-1)[..., None]  # (B, Q, 1)
@@ -181,6 +199,11 @@ def differences(
 
 
 def open_picture(image: Path | None) -> Image.Image:
+    """Read a picture, or draw one for None.
+
+    Raises:
+        ConversionError: it cannot be read.
+    """
     if image is None:
         return draw_scene(np.random.default_rng(0))[0].resize((640, 480))
     try:
@@ -191,9 +214,13 @@ def open_picture(image: Path | None) -> Image.Image:
 
 @torch.no_grad()
 def report(first: Model, second: Model, picture: Image.Image) -> bool:
-    """Print the differences of settings, tensors and stages. Returns whether all are within their limits."""
+    """Print the differences of settings, tensors and stages.
+
+    Returns:
+        whether all tensors and stages are equal within their limits.
+    """
     print_settings(first.config, second.config)
-    same_tensors = print_tensors(first.tensors_in_use(), second.tensors_in_use())
+    same_tensors = print_tensors(first.used_tensors(), second.used_tensors())
     batch = [picture.resize((width, height)) for height, width in SIZES]
     inputs = DinoDetrImageProcessor(do_resize=False)(images=batch, return_tensors="pt")
     inputs = inputs["pixel_values"], inputs["pixel_mask"].bool()
@@ -213,32 +240,43 @@ def report(first: Model, second: Model, picture: Image.Image) -> bool:
 
 
 def print_settings(first: DinoDetrConfig, second: DinoDetrConfig) -> None:
-    """Print settings of computation and training that differ."""
-    silent = {"provenance", "id2label", "label2id", "category_ids", "auto_map", "architectures", "transformers_version"}
+    """Print settings that differ, except names and records."""
+    skipped = {
+        "provenance",
+        "id2label",
+        "label2id",
+        "category_ids",
+        "auto_map",
+        "architectures",
+        "transformers_version",
+    }
     one, two = first.to_dict(), second.to_dict()
-    for name in sorted((set(one) | set(two)) - silent):
+    for name in sorted((set(one) | set(two)) - skipped):
         if one.get(name) != two.get(name) and not name.startswith("_") and name not in ("dtype", "backbone_config"):
             print(f"  setting {name}: {one.get(name)!r} and {two.get(name)!r}")
 
 
 def print_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Print the number of equal tensors, in names of the release. Returns whether all common tensors are equal."""
+    """Print the number of equal tensors, by the release's names.
+
+    Returns:
+        whether all tensors that both have are equal.
+    """
     shared = sorted(set(first) & set(second))
     unequal = [name for name in shared if not torch.equal(first[name], second[name])]
     print(f"  {len(shared) - len(unequal)} of {len(shared)} tensors that both have are equal, bit by bit")
     for name in unequal[:5]:
         one, two = first[name], second[name]
-        by = (
-            f"{(one.double() - two.double()).abs().max():.1e}"
-            if one.shape == two.shape
-            else f"{one.shape}, {two.shape}"
+        is_same_shape = one.shape == two.shape
+        difference = (
+            f"{(one.double() - two.double()).abs().max():.1e}" if is_same_shape else f"{one.shape}, {two.shape}"
         )
-        print(f"    {name}: {by}")
+        print(f"    {name}: {difference}")
     return not unequal
 
 
 def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None = None) -> bool:
-    """Compare a folder with the checkpoint that it was converted from: tensors, computation, image processor, detections.
+    """Compare a folder with its source checkpoint: tensors, computation, image processor. Print some detections.
 
     Returns:
         whether all are equal.
@@ -250,7 +288,7 @@ def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None
     saved = model.state_dict()
     lost = [name for name, tensor in saved.items() if name not in state or not torch.equal(tensor, state[name])]
     print(
-        f"verified: {len(saved) - len(lost)} of {len(saved)} tensors of {folder} are those of {checkpoint}, bit by bit"
+        f"verified: {len(saved) - len(lost)} of {len(saved)} tensors of {folder} are equal to those of {checkpoint}, bit by bit"
     )
     equal = report(Model(folder), source, picture) and check_processor(folder)
     print_detections(folder, picture, "the drawn test picture" if image is None else str(image))
@@ -258,10 +296,14 @@ def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None
 
 
 def verify_back(folder: Path, checkpoint: Path, image: Path | None = None) -> bool:
-    """Check a checkpoint of another project against the folder that it was written from."""
+    """Compare a checkpoint of another project with its source folder.
+
+    Returns:
+        whether they are equal.
+    """
     model = Model(folder)
     print(f"verified: {folder} and {checkpoint}")
-    return report(model, Model(checkpoint, instead=model.config), open_picture(image))
+    return report(model, Model(checkpoint, fallback=model.config), open_picture(image))
 
 
 def load_processor(folder: Path):
@@ -274,24 +316,23 @@ def load_processor(folder: Path):
         check_model_folder(folder)
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ConversionError(f"{folder} has no image processor that can be loaded: {reason}") from error
+        raise ConversionError(f"{folder} has no image processor that can be loaded: {reason_of(error, 200)}") from error
 
 
 def check_processor(folder: Path) -> bool:
-    """Whether the image processor normalises pixels as all three projects do. The size is not compared."""
+    """Whether the image processor normalises pixels as all projects do. The size is not compared."""
     processor, usual = load_processor(folder), DinoDetrImageProcessor()
     names = ("image_mean", "image_std", "rescale_factor", "do_normalize", "do_rescale")
     others = {name: getattr(processor, name) for name in names if getattr(processor, name) != getattr(usual, name)}
     if others:
-        print(
-            f"  the image processor has {others}; the projects train with { ({name: getattr(usual, name) for name in others}) }"
-        )
+        expected = {name: getattr(usual, name) for name in others}
+        print(f"  the image processor has {others}; the projects train with {expected}")
     return not others
 
 
 @torch.no_grad()
 def print_detections(folder: Path, picture: Image.Image, name: str, top: int = 10) -> None:
+    """Print the best detections of a converted model in a picture with this name."""
     processor = load_processor(folder)
     model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=False).eval()
     inputs = processor(images=picture, return_tensors="pt")
@@ -304,20 +345,20 @@ def print_detections(folder: Path, picture: Image.Image, name: str, top: int = 1
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The script verify_conversion.py."""
     parser = argparse.ArgumentParser(description="Compare two DINO models number by number, stage by stage.")
-    parser.add_argument("first", type=Path, help="folder of dino_hf, or .pth or .safetensors of another project")
+    parser.add_argument("first", type=Path, help="folder of dino_hf, or .pth or .safetensors file of another project")
     parser.add_argument("second", type=Path, help="the same")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights of checkpoints")
-    parser.add_argument("--image", type=Path, help="picture to run on; otherwise one is drawn")
+    parser.add_argument("--ema", action="store_true", help="Compare the averaged weights of checkpoints.")
+    parser.add_argument("--image", type=Path, help="Picture to run on; by default, a drawn one.")
     options = parser.parse_args(arguments)
     try:
-        # A folder comes first: it runs as in use, and has all its settings.
+        # A folder comes first: it runs in dino_hf, and has all settings.
         first, second = sorted((options.first, options.second), key=lambda path: not path.is_dir())
         model = Model(first, options.ema)
         print(f"{first} and {second}:")
-        equal = report(
-            model, Model(second, options.ema, model.config if first.is_dir() else None), open_picture(options.image)
-        )
-    except (ConversionError, StrictDataclassError) as error:
-        sys.exit(f"error: {printable(str(error.args[0]), 4000)}")
-    sys.exit(0 if equal else 1)
+        other = Model(second, options.ema, model.config if first.is_dir() else None)
+        is_equal = report(model, other, open_picture(options.image))
+    except ConversionError as error:
+        sys.exit(f"error: {printable(str(error), 4000)}")
+    sys.exit(0 if is_equal else 1)

@@ -1,0 +1,166 @@
+"""detrex: https://github.com/IDEA-Research/detrex"""
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+
+from ..model.configuration_dino_detr import DinoDetrConfig
+from .backbones import BODY, position_indices
+from .project import Project, Published
+from .release_names import neck_rules, numbered_heads
+from .release_tensors import (
+    cut_label_rows,
+    separate_heads,
+    with_decoder_copies,
+    with_projection_bias,
+    without_decoder_copies,
+)
+from .rules import Rule, translate, translate_back
+
+
+def _published(version: str, file: str, ap: float, backbone: str, num_levels: int = 4, **settings) -> Published:
+    folder = f"https://github.com/IDEA-Research/detrex-storage/releases/download/{version}/"
+    return Published("detrex", file.removesuffix(".pth"), ap, backbone, num_levels, file, folder, settings)
+
+
+_CLASS_WEIGHT_2 = "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0"
+_ENCODER, _DECODER = "transformer.encoder.layers.{i}.", "transformer.decoder.layers.{i}."
+
+
+class Detrex(Project):
+    """detrex has a head for each decoder layer and saves no settings.
+
+    The default position temperature and offset are detrex's. Some models were trained with the release's values instead,
+    and no tensor shows which.
+    """
+
+    name = "detrex"
+    marks = ("transformer.level_embeds",)
+    defaults = {"position_temperature": 10000.0, "position_offset": -0.5}  # noqa: RUF012
+    frozen_resnet_stages = 1
+    saves_settings = False
+    num_classes_setting = "model.num_classes"
+    position_setting = "position_embedding"
+    published = (
+        _published("v0.2.0", "dino_r50_4scale_12ep_49_2AP.pth", 49.2, "ResNet-50"),
+        # detrex kept a class weight of 1 for denoising here; dino_hf has one weight for both
+        _published("v0.4.0", f"{_CLASS_WEIGHT_2}.pth", 49.8, "ResNet-50", cls_loss_coefficient=2.0),
+        _published(
+            *("v0.4.0", f"{_CLASS_WEIGHT_2}_300dn.pth", 50.0, "ResNet-50"), cls_loss_coefficient=2.0, num_denoising=300
+        ),
+        _published(
+            *("v0.1.1", "dino_r50_4scale_24ep.pth", 50.6, "ResNet-50"), position_temperature=20.0, position_offset=0.0
+        ),
+        _published("v0.2.1", "dino_r50_5scale_12ep.pth", 49.6, "ResNet-50", 5),
+        _published("v0.1.1", "dino_r101_4scale_12ep.pth", 50.0, "ResNet-101"),
+        _published("v0.1.1", "dino_swin_tiny_224_4scale_12ep.pth", 51.3, "Swin-T 224"),
+        _published("v0.1.1", "dino_swin_small_224_4scale_12ep.pth", 53.0, "Swin-S 224"),
+        _published("v0.1.1", "dino_swin_base_384_4scale_12ep.pth", 55.8, "Swin-B 384"),
+        _published("v0.1.1", "dino_swin_large_224_4scale_12ep.pth", 56.9, "Swin-L 224"),
+        _published("v0.1.1", "dino_swin_large_4scale_12ep.pth", 56.9, "Swin-L 384"),
+        _published("v0.2.1", "dino_swin_large_384_5scale_12ep.pth", 57.5, "Swin-L 384", 5),
+        _published("v0.2.0", "dino_swin_large_384_4scale_36ep.pth", 58.1, "Swin-L 384"),
+        _published("v0.2.1", "dino_swin_large_384_5scale_36ep.pth", 58.5, "Swin-L 384", 5),
+        _published("v0.4.0", "dino_convnext_tiny_384_4scale_12ep.pth", 52.4, "ConvNeXt-T"),
+        _published("v0.4.0", "dino_convnext_small_384_4scale_12ep.pth", 54.2, "ConvNeXt-S"),
+        _published("v0.4.0", "dino_convnext_base_384_4scale_12ep.pth", 55.1, "ConvNeXt-B"),
+        _published("v0.4.0", "dino_convnext_large_384_4scale_12ep.pth", 55.5, "ConvNeXt-L"),
+        _published("v0.2.1", "dino_focal_large_lrf_384_4scale_12ep.pth", 57.5, "FocalNet-L"),
+        _published("v0.2.1", "dino_focal_large_lrf_384_fl4_4scale_12ep.pth", 58.0, "FocalNet-L"),
+        _published("v0.4.0", "dino_focal_large_3level_4scale_36ep.pth", 58.3, "FocalNet-L"),
+        _published("v0.2.1", "dino_focalnet_large_lrf_384_fl4_5scale_12ep.pth", 58.5, "FocalNet-L", 5),
+        _published("v0.2.1", "dino_vitdet_4scale_12ep.pth", 50.2, "ViTDet-B"),
+        _published("v0.2.1", "dino_vitdet_base_4scale_50ep.pth", 55.0, "ViTDet-B"),
+        _published("v0.2.1", "dino_vitdet_large_4scale_12ep.pth", 52.9, "ViTDet-L"),
+        _published("v0.2.1", "dino_vitdet_large_4scale_50ep.pth", 57.5, "ViTDet-L"),
+        _published("v0.4.0", "dino_internimage_tiny_4scale_12ep.pth", 52.3, "InternImage-T"),
+        _published("v0.4.0", "dino_internimage_small_4scale_12ep.pth", 53.6, "InternImage-S"),
+        _published("v0.4.0", "dino_internimage_base_4scale_12ep.pth", 54.7, "InternImage-B"),
+        _published("v0.4.0", "dino_internimage_large_4scale_12ep.pth", 57.0, "InternImage-L"),
+    )
+
+    def rules(self, num_decoder_layers: int, num_maps: int) -> list[Rule]:
+        return [
+            Rule("transformer.level_embeds", "transformer.level_embed"),
+            Rule(_ENCODER + "attentions.0.{name}.{p}", _ENCODER + "self_attn.{name}.{p}"),
+            Rule(_ENCODER + "norms.0.{p}", _ENCODER + "norm1.{p}"),
+            Rule(_ENCODER + "norms.1.{p}", _ENCODER + "norm2.{p}"),
+            Rule(_DECODER + "attentions.0.attn.in_proj_{p}", _DECODER + "self_attn.in_proj_{p}"),
+            Rule(_DECODER + "attentions.0.attn.out_proj.{p}", _DECODER + "self_attn.out_proj.{p}"),
+            Rule(_DECODER + "attentions.1.{name}.{p}", _DECODER + "cross_attn.{name}.{p}"),
+            Rule(_DECODER + "norms.0.{p}", _DECODER + "norm2.{p}"),
+            Rule(_DECODER + "norms.1.{p}", _DECODER + "norm1.{p}"),
+            Rule(_DECODER + "norms.2.{p}", _DECODER + "norm3.{p}"),
+            *(
+                Rule(side + source, side + target)
+                for side in (_ENCODER, _DECODER)
+                for source, target in (
+                    ("ffns.0.layers.0.0.{p}", "linear1.{p}"),
+                    ("ffns.0.layers.1.{p}", "linear2.{p}"),
+                )
+            ),
+            *(
+                rule
+                for number, class_head, box_head in numbered_heads(num_decoder_layers)
+                for rule in (
+                    Rule(f"class_embed.{number}.{{p}}", class_head + ".{p}"),
+                    Rule(f"bbox_embed.{number}.layers.{{k}}.{{p}}", box_head + ".layers.{k}.{p}"),
+                )
+            ),
+            *neck_rules("norm", num_maps),
+            *(Rule(name, name) for name in _UNCHANGED),
+            *RESNET,
+            # Swin and ConvNeXt have the release's names, without its list around the backbone.
+            *(Rule(name, "backbone.0." + name.removeprefix("backbone.")) for name in _SWIN_AND_CONVNEXT),
+        ]
+
+    def to_release(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Counter]:
+        tensors, dropped = without_decoder_copies(tensors)
+        tensors, more = translate(tensors.items(), self.rules_for_names(tensors))
+        return tensors, dropped + more
+
+    def file_content(self, tensors: dict[str, Tensor], config: DinoDetrConfig) -> dict[str, Any]:
+        tensors = separate_heads(tensors, config) | position_indices(config.backbone_config)
+        tensors = with_projection_bias(cut_label_rows(tensors, config.num_labels), config)
+        rules = self.rules(config.decoder_layers, len(config.backbone_config.out_features))
+        return {"model": with_decoder_copies(translate_back(tensors, rules))}
+
+
+_UNCHANGED = (
+    "transformer.decoder.norm.{p}",
+    "transformer.decoder.ref_point_head.layers.{i}.{p}",
+    "transformer.tgt_embed.weight",
+    "transformer.enc_output.{p}",
+    "transformer.enc_output_norm.{p}",
+    "label_enc.weight",
+)
+
+RESNET = [
+    Rule("backbone.stem.conv1.weight", BODY + "conv1.weight"),
+    Rule("backbone.stem.conv1.norm.{p}", BODY + "bn1.{p}"),
+    *(
+        Rule(f"backbone.res{stage + 1}.{{i}}.{source}", f"{BODY}layer{stage}.{{i}}.{target}")
+        for stage in range(1, 5)
+        for source, target in (
+            *((f"conv{part}.weight", f"conv{part}.weight") for part in (1, 2, 3)),
+            *((f"conv{part}.norm.{{p}}", f"bn{part}.{{p}}") for part in (1, 2, 3)),
+            ("shortcut.weight", "downsample.0.weight"),
+            ("shortcut.norm.{p}", "downsample.1.{p}"),
+        )
+    ),
+]
+
+_SWIN_AND_CONVNEXT = (
+    "backbone.patch_embed.{name}.{p}",
+    "backbone.layers.{i}.downsample.{name}.{p}",
+    "backbone.layers.{i}.blocks.{j}.attn.relative_position_bias_table",
+    "backbone.norm{i}.{p}",
+    "backbone.layers.{i}.blocks.{j}.attn.relative_position_index",
+    "backbone.layers.{i}.blocks.{j}.norm{k}.{p}",
+    "backbone.layers.{i}.blocks.{j}.attn.{name}.{p}",
+    "backbone.layers.{i}.blocks.{j}.mlp.{name}.{p}",
+    "backbone.downsample_layers.{i}.{j}.{p}",
+    "backbone.stages.{i}.{j}.{name}.{p}",
+    "backbone.stages.{i}.{j}.gamma",
+)

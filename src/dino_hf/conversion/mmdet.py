@@ -1,0 +1,278 @@
+"""mmdetection: https://github.com/open-mmlab/mmdetection"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.configuration_dino_detr import DinoDetrConfig
+from .backbones import BODY, position_indices
+from .errors import ConversionError
+from .project import Project, Published
+from .release_names import neck_rules, numbered_heads
+from .release_tensors import cut_label_rows, separate_heads
+from .rules import Rule, count_indices, translate_back
+
+# Field of the configuration -> path in mmdetection's configuration.
+_SETTINGS = {
+    "position_temperature": "positional_encoding.temperature",
+    "position_offset": "positional_encoding.offset",
+    "encoder_attention_heads": "encoder.layer_cfg.self_attn_cfg.num_heads",
+    "encoder_n_points": "encoder.layer_cfg.self_attn_cfg.num_points",
+    "decoder_attention_heads": "decoder.layer_cfg.cross_attn_cfg.num_heads",
+    "decoder_n_points": "decoder.layer_cfg.cross_attn_cfg.num_points",
+    "num_denoising": "dn_cfg.group_cfg.num_dn_queries",
+    "label_noise_ratio": "dn_cfg.label_noise_scale",
+    "box_noise_scale": "dn_cfg.box_noise_scale",
+    "cls_loss_coefficient": "bbox_head.loss_cls.loss_weight",
+    "bbox_loss_coefficient": "bbox_head.loss_bbox.loss_weight",
+    "giou_loss_coefficient": "bbox_head.loss_iou.loss_weight",
+    "focal_alpha": "bbox_head.loss_cls.alpha",
+    "drop_path_rate": "backbone.drop_path_rate",
+}
+_COSTS = {"FocalLossCost": "class_cost", "BBoxL1Cost": "bbox_cost", "IoUCost": "giou_cost"}
+_REQUIRED = {
+    "type": "DINO",
+    "with_box_refine": True,
+    "as_two_stage": True,
+    "positional_encoding.normalize": True,
+    "bbox_head.loss_cls.gamma": 2.0,
+    "bbox_head.loss_cls.use_sigmoid": True,
+    "dn_cfg.group_cfg.dynamic": True,
+}
+
+_FOLDER = "https://download.openmmlab.com/mmdetection/v3.0/dino/"
+_OTHER_HOST = "https://github.com/RistoranteRist/mmlab-weights/releases/download/dino-swinl/"
+
+
+class Mmdet(Project):
+    """mmdetection has a head for each decoder layer and no bias in the neck. Its files contain the whole configuration."""
+
+    name = "mmdet"
+    marks = ("dn_query_generator.label_embedding.weight",)
+    defaults = {"position_temperature": 20.0, "position_offset": 0.0}  # noqa: RUF012
+    frozen_resnet_stages = 2
+    pred_boxes_eps = 1e-5
+    saves_class_names = True
+    backbones = ("resnet", "swin")
+    num_classes_setting = "bbox_head.num_classes"
+    position_setting = "positional_encoding"
+    published = (
+        Published(
+            *("mmdet", "dino-4scale_r50_8xb2-12e_coco", 49.0, "ResNet-50", 4),
+            "dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2.pth",
+            _FOLDER + "dino-4scale_r50_8xb2-12e_coco/",
+        ),
+        Published(
+            *("mmdet", "dino-4scale_r50_improved_8xb2-12e_coco", 50.1, "ResNet-50", 4),
+            "dino-4scale_r50_improved_8xb2-12e_coco_20230818_162607-6f47a913.pth",
+            _FOLDER + "dino-4scale_r50_improved_8xb2-12e_coco/",
+            {
+                "position_temperature": 10000.0,
+                "position_offset": -0.5,
+                "num_denoising": 300,
+                "cls_loss_coefficient": 2.0,
+                "num_frozen_backbone_stages": 0,
+            },
+        ),
+        Published(
+            *("mmdet", "dino-5scale_swin-l_8xb2-12e_coco", 57.2, "Swin-L 384", 5),
+            "dino-5scale_swin-l_8xb2-12e_coco_20230228_072924-a654145f.pth",
+            _FOLDER + "dino-5scale_swin-l_8xb2-12e_coco/",
+        ),
+        Published(
+            *("mmdet", "dino-5scale_swin-l_8xb2-36e_coco", 58.4, "Swin-L 384", 5),
+            "dino-5scale_swin-l_8xb2-36e_coco-5486e051.pth",
+            _OTHER_HOST,
+            license=None,
+        ),
+    )
+
+    def count_decoder_layers(self, names) -> int:
+        return count_indices(names, r"decoder\.layers\.(\d+)\.")
+
+    def rules(self, num_decoder_layers: int, num_maps: int) -> list[Rule]:
+        return [
+            *TRANSFORMER,
+            *(
+                rule
+                for number, class_head, box_head in numbered_heads(num_decoder_layers)
+                for rule in (
+                    Rule(f"bbox_head.cls_branches.{number}.{{p}}", class_head + ".{p}"),
+                    *(  # a sequence, with activations at 1 and 3
+                        Rule(f"bbox_head.reg_branches.{number}.{2 * part}.{{p}}", f"{box_head}.layers.{part}.{{p}}")
+                        for part in range(3)
+                    ),
+                )
+            ),
+            *neck_rules("gn", num_maps),
+            *RESNET,
+            *SWIN,
+        ]
+
+    def fields_from_settings(self, settings: dict) -> dict[str, Any]:
+        model = settings.get("model")
+        if not isinstance(model, dict):
+            return {}
+        for path, wanted in _REQUIRED.items():
+            found = _at(model, path)
+            if found is not None and found != wanted:
+                raise ConversionError(
+                    f"The checkpoint was trained with {path}={found!r}; dino_hf supports only {wanted!r}."
+                )
+        fields = {name: value for name, path in _SETTINGS.items() if isinstance(value := _at(model, path), int | float)}
+        costs = _at(model, "train_cfg.assigner.match_costs")
+        for cost in costs if isinstance(costs, list) else []:
+            if isinstance(cost, dict) and cost.get("type") in _COSTS and isinstance(cost.get("weight"), int | float):
+                fields[_COSTS[cost["type"]]] = cost["weight"]
+        frozen = _at(model, "backbone.frozen_stages")  # counted from the stem, which is 0; -1 for none
+        if isinstance(frozen, int):
+            fields["num_frozen_backbone_stages"] = frozen + 1
+        return fields
+
+    def image_size(self, settings: dict) -> dict[str, int] | None:
+        pipeline = settings.get("test_pipeline")
+        for step in pipeline if isinstance(pipeline, list) else []:
+            if not isinstance(step, dict) or step.get("type") not in ("Resize", "FixScaleResize"):
+                continue
+            scale = step.get("scale")
+            if isinstance(scale, list) and len(scale) == 2 and all(type(side) is int and side > 0 for side in scale):
+                return {"shortest_edge": min(scale), "longest_edge": max(scale)}
+        return None
+
+    def file_content(self, tensors: dict[str, Tensor], config: DinoDetrConfig) -> dict[str, Any]:
+        tensors = separate_heads(tensors, config) | position_indices(config.backbone_config)
+        tensors = _without_projection_bias(cut_label_rows(tensors, config.num_labels))
+        rules = self.rules(config.decoder_layers, len(config.backbone_config.out_features))
+        names = tuple(config.id2label[index] for index in range(config.num_labels))
+        return {
+            "state_dict": _with_counters(translate_back(tensors, rules)),
+            "meta": {"dataset_meta": {"classes": names}},
+        }
+
+
+def _at(settings: dict, path: str) -> Any:
+    """The value at a path such as "encoder.num_layers"; None if there is none."""
+    value: Any = settings
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _without_projection_bias(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the bias of the projections of feature maps.
+
+    Raises:
+        ConversionError: the bias is not zero.
+    """
+    bias = {name for name in tensors if name.startswith("input_proj.") and name.endswith(".0.bias")}
+    if largest := max((tensors[name].abs().max().item() for name in bias), default=0):
+        raise ConversionError(
+            f"The projections of feature maps have a bias (up to {largest:.2g}), which mmdetection's neck does not have. detrex "
+            "and the original release have it."
+        )
+    return {name: tensor for name, tensor in tensors.items() if name not in bias}
+
+
+def _with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the batch counters of torch's batch norms. Frozen norms do not count, so they are 0."""
+    counters = {
+        name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
+        for name in tensors
+        if name.endswith("running_mean")
+    }
+    return tensors | counters
+
+
+_ENCODER, _DECODER = "encoder.layers.{i}.", "decoder.layers.{i}."
+
+TRANSFORMER = [
+    Rule("level_embed", "transformer.level_embed"),
+    Rule("query_embedding.weight", "transformer.tgt_embed.weight"),
+    Rule("memory_trans_fc.{p}", "transformer.enc_output.{p}"),
+    Rule("memory_trans_norm.{p}", "transformer.enc_output_norm.{p}"),
+    Rule("dn_query_generator.label_embedding.weight", "label_enc.weight"),
+    Rule("decoder.norm.{p}", "transformer.decoder.norm.{p}"),
+    Rule("decoder.ref_point_head.layers.{i}.{p}", "transformer.decoder.ref_point_head.layers.{i}.{p}"),
+    Rule(_ENCODER + "self_attn.{name}.{p}", f"transformer.{_ENCODER}self_attn.{{name}}.{{p}}"),
+    Rule(_ENCODER + "norms.0.{p}", f"transformer.{_ENCODER}norm1.{{p}}"),
+    Rule(_ENCODER + "norms.1.{p}", f"transformer.{_ENCODER}norm2.{{p}}"),
+    Rule(_DECODER + "self_attn.attn.in_proj_{p}", f"transformer.{_DECODER}self_attn.in_proj_{{p}}"),
+    Rule(_DECODER + "self_attn.attn.out_proj.{p}", f"transformer.{_DECODER}self_attn.out_proj.{{p}}"),
+    Rule(_DECODER + "cross_attn.{name}.{p}", f"transformer.{_DECODER}cross_attn.{{name}}.{{p}}"),
+    Rule(_DECODER + "norms.0.{p}", f"transformer.{_DECODER}norm2.{{p}}"),
+    Rule(_DECODER + "norms.1.{p}", f"transformer.{_DECODER}norm1.{{p}}"),
+    Rule(_DECODER + "norms.2.{p}", f"transformer.{_DECODER}norm3.{{p}}"),
+    *(
+        Rule(side + source, f"transformer.{side}{target}")
+        for side in (_ENCODER, _DECODER)
+        for source, target in (("ffn.layers.0.0.{p}", "linear1.{p}"), ("ffn.layers.1.{p}", "linear2.{p}"))
+    ),
+]
+
+
+def _batch_norm(source: str, target: str) -> list[Rule]:
+    return [
+        Rule(f"{source}.num_batches_tracked", None, "batch counters, which a frozen norm does not use"),
+        *(Rule(f"{source}.{part}", f"{target}.{part}") for part in ("weight", "bias", "running_mean", "running_var")),
+    ]
+
+
+RESNET = [
+    Rule("backbone.conv1.weight", BODY + "conv1.weight"),
+    *_batch_norm("backbone.bn1", BODY + "bn1"),
+    *(
+        rule
+        for stage in range(1, 5)
+        for source, target in [(f"backbone.layer{stage}.{{i}}.", f"{BODY}layer{stage}.{{i}}.")]
+        for rule in (
+            *(
+                Rule(f"{source}{name}.weight", f"{target}{name}.weight")
+                for name in ("conv1", "conv2", "conv3", "downsample.0")
+            ),
+            *(
+                rule
+                for norm in ("bn1", "bn2", "bn3", "downsample.1")
+                for rule in _batch_norm(source + norm, target + norm)
+            ),
+        )
+    ),
+]
+
+# Swin's patch merging concatenates the channels of 2 x 2 neighbours. The release concatenates all channels of a neighbour, then of
+# the next, column by column. mmdetection uses `torch.nn.functional.unfold`: channel by channel, neighbours row by row.
+_NEIGHBOURS = [0, 2, 1, 3]  # its own inverse
+
+
+def merging_from_unfold(x: Tensor) -> Tensor:
+    """(..., 4C) in the order of unfold -> in the order of the release."""
+    return x.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., _NEIGHBOURS, :].flatten(-2)
+
+
+def merging_to_unfold(x: Tensor) -> Tensor:
+    """The inverse of `merging_from_unfold`."""
+    return x.unflatten(-1, (4, -1))[..., _NEIGHBOURS, :].transpose(-1, -2).flatten(-2)
+
+
+_BLOCK, _RELEASE_BLOCK = "backbone.stages.{i}.blocks.{j}.", "backbone.0.layers.{i}.blocks.{j}."
+
+SWIN = [
+    Rule("backbone.patch_embed.projection.{p}", "backbone.0.patch_embed.proj.{p}"),
+    Rule("backbone.patch_embed.norm.{p}", "backbone.0.patch_embed.norm.{p}"),
+    Rule("backbone.norm{i}.{p}", "backbone.0.norm{i}.{p}"),
+    Rule(_BLOCK + "norm{k}.{p}", _RELEASE_BLOCK + "norm{k}.{p}"),
+    Rule(_BLOCK + "attn.w_msa.relative_position_bias_table", _RELEASE_BLOCK + "attn.relative_position_bias_table"),
+    Rule(_BLOCK + "attn.w_msa.relative_position_index", _RELEASE_BLOCK + "attn.relative_position_index"),
+    Rule(_BLOCK + "attn.w_msa.{name}.{p}", _RELEASE_BLOCK + "attn.{name}.{p}"),
+    Rule(_BLOCK + "ffn.layers.0.0.{p}", _RELEASE_BLOCK + "mlp.fc1.{p}"),
+    Rule(_BLOCK + "ffn.layers.1.{p}", _RELEASE_BLOCK + "mlp.fc2.{p}"),
+    *(
+        Rule(
+            f"backbone.stages.{{i}}.downsample.{name}.{{p}}",
+            f"backbone.0.layers.{{i}}.downsample.{name}.{{p}}",
+            convert=merging_from_unfold,
+            convert_back=merging_to_unfold,
+        )
+        for name in ("reduction", "norm")
+    ),
+]

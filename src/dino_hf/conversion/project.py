@@ -1,0 +1,230 @@
+"""`Project`: everything that differs between the projects that publish DINO checkpoints."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..model.configuration_dino_detr import DinoDetrConfig
+from .errors import ConversionError
+from .rules import Rule, count_indices, translate
+
+# Backbones of published checkpoints: model type, depths of the four stages, width of the first stage, attention window.
+BACKBONES: dict[str, tuple[str, list[int], int, int | None]] = {
+    "ResNet-50": ("resnet", [3, 4, 6, 3], 256, None),
+    "ResNet-101": ("resnet", [3, 4, 23, 3], 256, None),
+    "Swin-T 224": ("swin", [2, 2, 6, 2], 96, 7),
+    "Swin-S 224": ("swin", [2, 2, 18, 2], 96, 7),
+    "Swin-B 384": ("swin", [2, 2, 18, 2], 128, 12),
+    "Swin-L 224": ("swin", [2, 2, 18, 2], 192, 7),
+    "Swin-L 384": ("swin", [2, 2, 18, 2], 192, 12),
+    "ConvNeXt-T": ("convnext", [3, 3, 9, 3], 96, None),
+    "ConvNeXt-S": ("convnext", [3, 3, 27, 3], 96, None),
+    "ConvNeXt-B": ("convnext", [3, 3, 27, 3], 128, None),
+    "ConvNeXt-L": ("convnext", [3, 3, 27, 3], 192, None),
+}
+
+
+class Published(NamedTuple):
+    """A published checkpoint file.
+
+    Attributes:
+        project: name of the project.
+        name: name of the model there.
+        ap: AP on COCO val2017 as the project reports it. We did not measure it.
+        backbone: key of BACKBONES, or the name of an unsupported backbone.
+        num_levels: feature levels.
+        file: name of the file.
+        folder: address of the folder with the file. A folder that does not end with "/" has no addresses for single files.
+        settings: fields of the configuration that differ from the project's defaults.
+        license: license of the weights; None if the host does not state it.
+        num_labels, num_queries: sizes of the heads.
+        prefix: start of the name of the converted folder; by default "dino-<project>-".
+    """
+
+    project: str
+    name: str
+    ap: float
+    backbone: str
+    num_levels: int
+    file: str
+    folder: str
+    settings: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    license: str | None = "apache-2.0"
+    num_labels: int = 80
+    num_queries: int = 900
+    prefix: str = ""
+
+    @property
+    def title(self) -> str:
+        """Value of --published."""
+        return f"{self.project}/{self.name}"
+
+    @property
+    def has_address(self) -> bool:
+        """Whether the file has an address that can be downloaded."""
+        return self.folder.endswith("/")
+
+    @property
+    def url(self) -> str:
+        """Address of the file, or else of its folder."""
+        return self.folder + self.file if self.has_address else self.folder
+
+    @property
+    def output(self) -> str:
+        """Name for the converted folder."""
+        name = self.name.removeprefix("dino-").removeprefix("dino_").replace("_", "-")
+        return (self.prefix or f"dino-{self.project}-") + name
+
+    def architecture(self) -> dict:
+        """Properties that a file must have to be this checkpoint."""
+        kind, depths, width, window = BACKBONES[self.backbone]
+        backbone = {"backbone": kind, "depths": depths, "width": width, "window": window}
+        sizes = {"levels": self.num_levels, "queries": self.num_queries, "classes": self.num_labels}
+        return {"project": self.project, **backbone, **sizes}
+
+
+class Project:
+    """How a project names, saves and configures its models.
+
+    Each project is a subclass in a file of its own, and is listed in projects.py. The attributes and methods below are
+    the ones that projects override. Tensors have the names of the original release unless stated otherwise.
+
+    Attributes:
+        name: value of --source and --to.
+        marks: names of tensors. A file that has them all belongs to this project.
+        defaults: fields of the configuration that no tensor shows -> the values that this project uses.
+        frozen_resnet_stages: the default of `num_frozen_backbone_stages` for a ResNet, including the stem.
+        pred_boxes_eps: bound of the inverse sigmoid of predicted boxes, for which the projects have no setting.
+        saves_settings: whether a file contains the settings of its training.
+        saves_class_names: whether a file contains the names of the classes.
+        counts_denoising_pairs: whether a `num_denoising` below 50 counts pairs of queries instead of groups.
+        backbones: model types of the backbones that this project has.
+        num_classes_setting, position_setting: names of settings, shown to the user by `settings_to_make`.
+        published: published checkpoints.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    defaults: dict[str, Any]
+    frozen_resnet_stages: int
+    pred_boxes_eps = 1e-3
+    saves_settings = True
+    saves_class_names = False
+    counts_denoising_pairs = True
+    backbones: tuple[str, ...] = ("resnet", "swin", "convnext")
+    num_classes_setting = ""
+    position_setting = ""
+    published: tuple[Published, ...] = ()
+
+    # -- from a file of this project
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        """Whether a file with these tensors (names of this project) belongs to this project."""
+        names = set(names)
+        return all(mark in names for mark in self.marks)
+
+    def rules(self, num_decoder_layers: int, num_maps: int) -> list[Rule]:
+        """Names of this project -> names of the original release.
+
+        Args:
+            num_maps: feature maps of the backbone.
+        """
+        raise NotImplementedError
+
+    def rules_for_names(self, names: Iterable[str]) -> list[Rule]:
+        """`rules` for a file with these tensors (names of this project)."""
+        names = list(names)
+        return self.rules(self.count_decoder_layers(names), count_indices(names, r"neck\.convs\.(\d+)\."))
+
+    def count_decoder_layers(self, names: Iterable[str]) -> int:
+        """Number of decoder layers of a file with these tensors (names of this project)."""
+        return count_indices(names, r"transformer\.decoder\.layers\.(\d+)\.")
+
+    def to_release(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Counter]:
+        """Rename the tensors of a file to the names of the original release.
+
+        Returns:
+            the tensors, and the number of dropped tensors by reason.
+        """
+        return translate(tensors.items(), self.rules_for_names(tensors))
+
+    def fields_from_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Fields of the configuration that the tensors of this project show, besides the sizes."""
+        return {"share_decoder_heads": False}
+
+    def fields_from_settings(self, settings: dict) -> dict[str, Any]:
+        """Fields of the configuration, and `drop_path_rate` of the backbone, that the settings in a file contain.
+
+        Raises:
+            ConversionError: the model computes something that dino_hf does not compute.
+        """
+        return {}
+
+    def image_size(self, settings: dict) -> dict[str, int] | None:
+        """`size` of the image processor, if the settings in a file contain it."""
+        return None
+
+    def data_set(self, settings: dict) -> str | None:
+        """Name of the data set of the training, if the settings in a file contain it."""
+        return None
+
+    # -- to a file of this project
+
+    def check_expressible(self, config: DinoDetrConfig) -> None:
+        """
+        Raises:
+            ConversionError: this project cannot compute a model with this configuration.
+        """
+        backbone = config.backbone_config
+        if backbone.model_type not in self.backbones:
+            raise ConversionError(
+                f"The backbone is a {backbone.model_type!r}; for {self.name}, {' or '.join(self.backbones)} can be written."
+            )
+        stages = backbone.out_features
+        if stages != [f"stage{stage}" for stage in range(5 - len(stages), 5)]:
+            raise ConversionError(
+                f"The model uses the stages {stages}; the other projects use the last ones, without a gap."
+            )
+        if config.num_denoising == 0:
+            raise ConversionError(
+                "The model was converted or trained without denoising (num_denoising=0), so it has no label embedding. The "
+                "checkpoints of the other projects have one."
+            )
+
+    def file_content(self, tensors: dict[str, Tensor], config: DinoDetrConfig) -> dict[str, Any]:
+        """Content of a file of this project, for `torch.save`."""
+        raise NotImplementedError
+
+    def settings_to_make(self, config: DinoDetrConfig) -> list[str]:
+        """Settings that the configuration of this project needs to compute this model, and notes on what differs."""
+        backbone = config.backbone_config
+        lines = [
+            f"backbone: {backbone.model_type} of depths {list(backbone.depths)}, maps {', '.join(backbone.out_features)}",
+            *self.setting_lines(config),
+        ]
+        if not self.saves_class_names:
+            lines.append(
+                f"note: files of {self.name} have no class names and no category ids; restore them by --label-names"
+            )
+        if config.pred_boxes_eps != self.pred_boxes_eps:
+            lines.append(
+                f"note: {self.name} bounds the inverse sigmoid of predicted boxes by {self.pred_boxes_eps:g}, this model by "
+                f"{config.pred_boxes_eps:g}; only boxes with a side this close to 0 or 1 differ"
+            )
+        return lines
+
+    def setting_lines(self, config: DinoDetrConfig) -> list[str]:
+        """The settings of `settings_to_make` other than the backbone."""
+        return [
+            f"{self.num_classes_setting} = {config.num_labels}",
+            f"num_queries = {config.num_queries}, num_feature_levels = {config.num_feature_levels}, width {config.d_model}",
+            *(
+                f"{side}: {getattr(config, f'{side}_layers')} layers, {getattr(config, f'{side}_attention_heads')} heads, "
+                f"{getattr(config, f'{side}_n_points')} points, feed-forward {getattr(config, f'{side}_ffn_dim')}"
+                for side in ("encoder", "decoder")
+            ),
+            f"{self.position_setting}: normalize=True, temperature={config.position_temperature:g}, "
+            f"offset={config.position_offset:g}",
+        ]

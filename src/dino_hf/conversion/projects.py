@@ -1,0 +1,31 @@
+"""The projects whose checkpoints can be converted.
+
+To add a project, write a subclass of `Project` in a file of its own, and list it here and in options.py.
+"""
+
+from collections.abc import Iterable
+
+from .detrex import Detrex
+from .errors import ConversionError
+from .mmdet import Mmdet
+from .original import Original
+from .project import Project
+
+# The first project that recognises a file is taken. Variants stand before the projects that they extend.
+PROJECTS: dict[str, Project] = {project.name: project for project in (Original(), Detrex(), Mmdet())}
+
+
+def recognise(names: Iterable[str]) -> Project | None:
+    """The project of a checkpoint with these tensors; None if it is not a known DINO."""
+    names = set(names)
+    return next((project for project in PROJECTS.values() if project.recognises(names)), None)
+
+
+def find_project(name: str) -> Project:
+    """
+    Raises:
+        ConversionError: there is no project of this name.
+    """
+    if name not in PROJECTS:
+        raise ConversionError(f"There is no project {name!r}; choose one of {', '.join(PROJECTS)}.")
+    return PROJECTS[name]
