@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers import needs_compiler
+from toy_checkpoints import original_tensors, settings
 
 pytestmark = needs_compiler
 
@@ -51,13 +52,19 @@ def test_the_wheel_carries_the_kernel_and_nothing_else(wheel):
         assert (f"dino_hf/_kernels/{name}" in names) == is_source, name
 
 
-def test_the_installed_package_builds_its_kernel_outside_the_repository(wheel, tmp_path):
-    environment = tmp_path / "environment"
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory) -> Path:
+    """A virtual environment with the wheel."""
+    environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, with_pip=False)
     site_packages = next(environment.glob("lib/python*/site-packages"))
     zipfile.ZipFile(wheel).extractall(site_packages)
     # Everything but dino_hf comes from this environment: torch would take minutes to install again.
     (site_packages / "others.pth").write_text(str(Path(torch.__file__).parents[1]))
+    return environment
+
+
+def test_the_installed_package_builds_its_kernel_outside_the_repository(environment, tmp_path):
     run = subprocess.run(
         [environment / "bin/python", "-c", USE],
         cwd=tmp_path,
@@ -67,3 +74,17 @@ def test_the_installed_package_builds_its_kernel_outside_the_repository(wheel, t
     )
     assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr
     assert list((tmp_path / "cache/kernels").glob("*/torch-stable-abi*/*.so"))
+
+
+def test_the_installed_command_converts_a_checkpoint(environment, tmp_path):
+    torch.save({"model": original_tensors(), "args": settings()}, tmp_path / "checkpoint.pth")
+    run = subprocess.run(
+        [environment / "bin/python", "-m", "dino_hf", "convert", "checkpoint.pth", "converted", "--verify"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "DINO_HF_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "the two compute the same" in run.stdout
+    assert (tmp_path / "converted/model.safetensors").is_file()
