@@ -575,7 +575,7 @@ def test_architectures_that_a_project_does_not_have_are_refused(changes, project
 
 
 def test_fewer_than_fifty_denoising_queries_mean_something_else_elsewhere(of_project, tmp_path):
-    with pytest.raises(ConversionError, match="num_denoising=30 counts pairs of queries in detrex.*below 50"):
+    with pytest.raises(ConversionError, match=r"num_denoising=30 counts pairs of queries in detrex.*below 50"):
         convert(of_project("detrex"), tmp_path / "out", chosen=HEADS | {"num_denoising": 30})
 
 

@@ -19,12 +19,13 @@ ROOT = Path(__file__).parents[1]
 USE = """
 import sys, torch, dino_hf
 from pathlib import Path
+from dino_hf.model.ms_deform_attn import ms_deform_attn
 assert Path(dino_hf.__file__).is_relative_to(sys.prefix), dino_hf.__file__
 value, weights = torch.randn(2, 17, 3, 4), torch.rand(2, 7, 3, 2, 2)
 locations = torch.rand(2, 7, 3, 2, 2, 2)
 with dino_hf.use_backend("cpu"):
-    found = dino_hf.model.ms_deform_attn(value, ((3, 5), (1, 2)), locations, weights)
-reference = dino_hf.model.ms_deform_attn(value, ((3, 5), (1, 2)), locations, weights, backend="reference")
+    found = ms_deform_attn(value, ((3, 5), (1, 2)), locations, weights)
+reference = ms_deform_attn(value, ((3, 5), (1, 2)), locations, weights, backend="reference")
 print((found - reference).abs().max().item() < 1e-5)
 """
 

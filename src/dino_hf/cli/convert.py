@@ -39,9 +39,7 @@ def convert(
         str | None, typer.Option(metavar="PROJECT", help=HELP["to"], show_default=False, rich_help_panel=_BACK)
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help=HELP["verify"], rich_help_panel=_CHECK)] = False,
-    image: Annotated[
-        Path | None, typer.Option(help=HELP["image"], show_default=False, rich_help_panel=_CHECK)
-    ] = None,
+    image: Annotated[Path | None, typer.Option(help=HELP["image"], show_default=False, rich_help_panel=_CHECK)] = None,
     force: Annotated[bool, typer.Option("--force", help=HELP["force"])] = False,
     debug: Debug = False,
 ) -> None:
@@ -55,6 +53,9 @@ def convert(
         options |= {"image_size": image_size, "force": force, "image": image}
         check_options(options | {"set": settings, "verify": verify})
         # Imported here: it takes seconds, which `--help` need not wait for.
+        from transformers.utils.logging import disable_progress_bar
+
         from ..conversion.convert_checkpoint import run
 
+        disable_progress_bar()
         run(expand_home(checkpoint), expand_home(output), settings=settings, verify_result=verify, **options)
