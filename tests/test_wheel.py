@@ -44,7 +44,7 @@ def test_the_wheel_carries_the_kernel_and_nothing_else(wheel):
         "dino_hf",
         next(n for n in names if "dist-info" in n).split("/")[0],
     }
-    assert "dino_hf/_kernels/build.py" in names
+    assert {"dino_hf/_kernels/build.py", "dino_hf/py.typed"} <= set(names)
     for file in (ROOT / "kernels/ms-deform-attn").rglob("*"):
         name = file.relative_to(ROOT / "kernels").as_posix()
         is_source = file.suffix in (".py", ".cpp", ".h", ".toml") and not name.startswith(
