@@ -254,7 +254,7 @@ CASES = [
         "train: images[1]: 001.jpg: Its pixels cannot be decoded, OSError: image file is truncated",
         _truncate,
     ),
-    Case("image-broken", 1, "train: images[2]: 002.png: It is no image of a known format", _not_an_image),
+    Case("image-broken", 1, "train: images[2]: 002.png: It is not an image of a known format", _not_an_image),
     Case("image-resized", 1, "train: images[1]: 001.jpg: 194 x 134, stated 97 x 67", _resize),
     Case("image-rotated", 1, "001.jpg: 67 x 97, stated 97 x 67, EXIF orientation 6", _turn),
     Case("image-orientation-unclear", 1, "001.jpg: 97 x 67, stated 97 x 67, EXIF orientation 3", _upside_down),

@@ -66,7 +66,7 @@ def journal(folder) -> list[dict]:
 def test_the_command_predicts_a_folder_and_names_what_it_skips(model, photos, tmp_path):
     exit_code, output, errors = run(model, photos, "--save", tmp_path / "found", "--threshold", THRESHOLD)
     assert exit_code == 3
-    assert errors.startswith("skipped 5.png: It is no image of a known format (AVIF,")
+    assert errors.startswith("skipped 5.png: It is not an image of a known format (AVIF,")
     assert errors.endswith("), or its beginning is damaged.\n1 source was skipped.\n")
     records = journal(tmp_path / "found")
     names = ["1.png", "2.png", "10.png", *["clip.mp4"] * 5, "sub/1.png"]
@@ -211,8 +211,8 @@ def test_tiles_and_augmentation_see_all_of_the_image(predictor, model, photos, t
     ("arguments", "message"),
     [
         (("{photos}/none.png",), "There is no file or folder {photos}/none.png."),
-        (("{photos}/5.png",), "Nothing could be read; the first was 5.png: It is no image"),
-        (("{photos}", "--threshold", "1.5"), "threshold=1.5 must be in [0, 1]: the lowest score that is wanted."),
+        (("{photos}/5.png",), "Nothing could be read. The first source was 5.png: It is not an image"),
+        (("{photos}", "--threshold", "1.5"), "threshold=1.5 must be in [0, 1], as scores are."),
         (("{photos}", "--batch-size", "0"), "batch_size=0 must be at least 1."),
         (("{photos}", "--every", "0"), "every=0 must be at least 1."),
         (("{photos}", "--max-frames", "0"), "max_frames=0 must be at least 1."),
@@ -227,10 +227,13 @@ def test_tiles_and_augmentation_see_all_of_the_image(predictor, model, photos, t
         (("{photos}", "--tile-overlap", "2"), "tile_overlap=2.0 must be in [0, 0.9]"),
         (
             ("{photos}", "--resume"),
-            "--resume (in Python, resume=True) is about the folder of results: name that folder by --save (in",
+            "--resume (in Python, resume=True) needs a folder of results: name it with --save (in",
         ),
         (("",), "Source 1 is empty; give a path"),
-        (("{photos}", "--save", "{out}", "--overwrite", "--resume"), "overwrite deletes what resume goes on with"),
+        (
+            ("{photos}", "--save", "{out}", "--overwrite", "--resume"),
+            "overwrite deletes the results that resume would keep",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(model, photos, tmp_path, arguments, message, monkeypatch):
@@ -254,7 +257,9 @@ def test_images_in_memory_are_predicted_again_for_nobody_knows_them(predictor, p
 def test_results_do_not_go_among_the_sources(predictor, photos, tmp_path):
     found = tmp_path / "found"
     predict(predictor, photos / "1.png", save=found)
-    with pytest.raises(ValueError, match=r"images/1.png lies in .*found, where the results go; choose another folder"):
+    with pytest.raises(
+        ValueError, match=r"images/1.png is in .*found, where the results are saved; choose another folder"
+    ):
         predict(predictor, found / "images" / "1.png", save=found, overwrite=True)
     noise(80, 50).save(tmp_path / "new.png")
     again = predict(predictor, tmp_path, save=found, overwrite=True)  # the results are in the folder of the sources
@@ -262,7 +267,7 @@ def test_results_do_not_go_among_the_sources(predictor, photos, tmp_path):
 
 
 def test_without_a_callback_what_is_left_out_is_warned_of(predictor, photos):
-    with pytest.warns(UserWarning, match="5.png was left out. It is no image of a known format"):
+    with pytest.warns(UserWarning, match="5.png was left out. It is not an image of a known format"):
         assert len(predict(predictor, [photos / "5.png", photos / "1.png"])) == 1
 
 
@@ -326,7 +331,7 @@ def test_thresholds_of_single_classes(predictor, photos):
     found = predict(predictor, photos / "1.png", threshold=middle, class_thresholds={name: 0.0})[0]
     kept = [score > middle or own == name for score, own in zip(everything.scores, everything.names, strict=True)]
     assert len(found.scores) == sum(kept) > (everything.scores > middle).sum()
-    with pytest.raises(ValueError, match=rf"^class_thresholds: {name}=2 must be in \[0, 1\]: the lowest score"):
+    with pytest.raises(ValueError, match=rf"^class_thresholds: {name}=2 must be in \[0, 1\]"):
         predict("a model that is not looked for", photos / "1.png", class_thresholds={"other": 0.2, name: 2})
     with pytest.raises(ValueError, match="The model has no class 'disk'; the closest are disc"):
         predict(predictor, photos / "1.png", class_thresholds={"disk": 0.3})
@@ -341,9 +346,7 @@ def test_thresholds_of_single_classes(predictor, photos):
 def test_a_percentage_for_a_class_names_the_class(model, photos):
     code, _, errors = run(model, photos / "1.png", "--class-thresholds", "box=0.3,disc=50")
     assert code == 1
-    assert errors == (
-        "error: class_thresholds: disc=50.0 must be in [0, 1]: the lowest score that is wanted. For 50 %, write 0.5.\n"
-    )
+    assert errors == ("error: class_thresholds: disc=50.0 must be in [0, 1], as scores are. For 50 %, write 0.5.\n")
 
 
 @pytest.mark.filterwarnings("always::dino_hf.model.package_warning.DinoDetrWarning")
@@ -363,7 +366,7 @@ def test_queries_and_all_scores_are_saved_where_asked_for(predictor, photos, tmp
     np.testing.assert_allclose([entry["scores"] for entry in record["objects"]], found.class_scores, atol=1e-6)
     assert repr(found).startswith("Prediction('1.png', 90 x 60: ")
     assert len(repr(found)) < 300
-    with pytest.raises(ValueError, match="all_scores cannot be had with tiles or tta"):
+    with pytest.raises(ValueError, match="all_scores cannot be used with tiles or tta"):
         predict(predictor, photos / "1.png", all_scores=True, tta=True)
 
 
@@ -371,7 +374,9 @@ def test_without_pyav_a_video_is_skipped_with_what_to_install(model, photos, tmp
     monkeypatch.setitem(sys.modules, "av", None)
     code, out, err = run(model, photos / "1.png", photos / "clip.mp4", photos / "2.png", "--save", tmp_path / "out")
     assert code == 3, out + err
-    assert re.search(r"skipped clip\.mp4: av is missing, which videos and cameras need: pip install .*\[video\]", err)
+    assert re.search(
+        r"skipped clip\.mp4: av is not installed, but videos and cameras need it: pip install .*\[video\]", err
+    )
     assert "Traceback" not in out + err
     assert [record["file"] for record in journal(tmp_path / "out")] == ["1.png", "2.png"]
 
@@ -411,7 +416,7 @@ def test_a_name_with_line_feeds_fakes_no_message(model, photos, tmp_path):
     shutil.copy(photos / "1.png", tmp_path / "b.png")
     code, _, err = run(model, tmp_path)
     assert code == 3
-    assert err.startswith(r"skipped a\nerror: all is lost\x1b[2K.png: It is no image of a known format")
+    assert err.startswith(r"skipped a\nerror: all is lost\x1b[2K.png: It is not an image of a known format")
     assert len(err.splitlines()) == 2
 
 

@@ -399,7 +399,7 @@ def test_a_detector_of_another_kind_is_refused(quick_export, tmp_path):
 def test_a_missing_package_is_named_with_its_cure(quick_export, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        ImportError, match=re.escape(f"{package} is missing, which ONNX files need: {install_command('onnx')}.")
+        ImportError, match=re.escape(f"{package} is not installed, but ONNX files need it: {install_command('onnx')}.")
     ):
         quick_export()
 

@@ -79,5 +79,5 @@ def test_the_error_of_another_package_stays():
     error = ImportError("no libx", name="libx.sub")
     assert missing(error, "av", "videos", "video") is error
     assert str(missing(ImportError("", name="av.error"), "av", "videos", "video")).startswith(
-        "av is missing, which videos need: pip"
+        "av is not installed, but videos need it: pip"
     )

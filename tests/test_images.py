@@ -263,8 +263,8 @@ def test_formats_of_other_decoders_are_not_among_those_read(name):
 def test_sentences_for_what_is_no_image(tmp_path):
     wrong = {
         b"": "empty",
-        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "HEIC image, which is not read; convert it to JPEG",
-        b"hello": "no image of a known format",
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "HEIC image, which cannot be read; convert it to JPEG",
+        b"hello": "not an image of a known format",
     }
     for content, text in wrong.items():
         with pytest.raises(images.UnreadableImage, match=text):
@@ -276,14 +276,14 @@ def test_sentences_for_what_is_no_image(tmp_path):
         images.read_image(tmp_path / "none.png")
     with pytest.raises(FileNotFoundError, match="There is no file"):
         images.read_image("a\0b.png")
-    with pytest.raises(images.UnreadableImage, match="no regular file"):
+    with pytest.raises(images.UnreadableImage, match="not a regular file"):
         images.read_image(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
 def test_a_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(images.UnreadableImage, match="no regular file"):
+    with pytest.raises(images.UnreadableImage, match="not a regular file"):
         images.read_image(tmp_path / "x.png")
 
 

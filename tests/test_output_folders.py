@@ -142,8 +142,8 @@ def test_a_folder_that_can_be_neither_replaced_nor_put_back_is_kept_and_named(tm
     assert names(scratch / ".old") == ["one"]
     assert names(scratch / "model") == ["two"]
     assert raised.value.__notes__ == [
-        f"The earlier {folder} is kept as {scratch / '.old'}, and the new one as {scratch / 'model'}; move the one that you want. "
-        "Otherwise, the next command that writes there puts the earlier one back."
+        f"The earlier {folder} is kept as {scratch / '.old'}, and the new folder as {scratch / 'model'}; move the folder "
+        "that you want to keep. Otherwise, the next command that writes there puts the earlier folder back."
     ]
     with pytest.raises(PermissionError):  # still nothing is lost
         replace_by(folder, "two")
@@ -186,7 +186,7 @@ def test_the_only_copy_in_the_scratch_of_a_dead_process_is_put_back(tmp_path, ca
     output_folders.remove_leftovers(tmp_path)
     assert names(tmp_path) == [*taken, place]
     assert names(tmp_path / place) == ["mine"]
-    told = f"A folder that a stopped command had moved away is put back as {tmp_path / place}."
+    told = f"A stopped command had moved a folder away. It is put back as {tmp_path / place}."
     assert caplog.messages == ([told] if taken else [])
 
 

@@ -209,7 +209,7 @@ def test_what_a_killed_run_left_is_resumed(tmp_path):
     assert len(json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))["images"]) == 4
     assert open_folder(tmp_path, resume=True).is_finished(clip)
     with pytest.raises(
-        ValueError, match=r"was predicted with threshold=0.5, not 0.4; resume with the same, overwrite it"
+        ValueError, match=r"was predicted with threshold=0.5, not 0.4; resume with the same value, overwrite it"
     ):
         PredictionFolder(tmp_path, SETTINGS | {"threshold": 0.4}, CATEGORIES, resume=True)
 
@@ -238,13 +238,13 @@ def test_folders_of_others_are_left_alone(tmp_path):
     before = files(tmp_path)
     with pytest.raises(
         FileExistsError,
-        match="has an earlier prediction in it; choose another folder, or replace it with --overwrite, or go on",
+        match="has an earlier prediction in it; choose another folder, or replace it with --overwrite, or continue",
     ):
         open_folder(tmp_path / "out")
-    with pytest.raises(ValueError, match="overwrite deletes what resume goes on with"):
+    with pytest.raises(ValueError, match="overwrite deletes the results that resume would keep"):
         open_folder(tmp_path / "out", overwrite=True, resume=True)
     with pytest.raises(
-        ValueError, match=r"There are no formats \['xml'\] to save predictions in; known are images, coco"
+        ValueError, match=r"There are no formats \['xml'\] to save predictions in; choose from images, coco"
     ):
         open_folder(tmp_path / "new", formats=["csv", "xml"])
     assert files(tmp_path) == before
@@ -282,7 +282,7 @@ def test_a_journal_without_its_settings_cannot_be_resumed_but_replaced(tmp_path)
     journal = tmp_path / "predictions.jsonl"
     journal.write_text("{\n" + journal.read_text(encoding="utf-8").partition("\n")[2], encoding="utf-8")
     with pytest.raises(
-        ValueError, match=r"cannot be resumed: the first line of its predictions.jsonl, with the settings"
+        ValueError, match=r"cannot be resumed, because the first line of its predictions.jsonl, with the settings"
     ):
         open_folder(tmp_path, resume=True)
     with open_folder(tmp_path, overwrite=True, formats=[]):

@@ -182,7 +182,7 @@ def test_a_damaged_image_is_a_problem_as_its_boxes_need_its_size(tmp_path):
     folder = write(tmp_path, "train: images\nnames: [cat, dog]\n", images__a_txt="no image", labels__a_txt=LINE)
     (folder / "images/a.txt").rename(folder / "images/a.png")
     assert [problem.kind for problem in read_raw(folder).problems] == ["unreadable-image"]
-    with pytest.raises(ValueError, match=r"a\.png cannot be read, and its boxes are .* no image of a known"):
+    with pytest.raises(ValueError, match=r"a\.png cannot be read, and its boxes are .* not an image of a known"):
         load_data(folder)
 
 

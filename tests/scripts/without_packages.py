@@ -58,7 +58,7 @@ def call(*arguments, exit_code=0) -> str:
 
 
 def says_the_cure(text: str, package: str, extra: str) -> None:
-    assert f"{package} is missing" in text, text
+    assert f"{package} is not installed" in text, text
     assert install_command(extra) in text, text
 
 

@@ -1,14 +1,14 @@
-"""Find the class that a name means: upper case, spaces, hyphens and the synonyms of COCO's classes do not count."""
+"""Match class names of two data sets. Case, spaces and hyphens are ignored, and synonyms of COCO's classes are known."""
 
 import re
 from collections.abc import Callable, Sequence
 
-NO_CLASS = "N/A"  # the outputs of the release's 91 that have no category
-_PLACEHOLDER = re.compile(r"LABEL_\d+")  # what the library calls a class without a name: it says nothing of what it is
+NO_CLASS = "N/A"  # name of an output without a category; the release has 91 outputs for 80 categories
+_PLACEHOLDER = re.compile(r"LABEL_\d+")  # the library's name for a class without a name
 
-# Names that COCO's classes have in PASCAL VOC, Open Images, Objects365, LVIS, BDD100K and Cityscapes, where nothing but
-# upper case, spaces and hyphens is different anyway. Only names that can be read in one way: BDD100K's "bike" and "motor" are
-# not here, nor are parts of a class (man, van) or more than one class (luggage, ball).
+# Names of COCO's classes in PASCAL VOC, Open Images, Objects365, LVIS, BDD100K and Cityscapes, if they differ in more than case,
+# spaces and hyphens. Ambiguous names (BDD100K's "bike" and "motor"), parts of a class (man, van) and names of several classes
+# (luggage, ball) are left out.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "person": ("human", "pedestrian"),
     "car": ("automobile", "car (automobile)"),
@@ -42,8 +42,12 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 
 def match_names(old_names: Sequence[str], names: Sequence[str]) -> list[int | None]:
-    """For each of `names`, the index of the class of `old_names` that is meant, or None."""
-    readings: tuple[Callable[[str], str], ...] = (str, _normalised, _canonical)  # the most exact one first
+    """For each of `names`, the index of the same class in `old_names`, or None."""
+    readings: tuple[Callable[[str], str], ...] = (
+        str,
+        _normalised,
+        _canonical,
+    )  # from the most exact reading to the least exact
     tables = []
     for read in readings:
         table: dict[str, int] = {}
@@ -64,7 +68,7 @@ def _is_name(name: str) -> bool:
 
 
 def _normalised(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.casefold()) or name  # a name of hyphens alone is equal to itself only
+    return re.sub(r"[\s_-]+", "", name.casefold()) or name  # a name of hyphens alone would be empty
 
 
 _COCO_NAME = {_normalised(synonym): _normalised(name) for name, synonyms in SYNONYMS.items() for synonym in synonyms}

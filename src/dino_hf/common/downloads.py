@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 LARGEST_DOWNLOAD = 100 * 2**20  # bytes
-_TIMEOUT = 20.0  # seconds without an answer
+_TIMEOUT = 20.0  # seconds without any data
 _LONGEST = 30.0  # seconds for a whole transfer
 _PIECE = 2**16
 
@@ -18,8 +18,8 @@ def download(address: str) -> bytes:
     """The content at an http or https address.
 
     Raises:
-        OSError, ValueError: the content cannot be fetched, takes more than 30 seconds, has more than 100 MiB, or a public server
-            redirects to one in the local network.
+        OSError, ValueError: the transfer fails, takes more than 30 seconds or has more than 100 MiB; or a public server redirects
+            to a server in the local network.
     """
     found: list[bytes | BaseException] = []
     stop = threading.Event()
@@ -29,7 +29,7 @@ def download(address: str) -> bytes:
     thread.join(_LONGEST)
     stop.set()
     if not found:
-        raise ValueError(f"It was not fetched whole within {_LONGEST:.0f} seconds; download it yourself.")
+        raise ValueError(f"It was not fetched completely within {_LONGEST:.0f} seconds; download it yourself.")
     (result,) = found
     if isinstance(result, BaseException):
         raise result
@@ -46,7 +46,7 @@ def _try_fetch(address: str, found: list, stop: threading.Event) -> None:
 
 
 def _fetch(address: str, stop: threading.Event) -> bytes:
-    address = quote(address, safe=string.punctuation)  # as browsers do with spaces and letters of other alphabets
+    address = quote(address, safe=string.punctuation)  # escape spaces and letters of other alphabets, as browsers do
     pieces, num_bytes = [], 0
     request = Request(address, headers={"User-Agent": "dino_hf"})
     with build_opener(_Redirects).open(request, timeout=_TIMEOUT) as answer:
@@ -61,12 +61,15 @@ def _fetch(address: str, stop: threading.Event) -> bytes:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows redirects to other servers, but not to files, and not from outside into the local network, where servers trust us."""
+    """Follows redirects to other servers, but not to files, and not from a public server to one in the local network.
+
+    Servers in the local network may trust this machine.
+    """
 
     def redirect_request(self, request, answer, code, message, headers, address):
         target = urlsplit(address)
         if target.scheme not in ("http", "https"):
-            raise ValueError(f"It leads to {address!r:.200}, which is no web address.")
+            raise ValueError(f"It leads to {address!r:.200}, which is not a web address.")
         if is_local(target.hostname or "") and not is_local(request.origin_req_host):
             raise ValueError(f"It leads to {target.hostname!r:.200} in the local network, which is not followed.")
         return super().redirect_request(request, answer, code, message, headers, address)

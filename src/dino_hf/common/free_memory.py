@@ -1,18 +1,19 @@
-"""Free main memory, also in containers."""
+"""Free main memory, also inside containers."""
 
 from pathlib import Path
 
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
-# What torch, C++, oneDNN and ONNX Runtime call it, on CPUs and GPUs.
+# Messages of torch, C++, oneDNN and ONNX Runtime about a lack of memory, on CPUs and GPUs.
 _TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was missing. Libraries say so in errors of several types."""
-    is_told = isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
-    return is_told or isinstance(error, MemoryError)
+    """Whether an error reports a lack of memory. Libraries use several types of errors for it."""
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in _TEXTS)
+    return isinstance(error, MemoryError)
 
 
 def free_main_memory() -> int:
@@ -21,9 +22,9 @@ def free_main_memory() -> int:
 
 
 def _left_in_container() -> list[int]:
-    """Bytes left below the limit of a container (cgroup v2), if there is one. Cached file pages count as free."""
+    """Bytes left below the memory limit of the container (cgroup v2). Empty without a limit. Cached file pages count as free."""
     try:
-        limit = int((_CGROUP / "memory.max").read_text())  # "max" is no number: no limit
+        limit = int((_CGROUP / "memory.max").read_text())  # "max", which means no limit, raises ValueError
         used = int((_CGROUP / "memory.current").read_text())
         statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):

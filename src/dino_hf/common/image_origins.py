@@ -1,4 +1,4 @@
-"""Read an image wherever it is: a file, an address, an array or an image in memory."""
+"""Read an image from a file, an address, an array or an image in memory."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from .free_memory import free_main_memory
 from .images import open_image
 
 _LARGE = 2**24  # pixels; smaller images fit anywhere
-# Memory for one pixel from the file to the resized image, measured with 16-bit grey, the worst case.
-_BYTES_OF_PIXEL = 16
+# Peak memory of reading and resizing, per pixel. Measured with 16-bit grey, which takes most.
+_BYTES_PER_PIXEL = 16
 
 
 def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
@@ -22,7 +22,7 @@ def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
     read.
 
     Raises:
-        OSError, ValueError: the image cannot be read, or the range of its values is unknown.
+        OSError, ValueError: the image cannot be read, or it is unknown which value is white.
     """
     if isinstance(origin, np.ndarray):
         if origin.dtype != np.uint8 or not (origin.ndim == 2 or (origin.ndim == 3 and origin.shape[2] in (3, 4))):
@@ -37,12 +37,12 @@ def read_image(origin: Path | str | Image.Image | np.ndarray) -> Image.Image:
 
 
 def _check_memory(origin: Path | bytes) -> None:
-    """Refuse an image that does not fit in free memory. Otherwise the system would kill the process before it reads the others."""
+    """Refuse an image that does not fit in free memory. Otherwise the system would kill the process."""
     with open_image(origin) as image:
         num_pixels, size = image.width * image.height, f"{image.width} x {image.height}"
-    needed = _BYTES_OF_PIXEL * num_pixels
+    needed = _BYTES_PER_PIXEL * num_pixels
     if num_pixels > _LARGE and needed > (free := free_main_memory()):
         raise OSError(
-            f"It has {size} pixels, which take about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
+            f"It has {size} pixels, which need about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
             "scale it down, or cut it into parts."
         )

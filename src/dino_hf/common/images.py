@@ -1,4 +1,4 @@
-"""The one reading of an image file: training, evaluation, prediction and the doctor all see the same pixels."""
+"""Read image files. Training, evaluation, prediction and the doctor all read them here, so they see the same pixels."""
 
 import io
 import os
@@ -13,22 +13,29 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-# Formats that Pillow decodes by itself. For others, such as EPS and WMF, it starts programs or asks other libraries.
+# Formats that Pillow decodes itself. For others, such as EPS and WMF, it starts programs or calls other libraries.
 _WANTED_FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
 Image.init()
-# Pillow allocates images in blocks of 16 MiB, which glibc keeps after they are freed: 4 bytes per pixel in each thread and worker.
-# Blocks of more than 32 MiB go back to the system.
+# Pillow allocates images in blocks of 16 MiB. glibc keeps blocks of this size after they are freed, in each thread and worker, but
+# returns blocks of more than 32 MiB to the system.
 Image.core.set_block_size(2**26)
 FORMATS = tuple(name for name in _WANTED_FORMATS if name in Image.OPEN)  # this build of Pillow may lack some
 IMAGE_SUFFIXES = frozenset((
     ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pgm", ".png",
     ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
-MAX_PIXELS = 500_000_000  # of one image: 2 GB as Pillow holds RGB
+# Raw photos are not read, although Pillow opens some: they are TIFF files whose first page is a thumbnail.
+RAW_SUFFIXES = frozenset((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"))
+UNREAD_SUFFIXES = RAW_SUFFIXES | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl"}  # photos that cannot be read
+VIDEO_SUFFIXES = frozenset((
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
+))  # fmt: skip
+MAX_PIXELS = 500_000_000  # of one image; Pillow holds 4 bytes per RGB pixel, so 2 GB
 MAX_BYTES = 2**31  # of one file
-_STRIP_PIXELS = 2**22  # converted at once, so a large image is never copied as a whole
+_STRIP_PIXELS = 2**22  # pixels converted at once, so that a large image is never copied as a whole
 _WHITE = (255, 255, 255)
 _NO_MEMORY = "There is not enough memory to read it; scale it down, or end other programs."
 
@@ -53,7 +60,7 @@ class TooManyPixels(UnreadableImage):
 
 
 class UnknownRange(UnreadableImage):
-    """An image is intact, but it is unknown which of its values is white."""
+    """An image is intact, but it is unknown which value is white."""
 
 
 def read_image(origin: Path | str | bytes | BinaryIO | Image.Image) -> Image.Image:
@@ -90,7 +97,7 @@ def open_image(origin: Path | str | bytes | BinaryIO) -> Image.Image:
     with _pillow_limit():
         try:
             image = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError:  # its message shows the memory address of the bytes
+        except UnidentifiedImageError:  # its message has the memory address of the bytes
             raise UnreadableImage(_why_unknown(_head(file))) from None
         except (FileNotFoundError, PermissionError):
             raise
@@ -111,7 +118,7 @@ def check_file(path: Path | str) -> None:
     except ValueError:  # a name with a NUL
         raise FileNotFoundError(f"There is no file {str(path)!r}.") from None
     if not stat.S_ISREG(status.st_mode):
-        raise UnreadableImage("It is no regular file.")
+        raise UnreadableImage("It is not a regular file.")
     if status.st_size > MAX_BYTES:
         raise UnreadableImage(f"It is larger than {MAX_BYTES >> 30} GiB.")
 
@@ -191,7 +198,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         UnreadableImage: the image has no pixels; or its mode is F, or I with values beyond 16 bits, so white is unknown.
     """
     if 0 in image.size:
-        raise UnreadableImage(f"It is {image.width} x {image.height} pixels, so there is nothing to see.")
+        raise UnreadableImage(f"It is {image.width} x {image.height} pixels, so it has no content.")
     if image.mode == "F":
         raise UnknownRange(_unknown_range(image))
     convert = _to_8_bits if image.mode.startswith("I") else _composite if image.has_transparency_data else _plain
@@ -233,7 +240,7 @@ def _unknown_range(image: Image.Image) -> str:
 
 
 class DecodingRoom:
-    """Limits how many images threads decode at once. An image that alone needs more than the limit waits for all others.
+    """Limits the memory of images that threads decode at once. An image that needs more than the limit is decoded alone.
 
     Args:
         num_bytes: limit for all images together.
@@ -259,9 +266,10 @@ class DecodingRoom:
 
 
 class _QuietLimit(int):
-    """A limit of pixels for Pillow, which raises an error above twice the limit, and would warn above the limit.
+    """A limit of pixels for Pillow that never causes a warning.
 
-    We raise our own error there. This number makes Pillow's comparison for the warning, `pixels > limit`, false.
+    Pillow warns above the limit and raises an error above twice the limit. We raise our own error above the limit, so the warning
+    is not needed. This number makes Pillow's comparison for the warning, `pixels > limit`, false.
     """
 
     def __lt__(self, pixels: int) -> bool:
@@ -325,10 +333,10 @@ def _why_unknown(head: bytes) -> str:
     if not head:
         return "It is empty."
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
-        return "It is a HEIC image, which is not read; convert it to JPEG."
+        return "It is a HEIC image, which cannot be read; convert it to JPEG."
     if head.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
-        return "It is PostScript (EPS), which only another program could draw; convert it to PNG."
-    return f"It is no image of a known format ({', '.join(FORMATS)}), or its beginning is damaged."
+        return "It is PostScript (EPS), which cannot be read; convert it to PNG."
+    return f"It is not an image of a known format ({', '.join(FORMATS)}), or its beginning is damaged."
 
 
 def _sentence(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How this package was installed, and the command that installs one of its extras."""
+"""The command that installs an extra of this package, from the place where the package came from."""
 
 import json
 import shlex
@@ -10,19 +10,19 @@ _NAME = "dino_hf"
 
 
 def install_command(extra: str) -> str:
-    """The pip command that adds an extra of pyproject.toml, from the same place as this package."""
+    """The pip command that installs an extra of pyproject.toml from the same place as this package."""
     return f"pip install {_source(extra)}"
 
 
 def missing(error: ImportError, package: str, purpose: str, extra: str) -> ImportError:
-    """An error that names the command to install `package`, if `error` says that it is missing; else `error` itself.
+    """An error with the command that installs `package`, if `error` says that it is missing. Else `error` itself.
 
     Args:
         purpose: the feature that needs the package, such as "ONNX files".
     """
     if (error.name or "").partition(".")[0] != package:
         return error
-    return ImportError(f"{package} is missing, which {purpose} need: {install_command(extra)}.", name=error.name)
+    return ImportError(f"{package} is not installed, but {purpose} need it: {install_command(extra)}.", name=error.name)
 
 
 def _source(extra: str) -> str:
@@ -43,7 +43,7 @@ def _source(extra: str) -> str:
 
 
 def _direct_url() -> dict:
-    """The origin that pip recorded, if this package did not come from a package index; else empty."""
+    """The origin that pip recorded. Empty if this package came from a package index."""
     try:
         content = json.loads(distribution(_NAME).read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Outputs of commands: one policy for existing files and folders, and atomic replacement.
+"""Write outputs of commands: check that they may be written, write them beside their place, then rename them.
 
-The policy: an output that exists is refused unless the user asked for it to be replaced (`--overwrite`). Then only files that an
-earlier run wrote are replaced. Nothing is written or deleted through a link below the folder, or outside of it.
+An output that exists is refused unless the user wants to replace it (`--overwrite`). Then only files that an earlier run wrote are
+replaced. Nothing is written or deleted outside of the folder, or through a link in it.
 """
 
 import hashlib
@@ -27,20 +27,21 @@ logger = logging.getLogger(__name__)
 MANIFEST = ".dino_hf_files.json"
 _REPLACED = ".old"  # in a scratch folder: the earlier folder that is being replaced
 _LARGEST_MANIFEST = 2**24  # bytes
-_FOREIGN_AGE = 24 * 3600  # seconds without a change after which a scratch file of another machine is a leftover
-_LONGEST_STEM = 40  # characters of a name that its scratch file keeps; file systems take 255 bytes
+_FOREIGN_AGE = 24 * 3600  # seconds; a scratch file of another machine that is older is a leftover
+_LONGEST_STEM = 40  # characters of a name that its scratch file keeps; file systems allow 255 bytes
 
 
-# -- may it be written?
+# -- checks before the work
 
 
 def check_output_file(path: Path, overwrite: bool) -> None:
     """Check, before the work, that a file can be written.
 
     Args:
-        overwrite: an existing file may be replaced. A link is replaced itself; its target is not touched.
+        overwrite: an existing file may be replaced. A link is replaced; its target is not changed.
     Raises:
-        OSError: a folder has this name, or its folder cannot be written; FileExistsError: the file exists.
+        FileExistsError: the file exists and `overwrite` is False.
+        OSError: the path is a folder, or its folder cannot be written.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file in it.")
@@ -53,7 +54,7 @@ def check_output_folder(
     folder: Path,
     overwrite: bool,
     is_ours: Callable[[Path], bool],
-    what: str,
+    results: str,
     cure: str = "replace it with --overwrite",
     ignored: str = "",
 ) -> bool:
@@ -61,10 +62,10 @@ def check_output_folder(
 
     Args:
         overwrite: results of an earlier run may be replaced.
-        is_ours: whether the folder holds results of the same command.
-        what: name of these results in messages, such as "an evaluation".
-        cure: tells the user how to replace them.
-        ignored: name of a file that may be there, such as a lock.
+        is_ours: tells whether a folder holds results of the same command.
+        results: name of the results in messages, such as "an evaluation".
+        cure: tells the user how to replace the results.
+        ignored: name of a file that may be in the folder, such as a lock.
     Returns:
         whether the folder holds results of an earlier run.
     Raises:
@@ -75,28 +76,27 @@ def check_output_folder(
     if not folder.is_dir() or all(entry.name == ignored or is_leftover(entry) for entry in folder.iterdir()):
         return False
     if not is_ours(folder):
-        raise FileExistsError(f"{folder} has files that are not of {what}; choose a new or empty folder.")
+        raise FileExistsError(f"{folder} has files that are not of {results}; choose a new or empty folder.")
     if not overwrite:
-        raise FileExistsError(f"{folder} has {what} in it; choose another folder, or {cure}.")
+        raise FileExistsError(f"{folder} has {results} in it; choose another folder, or {cure}.")
     return True
 
 
 def check_writable(folder: Path) -> None:
-    """Raises OSError if a folder that exists, or the nearest one above it, is a file or cannot be written."""
+    """Raise OSError if a folder, or the nearest existing folder above it, is a file or cannot be written."""
     nearest = next((place for place in (folder, *folder.absolute().parents) if os.path.lexists(place)), Path("/"))
     if not nearest.is_dir():
         raise FileExistsError(f"{nearest} is not a folder; choose another place for the results.")
     try:
-        tempfile.TemporaryFile(
-            dir=nearest
-        ).close()  # permissions are not enough: a file system may be read-only or full
+        # Permissions do not show whether the file system is read-only or full.
+        tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         raise type(error)(
             f"{folder} cannot be written ({error.strerror}); choose another place for the results."
         ) from error
 
 
-# -- a list of what was written
+# -- a record of the written files
 
 
 def write_manifest(folder: Path, command: str, names: Iterable[str]) -> None:
@@ -106,7 +106,7 @@ def write_manifest(folder: Path, command: str, names: Iterable[str]) -> None:
 
 
 def read_manifest(folder: Path, command: str) -> list[str] | None:
-    """The names that `write_manifest` recorded for this command. None: there is no readable record."""
+    """The file names that `write_manifest` recorded for this command. None: there is no readable record."""
     path = folder / MANIFEST
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST_MANIFEST:
@@ -118,7 +118,7 @@ def read_manifest(folder: Path, command: str) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-# -- beside first, then renamed
+# -- write beside, then rename
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     scratch = _scratch(path)
-    if os.path.lexists(scratch / _REPLACED):  # kept after an error in this process
+    if os.path.lexists(scratch / _REPLACED):  # left by an earlier error in this process
         _remove_scratch(scratch)
     scratch.mkdir()
     try:
@@ -170,8 +170,8 @@ def new_scratch(path: Path) -> Path:
 def folder_beside(folder: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `folder`. At the end, it replaces `folder`.
 
-    An existing folder is moved away first and deleted last. If anything fails in between, it is put back. If that fails too, it
-    and the new folder are kept, and a note of the error names them. The caller must have checked that it may be replaced.
+    An existing folder is moved away first and deleted last. If replacing it fails, it is put back. If that fails too, both folders
+    are kept, and a note of the error names them. The caller must have checked that `folder` may be replaced.
     """
     folder = folder.absolute()
     with scratch_folder(folder) as scratch:
@@ -192,15 +192,15 @@ def folder_beside(folder: Path) -> Iterator[Path]:
 
 
 def _take_back(folder: Path, old: Path, error: BaseException) -> None:
-    """Put back a folder that was moved away before an error, or say in a note of the error where it is."""
+    """Put back a folder that was moved away before an error. If this fails, add a note with its place to the error."""
     if not os.path.lexists(old) or os.path.lexists(folder):
         return
     try:
         old.rename(folder)
     except OSError:
         error.add_note(
-            f"The earlier {folder} is kept as {old}, and the new one as {old.with_name(folder.name)}; move the one that you "
-            "want. Otherwise, the next command that writes there puts the earlier one back."
+            f"The earlier {folder} is kept as {old}, and the new folder as {old.with_name(folder.name)}; move the folder that you "
+            "want to keep. Otherwise, the next command that writes there puts the earlier folder back."
         )
 
 
@@ -210,7 +210,7 @@ def remove_leftovers(folder: Path) -> None:
         for entry in list(entries):
             if not is_leftover(Path(entry)):
                 continue
-            with suppress(OSError):  # this one stays, and the others are still deleted
+            with suppress(OSError):  # go on with the other leftovers
                 if entry.is_dir(follow_symlinks=False):
                     _remove_scratch(Path(entry))
                 else:
@@ -218,10 +218,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove_scratch(scratch: Path) -> None:
-    """Delete a scratch folder. If it has the only copy of a folder that was not replaced after all, that is put back first.
+    """Delete a scratch folder. If it holds a folder that was moved away but not replaced, that folder is put back first.
 
     Raises:
-        OSError: it cannot be put back. Nothing was deleted.
+        OSError: the folder cannot be put back. Nothing was deleted.
     """
     old = scratch / _REPLACED
     new = next((entry for entry in scratch.iterdir() if entry.name != _REPLACED), None)
@@ -230,13 +230,13 @@ def _remove_scratch(scratch: Path) -> None:
         place = next(place for place in places if not os.path.lexists(place))
         old.rename(place)
         if place.name != new.name:
-            logger.warning("A folder that a stopped command had moved away is put back as %s.", place)
+            logger.warning("A stopped command had moved a folder away. It is put back as %s.", place)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
 @cache
 def _remove_leftovers_once(folder: str) -> None:
-    """As `remove_leftovers`, once in each process: listing a folder for each of 100,000 files would take hours."""
+    """Like `remove_leftovers`, but once per process: listing a folder again for each of 100,000 files would take hours."""
     remove_leftovers(Path(folder))
 
 
@@ -290,8 +290,8 @@ def machine_mark() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process started. It distinguishes processes that had the same number. None: no process has this number."""
-    with suppress(OSError, IndexError):  # in ticks since the machine started: setting the clock does not change it
+    """When a process started. It distinguishes processes with the same number. None: no process has this number."""
+    with suppress(OSError, IndexError):  # in ticks since the machine started, so setting the clock does not change it
         return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     try:
         return f"{psutil.Process(process).create_time() * 100:.0f}"

@@ -1,4 +1,4 @@
-"""Random numbers that do not change the generators of the caller."""
+"""Draw random numbers without changing the generators of the caller."""
 
 from contextlib import AbstractContextManager
 
@@ -6,10 +6,9 @@ import torch
 
 
 def forked_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    """Within the block, draws and seeds do not change the generators of CPU and device, which continue afterwards as before it.
+    """After the context, the random generators of CPU and device continue as if nothing was drawn or seeded inside.
 
     Args:
-        device: of any type. `torch.random.fork_rng` alone takes the device for one of CUDA in older versions, and
-            `torch.manual_seed` seeds all accelerators.
+        device: of any type. In older versions of torch, `fork_rng` needs the type, or it assumes CUDA.
     """
     return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)

@@ -1,7 +1,7 @@
-"""Reading untrusted files: only regular files are opened, sizes and depths are bounded, and walks end.
+"""Read untrusted files: only regular files are opened, sizes and depths are bounded, and walks end.
 
-A folder from the internet may hold pipes (reading them waits forever), devices such as /dev/zero (reading them never ends), links
-to private files or to parent folders, and texts made to fill the memory of the reader.
+A folder from the internet may hold pipes (reading waits forever), devices such as /dev/zero (reading never ends), links to private
+files or to parent folders, and texts that fill the memory.
 """
 
 import codecs
@@ -21,24 +21,24 @@ from .values import short_repr
 MIB = 2**20
 LARGEST_TEXT = 64 * MIB  # bytes of a list of images, a label file or an xml
 LARGEST_YAML = MIB  # a list of 40,000 class names; PyYAML takes seconds for a megabyte
-LARGEST_JSON = 16 * 1024 * MIB  # the largest published COCO jsons have about 6 GiB
+LARGEST_JSON = 16 * 1024 * MIB  # the largest published COCO files have about 6 GiB
 LARGEST_SETTINGS = 256 * MIB  # bytes of a json in a model folder; a large index of weights has a few MiB
-DEEPEST_SETTINGS = 100  # levels of lists and objects in one; transformers copies settings by recursion
+DEEPEST_SETTINGS = 100  # levels of lists and objects; transformers copies settings by recursion
 DEEPEST_YAML = 50  # levels of lists and mappings
-LARGEST_YAML_CONTENT = 200_000  # values, counted again for each alias
-EVERYWHERE = ("/",)  # as the roots of paths: any place
+LARGEST_YAML_CONTENT = 200_000  # values; the values of an alias count each time
+EVERYWHERE = ("/",)  # value of `roots` that allows any place
 _READ_AT_ONCE = 2**24
 
 
 class OutsideError(OSError):
-    """A path leads out of the folder that files may be read from."""
+    """A path leads out of the folders that may be read."""
 
 
-# -- is it a file?
+# -- files and folders
 
 
 def is_regular(path: str | os.PathLike) -> bool:
-    """Whether a path is a regular file, or a link to one: no folder, pipe, device or socket. Never raises."""
+    """Whether a path is a regular file or a link to a regular file, not a folder, pipe, device or socket. Never raises."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):  # ValueError: a NUL or half a surrogate pair in the name
@@ -46,7 +46,7 @@ def is_regular(path: str | os.PathLike) -> bool:
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    """Whether a path is a folder, or a link to one. Never raises."""
+    """Whether a path is a folder or a link to a folder. Never raises."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -54,7 +54,7 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file for reading bytes. It never waits for a pipe or a device.
+    """Open a regular file for reading bytes, without waiting for a pipe or a device.
 
     Raises:
         OSError: the file does not exist, or is not a regular file.
@@ -67,7 +67,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     try:
-        _check_mode(path, os.fstat(file.fileno()).st_mode)  # the file may have been replaced since
+        _check_mode(path, os.fstat(file.fileno()).st_mode)  # the file may have been replaced after the first check
     except OSError:
         file.close()
         raise
@@ -93,13 +93,13 @@ def read_bytes(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > largest:
-            raise OSError(f"{path} has {size:,} bytes, more than the {largest:,} that are read of such a file.")
-        parts, left = [], largest + 1  # system files, as in /proc, can hold more than their size says
+            raise OSError(f"{path} has {size:,} bytes, more than the limit of {largest:,} for this kind of file.")
+        parts, left = [], largest + 1  # files in /proc can hold more than their size states
         while left > 0 and (part := file.read(min(left, _READ_AT_ONCE))):
             parts.append(part)
             left -= len(part)
     if left <= 0:
-        raise OSError(f"{path} has more than the {largest:,} bytes that are read of such a file.")
+        raise OSError(f"{path} has more bytes than the limit of {largest:,} for this kind of file.")
     return b"".join(parts)
 
 
@@ -107,7 +107,8 @@ def read_text(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> str:
     """Text of a UTF-8 file, without a byte order mark and with "\\n" as the end of lines.
 
     Raises:
-        OSError: as `read_bytes`; ValueError: it is in another encoding.
+        OSError: see `read_bytes`.
+        ValueError: it is in another encoding.
     """
     try:
         return read_bytes(path, largest).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -116,18 +117,18 @@ def read_text(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> str:
 
 
 def read_lines(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> list[str]:
-    """Non-blank lines of a file, stripped of white space. Raises like `read_text`."""
+    """The lines of a file that are not blank, stripped of white space. Errors: see `read_text`."""
     return [line.strip() for line in read_text(path, largest).splitlines() if line.strip()]
 
 
-# -- is it inside?
+# -- folders and links
 
 
 def is_below(path: str | os.PathLike, roots: tuple[str, ...]) -> bool:
-    """Whether a path, with all links followed, lies in one of some folders.
+    """Whether a path is in one of the folders `roots`, after all links are followed.
 
     Args:
-        roots: as `os.path.realpath` gives them, or EVERYWHERE.
+        roots: folders, as `os.path.realpath` returns them, or EVERYWHERE.
     """
     try:
         real = os.path.realpath(path)
@@ -148,11 +149,11 @@ def walk_files(
     lead to it. Depth is not limited.
 
     Args:
-        suffixes: wanted suffixes, in lower case. None: all.
-        roots: files and folders outside of these are skipped, see `is_below`.
-        outside: list that receives the links that lead outside and are skipped.
+        suffixes: wanted suffixes, in lower case. None: all files.
+        roots: files and folders outside of these folders are skipped; see `is_below`.
+        outside: a list to which skipped links are appended.
     Raises:
-        OSError: a folder cannot be listed, so its files would be missing.
+        OSError: a folder cannot be listed.
     """
     seen, links, outside = set(), [], [] if outside is None else outside
     waiting = [folder]
@@ -187,12 +188,12 @@ def walk_files(
         waiting += reversed(folders)
 
 
-# -- texts with structure
+# -- json and yaml
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Pause garbage collection. While millions of values are created, Python would search them for garbage again and again."""
+    """Pause garbage collection. Python would search millions of new values for garbage again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -203,11 +204,13 @@ def _no_collection() -> Iterator[None]:
 
 
 def parse_json(content: bytes | str, name: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
-    """
+    """Values of a json text.
+
     Args:
-        name: of the text, in messages.
+        name: name of the text in messages.
+        object_hook: see `json.loads`.
     Raises:
-        ValueError: it is broken, or nested too deeply.
+        ValueError: the text is damaged, or nested too deeply.
     """
     try:
         with _no_collection():
@@ -221,7 +224,7 @@ def parse_json(content: bytes | str, name: str, object_hook: Callable[[dict], An
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON, object_hook: Callable[[dict], Any] | None = None) -> Any:
-    """Content of a json. Raises OSError as `read_bytes`, ValueError as `parse_json`."""
+    """Content of a json file. Errors: see `read_bytes` and `parse_json`."""
     with open_regular(path) as file:
         head = file.read(4096)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -229,13 +232,13 @@ def read_json(path: Path, largest: int = LARGEST_JSON, object_hook: Callable[[di
     start = head.decode("utf-8-sig", "replace").lstrip()
     if not start and len(head) < 4096:
         raise ValueError(f"{path} is empty; it should be a json.")
-    if start and start[0] not in '{["-0123456789tfn':  # before gigabytes are read
+    if start and start[0] not in '{["-0123456789tfn':  # refuse it before reading gigabytes
         raise ValueError(f"{path} is not valid json: it starts with {start[:1]!r}.")
     return parse_json(read_bytes(path, largest), str(path), object_hook)
 
 
 def check_depth(content: Any, deepest: int, name: str) -> None:
-    """Raise ValueError if lists and objects are nested more than `deepest` levels deep. `name` is for the message."""
+    """Raise ValueError if lists and objects are nested more than `deepest` levels. `name` names the text in the message."""
     level, depth = [content], 0
     while level := [value for value in level if isinstance(value, dict | list)]:
         level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
@@ -245,10 +248,11 @@ def check_depth(content: Any, deepest: int, name: str) -> None:
 
 
 def read_settings(path: Path) -> Any:
-    """Content of a json with settings or a record, such as config.json. Its size and depth are bounded.
+    """Content of a json file with settings or a record, such as config.json. Its size and depth are bounded.
 
     Raises:
-        OSError: as `read_bytes`; ValueError: it is broken, or nested too deeply.
+        OSError: see `read_bytes`.
+        ValueError: the file is damaged, or nested too deeply.
     """
     content = read_json(path, LARGEST_SETTINGS)
     check_depth(content, DEEPEST_SETTINGS, str(path))
@@ -256,10 +260,10 @@ def read_settings(path: Path) -> Any:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Check each json of a model folder before transformers reads it: deep nesting would exhaust Python's stack there.
+    """Check each json file of a model folder before transformers reads it. Deep nesting would exhaust Python's stack there.
 
     Raises:
-        ValueError, OSError: as `read_settings`; or a configuration is no object.
+        ValueError, OSError: see `read_settings`; also if a configuration is not an object.
     """
     for path in sorted(folder.glob("*.json")):
         content = read_settings(path)
@@ -275,7 +279,7 @@ class _BoundedLoader(yaml.BaseLoader):
     def __init__(self, text: str):
         super().__init__(text)
         self.depth = 0
-        self.sizes: dict[int, int] = {}  # id of a node that is complete -> values in it
+        self.sizes: dict[int, int] = {}  # id of a complete node -> number of values in it
 
     def compose_node(self, parent, index):
         is_alias = self.check_event(yaml.AliasEvent)
@@ -285,33 +289,30 @@ class _BoundedLoader(yaml.BaseLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         if is_alias and id(node) not in self.sizes:
-            raise yaml.YAMLError("an alias stands for something that it is in itself")
+            raise yaml.YAMLError("an alias contains itself")
         if not is_alias:
             parts = node.value if isinstance(node, yaml.SequenceNode) else ()
             if isinstance(node, yaml.MappingNode):
                 parts = [part for pair in node.value for part in pair]
             self.sizes[id(node)] = size = 1 + sum(self.sizes[id(part)] for part in parts)
             if max(size, len(self.sizes)) > LARGEST_YAML_CONTENT:
-                raise yaml.YAMLError(f"it has more than {LARGEST_YAML_CONTENT:,} values, counted with its aliases")
+                raise yaml.YAMLError(f"it has more than {LARGEST_YAML_CONTENT:,} values, with those of its aliases")
         return node
 
 
 def read_yaml(path: Path) -> Any:
-    """Content of a yaml. All values are strings, because a class may be called `no` or `007`.
+    """Content of a yaml file. All values are strings, because a class may be called `no` or `007`.
 
     Raises:
-        OSError: as `read_bytes`; ValueError: it is broken, nested too deeply, or its aliases multiply.
+        OSError: see `read_bytes`.
+        ValueError: the file is damaged, nested too deeply, or too large after its aliases are expanded.
     """
     return parse_yaml(read_text(path, LARGEST_YAML), str(path))
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """As `read_yaml`, for a text. `name` is for messages."""
+    """Like `read_yaml`, for a text. `name` names the text in messages."""
     try:
         return _BoundedLoader(text).get_single_data()
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-    ) as error:  # the last two: keys and values that PyYAML cannot construct
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # PyYAML raises the last two for some keys and values
         raise ValueError(f"{name} is not valid yaml: {' '.join(str(error).split())}.") from error

@@ -1,6 +1,7 @@
-"""A small COCO-format data set that anyone can make: drawn scenes with the difficulties of real ones.
+"""Draw a small data set in COCO format, and make the configuration of a small model for it.
 
-Textured backgrounds, shapes of any colour and size that cover each other, category ids with gaps, crowds, empty images.
+The scenes have the difficulties of photographs: textured backgrounds, shapes of any colour and size that cover each other, category
+ids with gaps, crowds, and images without objects.
 """
 
 import json
@@ -14,20 +15,20 @@ from PIL import Image, ImageDraw
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 
-# The folder that `dino_hf.train` and its command take for the model: a configuration without weights.
+# Name of the folder with a configuration without weights. `dino_hf.train` and its command accept it as the model.
 UNTRAINED = "untrained"
 CATEGORIES = {3: "disc", 7: "box", 12: "triangle", 21: "star", 40: "ring"}
-_OVERSAMPLE = 2  # drawn larger and scaled down, for smooth edges
+_OVERSAMPLE = 2  # shapes are drawn larger and scaled down, for smooth edges
 _MAX_OBJECTS = 4
 
 
 def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
-    """Draw images and write `annotations.json` beside them. The same arguments always give the same files.
+    """Draw images and write `annotations.json` beside them. The same arguments give the same files.
 
     Args:
-        folder: new folder for the images and the json.
+        folder: new folder for the images and the annotations.
     Returns:
-        path of the json.
+        path of the annotations.
     """
     folder.mkdir(parents=True)
 
@@ -37,7 +38,7 @@ def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
         picture.save(folder / file_name, compress_level=1)
         return {"id": image_id, "file_name": file_name, "width": picture.width, "height": picture.height}, objects
 
-    with ThreadPoolExecutor(2) as pool:  # noise and compression, most of the work, let other threads run
+    with ThreadPoolExecutor(2) as pool:  # noise and compression, which take most time, run in parallel
         drawn = list(pool.map(draw, range(1, num_images + 1)))
     images, annotations = [image for image, _ in drawn], []
     for image_id, (_, objects) in enumerate(drawn, start=1):
@@ -54,14 +55,14 @@ def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
-    """One picture, 88 to 120 pixels wide and high, and its annotations without ids.
+    """Draw a picture, 88 to 120 pixels wide and high, and return it with its annotations, which have no ids.
 
-    One in ten is empty; the others hold 1 to 4 objects, 14 to 64 pixels large, of which some are covered by others: what is
-    annotated is the part in sight, if that is at least half. One in eight also has a crowd, annotated as one region.
+    One in ten pictures is empty. The others hold 1 to 4 objects of 14 to 64 pixels, which may cover each other. An object is
+    annotated by its visible part, if at least half of it is visible. One in eight pictures has a crowd, annotated as one region.
     """
     width, height = rng.integers(88, 121, size=2).tolist()
     canvas = _background(rng, width, height)
-    visible = np.zeros((height, width), dtype=np.int64)  # number of the object that is seen at each pixel
+    visible = np.zeros((height, width), dtype=np.int64)  # number of the visible object at each pixel
     drawn = []
 
     if rng.random() < 0.125:
@@ -99,7 +100,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """(h, w, 3) in [0, 1]: two colours mixed by smooth noise or stripes, and grain."""
+    """A background, (h, w, 3) in [0, 1]: two colours, mixed by smooth noise or stripes, and grain."""
     y, x = np.mgrid[:height, :width]
     if rng.random() < 0.5:
         cells = rng.random((rng.integers(3, 9), rng.integers(3, 9))).astype(np.float32)
@@ -114,7 +115,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Cover the canvas where `shape` is 1, in a random colour with a soft gradient; one that can be told from what it covers."""
+    """Cover the canvas where `shape` is 1, with a gradient of a random colour that differs from the covered part."""
     height, width = shape.shape
     covered = canvas[shape > 0.5].mean(0) if (shape > 0.5).any() else canvas.mean((0, 1))
     flat = rng.random(3)
@@ -137,7 +138,7 @@ def _shape_mask(
     stretch = rng.uniform(0.8, 1.25)
     half_width, half_height = half * math.sqrt(stretch), half / math.sqrt(stretch)
     cx, cy = x * _OVERSAMPLE, y * _OVERSAMPLE
-    turn = -math.pi / 2 + rng.normal(0, 0.3)  # things have an upside, and are seldom quite upright
+    turn = -math.pi / 2 + rng.normal(0, 0.3)  # objects have an upper side, and are rarely exactly upright
 
     def polygon(angles: list[float], radii: list[float]) -> list[tuple[float, float]]:
         return [
@@ -162,10 +163,13 @@ def _shape_mask(
 
 
 def small_config(**classes) -> DinoDetrConfig:
-    """A DINO that two CPU cores train in minutes: everything of the full model, narrower and shallower.
+    """Configuration of a small DINO that two CPU cores train in minutes. It has all parts of the full model.
 
-    Its backbone has no pretrained weights here, so it is a BiT (arXiv:1912.11370): group norm and weight standardisation train
-    from scratch with four images per step. The batch norms of a ResNet are frozen and need weights to start from.
+    The backbone is a BiT (arXiv:1912.11370), because it starts without pretrained weights: group norm and weight standardisation
+    can be trained from scratch with four images per step. A ResNet has frozen batch norms, which need pretrained weights.
+
+    Args:
+        classes: fields of the configuration about classes, such as `id2label`.
     """
     return DinoDetrConfig(
         backbone_config={
@@ -191,10 +195,13 @@ def small_config(**classes) -> DinoDetrConfig:
 
 
 def draw_data(folder: Path, num_train: int, num_validation: int, seed: int = 0) -> None:
-    """`train` and `validation` in COCO format, and `untrained`, the configuration and image processor of a small model."""
+    """Write `train` and `validation` in COCO format, and `untrained`: configuration and image processor of a small model."""
     make_scenes(folder / "train", num_train, seed=seed)
     make_scenes(folder / "validation", num_validation, seed=seed + 1)
     ids = sorted(CATEGORIES)
-    classes = {"id2label": {index: CATEGORIES[one] for index, one in enumerate(ids)}, "category_ids": ids}
+    classes = {
+        "id2label": {index: CATEGORIES[category_id] for index, category_id in enumerate(ids)},
+        "category_ids": ids,
+    }
     small_config(**classes).save_pretrained(folder / UNTRAINED)
     DinoDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 120}).save_pretrained(folder / UNTRAINED)

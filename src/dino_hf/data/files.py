@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..common import regular_files
+from ..common import images, regular_files
 from ..common.regular_files import EVERYWHERE, OutsideError, is_below, is_regular, walk_files
 from ..common.values import short_repr
 from .raw import Problem, RawDataset, RawSplit
 
 # Pictures and films that are not read; a data set that has them should not lose them in silence.
-UNREAD_SUFFIXES = {
-    *(".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".dng", ".cr2", ".nef", ".arw", ".raw", ".exr", ".hdr", ".dcm"),
-    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".m2ts"),
-}
+_UNREAD = images.UNREAD_SUFFIXES | images.VIDEO_SUFFIXES | {".svg", ".eps", ".psd", ".raw", ".exr", ".hdr", ".dcm"}
 
 
 class DataFolder:
@@ -89,7 +86,7 @@ class DataFolder:
 
 def unread_note(folder: Path, files: DataFolder) -> list[str]:
     """A note, if a folder has pictures or films of kinds that are not read."""
-    found = list(files.files(folder, UNREAD_SUFFIXES))
+    found = list(files.files(folder, _UNREAD))
     if not found:
         return []
     kinds = ", ".join(sorted({path.suffix.lower() for path in found}))

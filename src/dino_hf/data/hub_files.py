@@ -25,6 +25,7 @@ from ..common.regular_files import (
     parse_yaml,
     read_bytes,
 )
+from ..common.text import abbreviate
 from ..common.values import short_repr
 from .file_names import SplitNames, split_in
 from .files import DataFolder, is_saved_dataset
@@ -56,12 +57,12 @@ def load_files(paths: list[Path]) -> Dataset:
     try:
         return datasets.load_dataset(kind, data_files=[str(path) for path in paths], split="train")
     except Exception as error:  # of many libraries
-        text = one_line(error)
+        text = _sentence(error)
         raise ValueError(f"{paths[0]} cannot be read as a data set, {type(error).__name__}: {text}") from error
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") + "."
+def _sentence(error: Exception) -> str:
+    return abbreviate(str(error), 300).rstrip(".…") + "."
 
 
 def _check_lines(path: Path) -> None:
@@ -137,7 +138,7 @@ def _kind(path: Path) -> tuple:
                 line = parse_json(file.readline(2**26) or b"{}", f"{path}, line 1,")
             columns = list(line) if isinstance(line, dict) else []
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a data set, {type(error).__name__}: {one_line(error)}") from error
+        raise ValueError(f"{path} cannot be read as a data set, {type(error).__name__}: {_sentence(error)}") from error
     return kind, tuple(sorted(columns)), path.parent
 
 
@@ -234,7 +235,9 @@ def _load_saved(folder: Path, files: DataFolder) -> Dataset | DatasetDict:
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # of many libraries
-        raise ValueError(f"{folder} cannot be read as a data set, {type(error).__name__}: {one_line(error)}") from error
+        raise ValueError(
+            f"{folder} cannot be read as a data set, {type(error).__name__}: {_sentence(error)}"
+        ) from error
 
 
 def _listed(content, field: str) -> list:
@@ -258,7 +261,7 @@ def _load_from_hub(name: str) -> DatasetDict:
             ) from error
         raise OSError(
             f"There is no file or folder {name}, and as a data set of the Hub it cannot be loaded, {type(error).__name__}: "
-            f"{one_line(error)} Correct the path or id, or load it with datasets.load_dataset and pass the result."
+            f"{_sentence(error)} Correct the path or id, or load it with datasets.load_dataset and pass the result."
         ) from error
 
 

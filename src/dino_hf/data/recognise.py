@@ -8,6 +8,7 @@ from pathlib import Path
 from ..common.images import IMAGE_SUFFIXES
 from ..common.paths import expand_home
 from ..common.regular_files import is_folder, open_regular
+from ..common.text import list_some
 from ..common.values import short_repr
 from .coco_format import read_coco, read_json
 from .files import DataFolder, is_saved_dataset, unread_note
@@ -98,9 +99,10 @@ def _read_folder(folder: Path, box_format: str | None, allow_outside: bool) -> R
         if reason := explain(folder, files):
             raise ValueError(f"{folder} cannot be read as a data set: {reason}")
     found = sorted(path.name for path in folder.iterdir())
-    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} others" if len(found) > 8 else "")
     reasons = " ".join(["", *files.notes(), *unread_note(folder, files)])
-    raise ValueError(f"{folder} is no data set: looked for {_LOOKED_FOR}; there is {shown or 'nothing'}.{reasons}")
+    raise ValueError(
+        f"{folder} is no data set: looked for {_LOOKED_FOR}; there is {list_some(found, 8) or 'nothing'}.{reasons}"
+    )
 
 
 def find_yaml(source: Path, files: DataFolder | None = None) -> Path | None:

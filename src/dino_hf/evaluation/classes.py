@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.class_names import NO_CLASS, match_names
-from ..common.text import shorten
+from ..common.text import list_some, shorten
 from ..data.rows import CocoData
 
 _LONGEST_NAME = 60  # characters of a name in a sentence
@@ -71,6 +71,5 @@ def map_classes(
     return ClassMap(matched, unknown, notes)
 
 
-def _some(names: list[str], shown: int = 5) -> str:
-    listed = ", ".join(repr(shorten(name, _LONGEST_NAME)) for name in names[:shown])
-    return listed + (f" and {len(names) - shown} more" if len(names) > shown else "")
+def _some(names: list[str]) -> str:
+    return list_some([repr(shorten(name, _LONGEST_NAME)) for name in names], 5)

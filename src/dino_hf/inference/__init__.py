@@ -1,4 +1,4 @@
-"""Detections of any detector in images, folders, addresses, videos."""
+"""Run any detector of transformers on images, folders, addresses, videos and cameras."""
 
 from .pictures import draw_detections
 from .predict import Prediction, predict

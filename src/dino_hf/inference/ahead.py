@@ -1,4 +1,4 @@
-"""Work done by threads before its result is requested."""
+"""Process items in threads before their results are requested."""
 
 import math
 import os
@@ -17,11 +17,11 @@ def map_ahead(
     cost: Callable[[object], float] | None = None,
     budget: float = math.inf,
 ) -> Iterator[tuple]:
-    """Yield each item with its result, in order. The caller's thread reads `items`, as many items ahead as there are threads.
+    """Yield each item with its result, in order. The caller's thread reads `items`, at most `num_threads` items ahead.
 
     Args:
         cost: cost of an item, in the unit of `budget`, such as bytes.
-        budget: limit for the total cost of the items in work. An item that costs more is processed alone.
+        budget: limit for the total cost of the items in progress. An item that costs more is processed alone.
     """
     pool, pending = ThreadPoolExecutor(num_threads), deque()
     try:

@@ -13,16 +13,16 @@ from .predictor import Detections, Predictor, TooLarge, try_on_image
 from .tiling import Detect
 
 SCALES = (1.0, 0.8, 1.25)  # factors for the size of the image processor
-_SAME = 0.55  # IoU above which boxes are of one object, as in the paper on weighted boxes fusion
+_SAME = 0.55  # boxes with a higher IoU belong to one object, as in the paper on weighted boxes fusion
 
 
 def augmented_detectors(
     predictor: Predictor, batch_size: int, threshold: float, max_detections: int | None = None
 ) -> list[Detect]:
-    """The predictor at each scale. If its image processor gives all images one shape, only the original scale is used.
+    """The predictor at each scale of `SCALES`. If its image processor gives all images one shape, only the original scale is used.
 
-    Each view keeps detections below `threshold`, too. Those that are left out would change a fused score by at most a sixth of the
-    threshold.
+    Each view also keeps detections with a score below `threshold`, because fusion averages scores. Detections that are left out
+    would change a fused score by at most a sixth of the threshold.
     """
     scales = SCALES if predictor.can_scale else SCALES[:1]
     lowest = threshold / (2 * len(scales))
@@ -56,8 +56,11 @@ def detect_augmented(detectors: Sequence[Detect], threshold: float = 0.0) -> Det
 
 
 def share(items: Iterable, num: int) -> list[Iterator]:
-    """`num` iterators over the same items. An item is freed as soon as all iterators have passed it. `itertools.tee` would keep up
-    to 57 more items, which may be large images."""
+    """`num` iterators over the same items.
+
+    An item is freed as soon as all iterators have passed it. `itertools.tee` would keep up to 57 more items, which may be large
+    images.
+    """
     source, queues = iter(items), [deque() for _ in range(num)]
 
     def read(queue: deque) -> Iterator:
@@ -82,26 +85,26 @@ def _mirror(found: Detections, width: int) -> Detections:
 def fuse(answers: Sequence[Detections]) -> Detections:
     """Weighted boxes fusion (arXiv:1910.13302) of the detections in several views of one image. Each view has one vote.
 
-    A box belongs to an object of its class if it has an IoU above 0.55 with the box fused so far, the mean weighted by score. Two
-    boxes of the same view are two objects. The score is the sum over views divided by the number of views: an object found by half
-    of the views with score 0.8 has score 0.4.
+    A box joins an object of its class if its IoU with the fused box of the object is above 0.55. The fused box is the mean of the
+    object's boxes, weighted by score. Two boxes of the same view are never joined. The fused score is the sum over views divided
+    by the number of views: an object found by half of the views with score 0.8 has score 0.4.
     """
     boxes, scores, labels = (
         np.concatenate([getattr(answer, name) for answer in answers]) for name in ("boxes", "scores", "labels")
     )
     view = np.repeat(np.arange(len(answers)), [len(answer.scores) for answer in answers])
-    fused, classes = np.empty_like(boxes), np.empty_like(labels)  # (N, 4), (N,) of which the first `count` are used
+    fused, classes = np.empty_like(boxes), np.empty_like(labels)  # (N, 4), (N,); the first `count` rows are used
     sums, voted = np.zeros(len(boxes)), np.zeros((len(boxes), len(answers)), dtype=bool)
     count = 0
     for index in np.argsort(-scores, kind="stable"):
         same = overlap(boxes[index], fused[:count])
         same[(classes[:count] != labels[index]) | voted[:count, view[index]]] = 0
-        one = int(same.argmax()) if count and same.max() > _SAME else count
-        if one == count:
-            fused[one], classes[one] = boxes[index], labels[index]
+        place = int(same.argmax()) if count and same.max() > _SAME else count
+        if place == count:
+            fused[place], classes[place] = boxes[index], labels[index]
             count += 1
-        weight = scores[index] / max(sums[one] + scores[index], 1e-12)
-        fused[one] += weight * (boxes[index] - fused[one])
-        sums[one] += scores[index]
-        voted[one, view[index]] = True
+        weight = scores[index] / max(sums[place] + scores[index], 1e-12)
+        fused[place] += weight * (boxes[index] - fused[place])
+        sums[place] += scores[index]
+        voted[place, view[index]] = True
     return Detections.sorted(fused[:count], sums[:count] / len(answers), classes[:count])

@@ -1,10 +1,10 @@
-"""What tiles and test-time augmentation ask of boxes."""
+"""Overlap of boxes, for tiles and test-time augmentation."""
 
 import numpy as np
 
 
 def overlap(box: np.ndarray, boxes: np.ndarray, over_smaller: bool = False) -> np.ndarray:
-    """Intersection over union, or over the smaller of the two areas; 0 for boxes of no size.
+    """Intersection over union, or intersection over the smaller of the two areas. 0 for boxes without area.
 
     Args:
         box: (4,) or (N, 4) xyxy.

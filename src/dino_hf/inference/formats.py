@@ -1,4 +1,4 @@
-"""Formats of other tools."""
+"""Write detections in the formats of YOLO and COCO."""
 
 import json
 import tempfile
@@ -10,7 +10,11 @@ from .predictor import Detections
 
 
 def yolo_lines(detections: Detections, size: tuple[int, int]) -> str:
-    """A line "class x y width height score" for each detection; centre and size relative to the image, (width, height)."""
+    """A line "class x y width height score" for each detection. Centre and size are relative to the image.
+
+    Args:
+        size: (width, height) of the image in pixels.
+    """
     lines = []
     for (x0, y0, x1, y1), score, label in detections.rows():
         box = ((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1], (x1 - x0) / size[0], (y1 - y0) / size[1])
@@ -19,12 +23,13 @@ def yolo_lines(detections: Detections, size: tuple[int, int]) -> str:
 
 
 def write_coco(path: Path, records: Iterator[dict], categories: Mapping[int, tuple[int, str]]) -> None:
-    """One json of images, categories and annotations with scores, whole or not at all.
+    """Write a json of images, categories and annotations with scores. A half-written file is never left behind.
 
-    Record by record, for those of hours of video: the annotations first go to a file of their own.
+    Hours of video do not fit in memory as json, so records are written one by one. Annotations are first collected in a temporary
+    file.
 
     Args:
-        records: of the journal, one for each image or frame.
+        records: records of the journal, one for each image or frame.
         categories: class index -> original category id and name.
     """
     num_annotations = 0

@@ -1,24 +1,24 @@
 """The journal of a prediction: a json line with the settings, then a line for each image, frame and end of a video."""
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..common.paths import path_below
-from .sources import Source, printable
+from ..common.values import is_number
+from .sources import Source, replace_bad_bytes
 
 JOURNAL = "predictions.jsonl"
 MEMORY = "memory"
-_LONGEST_LINE = 2**25  # bytes; a record of 10,000 objects has about 2 million
+_LONGEST_LINE = 2**25  # bytes; a record of 10,000 objects has about 2 million bytes
 
 
 class Journal:
     """The readable lines of the journal in a folder. Damaged lines are skipped.
 
     Args:
-        folder: folder of results.
+        folder: folder with the results of `predict`.
     Attributes:
         settings: settings of the run. None: the first line is damaged or missing.
         num_records: number of readable lines after the first.
@@ -44,9 +44,11 @@ class Journal:
 
     @property
     def is_ours(self) -> bool:
+        """Whether the file is a journal of `predict`."""
         return self.settings is not None or self.num_records > 0 or self.is_empty
 
     def records(self, with_ends: bool = False) -> Iterator[dict]:
+        """Records of images and frames. With `with_ends`, also the records that mark the end of a video."""
         for content, _ in _lines(self.folder / JOURNAL):
             if _is_record(content, self.folder) and (with_ends or "end" not in content):
                 yield content
@@ -63,7 +65,7 @@ def _lines(path: Path) -> Iterator[tuple[object, bool]]:
                 line, is_short = rest, False
             try:
                 content = json.loads(line.decode("utf-8", errors="replace")) if is_short else None
-                if b"\\ud" in line.lower():  # half of a surrogate pair, which files of results cannot hold
+                if b"\\ud" in line.lower():  # half of a surrogate pair cannot be written to UTF-8 files
                     as_line(content).encode("utf-8")
             except (ValueError, RecursionError):
                 content = None
@@ -71,7 +73,7 @@ def _lines(path: Path) -> Iterator[tuple[object, bool]]:
 
 
 def _is_record(record, folder: Path) -> bool:
-    """Whether `PredictionFolder` can have written a line. It must name a file below the folder, because overwriting deletes it."""
+    """Whether `PredictionFolder` may have written a record. Its file must be below the folder, because overwriting deletes it."""
     if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("file", "origin")):
         return False
     try:
@@ -103,7 +105,7 @@ def _is_object(found) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)
+    return is_number(value) and abs(value) < 1e15
 
 
 def _is_count(value) -> bool:
@@ -116,10 +118,11 @@ def describe(source: Source) -> str:
         return f"camera {source.origin}"
     if not isinstance(source.origin, str | Path):
         return MEMORY
-    return printable(re.sub(r"//[^/@]*@", "//", str(source.origin)))
+    return replace_bad_bytes(re.sub(r"//[^/@]*@", "//", str(source.origin)))
 
 
 def identity(record: dict) -> tuple[str, str]:
+    """Name and origin of the source of a record."""
     return record["file"], record["origin"]
 
 

@@ -1,4 +1,4 @@
-"""`predict`: detections for images, folders, videos and cameras, in memory and in a folder."""
+"""`predict`: detect objects in images, folders, videos and cameras. Results are returned, and saved in a folder if wanted."""
 
 import difflib
 import warnings
@@ -25,18 +25,19 @@ class Prediction(NamedTuple):
     """The N detections in one image or one frame of a video, highest score first."""
 
     name: str  # name of the source, relative to the common folder of all sources
-    origin: object  # the file, address, camera index or image in memory
+    origin: object  # file, address, camera index or image in memory
     frame: int | None  # number in the video, from 0
     time: float | None  # seconds since the beginning of the video
     image_size: tuple[int, int]  # (width, height)
     boxes: np.ndarray  # (N, 4) float64 (x0, y0, x1, y1) in pixels, inside the image
     scores: np.ndarray  # (N,) float64 in [0, 1]
     labels: np.ndarray  # (N,) int64 class index of the model
-    names: list[str]  # N
-    # N original category ids of the training annotations; class indices if the model has none
-    category_ids: list[int]
-    queries: np.ndarray | None = None  # (N,) int64 number of the query, with `all_scores`
-    class_scores: np.ndarray | None = None  # (N, K) float32 score of each class, with `all_scores`
+    names: list[str]  # N class names
+    category_ids: list[
+        int
+    ]  # N category ids of the training annotations; class indices if the model has no category ids
+    queries: np.ndarray | None = None  # (N,) int64 index of the query; only with `all_scores`
+    class_scores: np.ndarray | None = None  # (N, K) float32 score of each class; only with `all_scores`
 
     @property
     def detections(self) -> Detections:
@@ -80,9 +81,9 @@ def predict(
     Sources that cannot be read are left out with a warning.
 
     Args:
-        model: folder or id on the Hub of any model for object detection, the model itself, or a `Predictor`.
-        sources: one or several, see `find_sources`.
-        save: folder for results, see `PredictionFolder`.
+        model: folder or Hub id of any model for object detection, the model itself, or a `Predictor`.
+        sources: one source or several; see `find_sources`.
+        save: folder for results; see `PredictionFolder`.
         formats: some of "images", "coco", "csv", "yolo".
         overwrite: replace an earlier prediction in the folder.
         resume: keep an earlier prediction in the folder, and predict the missing sources.
@@ -93,9 +94,10 @@ def predict(
         all_scores: also return the query and all class scores of each detection, and save them in predictions.jsonl. For DINO
             detectors, without tiles and tta.
         classes: names or original category ids of the wanted classes. None: all.
-        tiles: side or (width, height) in pixels. Larger images are cut into tiles of this size, see `detect_tiled`. None: no tiles.
-        tile_overlap: overlap of neighbouring tiles, as a part of their side.
-        tta: fuse the detections in each image and its mirror image at three sizes, see `fuse`. It takes 6 times as long.
+        tiles: side or (width, height) in pixels. Larger images are cut into tiles of this size; see `detect_tiled`. None: no tiles.
+        tile_overlap: overlap of neighbouring tiles, relative to their side, in [0, 0.9].
+        tta: test-time augmentation. Detect in each image and its mirror image at three sizes; see `fuse`. It takes 6 times as
+            long.
         every: use every N-th frame of a video.
         max_frames: use at most this many frames of each video.
         batch_size, image_processor, device, dtype: see `Predictor`.
@@ -105,7 +107,8 @@ def predict(
     Returns:
         the predictions in the order of the sources: a list, or with `stream` an iterator. With `resume`, only the new ones.
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: an argument is wrong; ValueError also if nothing could be read.
+        FileNotFoundError, FileExistsError, ValueError: an argument is wrong.
+        ValueError: none of the sources could be read.
     """
     check_threshold(threshold)
     for name, value in (class_thresholds or {}).items():
@@ -114,11 +117,11 @@ def predict(
     check_overlap(tile_overlap)
     check_max_detections(max_detections)
     if all_scores and (tiles is not None or tta):
-        raise ValueError("all_scores cannot be had with tiles or tta, which join the boxes of several queries.")
+        raise ValueError("all_scores cannot be used with tiles or tta, because they join the boxes of several queries.")
     if save is None and (overwrite or resume):
         name = "overwrite" if overwrite else "resume"
         raise ValueError(
-            f"--{name} (in Python, {name}=True) is about the folder of results: name that folder by --save (in Python, save=...)."
+            f"--{name} (in Python, {name}=True) needs a folder of results: name it with --save (in Python, save=...)."
         )
     for name, value in (("batch_size", batch_size), ("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
@@ -165,9 +168,10 @@ def _run(
     on_failure: Callable[[Failure], None],
     limit: "_Limit",
 ) -> Iterator[Prediction]:
-    """
+    """Yield and save predictions, and report sources that cannot be read.
+
     Args:
-        thresholds: class index -> lowest score, for the classes that are wanted.
+        thresholds: class index -> lowest score, for the wanted classes.
     """
     num_predicted, first_failure = 0, None
     failed: set[str] = set()  # names of sources
@@ -175,7 +179,7 @@ def _run(
         for item, found in answers:
             if isinstance(item, Failure):
                 first_failure = first_failure or item
-                if item.source.name not in failed:  # many frames of a video may be too large
+                if item.source.name not in failed:  # many frames of a video may fail; report it once
                     on_failure(item)
                 failed.add(item.source.name)
             elif isinstance(item, End):
@@ -191,7 +195,9 @@ def _run(
                 yield prediction
     limit.warn()
     if first_failure and not num_predicted and not (folder and folder.has_finished):
-        raise ValueError(f"Nothing could be read; the first was {first_failure.source.name}: {first_failure.reason}")
+        raise ValueError(
+            f"Nothing could be read. The first source was {first_failure.source.name}: {first_failure.reason}"
+        )
 
 
 def _describe(picture: Picture, found: Detections, categories: Mapping[int, tuple[int, str]]) -> Prediction:
@@ -210,7 +216,7 @@ def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[in
     Args:
         categories: class index -> original category id and name.
     Raises:
-        ValueError: the model has no class of that name or id. The message names the closest.
+        ValueError: the model has no class of that name or id. The message names the closest classes.
     """
     found = set()
     for wanted in [classes] if isinstance(classes, str | int) else classes:
@@ -224,7 +230,7 @@ def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[in
             raise ValueError(f"The model has no class {str(wanted).strip()!r}; {listed:.300}.")
         found.update(indices)
     if not found:
-        raise ValueError("classes is empty; give names or category ids, or leave it out for all.")
+        raise ValueError("classes is empty; give names or category ids, or leave it out to use all classes.")
     return sorted(found)
 
 
@@ -283,6 +289,7 @@ def _make_detect(
 
 
 def _refuse(predictor: Predictor, items: Iterator[Picture | Failure | End]) -> Iterator[Picture | Failure | End]:
+    """Replace pictures that the predictor cannot use by failures."""
     for item in items:
         reason = predictor.refuses(item.image) if isinstance(item, Picture) else None
         yield item if reason is None else Failure(item.source, reason)
@@ -324,9 +331,12 @@ def _inside(found: Detections, size: tuple[int, int], thresholds: Mapping[int, f
 
 
 def _check_apart(sources: Sequence[Source], folder: Path) -> None:
+    """Refuse sources in the folder of results, which would be overwritten."""
     for source in sources:
         if isinstance(source.origin, Path) and folder in real_path(source.origin).parents:
-            raise ValueError(f"{source.origin} lies in {folder}, where the results go; choose another folder for them.")
+            raise ValueError(
+                f"{source.origin} is in {folder}, where the results are saved; choose another folder for the results."
+            )
 
 
 def _warn(failure: Failure) -> None:

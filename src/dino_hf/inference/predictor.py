@@ -1,4 +1,4 @@
-"""`Predictor`: runs any detector of transformers on images of any size and returns detections in pixels."""
+"""`Predictor`: run any detector of transformers on images of any size, and get detections in pixels."""
 
 import copy
 import inspect
@@ -21,7 +21,7 @@ from ..model.configuration_dino_detr import DinoDetrConfig
 from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
 
-TOP_K = 300  # as in the paper, and enough for COCO, which counts 100 of each class
+TOP_K = 300  # as in the paper; COCO evaluates 100 detections in an image
 _WINDOW = 8  # number of batches whose images may wait for others of their shape
 _WINDOW_BYTES = 2**29  # bytes of waiting images, original and resized
 _AHEAD_BYTES = 2**28  # bytes of images that threads resize at the same time
@@ -30,7 +30,7 @@ _AHEAD_BYTES = 2**28  # bytes of images that threads resize at the same time
 class Detections(NamedTuple):
     """Detections in one image, highest score first."""
 
-    boxes: np.ndarray  # (N, 4) float64 (x0, y0, x1, y1) in pixels of the original image; they may stick out of it
+    boxes: np.ndarray  # (N, 4) float64 (x0, y0, x1, y1) in pixels of the original image; boxes may extend beyond it
     scores: np.ndarray  # (N,) float64 in [0, 1]
     labels: np.ndarray  # (N,) int64 class index of the model
     queries: np.ndarray | None = None  # (N,) int64 index of the query of each detection; None: not requested
@@ -38,7 +38,7 @@ class Detections(NamedTuple):
 
     @classmethod
     def sorted(cls, boxes, scores, labels) -> "Detections":
-        """From arrays or lists in any order. Equal scores keep their order."""
+        """Detections from arrays or lists in any order. Equal scores keep their order."""
         scores = np.asarray(scores, dtype=np.float64).reshape(-1)
         order = np.argsort(-scores, kind="stable")
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -49,7 +49,7 @@ class Detections(NamedTuple):
         return Detections(*(None if values is None else values[mask] for values in self))
 
     def rows(self) -> list[tuple[list[float], float, int]]:
-        """Box, score and label of each, as Python numbers."""
+        """Box, score and label of each detection, as Python numbers."""
         return list(zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True))
 
     def __repr__(self) -> str:
@@ -58,7 +58,7 @@ class Detections(NamedTuple):
 
 
 class TooLarge(NamedTuple):
-    """Stands for an image that does not fit into memory, and for its detections."""
+    """Placeholder for an image that does not fit into memory, or for its detections."""
 
     reason: str  # one sentence
     width: int = 0
@@ -76,19 +76,19 @@ class _Prepared(NamedTuple):
 
 
 class Predictor:
-    """A detector with its image processor, on a device: images in, detections out.
+    """A detector with its image processor, on a device.
 
-    The detections of an image do not depend on its batch, except for rounding: batches hold images of one shape, so nothing is
-    padded. Padding would leak a little into the backbone's convolutions.
+    The detections in an image do not depend on the other images of its batch, except for rounding. A batch holds images of one
+    shape, so images are not padded: padding would change the features near the border.
 
     Args:
-        model: folder, id on the Hub, or a detector, which is put into evaluation mode.
+        model: folder, Hub id, or a detector. The detector is put into evaluation mode.
         image_processor: None: the image processor saved beside the model.
-        device: "cuda", "cuda:1", "mps", "cpu", ... None: the device of a given model; else CUDA or Apple's GPU if there is one.
+        device: "cuda", "cuda:1", "mps", "cpu", ... None: the device of a given model; else CUDA or Apple's GPU if available.
         dtype: "float32", "bfloat16", "float16" or a torch dtype. None: the dtype of a given model, or float32.
     Raises:
-        FileNotFoundError, ValueError: there is no such model, it is no detector, its files are broken or incomplete, or the
-            device is not there.
+        FileNotFoundError, ValueError: the model does not exist, is not a detector, or its files are damaged or incomplete; or
+            the device cannot be used.
     """
 
     _takes_limit, _num_queries = False, 0  # of the image processor and the model
@@ -108,8 +108,8 @@ class Predictor:
             if image_processor is None:
                 if not source:
                     raise ValueError(
-                        f"A {type(model).__name__} that was not loaded from a folder or the Hub comes without its image processor; "
-                        "give it as image_processor."
+                        f"This {type(model).__name__} was not loaded from a folder or the Hub, so its image processor is unknown; "
+                        "pass image_processor."
                     )
                 image_processor = load_image_processor(source)
         else:
@@ -121,7 +121,7 @@ class Predictor:
         self.image_processor = image_processor
         self.id2label: dict[int, str] = dict(model.config.id2label)
         self.category_ids: list[int] | None = getattr(model.config, "category_ids", None)
-        # By name, not class: a model that came with its own code has classes of its own.
+        # Compare names, not classes: a model that was loaded with the code of its repository has other classes.
         self._is_ours = model.config.model_type == DinoDetrConfig.model_type
         self._takes_mask = "pixel_mask" in inspect.signature(model.forward).parameters
         postprocess = inspect.signature(image_processor.post_process_object_detection).parameters
@@ -142,11 +142,11 @@ class Predictor:
 
     @property
     def can_scale(self) -> bool:
-        """Whether the image processor keeps the shape of images, so the model knows images of several sizes."""
+        """Whether the image processor keeps the aspect ratio of images, so the model can be used at several sizes."""
         return self._size.get("shortest_edge") is not None
 
     def at_scale(self, scale: float, num_others: int = 0) -> "Predictor":
-        """The same model on images resized to `scale` times the size of the image processor. It needs `can_scale`.
+        """A predictor that resizes images to `scale` times the size of the image processor. It needs `can_scale`.
 
         Args:
             num_others: number of other predictors that run at the same time and share the memory for waiting images.
@@ -160,7 +160,7 @@ class Predictor:
         return scaled
 
     def refuses(self, image: Image.Image) -> str | None:
-        """The reason why an image cannot be used, or None. Foreign image processors round a very short side to zero."""
+        """The reason why an image cannot be used, or None. Other image processors round a very short side to zero."""
         if self._is_ours or not self.can_scale:
             return None
         sides = get_size_with_aspect_ratio(
@@ -168,7 +168,9 @@ class Predictor:
         )
         if min(sides) > 0:
             return None
-        return f"It is {image.width} x {image.height} pixels: resized for the model, nothing would be left of its shorter side."
+        return (
+            f"It is {image.width} x {image.height} pixels: resized for the model, its shorter side would have no pixel."
+        )
 
     def __call__(
         self,
@@ -180,9 +182,9 @@ class Predictor:
         all_scores: bool = False,
         skip_too_large: bool = False,
     ) -> Iterator[Detections | TooLarge]:
-        """Detections of each image, in the order of `images`. Images are read when they are needed.
+        """Yield the detections of each image, in the order of `images`. Images are read when they are needed.
 
-        Images wait until there are `batch_size` of their shape, or `8 * batch_size` in all, or half a GiB of them.
+        Images wait until `batch_size` images have the same shape, or `8 * batch_size` images wait, or they take half a GiB.
 
         Args:
             images: images of any mode. Their EXIF orientation is not applied.
@@ -193,8 +195,8 @@ class Predictor:
             skip_too_large: yield a `TooLarge` for an image that does not fit into memory, instead of raising `DoesNotFit`.
         Raises:
             DoesNotFit: there is not enough memory for an image.
-            ValueError: a setting is out of range; an image cannot be used, see `refuses`; scores are not finite.
-            OSError: the range of the values of an image is unknown.
+            ValueError: a setting is out of range; an image cannot be used (see `refuses`); scores are not finite.
+            OSError: it is unknown which value of an image is white.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -202,8 +204,8 @@ class Predictor:
         check_max_detections(max_detections)
         if all_scores and not self._is_ours:
             raise ValueError(
-                f"all_scores is for DINO detectors; {self.name} is a {self._model_type}, whose image processor does "
-                "not tell which query a detection is of."
+                f"all_scores is for DINO detectors; {self.name} is a {self._model_type}, and its image processor does "
+                "not return the query of a detection."
             )
         settings = _Settings(threshold, self.limit(max_detections), all_scores)
         found = self._stream(images, batch_size, settings)
@@ -232,10 +234,10 @@ class Predictor:
         def is_full() -> bool:
             return len(sizes) >= _WINDOW * batch_size or sum(sizes.values()) > self._window_bytes
 
-        loaded = map(partial(try_on_image, _loaded), images)  # no generator expression, which would keep the last image
+        loaded = map(partial(try_on_image, _loaded), images)  # a generator expression would keep the last image
         ahead = map_ahead(partial(try_on_image, self._prepare), loaded, cost=num_bytes, budget=self._ahead_bytes)
         numbers_of_all = itertools.count()
-        for image, one in ahead:  # not by enumerate, which keeps the image while the next one is loaded
+        for image, one in ahead:  # enumerate would keep the image while the next one is loaded
             number = next(numbers_of_all)
             if isinstance(one, TooLarge):
                 done[number], sizes[number] = one, 0
@@ -260,7 +262,7 @@ class Predictor:
     def _prepare(self, image: Image.Image) -> _Prepared:
         """Prepare one image alone, so its pixels do not depend on other images."""
         if reason := self.refuses(image):
-            raise ValueError(f"An image cannot be predicted on. {reason}")
+            raise ValueError(f"An image cannot be used. {reason}")
         if image.mode != "RGB":
             image = to_rgb(image)
         settings = {"size": self._scaled_size} if self._scaled_size else {}
@@ -284,7 +286,7 @@ class Predictor:
         except (RuntimeError, MemoryError) as error:
             if not is_lack_of_memory(error):
                 raise
-            outputs = None  # retry after the handler, which keeps the tensors of this attempt alive
+            outputs = None  # retry outside of the handler, because it keeps the tensors of this attempt alive
         if outputs is None:
             if len(images) == 1:
                 height, width = images[0].pixel_values.shape[-2:]
@@ -301,7 +303,7 @@ class Predictor:
         if not outputs.logits.isfinite().all() or not outputs.pred_boxes.isfinite().all():
             raise ValueError(
                 f"{self.name} gives scores or boxes that are not finite in {str(self.model.dtype).removeprefix('torch.')}; use "
-                'dtype="float32" or "bfloat16", and if that does not help, the weights are damaged.'
+                'dtype="float32" or "bfloat16". If that does not help, the weights are damaged.'
             )
         sizes = torch.tensor([image.size for image in images])  # (B, 2)
         limit = {} if settings.limit is None else {"top_k": settings.limit}
@@ -321,7 +323,7 @@ class Predictor:
 
 class _Settings(NamedTuple):
     threshold: float
-    limit: int | None  # detections of an image
+    limit: int | None  # largest number of detections in an image
     all_scores: bool
 
 
@@ -329,13 +331,13 @@ def _with_scores(found: Detections, logits: Tensor, limit: int) -> Detections:
     """Add the query and all class scores of each detection.
 
     Args:
-        found: detections of the post-processing, which keeps the best `limit` pairs of query and class.
+        found: detections after post-processing, which keeps the `limit` pairs of query and class with the highest scores.
         logits: (Q, K)
     """
     best = logits.flatten().sigmoid().topk(min(limit, logits.numel())).indices[: len(found.scores)]  # (N,)
     queries, labels = (part.cpu().numpy() for part in (best // logits.shape[1], best % logits.shape[1]))
     if not np.array_equal(labels, found.labels):
-        raise RuntimeError("The image processor orders detections otherwise than by their scores.")
+        raise RuntimeError("The image processor does not sort detections by their scores.")
     return found._replace(queries=queries, class_scores=logits.sigmoid().cpu().numpy()[queries])
 
 
@@ -361,7 +363,7 @@ def _raise_too_large(answers: Iterator[Detections | TooLarge]) -> Iterator[Detec
 
 
 def num_bytes(image: Image.Image | TooLarge) -> int:
-    """Memory of a Pillow image: 1 or 4 bytes for a pixel with one band, 4 with several bands."""
+    """Memory of a Pillow image: a pixel takes 1 or 4 bytes in images with one band, and 4 bytes in other images."""
     if isinstance(image, TooLarge):
         return 0
     return image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4)
@@ -374,15 +376,17 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 
 def check_threshold(threshold: float, what: str = "threshold") -> None:
-    """
+    """Raise ValueError for a threshold that is not in [0, 1].
+
     Args:
         what: name of the setting in the message.
     """
-    if not 0 <= threshold <= 1:  # not nan either
+    if not 0 <= threshold <= 1:  # also refuses NaN
         percent = f" For {threshold:g} %, write {threshold / 100:g}." if 1 < threshold <= 100 else ""
-        raise ValueError(f"{what}={threshold} must be in [0, 1]: the lowest score that is wanted.{percent}")
+        raise ValueError(f"{what}={threshold} must be in [0, 1], as scores are.{percent}")
 
 
 def check_max_detections(max_detections: int | None) -> None:
+    """Raise ValueError for a limit below 1."""
     if max_detections is not None and max_detections < 1:
         raise ValueError(f"max_detections={max_detections} must be at least 1; leave it out for the default.")

@@ -1,4 +1,4 @@
-"""Sources of images: files, folders, patterns, addresses, videos, cameras and images in memory become upright RGB images."""
+"""Read upright RGB images from files, folders, patterns, addresses, videos, cameras and memory."""
 
 import glob
 import itertools
@@ -17,24 +17,23 @@ from PIL import Image
 from ..common.downloads import LARGEST_DOWNLOAD
 from ..common.free_memory import is_lack_of_memory
 from ..common.image_origins import read_image
-from ..common.images import IMAGE_SUFFIXES, open_image, other_frames
+from ..common.images import (
+    IMAGE_SUFFIXES,
+    RAW_SUFFIXES,
+    UNREAD_SUFFIXES,
+    VIDEO_SUFFIXES,
+    open_image,
+    other_frames,
+)
 from ..common.paths import expand_home
 from ..common.regular_files import is_regular
+from ..common.text import count_text
 from ..model.package_warning import DinoDetrWarning
 from .ahead import map_ahead
 from .videos import read_frames
 
-# fmt: off
-VIDEO_SUFFIXES = frozenset((
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
-    ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
-))
-# Photos in formats that are not read. They are skipped with a message.
-_RAW_SUFFIXES = frozenset((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"))
-_UNREAD_SUFFIXES = _RAW_SUFFIXES | {".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl"}
-# fmt: on
 _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-", b"<svg")
-_MOST_LOOKED_AT = 10_000  # files of a folder whose first bytes are checked
+_MOST_CHECKED = 10_000  # files of a folder whose first bytes are checked
 _LIVE = ("rtsp", "rtmp", "udp")
 _AHEAD_BYTES = 2**28  # bytes of images that threads decode at the same time
 
@@ -43,8 +42,7 @@ class Source(NamedTuple):
     """One picture, video or camera to read."""
 
     name: str  # unique name of its results, with "/", relative to the common folder of all sources
-    # a file, an address, a camera index, or an image in memory
-    origin: Path | str | int | Image.Image | np.ndarray
+    origin: Path | str | int | Image.Image | np.ndarray  # file, address, camera index or image in memory
     kind: str  # "image", "video" or "camera"
 
 
@@ -71,20 +69,20 @@ class End(NamedTuple):
 
 
 def find_sources(sources, exclude: Path | None = None) -> list[Source]:
-    """List the files, addresses, cameras and images that the sources name. Images and videos are not opened.
+    """List the files, addresses, cameras and images of the sources. Images and videos are not opened.
 
-    A folder stands for all images and videos in it and in its folders. They are found by their suffix. Names that begin with a dot
-    are skipped. Sources keep their order. Files of a folder or pattern are in natural order: 2.png before 10.png. A file that is
-    named twice is used once.
+    A folder stands for all images and videos in it and in its subfolders. They are found by their suffix. Names that begin with a
+    dot are skipped. Sources keep their order. Files of a folder or pattern are in natural order: 2.png before 10.png. A file
+    that is named twice is used once.
 
     Args:
-        sources: one of these, or a sequence: a file, a folder, a pattern such as "shots/**/*.jpg", an address (http, https; a
+        sources: one or a sequence of: a file, a folder, a pattern such as "shots/**/*.jpg", an address (http, https; a
             camera's rtsp, rtmp, udp), a camera's index as a string or number, a PIL image, an array (h, w, 3) or (h, w) uint8.
             A list from this function is returned unchanged.
-        exclude: folder to skip in other folders, such as the folder of the results.
+        exclude: folder to skip if it is inside another folder, such as the folder of results.
     Raises:
-        FileNotFoundError: there is no such file, or nothing to predict on in a folder or pattern.
-        ValueError: a source is none of these.
+        FileNotFoundError: a file does not exist, or a folder or pattern has no image or video.
+        ValueError: a source is of another kind.
     """
     if isinstance(sources, str | os.PathLike | int | Image.Image | np.ndarray):
         sources = [sources]
@@ -104,7 +102,7 @@ def find_sources(sources, exclude: Path | None = None) -> list[Source]:
     plans, seen, names = [], set(), set()
     for _, origin, kind in found:
         if isinstance(origin, Path):
-            name = printable(origin.relative_to(common if common is not None else origin.anchor).as_posix())
+            name = replace_bad_bytes(origin.relative_to(common if common is not None else origin.anchor).as_posix())
         else:
             name = _name_of(origin, kind, len(plans) + 1)
         if isinstance(origin, Path | str | int):  # an image in memory may come twice
@@ -130,10 +128,10 @@ def _find(source, number: int, exclude: Path | None) -> list[tuple]:
     try:
         scheme = urlsplit(text).scheme if "://" in text else ""
     except ValueError as error:
-        raise ValueError(f"{text} is no valid address: {error}.") from error
+        raise ValueError(f"{text} is not a valid address: {error}.") from error
     if scheme in ("http", "https"):
         if not urlsplit(text).netloc:
-            raise ValueError(f"{text} is no valid address: it names no host.")
+            raise ValueError(f"{text} is not a valid address: it has no host.")
         is_video = PurePosixPath(urlsplit(text).path).suffix.lower() in VIDEO_SUFFIXES
         return [(None, text, "video" if is_video else "image")]
     if scheme in _LIVE:
@@ -157,21 +155,22 @@ def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None 
     for parent, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".") and real_path(Path(parent, name)) != exclude]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    _tell_passed_over([file for file in files if _kind(file) is None], text)
+    _warn_of_other_pictures([file for file in files if _kind(file) is None], text)
     # A folder that cannot be listed becomes a source that fails when it is read, so the other sources are still processed.
     files = sorted([file for file in files if _kind(file)] + unlisted, key=_natural)
     if not files and root is None:
-        raise FileNotFoundError(f"The folder {text} has no image or video, and none of its folders has.")
+        raise FileNotFoundError(f"The folder {text} and its subfolders have no image or video.")
     return [(root or folder, file, "image" if file in unlisted else _kind(file)) for file in files]
 
 
-def _tell_passed_over(files: list[Path], folder: str) -> None:
-    """Warn of files that are pictures by their first bytes, but have no suffix of one."""
-    pictures = [file for file in sorted(files)[:_MOST_LOOKED_AT] if _looks_like_picture(file)]
+def _warn_of_other_pictures(files: list[Path], folder: str) -> None:
+    """Warn of files whose first bytes are those of a picture, but whose suffix is not."""
+    pictures = [file for file in sorted(files)[:_MOST_CHECKED] if _looks_like_picture(file)]
     if pictures:
         warnings.warn(
-            f"Files in {folder} look like pictures but have no suffix of one, such as {printable(pictures[0].name)!r:.200} "
-            f"({len(pictures)} in all). They are not read; rename them, or name them one by one.",
+            f"In {folder}, the content of {count_text(len(pictures), 'file')} looks like a picture, but the suffix does not: "
+            f"for example {replace_bad_bytes(pictures[0].name)!r:.200}. Pictures are found by their suffix; rename them, or name "
+            "them one by one.",
             DinoDetrWarning,
             stacklevel=2,
         )
@@ -211,21 +210,22 @@ def real_path(path: Path) -> Path:
 
 
 def _between(root: Path, path: Path) -> list[Path]:
-    """The folders of `path` that lie in `root`."""
+    """The folders between `root` and `path`."""
     return [folder for folder in path.parents if root in folder.parents]
 
 
-def printable(name: str) -> str:
-    """The name with bytes that are not UTF-8 replaced, because files of results cannot hold them."""
+def replace_bad_bytes(name: str) -> str:
+    """Replace bytes that are not UTF-8 in a file name. The files of results are UTF-8."""
     return os.fsencode(name).decode("utf-8", errors="replace")
 
 
 def _kind(path: Path) -> str | None:
     suffix = path.suffix.lower()
-    return "image" if suffix in IMAGE_SUFFIXES | _UNREAD_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+    return "image" if suffix in IMAGE_SUFFIXES | UNREAD_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
 
 
 def _natural(path: Path) -> list[list]:
+    """Sort key for natural order: 2.png before 10.png."""
     return [
         [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
         for name in path.parts
@@ -295,13 +295,12 @@ def _decoded_bytes(source: Source) -> int:
                     f"{source.name} has several {several}; only the first one is read.", DinoDetrWarning, stacklevel=2
                 )
             return 4 * image.width * image.height
-    except OSError:  # reading it will fail again, and report the error
+    except OSError:  # reading the image will fail again and report the error
         return 0
 
 
 def _try_image(source: Source) -> Picture | Failure:
-    if isinstance(source.origin, Path) and source.origin.suffix.lower() in _RAW_SUFFIXES:
-        # Some raw images are TIFF files whose first page is a thumbnail.
+    if isinstance(source.origin, Path) and source.origin.suffix.lower() in RAW_SUFFIXES:
         return Failure(source, "It is a raw image of a camera, which is not read; convert it to JPEG.")
     try:
         return Picture(source, read_image(source.origin))
@@ -322,15 +321,11 @@ def _try_frames(source: Source, every: int, max_frames: int | None) -> Iterator[
 
 
 def _reason(error: Exception) -> str:
-    if is_lack_of_memory(
-        error
-    ):  # of an array, a download or a frame; images are read by a function that says so itself
+    if is_lack_of_memory(error):  # an array, a download or a frame; `read_image` has a message of its own
         return "There is not enough memory to read it; scale it down, or end other programs."
     if isinstance(error, URLError) and not isinstance(error, HTTPError):
         return f"It cannot be fetched: {error.reason}."
     text = " ".join(str(error).split()) or type(error).__name__
-    if getattr(
-        error, "strerror", None
-    ):  # the full text of errors of the system and FFmpeg has a number and the whole path
+    if getattr(error, "strerror", None):  # the full text of errors of the system and FFmpeg has a number and the path
         text = error.strerror
     return text if text.endswith(".") else f"{text}."

@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles at their own resolution, and the detections of all tiles merged."""
+"""Detect in large images: cut them into overlapping tiles at full resolution, and merge the detections of all tiles."""
 
 import itertools
 import math
@@ -15,16 +15,16 @@ from torchvision.ops import batched_nms
 from .boxes import overlap as box_overlap
 from .predictor import Detections, TooLarge, try_on_image
 
-# Images -> detections, lazily, in their order. What does not fit into memory stays a `TooLarge`.
+# Images -> detections, in the same order, computed when requested. An image that does not fit into memory gives a `TooLarge`.
 Detect = Callable[[Iterable[Image.Image | TooLarge]], Iterator[Detections | TooLarge]]
 
-# Of two boxes of one object: intersection over union, or over the smaller where one may be a part of the other.
+# Boxes with a higher overlap belong to one object: IoU, or intersection over the smaller box if a box may be a part of the other.
 _SAME = 0.5
-_BORDER = 0.01  # of a tile's side: so close to its border, and within 2 pixels, a box counts as cut off
+_BORDER = 0.01  # of a tile's side, at least 2 pixels: a box this close to the border of its tile may be cut off
 
 
 class Tile(NamedTuple):
-    """Part of an image, (x0, y0) inside and (x1, y1) outside, in pixels."""
+    """Part of an image in pixels. (x0, y0) is its first pixel; (x1, y1) is one beyond its last pixel."""
 
     x0: int
     y0: int
@@ -33,7 +33,11 @@ class Tile(NamedTuple):
 
 
 def read_tiles(tiles: int | str | tuple[int, int]) -> tuple[int, int]:
-    """640, "640", "640x480" or (640, 480) -> (width, height)."""
+    """(width, height) of tiles given as 640, "640", "640x480" or (640, 480).
+
+    Raises:
+        ValueError: it is none of these, or a side is below 32 pixels.
+    """
     try:
         sides = [int(side) for side in (str(tiles).lower().split("x") if isinstance(tiles, int | str) else tiles)]
     except (TypeError, ValueError):
@@ -46,22 +50,23 @@ def read_tiles(tiles: int | str | tuple[int, int]) -> tuple[int, int]:
 
 
 def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.2) -> Detect:
-    """The same on large images: on the whole image, and on tiles where it is larger than one.
+    """A detector for large images: it runs on the whole image, and on tiles if the image is larger than a tile.
 
-    The answers are merged class by class.
+    The detections of each class are merged in three steps.
 
-    1. Trusted are boxes that a tile shows whole, and those on the whole image that are too large to fit into the overlap of two
-       tiles. Where two have an IoU above 0.5, the one with the lower score goes (non-maximum suppression).
-    2. Distrusted are boxes that touch a border inside the image, where they may be cut off; and those on the whole image that
-       fit into the overlap: some tile has shown them whole, and larger. They go where more than half of them, or of a trusted
-       box, is covered by the other.
-    3. What is left was nowhere seen whole. Two pieces are of one object if their parts in what both tiles show have an IoU above
-       0.5; they become the box around them.
+    1. Complete boxes: boxes that do not touch a border of their tile inside the image; and boxes found in the whole image that
+       are too large for the overlap of two tiles. If two of them have an IoU above 0.5, the box with the lower score is dropped
+       (non-maximum suppression).
+    2. Doubtful boxes: boxes that touch a border of their tile inside the image, because they may be cut off; and boxes found in
+       the whole image that fit into the overlap, because a tile shows these objects completely and larger. A doubtful box is
+       dropped if it overlaps a complete box by more than half of the smaller of the two.
+    3. The remaining doubtful boxes are pieces of objects that no tile shows completely. Two pieces belong to one object if they
+       have an IoU above 0.5 in the area that both tiles show. The pieces of an object become the box around them.
 
     Args:
-        detect: images to detections.
+        detect: detector, images -> detections.
         tile_size: (width, height) in pixels of the image.
-        overlap: of neighbours, at least, relative to their side, in [0, 0.9]. Objects that fit into it are seen whole.
+        overlap: smallest overlap of neighbours, relative to their side, in [0, 0.9]. A tile shows objects of this size completely.
     Raises:
         ValueError: a setting is out of range.
     """
@@ -96,11 +101,11 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
 
 def check_overlap(overlap: float) -> None:
     if not 0 <= overlap <= 0.9:
-        raise ValueError(f"tile_overlap={overlap} must be in [0, 0.9], a part of a tile's side.")
+        raise ValueError(f"tile_overlap={overlap} must be in [0, 0.9], relative to the side of a tile.")
 
 
 def split(size: tuple[int, int], tile_size: tuple[int, int], overlap: float) -> list[Tile]:
-    """The whole image, and if it is larger than a tile, tiles of one size, evenly spread, that cover it.
+    """The whole image as a tile. If it is larger than a tile, also evenly spread tiles of one size that cover it.
 
     Args:
         size, tile_size: (width, height).
@@ -112,40 +117,42 @@ def split(size: tuple[int, int], tile_size: tuple[int, int], overlap: float) -> 
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:
-    num_steps = math.ceil((side - tile) / (tile * (1 - overlap)) - 1e-9)  # 0.8 of 640 is 512, and a little in floats
+    num_steps = math.ceil(
+        (side - tile) / (tile * (1 - overlap)) - 1e-9
+    )  # 640 * 0.8 is slightly more than 512 in floating point
     return [round(step * (side - tile) / max(1, num_steps)) for step in range(num_steps + 1)]
 
 
 def merge(answers: list[Detections], tiles: list[Tile], overlap: tuple[float, float]) -> Detections:
-    """One answer of those on the tiles of an image, as `detect_tiled` says.
+    """Merge the detections of the tiles of an image, as `detect_tiled` describes.
 
     Args:
-        answers: of each tile, in its pixels.
-        tiles: the first is the whole image.
-        overlap: (width, height) in pixels of what two neighbours share at least.
+        answers: detections of each tile, in pixels of the tile.
+        tiles: the first tile is the whole image.
+        overlap: (width, height) in pixels of the smallest overlap of neighbours.
     """
     width, height = tiles[0][2:]
-    boxes, trusted = [], []
+    boxes, is_complete = [], []
     for answer, tile in zip(answers, tiles, strict=True):
         boxes.append(answer.boxes + np.array([tile.x0, tile.y0, tile.x0, tile.y0]))
         sizes = answer.boxes[:, 2:] - answer.boxes[:, :2]
         if tile == tiles[0]:
-            trusted.append((sizes > overlap).any(axis=1))
+            is_complete.append((sizes > overlap).any(axis=1))
             continue
         margins = [max(2.0, _BORDER * side) for side in (tile.x1 - tile.x0, tile.y1 - tile.y0)]
         inner = np.array([tile.x0 > 0, tile.y0 > 0, tile.x1 < width, tile.y1 < height])  # (4,)
         near = np.abs(boxes[-1] - tile) <= margins * 2  # (N, 4)
-        # A box that sticks out of its tile goes through the border too.
+        # A box that extends beyond its tile is cut off, too.
         out = (boxes[-1] - tile) * (-1, -1, 1, 1) > 0
-        trusted.append(~((near | out) & inner).any(axis=1))
-    boxes, trusted = np.concatenate(boxes), np.concatenate(trusted)
+        is_complete.append(~((near | out) & inner).any(axis=1))
+    boxes, is_complete = np.concatenate(boxes), np.concatenate(is_complete)
     scores, labels = (np.concatenate([getattr(answer, name) for answer in answers]) for name in ("scores", "labels"))
     seen_in = np.repeat(np.array(tiles, dtype=np.float64), [len(answer.scores) for answer in answers], axis=0)
 
-    whole = np.flatnonzero(trusted)
+    whole = np.flatnonzero(is_complete)
     whole = whole[batched_nms(*(torch.from_numpy(values[whole]) for values in (boxes, scores, labels)), _SAME).numpy()]
-    joined: list[list[int]] = []  # of each other object, its pieces
-    for index in sorted(np.flatnonzero(~trusted), key=lambda index: -scores[index]):
+    joined: list[list[int]] = []  # the pieces of each object that no tile shows completely
+    for index in sorted(np.flatnonzero(~is_complete), key=lambda index: -scores[index]):
         of_class = boxes[whole[labels[whole] == labels[index]]]
         if (box_overlap(boxes[index], of_class, over_smaller=True) > _SAME).any():
             continue
@@ -156,15 +163,15 @@ def merge(answers: list[Detections], tiles: list[Tile], overlap: tuple[float, fl
             and _agree(boxes[index], seen_in[index], boxes[pieces], seen_in[pieces])
         ]
         joined = [pieces for pieces in joined if pieces not in same]
-        joined.append([*itertools.chain(*same), index])  # a middle piece joins both ends
+        joined.append([*itertools.chain(*same), index])  # a piece in the middle joins the pieces at both ends
     around = [np.concatenate([boxes[pieces, :2].min(0), boxes[pieces, 2:].max(0)]) for pieces in joined]
-    surest = [max(pieces, key=lambda index: scores[index]) for pieces in joined]
-    kept = [*whole, *surest]
+    best = [max(pieces, key=lambda index: scores[index]) for pieces in joined]
+    kept = [*whole, *best]
     return Detections.sorted([*boxes[whole], *around], scores[kept], labels[kept])
 
 
 def _agree(box: np.ndarray, tile: np.ndarray, boxes: np.ndarray, tiles: np.ndarray) -> bool:
-    """Whether a box is of the object of others: what a tile shows of it is what it shows of them."""
+    """Whether a box belongs to the object of other boxes: they overlap in an area that both tiles show."""
     shared = np.concatenate([np.maximum(tiles[:, :2], tile[:2]), np.minimum(tiles[:, 2:], tile[2:])], axis=1)  # (N, 4)
     low, high = shared[:, [0, 1, 0, 1]], shared[:, [2, 3, 2, 3]]
     return bool((box_overlap(np.clip(box, low, high), np.clip(boxes, low, high)) > _SAME).any())

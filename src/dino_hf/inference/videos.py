@@ -1,4 +1,4 @@
-"""Videos and cameras in, annotated videos out, by PyAV (FFmpeg)."""
+"""Read frames of videos and cameras, and write videos, with PyAV (FFmpeg)."""
 
 import os
 import sys
@@ -13,18 +13,18 @@ from PIL import Image
 from ..common.installation import missing
 from ..common.regular_files import is_regular
 
-_TIMEOUT = 20.0  # seconds without an answer of an address
-_MOST_PIXELS = 2**27  # of a frame; the largest cameras have half of it
-_DECODER_BYTES = 2**29  # of frames that the threads of the decoder hold
-_LONGEST_SIDE = 4096  # pixels of a written video; most players and all graphics cards play it
-_TICKS = 60_000  # a second, of a written video: 24, 25, 30, 50 and 60 frames a second and 30000/1001 divide it
-_LONGEST_PAUSE = 3600 * _TICKS  # between two frames; an MP4 has no room for a day
+_TIMEOUT = 20.0  # seconds without an answer from an address
+_MOST_PIXELS = 2**27  # of a frame; the largest cameras have half as many
+_DECODER_BYTES = 2**29  # memory for frames in the threads of the decoder
+_LONGEST_SIDE = 4096  # pixels of a written video; graphics cards and most players support this size
+_TICKS = 60_000  # time units per second of a written video; a multiple of 24, 25, 30, 50, 60 and 30000/1001 frames per second
+_LONGEST_PAUSE = 3600 * _TICKS  # between two frames; an MP4 cannot store a pause of a day
 
 
 class Frame(NamedTuple):
     image: Image.Image  # RGB, upright
-    index: int  # in the video, from 0
-    time: float | None  # seconds since the beginning; None: the video does not tell
+    index: int  # number in the video, from 0
+    time: float | None  # seconds since the beginning; None: unknown
 
 
 class VideoInfo(NamedTuple):
@@ -33,10 +33,13 @@ class VideoInfo(NamedTuple):
 
 
 def read_frames(origin: Path | str | int, *, every: int = 1, max_frames: int | None = None) -> Iterator[Frame]:
-    """Each `every`-th frame, at most `max_frames`, of a file, an address or the camera of an index.
+    """Yield frames of a video file, an address, or a camera, given by its index.
 
+    Args:
+        every: yield every N-th frame.
+        max_frames: yield at most this many frames. None: all.
     Raises:
-        ValueError, OSError: there is no video in it, no such camera, or it is damaged; frames before the damage came.
+        ValueError, OSError: there is no video or no such camera, or the video is damaged. Frames before the damage are yielded.
     """
     num_read, frame = 0, None
     with _open(origin) as container:
@@ -47,9 +50,9 @@ def read_frames(origin: Path | str | int, *, every: int = 1, max_frames: int | N
         for index, frame in enumerate(container.decode(stream)):
             if index % every:
                 continue
-            _check_pixels(frame.width, frame.height)  # videos may change their size
+            _check_pixels(frame.width, frame.height)  # the size of frames may change within a video
             image = frame.to_image()
-            if frame.rotation:  # of a phone that was held upright
+            if frame.rotation:  # the phone was held upright
                 image = image.rotate(frame.rotation, expand=True)
             yield Frame(image, index, None if frame.time is None else float(frame.time - start))
             num_read += 1
@@ -60,9 +63,9 @@ def read_frames(origin: Path | str | int, *, every: int = 1, max_frames: int | N
 
 
 def video_info(origin: Path | str | int) -> VideoInfo:
-    """What a file says, which may be wrong; 25 frames per second, if it says nothing, or cannot be read, and of a camera.
+    """Frame rate and number of frames, as the file states them. They may be wrong.
 
-    Without PyAV it cannot be read.
+    Without PyAV, for a camera, and for a file that does not state it, the frame rate is 25.
     """
     rate, num_frames = None, None
     if not isinstance(origin, int) and _has_av():  # a camera is opened once
@@ -75,7 +78,7 @@ def video_info(origin: Path | str | int) -> VideoInfo:
 
 
 def _check_size(stream) -> None:
-    """Refuse frames that are too large, and let large ones be decoded by fewer threads, each of which holds some."""
+    """Refuse frames that are too large. Use fewer threads for large frames, because each thread holds some frames."""
     codec = stream.codec_context
     num_pixels = (codec.width or 0) * (codec.height or 0)
     _check_pixels(codec.width or 0, codec.height or 0)
@@ -84,10 +87,10 @@ def _check_size(stream) -> None:
 
 
 def _av():
-    """PyAV, imported when the first video or camera is opened: everything else works without it.
+    """Import PyAV. It is optional: only videos and cameras need it.
 
     Raises:
-        ImportError: it is not installed; says how to install it.
+        ImportError: PyAV is not installed. The message has the command that installs it.
     """
     try:
         import av
@@ -118,10 +121,10 @@ def _open(origin: Path | str | int):
         options = {"framerate": "30"} if file_format == "avfoundation" else {}
         return _av().open(file, format=file_format, container_options=options)
     if isinstance(origin, Path):
-        origin.stat()  # the system's own reason, if there is no such file
+        origin.stat()  # if the file does not exist, this raises the system's error
         if not is_regular(origin):
-            raise ValueError("It is no regular file.")
-        # A playlist under the name of a video must not lead to addresses.
+            raise ValueError("It is not a regular file.")
+        # A playlist with the suffix of a video must not open addresses.
         return _av().open(str(origin), options={"protocol_whitelist": "file"})
     return _av().open(str(origin), timeout=_TIMEOUT if isinstance(origin, str) else None)
 
@@ -133,10 +136,10 @@ def _video_of(container):
 
 
 def camera_input(index: int, platform: str = sys.platform) -> tuple[str, str]:
-    """What FFmpeg opens for a camera, and its format.
+    """Name and format with which FFmpeg opens a camera.
 
     Raises:
-        ValueError: on Windows, where cameras have names, there are not so many.
+        ValueError: the index is too high. This is known only on Windows, where cameras are listed by name.
     """
     if platform == "darwin":
         return str(index), "avfoundation"
@@ -149,13 +152,12 @@ def camera_input(index: int, platform: str = sys.platform) -> tuple[str, str]:
 
 
 class VideoWriter:
-    """An MP4 of pictures, in H.264, or in MPEG-4 where FFmpeg was built without it. It can be played up to where the process was
-    killed.
+    """Writes pictures as an MP4, in H.264, or in MPEG-4 if FFmpeg lacks H.264. If the process is killed, the file stays playable.
 
     Args:
-        size: (width, height) of the pictures; an odd side loses its last row or column, which the codecs cannot hold. Pictures
-            with a side of more than 4,096 pixels are scaled down.
-        frame_rate: of pictures that come without a time, frames per second.
+        size: (width, height) of the pictures. The codecs need even sides, so the last row or column of an odd side is cut off.
+            Pictures with a side of more than 4,096 pixels are scaled down.
+        frame_rate: frames per second, for pictures without a time.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], frame_rate: Fraction):
@@ -171,7 +173,7 @@ class VideoWriter:
         self._stream = self._container.add_stream(codec, rate=rate)
         self._stream.width, self._stream.height = self.size
         self._stream.pix_fmt = "yuv420p"
-        # Frames come at any time: screens, browsers and phones write one when something changes.
+        # Frame times can be irregular: screen recorders, browsers and phones write a frame when the picture changes.
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
         if codec == "mpeg4":
             self._stream.bit_rate = 8 * self.size[0] * self.size[1]
@@ -179,14 +181,15 @@ class VideoWriter:
             self._stream.options = {"crf": "20", "preset": "veryfast"}
 
     def write(self, image: Image.Image, time: float | None = None) -> None:
-        """
+        """Append a picture.
+
         Args:
-            time: seconds since the beginning, higher than that of the picture before; None: a frame after it.
+            time: seconds since the beginning, later than the picture before. None: one frame after the picture before.
         """
         width, height = self.size
         if image.size != self.size:
             is_odd = image.width - width in (0, 1) and image.height - height in (0, 1)
-            # Videos may change their size.
+            # The size of frames may change within a video.
             image = image.crop((0, 0, width, height)) if is_odd else image.resize(self.size)
         frame = _av().VideoFrame.from_image(image)
         self._ticks = frame.pts = self._next_tick(time)
@@ -199,10 +202,11 @@ class VideoWriter:
         if self._start is None:
             self._start = time - max(0, self._ticks + self._step) / _TICKS
         ticks = round((time - self._start) * _TICKS)
-        # Time stamps of damaged videos stand still, go back or leap.
+        # In damaged videos, time stamps repeat, go back or jump ahead.
         lowest = max(0, self._ticks + 1)
         return min(max(ticks, lowest), lowest + _LONGEST_PAUSE)
 
     def close(self) -> None:
+        """Write the last frames and close the file."""
         self._container.mux(self._stream.encode())
         self._container.close()

@@ -1,4 +1,4 @@
-"""`PredictionFolder`: saves predictions as a journal, drawn pictures and videos, and files in the formats of other tools."""
+"""`PredictionFolder`: save predictions as a journal, as drawn pictures and videos, and in the formats of other tools."""
 
 import csv
 import hashlib
@@ -20,30 +20,30 @@ from .videos import VideoWriter, video_info
 FORMATS = ("images", "coco", "csv", "yolo")
 _COCO, _CSV, _CLASSES = "predictions.json", "predictions.csv", "classes.txt"
 _CSV_COLUMNS = ("file", "frame", "time", "label", "category_id", "score", "x0", "y0", "x1", "y1")
-_DRAWN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
-_LONGEST_NAME = 200  # bytes of a file or folder name; file systems take 255, and suffixes and numbers need some of them
-_LONGEST_PATH = 1000  # bytes below the folder of results; systems take 4,096 (Linux) or 1,024 (macOS)
+_KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")
+_LONGEST_NAME = 200  # bytes of a file or folder name; file systems allow 255, and suffixes and numbers are appended
+_LONGEST_PATH = 1000  # bytes below the folder of results; systems allow 4,096 (Linux) or 1,024 (macOS)
 _OLD_DRAFT = f".{JOURNAL}"  # unfinished journal of a killed run of an earlier version
 _KINDS = ("images", "videos", "labels")  # folders
 
 
 class PredictionFolder:
-    """Writes results to a folder as they are made. A context manager.
+    """Writes results to a folder while they are computed. A context manager.
 
         predictions.jsonl   always: the settings, then a line for each image or frame
-        images/, videos/    "images": drawn, under the names of the sources, videos as .mp4
-        predictions.csv     "csv": a row for each detection, box in pixels
-        labels/             "yolo": a text file for each image, and for each frame in a folder of the video's name; its lines are
-                            "class x y width height score", centre and size relative to the image, and the class is the number
-                            of a line in classes.txt, from 0
-        predictions.json    "coco", at the end: images, categories and annotations with scores. Image ids count from 1, in the
-                            order of prediction; the annotations alone are what `COCO.loadRes` takes.
+        images/, videos/    format "images": pictures and videos (.mp4) with boxes, under the names of the sources
+        predictions.csv     format "csv": a row for each detection, with its box in pixels
+        labels/             format "yolo": a text file for each image. The frames of a video have a folder with its name. Each line
+                            is "class x y width height score"; centre and size are relative to the image. The class is the
+                            number of a line in classes.txt, from 0
+        predictions.json    format "coco", written at the end: images, categories and annotations with scores. Image ids count
+                            from 1, in the order of prediction. `COCO.loadRes` reads the list of annotations alone.
 
     Args:
-        settings: settings of the results. A resumed prediction must have the same.
+        settings: settings of the prediction. A resumed prediction must have the same settings.
         categories: class index -> original category id and name.
-        formats: those of `FORMATS` that are wanted.
-        every: every N-th frame of a video is used; the frame rate of the written video is divided by N.
+        formats: the wanted formats of `FORMATS`.
+        every: every N-th frame of a video is used. The frame rate of the written video is divided by N.
         overwrite: delete the files that the journal of an earlier prediction names. Other files are kept, and links are not
             followed.
         resume: keep the earlier results and continue. An unfinished video starts again. So do sources with damaged lines in the
@@ -67,7 +67,7 @@ class PredictionFolder:
     ):
         check_formats(formats)
         if overwrite and resume:
-            raise ValueError("overwrite deletes what resume goes on with; choose one of them.")
+            raise ValueError("overwrite deletes the results that resume would keep; choose one of them.")
         self.folder, self.formats, self.every = expand_home(folder), frozenset(formats), every
         self.settings, self.categories = json.loads(json.dumps(settings)), dict(categories)
         self._paths: dict[tuple[str, str], Path] = {}
@@ -79,12 +79,12 @@ class PredictionFolder:
             self._journal_before = Journal(self.folder)
         self._is_replaced = overwrite
         for kind in _KINDS:
-            path_below(self.folder, f"{kind}/x")  # a link to elsewhere is refused before the work
+            path_below(self.folder, f"{kind}/x")  # refuses a link before the work starts
         if resume and self._journal_before is not None and not self._journal_before.is_empty:
             self._finished = self._read_finished(self._journal_before)
 
     def __enter__(self) -> "PredictionFolder":
-        """Delete an earlier prediction if asked, and open the files. Nothing is written or deleted before."""
+        """Delete an earlier prediction if requested, and open the files. Nothing is written or deleted before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.folder, *(self.folder / kind for kind in _KINDS)):
             remove_leftovers(folder)
@@ -107,7 +107,7 @@ class PredictionFolder:
         return (source.name, describe(source)) in self._finished
 
     def add(self, picture: Picture, detections: Detections) -> None:
-        """Write the results of an image or the next frame of a video. The journal is written last, so all files it names exist."""
+        """Write the results of an image or of the next frame of a video. The journal is written last: the files it names exist."""
         self._check_there()
         record = {
             "file": picture.source.name,
@@ -144,13 +144,13 @@ class PredictionFolder:
         self._write_line(record)
 
     def finish(self, source: Source) -> None:
-        """A video has come to its end."""
+        """Record that a video was read to its end."""
         self._check_there()
         self._close_video()
         self._write_line({"file": source.name, "origin": describe(source), "end": True})
 
     def close(self) -> None:
-        """Also of a run that was broken off: what it has is complete."""
+        """Close all files. The results of a run that was stopped are complete up to there."""
         self._close_video()
         is_there = self._is_there()
         self._journal.close()
@@ -169,7 +169,7 @@ class PredictionFolder:
         self._table = None
         if "csv" in self.formats:
             # utf-8-sig: without a byte order mark, spreadsheets assume another encoding
-            (self.folder / _CSV).unlink(missing_ok=True)  # a link would be written through
+            (self.folder / _CSV).unlink(missing_ok=True)  # never write through a link
             self._table = open(self.folder / _CSV, "x", encoding="utf-8-sig", newline="")  # noqa: SIM115
             csv.writer(self._table).writerow(_CSV_COLUMNS)
         if "yolo" in self.formats:
@@ -178,7 +178,7 @@ class PredictionFolder:
             with write_beside(self.folder / _CLASSES) as new:
                 new.write_text(text, encoding="utf-8")
         for record in self._records():
-            self._paths_of(record)  # names that later ones must not take
+            self._paths_of(record)  # later results must not use these names
             if self._table is not None:
                 self._write_rows(record)
 
@@ -189,16 +189,16 @@ class PredictionFolder:
     def _read_finished(self, journal: Journal) -> set[tuple[str, str]]:
         if journal.settings is None:
             raise ValueError(
-                f"{self.folder} cannot be resumed: the first line of its {JOURNAL}, with the settings, is damaged; overwrite the "
-                "prediction, or choose another folder."
+                f"{self.folder} cannot be resumed, because the first line of its {JOURNAL}, with the settings, is damaged; "
+                "overwrite the prediction, or choose another folder."
             )
         earlier = journal.settings
         for name in self.settings:
             if earlier.get(name) != self.settings[name]:
                 before, now = (ascii(value) for value in (earlier.get(name), self.settings[name]))
                 raise ValueError(
-                    f"{self.folder} was predicted with {name}={before:.200}, not {now:.200}; resume with the same, overwrite "
-                    "it, or choose another folder."
+                    f"{self.folder} was predicted with {name}={before:.200}, not {now:.200}; resume with the same value, "
+                    "overwrite it, or choose another folder."
                 )
         return {
             identity(record)
@@ -207,7 +207,7 @@ class PredictionFolder:
         }
 
     def _delete_earlier(self) -> None:
-        """Delete only the files that the journal names. Files that are left are the user's, so their names are not used."""
+        """Delete only the files that the journal names. Other files belong to the user, so their names are not used."""
         if self._journal_before is not None:
             for record in self._journal_before.records():
                 names = (path.relative_to(self.folder).as_posix() for path in self._paths_of(record))
@@ -225,14 +225,16 @@ class PredictionFolder:
         return [self._path(kind, record["file"], record["frame"]) for kind in kinds]
 
     def _path(self, kind: str, name: str, frame: int | None) -> Path:
-        """The file of a kind for a source. Its name is that of the source, with the suffix of the kind: "a.jpg" and "a.png" get
-        labels/a.txt and labels/a.png.txt."""
+        """File of a kind for a source: the name of the source with the suffix of the kind.
+
+        The labels of "a.jpg" and "a.png" are labels/a.txt and labels/a.png.txt.
+        """
         if kind == "labels" and frame is not None:
-            return path_below(self.folder, f"{kind}/{_fitting(name)}/{frame:06}.txt")
+            return path_below(self.folder, f"{kind}/{_short_path(name)}/{frame:06}.txt")
         if (kind, name) not in self._paths:
             suffix = {"labels": ".txt", "videos": ".mp4", "images": ".jpg"}[kind]
-            path = PurePosixPath(kind, _fitting(name))
-            if kind != "images" or path.suffix.lower() not in _DRAWN_AS_THEY_ARE:
+            path = PurePosixPath(kind, _short_path(name))
+            if kind != "images" or path.suffix.lower() not in _KEPT_SUFFIXES:
                 short = path.with_suffix(suffix)
                 path = path.with_name(path.name + suffix) if str(short).lower() in self._taken else short
             self._paths[kind, name] = path_below(self.folder, unused(str(path), self._taken))
@@ -282,16 +284,16 @@ class PredictionFolder:
         )
 
 
-def _fitting(name: str) -> str:
-    """The name of a source, short enough for file systems: parts that are too long become their beginning and a digest."""
+def _short_path(name: str) -> str:
+    """The name of a source, short enough for file systems. A part that is too long becomes its beginning and a digest."""
     path = PurePosixPath(name)
-    short = PurePosixPath(*(_shorten(part) for part in path.parts))
-    if len(os.fsencode(str(short))) > _LONGEST_PATH:  # hundreds of folders become one
+    short = PurePosixPath(*(_short_name(part) for part in path.parts))
+    if len(os.fsencode(str(short))) > _LONGEST_PATH:  # replace hundreds of folders by one
         short = PurePosixPath(_digest(name), short.name)
     return str(short)
 
 
-def _shorten(part: str) -> str:
+def _short_name(part: str) -> str:
     if len(os.fsencode(part)) <= _LONGEST_NAME:
         return part
     stem, suffix = PurePosixPath(part).stem, PurePosixPath(part).suffix
@@ -305,9 +307,10 @@ def _digest(text: str) -> str:
 
 
 def check_formats(formats: Collection[str]) -> None:
+    """Raise ValueError for formats that are not in `FORMATS`."""
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(
-            f"There are no formats {sorted(unknown)} to save predictions in; known are {', '.join(FORMATS)}."
+            f"There are no formats {sorted(unknown)} to save predictions in; choose from {', '.join(FORMATS)}."
         )
 
 
@@ -325,7 +328,7 @@ def check_folder(folder: str | Path, is_wanted: bool) -> bool:
         is_wanted,
         _is_prediction,
         "an earlier prediction",
-        "replace it with --overwrite, or go on with --resume",
+        "replace it with --overwrite, or continue it with --resume",
     )
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedConfig, TrainingArguments
 
+from ..common.text import count_text, list_some
 from ..model.attention_backends import choose_backend
 from ..training.coco_data import CocoData
 from ..training.departures import find_departures
@@ -74,9 +75,8 @@ class Preflight:
         for note in data["notes"]:
             yield "", note
         counts = sorted(data["classes"].items(), key=lambda item: -item[1])
-        listed = ", ".join(f"{name} {count:,}" for name, count in counts[:_MOST_CLASSES])
-        more = f" and {len(counts) - _MOST_CLASSES} more" if len(counts) > _MOST_CLASSES else ""
-        yield _counted(len(counts), "class", "classes"), f"{listed}{more} (boxes in training)"
+        listed = list_some([f"{name} {count:,}" for name, count in counts], _MOST_CLASSES)
+        yield count_text(len(counts), "class"), f"{listed} (boxes in training)"
         boxes = data["boxes"]
         yield (
             "Boxes",
@@ -106,8 +106,8 @@ class Preflight:
         yield (
             "Plan",
             f"{plan['recipe']}: {plan['epochs']:g} {'epoch' if plan['epochs'] == 1 else 'epochs'} of "
-            f"{_counted(plan['steps_per_epoch'], 'step', 'steps')}, {_counted(plan['steps'], 'step', 'steps')}, "
-            f"{_counted(plan['evaluations'], 'evaluation', 'evaluations')}"
+            f"{count_text(plan['steps_per_epoch'], 'step')}, {count_text(plan['steps'], 'step')}, "
+            f"{count_text(plan['evaluations'], 'evaluation')}"
             + (f"; {plan['stops']}" if plan["stops"] else "")
             + (f"; resumed after step {plan['steps_done']:,}" if plan["steps_done"] else ""),
         )
@@ -117,10 +117,6 @@ class Preflight:
             "Disk",
             f"{size_text(self.disk['needed'])} for {self.disk['what']}; {size_text(self.disk['free'])} free",
         )
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
 
 
 _SPLITS = {"train": "to train on", "validation": "held out", "test": "for the test at the end"}
@@ -294,9 +290,9 @@ def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings:
     warnings = list(findings)
     empty = [name for name, count in data["classes"].items() if count == 0]
     if empty:
-        warnings.append(f"no box to train on is of {_listed(empty)}: the model cannot learn them.")
+        warnings.append(f"no box to train on is of {list_some(empty, _MOST_CLASSES)}: the model cannot learn them.")
     if rare := [name for name, count in data["classes"].items() if 0 < count < _RARE]:
-        warnings.append(f"fewer than {_RARE} boxes to train on are of {_listed(rare)}.")
+        warnings.append(f"fewer than {_RARE} boxes to train on are of {list_some(rare, _MOST_CLASSES)}.")
     if memory is not None and memory["more"] > memory["free"]:
         warnings.append(
             f"a step is forecast to take {size_text(memory['more'])} more, and {size_text(memory['free'])} are free: use a smaller "
@@ -304,12 +300,6 @@ def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings:
             "--max-denoising-queries."
         )
     return warnings
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_MOST_CLASSES]) + (
-        f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
-    )
 
 
 def size_text(num_bytes: float) -> str:

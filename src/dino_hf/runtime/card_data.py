@@ -1,22 +1,18 @@
 """The schema of `config.provenance`: what the model card reports about the weights."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args
 
 from ..common.text import code_span, one_line
+from ..common.values import is_number
 
 # Takes a value, its name in the record and the list of unreadable entries. Returns None for a value of a wrong type.
 _Reader = Callable[[Any, str, list[str]], Any]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_interval(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 def _reader(is_right: Callable[[Any], bool], convert: Callable[[Any], Any] = lambda value: value) -> _Reader:
@@ -43,7 +39,7 @@ def _each(read: _Reader) -> _Reader:
 
 
 _read_text = _reader(lambda value: isinstance(value, str), lambda value: one_line(value) or None)
-_read_number = _reader(_is_number)
+_read_number = _reader(is_number)
 _read_dict = _reader(lambda value: isinstance(value, dict))
 _READERS: dict[Any, _Reader] = {  # by the type of a field
     str | None: _read_text,

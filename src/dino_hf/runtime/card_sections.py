@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..common.text import code_span, escape_markdown, one_line
+from ..common.text import code_span, escape_markdown, list_some, one_line
 from ..model.coco_classes import coco_class_space
 from .card_data import CardData, Conversion, Evaluated, Scores
 
@@ -66,7 +66,7 @@ def card_body(data: CardData, config, num_parameters: int, name: str, folder: Pa
     if has_code:
         sections[-1] += " The Python files in this repository are part of dino_hf (Apache-2.0)."
     if data.unread:
-        left_out = _listed(data.unread)
+        left_out = list_some(data.unread, _MAX_NAMES)
         sections.append(f"These entries of `config.provenance` could not be read and are left out: {left_out}.")
     return "\n\n".join(sections)
 
@@ -110,7 +110,7 @@ def _conversion(conversion: Conversion, data: CardData) -> list[str]:
         if is_trained or is_changed:
             sentences.append("It belongs to that file and not to the weights here.")
     if conversion.assumed:
-        settings = _listed([code_span(f"{key}={value}") for key, value in conversion.assumed.items()])
+        settings = list_some([code_span(f"{key}={value}") for key, value in conversion.assumed.items()], _MAX_NAMES)
         sentences.append(f"The file does not hold all settings. These were assumed: {settings}.")
     return sentences
 
@@ -302,11 +302,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
         lines.append((f"and {more:,} more in config.provenance", *[""] * (len(head) - 1)))
     lines = [f"| {' | '.join(escape_markdown(one_line(cell)) for cell in line)} |" for line in lines]
     return "\n".join([lines[0], f"|{' --- |' * len(head)}", *lines[1:]])
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = len(items) - _MAX_NAMES
-    return ", ".join(items[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _short_name(name: str) -> str:

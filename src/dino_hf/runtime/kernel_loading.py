@@ -23,6 +23,7 @@ from types import ModuleType
 import torch
 
 from ..common.output_folders import new_scratch, remove_leftovers, write_beside
+from ..common.text import first_line
 from ..model import ms_deform_attn  # noqa: F401  (registers the backends in PyTorch, after which the kernels come first)
 from ..model.attention_backends import Backend, BackendUnavailable, register_backend
 from .private_folders import NotPrivate, check_private, make_private
@@ -95,9 +96,7 @@ def _load_ahead_of_time(builder: ModuleType, project: Path, identity: str, nativ
     try:
         return _import(identity, variant / "__init__.py")
     except Exception as error:
-        logger.warning(
-            "The kernel in %s does not load, so it is built again elsewhere: %s", variant, _first_line(error)
-        )
+        logger.warning("The kernel in %s does not load, so it is built again elsewhere: %s", variant, first_line(error))
         return None
 
 
@@ -127,7 +126,7 @@ def _load_or_build(builder: ModuleType, project: Path, identity: str, native: bo
     except Exception as error:
         # Nothing keeps a useless build, and no other process makes the same again.
         shutil.rmtree(variant, ignore_errors=True)
-        reason = f"it was built, but does not load: {_first_line(error)}"
+        reason = f"it was built, but does not load: {first_line(error)}"
         _remember_failure(folder, state, reason)
         raise builder.BuildError(reason) from error
     return module
@@ -140,7 +139,7 @@ def _load_cached(builder: ModuleType, project: Path, folder: Path, identity: str
     try:
         return _import(identity, variant / "__init__.py")
     except Exception as error:
-        logger.warning("The kernel in %s does not load, so it is built again: %s", variant, _first_line(error))
+        logger.warning("The kernel in %s does not load, so it is built again: %s", variant, first_line(error))
         shutil.rmtree(variant)
         return None
 
@@ -226,10 +225,6 @@ def _remember_failure(folder: Path | None, state: str, reason: str) -> None:
         with write_beside(_failure_file(folder)) as scratch:
             scratch.touch(0o600)
             scratch.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _import(name: str, file: Path) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Folders from which code is run: only this user, or the system's administrator, may have written there."""
+"""Check folders from which code is run: only this user or the administrator may be able to write there."""
 
 import os
 import stat
@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 class NotPrivate(Exception):
-    """Why what lies in a folder must not be run, in one sentence."""
+    """Code in a folder must not be run. The message is the reason, without a full stop."""
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder and those above it that are missing, with mode 0700, unless others may write on the way to it.
+    """Make a folder and its missing parents, with mode 0700. Refuse if other users may write to an existing parent.
 
     Raises:
         NotPrivate: see `check_way`.
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     missing, existing = [], folder
     while not existing.exists():
@@ -24,18 +24,18 @@ def make_private(folder: Path) -> None:
     for part in reversed(missing):
         part.mkdir(mode=0o700, exist_ok=True)
     if missing:
-        check_way(folder)  # another user's process may have been faster
+        check_way(folder)  # another user's process may have made the folder first
 
 
 def check_way(folder: Path) -> None:
-    """Refuse a folder whose content another user may have put there: the folder and each one above it must belong to this user or
-    to the administrator, and others must not be able to replace what is in it.
+    """Refuse a folder whose content may come from another user.
 
-    Windows has no owners and modes of this kind, and keeps the folders of users apart by itself: nothing is checked there.
+    The folder and its parents must belong to this user or to the administrator, and other users must not be able to replace their
+    content. Windows has no owners and modes of this kind, and protects the folders of users itself: nothing is checked there.
 
     Raises:
-        NotPrivate: names the folder and says what is wrong.
-        OSError: it cannot be looked at.
+        NotPrivate: names the folder and the reason.
+        OSError: the folder cannot be inspected.
     """
     if not hasattr(os, "geteuid"):
         return
@@ -45,10 +45,10 @@ def check_way(folder: Path) -> None:
 
 
 def check_private(folder: Path) -> None:
-    """`check_way`, and the same for all that lies in the folder, at any depth.
+    """Like `check_way`, also for all files and folders in the folder, at any depth. Links and devices are refused.
 
     Raises:
-        NotPrivate, OSError: see `check_way`. Links and devices are refused, too.
+        NotPrivate, OSError: see `check_way`.
     """
     check_way(folder)
     if not hasattr(os, "geteuid"):
@@ -64,12 +64,12 @@ def check_private(folder: Path) -> None:
 
 def _check(path: Path, about: os.stat_result, is_sticky_safe: bool = False) -> None:
     user = os.geteuid()
-    # The owner of "/" is the administrator, also where a container shows this one under another number.
+    # The owner of "/" is the administrator. In a container, this number may differ from 0.
     if about.st_uid not in (user, 0, os.stat("/").st_uid):
         raise NotPrivate(f"{path} belongs to another user (number {about.st_uid}; this one is {user})")
     writers = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if is_sticky_safe and about.st_mode & stat.S_ISVTX:
-        return  # as /tmp: others can add to it, but not replace what is not theirs
+        return  # like /tmp: other users can add files, but not replace the files of others
     if writers == stat.S_IWGRP and _is_group_of_one(about.st_gid):
         return
     if writers:
@@ -77,7 +77,7 @@ def _check(path: Path, about: os.stat_result, is_sticky_safe: bool = False) -> N
 
 
 def _is_group_of_one(group: int) -> bool:
-    """Whether a group has this user as its only member, as the group has that many systems make for each user."""
+    """Whether this user is the only member of a group. Many systems make a group of this kind for each user."""
     import grp  # not on Windows
     import pwd
 

@@ -1,7 +1,6 @@
 """Random changes of training images, which the boxes, areas and crowd flags follow."""
 
 import hashlib
-import math
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -11,6 +10,7 @@ from torchvision.tv_tensors import BoundingBoxes, Image
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
+from ..common.values import is_number
 from ..data.rows import SMALLEST_SIDE
 
 _MEAN_COLOUR = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]  # becomes 0 when the image is normalised
@@ -59,7 +59,7 @@ class Augmentation:
             if isinstance(value := getattr(self, field.name), list):  # from a json
                 object.__setattr__(self, field.name, tuple(value))
         for name in ("horizontal_flip", "crop", "photometric"):
-            if not _is_number(value := getattr(self, name)) or not 0 <= value <= 1:
+            if not is_number(value := getattr(self, name)) or not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r} must be a probability, a number in [0, 1].")
         for name in ("short_sides", "crop_short_sides"):
             value = getattr(self, name)
@@ -79,9 +79,7 @@ class Augmentation:
             raise ValueError(
                 f"crop_sizes={self.crop_sizes!r} must be the lowest and the highest number of pixels, in this order."
             )
-        if self.scale_jitter is not None and not (
-            _is_range(self.scale_jitter, _is_number) and self.scale_jitter[0] > 0
-        ):
+        if self.scale_jitter is not None and not (_is_range(self.scale_jitter, is_number) and self.scale_jitter[0] > 0):
             raise ValueError(
                 f"scale_jitter={self.scale_jitter!r} must be the lowest and the highest scale, finite and above 0, such as "
                 "(0.1, 2.0), or None."
@@ -207,10 +205,6 @@ def mix_seeds(seed: tuple[int, ...]) -> int:
 def _sizes(corners: Tensor) -> Tensor:
     """(N, 4) xyxy -> (N, 2) width and height."""
     return corners.as_subclass(Tensor)[:, 2:] - corners.as_subclass(Tensor)[:, :2]
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _is_size(value) -> bool:

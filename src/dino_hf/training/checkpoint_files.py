@@ -30,7 +30,7 @@ from ..common.regular_files import (
     read_json,
     read_settings,
 )
-from ..common.text import printable
+from ..common.text import first_line, printable
 from ..common.values import short_repr
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ def _check_archive(path: Path) -> None:
         with safe_globals():
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"it cannot be read, {type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+        raise ValueError(f"it cannot be read, {type(error).__name__}: {first_line(error)}") from error
 
 
 def was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..common.text import count_text, list_some
 from ..data.rows import CocoData
 
 
@@ -85,5 +86,4 @@ def _check_names(args, held_out: dict[str, CocoData]) -> None:
 
 
 def _some(id2label: dict[int, str]) -> str:
-    names = list(id2label.values())
-    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+    return f"{count_text(len(id2label), 'class')} ({list_some(list(id2label.values()), 5)})"

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..common.class_names import NO_CLASS, match_names
+from ..common.text import list_some
 from ..model.heads import class_head
 from .detector import base_detector
 
@@ -29,7 +30,7 @@ class ClassTransfer(NamedTuple):
         known = [new if new == old else f"{new} (was {old})" for new, old in self.kept.items()]
         lines = {f"Kept {len(known)} of {len(known) + len(self.new)} classes": known, "New": self.new}
         lines["Dropped"] = self.dropped
-        return "\n".join(f"{title}: {_enumerated(names)}" for title, names in lines.items())
+        return "\n".join(f"{title}: {list_some(names, 10) or 'none'}" for title, names in lines.items())
 
 
 def transfer_classes(
@@ -118,10 +119,3 @@ def _transferred(
         extra = old.detach()[num_old:]  # a label embedding can have more rows, which are never looked up
         parameters[name] = nn.Parameter(torch.cat([rows, extra]), requires_grad=old.requires_grad)
     return parameters
-
-
-def _enumerated(names: list[str], shown: int = 10) -> str:
-    if not names:
-        return "none"
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from datasets import Dataset as Table
 
+from ..common.text import list_some
 from ..data.rows import ImageSizeError
 
 logger = logging.getLogger(__name__)
@@ -92,5 +93,5 @@ class ReadableImages(torch.utils.data.Dataset):
 
     def _count(self) -> str:
         names = self.bad_images
-        listed = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        listed = list_some(names, _SHOWN)
         return f"{len(names)} of {len(self)} images to train on could not be read, or have another size than annotated: {listed}."
