@@ -105,7 +105,7 @@ class Fast(nn.Module):
 
 
 class Quantised(torch.Tensor):
-    """Stands for tensors that know how a linear layer goes with them."""
+    """Stands for tensor subclasses that implement `F.linear` themselves."""
 
 
 def is_convolution(layer: nn.Linear, x: torch.Tensor, monkeypatch) -> bool:
@@ -142,7 +142,7 @@ def test_a_linear_layer_takes_rows_that_are_not_contiguous(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_what_is_no_convolution_is_computed_as_a_linear_layer():
+def test_layers_without_an_equal_convolution_stay_linear():
     x = torch.randn(300, 24)
     for make, inputs in [
         (lambda: Fast(0, 5), x[:, :0]),
@@ -154,7 +154,7 @@ def test_what_is_no_convolution_is_computed_as_a_linear_layer():
         assert torch.equal(layer(inputs).to_dense(), expected.to_dense())
 
 
-def test_a_linear_layer_is_none_but_where_it_pays(monkeypatch):
+def test_a_linear_layer_becomes_a_convolution_only_where_that_is_faster(monkeypatch):
     layer, x = Fast(24, 40), torch.randn(2, 150, 24)
     few, half, none = x[:, :5], x.bfloat16(), x[:, :0]
     assert not is_convolution(layer, few, monkeypatch)
@@ -190,7 +190,7 @@ def test_a_linear_layer_refuses_what_torch_refuses():
 
 
 @needs_mkl
-def test_linear_layers_are_fast_in_modules_of_others_too_and_plain_again_behind(monkeypatch):
+def test_linear_layers_of_other_modules_are_fast_inside_and_plain_afterwards(monkeypatch):
     layer, x = nn.Linear(24, 40), torch.randn(2, 150, 24)
     assert is_convolution(Fast(24, 40), x, monkeypatch)
     assert not is_convolution(layer, x, monkeypatch)
@@ -233,7 +233,9 @@ def watch_by_forward(layer, kept):
 @pytest.mark.parametrize("watch", [watch_by_hook, watch_by_forward])
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_who_watches_the_feed_forward_block_sees_all_rows_in_one_call_and_may_keep_them(watch, wrapped, training):
+def test_a_watched_feed_forward_block_gets_all_rows_in_one_call_and_its_result_is_not_overwritten(
+    watch, wrapped, training
+):
     block, x, kept = fast_feed_forward(), torch.randn(2, 900, 6), []
     watch(block.fc1, kept)
     expected = F.linear(x, block.fc1.weight, block.fc1.bias)
@@ -269,7 +271,7 @@ def test_the_feed_forward_block_gives_the_same_in_parts_with_and_without_gradien
 
 
 def resnet_and_plain_copy(dtype=torch.float64) -> tuple[nn.Module, nn.Module]:
-    """A ResNet with norms like trained ones that folds them, and one of the same values that does not."""
+    """Two ResNets with the same values, and norms like trained ones: the first folds its norms, the second does not."""
     plain = AutoBackbone.from_config(tiny_config(backbone_config=dict(RESNET)).backbone_config).to(dtype)
     with torch.no_grad():
         for part in plain.modules():
@@ -320,7 +322,7 @@ def test_folding_leaves_names_and_values_and_sees_new_statistics():
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_what_is_wrapped_or_hooked_is_called_and_not_folded():
+def test_wrapped_or_hooked_layers_are_called_and_not_folded():
     layer = next(part for part in resnet_and_plain_copy()[0].modules() if isinstance(part, ResNetConvLayer))
     x = torch.randn(2, layer.convolution.in_channels, 7, 9, dtype=torch.float64)
     expected, seen = layer(x), []
@@ -335,7 +337,7 @@ def test_what_is_wrapped_or_hooked_is_called_and_not_folded():
 
 
 def test_a_convolution_that_has_got_a_bias_keeps_it():
-    """As when somebody has folded a norm into it for good."""
+    """For example, a tool has folded another norm into it."""
     layers = []
     for model in resnet_and_plain_copy():
         layers.append(model.encoder.stages[1].layers[0].layer[0])
