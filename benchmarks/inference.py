@@ -81,7 +81,7 @@ class InferenceArguments(Timed):
 
 
 def grid(arguments: InferenceArguments) -> list[Case]:
-    """All combinations of the chosen settings. The reference attention runs only eagerly, to not measure the compiler."""
+    """All combinations of the chosen settings. The reference attention only runs eagerly."""
     on_gpu = arguments.device == "cuda"
     everything = {
         "models": ["r50-4scale", "r50-5scale", "swin-t"],

@@ -1,6 +1,7 @@
 """The benchmarks run, at toy size: their figures are for docs/speed.md and docs/log.md."""
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import bf16_accuracy
 import ceilings
 import coco_evaluation
 import detectors
+import gpu_check
 import host_syncs
 import image_processing
 import inference
@@ -343,3 +345,13 @@ def test_compiled_code_is_measured_beside_eager(tmp_path, monkeypatch):
     rows = run(inference, monkeypatch, tmp_path, *options, "--detectors", "DINO")
     check_ratios(rows)
     assert [row["mode"] for row in rows] == ["eager", "compiled", "dynamic"]
+
+
+def test_the_scripts_that_make_and_the_gpu_check_run_exist(tmp_path):
+    root = Path(__file__).parents[1]
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    listed = re.search(r"^BENCHMARKS := (.+)$", makefile, re.MULTILINE)[1].replace("findstring cuda", "")
+    names = re.findall(r"benchmarks/(\w+)\.py", makefile) + re.findall(r"[a-z_]{4,}", listed)
+    names += [Path(part.command[0]).stem for part in gpu_check.parts(tmp_path) if part.command[0].endswith(".py")]
+    assert {"kernel_benchmark", "loss", "training_step", "gpu_check", "host_syncs"} <= set(names)
+    assert [name for name in names if not (root / "benchmarks" / f"{name}.py").is_file()] == []

@@ -1,4 +1,4 @@
-"""What `Trainer` calls to compute COCO's numbers during training."""
+"""`compute_metrics` for `Trainer`: COCO's numbers on one data set."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A page of the worst mistakes: each with its annotations and, beside them, its detections."""
+"""Draw a page of the worst mistakes, each with its annotations at the left and its detections at the right."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ from .plots import tail
 from .result import Evaluation
 
 _TITLES = {
-    "wrong class": "Wrong class: on an object of another class (IoU from 0.5)",
-    "poor localisation": "Poor localisation: of the right class, but with an IoU of 0.1 to 0.5",
-    "duplicate": "Duplicate: the object has been found already, with a higher score",
+    "wrong class": "Wrong class: an object of another class (IoU of at least 0.5)",
+    "poor localisation": "Poor localisation: the right class, but an IoU of 0.1 to 0.5",
+    "duplicate": "Duplicate: another detection of the object has a higher score",
     "background": "Background: no such object there",
     "miss": "Missed: the largest objects that were not found",
 }
 _TRUE, _FOUND = COLOURS[0], COLOURS[1]
 _PIXELS = 260  # longer side of a panel
 _LINE = 24  # height of a line of text, in pixels of a panel
-_PER_POINT = 2.5  # pixels of a panel for a point of a font
+_PER_POINT = 2.5  # pixels of a panel per point of font size
 _FONT_SIZE = 6.5  # points
-_TITLE = 25  # characters
+_TITLE = 25  # characters of a panel's title
 _MOST_OTHERS = 4  # further boxes drawn in a panel
 
 _Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels
@@ -41,22 +41,22 @@ def save_mistakes(path: Path, evaluation: Evaluation, data: CocoData) -> None:
     """
     index_of = {image_id: index for index, image_id in enumerate(data.dataset["image_id"])}
     rows = {kind: [mistake for mistake in evaluation.mistakes if mistake.kind == kind] for kind in (*KINDS, "miss")}
-    heights = [2.05 if chosen else 0.35 for chosen in rows.values()]
+    heights = [2.05 if mistakes else 0.35 for mistakes in rows.values()]
     figure = Figure(figsize=(12.4, sum(heights) + 0.35), layout="constrained", dpi=120)
     parts = figure.subfigures(len(rows), 1, height_ratios=heights)
-    for part, (kind, chosen) in zip(parts, rows.items(), strict=True):
+    for part, (kind, mistakes) in zip(parts, rows.items(), strict=True):
         part.suptitle(
-            _TITLES[kind] + ("" if chosen else " - none"), x=0.005, ha="left", fontsize=9.5, fontweight="bold"
+            _TITLES[kind] + ("" if mistakes else " - none"), x=0.005, ha="left", fontsize=9.5, fontweight="bold"
         )
-        if not chosen:
+        if not mistakes:
             continue
         grid = part.subplots(1, 2 * NUM_MISTAKES)
         for axes in grid:
             axes.set_axis_off()
-        for number, mistake in enumerate(chosen):
+        for number, mistake in enumerate(mistakes):
             index = index_of[mistake.image_id]
             _draw_pair(grid[2 * number : 2 * number + 2], mistake, evaluation, data, index)
-    title = f"{tail(evaluation.model)}: annotated, and beside it detected with a score above {evaluation.threshold:.3f}"
+    title = f"{tail(evaluation.model)}: annotations left, detections with scores above {evaluation.threshold:.3f} right"
     figure.suptitle(title, x=0.005, ha="left", fontsize=10)
     figure.savefig(path, facecolor="white")
 
