@@ -343,11 +343,13 @@ def test_a_target_with_something_in_it_or_within_the_data_is_refused(tmp_path):
     raw = as_raw(tmp_path / "data", make_data(tmp_path / "data"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"full is there already and is not an empty folder; choose a new one"):
+    with pytest.raises(ValueError, match=r"full exists and is not an empty folder; choose a new folder"):
         fix(raw, tmp_path / "full")
-    with pytest.raises(ValueError, match=r"lies within .*data, which stays as it is; choose a place outside of it"):
+    with pytest.raises(ValueError, match=r"lies inside .*data, which must not be changed; choose a place outside"):
         fix(raw, tmp_path / "data" / "fixed")
-    with pytest.raises(ValueError, match=r"lies within .*train, which stays as it is"):  # of a json that lies elsewhere
+    with pytest.raises(
+        ValueError, match=r"lies inside .*train, which must not be changed"
+    ):  # of a json that lies elsewhere
         fix(raw._replace(origin=tmp_path / "train.json"), tmp_path / "data" / "train" / "fixed")
     with pytest.raises(FileExistsError, match=r"thesis\.txt is not a folder; choose another place"):
         fix(raw, tmp_path / "full/thesis.txt/fixed")

@@ -60,7 +60,7 @@ def test_sound_data_end_with_0(sound):
 def test_warnings_end_with_0(tmp_path):
     code, output, _ = call(write(tmp_path / "data", "box-sticks-out"))
     assert code == 0
-    assert "warning box-sticks-out (1): boxes that reach over the border of their image" in output
+    assert "warning box-sticks-out (1): boxes that extend beyond the border of their image" in output
 
 
 def test_errors_end_with_2_the_worst_first(broken):
@@ -176,7 +176,7 @@ def test_corners_in_a_hugging_face_data_set_are_named_and_cured_by_a_box_format(
     data.to_parquet(tmp_path / "train.parquet")
     code, output, _ = call(tmp_path / "train.parquet")
     assert code == 2
-    assert "error boxes-are-corners (20): boxes that are two corners" in output
+    assert "error boxes-are-corners (20): boxes given as two corners" in output
     assert call(tmp_path / "train.parquet", "--box-format", "xyxy")[0] == 0
     code, output, _ = call(tmp_path / "train.parquet", "--fix", tmp_path / "fixed")
     assert (code, "The copy has no errors." in output) == (0, True)

@@ -246,7 +246,7 @@ def test_a_damaged_image_is_named(write, cut):
     data = load_coco(*paths)
     file = paths[1] / "tall.png"
     file.write_bytes(file.read_bytes()[cut])
-    message = rf"(?s){re.escape(str(file))} cannot be read\. It.* If it is damaged, copy it again, or take its entry"
+    message = rf"(?s){re.escape(str(file))} cannot be read\. It.* If it is damaged, copy it again, or remove its entry"
     assert isinstance(data.dataset[0]["image"], Image.Image)
     with pytest.raises(OSError, match=message):
         data.dataset[1]

@@ -107,9 +107,9 @@ def test_other_jsons_are_passed_over(tmp_path):
     data = load_data(folder, validation_fraction=0)
     assert (data.validation, data.test) == (None, None)
     notes = " ".join(data.notes)
-    assert "captions.json has images, but no boxes, and is passed over." in notes
-    assert "none of the test images is here, so there are no test data." in notes
-    assert "passed over: annotations/image_info_test-dev2017." in notes
+    assert "captions.json has images, but no boxes, and is skipped." in notes
+    assert "no file of the test images exists, so there are no test data." in notes
+    assert "skipped: annotations/image_info_test-dev2017." in notes
 
 
 def test_test_data_need_neither_annotations_nor_categories(tmp_path):
@@ -194,7 +194,7 @@ def test_a_split_may_have_fewer_classes_or_more(tmp_path):
 )
 def test_what_cannot_be_read_is_a_problem_and_then_an_error(changes, kind, message, tmp_path):
     folder = write(tmp_path, {"train.json": content("a.png", **changes)}, ["a.png"])
-    with pytest.raises(ValueError, match=rf"(?s)train\.json.*{message}.* `dino-hf doctor {folder}` lists everything"):
+    with pytest.raises(ValueError, match=rf"(?s)train\.json.*{message}.* `dino-hf doctor {folder}` lists all errors"):
         load_data(folder)
     problem = read_raw(folder).problems[0]
     assert (problem.kind, problem.message in str(problem)) == (kind, True)

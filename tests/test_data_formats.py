@@ -101,7 +101,9 @@ def test_every_layout_of_category_ids_gives_the_same_classes(name, splits, tmp_p
         check_rows(found, scenes)
     left_out = [note for note in data.notes if "left out" in note]
     assert left_out == (
-        ["Category 0, 'shapes', has no objects and stands for background: left out."] if name == "background" else []
+        ["Category 0, 'shapes', has no objects and means background, so it is left out."]
+        if name == "background"
+        else []
     )
 
 
@@ -135,13 +137,13 @@ def test_the_usual_words_for_splits(word, split):
 def test_what_is_no_data_set_is_said_with_what_is_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file or folder .*missing\.json\.$"):
         read_raw(tmp_path / "missing.json")
-    with pytest.raises(ValueError, match=r"is no data set: looked for a json in COCO format.*; there is nothing\."):
+    with pytest.raises(ValueError, match=r"is not a data set: it needs a json in COCO format.*; it has nothing\."):
         read_raw(tmp_path)
     for index in range(10):
         (tmp_path / f"{index}.jpg").touch()
     with pytest.raises(ValueError, match=r"there is 0\.jpg, 1\.jpg, .*7\.jpg and 2 others\."):
         read_raw(tmp_path)
-    with pytest.raises(ValueError, match=r"0\.jpg is no data set; give a folder, or a json"):
+    with pytest.raises(ValueError, match=r"0\.jpg is not a data set; give a folder, or a json"):
         read_raw(tmp_path / "0.jpg")
     (tmp_path / "annotations.json").write_text("{")
     with pytest.raises(ValueError, match=r"annotations\.json is not valid json"):

@@ -94,7 +94,7 @@ def test_images_that_are_all_one_are_split_all_the_same(tmp_path):
 def test_of_many_images_only_exact_copies_are_looked_for(tmp_path, monkeypatch, most, is_decoded):
     monkeypatch.setattr(splits_module, "MOST_DECODED", most)
     data = load_data(write_data(tmp_path, {f"{seed}.png": picture(seed) for seed in range(8)}))
-    assert any("near copies are not looked for" in note for note in data.notes) != is_decoded
+    assert any("near copies are not searched for" in note for note in data.notes) != is_decoded
 
 
 def test_digests_are_of_content_and_both_ends(tmp_path):
@@ -142,7 +142,7 @@ def test_near_copies_are_looked_for_in_up_to_5000_images(count, is_noted, monkey
     monkeypatch.setattr(splits_module, "image_digests", lambda data: [None] * count)
     monkeypatch.setattr(splits_module, "look_at_images", lambda splits, decode: {"": []})
     _, notes = splits_module.copy_groups(SimpleNamespace(images=[]), SimpleNamespace(dataset=dataset))
-    assert any("near copies are not looked for" in note for note in notes) == is_noted
+    assert any("near copies are not searched for" in note for note in notes) == is_noted
 
 
 def data_of(pictures, file_format="PNG", **options):

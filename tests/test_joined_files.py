@@ -29,7 +29,7 @@ def test_files_of_one_split_are_joined(tmp_path, first, second):
     write(tmp_path / "train/b", second, when="late")
     boxes = [entry for entry in first + second if entry["bbox"]]
     if not boxes:
-        with pytest.raises(ValueError, match="none of its 4 images has a box, so there is no class; annotate some"):
+        with pytest.raises(ValueError, match="none of its 4 images has a box, so there are no classes; annotate some"):
             load_data(tmp_path)
         return
     rows = load_data(tmp_path, validation_fraction=0).train.dataset

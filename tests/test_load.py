@@ -33,7 +33,7 @@ def test_without_validation_data_a_part_of_the_training_data_is_held_out(splits,
     assert names_of(data.test) == {f"test/{scene.path.name}" for scene in splits["test"]}
     assert (data.train.id2label, data.train.category_ids) == (data.validation.id2label, data.validation.category_ids)
     assert data.notes[-1] == (
-        "There are no validation data: 3 of 12 training images are held out, each class by its share, with seed 5."
+        "There are no validation data: 3 of 12 training images are held out, with a share of each class and seed 5."
     )
     assert data.validation.name == "data, train, 0.25 held out by seed 5"
     again = load_data(source, validation_fraction=0.25, seed=5)
@@ -94,7 +94,7 @@ def test_boxes_without_size_are_left_out_and_a_note_says_so(splits, tmp_path):
 def test_advice_is_given_where_the_doctor_can_look(splits, tmp_path):
     folder = write_layout("coco", {"train": splits["train"]}, tmp_path / "data")
     (folder / "train2017" / splits["train"][3].path.name).unlink()
-    advice = rf"`dino-hf doctor {folder}` lists everything that is wrong, and --fix writes a cleaned copy\.$"
+    advice = rf"`dino-hf doctor {folder}` lists all errors, and --fix writes a cleaned copy\.$"
     with pytest.raises(FileNotFoundError, match=rf"train_000004\.png, listed in .*, does not exist\. {advice}"):
         load_data(folder)
     data = Dataset.from_dict({"image": ["gone.png"], "objects": [{"bbox": [[1, 2, 3, 4]], "category": [1]}]})

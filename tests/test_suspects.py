@@ -45,7 +45,7 @@ def draw(kind: str, folder, figures, **arguments) -> list:
 def test_the_box_is_drawn_where_the_files_put_it(kind, tmp_path, figures):
     raw = break_data(case_of(kind), tmp_path / "expected")
     (axes,) = draw(kind, tmp_path, figures)
-    boxes = [entry["bbox"] for entry in raw.splits["train"].annotations[:4]]
+    boxes = raw.splits["train"].annotations.bbox[:4].tolist()
     assert rectangles(axes, VERMILION) == [boxes[1]]
     assert rectangles(axes, BLUE) == [boxes[0], *boxes[2:]]
     (x0, x1), (y1, y0) = axes.get_xlim(), axes.get_ylim()

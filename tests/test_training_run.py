@@ -553,14 +553,14 @@ def test_copies_of_training_images_among_those_measured_on_are_told(folder, tmp_
     data = load_data(folder / "data")
     settings = {"model": folder / "untrained", "output_dir": tmp_path / "out", "dry_run": True}
     apart, _ = run_quietly(data, **settings)
-    assert not any("copies of images to train on" in warning for warning in apart.preflight.warnings)
+    assert not any("copies of training images" in warning for warning in apart.preflight.warnings)
     mixed = data.validation._replace(
         dataset=concatenate_datasets([data.validation.dataset, data.train.dataset.take(2)])
     )
     run, _ = run_quietly(data._replace(validation=mixed), **settings)
-    told = [warning for warning in run.preflight.warnings if "copies of images to train on" in warning]
+    told = [warning for warning in run.preflight.warnings if "copies of training images" in warning]
     assert len(told) == 1
-    assert told[0].startswith("2 of 7 validation images are copies of images to train on")
+    assert told[0].startswith("2 of 7 validation images are copies of training images")
 
 
 def test_a_stream_is_read_once(folder, tmp_path):

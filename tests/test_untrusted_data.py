@@ -165,7 +165,7 @@ def test_images_without_xml_and_photos_that_are_not_read_are_told(tmp_path):
     image(tmp_path / "JPEGImages/more.png")
     (tmp_path / "JPEGImages/phone.HEIC").touch()
     notes = " ".join(read_raw(tmp_path).notes)
-    assert "1 images have no xml and are passed over" in notes
+    assert "1 images have no xml and are skipped" in notes
     assert "1 file is of a kind that is not read" in notes
     assert "phone.HEIC" in notes
 
@@ -288,7 +288,7 @@ def test_addresses_in_data_are_never_asked(address, tmp_path):
     for source in (tmp_path, Dataset.from_parquet(str(tmp_path / "train.parquet"), cache_dir=str(tmp_path / "cache"))):
         raw = read_raw(source)
         assert raw.splits["train"].images == []
-        with pytest.raises(ValueError, match="addresses in data are never asked"):
+        with pytest.raises(ValueError, match="URLs in data are never opened"):
             load_data(source)
 
 

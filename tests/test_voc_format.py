@@ -140,7 +140,7 @@ def test_a_wrong_box_is_named_by_its_object(tmp_path):
 
 def test_other_xml_files_are_no_data_set(tmp_path):
     (tmp_path / "pom.xml").write_text("<project/>")
-    with pytest.raises(ValueError, match="is no data set"):
+    with pytest.raises(ValueError, match="is not a data set"):
         read_raw(tmp_path)
     write(tmp_path, "a")
     assert file_names(read_raw(tmp_path)) == {"train": ["a.png"]}

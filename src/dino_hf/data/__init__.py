@@ -1,4 +1,4 @@
-"""Data sets of any format, read and checked."""
+"""Read and check data sets of any format."""
 
 from .file_names import canonical_split
 from .load import DetectionData, load_data

@@ -1,4 +1,4 @@
-"""Layout and unit of boxes: check by the sizes of the images that they are as the format says."""
+"""Check the layout and unit of boxes: do they fit their images as the format says, or in another layout?"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,24 +8,27 @@ import numpy as np
 
 from .raw import BoxTable, RawDataset, fill_sizes, make_box_table
 
-_SLACK = 0.02  # share of a side by which hand-drawn boxes may leave their image and still count as inside
-_MIN_LEAVING = (
-    3  # boxes, and a share of all, that must leave their images before another reading of the numbers is tried
-)
+_SLACK = 0.02  # a box may leave its image by this share of the side and still counts as inside, because boxes are drawn by hand
+# At least this many boxes, and this share of all, must leave their images before another layout is tried.
+_MIN_LEAVING = 3
 _MIN_LEAVING_SHARE = 0.1
-_MAX_MISREAD_SHARE = 0.005  # of the boxes may leave under the right reading: mistakes of single boxes
-_SURE_BOXES = 10  # that a box of (x, y, width, height) also reads as corners inside the image is about one in four
-# Share of a side by which boxes must leave before y is taken for x. Boxes that were drawn over the border leave by less.
+_MAX_MISREAD_SHARE = 0.005  # share of boxes that may leave in the right layout, because of mistakes in single boxes
+_SURE_BOXES = 10  # a random (x, y, width, height) box is also valid as corners with a probability of about 1/4
+# Boxes must leave by this share of a side before x and y are swapped. Boxes drawn over the border leave by less.
 _FAR = 0.1
 
 _PERCENT = 100
-# Boxes in percent look like boxes in pixels that all lie in the first 100 x 100 pixels. Boxes in pixels are taken for percent only
-# if they fill that square, and if it is so small a part of the images that chance does not put all of them there.
-_PERCENT_LOW, _PERCENT_HIGH = 20, 75  # the lowest corner is below, and the highest above
-_PERCENT_MARGIN = 10  # pixels by which the margin behind them is more than twice the margin before: they are off centre
-_PERCENT_SPREAD = 5.0  # mean of the standard deviations of both corners; a logo is always at about the same place
-_PERCENT_ODDS = 1000.0  # that boxes drawn anywhere in their images all lie in the square
-_MOST_OF_IMAGE = 3  # boxes of an image that count for these odds, because boxes of one image often lie together
+# Boxes in percent look like boxes in pixels that all lie in the first 100 x 100 pixels. Boxes are read as percent only if they fill
+# that square and it is a small part of the images, so they do not all lie there by chance.
+_PERCENT_LOW, _PERCENT_HIGH = 20, 75  # the lowest corner must be below, and the highest above
+_PERCENT_MARGIN = (
+    10  # the margin behind the boxes must be twice the margin before them plus so many pixels: they are off centre
+)
+_PERCENT_SPREAD = 5.0  # least mean of the standard deviations of both corners; a logo is always at about the same place
+_PERCENT_ODDS = 1000.0  # least odds against boxes at random places all lying in the square
+_MOST_OF_IMAGE = (
+    3  # at most so many boxes of an image count for these odds, because boxes of an image often lie together
+)
 
 
 def _from_xywh(boxes: np.ndarray) -> np.ndarray:
@@ -46,7 +49,7 @@ def _swap(boxes: np.ndarray) -> np.ndarray:
 
 Layouts = dict[str, Callable[[np.ndarray], np.ndarray]]  # layout -> function from (N, 4) to corners x0, y0, x1, y1
 _USUAL: Layouts = {"xywh": _from_xywh, "xyxy": _from_xyxy, "cxcywh": _from_cxcywh}
-# They are told from others only in pixels: relative to its image, a box fits with x and y swapped.
+# Swapped layouts can be detected only in pixels: a relative box also fits with x and y swapped.
 SWAPPED: Layouts = {"yxyx": _swap, "yxhw": lambda boxes: _from_xywh(_swap(boxes))}
 _CORNERS = _USUAL | SWAPPED
 LAYOUT_TEXTS = {
@@ -59,18 +62,18 @@ LAYOUT_TEXTS = {
 
 
 class Reading(NamedTuple):
-    """What the four numbers of boxes are, as far as the images tell."""
+    """Layout and unit of boxes, inferred from the sizes of their images."""
 
     layout: str  # "xywh", "xyxy", "cxcywh", "yxyx" or "yxhw"
     unit: str  # "pixels"; "relative" to the image, from 0 to 1; or "percent" of it
-    is_as_read: bool  # as the files' format says
+    is_as_read: bool  # the layout and unit of the format
     is_sure: bool
-    num_boxes: int  # that were looked at
-    num_leaving: dict[str, int]  # layout -> boxes that leave their image or have no size if read like that
+    num_boxes: int  # boxes that were compared with an image
+    num_leaving: dict[str, int]  # layout -> boxes that leave their image or have no size in it
 
     @property
     def is_relative(self) -> bool:
-        """To the image, instead of in pixels."""
+        """Whether boxes are relative to the image instead of in pixels."""
         return self.unit != "pixels"
 
     @property
@@ -81,13 +84,13 @@ class Reading(NamedTuple):
 
     @property
     def box_format(self) -> str | None:
-        """The name of this reading as an option of `read_raw`. None: it has no such name."""
+        """This layout and unit as the option `box_format` of `read_raw`. None: the option does not have it."""
         if self.layout in SWAPPED or self.unit == "percent":
             return None
         return f"{self.layout}{'n' if self.is_relative else ''}"
 
     def to_xywh(self, table: BoxTable, raw_format: str) -> np.ndarray:
-        """(N, 4) x, y, width, height in pixels of what the files mean."""
+        """(N, 4) boxes as x, y, width, height in pixels."""
         if self.is_as_read:
             return table.boxes
         corners = _CORNERS[self.layout](_as_written(table, raw_format))
@@ -97,7 +100,7 @@ class Reading(NamedTuple):
 
 
 def _as_written(table: BoxTable, raw_format: str) -> np.ndarray:
-    """(N, 4) the numbers of the files, which YOLO's reader has made pixels."""
+    """(N, 4) numbers as in the files. YOLO's reader has converted them to pixels, so they are converted back."""
     if raw_format != "yolo":
         return table.boxes
     corners = table.corners
@@ -106,11 +109,11 @@ def _as_written(table: BoxTable, raw_format: str) -> np.ndarray:
 
 
 def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
-    """Whether the boxes are what the format says, decided over all of them: as the format says many leave their images, while
-    read in another way all fit.
+    """Infer layout and unit from all boxes together. They differ from the format if many boxes leave their images in its layout,
+    and all fit in another one.
 
     Args:
-        raw_format: "yolo" means centre and size relative to the image; all others (x, y, width, height) in pixels.
+        raw_format: "yolo" means centre and size relative to the image; all others mean (x, y, width, height) in pixels.
     """
     numbers, sizes, images = [], [], []
     for table in tables:
@@ -133,7 +136,7 @@ def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
 
     def reading(layout: str, is_sure: bool) -> Reading:
         is_as_read = layout == expected and unit == expected_unit
-        named = {  # swapped layouts only where they fit as well
+        named = {  # swapped layouts are listed only if they fit as well
             name: leaves
             for name, leaves in num_leaving.items()
             if name in _USUAL or (not is_as_read and leaves <= num_leaving[layout])
@@ -141,7 +144,7 @@ def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
         return Reading(layout, unit, is_as_read, is_sure, count, named)
 
     if unit != expected_unit:
-        # Nothing can be as the format says: the layout that leaves least, the expected one where all leave alike.
+        # The layout in which fewest boxes leave; the expected one if all are equal.
         fits = sorted((num_leaving[name], name != expected, name) for name in _USUAL)
         is_sure = fits[0][0] <= _MAX_MISREAD_SHARE * count and fits[1][0] > fits[0][0] and count >= _SURE_BOXES
         return reading(fits[0][2], is_sure)
@@ -160,9 +163,9 @@ def guess_reading(tables: Sequence[BoxTable], raw_format: str) -> Reading:
 def _is_other(
     numbers: np.ndarray, side: np.ndarray, expected_leaving: int, best: str, best_leaving: int, expected: str
 ) -> bool:
-    """Whether many boxes leave their images as the format says, while all fit in the layout `best`."""
-    # Centres that are read as corners, or the reverse, leave at two sides that meet. Things that are cut off leave at one or at
-    # opposite sides, where the camera sees them come and go.
+    """Whether many boxes leave their images in the expected layout, and all fit in the layout `best`."""
+    # Centres read as corners, or the reverse, leave the image in x and in y. Objects that are cut off leave it in only one of
+    # them.
     leaving_axes = _leaving_axes(_CORNERS[expected](numbers), side).sum(0)  # (2,)
     if best != "xyxy" and leaving_axes.min() < _MIN_LEAVING:
         return False
@@ -174,9 +177,9 @@ def _is_other(
 
 
 def _swapped_layouts(numbers: np.ndarray, sizes: np.ndarray, num_leaving: dict[str, int], expected: str) -> list[str]:
-    """The layouts with y before x that the boxes may have. None of them, if the images do not tell.
+    """Layouts with y before x that fit. Empty if the sizes of the images do not show it.
 
-    Many boxes must leave their images far as the format says, and nearly all must fit in the swapped layout only.
+    Many boxes must leave their images by far in the expected layout, and nearly all must fit only in swapped layouts.
     """
     fitting = [name for name, count in num_leaving.items() if count <= _MAX_MISREAD_SHARE * len(numbers)]
     if not fitting or not set(fitting) <= set(SWAPPED):
@@ -188,7 +191,8 @@ def _swapped_layouts(numbers: np.ndarray, sizes: np.ndarray, num_leaving: dict[s
 
 
 def _are_percent(numbers: np.ndarray, sizes: np.ndarray, images: np.ndarray, expected: str) -> bool:
-    """
+    """Whether boxes are in percent of their image.
+
     Args:
         numbers: (N, 4) as in the files.
         sizes: (N, 2) width and height of the image of each box.
@@ -215,7 +219,7 @@ def _are_percent(numbers: np.ndarray, sizes: np.ndarray, images: np.ndarray, exp
 
 
 def _reading_without_sizes(tables: Sequence[BoxTable], expected: str, expected_unit: str) -> Reading:
-    """Only boxes that all lie within one pixel tell that they are not in pixels."""
+    """The reading if no size is known. Boxes that all lie within one pixel are relative."""
     corners = np.concatenate([table.corners[table.is_number] for table in tables])
     is_relative = expected_unit == "relative" or (len(corners) > 0 and bool((corners <= 1).all()))
     unit = "relative" if is_relative else "pixels"
@@ -223,35 +227,37 @@ def _reading_without_sizes(tables: Sequence[BoxTable], expected: str, expected_u
 
 
 def leaving(corners: np.ndarray, side: np.ndarray, slack: float = _SLACK) -> np.ndarray:
-    """(N,) boxes that leave an image of (width, height) `side` by more than a little, or have no size.
+    """(N,) whether a box leaves its image by more than a small slack, or has no size.
 
     Args:
         corners: (N, 4) x0, y0, x1, y1.
-        side: (N, 2)
-        slack: share of a side by which a box may leave.
+        side: (N, 2) width and height of the image.
+        slack: a box may leave by this share of a side.
     """
     return (_leaving_axes(corners, side, slack) | (corners[:, 2:] <= corners[:, :2])).any(1)
 
 
 def _leaving_axes(corners: np.ndarray, side: np.ndarray, slack: float = _SLACK) -> np.ndarray:
-    """(N, 2) whether they leave it at the left or right, and at the top or bottom."""
-    room = np.maximum(slack * side, np.where(side > 1, 2, 0))  # two pixels: rounding, and borders counted from 1
+    """(N, 2) whether a box leaves its image in x, and in y."""
+    room = np.maximum(
+        slack * side, np.where(side > 1, 2, 0)
+    )  # at least two pixels, for rounding and for tools that count from 1
     return (corners[:, :2] < -room) | (corners[:, 2:] > side + room)
 
 
 def guess_readings(
     raw: RawDataset, tables: dict[str, BoxTable], sizes_are_of_files: bool = False
 ) -> dict[str, Reading]:
-    """The reading of each split. If one wrong reading explains the whole data set, all splits get it.
+    """Infer the layout of each split. If another layout fits the whole data set better, all splits get it.
 
     Args:
-        tables: the boxes of each split.
-        sizes_are_of_files: the sizes in the tables are those of the image files, not only stated.
+        tables: boxes of each split.
+        sizes_are_of_files: the sizes in the tables were read from the image files, not only stated.
     """
     readings = _guess(tables, raw.format)
     if sizes_are_of_files or not any(reading.layout in SWAPPED for reading in readings.values()):
         return readings
-    # Right boxes look swapped if the stated width and height are, so the image files decide.
+    # If the stated width and height are swapped, correct boxes look swapped. Therefore the sizes are read from the image files.
     splits = {name: fill_sizes(split, replace_stated=True) for name, split in raw.splits.items()}
     return _guess({name: make_box_table(split, raw.categories) for name, split in splits.items()}, raw.format)
 
@@ -266,9 +272,10 @@ def _guess(tables: dict[str, BoxTable], raw_format: str) -> dict[str, Reading]:
 
 
 def check_reading(raw: RawDataset) -> None:
-    """
+    """Check that the boxes of all splits have the layout of their format.
+
     Raises:
-        ValueError: many boxes leave their images, and all fit when read in another way.
+        ValueError: many boxes leave their images, and all fit in another layout.
     """
     tables = {name: make_box_table(split, raw.categories) for name, split in raw.splits.items()}
     for name, reading in guess_readings(raw, tables).items():
@@ -301,7 +308,7 @@ def _what_is_wrong(reading: Reading, raw_format: str) -> str:
         cure = f"convert them to {LAYOUT_TEXTS[expected]}"
     if raw_format == "huggingface" and (box_format := reading.box_format):
         cure += f', or name their format with box_format="{box_format}" (--box-format {box_format})'
-    return f"{text}: {cure}. If they are right as they are, say so with trust_boxes=True (--trust-boxes)."
+    return f"{text}: {cure}. If the boxes are right as they are, set trust_boxes=True (--trust-boxes)."
 
 
 _PER_PIXEL = {"relative": "width and height", "percent": "width / 100 and height / 100"}

@@ -1,4 +1,4 @@
-"""COCO json files, wherever their images are."""
+"""Read COCO json files and find their images."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,11 +13,11 @@ from .raw import SPLITS, AnnotationBuilder, Problem, RawDataset, RawSplit, in_or
 
 
 class KeyNumbers:
-    """Key of an entry -> its number. Whole numbers and their texts stay; other texts are numbered in their order.
+    """Turns ids into integers. Integers and their texts keep their value; other texts are numbered in order.
 
     Args:
-        entries: as in the files, of any type.
-        field: that has the keys.
+        entries: entries of the file, of any type.
+        field: name of the field with the id.
     """
 
     def __init__(self, entries: list, field: str):
@@ -27,8 +27,8 @@ class KeyNumbers:
         self._number_of = {text: first + index for index, text in enumerate(texts)}
 
     def number(self, value) -> int | None:
-        """None for what cannot be a key; a text that no entry has is unknown, and gets -1 or less."""
-        if type(value) is int and -(2**63) <= value < 2**63:  # by far the most, and this is asked for each box
+        """The integer of an id. None: the value cannot be an id. A text that no entry has gets a negative number."""
+        if type(value) is int and -(2**63) <= value < 2**63:  # the usual case, fast because it runs for each box
             return value
         key = _as_key(value)
         if isinstance(key, str):
@@ -39,7 +39,7 @@ class KeyNumbers:
         return self._number_of.setdefault(key, -(2**62) - len(self._number_of))
 
     def notes(self, what: str) -> list[str]:
-        """Says that keys were numbered."""
+        """A note, if texts were numbered."""
         known = {key: number for key, number in self._number_of.items() if number >= 0}
         if not known:
             return []
@@ -50,7 +50,7 @@ class KeyNumbers:
 
 
 def _as_key(value) -> int | str | None:
-    if isinstance(value, dict) and set(value) == {"$oid"}:  # as MongoDB exports them
+    if isinstance(value, dict) and set(value) == {"$oid"}:  # an id of MongoDB
         value = value["$oid"]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -62,16 +62,16 @@ def _as_key(value) -> int | str | None:
 
 
 _LISTS = ("images", "annotations", "categories")
-_NO_BOXES = ("captions", "panoptic", "stuff", "person_keypoints")  # of COCO itself, beside its instances_*.json
-_TOO_LARGE = 10**300  # for a whole number: a float holds less than 1.8e308
-_MOST_JSONS = 100  # more are one for each image, in another format
+_NO_BOXES = ("captions", "panoptic", "stuff", "person_keypoints")  # other files of COCO beside its instances_*.json
+_TOO_LARGE = 10**300  # limit of integers; a float holds less than 1.8e308
+_MOST_JSONS = 100  # a folder with more has one json for each image, in another format
 
 
 def read_json(path: Path):
-    """Content of a json, without the masks of objects, which are most of it.
+    """Content of a json, without the masks of objects, which need most of the memory.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: there is none, it is no regular file, or it is broken.
+        FileNotFoundError, OSError, ValueError: the file does not exist, is not a regular file, or is broken.
     """
     if not path.exists():
         raise FileNotFoundError(f"There is no annotation file {path}.")
@@ -84,7 +84,7 @@ def _without_mask(entry: dict) -> dict:
 
 
 def is_detection(content) -> bool:
-    """Whether a json is meant for detection: it has images, and boxes or categories, and is not for panoptic segmentation."""
+    """Whether a json is for detection: it has images, and boxes or categories, and is not for panoptic segmentation."""
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         return False
     annotations = content.get("annotations")
@@ -95,12 +95,12 @@ def is_detection(content) -> bool:
 
 
 def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
-    """A json, or a folder with jsons at any depth; None if it holds none in COCO format.
+    """Read a json, or a folder with jsons at any depth. None: no json is in COCO format.
 
-    The split of a json is told by its name, or by the folders between it and `source`; a single one that tells none is "train".
+    The name of a json, or of a folder between it and `source`, tells its split. A single json that tells no split is "train".
 
     Raises:
-        ValueError: the json given cannot be read.
+        ValueError: the given json cannot be read.
     """
     notes, problems, contents = [], [], {}
     files = DataFolder(_image_root(source), allow_outside=allow_outside)
@@ -116,7 +116,7 @@ def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
             if is_detection(content):
                 contents[path] = content
             elif isinstance(content, dict) and "images" in content:
-                notes.append(f"{path} has images, but no boxes, and is passed over.")
+                notes.append(f"{path} has images, but no boxes, and is skipped.")
     if not contents:
         return None
     listed = [name for content in contents.values() for name in _file_names(content)]
@@ -145,7 +145,7 @@ def _file_names(content) -> Iterator[str]:
 
 
 def _candidates(folder: Path, files: DataFolder) -> list[Path]:
-    """Jsons that may be in COCO format. Of COCO's own files for one set of images those with boxes of all classes."""
+    """Jsons that may be in COCO format. COCO's own files without boxes of all classes are left out."""
     found = []
     for _, paths in groupby(files.files(folder, {".json"}), key=lambda path: path.parent):
         jsons = list(paths)
@@ -157,7 +157,7 @@ def _candidates(folder: Path, files: DataFolder) -> list[Path]:
 
 
 def _image_root(source: Path) -> Path:
-    """The folder below which images are looked for."""
+    """The folder that is searched for images."""
     if source.is_dir():
         return source
     folder = source.absolute().parent
@@ -168,28 +168,28 @@ def _image_root(source: Path) -> Path:
 
 
 def _split_word(source: Path, path: Path, names: SplitNames) -> str | None:
-    """The split that a json's name tells, or else the nearest of its folders that tells one."""
+    """The split that the name of a json tells, else the nearest of its folders that tells one."""
     if split := names.of_file(path) if source.is_dir() else split_in(path.stem, at_end=True):
         return split
-    # of folders above, which may be called anything, only one that is called as a split is
+    # The folder above may have any name, so only the exact name of a split counts.
     name = canonical_split((source if source.is_dir() else source.parent).absolute().name)
     return name if name in SPLITS else None
 
 
 def _name_splits(source: Path, paths: list[Path], names: SplitNames, problems: list[Problem]) -> dict[str, Path]:
-    """Split -> its json. Where two jsons want one name the second has its own, and for data to learn from that is a problem."""
+    """Map each split to its json. If two jsons tell the same split, the second keeps its own name; except for test, a problem."""
     words = {path: _split_word(source, path, names) for path in paths}
     if len(paths) == 1:
         return {words[paths[0]] or "train": paths[0]}
     splits = {}
-    # instances_*.json first; of two, the shorter name: test2017 before test-dev2017
+    # instances_*.json first, then shorter names: test2017 before test-dev2017
     for path in sorted(paths, key=lambda path: (not path.name.startswith("instances"), len(path.name), path)):
         name = words[path] or path.stem
         if name in splits:
             if name != "test":
                 message = (
                     f"{path} and {splits[name]} both are {name} data by their names; give the path of one of them, "
-                    "or make one json of both."
+                    "or merge them into one json."
                 )
                 problems.append(Problem("two-files-for-a-split", str(path), message))
             name = path.relative_to(source).with_suffix("").as_posix()
@@ -200,12 +200,14 @@ def _name_splits(source: Path, paths: list[Path], names: SplitNames, problems: l
 def read_split(
     content, path: Path, name: str, find_image: Callable[[str], Path]
 ) -> tuple[RawSplit, list[dict], list[Problem], list[str]]:
-    """One json's images and annotations, its categories, the entries that are none, and what was decided.
+    """Read one json.
 
-    Ids may be texts, as of databases: those of numbers become these numbers, others are numbered.
+    Ids may be texts, as in exports of databases. The text of a number becomes that number; other texts are numbered.
 
     Args:
-        find_image: file_name -> absolute path, which need not exist.
+        find_image: function from file_name to an absolute path, which need not exist.
+    Returns:
+        the split, its categories, problems of entries, and notes for the user.
     """
     problems = []
     if not isinstance(content, dict):
@@ -263,7 +265,7 @@ def read_split(
 
 
 def _is_number(value) -> bool:
-    """Also NaN and infinity, which are found later; no truth values, and no whole numbers that a float cannot hold."""
+    """Whether a value fits into a float. NaN and infinity do; the checks find them later. True and False do not."""
     return isinstance(value, float) or (
         isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
     )
@@ -273,7 +275,7 @@ _KINDS = {str: "a text that is not empty", list: "a list"}
 
 
 def _wrong_type(entry, fields: dict) -> str | None:
-    """What is wrong with an entry that is no object, or with its first field that is not of its type, or no key."""
+    """Text about an entry that is not an object, or about its first field of a wrong type. None: the types are right."""
     if not isinstance(entry, dict):
         return f"is {short_repr(entry)}; it must be an object with {' and '.join(fields)}"
     for name, kind in fields.items():

@@ -1,4 +1,4 @@
-"""What names of files and folders tell: their split, and which image a listed name means."""
+"""Interpret names of files and folders: which split they tell, and which image a listed name means."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _SPLIT_WORDS = {
     "test": "test testing testdev",
 }
 _SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
-# Words that stand beside a split in names of exports. None of them names a thing that a picture could show.
+# Words that exports put beside the name of a split. None of them describes the content of pictures.
 _PLAIN_WORDS = (
     "annotated annotation annotations ann anns anno annos aug augmented bbox bboxes caption captions challenge clean cleaned "
     "coco create csv cvat darknet data dataset datasets default det detect detection detections final fixed fold folder full "
@@ -27,14 +27,14 @@ _PLAIN_WORDS = (
     "tiny ultralytics unlabeled unlabelled v version voc xml xmls yolo"
 )
 _PLAIN = frozenset(_PLAIN_WORDS.split())
-# a, 00000, 2017, v2, 640x480, 1080p, voc2007, the digest of a shard
+# Also plain: a, 00000, 2017, v2, 640x480, 1080p, voc2007, the digest of a shard
 _PLAIN_FORM = re.compile(
     r"[a-d]|\d+|v\d+|\d+x\d+|\d+(px|p|k)|(voc|coco|yolo|fold|part|stage|set|split)v?\d+|(?=\D*\d)[0-9a-f]{8,}"
 )
 
 
 def canonical_split(word: str) -> str:
-    """ "train", "validation" or "test" for the words that data sets use ("valid", "val2017", "dev", ...), else the word itself."""
+    """ "train", "validation" or "test" for their usual words ("valid", "val2017", "dev", ...); else the word itself."""
     return _SPLIT_OF.get(re.sub(r"[-_ ]?\d*$", "", word.lower()), word)
 
 
@@ -66,7 +66,7 @@ def _parse(name: str) -> tuple[str | None, tuple[str, ...], bool, bool]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name has only plain words and words for splits, so it does not say what the pictures show."""
+    """Whether a name has only plain words and words for splits, so it does not describe the content of pictures."""
     return all(_is_plain(word) or canonical_split(word) in SPLITS for word in _words(name))
 
 
@@ -80,10 +80,10 @@ def _is_plain(word: str) -> bool:
 
 
 class SplitNames:
-    """The splits told by the names in one data set.
+    """Finds the splits that the names in one data set tell.
 
     A name of plain words and a word for a split tells this split: train, val2017, test_images, instances_train. Other words may
-    name the content of the pictures, as in test_tube or crash_test. A name with other words tells a split in three cases:
+    describe the content of the pictures, as in test_tube or crash_test. A name with other words tells a split in three cases:
 
     - another name differs from it only in the split: raccoon_train and raccoon_val;
     - a folder's last word is the split, and a folder beside it is a split: train and raccoon_val;
@@ -97,7 +97,7 @@ class SplitNames:
 
     def __init__(self, root: Path, paths: Iterable[Path], files_tell: bool = False):
         self.root, self.files_tell = root, files_tell
-        self._folders_in: dict[Path, set[str]] = {}  # folder -> names of those in it
+        self._folders_in: dict[Path, set[str]] = {}  # folder -> names of its subfolders
         stems = set()
         for path in paths:
             stems.add(path.stem)
@@ -113,7 +113,7 @@ class SplitNames:
                 splits_of.setdefault(pattern, set()).add(split)
         self._contrasted = {pattern for pattern, splits in splits_of.items() if len(splits) > 1}
         self._of_folder: dict[Path, str | None] = {}
-        self._unclear: dict[Path, str] = {}  # folder -> the split that it may tell
+        self._unclear: dict[Path, str] = {}  # folder -> the split that it might tell
 
     def of_file(self, path: Path) -> str | None:
         """The split told by the name of a file, if names of files count, else by its nearest folder that tells one."""
@@ -147,17 +147,18 @@ class SplitNames:
         return split if pattern in self._contrasted else None
 
     def notes(self) -> list[str]:
-        """A note on folders that are not taken as a split although a word of their name is one."""
+        """A note about folders that are not used as a split although their name contains the word of a split."""
         if not self._unclear:
             return []
         folder, split = min(self._unclear.items())
         more = f" The same holds for {len(self._unclear) - 1} other folders." if len(self._unclear) > 1 else ""
         return [
-            f"The folder {folder} is not taken as {split} data, as its name has other words too; if it is, call it {split}.{more}"
+            f"The folder {folder} is not taken as {split} data, because its name has other words too; "
+            f"if it is {split} data, rename it to {split}.{more}"
         ]
 
 
-# Names of folders that say nothing about which images are in them
+# Names of folders that do not tell one set of images from another
 _GENERIC = {
     *(
         "images",
@@ -179,29 +180,29 @@ _GENERIC = {
 
 
 class ImageFinder:
-    """Where the images of a json are: beside it, in folders named as its split, in `images`, or wherever below the root a file
-    lies whose path ends as the listed one does.
+    """Finds the images that jsons list: beside the json, in a folder named like its split, in `images`, or at any place below the
+    root where the end of the path equals the listed name.
 
     Args:
-        files: of the data set.
-        root: its folder.
-        listed: file names of all jsons.
+        files: files of the data set.
+        root: folder of the data set.
+        listed: file names in all jsons.
     """
 
     def __init__(self, files: DataFolder, root: Path, listed: Iterable[str]):
         self.files = files
         self.root = root.absolute()
-        self.candidates: dict[Path, list[Path]] = {}  # path that is not there -> files that the listed name may mean
+        self.candidates: dict[Path, list[Path]] = {}  # missing path -> files that the listed name may mean
         self._paths: TailIndex | None = None
         self._split_names: SplitNames | None = None
-        folders_of: dict[str, set[str]] = {}  # last part of listed names -> folders that it is listed in
+        folders_of: dict[str, set[str]] = {}  # last part of a listed name -> its listed folders
         for name in set(listed):
             folder, _, last = posix(name).rpartition("/")
             folders_of.setdefault(alike(last), set()).add(folder)
         self._of_several = {last for last, folders in folders_of.items() if len(folders) > 1}
 
     def of_split(self, json_file: Path, split: str) -> Callable[[str], Path]:
-        """A function: file_name -> absolute path, of the file if there is one, else of where it was first looked for."""
+        """A function from file_name to an absolute path. If the file is missing, it is the first path that was tried."""
         words = dict.fromkeys([*_words_of(json_file.stem, split), split, "val", "valid"])
         words = [word for word in words if canonical_split(word) == split]
         names = [*words, *(f"images/{word}" for word in words), *(f"{word}/images" for word in words), "images"]
@@ -214,15 +215,15 @@ class ImageFinder:
         def find(file_name: str) -> Path:
             for name in dict.fromkeys([file_name, posix(file_name)]):
                 for index, base in enumerate(bases):
-                    # cam1/1.jpg and cam2/1.jpg are not both the one 1.jpg that there is
+                    # cam1/1.jpg and cam2/1.jpg must not both mean the same file 1.jpg
                     if self.files.is_file(base / name) and listed_as.setdefault(base / name, file_name) == file_name:
                         if index:
-                            bases.insert(0, bases.pop(index))  # where the others will be too
+                            bases.insert(0, bases.pop(index))  # the other images are probably there too
                         return base / name
             found, several = self._by_tail(posix(file_name), split, bases)
             if found and listed_as.setdefault(found, file_name) == file_name:
                 return found
-            # one outside of the data set is found all the same, to be named as such
+            # A file outside the data set is returned too; a later check reports it.
             place = next((base / file_name for base in bases if is_regular(base / file_name)), bases[0] / file_name)
             if several:
                 self.candidates[place] = several
@@ -231,7 +232,7 @@ class ImageFinder:
         return find
 
     def _by_tail(self, name: str, split: str, bases: list[Path]) -> tuple[Path | None, list[Path]]:
-        """The one file whose path ends as the name does, or else all such files."""
+        """The only file whose path ends like the name and an empty list; or None and all these files."""
         if self._paths is None:
             paths = list(image_files(self.root, self.files))
             self._paths, self._split_names = TailIndex(self.root, paths), SplitNames(self.root, paths)
@@ -243,17 +244,17 @@ class ImageFinder:
         return None, sorted(found)
 
     def _may_be_of(self, path: Path, split: str) -> bool:
-        """Two splits may number their files alike: never take one from the folder of another split."""
+        """Whether a file is not in the folder of another split. Two splits may use the same file names."""
         folders = [folder for folder in path.parents if folder.is_relative_to(self.root) and folder != self.root]
         told = set(filter(None, map(self._split_names.of_folder, folders)))
         return not told or split in told
 
 
 class TailIndex:
-    """Files found by the end of a listed path, as the beginning is of another computer.
+    """Finds files by the end of a listed path, because its beginning may be from another computer.
 
     Args:
-        root: folder that all files are in.
+        root: folder that contains all files.
         with_suffix: whether a.jpg and a.png differ.
     """
 
@@ -269,14 +270,14 @@ class TailIndex:
         return tuple(alike(part) for part in name.split("/") if part not in ("", ".", "..")) or ("",)
 
     def find(self, name: str, split: str | None = None, needs_folder: bool = False) -> list[Path]:
-        """The files whose paths have the longest common end with a listed one; none, if the folders before it contradict.
+        """Files whose paths share the longest end with a listed path. No file, if the folders before that end contradict it.
 
-        video2/1.jpg is not video1/1.jpg, but may be images/1.jpg, and images/1.jpg may be video1/1.jpg.
+        video2/1.jpg cannot mean video1/1.jpg, but it can mean images/1.jpg, and images/1.jpg can mean video1/1.jpg.
 
         Args:
-            name: with "/".
-            split: whose name a listed folder may have without meaning more than that.
-            needs_folder: the last part alone is not enough, as other listed files have it too.
+            name: listed path with "/".
+            split: a listed folder with the name of this split contradicts no other folder.
+            needs_folder: the last part alone is not enough, because other listed files have the same.
         """
         listed = self._parts(name)
         scored = [(_common_end(listed, parts), path, parts) for path, parts in self._by_name.get(listed[-1], ())]
@@ -288,7 +289,7 @@ class TailIndex:
 
 
 def ambiguous_text(candidates: Sequence[Path]) -> str:
-    """What is wrong with a listed name that several files have."""
+    """Text about a listed name that several files have."""
     return (
         f"is ambiguous: {len(candidates)} files have this name, such as {candidates[0]} and {candidates[1]}; list it with its "
         "folder"
@@ -305,31 +306,31 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _contradict(listed: Sequence[str], found: Sequence[str], split: str | None) -> bool:
-    """Whether the last folders that differ both say which images are in them."""
+    """Whether the last folders that differ both tell one set of images from another."""
     if not listed or not found or listed[-1] in _GENERIC or found[-1] in _GENERIC:
         return False
     return (split is None or split_in(listed[-1], at_end=True) != split) and split_in(found[-1]) is None
 
 
 def is_generic(folder: str) -> bool:
-    """Whether the name of a folder does not tell one camera or film from another."""
+    """Whether the name of a folder does not tell one set of images, such as a camera, from another."""
     return folder.lower() in _GENERIC or split_in(folder) is not None
 
 
 def _words_of(stem: str, split: str) -> list[str]:
-    """Folder names that a json's name suggests: train2017 for instances_train2017."""
+    """Folder names that the name of a json suggests: train2017 for instances_train2017."""
     parts = stem.split("_")
     tails = ["_".join(parts[start:]) for start in range(len(parts))] + parts
     return [word for word in tails if canonical_split(word) == split]
 
 
 def alike(name: str) -> str:
-    """The same for names that are one on the computers that data are annotated on: Windows knows no case, macOS splits "é"."""
+    """A form that is equal for names that Windows or macOS treat as equal: Windows ignores case, and macOS splits "é"."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def posix(path: str) -> str:
-    """With "/" in paths that were written on Windows."""
+    """A path with "/" instead of the "\\" of Windows."""
     return path.replace("\\", "/")
 
 

@@ -12,30 +12,30 @@ from ..common.regular_files import EVERYWHERE, OutsideError, is_below, is_regula
 from ..common.values import short_repr
 from .raw import Problem, RawDataset, RawSplit
 
-# Pictures and films that are not read; a data set that has them should not lose them in silence.
+# Images and videos of kinds that are not read. A note tells the user if a data set contains some.
 _UNREAD = images.UNREAD_SUFFIXES | images.VIDEO_SUFFIXES | {".svg", ".eps", ".psd", ".raw", ".exr", ".hdr", ".dcm"}
 
 
 class DataFolder:
-    """What may be read of a data set: regular files that lie, with all links followed, in its folders.
+    """The files of a data set that may be read: regular files inside its folders, after all links are followed.
 
     Args:
-        folders: of the data set.
-        allow_outside: read what links and paths of the data set lead to, wherever that is.
+        folders: folders of the data set.
+        allow_outside: also read files outside the folders to which links and paths of the data set lead.
     """
 
     def __init__(self, *folders: Path, allow_outside: bool = False):
         self.folder = folders[0]
         self.roots = EVERYWHERE if allow_outside else tuple(os.path.realpath(folder) for folder in folders)
-        self.outside: list[str] = []  # links that walks passed over
-        self._is_inside: dict[str, bool] = {}  # folder -> whether it is, after its links are followed
+        self.outside: list[str] = []  # links that were skipped because they lead outside
+        self._is_inside: dict[str, bool] = {}  # folder -> whether it is inside after its links are followed
 
     def files(self, folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
-        """As `walk_files`, within the data set."""
+        """Like `walk_files`, inside the data set."""
         return walk_files(folder, set(suffixes), self.roots, self.outside)
 
     def is_inside(self, path: Path) -> bool:
-        """Whether a path may be read; it need not exist."""
+        """Whether a path is inside the data set. It need not exist."""
         if self.roots == EVERYWHERE:
             return True
         parent = os.path.dirname(path)
@@ -50,33 +50,33 @@ class DataFolder:
         return is_regular(path) and self.is_inside(path)
 
     def check(self, path: Path) -> None:
-        """Raises OutsideError for a path that leads out of the data set."""
+        """Raise OutsideError for a path that leads out of the data set."""
         if not self.is_inside(path):
             raise OutsideError(self.outside_text(path))
 
     def outside_text(self, path: Path | str) -> str:
         return (
             f"{path} leads to {os.path.realpath(path)}, outside of the data set's folder {self.folder}, and is not read; copy it "
-            "into the folder, or allow such files (--allow-outside, allow_outside=True)."
+            "into the folder, or allow files outside with --allow-outside (allow_outside=True)."
         )
 
     def read_text(self, path: Path) -> str:
-        """As `regular_files.read_text`, within the data set."""
+        """Like `regular_files.read_text`, inside the data set."""
         self.check(path)
         return regular_files.read_text(path)
 
     def read_lines(self, path: Path) -> list[str]:
-        """As `regular_files.read_lines`, within the data set."""
+        """Like `regular_files.read_lines`, inside the data set."""
         self.check(path)
         return regular_files.read_lines(path)
 
     def read_yaml(self, path: Path) -> Any:
-        """As `regular_files.read_yaml`, within the data set."""
+        """Like `regular_files.read_yaml`, inside the data set."""
         self.check(path)
         return regular_files.read_yaml(path)
 
     def notes(self) -> list[str]:
-        """What walks passed over."""
+        """A note about skipped links."""
         links = list(dict.fromkeys(self.outside))
         if not links:
             return []
@@ -85,14 +85,14 @@ class DataFolder:
 
 
 def unread_note(folder: Path, files: DataFolder) -> list[str]:
-    """A note, if a folder has pictures or films of kinds that are not read."""
+    """A note, if a folder has images or videos of kinds that are not read."""
     found = list(files.files(folder, _UNREAD))
     if not found:
         return []
     kinds = ", ".join(sorted({path.suffix.lower() for path in found}))
     count = f"{len(found)} files ({kinds}) are" if len(found) > 1 else "1 file is"
     return [
-        f"{count} of a kind that is not read, and passed over; the first is {found[0]}. Convert photos to JPEG or PNG, and films "
+        f"{count} of a kind that is not read, and skipped; the first is {found[0]}. Convert photos to JPEG or PNG, and videos "
         "to images."
     ]
 
@@ -103,12 +103,12 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def only_usable(raw: RawDataset, files: DataFolder | None = None) -> RawDataset:
-    """Without images, and their annotations, whose names are no text or whose files may not be read; each is a problem.
+    """Leave out images whose names are not valid text or whose files may not be read, with their annotations. Each is a problem.
 
-    Class names that are no text are made some, which is a problem too.
+    A class name that is not valid text is changed, and is also a problem.
 
     Args:
-        files: of the data set; None: its paths are the user's own, or were checked.
+        files: files of the data set. None: do not check where the images are.
     """
     problems = []
     categories = [_usable_category(entry, raw, problems) for entry in raw.categories]
@@ -120,7 +120,7 @@ def _usable_category(entry: dict, raw: RawDataset, problems: list[Problem]) -> d
     if is_text(entry["name"]):
         return entry
     where = f"{raw.origin}: category {entry['id']}"
-    message = f"{where} has name={short_repr(entry['name'])}, which is no text that can be written; correct it."
+    message = f"{where} has name={short_repr(entry['name'])}, which is not valid text; correct it."
     problems.append(Problem("bad-entry", where, message))
     return entry | {"name": entry["name"].encode("utf-8", "replace").decode().replace("\0", "?")}
 
@@ -159,7 +159,7 @@ def _problem(split: RawSplit, image: dict, files: DataFolder | None) -> Problem 
 
 
 def is_text(text: str) -> bool:
-    """Whether a name can be written as UTF-8 and be part of a path. Names from a zip of another computer may not."""
+    """Whether a name is valid UTF-8 without zero bytes. Names from a zip file of another computer may not be."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -168,5 +168,5 @@ def is_text(text: str) -> bool:
 
 
 def is_address(path: str) -> bool:
-    """Whether a path would be asked of a server, or is in an archive, by the file systems of `datasets`."""
+    """Whether `datasets` would open a path on a server or inside an archive."""
     return "://" in path or "::" in path

@@ -1,4 +1,4 @@
-"""Whether the Hub answers, before anything waits for it."""
+"""Check quickly whether the Hub answers."""
 
 from pathlib import Path
 from ssl import SSLError
@@ -10,28 +10,28 @@ from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers.utils import CONFIG_NAME
 
-_SECONDS = 10  # that the Hub may take to answer at all
+_SECONDS = 10  # time limit for the first answer of the Hub
 
 
 def reach_hub(name: str, is_dataset: bool = False) -> None:
-    """
+    """Check that the Hub answers, unless `name` is in the cache. Without it, huggingface_hub tries half a minute per file.
+
     Args:
-        name: id of a model, or of a data set.
+        name: id of a model or data set.
     Raises:
-        ConnectionError: it was never downloaded, and the Hub does not answer. Said at once: huggingface_hub would try for
-            half a minute, for each file.
+        ConnectionError: the Hub does not answer, and `name` is not in the cache.
     """
     try:
         if is_offline_mode() or _is_cached(name, is_dataset):
             return
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_SECONDS).close()
     except HFValidationError:
-        return  # it is no id, as will be said where it is asked for
+        return  # not an id; the download reports it
     except HTTPError:
-        return  # an answer all the same
+        return  # the Hub answered
     except OSError as error:
         if isinstance(getattr(error, "reason", None), SSLError):
-            return  # it is there; which certificates are trusted is huggingface_hub's to know
+            return  # the Hub answered; huggingface_hub decides which certificates it trusts
         raise ConnectionError(f"{constants.ENDPOINT} does not answer") from error
 
 

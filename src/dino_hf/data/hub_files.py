@@ -1,4 +1,4 @@
-"""Load a Hugging Face data set as one `Dataset` for each split. No code of a data set is run."""
+"""Load a Hugging Face data set as one `Dataset` for each split. Code of a data set is never run."""
 
 import atexit
 import re
@@ -33,30 +33,31 @@ from .hub_access import reach_hub
 from .hub_layout import Layout, dtype_name, find_layout, join_rows
 
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}
-_DEEPEST = 64  # levels of lists and objects in a line of a jsonl; pyarrow crashes Python at some thousand
-_SUSPICIOUS = 256  # brackets in a line, from which on its depth is measured
+_DEEPEST = 64  # levels of lists and objects in a line of a jsonl; pyarrow crashes at some thousand
+_SUSPICIOUS = 256  # the depth of a line with more brackets is measured
 
 
 class Part(NamedTuple):
     """Rows of one split."""
 
     rows: Dataset
-    beside: Path | None = None  # the folder that relative paths of images are from
+    beside: Path | None = None  # folder that contains relative paths of images
 
 
 def load_files(paths: list[Path]) -> Dataset:
-    """
+    """Rows of parquet, arrow or jsonl files.
+
     Args:
-        paths: of one kind.
+        paths: files of one kind.
     Raises:
-        ValueError: they cannot be read.
+        ValueError: the files cannot be read.
     """
     kind = FILE_KINDS[paths[0].suffix.lower()]
     for path in paths if kind == "json" else ():
         _check_lines(path)
     try:
         return datasets.load_dataset(kind, data_files=[str(path) for path in paths], split="train")
-    except Exception as error:  # of many libraries
+    except Exception as error:  # the libraries have no common type of error
         text = _sentence(error)
         raise ValueError(f"{paths[0]} cannot be read as a data set, {type(error).__name__}: {text}") from error
 
@@ -66,7 +67,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _check_lines(path: Path) -> None:
-    """Raises ValueError for a line of json that is nested so deeply that its reader would crash."""
+    """Raise ValueError for a line of json whose depth would crash the reader."""
     with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
             if line.count(b"[") + line.count(b"{") > _SUSPICIOUS:
@@ -75,12 +76,12 @@ def _check_lines(path: Path) -> None:
 
 
 def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[str]]:
-    """Split's word -> its rows, and what was passed over: files without images or boxes.
+    """Map the word of each split to its rows. The notes name skipped files, which have no images or boxes.
 
-    The split of a file is told by its name, or by the nearest of its folders that tells one; else it is train.
+    The name of a file, or its nearest folder, tells its split. Without such a name, it is train.
 
     Raises:
-        ValueError: no file has images and boxes, or files of two kinds have those of one split.
+        ValueError: no file has images and boxes, or files of one split have different columns.
     """
     _check_card(folder)
     groups: dict[tuple, list[Path]] = {}
@@ -115,13 +116,13 @@ def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[
         first.setdefault(word, (paths[0], layout))
     if not parts:
         raise reasons[0]
-    notes = [f"{path} has no images with boxes, and is passed over." for path in passed_over[:8]]
-    notes += [f"So are {len(passed_over) - 8} other files."] if len(passed_over) > 8 else []
+    notes = [f"{path} has no images with boxes, and is skipped." for path in passed_over[:8]]
+    notes += [f"{len(passed_over) - 8} other files are skipped for the same reason."] if len(passed_over) > 8 else []
     return parts, notes + names.notes()
 
 
 def _kind(path: Path) -> tuple:
-    """What files must share to be read together: kind, columns, and for lists of images their folder."""
+    """Kind, columns and folder of a file. Files are read together if these are equal."""
     kind = FILE_KINDS[path.suffix.lower()]
     try:
         if kind == "parquet":
@@ -143,7 +144,7 @@ def _kind(path: Path) -> tuple:
 
 
 def _from_folder(rows: Dataset, column: str, prefix: str) -> Dataset:
-    """With paths of images from the data set's folder instead of from that of their list."""
+    """Make paths of images relative to the data set's folder instead of the folder of their list."""
     if prefix == ".":
         return rows
     names = [f"{prefix}/{name}" if name and not Path(name).is_absolute() else name for name in rows[column][:]]
@@ -151,7 +152,7 @@ def _from_folder(rows: Dataset, column: str, prefix: str) -> Dataset:
 
 
 def _check_card(folder: Path) -> None:
-    """Raises ValueError where the card of a data set tells several configurations: they may have one split each."""
+    """Raise ValueError if the card of a data set lists several configurations, because each may have the same splits."""
     path = folder / "README.md"
     if not path.is_file():
         return
@@ -160,7 +161,7 @@ def _check_card(folder: Path) -> None:
         head = text.split("---", 2)[1] if text.startswith("---") else ""
         card = parse_yaml(head, str(path))
     except (ValueError, OSError, IndexError):
-        return  # it is for people, and its data can be read without it
+        return  # the card is for readers; the data can be loaded without it
     configurations = card.get("configs") if isinstance(card, dict) else None
     if not isinstance(configurations, list):
         return
@@ -177,12 +178,14 @@ def _check_card(folder: Path) -> None:
 
 
 def load_datasets(source, files: DataFolder | None = None) -> tuple[Path | str, dict[str, Part], list[str]]:
-    """Where the data are from, the split's own word -> its rows, and what was passed over.
+    """Load data of any form of the library `datasets`.
 
     Args:
-        files: of the folder or file that `source` is.
+        files: the folder or file of `source`. None: `source` is an object or an id on the Hub.
+    Returns:
+        the origin, a map from the word of each split to its rows, and notes for the user.
     Raises:
-        ValueError, OSError: it is nothing that can be loaded.
+        ValueError, OSError: the data cannot be loaded.
     """
     origin, notes = source if isinstance(source, str | Path) else type(source).__name__, []
     if files is not None:
@@ -197,12 +200,12 @@ def load_datasets(source, files: DataFolder | None = None) -> tuple[Path | str, 
     elif isinstance(source, str | Path):
         source = _load_from_hub(str(source))
     if isinstance(source, Dataset | IterableDataset):
-        source = {split_in(str(source.split), at_end=True) or "train": source}  # of "train[:80%]" too
+        source = {split_in(str(source.split), at_end=True) or "train": source}  # "train[:80%]" is train too
     values = list(source.values()) if isinstance(source, dict) else []
     if not values or not all(isinstance(value, Dataset | IterableDataset) for value in values):
         kind = " of ".join(dict.fromkeys(type(value).__name__ for value in (source, *values)))
         raise ValueError(
-            f"The data are of type {kind}; give a path, an id of the Hub, or a Dataset or DatasetDict of the library datasets."
+            f"The data are of type {kind}; give a path, an id on the Hub, or a Dataset or DatasetDict of the library datasets."
         )
     beside = None if files is None else path.absolute() if path.is_dir() else path.absolute().parent
     parts = {}
@@ -213,10 +216,10 @@ def load_datasets(source, files: DataFolder | None = None) -> tuple[Path | str, 
 
 
 def _load_saved(folder: Path, files: DataFolder) -> Dataset | DatasetDict:
-    """What `save_to_disk` wrote, after its own lists of files were checked.
+    """Load a folder of `save_to_disk`. Its lists of files are checked first.
 
     Raises:
-        ValueError: they lead elsewhere, or are broken.
+        ValueError: the lists are broken, or lead out of the folder.
     """
     folders = [folder]
     if is_regular(folder / "dataset_dict.json"):
@@ -234,7 +237,7 @@ def _load_saved(folder: Path, files: DataFolder) -> Dataset | DatasetDict:
                 raise ValueError(f"{place / 'state.json'} names {short_repr(name)}, which is not a file of {folder}.")
     try:
         return datasets.load_from_disk(str(folder))
-    except Exception as error:  # of many libraries
+    except Exception as error:  # the libraries have no common type of error
         raise ValueError(
             f"{folder} cannot be read as a data set, {type(error).__name__}: {_sentence(error)}"
         ) from error
@@ -250,30 +253,28 @@ def _load_from_hub(name: str) -> DatasetDict:
     try:
         reach_hub(name, is_dataset=True)
         return datasets.load_dataset(name, *filter(None, [configuration]))
-    except (
-        Exception
-    ) as error:  # of several libraries, for a name that is none, a network that is not there, a choice to be made
+    except Exception as error:  # an unknown name, no network, or several configurations, from several libraries
         if "Config name is missing" in str(error):
             choices = re.search(r"\[.*?\]", str(error))
             raise ValueError(
-                f"{name} has several configurations: {choices[0][:300] if choices else 'see its page'}. Name one of them behind a "
+                f"{name} has several configurations: {choices[0][:300] if choices else 'see its page'}. Write one after a "
                 f"colon, as in {name}:configuration."
             ) from error
         raise OSError(
-            f"There is no file or folder {name}, and as a data set of the Hub it cannot be loaded, {type(error).__name__}: "
+            f"There is no file or folder {name}, and it cannot be loaded as a data set of the Hub, {type(error).__name__}: "
             f"{_sentence(error)} Correct the path or id, or load it with datasets.load_dataset and pass the result."
         ) from error
 
 
 class _Rows:
-    """A generator function over a stream, with a fingerprint of its own: what a stream yields may change."""
+    """A generator function over a stream. Each has a new fingerprint, because the content of a stream may change."""
 
     def __init__(self, stream: IterableDataset):
         self.stream = stream
 
     def __call__(self) -> Iterator[dict]:
         for row in self.stream:
-            # of images that were decoded a copy, which knows no format, is encoded without loss
+            # The copy of a decoded image has no format, so it is encoded without loss.
             yield {name: value.copy() if isinstance(value, PIL.Image.Image) else value for name, value in row.items()}
 
     def __reduce__(self):
@@ -281,12 +282,12 @@ class _Rows:
 
 
 def drain(stream: IterableDataset) -> Dataset:
-    """A stream as Arrow files, its images as the bytes that they come in, if it says what are images: after a `map` it does not."""
+    """Write a stream to Arrow files. Images keep their bytes if the stream states their column; after `map` it does not."""
     if stream.features is not None:
         stream = stream.decode(False)
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(cache)  # a killed process may have left gigabytes
+    remove_leftovers(cache)  # of processes that were killed
     folder = new_scratch(cache / "stream")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Dataset.from_generator(_Rows(stream), features=stream.features, cache_dir=str(folder))

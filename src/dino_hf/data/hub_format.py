@@ -1,4 +1,4 @@
-"""Data sets of the library `datasets`, under whatever names they have boxes and classes."""
+"""Read data sets of the library `datasets` with any usual names of columns."""
 
 import os
 from collections.abc import Iterator
@@ -24,24 +24,25 @@ BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn")
 
 
 def read_hub(source, box_format: str | None = None, allow_outside: bool = False) -> RawDataset:
-    """A `Dataset`, `DatasetDict` or their iterable kinds, a folder of `save_to_disk`, of parquet, arrow or jsonl files or of images
-    with a metadata.jsonl, one such file, or an id of the Hub.
+    """Read a Hugging Face data set.
 
-    A stream is first written to Arrow files in the cache of `datasets`, which are removed when Python ends: it needs room on the
-    disk, not in memory.
+    A stream is first written to Arrow files in the cache of `datasets`. This needs disk space, but no memory. The files
+    are removed when Python ends.
 
-    Boxes and classes are looked for in `objects` (a dictionary of lists, or a list of dictionaries) and in columns of their own,
-    under the usual names. Category ids are those of a ClassLabel or the numbers there are; where classes are strings only, 1 to
-    K in their order over all splits. Image ids are those of a column `image_id`, if they are whole numbers and differ, else 1 to
-    N in each split.
+    Boxes and classes are searched for in `objects` (a dictionary of lists, or a list of dictionaries) and in separate columns
+    with the usual names. Category ids are those of a ClassLabel or the numbers in the data. Classes that are only strings are
+    numbered 1 to K in alphabetical order over all splits. Image ids are those of a column `image_id` if they are distinct integers,
+    else 1 to N in each split.
 
     Args:
-        box_format: one of BOX_FORMATS, with an n where boxes are relative to the image's size. Default: "xywh", in pixels, as
-            COCO has it. It is never guessed.
-        allow_outside: read images that paths in files lead to outside of the folder. Addresses are never asked.
+        source: a `Dataset`, `DatasetDict` or their iterable kinds; a folder of `save_to_disk`, of parquet, arrow or jsonl files, or
+            of images with a metadata.jsonl; one of these files; or an id on the Hub.
+        box_format: one of BOX_FORMATS. A final n means relative to the size of the image. Default: "xywh" in pixels, as in COCO.
+            The layout is never guessed.
+        allow_outside: read images outside the folder to which paths in the files lead. URLs are never opened.
     Raises:
-        ValueError: there are no images or no boxes under names that are known.
-        OSError: there is no such data set here or on the Hub, or the Hub cannot be reached.
+        ValueError: no images or no boxes are found under known names.
+        OSError: the data set does not exist here or on the Hub, or the Hub cannot be reached.
     """
     if box_format not in (None, *BOX_FORMATS):
         raise ValueError(f"box_format={box_format!r} is unknown; choose one of {', '.join(BOX_FORMATS)}.")
@@ -50,7 +51,7 @@ def read_hub(source, box_format: str | None = None, allow_outside: bool = False)
         path = Path(source).absolute()
         files = DataFolder(path if path.is_dir() else path.parent, allow_outside=allow_outside)
     origin, parts, notes = load_datasets(source, files)
-    if files is None and isinstance(source, str):  # of the Hub, whose files are in these caches
+    if files is None and isinstance(source, str):  # a data set of the Hub has its files in these caches
         files = DataFolder(Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
     problems, read = [], []
     words, numbers = {}, {}
@@ -77,7 +78,7 @@ def read_hub(source, box_format: str | None = None, allow_outside: bool = False)
             notes.append(f"{split.origin}: the classes are numbers without names, so they are called class_<number>.")
     if box_format is None:
         notes.append(
-            "Boxes are read as (x, y, width, height) in pixels; box_format tells another layout, such as xyxy."
+            "Boxes are read as (x, y, width, height) in pixels; set box_format for another layout, such as xyxy."
         )
     raw = RawDataset("huggingface", origin, in_order(splits), categories, problems, list(dict.fromkeys(notes)))
     return only_usable(raw, files)
@@ -153,7 +154,7 @@ class _Reader:
         return images, stored
 
     def _may_be_opened(self, path: str, where: str) -> bool:
-        """Whether the path of an image is a file of the data set; adds a problem if not."""
+        """Whether the path of an image is a file of the data set. If not, add a problem."""
         if is_address(path):
             self._refuse_address(where, path)
         elif self.files is None or self.files.is_inside(Path(path).absolute()):
@@ -164,7 +165,7 @@ class _Reader:
         return False
 
     def _with_paths(self, images: list[dict], names: list[str], split: str) -> list[dict]:
-        """Images that are named by a column of paths: from the folder of the data, or the working directory."""
+        """Add the paths of images from a column of paths, relative to the folder of the data or the working directory."""
         find, candidates = None, {}
         if self.files is not None and self.folder is not None:
             finder = ImageFinder(self.files, self.files.folder, names)
@@ -180,7 +181,7 @@ class _Reader:
 
     def _refuse_address(self, where: str, address: str) -> None:
         message = (
-            f"{self.where}: {where} is at the address {short_repr(address)}, and addresses in data are never asked; "
+            f"{self.where}: {where} is at the address {short_repr(address)}, and URLs in data are never opened; "
             "download the image, "
             "and give its path or bytes."
         )
@@ -193,9 +194,8 @@ class _Reader:
         fields = [field for field in self.layout[2:] if field]
         single = [name for name in (self.layout.box, self.layout.category) if not _is_list(columns.get(name))]
         if single:
-            message = (
-                f"{self.where}: {where} has {single[0]}={columns[single[0]]!r}; it must be a list, of all objects."
-            )
+            wrong = f"{single[0]}={columns[single[0]]!r}"
+            message = f"{self.where}: {where} has {wrong}; it must be a list with one value for each object."
             self.problems.append(Problem("bad-entry", f"{self.where}: {where}", message))
             return
         lengths = {field: len(columns.get(field) or ()) for field in (self.layout.box, self.layout.category)}
@@ -247,14 +247,14 @@ def _is_list(column) -> bool:
 
 
 def _as_columns(objects) -> dict[str, list]:
-    """A dictionary of lists, of what may be that, a list of dictionaries, or nothing."""
+    """Objects as a dictionary of lists, from a dictionary of lists, a list of dictionaries, or None."""
     if not isinstance(objects, list):
         return objects or {}
     return {key: [entry[key] for entry in objects] for key in (objects[0] if objects else ())}
 
 
 def _stored_paths(stored: Dataset) -> Iterator[tuple[str | None, bool]]:
-    """Path as stored, and whether there are bytes, which are not read."""
+    """For each row, the stored path and whether there are bytes. The bytes are not read."""
     for batch in stored.with_format("arrow").iter(batch_size=1000):
         paths, contents = (pc.struct_field(batch["image"], name) for name in ("path", "bytes"))
         yield from zip(paths.to_pylist(), contents.is_valid().to_pylist(), strict=True)

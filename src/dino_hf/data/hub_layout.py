@@ -1,11 +1,11 @@
-"""Columns of data sets of `datasets`: which are images, boxes and classes, and how rows of two files are joined."""
+"""Find the columns of images, boxes and classes in a `Dataset`, and join rows of files with similar columns."""
 
 from collections.abc import Collection
 from typing import NamedTuple
 
 from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, concatenate_datasets
 
-# in the order in which they are tried
+# Names of columns, in the order in which they are tried.
 _IMAGES = ("image", "img", "picture", "images", "file_name", "image_path", "filename", "path", "filepath")
 _BOXES = ("bbox", "bboxes", "boxes", "box")
 _CATEGORIES = (
@@ -13,7 +13,7 @@ _CATEGORIES = (
     *("label_id", "label_ids", "label", "labels", "class_label", "class_labels", "category_name", "category_names"),
     *("class_name", "class_names", "label_name", "label_names", "name", "names"),
 )
-# fields of a box that is a dictionary, in the order of its format
+# Fields of a box that is a dictionary, in the order of its layout.
 _BOX_FIELDS = {
     ("x", "y", "width", "height"): "xywh",
     ("x", "y", "w", "h"): "xywh",
@@ -33,20 +33,20 @@ _IDS = ("id", "ids", "bbox_id")
 
 
 class Layout(NamedTuple):
-    """Names of columns; those of an object are in column `group`, or columns of their own if it is None."""
+    """Names of columns. Fields of objects are inside the column `group`, or are columns themselves if it is None."""
 
     image: str
     group: str | None
     box: str
     category: str
-    category_name: str | None  # beside a numeric category
+    category_name: str | None  # text beside a numeric category
     area: str | None
     iscrowd: str | None
     annotation_id: str | None
 
 
 def find_layout(dataset: Dataset, where: str) -> tuple[Layout, object]:
-    """The layout, and the feature of the classes."""
+    """The layout, and the feature of the classes. Raises ValueError if there are no images, boxes or classes."""
     features = dataset.features
     groups = {None: dict(features)}
     for name, feature in features.items():
@@ -99,7 +99,7 @@ def dtype_name(feature) -> str:
 
 
 def box_fields(features, layout: Layout, box_format: str | None, where: str) -> tuple[tuple[str, ...], str]:
-    """Names of the numbers of a box that is a dictionary, in the order of its format, which they tell; () if it is a list."""
+    """Field names of a box that is a dictionary, in the order of its layout, and the layout. A list has no names: ()."""
     columns = features if layout.group is None else getattr(features[layout.group], "feature", features[layout.group])
     feature = columns[layout.box]
     while not isinstance(feature, dict) and hasattr(feature, "feature"):
@@ -121,10 +121,9 @@ def box_fields(features, layout: Layout, box_format: str | None, where: str) -> 
 
 
 def join_rows(first: Dataset, second: Dataset, needed: Collection[str]) -> Dataset | None:
-    """Rows of both, with the columns that both have in types that fit together. None: a needed column is not among them.
+    """Rows of both, with the columns that both have with compatible types. None: a needed column is missing.
 
-    Files may state types that follow from their rows: a list without boxes has the type null, and 5 and 5.5 are an integer and
-    a float.
+    Files often derive types from their rows: the type of an empty list is null, and 5 and 5.5 are an integer and a float.
     """
     both = [name for name in first.column_names if name in second.column_names]
     merged = {name: _merge(first.features[name], second.features[name]) for name in both}
@@ -135,7 +134,7 @@ def join_rows(first: Dataset, second: Dataset, needed: Collection[str]) -> Datas
 
 
 def _merge(first, second):
-    """A type that holds the values of both. None: there is none."""
+    """A type that holds the values of both. None: no such type exists."""
     if first == second or _is_null(second):
         return first
     if _is_null(first):

@@ -1,4 +1,4 @@
-"""Digests and fingerprints of images: find copies by content and by look. Names are not compared."""
+"""Digests and fingerprints of images, which find copies by content and by look. Names are not compared."""
 
 import base64
 import hashlib
@@ -20,9 +20,11 @@ from .image_facts import (
 from .raw import AnnotationBuilder, RawSplit
 from .rows import CocoData
 
-_END = 2**14  # bytes read at each end of a file: images of equal size that agree there are copies
-_SIZE = 5  # bytes of a digest: 10,000 images compared with as many others agree by chance in 1 of 10,000 cases
-# At most so many images are decoded to find near copies, because more would take minutes. Exact copies are always found.
+_END = 2**14  # bytes read at each end of a file; files of equal size with equal ends are copies
+_SIZE = (
+    5  # bytes of a digest; 10,000 images and 10,000 others have an equal digest by chance with a probability of 1e-4
+)
+# Near copies are not searched for among more images, because decoding them takes minutes. Exact copies are always found.
 MOST_DECODED = 5000
 
 
@@ -56,7 +58,7 @@ def _hash(size: int, start: bytes, end: bytes) -> bytes:
 
 
 def pack(digests: Iterable[bytes | None]) -> str:
-    """Sorted digests or fingerprints of one size as text, for a model's configuration. A digest takes 7 characters."""
+    """Sorted digests or fingerprints of equal size as text, for a model's configuration. A digest takes 7 characters."""
     return base64.b64encode(b"".join(sorted({digest for digest in digests if digest is not None}))).decode()
 
 
@@ -73,14 +75,14 @@ def unpack(text: object, size: int = _SIZE) -> set[bytes]:
 
 _CELLS = COARSE_SIDE**2
 LOOK_SIZE = _CELLS + 2  # bytes: a grey level for each cell, and the aspect ratio as float16
-# Largest change of a cell in grey levels. On 261 photographs, JPEG of quality 10 to 75 and half the size change no cell by more
-# than 9. A thing of a tenth of the sides that has moved on changes one by 38.
+# Largest change of a cell in grey levels. On 261 photographs, JPEG of quality 10 to 75 or scaling by 1/2 changes no cell by more
+# than 9. An object with a tenth of the image's sides that moves changes one cell by 38.
 _MAX_CELL_DIFFERENCE = 12
 _CHUNK = 256  # images compared at once
 
 
 def image_looks(data: CocoData) -> list[bytes | None]:
-    """Fingerprint of each image, which is decoded. None: it cannot be read, or is so even that it looks like many others."""
+    """Fingerprint of each image. None: the image cannot be read, or its contrast is too low to identify it."""
     column = data.dataset.with_format("arrow").select_columns("image")
     looks: list[bytes | None] = []
     for start in range(0, len(column), _CHUNK):
@@ -99,9 +101,9 @@ def _look(facts: ImageFacts) -> bytes | None:
 
 
 def are_alike(looks: Collection[bytes | None], known: Collection[bytes]) -> list[bool]:
-    """Whether each image looks the same as one of the known ones: compressed again, scaled or sharpened.
+    """Whether each image looks the same as a known image: compressed again, scaled or sharpened.
 
-    The two pictures must agree in all cells of a coarse thumbnail and in the aspect ratio. A crop or a mirror image does not.
+    Two images look the same if all cells of a coarse thumbnail and the aspect ratio agree. Crops and mirror images do not agree.
     """
     known_cells, known_ratios = _unpack(known)
     found = []
@@ -123,7 +125,7 @@ def are_alike(looks: Collection[bytes | None], known: Collection[bytes]) -> list
 
 
 def _unpack(looks: Collection[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """(L, cells) float64, (L,) float64"""
+    """Grey levels of the cells (L, cells) and aspect ratios (L,) of fingerprints."""
     content = np.frombuffer(b"".join(looks), dtype=np.uint8).reshape(-1, LOOK_SIZE)
     ratios = np.ascontiguousarray(content[:, _CELLS:]).view("<f2")[:, 0]
     return content[:, :_CELLS].astype(np.float64), ratios.astype(np.float64)

@@ -1,4 +1,4 @@
-"""What can be told of an image without a model: whether it opens, how large it is, and what it is a copy of."""
+"""Facts about image files: are they readable, how large are they, and which images are copies of each other?"""
 
 import hashlib
 import io
@@ -17,35 +17,36 @@ from ..common import images
 from .raw import RawSplit, image_file
 
 THUMBNAIL_SIDE = 32
-COARSE_SIDE = 8  # of the thumbnails that candidates are found by
-# Measured in grey levels on 60 drawn scenes of about 900 x 800 pixels: JPEG of quality 30, or half the size, moves the coarse
-# thumbnail by at most 1.0 (root mean square) and no place of the fine one by more than 19. If a thing of a tenth of the sides moves
-# on, as in the next frame of a video, some place changes by 60 in the median.
-# Measured on 61 photographs: a third of the size and sharpened moves the coarse thumbnail by 1.0 in the median, 3.2 in 95 %. It
-# changes all places: the largest change is 9 times the mean, while for a thing that has moved on it is 146 times the mean.
+COARSE_SIDE = 8  # side of the coarse thumbnails with which candidates are found
+# The thresholds below are in grey levels.
+# On 60 drawn scenes of about 900 x 800 pixels, JPEG of quality 30 or scaling by 1/2 changes the coarse thumbnail by at most 1.0
+# (root mean square) and no cell of the fine one by more than 19. An object with a tenth of the image's sides that moves, as in the
+# next frame of a video, changes one cell by 60 (median).
+# On 61 photographs, scaling by 1/3 and sharpening changes the coarse thumbnail by 1.0 (median) or 3.2 (95 %). All cells change: the
+# largest change is 9 times the mean. For an object that moves, it is 146 times the mean.
 COARSE_DISTANCE = 3.0
 _TREE_DIMENSIONS = 8
-_NEIGHBOURS = 64  # that an image is compared with, the nearest: among frames of a fixed camera all would be candidates
+_NEIGHBOURS = 64  # an image is compared with so many nearest ones; all frames of a fixed camera would be candidates
 _MAX_DIFFERENCE = 24
 _MAX_MEAN_DIFFERENCE = 2.5
-_MAX_SHARPENED_DIFFERENCE = 6.0  # the mean, of a copy that was sharpened, which raises differences at all edges
-_MAX_PEAK = 14.0  # the largest difference of such a copy, as a multiple of the mean
-_MIN_CORRELATION = 0.985  # of such a copy
-MIN_CONTRAST = 4.0  # standard deviation in grey levels: even images are all alike and prove nothing
-MAX_ASPECT_RATIO = 1.02  # of the aspect ratios of two copies
+_MAX_SHARPENED_DIFFERENCE = 6.0  # mean for a sharpened copy; sharpening raises the differences at all edges
+_MAX_PEAK = 14.0  # largest difference of a sharpened copy, as a multiple of the mean
+_MIN_CORRELATION = 0.985  # of a sharpened copy
+MIN_CONTRAST = 4.0  # standard deviation; images with less contrast all look alike
+MAX_ASPECT_RATIO = 1.02  # largest ratio of the aspect ratios of two copies
 
 _BYTES_PER_PIXEL = 8  # decoded, and as RGB
-_room = images.DecodingRoom(2**30)  # for all threads
-_PAIRS = 10_000  # that are compared at once
-_CHUNK = 64  # images between two reports of progress
+_room = images.DecodingRoom(2**30)  # memory for decoding in all threads
+_PAIRS = 10_000  # pairs compared at once
+_CHUNK = 64  # images between two calls of `progress`
 
 
 class ImageFacts(NamedTuple):
-    """Of one image. Only `is_missing` is known of images that were not opened."""
+    """Facts about one image. Without opening it, only `is_missing` is known."""
 
     is_missing: bool = False
-    error: str | None = None  # why it cannot be read
-    error_kind: str | None = None  # of finding, if there is an error
+    error: str | None = None  # reason why it cannot be read
+    error_kind: str | None = None  # kind of finding for the error
     size: tuple[int, int] | None = None  # width and height, upright
     stored_size: tuple[int, int] | None = None  # before its EXIF orientation turns it
     orientation: int = 1  # EXIF's; 5 to 8 swap width and height
@@ -58,20 +59,20 @@ class ImageFacts(NamedTuple):
 
     @property
     def is_readable(self) -> bool:
-        """As far as it was looked at."""
+        """Whether no error was found. An image that was not opened counts as readable if it exists."""
         return not self.is_missing and self.error is None
 
 
 def image_key(image: Mapping) -> str | None:
-    """Where an image lies; None for one without a file of its own."""
+    """Absolute path of an image. None: it is stored inside another file."""
     return None if image.get("path") is None else os.path.abspath(image["path"])
 
 
 def open_file(file: Path | str | bytes) -> BinaryIO:
-    """The file of an image of a `RawSplit`, as it is.
+    """Open the file of an image without decoding it.
 
     Raises:
-        FileNotFoundError, UnreadableImage: there is none, or it is no regular file.
+        FileNotFoundError, UnreadableImage: the file does not exist, or is not a regular file.
     """
     if isinstance(file, bytes):
         return io.BytesIO(file)
@@ -80,27 +81,27 @@ def open_file(file: Path | str | bytes) -> BinaryIO:
 
 
 def open_upright(image: Mapping) -> Image.Image:
-    """RGB, as people and training see it."""
+    """The image as upright RGB, as training reads it."""
     return images.read_image(image_file(image))
 
 
 def look_at_images(
     splits: Mapping[str, RawSplit], decode: bool, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, list[ImageFacts]]:
-    """Facts of all images, by split and in their order.
+    """Facts about all images of each split, in their order.
 
     Args:
-        decode: open and decode each; otherwise only whether its file exists is looked at.
-        progress: called with the number of images done, and of all.
+        decode: open and decode each image; otherwise only check that its file exists.
+        progress: called with the number of images done, and of all images.
     """
     look = _look if decode else _look_for
     images = [image for split in splits.values() for image in split.images]
     chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     facts = []
-    pool = ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2))  # decoding lets other threads run, reading waits
+    pool = ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2))  # decoding releases the GIL, and reading waits
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata; what matters here is whether pixels come out.
+            # Pillow warns about unusual metadata. Only the pixels matter here.
             warnings.simplefilter("ignore")
             for done in pool.map(lambda chunk: [look(image) for image in chunk], chunks):
                 facts += done
@@ -113,7 +114,7 @@ def look_at_images(
 
 
 def _look_for(image: Mapping) -> ImageFacts:
-    # What is stored in Arrow tables is there; whether it is an image only decoding tells.
+    # An image in an Arrow table exists. Only decoding shows whether it is valid.
     return ImageFacts(is_missing=image.get("image") is None and not os.path.isfile(image.get("path") or ""))
 
 
@@ -138,7 +139,7 @@ def _look_into(file: BinaryIO) -> ImageFacts:
         stored_size, orientation = images.stored_size(opened), images.orientation(opened)
         size, mode, file_format = images.upright_size(opened), opened.mode, opened.format
         others = images.other_frames(opened)
-        # JPEG of an eighth of the size takes a fraction of the time; all of the file is read all the same.
+        # A JPEG decodes faster at 1/8 of its size. The whole file is still read.
         opened.draft("RGB", (4 * THUMBNAIL_SIDE, 4 * THUMBNAIL_SIDE))
         with _room.take(_BYTES_PER_PIXEL * opened.width * opened.height):
             images.load(opened)
@@ -150,7 +151,7 @@ def _look_into(file: BinaryIO) -> ImageFacts:
 
 
 def _values(image: Image.Image) -> tuple[int, int] | None:
-    """Lowest and highest value of an image of more than 8 bits."""
+    """Lowest and highest value of an image with more than 8 bits. None: it has 8 bits."""
     if not image.mode.startswith("I"):
         return None
     values = np.asarray(image)
@@ -160,8 +161,8 @@ def _values(image: Image.Image) -> tuple[int, int] | None:
 def _thumbnail(image: Image.Image) -> np.ndarray:
     """(THUMBNAIL_SIDE, THUMBNAIL_SIDE) uint8, upright."""
     side = THUMBNAIL_SIDE, THUMBNAIL_SIDE
-    seen = images.to_rgb(image)  # also tells what training could not read
-    if image.mode.startswith("I"):  # such images often use a small part of the range
+    seen = images.to_rgb(image)  # raises an error for a mode that training cannot read
+    if image.mode.startswith("I"):  # 16-bit images often use a small part of the range
         grey = np.asarray(Image.fromarray(np.asarray(image, dtype=np.float32)).resize(side, Image.Resampling.BOX))
         small = Image.fromarray((255 * (grey - grey.min()) / max(np.ptp(grey), 1)).astype(np.uint8))
     else:
@@ -177,7 +178,7 @@ def coarse_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def exact_copies(facts: Sequence[ImageFacts], keys: Sequence[str | None]) -> list[list[int]]:
-    """Groups of images that are the same bytes, or the same file where bytes were not looked at; each in ascending order."""
+    """Groups of images with equal bytes, or with the same file if they were not opened. Each group is in ascending order."""
     groups = {}
     for place, (fact, key) in enumerate(zip(facts, keys, strict=True)):
         identity = fact.digest or (None if fact.is_missing else key)
@@ -187,9 +188,12 @@ def exact_copies(facts: Sequence[ImageFacts], keys: Sequence[str | None]) -> lis
 
 
 def near_copies(facts: Sequence[ImageFacts]) -> Iterator[np.ndarray]:
-    """(M, 2) places of pairs, some at a time, that look the same but are other bytes: compressed again, scaled or sharpened.
+    """Find pairs of images that look the same but have different bytes: compressed again, scaled or sharpened.
 
-    A crop or a mirror image is none. Of images of the same bytes only the first one is compared.
+    Crops and mirror images are not near copies. Among images with equal bytes, only the first is compared.
+
+    Yields:
+        (M, 2) places of pairs, several times.
     """
     seen, places = set(), []
     for place, fact in enumerate(facts):
@@ -202,13 +206,15 @@ def near_copies(facts: Sequence[ImageFacts]) -> Iterator[np.ndarray]:
     thumbnails = np.stack([facts[place].thumbnail for place in places])  # (P, side, side)
     coarse = coarse_thumbnails(thumbnails)
     aspect_ratios = np.array([facts[place].size[0] / facts[place].size[1] for place in places])
-    # A projection brings images nearer to each other, never apart: no pair is lost, and a tree of few dimensions is fast.
+    # A projection never increases distances, so no pair is lost. A tree with few dimensions is fast.
     coarse = coarse - coarse.mean(0)
-    _, directions = np.linalg.eigh(coarse.T @ coarse)  # columns, those of the largest variance last
+    _, directions = np.linalg.eigh(coarse.T @ coarse)  # (cells, cells), columns in order of increasing variance
     coarse = coarse @ directions[:, -_TREE_DIMENSIONS:]
     distance = COARSE_DISTANCE * COARSE_SIDE
     _, neighbours = cKDTree(coarse).query(coarse, min(_NEIGHBOURS, len(coarse)), distance_upper_bound=distance)
-    first, rank = np.nonzero(neighbours < len(coarse))  # what is not there has the place behind the last one
+    first, rank = np.nonzero(
+        neighbours < len(coarse)
+    )  # the query marks missing neighbours with the place after the last one
     second = neighbours[first, rank]
     is_other = first != second
     keys = np.minimum(first, second) * len(coarse) + np.maximum(first, second)
@@ -219,7 +225,7 @@ def near_copies(facts: Sequence[ImageFacts]) -> Iterator[np.ndarray]:
 
 
 def _are_alike(pairs: np.ndarray, thumbnails: np.ndarray, aspect_ratios: np.ndarray) -> np.ndarray:
-    """(len(pairs),)"""
+    """(len(pairs),) whether two images look the same."""
     first, second = pairs.T
     difference = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second])  # (len(pairs), side, side)
     largest, mean = difference.max((1, 2)), difference.mean((1, 2))
@@ -234,7 +240,7 @@ def _are_alike(pairs: np.ndarray, thumbnails: np.ndarray, aspect_ratios: np.ndar
 
 
 def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(P,) Pearson's, of each two of (P, side, side) thumbnails that are not even."""
+    """(P,) Pearson correlation of each pair of (P, side, side) thumbnails."""
     first, second = (values.reshape(len(values), -1).astype(np.float32) for values in (first, second))
     first, second = (values - values.mean(1, keepdims=True) for values in (first, second))
     return (first * second).sum(1) / np.sqrt((first**2).sum(1) * (second**2).sum(1))

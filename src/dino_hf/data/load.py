@@ -1,4 +1,4 @@
-"""A data set in any format -> what models are trained and evaluated on."""
+"""Load a data set in any format: check it, number its classes and hold out validation data."""
 
 import warnings
 from pathlib import Path
@@ -16,17 +16,19 @@ from .recognise import read_raw
 from .rows import ClassSpace, CocoData, class_space, raise_problem, to_rows
 from .splits import copy_groups, stratified_split
 
-MOST_SEEDS = 2**32  # NumPy's generators, which Trainer seeds too, take no others
+MOST_SEEDS = 2**32  # the limit of NumPy's generators, which Trainer also seeds
 _BACKGROUND = {"background", "__background__", "_background_", "bg", "n/a", "none"}
 
 
 class DetectionData(NamedTuple):
-    """The parts of a data set, of one class space; None where there is none."""
+    """The parts of a data set, with the same classes. A part that the data set does not have is None."""
 
     train: CocoData | None
     validation: CocoData | None
     test: CocoData | None
-    notes: list[str]  # what was decided: format, split and its seed, a background class that was left out, ...
+    notes: list[
+        str
+    ]  # decisions made while loading: the format, the split and its seed, a background class that was left out, ...
     origin: str
 
     def __repr__(self) -> str:
@@ -46,26 +48,27 @@ def load_data(
     trust_boxes: bool = False,
     only: str | None = None,
 ) -> DetectionData:
-    """Read a data set in COCO, YOLO, Pascal VOC or Hugging Face format, which is recognised by its files.
+    """Load a data set in COCO, YOLO, Pascal VOC or Hugging Face format. The format is recognised by the files.
 
-    Validation data are the data set's own, else a part of its training data in which each class has its share; never test data.
-    Copies of one image, exact or near, stay on one side of that split; near copies are looked for among up to 5,000 images.
-    The size of an image that states none is read from its file.
-    Classes are numbered 0 to K - 1 in the order of their original ids, which the data have in `category_ids`. All parts have
-    the classes of all; where parts number them otherwise, those of the same name are one. A category that is the supercategory of
-    others or called background, and that no object has, is left out.
+    A data set without validation data loses a part of its training images, in which each class has its share. Test data are never
+    used for validation. Exact and near copies of an image stay on one side of that split. Near copies are searched for among at
+    most 5,000 images. If the annotations do not state the size of an image, it is read from the file.
+
+    Classes are numbered 0 to K - 1 in the order of their original ids, which stay in `category_ids`. All parts have the same
+    classes. If parts use different ids, classes of the same name are merged. A category without objects is left out if it is the
+    supercategory of others or named like background.
 
     Args:
-        source: as in `read_raw`: a folder, a json, a yaml, a parquet, arrow or jsonl file, an id of the Hub, or an object of
-            `datasets`.
-        validation_fraction: of the training images, in [0, 1), if there are no validation data; 0: none are held out.
-        seed: of that split.
-        box_format: as in `read_raw`, for Hugging Face data sets whose boxes are not (x, y, width, height) in pixels.
-        allow_outside: as in `read_raw`, also read files outside of the data set's folder.
-        trust_boxes: do not compare with the images whether the boxes are what their format says.
-        only: the part that is wanted. Others are then neither checked nor told of, unless it has to be made of them.
+        source: as in `read_raw`: a folder, a json, a yaml, a parquet, arrow or jsonl file, an id on the Hub, or an object of
+            the library `datasets`.
+        validation_fraction: share of the training images to hold out if there are no validation data, in [0, 1).
+        seed: random seed of that split.
+        box_format: layout of the boxes of a Hugging Face data set, as in `read_raw`.
+        allow_outside: also read files outside the data set's folder, as in `read_raw`.
+        trust_boxes: do not check the layout of the boxes against the sizes of the images.
+        only: load only this part, "train", "validation" or "test", and the part from which it must be split off.
     Raises:
-        ValueError, OSError: nothing is recognised, or something is wrong with the data: what, and in which entry.
+        ValueError, OSError: no format is recognised, or the data have an error. The message names the entry.
     """
     _check_fraction(validation_fraction, seed)  # before the data are read
     raw = read_raw(source, box_format=box_format, allow_outside=allow_outside)
@@ -81,7 +84,7 @@ def load_raw(
     trust_boxes: bool = False,
     only: str | None = None,
 ) -> DetectionData:
-    """As `load_data`, for data that `read_raw` has read from `source`. `raw` is not changed."""
+    """Like `load_data`, for data that `read_raw` has read from `source`. `raw` is not changed."""
     _check_fraction(validation_fraction, seed)
     try:
         raise_problem(raw.problems)
@@ -93,7 +96,7 @@ def load_raw(
     except (ValueError, FileNotFoundError) as error:
         if not isinstance(source, str | Path):
             raise
-        advice = f"`dino-hf doctor {source}` lists everything that is wrong, and --fix writes a cleaned copy."
+        advice = f"`dino-hf doctor {source}` lists all errors, and --fix writes a cleaned copy."
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{error} {advice}") from error
 
@@ -106,33 +109,33 @@ def _check_fraction(validation_fraction: float, seed: int) -> None:
 
 
 def _wanted(raw: RawDataset, only: str | None) -> list[str]:
-    """The splits to read: training data without validation data are divided, so then they are read for both."""
+    """Names of the splits to load. Without validation data, they are split off the training data."""
     if only == "validation" and only not in raw.splits and "train" in raw.splits:
         only = "train"
     return [only] if only in raw.splits else list(raw.splits)
 
 
 def _checked(raw: RawDataset, wanted: list[str], validation_fraction: float, seed: int) -> DetectionData:
-    if raw.format == "huggingface" and not raw.categories:  # other formats list their classes apart from the boxes
+    if raw.format == "huggingface" and not raw.categories:  # the other formats list their classes separately
         num_images = sum(len(split.images) for split in raw.splits.values())
         raise ValueError(
-            f"{raw.origin}: none of its {num_images} images has a box, so there is no class; annotate some."
+            f"{raw.origin}: none of its {num_images} images has a box, so there are no classes; annotate some objects."
         )
     notes = [f"{raw.origin} is read in {raw.format} format.", *raw.notes]
     classes, left_out = _classes(raw)
     notes += left_out
     if others := [name for name in raw.splits if name not in SPLITS]:
-        notes.append(f"Only {', '.join(SPLITS)} are used; passed over: {', '.join(others)}.")
+        notes.append(f"Only {', '.join(SPLITS)} are used; skipped: {', '.join(others)}.")
     if not set(SPLITS) & set(raw.splits):
         raise ValueError(
-            f"{raw.origin} has the parts {others}, none of which is train, validation or test by its name; rename one, or give "
-            "the path of one."
+            f"{raw.origin} has the parts {others}, but none is named train, validation or test; rename one, or give the path of "
+            "one."
         )
     parts = {}
     for name in SPLITS:
         split = raw.splits[name] if name in wanted else None
         if split is not None and name == "test" and not split.annotations and not _has_images(split):
-            notes.append(f"{split.origin}: none of the test images is here, so there are no test data.")
+            notes.append(f"{split.origin}: no file of the test images exists, so there are no test data.")
             split = None
         if split is not None:
             parts[name], own_notes = to_rows(split, classes, f"{_name(raw.origin)}, {name}")
@@ -143,7 +146,7 @@ def _checked(raw: RawDataset, wanted: list[str], validation_fraction: float, see
         train, held_out = _split(parts["train"], validation_fraction, seed, groups)
         notes.append(
             f"There are no validation data: {len(held_out.dataset)} of {len(parts['train'].dataset)} training images are held out, "
-            f"each class by its share, with seed {seed}."
+            f"with a share of each class and seed {seed}."
         )
         parts |= {"train": train, "validation": held_out}
     return DetectionData(*(parts.get(name) for name in SPLITS), notes, str(raw.origin))
@@ -157,14 +160,14 @@ def _name(origin: Path | str) -> str:
 
 
 def _classes(raw: RawDataset) -> tuple[ClassSpace, list[str]]:
-    """Without a category for background that nothing belongs to."""
+    """The classes, without unused categories for background, and notes for the user."""
     used = {number for split in raw.splits.values() for number in np.unique(split.annotations.category_id).tolist()}
     kept, notes = [], []
     for entry, is_group in zip(raw.categories, groups_of_others(raw.categories), strict=True):
         is_background = entry["name"].strip().lower() in _BACKGROUND or is_group
         if entry["id"] not in used and is_background:
             notes.append(
-                f"Category {entry['id']}, {entry['name']!r}, has no objects and stands for background: left out."
+                f"Category {entry['id']}, {entry['name']!r}, has no objects and means background, so it is left out."
             )
         else:
             kept.append(entry)
@@ -191,18 +194,18 @@ def load_coco(
 ) -> CocoData:
     """Read COCO annotations. Categories are numbered 0 to K - 1 in the order of their original ids.
 
-    A box that sticks out of its image is kept as it is; one of no size is left out, of training and evaluation, with a warning.
+    A box that sticks out of its image is kept as it is. A box without size is left out of training and evaluation, with a warning.
 
     Args:
         annotation_file: json with `images`, `annotations` and `categories`.
-        image_dir: folder that the `file_name`s are relative to.
-        like: the training data, whose categories these data must have (they may lack some).
-        allow_outside: also read images outside of `image_dir` that links or names lead to.
+        image_dir: folder that contains the `file_name`s.
+        like: the training data. These data may only have categories of `like`.
+        allow_outside: also read images outside `image_dir` to which links or names lead.
     Returns:
-        the data in Arrow form; images are read when they are asked for.
+        the data in Arrow form. Images are read on access.
     Raises:
         FileNotFoundError: the json or an image is missing.
-        ValueError: what is wrong with the json, and in which entry.
+        ValueError: the json has an error. The message names the entry.
     """
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
     content = read_json(annotation_file)

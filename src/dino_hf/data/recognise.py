@@ -1,4 +1,4 @@
-"""Which format a data set is in is seen from its files."""
+"""Recognise the format of a data set by its files, and read it."""
 
 import os
 import re
@@ -28,18 +28,18 @@ _LOOKED_FOR = (
 
 
 def read_raw(source, *, box_format: str | None = None, allow_outside: bool = False) -> RawDataset:
-    """Read a data set in whatever format it is, unchecked: broken data can be looked at.
+    """Read a data set without checks, so that broken data can be inspected. Its format is recognised by its files.
 
-    Only regular files inside the data set's folder are read, with all links followed. No address in it is ever asked.
+    Only regular files inside the data set's folder are read, after all links are followed. URLs in the data are never opened.
 
     Args:
-        source: folder at any depth of which the annotations are, a json in COCO format, a yaml of YOLO, a parquet, arrow or jsonl
-            file, an id of the Hub; or a `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict` of `datasets`.
-        box_format: how boxes of a Hugging Face data set are written, which nothing in it tells: "xywh" (default), "xyxy",
-            "cxcywh", in pixels, or "xywhn", "xyxyn", "cxcywhn", relative to the image. The other formats say it themselves.
-        allow_outside: also read files outside of the data set's folder that its links and paths lead to.
+        source: a folder with annotations at any depth, a COCO json, a YOLO yaml, a parquet, arrow or jsonl file, or an id on the
+            Hub; or a `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict` of the library `datasets`.
+        box_format: layout of the boxes of a Hugging Face data set: "xywh" (default), "xyxy" or "cxcywh" in pixels, or "xywhn",
+            "xyxyn" or "cxcywhn" relative to the image. The other formats define their layout.
+        allow_outside: also read files outside the data set's folder to which its links and paths lead.
     Raises:
-        ValueError, OSError: nothing is recognised, or the annotation file given cannot be read.
+        ValueError, OSError: no format is recognised, or the given annotation file cannot be read.
     """
     if not isinstance(source, str | Path):
         return read_hub(source, box_format)
@@ -51,12 +51,14 @@ def read_raw(source, *, box_format: str | None = None, allow_outside: bool = Fal
     read = _read_folder if path.is_dir() else _read_file
     raw = read(path, box_format, allow_outside)
     if box_format is not None and raw.format != "huggingface":
-        raise ValueError(f"{source} is in {raw.format} format, which says how boxes are written; leave box_format out.")
+        raise ValueError(
+            f"{source} is in {raw.format} format, which defines the layout of boxes; leave box_format out."
+        )
     return raw
 
 
 def _read_id(source: str | Path, path: Path, box_format: str | None) -> RawDataset:
-    """An id may have a dot in it, but does not end as a file of annotations."""
+    """Read a data set of the Hub. An id may contain a dot, but does not end like the name of an annotation file."""
     parts = str(source).split("/")
     is_file_name = path.suffix.lower() in (*FILE_KINDS, *_ANNOTATION_SUFFIXES, *IMAGE_SUFFIXES)
     is_id = (
@@ -78,7 +80,7 @@ def _read_file(path: Path, box_format: str | None, allow_outside: bool) -> RawDa
         return read_hub(path, box_format, allow_outside)
     if suffix == ".json":
         return read_coco(path, allow_outside)
-    raise ValueError(f"{path} is no data set; give a folder, or {_LOOKED_FOR}.")
+    raise ValueError(f"{path} is not a data set; give a folder, or {_LOOKED_FOR}.")
 
 
 def _read_folder(folder: Path, box_format: str | None, allow_outside: bool) -> RawDataset:
@@ -94,24 +96,24 @@ def _read_folder(folder: Path, box_format: str | None, allow_outside: bool) -> R
     if any(files.files(folder, set(FILE_KINDS))):
         return read_hub(folder, box_format, allow_outside)
     for path in islice(files.files(folder, {".json"}), 100):
-        read_json(path)  # one that is broken may be the reason
+        read_json(path)  # raises an error if the json is broken, which may be the reason
     for explain in (why_no_voc, why_no_yolo):
         if reason := explain(folder, files):
             raise ValueError(f"{folder} cannot be read as a data set: {reason}")
     found = sorted(path.name for path in folder.iterdir())
     reasons = " ".join(["", *files.notes(), *unread_note(folder, files)])
     raise ValueError(
-        f"{folder} is no data set: looked for {_LOOKED_FOR}; there is {list_some(found, 8) or 'nothing'}.{reasons}"
+        f"{folder} is not a data set: it needs {_LOOKED_FOR}; it has {list_some(found, 8) or 'nothing'}.{reasons}"
     )
 
 
 def find_yaml(source: Path, files: DataFolder | None = None) -> Path | None:
-    """The yaml given, or the one in a folder that describes a YOLO data set.
+    """The given yaml, or the yaml in a folder that describes a YOLO data set.
 
     Args:
-        files: of the folder; None for a yaml, which the user named.
+        files: files of the folder. None: `source` is a yaml that the user named.
     Raises:
-        ValueError: several do, and none is called data.yaml or dataset.yaml; or the one given is none.
+        ValueError: several yaml files do, and none is called data.yaml or dataset.yaml; or the given yaml does not.
     """
     files = files or DataFolder(source, allow_outside=True)
     if not source.is_dir():
@@ -121,7 +123,7 @@ def find_yaml(source: Path, files: DataFolder | None = None) -> Path | None:
             )
         return source
     found = []
-    for patterns in (("*.yaml", "*.yml"), ("*/*.yaml", "*/*.yml")):  # archives often hold a single folder
+    for patterns in (("*.yaml", "*.yml"), ("*/*.yaml", "*/*.yml")):  # an archive often contains a single folder
         paths = sorted(path for pattern in patterns for path in source.glob(pattern) if files.is_file(path))
         found = found or [path for path in paths if _is_yolo(path, files, must_be_yaml=path.stem in _YAML_NAMES)]
     named = [path for path in found if path.stem in _YAML_NAMES]

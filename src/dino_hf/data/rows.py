@@ -1,4 +1,4 @@
-"""What the files say -> rows in Arrow, for training and evaluation, checked on the way."""
+"""Check a split of raw data and write it as Arrow columns for training and evaluation."""
 
 import math
 from collections import Counter
@@ -15,14 +15,14 @@ from ..common.regular_files import is_regular
 from .file_names import ambiguous_text
 from .raw import MOST_PIXELS, Annotations, BoxTable, Problem, RawSplit, area_text, make_box_table, number_text
 
-SMALLEST_SIDE = 0.01  # in pixels; a box of less has no size, and image processors, in float32, would drop it
+SMALLEST_SIDE = 0.01  # in pixels; a smaller box has no size: image processors use float32 and would drop it
 
 
 class _ImageFile(Image):
-    """As in `datasets`, but the images are read as everywhere else in this package: upright, RGB, from local files only."""
+    """Like `datasets.Image`, but images are read with `common.images`: upright, RGB, from local files only."""
 
     def decode_example(self, value, token_per_repo_id=None):
-        if not isinstance(value, dict):  # it is decoded already
+        if not isinstance(value, dict):  # already decoded
             return value
         path, content = value["path"], value["bytes"]
         try:
@@ -31,8 +31,8 @@ class _ImageFile(Image):
             return read_image(path if content is None else content)
         except OSError as error:
             raise OSError(
-                f"{path or 'An image'} cannot be read. {error} If it is damaged, copy it again, or take its entry and annotations "
-                "out of the data."
+                f"{path or 'An image'} cannot be read. {error} If it is damaged, copy it again, or remove its entry and "
+                "annotations from the data."
             ) from error
 
 
@@ -54,18 +54,18 @@ _FEATURES = Features(
 
 
 class ImageSizeError(ValueError):
-    """An image has another size than its annotations say."""
+    """An image has a different size than its annotations state."""
 
 
 class CocoData(NamedTuple):
-    """A data set and its class space."""
+    """A data set in Arrow form and its classes."""
 
-    # image_id, image, file_name as annotated, width and height (None where neither annotations nor file tell), objects: {category
-    # (index), bbox (x, y, w, h) in pixels, area, iscrowd}
+    # image_id, image, file_name as annotated, width and height (None if unknown), objects: {category (class index), bbox (x, y, w,
+    # h) in pixels, area, iscrowd}
     dataset: Dataset
     id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
     category_ids: list[int]  # class index -> original category id of the data, which may have gaps
-    name: str | None = None  # in a model card
+    name: str | None = None  # name in a model card
 
     def __repr__(self) -> str:
         return f"CocoData({self.name!r:.100}: {len(self.dataset)} images, {len(self.id2label)} classes)"
@@ -77,17 +77,17 @@ class ClassSpace(NamedTuple):
 
 
 def raise_problem(problems: list[Problem]) -> None:
-    """The first one, as an error."""
+    """Raise the first problem as an error."""
     for problem in problems:
         kind = FileNotFoundError if problem.kind in ("missing-file", "missing-folder") else ValueError
         raise kind(problem.message)
 
 
 def class_space(categories: list[dict], origin: Path | str) -> ClassSpace:
-    """Categories in the order of their ids.
+    """Number categories 0 to K - 1 in the order of their ids.
 
     Raises:
-        ValueError: there are none, or two of one id or name.
+        ValueError: there are no categories, or two have the same id or name.
     """
     _check_ids([entry["id"] for entry in categories], "category", origin)
     names = {entry["id"]: entry["name"] for entry in categories}
@@ -140,7 +140,7 @@ def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tu
 
 
 def missing_text(image: Mapping, origin: Path | str) -> str:
-    """Why the file of an image is not there, without a full stop."""
+    """Text about an image whose file is missing, without a full stop."""
     if not (candidates := image.get("candidates")):
         return f"{image['path']}, listed in {origin}, does not exist"
     return f"{image['file_name']}, listed in {origin}, {ambiguous_text(candidates)}"
@@ -234,7 +234,7 @@ def _check_ids(ids: Sequence[int], kind: str, origin: Path | str) -> None:
 
 
 def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
-    """Width and height of an image, if the data have them."""
+    """Stated width and height of an image. (None, None): not stated. Raises ValueError if they are not positive numbers."""
     size = image.get("width"), image.get("height")
     if None in size:
         return None, None
@@ -244,13 +244,13 @@ def _size(image: dict, where: str) -> tuple[int, int] | tuple[None, None]:
 
 
 def visible_side(box: list[float], image_width: float, image_height: float) -> float:
-    """The shorter side of what is inside the image, at most 0 if nothing is."""
+    """Shorter side of the part of a box inside its image. 0 or negative: no part is inside."""
     x, y, width, height = box
     return min(min(x + width, image_width) - max(x, 0), min(y + height, image_height) - max(y, 0))
 
 
 def check_image_size(image_id: int, image, size: tuple[int, int] | tuple[None, None]) -> None:
-    """Raises ImageSizeError: annotations mean nothing on an image of another size than the json's."""
+    """Raise ImageSizeError if an image has a different size than stated, because then its boxes are wrong."""
     if None in size or image.size == size:
         return
     if image.size == size[::-1]:

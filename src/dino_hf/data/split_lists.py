@@ -13,16 +13,16 @@ MISSING = "does not exist"
 
 
 class SplitLists(NamedTuple):
-    """The lists of one data set."""
+    """The split lists of one data set."""
 
     lists: dict[str, list[Path]]  # split -> its lists
     where: str  # name of their place, for messages
 
     def shares(self, files: DataFolder, root: Path, paths: Iterable[Path]) -> tuple[dict[Path, list[str]], list[tuple]]:
-        """Path of a file -> the splits that list it, and the entries without a file as (split, entry, why).
+        """Map each file to the splits that list it. Entries without a file are returned as (split, entry, reason).
 
         Args:
-            root: folder that all paths are in.
+            root: folder that contains all paths.
         """
         index = TailIndex(root, paths, with_suffix=False)
         splits_of: dict[Path, list[str]] = {}
@@ -44,7 +44,9 @@ def _find(index: TailIndex, line: str, split: str) -> list[Path]:
     """
     several = []
     for name in dict.fromkeys([line, *line.split()]):
-        found = index.find(posix(name), split) or index.find(f"{posix(name)}.", split)  # a dot in a name without suffix
+        found = index.find(posix(name), split) or index.find(
+            f"{posix(name)}.", split
+        )  # the name may contain a dot and no suffix
         if len(found) == 1:
             return found
         several = several or found
@@ -52,7 +54,7 @@ def _find(index: TailIndex, line: str, split: str) -> list[Path]:
 
 
 def lists_of_image_sets(folder: Path, files: DataFolder) -> SplitLists | None:
-    """The lists in VOC's folder ImageSets: from Main, else from ImageSets itself, else from its first other folder with lists."""
+    """The lists in VOC's folder ImageSets: in Main, else in ImageSets itself, else in its first other folder with lists."""
     top = folder / "ImageSets"
     if not top.is_dir():
         return None
@@ -64,7 +66,7 @@ def lists_of_image_sets(folder: Path, files: DataFolder) -> SplitLists | None:
 
 
 def lists_beside(folder: Path, files: DataFolder) -> SplitLists | None:
-    """train.txt, val_list.txt and others in a folder, or in its folders `data` and `splits`."""
+    """Lists such as train.txt and val_list.txt in a folder, or in its subfolders such as `data` and `splits`."""
     for place in (folder, folder / "data", folder / "splits", folder / "ImageSets", folder / "Main"):
         if lists := _lists_in(place, files):
             where = place.relative_to(folder).as_posix()
@@ -73,7 +75,7 @@ def lists_beside(folder: Path, files: DataFolder) -> SplitLists | None:
 
 
 def darknet_lists(folder: Path, files: DataFolder) -> SplitLists | None:
-    """The lists that a file of Darknet, such as obj.data, names."""
+    """The lists that a Darknet file, such as obj.data, names."""
     for path in sorted(files.files(folder, {".data"})):
         lists: dict[str, list[Path]] = {}
         for line in files.read_lines(path):
@@ -91,14 +93,14 @@ def darknet_lists(folder: Path, files: DataFolder) -> SplitLists | None:
 
 
 def _beside(beside: Path, root: Path, value: str, files: DataFolder) -> Path | None:
-    """The file that a listed path means. Its first folders may be of another computer, so they may be left out."""
+    """The file that a listed path means. Its first folders may be from another computer, so they may be missing."""
     parts = [part for part in value.split("/") if part not in ("", ".", "..")]
     places = [base.joinpath(*parts[start:]) for base in (beside, root) for start in range(len(parts))]
     return next((place for place in places if files.is_file(place)), None)
 
 
 def _lists_in(folder: Path, files: DataFolder) -> dict[str, list[Path]]:
-    """Split -> lists in a folder. A list `trainval` is taken for training if there is neither a train nor a val list."""
+    """Map each split to its lists in a folder. A list `trainval` is used for training if there is no train or val list."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.txt")) if folder.is_dir() else ():
         split = _TRAINVAL if _word(path.stem) == _TRAINVAL else canonical_split(_word(path.stem))
@@ -111,7 +113,7 @@ def _lists_in(folder: Path, files: DataFolder) -> dict[str, list[Path]]:
 
 
 def _word(stem: str) -> str:
-    """ "train" of train_list, list_train and train_files."""
+    """The word for the split in a name: "train" for train_list, list_train and train_files."""
     parts = [
         part for part in stem.lower().replace("-", "_").split("_") if part not in ("list", "files", "images", "set")
     ]

@@ -10,34 +10,33 @@ from .image_facts import exact_copies, image_key, look_at_images, near_copies
 from .raw import RawSplit
 from .rows import CocoData
 
-# Share of the images. A larger group of near copies is taken for frames of a fixed camera, which cannot be split by groups.
+# A group of near copies with a larger share of the images is probably from a fixed camera. It cannot be split by groups.
 MOST_NEAR = 0.5
 
 
 def stratified_split(
     classes: list[set[int]], fraction: float, seed: int, groups: list[int] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Iterative stratification of multi-label data (Sechidis, Tsoumakas, Vlahavas, ECML PKDD 2011) for two parts: the rarest
-    class is shared out first, each of its images to the part that lacks it most. Images without objects are a class of their
-    own.
+    """Split images so that each class has its share in both parts.
+
+    Iterative stratification of multi-label data (Sechidis, Tsoumakas, Vlahavas, ECML PKDD 2011): the images of the rarest class
+    are distributed first, each to the part that lacks most of that class. Images without objects form a separate class.
 
     Args:
-        classes: of each image.
-        fraction: of the images that are held out, 0 < fraction < 1; at least one image, and not all.
-        seed: ties are broken at random, the same for the same seed.
-        groups: of each image; images of one group, such as augmented copies of one photo, stay together.
+        classes: classes of each image.
+        fraction: share of the images to hold out, 0 < fraction < 1. Each part gets at least one image.
+        seed: random seed for the order of images.
+        groups: group number of each image. Images of a group, such as augmented copies of a photo, stay together.
     Returns:
-        indices of the images that are kept, and of those held out, ascending.
+        ascending indices of the remaining images, and of the held-out images.
     """
     members = defaultdict(list)
     for index in range(len(classes)):
         members[index if groups is None else groups[index]].append(index)
     units = list(members.values())
     if len(units) < 2:
-        images = "1 image" if len(classes) == 1 else f"{len(classes)} images, copies of one,"
-        raise ValueError(
-            f"{images} cannot be split into training and validation data; add images, or a split of your own."
-        )
+        images = "1 image" if len(classes) == 1 else f"{len(classes)} images, all copies of one image,"
+        raise ValueError(f"{images} cannot be split into training and validation data; add images, or your own split.")
     labels = [set().union(*(classes[index] or {-1} for index in unit)) for unit in units]
     order = np.random.default_rng(seed).permutation(len(units)).tolist()
     remaining = {unit: labels[unit] for unit in order}
@@ -69,7 +68,7 @@ def stratified_split(
 
 
 def copy_groups(split: RawSplit, data: CocoData) -> tuple[list[int], list[str]]:
-    """Group images that are copies. A group must not be both trained on and held out.
+    """Group images that are copies. All images of a group must be on the same side of a split.
 
     Copies are files of equal content, images that look the same after compression or scaling, and Roboflow's augmented copies
     (named <photo>.rf.<hash>.jpg).
@@ -85,7 +84,7 @@ def copy_groups(split: RawSplit, data: CocoData) -> tuple[list[int], list[str]]:
     exact = by_name.copy()
     exact.join_equal(image_digests(data))
     if len(names) > MOST_DECODED:
-        note = f"Of {len(names)} images only exact copies are kept on one side of the split; near copies are not looked for."
+        note = f"Of {len(names)} images only exact copies are kept on one side of the split; near copies are not searched for."
         near, notes = exact, [note]
     else:
         near, notes = exact.copy(), []
@@ -98,17 +97,18 @@ def copy_groups(split: RawSplit, data: CocoData) -> tuple[list[int], list[str]]:
     most = max(np.bincount(near.numbers()), default=0)
     if most > max(2, MOST_NEAR * len(names)) and near.numbers() != exact.numbers():
         notes.append(
-            f"{most} of {len(names)} images look the same, as of a fixed camera, so near copies may be on both sides of the split."
+            f"{most} of {len(names)} images look the same, as with a fixed camera, so near copies may be on both sides of "
+            "the split."
         )
         near = exact
     numbers = near.numbers()
     if (num_groups := len(set(numbers))) > 1:
         if num_groups < len(names):
             notes.append(
-                f"{len(names) - num_groups} of {len(names)} images are copies of others and stay on the side of these."
+                f"{len(names) - num_groups} of {len(names)} images are copies of others and stay on their side of the split."
             )
         return numbers, notes
-    notes.append("All images are copies of one, so copies may be on both sides of the split.")
+    notes.append("All images are copies of one image, so copies may be on both sides of the split.")
     return by_name.numbers(), notes
 
 

@@ -1,4 +1,4 @@
-"""Pascal VOC: an xml for each image."""
+"""Read Pascal VOC data: an xml for each image."""
 
 import os
 import re
@@ -20,16 +20,17 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
-    """A folder with xml files: VOC's own (Annotations, JPEGImages, ImageSets/Main), or with images beside them or in a folder
-    beside theirs, in folders of splits or not. None if no xml is an annotation.
+    """Read a folder with xml files at any depth. None: no xml is an annotation.
 
-    Splits are those of lists (ImageSets, or train.txt and others in the folder), else of folders.
-    Corners are taken as today's tools write them: from 0, the last one outside of the box. Where <database> names VOC itself
-    they are counted from 1, the last pixel inside, and become (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1).
-    Objects marked `difficult`, which VOC's evaluation neither demands nor counts as wrong, become crowds: they are not
-    trained on, and detections inside of them are ignored in evaluation.
-    VOC has no category ids: they are 1 to K in the order of the names of all splits. Images are numbered from 1 in each split,
-    in the order of their paths.
+    The folder may have VOC's layout (Annotations, JPEGImages, ImageSets/Main), or images beside the xml files or in a folder beside
+    theirs. Splits come from lists (ImageSets, or files such as train.txt), else from folders.
+
+    - Corners are read as today's tools write them: counted from 0, with xmax and ymax outside the box. If <database> names VOC
+      itself, they are counted from 1 with xmax and ymax inside, and become (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1).
+    - Objects marked `difficult` become crowds. They are not targets, and detections inside them are ignored in evaluation, as in
+      VOC's evaluation.
+    - Category ids are 1 to K in the alphabetical order of the names in all splits. Images are numbered from 1 in each split, in the
+      order of their paths.
     """
     source = source.absolute()
     paths = list(files.files(source, {".xml"}))
@@ -42,11 +43,11 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
     for folder, lists, group in _by_lists(source, paths, files):
         splits_of, missing = lists.shares(files, folder, group) if lists else ({}, [])
         if lists and not splits_of:
-            notes.append(f"{folder}: no line of {lists.where} names an xml, so these lists are passed over.")
+            notes.append(f"{folder}: no line of {lists.where} names an xml, so these lists are ignored.")
             lists, missing = None, []
         unlisted = [path for path in group if lists and path not in splits_of]
         if unlisted:
-            notes.append(f"{folder}: {len(unlisted)} xml files are in no list of {lists.where} and are passed over.")
+            notes.append(f"{folder}: {len(unlisted)} xml files are in no list of {lists.where} and are skipped.")
         for path in group:
             told = splits_of.get(path, []) if lists else [names.of_file(path) or _own_split(source)]
             if told and (entry := reader.read(path)):
@@ -68,7 +69,7 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
 
 
 def why_no_voc(source: Path, files: DataFolder) -> str | None:
-    """Why the xml files of a folder cannot be read; None if there is none, or they are for something else."""
+    """The reason why the xml files of a folder cannot be read. None: there is no xml file, or the first one is valid."""
     first = next(files.files(source, {".xml"}), None)
     if first is None:
         return None
@@ -80,7 +81,7 @@ def why_no_voc(source: Path, files: DataFolder) -> str | None:
 
 
 def _parse(path: Path) -> ElementTree.Element:
-    """Also of encodings that the parser of Python does not know, such as GBK."""
+    """Root of an xml file. Also reads encodings that Python's parser does not know, such as GBK."""
     content = read_bytes(path)
     try:
         return ElementTree.fromstring(content)
@@ -94,12 +95,12 @@ def _parse(path: Path) -> ElementTree.Element:
 def _is_annotation(path: Path) -> bool:
     try:
         return _parse(path).tag == "annotation"
-    except (ElementTree.ParseError, ValueError, LookupError, OSError):  # of an encoding that is wrong or unknown
+    except (ElementTree.ParseError, ValueError, LookupError, OSError):  # LookupError: an unknown encoding
         return False
 
 
 def _by_lists(source: Path, paths: list[Path], files: DataFolder) -> list[tuple[Path, SplitLists | None, list[Path]]]:
-    """Folder, its split lists, and the xml files that these are for: below the nearest ImageSets, or all others."""
+    """Groups of xml files as (folder, its split lists, files): files below the same ImageSets, and all others."""
     lists_in: dict[Path, SplitLists | None] = {}
     groups: dict[Path, list[Path]] = {}
     for path in paths:
@@ -112,14 +113,14 @@ def _by_lists(source: Path, paths: list[Path], files: DataFolder) -> list[tuple[
 
 
 def _stem(line: str) -> str:
-    """Name of an image in a line of a list: without a mark of 1 or -1 or a second path behind it, and without suffix."""
+    """Name of an image in a line of a list, without suffix. A class mark (1, 0 or -1) or a second path may follow the name."""
     words = line.split()
     name = line if len(words) == 1 or (words[-1] not in ("0", "1", "-1") and "/" not in line) else words[0]
     return os.path.splitext(posix(name).rpartition("/")[2])[0]
 
 
 def _own_split(source: Path) -> str:
-    """Of a data set whose folders tell none: the folder above may be called anything, so only one called as a split is one."""
+    """The split if no folder inside tells one: the name of the data set's folder if it is exactly a split, else train."""
     name = canonical_split(source.absolute().name)
     return name if name in SPLITS else "train"
 
@@ -143,7 +144,7 @@ class _Reader:
     def __init__(self, source: Path, files: DataFolder, problems: list[Problem]):
         self.source, self.files, self.problems = source, files, problems
         self._names_in: dict[Path, dict[str, str]] = {}
-        self._xml_of: dict[Path, Path] = {}  # image -> the xml that it belongs to
+        self._xml_of: dict[Path, Path] = {}  # image -> its xml
 
     def read(self, path: Path) -> _Annotated | None:
         """The content of one xml. None: it cannot be read, or is not an annotation."""
@@ -166,7 +167,7 @@ class _Reader:
         return _Annotated(self._image(path, root), str(path.relative_to(self.source)), objects)
 
     def read_unannotated(self, path: Path, split: str, where: str, found: dict[str, list]) -> None:
-        """An image that a list names and that has no xml: usual in test data."""
+        """Add an image that a list names and that has no xml, as is usual in test data. In other splits, it is a problem."""
         if split == "test":
             found.setdefault(split, []).append(_Annotated(self._image(path, None), "", []))
         else:
@@ -174,7 +175,7 @@ class _Reader:
             self.problems.append(Problem("missing-file", str(path), message))
 
     def images_without_xml(self, paths: list[Path]) -> list[str]:
-        """A note, if folders of images have some that no xml belongs to."""
+        """A note, if folders with images have images without an xml."""
         known = {path.stem for path in [*paths, *self._xml_of]}
         folders = sorted({image.parent for image in self._xml_of})
         others = [
@@ -183,26 +184,28 @@ class _Reader:
         if not others:
             return []
         return [
-            f"{len(others)} images have no xml and are passed over; the first is {others[0]}. An image without objects needs an "
-            "xml without <object>."
+            f"{len(others)} images have no xml and are skipped; the first is {others[0]}. An image without objects needs an xml "
+            "without <object>."
         ]
 
     def _image(self, path: Path, root: ElementTree.Element | None) -> dict:
         listed = "" if root is None else root.findtext("filename", "").strip()
         image = self._find(path, Path(posix(listed)).name)
-        if self._xml_of.setdefault(image, path) != path:  # cam1/1.xml and cam2/1.xml are not both for the one 1.jpg
+        if (
+            self._xml_of.setdefault(image, path) != path
+        ):  # cam1/1.xml and cam2/1.xml must not both mean the same file 1.jpg
             image = path.with_suffix(".jpg")
         size = [None if root is None else _whole(root.findtext(f"size/{side}")) for side in ("width", "height")]
-        if None in size:  # some tools write 0 for what they do not know
+        if None in size:  # some tools write 0 for an unknown size
             size = self._size_in_file(image)
         file_name = image.relative_to(self.source).as_posix() if image.is_relative_to(self.source) else image.name
         return {"file_name": file_name, "width": size[0], "height": size[1], "path": image}
 
     def _find(self, path: Path, listed: str) -> Path:
-        """The image called as the xml is, beside it or in a folder for images; else as <filename> says."""
+        """The image with the name of the xml, beside it or in a folder with images; else the image that <filename> names."""
         folders = self._image_folders(path.parent)
         for folder in folders:
-            if Path(listed).stem == path.stem and is_regular(folder / listed):  # of two, not the mask beside it
+            if Path(listed).stem == path.stem and is_regular(folder / listed):  # prefer it to a mask of the same name
                 return folder / listed
             if name := self._images_in(folder).get(path.stem):
                 return folder / name
@@ -212,12 +215,12 @@ class _Reader:
         folder = next((folder for folder in folders[1:] if folder.is_dir()), path.parent)
         return folder / (listed or f"{path.stem}.jpg")
 
-    @cache  # noqa: B019  it lives as long as one data set is read
+    @cache  # noqa: B019  a reader lives only while one data set is read
     def _image_folders(self, beside: Path) -> list[Path]:
-        """Where images of the xml files in a folder may be, likely places first.
+        """Folders that may contain the images of the xml files in a folder, likely ones first.
 
-        For annotations/train/a.xml: images/train, then images. For cam1/xml/a.xml cam1/images, but never images, which may be of
-        another camera.
+        For annotations/train/a.xml: images/train, then images. For cam1/xml/a.xml: cam1/images, but never images, because it may
+        contain images of another camera.
         """
         found = [beside]
         for above in [folder for folder in beside.parents if folder.is_relative_to(self.source)]:
@@ -230,7 +233,7 @@ class _Reader:
         return [*dict.fromkeys([*found, *(beside / name for name in _IMAGE_FOLDERS)])]
 
     def _images_in(self, folder: Path) -> dict[str, str]:
-        """Stem -> name."""
+        """Map stems to names of images in a folder. A photo goes before a mask such as a.png."""
         if folder not in self._names_in:
             names = os.listdir(folder) if folder.is_dir() else []
             images = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
@@ -244,7 +247,7 @@ class _Reader:
         try:
             with open_image(path) as image:
                 return upright_size(image)
-        except OSError:  # missing or damaged: both are found with the images of all formats
+        except OSError:  # a later check reports missing and damaged images for all formats
             return None, None
 
 
@@ -265,7 +268,7 @@ def _read_object(entry: ElementTree.Element, first_pixel: int, number: int) -> _
 def _whole(text: str | None) -> int | None:
     try:
         return round(float(text)) or None
-    except (TypeError, ValueError, OverflowError):  # the last one: infinite
+    except (TypeError, ValueError, OverflowError):  # OverflowError: infinity
         return None
 
 

@@ -1,4 +1,4 @@
-"""YOLO data: a yaml with classes and folders, and a txt beside or opposite each image, read as Ultralytics reads them."""
+"""Read YOLO data as Ultralytics does: a yaml with classes and folders, and a txt file for each image."""
 
 import math
 import os
@@ -13,12 +13,19 @@ from .files import DataFolder, only_usable
 from .raw import AnnotationBuilder, Problem, RawDataset, RawSplit, in_order
 from .split_lists import darknet_lists, lists_beside
 
-_PHOTOS = {".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"}  # others are without loss, as masks must be
-_THREADS = 8  # headers of images are read: mostly waiting, on a disk of the network
+_PHOTOS = {
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jpe",
+    ".webp",
+    ".avif",
+}  # masks have other suffixes, because they must be lossless
+_THREADS = 8  # reading headers of images is mostly waiting for the disk
 
 
 def label_file(image: Path) -> Path:
-    """The txt of an image: with the last folder `images` of its path replaced by `labels`, or beside it."""
+    """The txt of an image: in the folder `labels` in place of the last `images` of its path, else beside the image."""
     parts = image.parts
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":
@@ -28,9 +35,12 @@ def label_file(image: Path) -> Path:
 
 
 def without_masks(paths: list[Path]) -> tuple[list[Path], list[str]]:
-    """Images without those that have their txt in common with a photo, which are masks of it; and a note that names them.
+    """Leave out masks: images that share their txt with a photo, such as 1.png beside 1.jpg.
 
-    1.jpg and 1.png both have 1.txt. Of two photos none is left out: they are an image and its copy.
+    Two photos with the same txt both stay, because they are an image and its copy.
+
+    Returns:
+        the other images, and notes for the user.
     """
     of_label: dict[Path, list[Path]] = {}
     for path in paths:
@@ -47,13 +57,13 @@ def without_masks(paths: list[Path]) -> tuple[list[Path], list[str]]:
     notes = []
     if masks:
         notes.append(
-            f"{len(masks)} images have the name of a photo beside them, and so the same txt; they are passed over as masks. The "
-            f"first is {min(masks)}. Give it a name of its own if it is not a mask."
+            f"{len(masks)} images have the same name, and so the same txt, as a photo beside them; they are skipped as masks. The "
+            f"first is {min(masks)}. If it is not a mask, rename it."
         )
     if shared:
         names = " and ".join(map(str, shared[0][:2]))
         notes.append(
-            f"Images of one name have one txt, so all get its boxes: {names}; there are {len(shared)} such groups."
+            f"Images with the same name share a txt, so all get its boxes: {names}; there are {len(shared)} such groups."
         )
     return [path for path in paths if path not in masks], notes
 
@@ -61,12 +71,14 @@ def without_masks(paths: list[Path]) -> tuple[list[Path], list[str]]:
 def read_labels(
     name: str, yaml_file: Path, paths: list[Path], has_keypoints: bool, files: DataFolder, problems: list[Problem]
 ) -> RawSplit:
-    """One split, of these images; adds to `problems`.
+    """Read the labels of one split.
 
     Args:
-        yaml_file: the yaml or the list of names; file names are relative to its folder where they can be.
-        has_keypoints: after the box of each line.
-        files: of the data set. An image whose txt lies outside of it is left out.
+        yaml_file: the yaml or the list of class names. File names are relative to its folder if possible.
+        paths: images of the split.
+        has_keypoints: whether key points follow the box in each line.
+        files: files of the data set. An image whose txt lies outside is left out.
+        problems: new problems are added to it.
     """
     if name != "test" and not any(is_regular(label_file(path)) for path in paths):
         message = (
@@ -92,7 +104,7 @@ def read_labels(
 
 
 def labels_without_image(splits: dict[str, RawSplit], files: DataFolder) -> list[str]:
-    """A note, if folders of labels have txt files with lines for images that are in no split."""
+    """A note, if folders with labels have txt files with boxes whose images are in no split."""
     known = {label_file(entry["path"]) for split in splits.values() for entry in split.images}
     folders = sorted({path.parent for path in known if path.parent.is_dir()})
     others = [path for folder in folders for path in sorted(folder.glob("*.txt")) if path not in known]
@@ -116,14 +128,14 @@ def _has_boxes(path: Path) -> bool:
 
 
 def _read_image(path: Path, has_keypoints: bool, files: DataFolder) -> tuple[tuple, list[tuple] | None, list[Problem]]:
-    """Size, boxes and problems of one image; None instead of boxes: its txt must not be read."""
+    """Size, boxes as (class, box, line) and problems of one image. Boxes are None if the txt lies outside the data set."""
     size = (None, None)
     problems = []
     labels = label_file(path)
     if is_regular(labels) and not files.is_inside(labels):
-        message = f"The image {path} is left out, as {files.outside_text(labels)}"
+        message = f"The image {path} is left out, because {files.outside_text(labels)}"
         return size, None, [Problem("outside", str(labels), message)]
-    if files.is_file(path):  # what is missing is found with the images of all formats
+    if files.is_file(path):  # a later check reports missing images for all formats
         try:
             with open_image(path) as image:
                 size = upright_size(image)
@@ -158,7 +170,7 @@ def _read_image(path: Path, has_keypoints: bool, files: DataFolder) -> tuple[tup
 
 
 def _read_line(values: list[str], has_keypoints: bool) -> tuple[int, list[float]]:
-    """Class number and (centre x, centre y, width, height), relative to the image."""
+    """Class number and (centre x, centre y, width, height) relative to the image. Raises ValueError with the reason."""
     expected = "it must be class, centre x, centre y, width, height, relative to the image, or class and a polygon"
     try:
         numbers = list(map(float, values))
@@ -179,18 +191,18 @@ def _read_line(values: list[str], has_keypoints: bool) -> tuple[int, list[float]
 
 
 def _in_pixels(box: list[float], image_width: int, image_height: int) -> list[float]:
-    """(centre x, centre y, width, height), relative -> (x, y, width, height) in pixels."""
+    """Relative (centre x, centre y, width, height) -> (x, y, width, height) in pixels."""
     x, y, width, height = box
     return [(x - width / 2) * image_width, (y - height / 2) * image_height, width * image_width, height * image_height]
 
 
 _SPLIT_KEYS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-_NAMES_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "data/obj.names")  # the third: of labelImg
+_NAMES_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "data/obj.names")  # the third is from labelImg
 _MOST_CLASSES = 100_000
 
 
 def read_yaml(path: Path, files: DataFolder):
-    """As `read_yaml`. Keys without a value are left out."""
+    """Content of a yaml without the keys that have no value."""
     content = files.read_yaml(path)
     if not isinstance(content, dict):
         return content
@@ -198,14 +210,15 @@ def read_yaml(path: Path, files: DataFolder):
 
 
 def read_yolo(yaml_file: Path, source: Path | None = None, allow_outside: bool = False) -> RawDataset:
-    """The data set of a yaml: `path`, `train`, `val` and `test` (folders, lists of them, or txt files that list images), `names`.
+    """Read the data set of a yaml: `path`, `names`, and `train`, `val` and `test` (folders, lists, or txt files with images).
 
-    A txt has lines of class, centre x, centre y, width, height, relative to the image as it is seen (turned by its EXIF
-    orientation); of a polygon (class x1 y1 x2 y2 x3 y3 ...) the bounding box is taken. An image without a txt has no boxes.
-    Images are numbered from 1 in each split, in the order of their paths; class numbers are the category ids.
+    Each line of a label file has class, centre x, centre y, width and height, relative to the upright image. A polygon
+    (class x1 y1 x2 y2 x3 y3 ...) is replaced by its bounding box. An image without a txt has no boxes. Images are numbered from 1
+    in each split, in the order of their paths. Class numbers are the category ids.
 
     Args:
-        source: what the user named: the yaml, whose `path` is then read wherever it leads, or a folder that all must lie in.
+        source: the path that the user gave. If it is the yaml, its `path` may lead anywhere. If it is a folder, all files must lie
+            inside.
     """
     beside, source = yaml_file.absolute().parent, source or yaml_file
     content = read_yaml(yaml_file, DataFolder(beside, allow_outside=True))
@@ -244,10 +257,12 @@ def read_yolo(yaml_file: Path, source: Path | None = None, allow_outside: bool =
 
 
 def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None:
-    """As labelling tools export: `classes.txt` or `obj.names` with a class per line, and images with their txt files anywhere
-    below. None if there is none of them, or no txt of an image.
+    """Read an export of a labelling tool: `classes.txt` or `obj.names`, and images with txt files at any depth.
 
-    Splits are those of the lists that obj.data names, of train.txt and others, or else of folders.
+    Splits come from the lists that obj.data names, from lists such as train.txt, or from folders.
+
+    Returns:
+        None if there is no file with class names, or no image has a txt.
     """
     names_file = _names_file(folder, files)
     root = folder.absolute()
@@ -260,7 +275,7 @@ def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None
     lists = darknet_lists(root, files) or lists_beside(root, files)
     splits_of, missing = lists.shares(files, root, paths) if lists else ({}, [])
     if lists and not splits_of:
-        notes.append(f"{folder}: no line of {lists.where} names an image, so these lists are passed over.")
+        notes.append(f"{folder}: no line of {lists.where} names an image, so these lists are ignored.")
         lists, missing = None, []
     split_names, of_split = SplitNames(root, paths), {}
     for path in paths:
@@ -277,7 +292,7 @@ def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None
     unlisted = [path for path in paths if lists and path not in splits_of]
     if unlisted:
         notes.append(
-            f"{folder}: {len(unlisted)} images are in no list of {lists.where} and are passed over; the first is {unlisted[0]}."
+            f"{folder}: {len(unlisted)} images are in no list of {lists.where} and are skipped; the first is {unlisted[0]}."
         )
     splits = {
         name: read_labels(name, names_file, paths, False, files, problems) for name, paths in in_order(of_split).items()
@@ -291,7 +306,7 @@ def _names_file(folder: Path, files: DataFolder) -> Path | None:
 
 
 def why_no_yolo(folder: Path, files: DataFolder) -> str | None:
-    """Why a folder with names of classes is no data set; None if it has none."""
+    """The reason why a folder with class names is not a data set. None: it has no class names."""
     names_file = _names_file(folder, files)
     if names_file is None:
         return None
@@ -299,8 +314,9 @@ def why_no_yolo(folder: Path, files: DataFolder) -> str | None:
     images = next(image_files(folder, files), None)
     if images is None:
         where = f"{len(labels)} txt files" if labels else "no txt files either"
-        return f"there are names of classes in {names_file} and {where}, but no images; copy the images into {folder / 'images'}."
-    return f"there are names of classes in {names_file} and images such as {images}, but no txt beside one or in a folder labels."
+        return f"there are class names in {names_file} and {where}, but no images; copy the images into {folder / 'images'}."
+    where = "beside it or in a folder labels"
+    return f"there are class names in {names_file} and images such as {images}, but no image has a txt {where}."
 
 
 def _categories(content: dict, yaml_file: Path, problems: list[Problem]) -> list[dict]:
@@ -330,11 +346,11 @@ def _categories(content: dict, yaml_file: Path, problems: list[Problem]) -> list
 
 
 def _images_of(entries, bases: list[Path], files: DataFolder) -> tuple[list[Path], list[tuple[str, Path | str, str]]]:
-    """Images of one split in the order of their paths, and what is wrong with entries that lead to none: kind, place, why."""
+    """Images of one split in the order of their paths, and entries that lead to no image as (kind, place, reason)."""
     images, missing = [], []
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, str):
-            missing.append(("bad-entry", short_repr(entry), "must be a folder, a list of them, or a txt file"))
+            missing.append(("bad-entry", short_repr(entry), "must be a folder, a list of folders, or a txt file"))
             continue
         places = _places(posix(entry), bases)
         inside = [place for place in places if files.is_inside(place)]
@@ -358,10 +374,10 @@ def _images_of(entries, bases: list[Path], files: DataFolder) -> tuple[list[Path
 
 
 def _places(entry: str, bases: list[Path]) -> list[Path]:
-    """Where an entry may lead.
+    """Paths that an entry may mean.
 
-    Exports of Roboflow have "../train/images" for images that lie beside the yaml: there first, as the folder above may hold
-    another export.
+    Exports of Roboflow write "../train/images" for images beside the yaml. That place is tried first, because the folder above may
+    contain another export.
     """
     stripped = entry.removeprefix("../")
     entries = [stripped, entry] if stripped != entry else [entry]

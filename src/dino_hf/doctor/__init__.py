@@ -1,4 +1,4 @@
-"""Find what is wrong with a data set, and write a cleaned copy."""
+"""Find errors in a data set, and write a cleaned copy."""
 
 from .checks import Report, inspect
 from .cleaned_copy import write_cleaned_copy

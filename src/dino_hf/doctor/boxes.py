@@ -1,4 +1,4 @@
-"""Correct boxes, and find boxes of one object that was annotated twice."""
+"""Correct boxes, and find objects that are annotated twice."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from ..data.rows import MOST_PIXELS, SMALLEST_SIDE
 
 
 class ImageGeometry(NamedTuple):
-    """The change from the image on which boxes were drawn to the image as it is. One row for each image, or for each box."""
+    """How the actual images differ from the images on which boxes were drawn. One row for each image, or for each box."""
 
     sizes: np.ndarray  # (I, 2) width and height, upright
     stored_sizes: np.ndarray  # (I, 2) before the EXIF orientation turns it
@@ -24,7 +24,7 @@ class ImageGeometry(NamedTuple):
 class CleanedBoxes(NamedTuple):
     boxes: np.ndarray  # (N, 4) x, y, width, height
     areas: np.ndarray  # (N,)
-    kinds: np.ndarray  # (N,) kind of finding that was corrected or excludes the box; "" if there is none
+    kinds: np.ndarray  # (N,) kind of finding for which the box was corrected or left out; "" if none
     is_kept: np.ndarray  # (N,)
 
 
@@ -43,7 +43,7 @@ def clean_boxes(boxes: np.ndarray, areas: np.ndarray, geometry: ImageGeometry) -
         is_negative = (boxes[:, 2:] < 0).any(1)
         first = np.minimum(boxes[:, :2], boxes[:, :2] + boxes[:, 2:])
         flipped = np.concatenate([first, np.abs(boxes[:, 2:])], axis=1)
-        boxes = np.where(is_negative[:, None], flipped, boxes)  # the others are not even rounded
+        boxes = np.where(is_negative[:, None], flipped, boxes)  # other boxes keep their exact values
         is_no_area = (areas < 0) | (areas >= MOST_PIXELS**2)
         is_area_wrong = ~np.isnan(areas) & ((areas <= 0) | (areas > 1.01 * boxes[:, 2:].prod(1) + 1))
         has_size = boxes[:, 2:].min(1) >= SMALLEST_SIDE
@@ -76,7 +76,7 @@ def turn_boxes(boxes: np.ndarray, orientations: np.ndarray, sizes: np.ndarray) -
     (x0, y0), (x1, y1) = boxes[:, :2].T, (boxes[:, :2] + boxes[:, 2:]).T
     width, height = sizes.T
     flips_x, flips_y = np.isin(orientations, (2, 3, 7, 8)), np.isin(orientations, (3, 4, 6, 7))
-    swaps = orientations >= 5  # after the flips
+    swaps = orientations >= 5  # x and y are swapped after the flips
     x0, x1 = np.where(flips_x, (width - x1, width - x0), (x0, x1))
     y0, y1 = np.where(flips_y, (height - y1, height - y0), (y0, y1))
     turned = np.where(swaps, (y0, x0, y1, x1), (x0, y0, x1, y1)).T
@@ -84,20 +84,19 @@ def turn_boxes(boxes: np.ndarray, orientations: np.ndarray, sizes: np.ndarray) -
     return np.where((orientations == 1)[:, None], boxes, turned)
 
 
-# Intersection over union from which two boxes of a class are taken for one thing. Photographs of blood cells with 4,888 boxes,
-# many of which overlap, have eight cells that are annotated twice, at 0.83 to 0.93. No boxes of two cells reach 0.6.
+# Intersection over union from which two boxes of a class mean the same object. In photographs of blood cells with 4,888 boxes,
+# eight cells are annotated twice, with 0.83 to 0.93. Boxes of different cells, many of which overlap, stay below 0.6.
 NEAR_IOU = 0.8
-_MOST_COMPARISONS = (
-    5_000_000  # a million boxes of sensible data need about as many; hundreds of thousands in one image need more
-)
+# A million boxes of usual data need about as many comparisons. Hundreds of thousands of boxes in one image would need more.
+_MOST_COMPARISONS = 5_000_000
 
 
 def repeated_boxes(table: BoxTable) -> tuple[np.ndarray, np.ndarray]:
-    """(N,), (N,): whether a box repeats an earlier one of its image and class, and whether it repeats one of another class."""
+    """(N,), (N,) whether a box repeats an earlier box of its image and class, and whether it repeats a box of another class."""
     same_class, other_class = np.zeros((2, len(table.boxes)), dtype=bool)
     compared = np.flatnonzero(table.is_number & (table.image >= 0) & ~table.is_crowd)
     keys = np.column_stack([table.image[compared], table.boxes[compared], table.category[compared]])  # (M, 6)
-    order = np.lexsort(keys.T[::-1])  # stable: the first one of equals stays first
+    order = np.lexsort(keys.T[::-1])  # stable: the first of equal boxes stays first
     is_same = keys[order][1:] == keys[order][:-1]  # (M - 1, 6)
     same_box = is_same[:, :5].all(1)
     repeating = compared[order][1:]
@@ -107,20 +106,20 @@ def repeated_boxes(table: BoxTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near_repeats(table: BoxTable) -> np.ndarray:
-    """(P, 2) places of an earlier and a later box of the same image and class that overlap almost wholly but are not equal.
+    """(P, 2) places of an earlier and a later box of the same image and class that are almost equal, but not equal.
 
-    Boxes are in pixels. Pairs are in the order of the later box. Images of many thousand boxes may have more pairs than are found:
-    the time is bounded.
+    Boxes are in pixels. Pairs are in the order of the later box. The time is bounded, so not all pairs are found in images with
+    many thousand boxes.
     """
     with np.errstate(invalid="ignore"):
         is_compared = table.is_number & (table.image >= 0) & ~table.is_crowd & (table.boxes[:, 2:] > 0).all(1)
-    is_compared &= ~repeated_boxes(table)[0]  # named by themselves
+    is_compared &= ~repeated_boxes(table)[0]  # a separate finding
     places = np.flatnonzero(is_compared)
     boxes = table.boxes[places]
     order = np.lexsort([boxes[:, 0], table.category[places], table.image[places]])
     places, boxes = places[order], boxes[order]
     group, corners = np.column_stack([table.image[places], table.category[places]]), table.corners[places]
-    # Boxes of this overlap are shifted by at most this in x: their intersection covers NEAR_IOU of both widths together.
+    # Boxes with this overlap differ by at most this much in x, because their intersection covers NEAR_IOU of their union.
     reach = boxes[:, 0] + (1 / NEAR_IOU - 1) * boxes[:, 2]
     active, pairs, num_compared, shift = np.arange(len(places)), [], 0, 0
     while num_compared < _MOST_COMPARISONS:
@@ -143,7 +142,7 @@ def near_repeats(table: BoxTable) -> np.ndarray:
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(P,) of each two of (P, 4) corners."""
+    """(P,) intersection over union of each pair of (P, 4) corners."""
     inside = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
     overlap = inside.clip(min=0).prod(1)
     areas = [(corners[:, 2:] - corners[:, :2]).prod(1) for corners in (first, second)]
@@ -151,10 +150,10 @@ def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def without_near_repeats(pairs: np.ndarray, count: int) -> np.ndarray:
-    """(count,) whether a box stays if each box that nearly repeats an earlier one that stays is left out.
+    """(count,) whether a box stays. A box that nearly repeats an earlier box that stays is left out.
 
     Args:
-        pairs: of `near_repeats`.
+        pairs: result of `near_repeats`.
     """
     stays = np.ones(count, dtype=bool)
     for first, second in pairs.tolist():  # in the order of the later box, so it is known which earlier ones stay

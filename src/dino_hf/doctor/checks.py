@@ -25,19 +25,24 @@ from .image_checks import (
     repeated_places,
 )
 
-_MANY_BOXES = 300  # post-processing keeps so many detections
-_WHOLE_IMAGE = 0.99  # share of the sides
-_RARE = 0.01  # share of the boxes of the commonest class
-_BACKGROUND = {"background", "bg", "na", "none"}  # letters only; `load_data` leaves them out where no box has them
+_MANY_BOXES = 300  # post-processing keeps at most 300 detections
+_WHOLE_IMAGE = 0.99  # share of the sides of the image
+_RARE = 0.01  # share of the boxes of the most frequent class
+_BACKGROUND = {
+    "background",
+    "bg",
+    "na",
+    "none",
+}  # names without punctuation; `load_data` leaves them out if they have no boxes
 
 
 class Report(NamedTuple):
-    """What `inspect` found."""
+    """The result of `inspect`."""
 
     origin: str
     format: str
     findings: list[Finding]  # worst first
-    statistics: dict  # see `describe`
+    statistics: dict  # of `describe`
     facts: dict[str, list[ImageFacts]]  # facts of the images of each split
     fits: dict[str, SizeFit]  # sizes of the images of each split
     readings: dict[str, Reading]  # layout of the boxes of each split
@@ -76,7 +81,7 @@ def inspect(
         check_images: open and decode every image, compare its size with the stated one, and look for copies. Otherwise only
             check that its file exists, which takes seconds for 100,000 images.
         trust_boxes: take the boxes as their format says, even if another layout fits the images better.
-        progress: called with the number of images done, and of all.
+        progress: called with the number of images done, and of all images.
     """
     facts = look_at_images(raw.splits, check_images, progress)
     fits = {
@@ -96,7 +101,7 @@ def inspect(
         check_files(found, name, facts[name], fits[name])
         _check_references(found, name)
         _check_reading(found, name, readings[name])
-        if readings[name].is_as_read:  # in a wrong layout, checks of single boxes are meaningless
+        if readings[name].is_as_read:  # checks of single boxes are meaningless in a wrong layout
             _check_geometry(found, name)
         _check_repetitions(found, name, readings[name])
         _check_counts(found, name, facts[name])
@@ -130,7 +135,7 @@ def _fit_advice(found: FindingCollector, facts: dict[str, list[ImageFacts]]) -> 
 def _check_problems(found: FindingCollector, images_are_decoded: bool) -> None:
     for problem in found.raw.problems:
         if images_are_decoded and problem.kind == "unreadable-image":
-            continue  # from the reader of YOLO; the checks of images find it again, for all formats
+            continue  # from the YOLO reader; the checks of images report it for all formats
         found.add(problem.kind, [Offender(None, problem.where, None, problem.message)])
 
 
@@ -172,7 +177,7 @@ def _check_class_counts(found: FindingCollector, entry_text: Callable[[int], str
     if not labelled or not categories:
         return
     total = sum(labelled.values())
-    # A repeated id is an error of its own. Its boxes count for the first entry.
+    # A repeated id is a separate error. Its boxes count for the first category.
     places = [p for p, entry in enumerate(categories) if first_of_id[entry.get("id")] == p and p not in left_out]
 
     def add(kind: str, is_wrong: Callable[[int], bool], value: Callable[[int], str]) -> None:
@@ -199,12 +204,12 @@ def _check_class_counts(found: FindingCollector, entry_text: Callable[[int], str
     add(
         "class-imbalance",
         lambda place: 0 < trained[place] < _RARE * most,
-        lambda place: f": {trained[place]} of {most} of the commonest",
+        lambda place: f": {trained[place]} of {most} of the most frequent",
     )
 
 
 def images_of_others(raw: RawDataset, name: str) -> dict[int, str]:
-    """Ids of the images of all splits but one -> their split."""
+    """Map the ids of images in all other splits to their split."""
     return {image["id"]: other for other, split in raw.splits.items() if other != name for image in split.images}
 
 
@@ -229,7 +234,7 @@ def _check_references(found: FindingCollector, name: str) -> None:
 
 
 def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None:
-    """Check the layout of the boxes. The finding names every box of the split, also those that fit by chance."""
+    """Check the layout of the boxes. If it is wrong, the finding lists all boxes of the split, also those that fit by chance."""
     table = found.tables[name]
     found.add_boxes("box-not-numbers", name, ~table.is_number)
     if reading.is_as_read:
@@ -253,7 +258,7 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
 
 
 def kind_of_reading(reading: Reading, raw_format: str) -> str:
-    """Kind of finding for boxes in another layout than the format has."""
+    """Kind of finding for boxes whose layout is not the one of their format."""
     if reading.unit == "percent":
         return "boxes-are-percent"
     if reading.is_relative != (raw_format == "yolo"):
@@ -278,7 +283,9 @@ def _check_geometry(found: FindingCollector, name: str) -> None:
     found.add_boxes("box-negative", name, smaller < 0)
     found.add_boxes("box-empty", name, (smaller >= 0) & ~has_size | has_size & (visible > 0) & ~is_inside)
     found.add_boxes("box-outside", name, has_size & (visible <= 0))
-    found.add_boxes("box-sticks-out", name, is_inside & (sticking > 1))  # a pixel: rounding, and counting from 1
+    found.add_boxes(
+        "box-sticks-out", name, is_inside & (sticking > 1)
+    )  # one pixel, for rounding and for tools that count from 1
     found.add_boxes("box-tiny", name, is_inside & (smaller < 1))
     found.add_boxes("box-whole-image", name, is_inside & is_whole & ~table.is_crowd)
     is_no_area = (table.area < 0) | (table.area >= MOST_PIXELS**2)
@@ -308,14 +315,14 @@ def _check_repetitions(found: FindingCollector, name: str, reading: Reading) -> 
     if reading.is_as_read:
         pairs = near_repeats(table)
         first_of = np.full(len(table.boxes), -1)
-        first_of[pairs[::-1, 1]] = pairs[::-1, 0]  # the earliest one that a box nearly repeats
+        first_of[pairs[::-1, 1]] = pairs[::-1, 0]  # the first box that a box nearly repeats
 
         def pair_text(place: int) -> str:
             box, first = split.annotations.bbox[[place, first_of[place]]]
             return f"{box_text(box)}, nearly as {box_text(first)}"
 
         found.add_boxes("near-duplicate-box", name, first_of >= 0, pair_text)
-    if found.raw.format != "coco":  # other formats have no ids of annotations that a tool reads
+    if found.raw.format != "coco":  # in other formats, no tool reads ids of annotations
         return
     ids = split.annotations.id.tolist()
     is_repeated = np.zeros(len(ids), dtype=bool)

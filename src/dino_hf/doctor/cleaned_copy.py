@@ -1,4 +1,4 @@
-"""Cleaned copies of data sets, in COCO format: correctable entries are corrected, others left out."""
+"""Write cleaned copies of data sets in COCO format: correctable entries are corrected, others are left out."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from .kinds import KINDS, UNREAD_IMAGES, UNREADABLE
 class CleanedCopy(NamedTuple):
     folder: Path
     changes: list[Change]
-    kept: list[str]  # one sentence for each thing that only the owner of the data can decide
+    kept: list[str]  # one sentence for each decision that is left to the owner of the data
     num_images: dict[str, int]  # by split
     num_boxes: dict[str, int]
     num_original_images: int  # of all splits
@@ -68,26 +68,25 @@ def write_cleaned_copy(
     progress: Callable[[int, int], None] | None = None,
     drop_near_copies: bool = False,
 ) -> CleanedCopy:
-    """Write `folder/<split>/` with images and `_annotations.coco.json`, and what was changed as fixes.json and CHANGES.txt.
+    """Write `folder/<split>/` with images and `_annotations.coco.json`, and all changes to fixes.json and CHANGES.txt.
 
     Images are copied byte by byte, so editing one in the copy does not change the original.
 
-    - Left out: images that are missing or broken, have another shape than stated, share an id, or are copies (of copies in two
-      splits, the held-out one stays); boxes without numbers or size, outside of their image, repeated, or of an unknown image or
-      category.
-    - Corrected: boxes in another layout than their format has, if `inspect` is sure; boxes of resized images and of images that
-      EXIF turns; negative sizes; impossible areas. Boxes that stick out are clipped. Categories of one name become one.
+    - Left out: images that are missing or broken, have a different shape than stated, share an id, or are copies (a copy in a
+      held-out split stays); boxes without numbers or size, outside their image, repeated, or with an unknown image or category.
+    - Corrected: boxes whose layout is not the one of their format, if `inspect` is sure; boxes of resized images and of images that
+      EXIF turns; negative sizes; impossible areas. Boxes that stick out are clipped. Categories with the same name are merged.
 
-    The copy has fields for detection only: no masks, no key points.
+    The copy has only fields for detection, without masks and key points.
 
     Args:
         report: the result of `inspect(raw)` with images.
-        folder: a new or empty folder. It appears when all is written. Until then, the copy is in a hidden folder beside it. If
-            the process is killed, the next call removes that folder.
-        progress: called with the number of images written, and of all.
-        drop_near_copies: also leave out images that only look like one in another split, and boxes that nearly repeat another.
+        folder: a new or empty folder. It appears when the copy is complete. Until then, the copy is in a hidden folder beside it.
+            If the process is killed, the next call removes that folder.
+        progress: called with the number of images written, and of all images.
+        drop_near_copies: also leave out images that look like an image in another split, and boxes that nearly repeat a box.
     Raises:
-        ValueError: the folder is not empty or lies within the original, the report does not cover images, or nothing is left.
+        ValueError: the folder is not empty or lies inside the data set, the report has no images, or no box is left.
         OSError: the folder cannot be written.
     """
     folder = Path(folder).resolve()
@@ -105,7 +104,7 @@ def write_cleaned_copy(
     with folder_beside(folder) as beside:
         _write_splits(raw, beside, splits, cleaner.categories, progress)
         _write_changes(beside, str(raw.origin), result)
-        check_target(raw, folder)  # it may have been filled meanwhile
+        check_target(raw, folder)  # another process may have written to it
     return result
 
 
@@ -114,29 +113,27 @@ def _entries(raw: RawDataset) -> list[tuple[list[dict], list[dict]]]:
 
 
 def check_target(raw: RawDataset, folder: str | Path) -> None:
-    """Check, before hours of looking at images, that a cleaned copy can be written to a folder.
+    """Check that a cleaned copy can be written to a folder, before the images are checked for hours.
 
     Raises:
-        ValueError: the folder is not empty, or lies within the data set; OSError: it cannot be written.
+        ValueError: the folder is not empty, or lies inside the data set; OSError: it cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"{folder} is there already and is not an empty folder; choose a new one for the cleaned copy."
-        )
+        raise ValueError(f"{folder} exists and is not an empty folder; choose a new folder for the cleaned copy.")
     check_outside(raw, folder)
     check_writable(folder)
 
 
 def check_outside(raw: RawDataset, path: str | Path) -> None:
-    """Raises ValueError for a path within the data set: what is written there would be taken for a part of it."""
+    """Raise ValueError for a path inside the data set, because files there would become a part of it."""
     folders = {Path(image["path"]).parent for split in raw.splits.values() for image in split.images if "path" in image}
     if Path(raw.origin).is_dir():
         folders = [Path(raw.origin), *folders]
     target = Path(path).resolve()
     for folder in map(Path.resolve, folders):
         if target.is_relative_to(folder):
-            raise ValueError(f"{path} lies within {folder}, which stays as it is; choose a place outside of it.")
+            raise ValueError(f"{path} lies inside {folder}, which must not be changed; choose a place outside.")
 
 
 def _write_splits(
@@ -162,7 +159,7 @@ def _write_splits(
 
 
 def unused(name: str, taken: set[str]) -> str:
-    """A name that is not in `taken`. It is added to `taken`. Case is ignored, as some file systems do."""
+    """A name that is not in `taken`, and add it to `taken`. Case is ignored, as in some file systems."""
     free = next(
         one
         for one in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
@@ -177,7 +174,7 @@ def _copy_image(image: dict, path: Path) -> None:
     if isinstance(file, bytes):
         path.write_bytes(file)
     else:
-        shutil.copyfile(file, path)  # some file systems copy without reading
+        shutil.copyfile(file, path)  # fast on file systems with copy-on-write
 
 
 def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:
@@ -192,7 +189,7 @@ def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:
     if texts := result.left_out_texts:
         lines += ["", texts[0], *(f"  {text}" for text in texts[1:])]
     if result.kept:
-        lines += ["", "Left as it is, for you to decide", *(f"  {text}" for text in result.kept)]
+        lines += ["", "Not changed, for you to decide", *(f"  {text}" for text in result.kept)]
     lines += ["", "Each change"]
     for change in result.changes:
         places = [part for part in (change.split, change.where, change.file) if part is not None]
@@ -202,6 +199,5 @@ def _write_changes(folder: Path, origin: str, result: CleanedCopy) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(
-        text, encoding="utf-8", errors="backslashreplace"
-    )  # names that are no UTF-8, as json escapes them too
+    # Names that are not UTF-8 are escaped, as in json.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

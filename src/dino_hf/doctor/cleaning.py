@@ -1,4 +1,4 @@
-"""Decides which entries of a data set are corrected and which are left out, and records every change."""
+"""Decide which entries of a data set are corrected or left out, and record every change."""
 
 import re
 from collections import Counter
@@ -17,10 +17,10 @@ from .findings import box_text
 from .image_checks import find_copies, is_not_here
 
 ANNOTATION_FILE = "_annotations.coco.json"
-_LONGEST_NAME = 200  # bytes of a part of a path
-_MOST_NEAR = 0.5  # of the images of a split
-_SAME_SHAPE = 0.01  # relative difference of two aspect ratios: a side that was rounded when an image was resized
-_SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "MPO": ".jpg"}  # of the others: their format in lower case
+_LONGEST_NAME = 200  # bytes of a file or folder name
+_MOST_NEAR = 0.5  # share of the images of a split
+_SAME_SHAPE = 0.01  # relative difference of two aspect ratios, for a side that was rounded when an image was resized
+_SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "MPO": ".jpg"}  # other formats: the name of the format in lower case
 
 
 class Change(NamedTuple):
@@ -32,7 +32,7 @@ class Change(NamedTuple):
     where: str
     file: str | None
     before: str
-    after: str  # empty if it was left out
+    after: str  # empty if the entry was left out
 
 
 class CleanedSplit(NamedTuple):
@@ -44,10 +44,10 @@ class CleanedSplit(NamedTuple):
 
 
 class Cleaner:
-    """Goes through a data set split by split.
+    """Cleans a data set, one split at a time.
 
     Attributes:
-        categories: COCO's, of the copy.
+        categories: COCO categories of the copy.
         changes: all changes so far.
         kept: one sentence for each decision that is left to the owner of the data.
     """
@@ -58,9 +58,9 @@ class Cleaner:
         self.kept: list[str] = []
         for problem in raw.problems:
             if problem.kind == "unreadable-image":
-                continue  # which image-broken names
+                continue  # reported as image-broken
             self._note(problem.kind, "left out", None, problem.where, None, problem.message)
-        self.categories, self._category_ids = self._clean_categories()  # K of the data set -> id in the copy
+        self.categories, self._category_ids = self._clean_categories()  # (K,) id in the copy of each category
         self._reasons = {name: self._reasons_to_leave_out(name) for name in raw.splits}
         self._add_copies()
 
@@ -77,7 +77,7 @@ class Cleaner:
                 self._note("duplicate-category-id", "left out", None, where, None, before)
                 if name != first:
                     self.kept.append(
-                        f"Category id {category_id} was {first!r} and {name!r}; its boxes are {first!r} now."
+                        f"Category id {category_id} was {first!r} and {name!r}; its boxes are now {first!r}."
                     )
             elif name in id_of_name:
                 category_id = id_of_name[name]
@@ -89,7 +89,7 @@ class Cleaner:
         return list(by_id.values()), np.array(ids, dtype=np.int64)
 
     def _reasons_to_leave_out(self, name: str) -> dict[int, tuple[str, str]]:
-        """Place of an image -> kind of finding and a text."""
+        """Map places of images to a kind of finding and a text."""
         split, facts, stated = self.raw.splits[name], self.report.facts[name], stated_sizes(self.raw.splits[name])
         kinds = self.report.fits[name].kinds
         keys_of_id = {}
@@ -102,19 +102,22 @@ class Cleaner:
             elif fact.error is not None:
                 reasons[place] = fact.error_kind, fact.error
             elif len(keys_of_id[image["id"]]) > 1:
-                reasons[place] = "duplicate-image-id", f"id {image['id']}: whose boxes are whose cannot be told"
+                reasons[place] = (
+                    "duplicate-image-id",
+                    f"id {image['id']}: its boxes cannot be assigned to one of the images",
+                )
             elif kinds[place] == "image-resized":
                 scale = np.array(fact.size) / stated[place]
                 if abs(scale[0] / scale[1] - 1) > _SAME_SHAPE:
                     shapes = "{} x {}, stated {:g} x {:g}".format(*fact.size, *stated[place])
-                    reasons[place] = "image-resized", f"{shapes}, which is another shape"
+                    reasons[place] = "image-resized", f"{shapes}, which is a different shape"
         return reasons
 
     def _add_copies(self) -> None:
         """Find copies among the images that would stay.
 
-        Near copies within one split stay, because they may be intended. Near copies of another split also stay if they are most of
-        their split: such pictures come from a fixed camera and are no copies.
+        Near copies inside a split stay, because they may be intended. Near copies of images in another split also stay if they are
+        most of their split, because then they come from a fixed camera.
         """
         gone = ImageFacts(is_missing=True)
         facts = {
@@ -238,9 +241,9 @@ class Cleaner:
         for place in range(len(originals)):
             kind, before, after = cleaned.kinds[place], box_text(originals.bbox[place]), ""
             if table.image[place] >= 0 and image[place] < 0:
-                continue  # goes with its image, which is among the changes
+                continue  # left out with its image, for which a change is recorded
             if table.image[place] < 0:
-                # The box is not moved to the other split: ids may be equal by chance, and a wrong box is worse than a missing one.
+                # The box is not moved to the other split. Ids may be equal by chance, and a wrong box is worse than a missing one.
                 image_id = int(originals.image_id[place])
                 kind, before = "image-of-other-split" if image_id in others else "unknown-image", f"image_id {image_id}"
             elif table.category[place] < 0:
@@ -284,7 +287,7 @@ class Cleaner:
     def _near_repeats(self, name: str, table: BoxTable) -> np.ndarray:
         """(N,) whether a box is left out because it nearly repeats another one. All False unless requested."""
         if not self.report.readings[name].is_as_read and not self.report.readings[name].is_sure:
-            return np.zeros(len(table.boxes), dtype=bool)  # they are no boxes in pixels
+            return np.zeros(len(table.boxes), dtype=bool)  # the boxes are not in pixels
         pairs = near_repeats(table)
         count = len(np.unique(pairs[:, 1]))
         if count and not self.drop_near_copies:
@@ -296,7 +299,7 @@ class Cleaner:
         return ~without_near_repeats(pairs if self.drop_near_copies else pairs[:0], len(table.boxes))
 
     def _geometry(self, name: str) -> tuple[ImageGeometry, np.ndarray]:
-        """Of the images of a split; and (I, 2) the sizes that its boxes are for."""
+        """Geometry of the images of a split, and (I, 2) sizes of the images on which its boxes were drawn."""
         facts, fit = self.report.facts[name], self.report.fits[name]
         stated = stated_sizes(self.raw.splits[name])
         unknown = np.nan, np.nan
@@ -315,7 +318,7 @@ class Cleaner:
         if not reading.is_as_read and not reading.is_sure:
             self.kept.append(
                 f"The boxes of {name} are probably {reading.text}, "
-                "but that is not certain: they are as they were; convert them yourself."
+                "but that is not certain, so they were not changed; convert them yourself."
             )
             is_number = table.is_number
             kinds = np.where(is_number, "", "box-not-numbers").astype(object)
@@ -327,14 +330,14 @@ class Cleaner:
             kind = kind_of_reading(reading, self.raw.format)
             where, after = str(self.raw.splits[name].origin), "(x, y, width, height) in pixels"
             self._note(kind, f"{count_text(len(boxes), 'box')} converted", name, where, None, reading.text, after)
-            areas = np.full_like(areas, np.nan)  # of the wrong boxes
+            areas = np.full_like(areas, np.nan)  # areas of wrong boxes are wrong too
         if not len(geometry.sizes):
             geometry = ImageGeometry(np.ones((1, 2)), np.ones((1, 2)), np.ones(1), np.ones((1, 2)))
         return clean_boxes(boxes, areas, geometry.of_boxes(table.image))
 
 
 def portable_name(name: str) -> str:
-    """A name of a file or folder that Windows takes too, of at most 200 bytes in UTF-8; its end stays."""
+    """A name of a file or folder that is valid on Windows and has at most 200 bytes in UTF-8. The end of a long name stays."""
     text = name.encode(errors="replace").decode()
     text = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\/]', "_", text).rstrip(". ") or "_"
     if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", text):
@@ -343,7 +346,7 @@ def portable_name(name: str) -> str:
 
 
 def _free_name(file_name: str, image_id: int, fact: ImageFacts, taken: set[str]) -> str:
-    """A relative path below the folder of the split that no other image has, for file systems that ignore case too."""
+    """A relative path inside the folder of the split that no other image has. Case is ignored, as in some file systems."""
     parts = [part for part in PurePosixPath(file_name.replace("\\", "/")).parts if part not in ("/", "..", ".")]
     parts = [portable_name(part) for part in parts] or [str(image_id)]
     path = PurePosixPath(*parts)

@@ -1,4 +1,4 @@
-"""How many images and boxes, of which classes, sizes and shapes."""
+"""Statistics of a data set: numbers of images and boxes by class, size and shape."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,23 +9,33 @@ from ..data.raw import BoxTable, RawDataset, count_boxes
 
 SIZE_NAMES = ("small", "medium", "large")
 _SIZE_EDGES = (32**2, 96**2)  # COCO's, in square pixels
-RELATIVE_EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # square root of a box's share of its image
+RELATIVE_EDGES = (
+    0.0,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.5,
+    0.75,
+    1.0,
+)  # square root of the share of the image that a box covers
 ASPECT_EDGES = (0.0, 0.125, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 8.0, np.inf)  # width : height
-COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 300, np.inf)  # boxes of an image
+COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 300, np.inf)  # boxes in an image
 
 
 def describe(
     raw: RawDataset, tables: Mapping[str, BoxTable], boxes: Mapping[str, np.ndarray], sizes: Mapping[str, np.ndarray]
 ) -> dict:
-    """Counts, ready for json. Crowds count as crowds only; boxes without size or image are left out of the histograms.
+    """Statistics for json. Crowds count only as crowds. Boxes without size or image are left out of the histograms.
 
     Args:
-        boxes: (N, 4) of each split: x, y, width, height in pixels.
-        sizes: (I, 2) of each split: width and height of its images; not a number where unknown.
+        boxes: split -> (N, 4) x, y, width, height in pixels.
+        sizes: split -> (I, 2) width and height of its images; NaN if unknown.
     Returns:
         `splits`: name -> images, boxes, crowds, images_without_boxes; `classes`: id, name and boxes by split; `sizes`,
         `relative_sizes`, `aspect_ratios`, `boxes_per_image`: split -> counts, with the edges under `edges`; `largest_image` and
-        `most_boxes`: the worst images for memory, None without any.
+        `most_boxes`: the images that need most memory, or None.
     """
     splits, histograms, class_counts = {}, {}, {}
     for name, split in raw.splits.items():
@@ -55,7 +65,7 @@ def describe(
             name: dict(zip(SIZE_NAMES, histogram["sizes"], strict=True)) for name, histogram in histograms.items()
         },
         **{kind: {name: histogram[kind] for name, histogram in histograms.items()} for kind in edges},
-        # Infinity is no json.
+        # json has no infinity.
         "edges": {kind: [None if edge == np.inf else edge for edge in values] for kind, values in edges.items()},
         **_worst_images(raw, tables, sizes),
     }
@@ -68,7 +78,7 @@ def _histograms(table: BoxTable, boxes: np.ndarray) -> dict[str, list[int]]:
     box_areas = boxes[:, 2] * boxes[:, 3]
     areas = np.where(
         areas > 0, np.minimum(areas, box_areas), box_areas
-    )  # COCO's is that of the mask, where there is one
+    )  # COCO states the area of the mask, which is smaller than the box
     relative = np.sqrt(box_areas / sizes.prod(1))
     return {
         "sizes": np.bincount(np.searchsorted(_SIZE_EDGES, areas, side="right"), minlength=3).tolist(),
@@ -78,7 +88,7 @@ def _histograms(table: BoxTable, boxes: np.ndarray) -> dict[str, list[int]]:
 
 
 def _count(values: np.ndarray, edges: tuple[float, ...]) -> list[int]:
-    """Values in [edge, next edge) for each but the last edge; the last one belongs to the last bin."""
+    """Number of values in each bin [edge, next edge). The last bin includes its upper edge."""
     return np.histogram(values, bins=np.array(edges, dtype=np.float64))[0].tolist()
 
 
@@ -108,14 +118,14 @@ def relative_texts(edges: Sequence[float]) -> list[str]:
 
 
 def aspect_texts(edges: Sequence[float | None]) -> list[str]:
-    """Of the bins: 1:2 to 4:5 for 0.5 to 0.8."""
+    """Names of the bins of `aspect_ratios`, such as 1:2 to 4:5 for 0.5 to 0.8."""
     ratio = {0.125: "1:8", 0.25: "1:4", 0.5: "1:2", 0.8: "4:5", 1.25: "5:4", 2.0: "2:1", 4.0: "4:1", 8.0: "8:1"}
     texts = [f"{ratio[low]} to {ratio[high]}" for low, high in pairwise(edges[1:-1])]
     return [f"< {ratio[edges[1]]}", *texts, f"> {ratio[edges[-2]]}"]
 
 
 def count_texts(edges: Sequence[int | None]) -> list[str]:
-    """Of the bins: 5 to 9 for 5 to below 10."""
+    """Names of the bins of `boxes_per_image`, such as 5 to 9 for [5, 10)."""
     return [
         f"{low}+" if high is None else str(low) if high == low + 1 else f"{low} to {high - 1}"
         for low, high in pairwise(edges)

@@ -1,4 +1,4 @@
-"""What was found in a data set: of each kind how often, and where first."""
+"""Findings in a data set: for each kind, the count and the first offenders."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from ..data.raw import BoxTable, RawDataset, number_text
 from .kinds import KINDS, SEVERITIES, UNREADABLE
 
-MAX_OFFENDERS = 1000  # of a kind are named; all are counted
+MAX_OFFENDERS = 1000  # offenders kept for each kind; all are counted
 
 
 class Offender(NamedTuple):
@@ -16,23 +16,23 @@ class Offender(NamedTuple):
 
     split: str | None
     where: str  # "annotations[3]", "images[7]", "labels/7.txt, line 3"
-    file: str | None  # file_name of its image
-    value: str  # what it says there
-    image: int | None = None  # place in the images of the split
-    annotation: int | None = None  # place in its annotations
-    other: tuple[str, int] | None = None  # split and place of the image that it is a copy of
+    file: str | None  # file_name of the image
+    value: str  # the wrong value
+    image: int | None = None  # place of the image in its split
+    annotation: int | None = None  # place of the annotation in its split
+    other: tuple[str, int] | None = None  # split and place of the original, for a copy
 
 
 class Finding(NamedTuple):
-    """All that is wrong in one way."""
+    """All offenders of one kind."""
 
     kind: str  # a key of KINDS, or the kind of a `Problem`
     severity: str
     count: int
-    what: str  # is counted
+    what: str  # plural noun with a description
     cure: str
     offenders: list[Offender]  # the first ones
-    is_fixed: bool  # by a cleaned copy
+    is_fixed: bool  # a cleaned copy corrects them or leaves them out
 
     def as_dict(self) -> dict:
         offenders = [
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
 
 class FindingCollector:
-    """Counts offenders of one kind over all splits, and keeps the first."""
+    """Counts the offenders of each kind over all splits, and keeps the first."""
 
     def __init__(self, raw: RawDataset, tables: dict[str, BoxTable]):
         self.raw = raw
@@ -50,15 +50,16 @@ class FindingCollector:
         self._counts: dict[str, int] = {}
         self._offenders: dict[str, list[Offender]] = {}
         self._details: dict[str, str] = {}
-        self.not_fixed: set[str] = set()  # kinds that a cleaned copy usually corrects, but not here
-        self.cures: dict[str, str] = {}  # kind -> what to do here, instead of what helps usually
-        self.can_be_copied = True  # whether a cleaned copy would have anything in it
+        self.not_fixed: set[str] = set()  # kinds that a cleaned copy corrects in general, but not in these data
+        self.cures: dict[str, str] = {}  # kind -> advice for these data, in place of the general advice
+        self.can_be_copied = True  # whether a cleaned copy would contain a box
 
     def add(self, kind: str, offenders: Iterable[Offender], count: int | None = None, detail: str = "") -> None:
-        """
+        """Add offenders of one kind.
+
         Args:
-            count: of all, if the offenders are only the first.
-            detail: what the text of this kind cannot know.
+            count: number of all offenders, if `offenders` are only the first.
+            detail: added in parentheses to the description of the kind.
         """
         offenders = list(offenders)
         count = len(offenders) if count is None else count
@@ -87,8 +88,8 @@ class FindingCollector:
     ) -> None:
         """
         Args:
-            is_wrong: (N,) of the annotations of the split.
-            value: of an annotation; its box and the size of its image if not given.
+            is_wrong: (N,) mask of the annotations of the split.
+            value: function from the place of an annotation to its text. None: its box and the size of its image.
         """
         places = np.flatnonzero(is_wrong)
         value = value or (lambda place: self._box_text(split, place))
@@ -106,7 +107,7 @@ class FindingCollector:
         return box if np.isnan(size).any() else f"{box} in {size[0]:g} x {size[1]:g}"
 
     def findings(self) -> list[Finding]:
-        """The worst first, and of one severity the most frequent."""
+        """All findings, sorted by severity and then by count."""
         found = []
         for kind, count in self._counts.items():
             known = KINDS.get(kind, UNREADABLE)

@@ -1,4 +1,4 @@
-"""Checks of images: missing, damaged, of another size than stated, or copies."""
+"""Check images: missing or damaged files, sizes that differ from the stated ones, and copies."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,28 +14,28 @@ from ..data.image_facts import ImageFacts, exact_copies, image_key, near_copies
 from ..data.raw import BoxTable, RawDataset, RawSplit, count_boxes, stated_sizes
 from .findings import FindingCollector, Offender
 
-_FLIPPING, _TURNING = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations that keep width and height, and that swap them
-SURE = 20.0  # likelihood ratio of the two sizes from which one is chosen, if the boxes fit both
+_FLIPPING, _TURNING = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations that keep, and that swap, width and height
+SURE = 20.0  # likelihood ratio at which one of two sizes is chosen if the boxes fit both
 
 
 class SizeFit(NamedTuple):
     """Sizes of the images of a split."""
 
-    kinds: list[str | None]  # kind of finding for the size of each image; None: the size is as stated
-    sizes: np.ndarray  # (I, 2) width and height for which the boxes were drawn; NaN if unknown
+    kinds: list[str | None]  # kind of finding for the size of each image; None: the stated size is right
+    sizes: np.ndarray  # (I, 2) width and height of the image on which the boxes were drawn; NaN if unknown
 
 
 def fit_sizes(facts: Sequence[ImageFacts], stated: np.ndarray, table: BoxTable) -> SizeFit:
-    """Decide on the size of each image whose file has another size than stated.
+    """Decide whether the boxes fit the stated or the actual size, for each image where the two differ.
 
-    The size that fewer boxes of the image leave is right. If equally many leave both sizes, the other images of the split with the
-    same kind of difference decide, if they agree. If no image of the split decides, likelihood decides: how probable it is that
-    boxes drawn for one size all lie inside the other. If that is not clear either, the image is "stated-size-unclear" and nothing
-    is changed.
+    1. The size that fewer boxes leave is right.
+    2. If equally many boxes leave both, the other images of the split with the same kind of difference decide, if they agree.
+    3. If no image decides, likelihood decides: the probability that boxes drawn for one size all lie inside the other.
+    4. If that is not clear, the image is "stated-size-unclear", and nothing is changed.
 
     Args:
         stated: (I, 2) width and height; NaN if unknown.
-        table: boxes of the split. Its `sizes` are not used.
+        table: boxes of the split. Its column `sizes` is not used.
     """
     known = np.array([(math.nan, math.nan) if fact.size is None else fact.size for fact in facts]).reshape(-1, 2)
     kinds = [_simple_kind(fact, size) for fact, size in zip(facts, stated, strict=True)]
@@ -52,7 +52,7 @@ def fit_sizes(facts: Sequence[ImageFacts], stated: np.ndarray, table: BoxTable) 
 
 
 def _simple_kind(fact: ImageFacts, stated: np.ndarray) -> str | None:
-    """Kind of finding that follows from the sizes alone."""
+    """Kind of finding that follows from the sizes without the boxes."""
     if fact.size is None:
         return None
     is_stated = not np.isnan(stated).any()
@@ -81,13 +81,13 @@ def _are_stated(places: list[int], known: np.ndarray, stated: np.ndarray, table:
         has_boxes.append(bool(len(corners)))
         by_boxes.append(None if leaving_stated == leaving_known else leaving_stated < leaving_known)
         if by_boxes[-1] is None and not leaving_stated:
-            # The chance that a box drawn for one size also lies inside the other is about the ratio of their sides.
+            # A box drawn for one size lies inside the other with a probability of about the ratio of the sides.
             log_odds += len(corners) * float(np.log(known[place] / stated[place]).sum())
     clear = {one for one in by_boxes if one is not None}
     fallback = clear.pop() if len(clear) == 1 else None
     if fallback is None and not clear and abs(log_odds) >= math.log(SURE):
         fallback = log_odds > 0
-    # Without boxes, nothing has to be moved: only the stated size can be wrong.
+    # An image without boxes: only its stated size can be wrong.
     return [
         False if not has else fallback if one is None else one for one, has in zip(by_boxes, has_boxes, strict=True)
     ]
@@ -97,8 +97,8 @@ _HELD_OUT = {
     "train": 0,
     "validation": 2,
     "test": 3,
-}  # of two splits with the same image, the higher one keeps it; others: 1
-_DARK = 2**14  # images of 16 bits whose values are all below become darker than a quarter of white
+}  # if two splits have the same image, the higher one keeps it; other splits: 1
+_DARK = 2**14  # 16-bit images with only lower values become darker than a quarter of white
 
 
 def check_entries_of_images(found: FindingCollector, name: str) -> None:
@@ -121,7 +121,7 @@ def check_entries_of_images(found: FindingCollector, name: str) -> None:
 
 
 def repeated_places(values: list) -> list[int]:
-    """Places of values that stood before; None repeats nothing."""
+    """Places of values that equal an earlier value. None equals no other value."""
     seen, repeated = set(), []
     for place, value in enumerate(values):
         if value is not None and value in seen:
@@ -173,27 +173,31 @@ def _missing_file(image: Mapping) -> str:
 
 
 class Copy(NamedTuple):
-    """An image that another one makes superfluous."""
+    """An image that is a copy of another image."""
 
     split: str
     image: int  # place
-    original: tuple[str, int]  # split and place of the one to keep
-    is_exact: bool  # the same bytes
+    original: tuple[str, int]  # split and place of the image to keep
+    is_exact: bool  # whether the bytes are equal
 
     @property
     def kind(self) -> str:
-        """Of finding."""
+        """Kind of finding."""
         if self.split != self.original[0]:
             return "leak" if self.is_exact else "near-leak"
         return "duplicate-image" if self.is_exact else "near-copy"
 
 
 def find_copies(raw: RawDataset, facts: dict[str, list[ImageFacts]], num_boxes: dict[str, np.ndarray]) -> list[Copy]:
-    """Copies, in the order of their originals. Of two splits the held-out one keeps the image; in a split the one with most
-    boxes does. A file that is listed twice in a split is another matter.
+    """Find copies of images.
+
+    If two splits have the same image, the held-out split keeps it. Inside a split, the image with most boxes is kept. A file that
+    is listed twice in a split is a different finding.
 
     Args:
-        num_boxes: (I,) of each split.
+        num_boxes: split -> (I,) number of boxes of each image.
+    Returns:
+        copies, in the order of their originals.
     """
     places = [(name, place) for name, split in raw.splits.items() for place in range(len(split.images))]
     all_facts = [facts[name][place] for name, place in places]
@@ -213,11 +217,11 @@ def find_copies(raw: RawDataset, facts: dict[str, list[ImageFacts]], num_boxes: 
             )
             if not is_listed_twice:
                 copies.append(Copy(*places[number], places[kept], True))
-    order = np.array(sorted(range(len(places)), key=rank), dtype=np.int64)  # what is kept first stands first
+    order = np.array(sorted(range(len(places)), key=rank), dtype=np.int64)  # images that are kept come first
     ranks = np.argsort(order)
     names = list(raw.splits)
     split_of = np.array([names.index(name) for name, _ in places], dtype=np.int64)
-    # An image of another split is named before those of its own, for it falsifies AP; the lower rank before the higher.
+    # An original in another split goes before one in the same split, because it makes AP wrong. Then the lower rank goes first.
     none = 2 * len(places)
     best = np.full(len(places), none)
     for pairs in near_copies(all_facts):

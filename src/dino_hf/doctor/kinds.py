@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: a name for each, how bad it is, and what to do."""
+"""Kinds of findings: name, severity, description and advice."""
 
 from typing import NamedTuple
 
@@ -7,136 +7,141 @@ SEVERITIES = ("error", "warning", "note")  # worst first
 
 class Kind(NamedTuple):
     severity: (
-        str  # error: training stops, or learns or measures the wrong; warning: it works, but is likely not meant so
+        str  # error: training stops, or its result is wrong; warning: training works, but the data are likely wrong
     )
-    what: str  # is counted
-    cure: str
-    is_fixed: bool = False  # by a cleaned copy, where it can be sure
+    what: str  # plural noun with a description; a count stands before it
+    cure: str  # advice
+    is_fixed: bool = False  # a cleaned copy corrects it or leaves it out
 
 
-_COPY_THEM = "Copy the files again, or take their entries out"
-_CONVERT = "Convert them to what the format says"
+_COPY_THEM = "Copy the files again, or remove their entries"
+_CONVERT = "Convert them to the layout of the format"
 
 KINDS = {
     # files and images
     "image-missing": Kind(
-        "error", "images whose file does not exist", f"{_COPY_THEM}; look at upper and lower case.", True
+        "error", "images whose file does not exist", f"{_COPY_THEM}. Upper and lower case must agree.", True
     ),
     "outside": Kind(
         "error",
-        "files outside of the data set's folder, which are not read",
+        "files outside the data set's folder, which are not read",
         "Copy them into the folder, or allow them with --allow-outside.",
         True,
     ),
     "image-broken": Kind("error", "images that cannot be decoded", f"{_COPY_THEM}.", True),
     "image-too-large": Kind(
         "error",
-        "images of more pixels than are read",
+        "images with more pixels than are read",
         "Scale them down, or cut them into parts, with their boxes.",
         True,
     ),
     "image-mode-unknown": Kind(
         "error",
-        "images whose values have no known range, so that no colour can be told",
-        "Save them with 8 or 16 bits: only you know which value is white.",
+        "images whose values have no known range, so their colours are unknown",
+        "Save them with 8 or 16 bits. Only you know which value is white.",
         True,
     ),
     "image-frames": Kind(
         "note",
-        "files of several pages or frames, of which only the first is used",
-        "Save the others as images of their own if they belong to the data.",
+        "files with several pages or frames; only the first is used",
+        "Save the others as separate images if they belong to the data.",
     ),
     "image-size-wrong": Kind(
-        "error", "images whose stated width or height is not a positive number", "State the size in pixels.", True
+        "error",
+        "images whose stated width or height is not a positive number",
+        "State width and height in pixels.",
+        True,
     ),
     "image-resized": Kind(
         "error",
-        "images of another size than stated",
-        "They were resized after they were annotated: scale their boxes too, or take the original images.",
+        "images whose size differs from the stated one",
+        "They were resized after annotation. Scale their boxes too, or use the original images.",
         True,
     ),
     "image-rotated": Kind(
         "error",
-        "images that their EXIF orientation turns, while the boxes are for the pixels as stored",
-        "Turn the boxes, or save the images without that tag.",
+        "images that their EXIF orientation turns, while the boxes fit the stored pixels",
+        "Turn the boxes, or save the images without the EXIF orientation.",
         True,
     ),
     "stated-size-wrong": Kind(
         "error",
-        "images whose stated size is wrong: their boxes fit the image as it is",
-        "State the size of the image.",
+        "images whose stated size is wrong; their boxes fit the actual size",
+        "State the actual size.",
         True,
     ),
     "stated-size-unclear": Kind(
         "error",
-        "images of another size than stated, whose boxes fit both sizes",
-        "Look at them: then state the size of the image, or bring the boxes to it as the image was scaled or turned.",
+        "images whose size differs from the stated one, and whose boxes fit both sizes",
+        "Look at them. Then state the actual size, or scale or turn the boxes like the image.",
     ),
     "image-orientation-unclear": Kind(
         "warning",
-        "images with an EXIF orientation that the stated size neither confirms nor denies",
-        "Look at them, as --pictures draws them; training shows such images upright. Save them upright and without the tag.",
+        "images with an EXIF orientation, where the stated size does not show whether the boxes are turned",
+        "Look at them with --pictures. Training uses such images upright. Save them upright, without an EXIF orientation.",
     ),
     "image-mode": Kind(
         "warning",
-        "images of 16 bits that use less than a quarter of the range, so they become dark with 8 bits",
-        "Scale them to 8 bits yourself: training and prediction divide by 257 and do not know which range matters.",
+        "16-bit images that use less than a quarter of the range, so they become dark in 8 bits",
+        "Scale them to 8 bits yourself. Training and prediction divide the values by 257.",
     ),
     "image-size-unknown": Kind(
         "note",
         "images whose size the annotations do not state",
-        "Fine: training reads it from the images; whether they were resized cannot be told.",
+        "No action needed. Training reads the size from the image, but cannot find out whether an image was resized.",
     ),
     # entries of images
-    "duplicate-image-id": Kind("error", "images with the id of another one", "Give each image an id of its own.", True),
+    "duplicate-image-id": Kind(
+        "error", "images with the same id as another image", "Give each image its own id.", True
+    ),
     "duplicate-file": Kind(
         "error",
-        "entries for a file that another entry has too, so that each has a part of the boxes",
-        "Make them one entry with all boxes.",
+        "images listed twice with the same file, so that each entry has a part of the boxes",
+        "Merge them into one entry with all boxes.",
         True,
     ),
     "duplicate-image": Kind(
-        "warning", "images that are a copy of another one in their split", "Keep one of them.", True
+        "warning", "images that are a copy of another image in their split", "Keep one of them.", True
     ),
     "near-copy": Kind(
-        "note", "images that look like another one in their split", "Keep one if they are the same picture."
+        "note", "images that look like another image in their split", "Keep one if they show the same picture."
     ),
     "leak": Kind(
         "error",
-        "images that are in another split too, so that AP is measured on what was trained on",
-        "Take them out of train.",
+        "images that are also in another split, so AP is measured on training images",
+        "Remove them from train.",
         True,
     ),
     "near-leak": Kind(
         "warning",
-        "images that look like one in another split, compressed again or scaled",
-        "Take them out of train (--fix does with --drop-near-copies), and split videos and bursts by scene instead of by frame.",
+        "images that look like an image in another split, compressed again or scaled",
+        "Remove them from train (--fix --drop-near-copies does so). Split videos and bursts by scene instead of by frame.",
     ),
-    # numbers of boxes, all of a data set
+    # layout and unit of all boxes of a data set
     "boxes-are-corners": Kind(
         "error",
-        "boxes that are two corners instead of what their format says",
+        "boxes given as two corners instead of the layout of their format",
         f"{_CONVERT}.",
         True,
     ),
     "boxes-are-xywh": Kind(
-        "error", "boxes that are (x, y, width, height) instead of what their format says", f"{_CONVERT}.", True
+        "error", "boxes given as (x, y, width, height) instead of the layout of their format", f"{_CONVERT}.", True
     ),
     "boxes-are-centres": Kind(
         "error",
-        "boxes that are centre, width and height instead of what their format says",
+        "boxes given as centre, width and height instead of the layout of their format",
         f"{_CONVERT}.",
         True,
     ),
     "boxes-are-normalised": Kind(
         "error",
-        "boxes that are relative to their image instead of in pixels",
+        "boxes relative to their image instead of in pixels",
         f"{_CONVERT}.",
         True,
     ),
     "boxes-are-percent": Kind(
         "error",
-        "boxes that are in percent of their image, from 0 to 100",
+        "boxes in percent of their image, from 0 to 100",
         f"{_CONVERT}.",
         True,
     ),
@@ -147,20 +152,23 @@ KINDS = {
         True,
     ),
     "boxes-are-pixels": Kind(
-        "error", "boxes in pixels where they must be relative to their image", "Divide them by width and height.", True
+        "error", "boxes in pixels instead of relative to their image", "Divide them by width and height.", True
     ),
-    # numbers of boxes, one by one
+    # single boxes
     "name-not-utf8": Kind(
-        "error", "images whose file name is not UTF-8, as from a zip of another computer", "Rename the files.", True
+        "error",
+        "images whose file name is not UTF-8, for example from a zip file of another computer",
+        "Rename the files.",
+        True,
     ),
     "box-not-numbers": Kind(
         "error",
-        "boxes that are not four finite numbers of a sensible size",
+        "boxes that are not four finite numbers below 2,147,483,648",
         "Give (x, y, width, height) in pixels.",
         True,
     ),
     "box-negative": Kind(
-        "error", "boxes of negative width or height", "Give the smaller corner first, then the size.", True
+        "error", "boxes with negative width or height", "Write the smaller corner first, then the size.", True
     ),
     "box-empty": Kind(
         "warning", "boxes without width or height, which training leaves out", "Remove them, or draw them again.", True
@@ -168,132 +176,137 @@ KINDS = {
     "box-tiny": Kind(
         "warning",
         "boxes with a side of less than one pixel",
-        "Draw them again, or remove them: they do not show any part of the image.",
+        "Draw them again, or remove them. They are too small to show an object.",
     ),
     "box-outside": Kind(
-        "error", "boxes wholly outside of their image", "Scale them as the image was scaled, or remove them.", True
+        "error", "boxes completely outside their image", "Scale them as the image was scaled, or remove them.", True
     ),
     "box-sticks-out": Kind(
-        "warning", "boxes that reach over the border of their image", "Clip them to the image.", True
+        "warning", "boxes that extend beyond the border of their image", "Clip them to the image.", True
     ),
     "area-wrong": Kind(
         "warning",
-        "areas that are not positive or more than that of their box, which moves boxes between sizes in AP",
+        "areas that are not positive or larger than their box, which changes APs, APm and APl",
         "Recompute them.",
         True,
     ),
     "area-not-number": Kind(
         "error",
-        "areas that are negative or no number, where training stops",
-        "Recompute them, or leave them out.",
+        "areas that are negative or not a number, at which training stops",
+        "Recompute them, or remove the field.",
         True,
     ),
     "duplicate-box": Kind(
-        "warning", "boxes that repeat another one of the same class", "Keep one: the others can only be missed.", True
+        "warning",
+        "boxes that repeat another box of the same class",
+        "Keep one. Every other counts as missed in evaluation.",
+        True,
     ),
     "near-duplicate-box": Kind(
         "warning",
-        "boxes that cover another one of the same class almost wholly, so that one thing seems to be annotated twice",
-        "Look at them and keep one of each two; --fix does with --drop-near-copies.",
+        "boxes that almost equal another box of the same class, so one object seems to be annotated twice",
+        "Look at them and keep one of each pair (--fix --drop-near-copies does so).",
     ),
     "duplicate-box-other-class": Kind(
-        "warning", "boxes that repeat another one as another class", "Decide which class is meant."
+        "warning", "boxes that repeat a box of another class", "Decide which class is right."
     ),
     "duplicate-annotation-id": Kind(
         "warning",
-        "annotations with the id of another one, of which pycocotools forgets one",
-        "Give each an id of its own.",
+        "annotations with the same id as another annotation; pycocotools ignores one of them",
+        "Give each annotation its own id.",
         True,
     ),
     "box-whole-image": Kind(
         "note",
-        "boxes that are the whole image",
-        "Fine for pictures of one thing. Otherwise they may be a default.",
+        "boxes that cover the whole image",
+        "This is right for pictures of a single object. Otherwise the box may be a default value of a tool.",
     ),
-    # what annotations point at
+    # ids of annotations
     "unknown-image": Kind(
         "error",
-        "annotations with an id that no image has",
-        "Correct image_id (a number is not its text), or remove them.",
+        "annotations whose image_id no image has",
+        "Correct image_id, or remove them.",
         True,
     ),
     "image-of-other-split": Kind(
         "error",
-        "annotations for an image that is in another split",
-        "Move them to the annotations of that split, or remove them.",
+        "annotations for an image of another split",
+        "Move them to that split, or remove them.",
         True,
     ),
     "unknown-category": Kind(
-        "error", "annotations with an id that no category has", "Add the category, or correct category_id.", True
+        "error", "annotations whose category_id no category has", "Add the category, or correct category_id.", True
     ),
     # categories
-    "no-categories": Kind("error", "data sets without categories", "List the categories, each with id and name."),
+    "no-categories": Kind("error", "data sets without categories", "List the categories, each with an id and a name."),
     "duplicate-category-id": Kind(
-        "error", "categories with the id of another one", "Give each category an id of its own.", True
+        "error", "categories with the same id as another category", "Give each category its own id.", True
     ),
     "duplicate-category-name": Kind(
-        "error", "categories with the name of another one", "Make them one, or name them apart.", True
+        "error", "categories with the same name as another category", "Merge them, or give them different names.", True
     ),
     "similar-category-name": Kind(
         "warning",
-        "categories whose name differs from another one in case, spaces or punctuation only",
-        "Make them one if they are the same.",
+        "categories whose name differs from another name only in case, spaces or punctuation",
+        "Merge them if they are the same class.",
     ),
     "background-class": Kind(
         "warning",
-        "categories named like background that boxes have, while the detector knows background without a class",
+        "categories named like background that have boxes; the detector needs no class for background",
         "Remove these boxes and the category.",
     ),
     "placeholder-category": Kind(
         "note",
-        "categories that no box has, named like background or as the group of others",
-        "Fine: training leaves them out.",
+        "categories without boxes that are named like background or are a group of other categories",
+        "No action needed. Training leaves them out.",
     ),
-    "category-without-boxes": Kind("warning", "categories that no box has", "Remove them, or annotate some."),
+    "category-without-boxes": Kind("warning", "categories without boxes", "Remove them, or annotate some objects."),
     "category-not-in-train": Kind(
         "warning",
-        "categories that training has no box of, but another split has",
-        "Split the data again; they cannot be learnt.",
+        "categories with boxes in another split, but not in train",
+        "Split the data again. The model cannot learn these categories.",
     ),
     "category-not-in-validation": Kind(
         "warning",
-        "categories that training has boxes of, but validation has not",
-        "Split the data again; nothing is measured for them.",
+        "categories with boxes in train, but not in validation",
+        "Split the data again. No AP is measured for these categories.",
     ),
     "class-imbalance": Kind(
         "warning",
-        "categories with less than a hundredth of the boxes of the commonest one",
+        "categories with less than a hundredth of the boxes of the most frequent category",
         "Annotate more of them, or expect a low AP.",
     ),
     # splits
     "no-images": Kind("error", "splits without images", "Remove the split, or add its images.", True),
     "split-not-here": Kind(
-        "note", "test splits without boxes of which no image is here", "Fine: they are passed over."
+        "note", "test splits without boxes and without image files", "No action needed. They are skipped."
     ),
-    "no-boxes": Kind(
-        "error", "data sets without any box", "Look whether the annotations lie where they are looked for."
-    ),
+    "no-boxes": Kind("error", "data sets without any box", "Check that the annotations are in the right place."),
     "only-crowds": Kind(
         "error",
-        "splits whose boxes are all marked as crowd, so there is nothing to learn",
-        "Set iscrowd to 0: some tools write 1 for every mask.",
+        "splits whose boxes are all marked as crowd, so the model cannot learn from them",
+        "Set iscrowd to 0. Some tools write 1 for every mask.",
     ),
     "unlabelled-train": Kind(
-        "error", "training splits without any box", "Look whether their annotations lie where they are looked for."
+        "error", "training splits without any box", "Check that their annotations are in the right place."
     ),
     "unlabelled-split": Kind(
-        "warning", "splits without any box", "Predict on them; nothing can be trained or measured there."
+        "warning", "splits without any box", "Use them only for prediction. Training and evaluation need boxes."
     ),
     "many-boxes": Kind(
         "warning",
-        "images with more than 300 boxes, the number of detections that are kept",
-        "Cut them into tiles; set max_denoising_queries in the configuration if memory is short.",
+        "images with more than 300 boxes, which is the number of detections that are kept",
+        "Cut them into tiles. If memory is short, set max_denoising_queries in the configuration.",
     ),
     "crowd": Kind(
-        "note", "regions marked as crowd", "They are no targets: detections there count neither as right nor as wrong."
+        "note",
+        "regions marked as crowd",
+        "They are not targets. Detections inside them count neither as right nor as wrong.",
     ),
     "image-without-boxes": Kind(
-        "note", "images without boxes", "Fine if there is nothing on them: they teach what is background."
+        "note",
+        "images without boxes",
+        "This is right if they show no objects. The model learns from them what background is.",
     ),
 }
 UNREADABLE = Kind("error", "entries that cannot be read", "Correct or remove them.", True)

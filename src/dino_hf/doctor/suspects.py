@@ -1,4 +1,4 @@
-"""Pictures of what is suspicious in a data set, and of how its boxes are spread over classes, sizes and shapes."""
+"""Draw suspicious images of a data set, and histograms of its boxes by class, size and shape."""
 
 from pathlib import Path
 
@@ -17,19 +17,19 @@ from .data_statistics import SIZE_NAMES, aspect_texts, count_texts, relative_tex
 from .findings import Finding, Offender
 
 _BLUE, _VERMILION, _GREEN = COLOURS[:3]
-# Nothing can be seen of these, or nothing is wrong with them.
+# Findings that cannot be seen in a picture, or that are no errors.
 _NOT_DRAWN = {
     "image-missing", "image-broken", "image-size-wrong", "image-size-unknown", "image-without-boxes", "duplicate-file",
     "duplicate-image-id", "duplicate-annotation-id", "box-not-numbers", "box-whole-image", "crowd",
 }  # fmt: skip
 _COLUMNS, _ROWS = 3, 3
 _CELL = (3.9, 3.6)  # inches
-_LINE = 54  # characters of a caption, which fit above a picture
-_SMALL = 0.06  # of the image's sides; a smaller box is shown enlarged
-_MOST_OTHERS = 400  # boxes that are drawn beside the suspicious one
-_MOST_CLASSES = 30  # that are drawn
-_FEWEST_ROWS = 9  # for which there is room, so that the marks of few classes stay together
-_MOST_SPLITS = 6  # that are drawn
+_LINE = 54  # characters of a caption that fit above a picture
+_SMALL = 0.06  # share of the image's sides; a smaller box is shown enlarged
+_MOST_OTHERS = 400  # boxes drawn beside the suspicious one
+_MOST_CLASSES = 30  # drawn classes
+_FEWEST_ROWS = 9  # the plot has room for so many classes, so the marks of few classes stay together
+_MOST_SPLITS = 6  # drawn splits
 _PANEL = 0.78  # height / width of a picture
 _GREY = "#e4e4e4"  # around an image
 
@@ -38,17 +38,17 @@ _MARKERS = "os^Dvp"
 
 @plot_style()
 def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: int = 3) -> list[Path]:
-    """Pages suspects-1.png, ... of the first offenders of each kind, worst first.
+    """Draw the first offenders of each kind, worst first, on pages suspects-1.png, ...
 
-    The suspicious box is vermilion, drawn where the files put it, also outside of the image; a ring marks one that is too small to
-    be seen, an arrow one that is far away. The others of the image are blue. Where boxes probably are of another layout, the box
-    is green where that would put it.
+    The suspicious box is vermilion, at its place in the files, also outside the image. A ring marks a box that is too small to be
+    seen, and an arrow points to a box that is far away. Other boxes of the image are blue. If the boxes probably have another
+    layout, a green box shows the place in that layout.
 
     Args:
-        folder: is made if need be.
-        max_examples: of each kind.
+        folder: created if needed.
+        max_examples: most examples of each kind.
     Returns:
-        the pages; none if there is nothing to see.
+        paths of the pages; empty if nothing can be drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     album = _Album(raw, report)
@@ -91,7 +91,7 @@ class _Album:
             if offender.other is not None:
                 other, place = offender.other
                 image = _beside(image, open_upright(self.raw.splits[other].images[place]))
-        except Exception as error:  # images that were not decoded before
+        except Exception as error:  # an image that was not decoded before
             axes.text(0.5, 0.5, f"cannot be decoded:\n{type(error).__name__}", ha="center", va="center", fontsize=8)
         else:
             _show(axes, image)
@@ -99,7 +99,7 @@ class _Album:
                 self._draw_boxes(axes, image, offender, is_enlarged=finding.kind == "near-duplicate-box")
         colour = {"error": _VERMILION, "warning": "#8a5a00", "note": _BLUE}[finding.severity]
         where = "" if offender.annotation is None else f", {offender.where}"
-        # Empty lines keep room for the heading.
+        # The empty lines leave room for the heading.
         place = abbreviate(f"{offender.split}: {offender.file}{where}", _LINE, keep_end=True)
         title = f"\n\n{place}\n{abbreviate(offender.value, _LINE)}"
         axes.set_title(title, loc="left", fontsize=8)
@@ -107,7 +107,7 @@ class _Album:
         axes.annotate(f"{finding.severity}: {finding.kind}", (0, 1), (0, 29), "axes fraction", **heading)
 
     def _draw_boxes(self, axes: Axes, image: Image.Image, offender: Offender, is_enlarged: bool) -> None:
-        """As the files have them: on an image that was resized or turned they lie wrong."""
+        """Draw the boxes of the files, without correcting them for an image that was resized or turned."""
         table, means = self.tables[offender.split], self.means[offender.split]
         reading = self.report.readings[offender.split]
         places = np.flatnonzero((table.image == offender.image) & table.is_number)
@@ -126,7 +126,7 @@ class _Album:
 
 
 def _show(axes: Axes, image: Image.Image) -> None:
-    """The image in a panel of the same size for all shapes, grey around it."""
+    """Show an image on grey, in a panel whose size does not depend on the image."""
     axes.imshow(np.asarray(image))
     axes.set_axis_on()
     axes.set(xticks=[], yticks=[], facecolor=_GREY)
@@ -141,7 +141,7 @@ def _outline(axes: Axes, box: np.ndarray, colour: str, width: float) -> None:
 
 
 def _view(box: np.ndarray, size: tuple[int, int], is_enlarged: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(2,), (2,) corners of what is shown: the image and what of the box lies outside; a small box with its surroundings only."""
+    """(2,), (2,) corners of the view: the image and parts of the box outside, or for a small box only its surroundings."""
     size = np.array(size, dtype=float)
     ends = np.stack([box[:2], box[:2] + box[2:]])  # (2, 2)
     low, high = np.minimum(0, ends.min(0)), np.maximum(size, ends.max(0))
@@ -155,7 +155,7 @@ def _view(box: np.ndarray, size: tuple[int, int], is_enlarged: bool) -> tuple[np
 
 
 def _set_view(axes: Axes, low: np.ndarray, high: np.ndarray) -> None:
-    """With room around it, so that all panels have one shape."""
+    """Set the limits of the axes, with margins so that all panels have the same shape."""
     centre, half = (low + high) / 2, 0.53 * (high - low)
     width = max(half[0], half[1] / _PANEL)
     axes.set_xlim(centre[0] - width, centre[0] + width)
@@ -163,7 +163,7 @@ def _set_view(axes: Axes, low: np.ndarray, high: np.ndarray) -> None:
 
 
 def _point_at(axes: Axes, box: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """A ring around a box that is too small to be seen, an arrow towards one that is not in the view."""
+    """Draw a ring around a box that is too small to be seen, or an arrow towards a box outside the view."""
     centre, span = box[:2] + box[2:] / 2, high - low
     ends = np.sort(np.stack([box[:2], box[:2] + box[2:]]), axis=0)
     is_beyond = (ends[1] < low) | (ends[0] > high)  # (2,)
@@ -182,7 +182,7 @@ def _point_at(axes: Axes, box: np.ndarray, low: np.ndarray, high: np.ndarray) ->
 
 
 def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
-    """Two images at one height, with a white gap."""
+    """Two images side by side at the same height, with a white gap."""
     height = min(max(first.height, second.height), 400)
     scaled = [one.resize((max(1, round(one.width * height / one.height)), height)) for one in (first, second)]
     gap = height // 20
@@ -194,8 +194,11 @@ def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
 
 @plot_style()
 def save_histograms(path: Path, report: Report) -> None:
-    """Boxes of each class, and the share of boxes by size, by size relative to the image, by shape, and of images by the number of
-    their boxes; one colour for each split."""
+    """Draw histograms with one colour for each split.
+
+    They show the number of boxes of each class; the share of boxes by size, by size relative to the image and by shape; and the
+    share of images by number of boxes.
+    """
     statistics = report.statistics
     splits = [name for name, counts in statistics["splits"].items() if counts["images"]][:_MOST_SPLITS]
     classes = _drawn_classes(statistics["classes"], splits)
@@ -221,7 +224,7 @@ def save_histograms(path: Path, report: Report) -> None:
 
 
 def _drawn_classes(classes: list[dict], splits: list[str]) -> list[dict | None]:
-    """The commonest first; of many classes the commonest and, after a gap, the rarest."""
+    """Classes by decreasing number of boxes. Of many classes, the most frequent and, after a gap, the rarest."""
     ordered = sorted(classes, key=lambda entry: -sum(entry["boxes"][name] for name in splits))
     if len(ordered) <= _MOST_CLASSES:
         return ordered
@@ -240,7 +243,9 @@ def _draw_classes(axes: Axes, classes: list[dict | None], splits: list[str], num
     for number, name in enumerate(splits):
         counts = [classes[row]["boxes"][name] for row in rows]
         most = max([most, *counts])
-        heights = [row + 0.24 * (number - (len(splits) - 1) / 2) for row in rows]  # side by side where they are equal
+        heights = [
+            row + 0.24 * (number - (len(splits) - 1) / 2) for row in rows
+        ]  # so that equal counts do not hide each other
         axes.plot(
             counts,
             heights,
@@ -253,7 +258,9 @@ def _draw_classes(axes: Axes, classes: list[dict | None], splits: list[str], num
     axes.set_ylim(max(len(classes), _FEWEST_ROWS) - 0.4, -0.6)
     if most > 50:
         axes.set_xscale("symlog", linthresh=1)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))  # the usual one writes TeX
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:,.0f}")
+        )  # the default formatter writes TeX
         axes.set_xlim(-0.2, most * 1.6)
     else:
         axes.set_xlim(-0.03 * most, most * 1.08)

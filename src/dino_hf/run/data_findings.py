@@ -17,9 +17,9 @@ def data_findings(
 
     Args:
         data: the argument of `train`.
-        splits: the data sets read from it.
-        settings: with trust_boxes of the run.
-        raw: what the files of the data say; None if the data were read before.
+        splits: the data sets loaded from it.
+        settings: settings of the run; only `trust_boxes` is used.
+        raw: raw data from the files. None: `data` was loaded before the run, so the checks use `splits`.
     Raises:
         ValueError: with these data, training would stop or learn wrong boxes.
     """
@@ -41,7 +41,7 @@ def data_findings(
 
 
 def _about_copies(splits: DetectionData) -> list[str]:
-    """A warning for each part to measure on that has copies of images to train on."""
+    """A warning for validation and test data that contain copies of training images."""
     trained = set() if splits.train is None else set(image_digests(splits.train)) - {None}
     found = []
     for name, data in (("validation", splits.validation), ("test", splits.test)):
@@ -49,8 +49,8 @@ def _about_copies(splits: DetectionData) -> list[str]:
             continue
         if count := sum(digest in trained for digest in image_digests(data)):
             found.append(
-                f"{count} of {len(data.dataset)} {name} images are copies of images to train on, so AP on them says little about "
-                "other images: take them out of one of the two parts."
+                f"{count} of {len(data.dataset)} {name} images are copies of training images, so their AP does not tell how the "
+                "model performs on new images: remove them from one of the two parts."
             )
     return found
 
@@ -58,6 +58,6 @@ def _about_copies(splits: DetectionData) -> list[str]:
 def _raw_of(splits: DetectionData) -> RawDataset:
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     raw = read_raw(DatasetDict({name: part.dataset for name, part in parts.items() if part is not None}))
-    # Rows have the index of a class in place of its category id.
+    # The rows contain class indices, not the original category ids.
     categories = [{"id": index, "name": name} for index, name in splits.train.id2label.items()]
     return raw._replace(categories=categories, origin=splits.origin)
