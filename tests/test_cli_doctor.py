@@ -70,7 +70,7 @@ def test_errors_end_with_2_the_worst_first(broken):
     assert all(len(line) <= 100 for line in lines)
     headings = [line.split()[1] for line in lines if line.startswith(("error ", "warning ", "note "))]
     assert headings[:4] == ["box-outside", "duplicate-category-name", "image-broken", "leak"]
-    place = lines.index("error box-outside (1): boxes wholly outside of their image")
+    place = lines.index("error box-outside (1): boxes completely outside their image")
     assert lines[place + 1] == "    train  annotations[1]  000.png  (95, 0, 19, 8) in 90 x 64"
     assert lines[place + 2] == "  Scale them as the image was scaled, or remove them. --fix does this."
     assert lines[-1].startswith("The data have errors and cannot be used as they are (4 errors, ")
@@ -105,7 +105,7 @@ def test_a_cleaned_copy_has_nothing_wrong_and_decides_the_exit_code(broken, tmp_
     text = " ".join(output.split("Cleaned copy")[1].split())
     assert "2 of 10 images and 9 of 32 boxes are not in the copy: " in text
     assert "1 image-broken: images that cannot be decoded" in text
-    assert "1 leak: images that are in another split too" in text
+    assert "1 leak: images that are also in another split" in text
     assert text.endswith("has no errors. It lacks 1 images and entries that could not be read.")
     assert "9 of 32 boxes" in (tmp_path / "fixed" / "CHANGES.txt").read_text()
     assert before == sorted((path, path.read_bytes()) for path in broken.rglob("*") if path.is_file())
@@ -185,14 +185,14 @@ def test_corners_in_a_hugging_face_data_set_are_named_and_cured_by_a_box_format(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fix", "{sound}/fixed"], r"sound, which stays as it is; choose a place outside of it."),
-        (["--pictures", "{sound}/train"], r"sound, which stays as it is; choose a place outside of it."),
-        (["--json", "{sound}/findings.json"], r"sound, which stays as it is; choose a place outside of it."),
+        (["--fix", "{sound}/fixed"], r"sound, which must not be changed; choose a place outside."),
+        (["--pictures", "{sound}/train"], r"sound, which must not be changed; choose a place outside."),
+        (["--json", "{sound}/findings.json"], r"sound, which must not be changed; choose a place outside."),
         (["--json", "{sound}/train/_annotations.coco.json"], "exists and is not a findings file of the doctor"),
         (["--fix", "{tmp}/fixed", "--no-images"], "must open the images; remove --no-images."),
         (["--json", "{tmp}/nowhere/a.json"], "choose a file in an existing folder, such as --json findings.json."),
         (["--pictures", "{tmp}/file"], "is a file; choose a folder for the pictures."),
-        (["--box-format", "xyxy"], "is in coco format, which says how boxes are written"),
+        (["--box-format", "xyxy"], "is in coco format, which defines the layout of boxes"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence_before_any_work(arguments, message, sound, tmp_path):

@@ -130,7 +130,9 @@ def test_two_jsons_for_one_split_are_a_choice_of_the_user(tmp_path):
     assert load_data(folder / "train_b.json", validation_fraction=0).train.dataset["file_name"][:] == ["b.png"]
     others = write(tmp_path / "others", {"one.json": content("a.png"), "two.json": content("a.png")}, ["a.png"])
     assert list(read_raw(others).splits) == ["one", "two"]
-    with pytest.raises(ValueError, match=r"has the parts \['one', 'two'\], none of which is train, validation or test"):
+    with pytest.raises(
+        ValueError, match=r"has the parts \['one', 'two'\], but none is named train, validation or test"
+    ):
         load_data(others)
 
 

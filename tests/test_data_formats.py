@@ -141,7 +141,7 @@ def test_what_is_no_data_set_is_said_with_what_is_there(tmp_path):
         read_raw(tmp_path)
     for index in range(10):
         (tmp_path / f"{index}.jpg").touch()
-    with pytest.raises(ValueError, match=r"there is 0\.jpg, 1\.jpg, .*7\.jpg and 2 others\."):
+    with pytest.raises(ValueError, match=r"it has 0\.jpg, 1\.jpg, .*7\.jpg and 2 others\."):
         read_raw(tmp_path)
     with pytest.raises(ValueError, match=r"0\.jpg is not a data set; give a folder, or a json"):
         read_raw(tmp_path / "0.jpg")
@@ -151,5 +151,5 @@ def test_what_is_no_data_set_is_said_with_what_is_there(tmp_path):
 
 
 def test_box_format_is_for_data_that_do_not_tell_it(splits, tmp_path):
-    with pytest.raises(ValueError, match="is in voc format, which says how boxes are written; leave box_format out"):
+    with pytest.raises(ValueError, match="is in voc format, which defines the layout of boxes; leave box_format out"):
         load_data(write_layout("voc", splits, tmp_path / "voc"), box_format="xyxy")

@@ -65,10 +65,7 @@ def test_a_class_name_that_is_no_text_is_mended_with_a_problem():
     assert [entry["name"] for entry in usable.categories] == ["a??b", "box"]
     [problem] = usable.problems
     assert (problem.kind, problem.where) == ("bad-entry", "data.json: category 1")
-    assert (
-        problem.message
-        == "data.json: category 1 has name='a\\udcff\\x00b', which is no text that can be written; correct it."
-    )
+    assert problem.message == "data.json: category 1 has name='a\\udcff\\x00b', which is not valid text; correct it."
 
 
 @pytest.mark.parametrize(("text", "answer"), [("", True), ("é 日", True), (LONE, False), ("\0", False), ("a\0", False)])

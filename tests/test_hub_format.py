@@ -269,7 +269,7 @@ def test_unknown_columns_are_shown(columns, message):
 
 
 def test_what_is_no_data_set_is_said():
-    with pytest.raises(ValueError, match="The data are of type list; give a path, an id of the Hub, or a Dataset"):
+    with pytest.raises(ValueError, match="The data are of type list; give a path, an id on the Hub, or a Dataset"):
         load_data([1, 2])
 
 
@@ -340,7 +340,9 @@ def test_fields_of_boxes_that_are_unknown_or_contradict_are_said(fields, box_for
 @pytest.mark.parametrize("label", ["bird", "cat"])  # a word of four letters is not four classes
 def test_one_object_for_each_row_is_refused(label):
     columns = {"image": [Image.new("RGB", SIZE)] * 2, "bbox": [BOX] * 2, "label": [label] * 2}
-    with pytest.raises(ValueError, match=f"row 0 has label='{label}'; it must be a list, of all objects"):
+    with pytest.raises(
+        ValueError, match=f"row 0 has label='{label}'; it must be a list with one value for each object"
+    ):
         load_data(Dataset.from_dict(columns))
 
 

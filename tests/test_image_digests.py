@@ -52,7 +52,7 @@ def test_copies_stay_on_one_side(tmp_path, copy):
     trained, held_out = ({name.split(".")[0].split("-")[0] for name in names} for names in held_out_names(data))
     assert held_out
     assert not trained & held_out
-    assert "14 of 28 images are copies of others and stay on the side of these." in data.notes
+    assert "14 of 28 images are copies of others and stay on their side of the split." in data.notes
 
 
 def test_copies_of_copies_are_one_group(tmp_path):
@@ -75,7 +75,7 @@ def test_frames_of_a_fixed_camera_are_split_by_exact_copies_alone(tmp_path, num_
     pictures["copy.png"] = pictures["3.png"]
     pictures |= {f"other{seed}.png": picture(seed) for seed in range(1, 1 + num_others)}
     data = load_data(write_data(tmp_path, pictures))
-    note = "11 of 21 images look the same, as of a fixed camera, so near copies may be on both sides of the split."
+    note = "11 of 21 images look the same, as with a fixed camera, so near copies may be on both sides of the split."
     assert (note in data.notes) == is_camera
     trained, held_out = held_out_names(data)
     assert trained
@@ -86,7 +86,7 @@ def test_frames_of_a_fixed_camera_are_split_by_exact_copies_alone(tmp_path, num_
 
 def test_images_that_are_all_one_are_split_all_the_same(tmp_path):
     data = load_data(write_data(tmp_path, {f"{number}.png": picture(0) for number in range(10)}))
-    assert "All images are copies of one, so copies may be on both sides of the split." in data.notes
+    assert "All images are copies of one image, so copies may be on both sides of the split." in data.notes
     assert all(held_out_names(data))
 
 

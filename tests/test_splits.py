@@ -59,5 +59,5 @@ def test_any_images_fall_into_two_parts_and_groups_stay_whole(classes, fraction,
 def test_one_image_or_one_photo_cannot_be_split():
     with pytest.raises(ValueError, match="1 image cannot be split into training and validation data"):
         stratified_split([{1}], 0.2, seed=0)
-    with pytest.raises(ValueError, match="3 images, copies of one, cannot be split"):
+    with pytest.raises(ValueError, match="3 images, all copies of one image, cannot be split"):
         stratified_split([{1}] * 3, 0.2, 0, ["a"] * 3)

@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from ..common import regular_files
 from ..common.values import short_repr
 from .file_names import ImageFinder, SplitNames, canonical_split, is_plain, split_in
 from .files import DataFolder, only_usable
-from .raw import SPLITS, AnnotationBuilder, Problem, RawDataset, RawSplit, in_order, merge_categories
+from .raw import SPLITS, AnnotationBuilder, Annotations, Problem, RawDataset, RawSplit, in_order, merge_categories
 
 
 class KeyNumbers:
@@ -219,49 +220,57 @@ def read_split(
             Problem("missing-list", str(path), f"{path} is not in COCO format: it has no list of {missing}.")
         )
 
-    def entries(part: str) -> list:
-        return [] if part in missing else content[part]
-
-    image_ids, category_ids = (KeyNumbers(entries(part), "id") for part in ("images", "categories"))
-
-    def typed(part: str, kind: str, fields: dict) -> Iterator[tuple[int, dict]]:
-        for number, entry in enumerate(entries(part)):
-            where = f"{part}[{number}]" if part == "annotations" else f"{kind} {number}"
-            if message := _wrong_type(entry, fields):
-                problems.append(Problem("bad-entry", f"{path}: {where}", f"{path}: {where} {message}."))
-            else:
-                for field, kind_of_field in fields.items():
-                    if isinstance(kind_of_field, KeyNumbers):
-                        entry[field] = kind_of_field.number(entry[field])
-                yield number, entry
-
-    categories = [entry for _, entry in typed("categories", "category", {"id": category_ids, "name": str})]
+    images, annotations, categories = ([] if part in missing else content[part] for part in _LISTS)
+    image_ids, category_ids = KeyNumbers(images, "id"), KeyNumbers(categories, "id")
+    fields = {"id": category_ids, "name": str}
+    categories = [entry for _, entry in _typed_entries(categories, path, "category {}", fields, problems)]
     for entry in categories:
         if not isinstance(entry.get("supercategory"), str):
             entry.pop("supercategory", None)
-    images = []
-    for _, entry in typed("images", "image", {"id": image_ids, "file_name": str}):
-        image = {name: entry.get(name) for name in ("id", "file_name", "width", "height")}
-        images.append(image | {"path": find_image(image["file_name"])})
+    fields, columns = {"id": image_ids, "file_name": str}, ("id", "file_name", "width", "height")
+    entries = [{name: entry.get(name) for name in columns}
+               for _, entry in _typed_entries(images, path, "image {}", fields, problems)]  # fmt: skip
+    for entry in entries:
+        entry["path"] = find_image(entry["file_name"])
+    annotations = _read_annotations(annotations, path, image_ids, category_ids, problems)
+    notes = [*image_ids.notes(f"{path}: ids of images"), *category_ids.notes(f"{path}: ids of categories")]
+    return RawSplit(name, path, entries, annotations), categories, problems, notes
+
+
+def _typed_entries(
+    entries: list, path: Path, where: str, fields: dict[str, Any], problems: list[Problem]
+) -> Iterator[tuple[int, dict]]:
+    """Number and content of the entries whose fields have the right types, with ids as integers. Others are problems."""
+    for number, entry in enumerate(entries):
+        if message := _wrong_type(entry, fields):
+            place = f"{path}: {where.format(number)}"
+            problems.append(Problem("bad-entry", place, f"{place} {message}."))
+            continue
+        for field, kind in fields.items():
+            if isinstance(kind, KeyNumbers) and type(entry[field]) is not int:
+                entry[field] = kind.number(entry[field])
+        yield number, entry
+
+
+def _read_annotations(
+    entries: list, path: Path, image_ids: KeyNumbers, category_ids: KeyNumbers, problems: list[Problem]
+) -> Annotations:
     annotations = AnnotationBuilder()
     fields = {"image_id": image_ids, "category_id": category_ids, "bbox": list}
-    for number, entry in typed("annotations", "annotation", fields):
-        where, box = f"annotations[{number}]", entry["bbox"]
+    for number, entry in _typed_entries(entries, path, "annotations[{}]", fields, problems):
+        box, area, crowd, own_id = entry["bbox"], entry.get("area"), entry.get("iscrowd"), entry.get("id")
+        message = None
         if len(box) != 4 or not all(map(_is_number, box)):
-            message = f"{path}: {where} has bbox={short_repr(box)}; it must be (x, y, width, height) in pixels."
-            problems.append(Problem("bad-entry", f"{path}: {where}", message))
-        elif not (entry.get("area") is None or _is_number(entry["area"])) or entry.get("iscrowd") not in (0, 1, None):
-            values = f"area={short_repr(entry.get('area'))} and iscrowd={short_repr(entry.get('iscrowd'))}"
-            message = f"{path}: {where} has {values}; they must be a number, and 0 or 1."
-            problems.append(Problem("bad-entry", f"{path}: {where}", message))
-        else:
-            own_id = entry.get("id")
-            annotations.add(
-                entry["image_id"], entry["category_id"], box, number, 0, entry.get("area"), entry.get("iscrowd"),
-                own_id if isinstance(own_id, int | str) else None,  # others are of databases; only repeated ids matter
-            )  # fmt: skip
-    notes = [*image_ids.notes(f"{path}: ids of images"), *category_ids.notes(f"{path}: ids of categories")]
-    return RawSplit(name, path, images, annotations.build()), categories, problems, notes
+            message = f"bbox={short_repr(box)}; it must be (x, y, width, height) in pixels."
+        elif not (area is None or _is_number(area)) or crowd not in (0, 1, None):
+            message = f"area={short_repr(area)} and iscrowd={short_repr(crowd)}; they must be a number, and 0 or 1."
+        if message:
+            place = f"{path}: annotations[{number}]"
+            problems.append(Problem("bad-entry", place, f"{place} has {message}"))
+            continue
+        own_id = own_id if isinstance(own_id, int | str) else None  # others come from databases
+        annotations.add(entry["image_id"], entry["category_id"], box, number, 0, area, crowd, own_id)
+    return annotations.build()
 
 
 def _is_number(value) -> bool:
