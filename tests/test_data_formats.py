@@ -141,7 +141,7 @@ def test_what_is_no_data_set_is_said_with_what_is_there(tmp_path):
         read_raw(tmp_path)
     for index in range(10):
         (tmp_path / f"{index}.jpg").touch()
-    with pytest.raises(ValueError, match=r"it has 0\.jpg, 1\.jpg, .*7\.jpg and 2 others\."):
+    with pytest.raises(ValueError, match=r"it has 0\.jpg, 1\.jpg, .*7\.jpg and 2 more\."):
         read_raw(tmp_path)
     with pytest.raises(ValueError, match=r"0\.jpg is not a data set; give a folder, or a json"):
         read_raw(tmp_path / "0.jpg")
