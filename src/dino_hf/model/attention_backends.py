@@ -1,4 +1,4 @@
-"""Implementations of multi-scale deformable attention, by name, and the choice between them."""
+"""Named implementations (backends) of multi-scale deformable attention, and the choice between them."""
 
 import logging
 import os
@@ -18,18 +18,18 @@ from .package_warning import DinoDetrWarning
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT_VARIABLE = "DINO_HF_MS_DEFORM_ATTN"
-_KERNELS = ("cpu", "triton")  # which an installed dino_hf registers
+_KERNELS = ("cpu", "triton")  # registered by an installed dino_hf
 
 
 class Backend(NamedTuple):
-    """One implementation; arguments and results are those of `ms_deform_attn` and `ms_deform_attn_fused`."""
+    """One implementation, with the arguments and results of `ms_deform_attn` and `ms_deform_attn_fused`."""
 
     plain: Callable[..., Tensor]  # (value, shapes, locations, weights)
     fused: Callable[..., Tensor] | None = None  # (value, shapes, references, offsets, logits)
 
 
 class BackendUnavailable(RuntimeError):
-    """Why a backend cannot run here, in one sentence."""
+    """A backend cannot run here. The message gives the reason in one sentence."""
 
 
 class _Entry(NamedTuple):
@@ -37,17 +37,17 @@ class _Entry(NamedTuple):
     device_type: str | None  # None: any
     dtypes: tuple[torch.dtype, ...] | None  # of values; None: any
     automatic: bool
-    fits: Callable[[torch.device], str | None]  # why it cannot run on a device
+    fits: Callable[[torch.device], str | None]  # the reason why it cannot run on a device, or None
 
 
-_entries: dict[str, _Entry] = {}  # in the order in which the automatic choice tries them
+_entries: dict[str, _Entry] = {}  # in the order of the automatic choice
 _loaded: dict[str, Backend] = {}
-_reasons: dict[str, str] = {}  # why a backend could not be loaded
-_trials: dict[tuple[str, str, int | None, torch.dtype], str | None] = {}  # why a loaded backend cannot be relied on
-_warned: set[tuple[str, ...]] = set()  # what was said once
-_loading = threading.RLock()  # a module that one thread is building or importing is none yet for another
+_reasons: dict[str, str] = {}  # name -> reason why the backend could not be loaded
+_trials: dict[tuple[str, str, int | None, torch.dtype], str | None] = {}  # -> reason why the trial failed, or None
+_warned: set[tuple[str, ...]] = set()  # keys of warnings that were given
+_loading = threading.RLock()  # a second thread waits until the first has built and imported a kernel
 _chosen: ContextVar[str | None] = ContextVar("ms_deform_attn_backend", default=None)
-_blocks: list[tuple[str, object]] = []  # of all threads that are open, the newest last
+_blocks: list[tuple[str, object]] = []  # open `use_backend` blocks of all threads, the newest last
 
 
 def register_backend(
@@ -59,14 +59,15 @@ def register_backend(
     first: bool = False,
     fits: Callable[[torch.device], str | None] = lambda device: None,
 ) -> None:
-    """Make a backend known.
+    """Register a backend under a name.
 
     Args:
-        load: gives the implementation when it is needed for the first time; raises BackendUnavailable with the reason.
-        device_type, dtypes: what it computes; None for everything.
-        automatic: whether it may be chosen without being named.
-        first: whether the automatic choice tries it before those that are known already.
-        fits: why it cannot run on a device of its type, None where it can. A trial on the device follows (backend_trial.py).
+        load: returns the implementation; called on first use. Raises BackendUnavailable with the reason.
+        device_type, dtypes: supported device type and dtypes of values; None for all.
+        automatic: whether the automatic choice may take it.
+        first: whether the automatic choice tries it before the backends registered so far.
+        fits: returns the reason why the backend cannot run on a device of its type, or None. A trial on the device follows
+            (backend_trial.py).
     """
     entry = {name: _Entry(load, device_type, dtypes, automatic, fits)}
     others = {other: known for other, known in _entries.items() if other != name}
@@ -80,11 +81,11 @@ def register_backend(
 
 
 def load_backend(name: str) -> Backend:
-    """The implementation.
+    """Load a backend on first use and return it.
 
     Raises:
-        ValueError: there is none of this name.
-        BackendUnavailable: it cannot run here, and why.
+        ValueError: no backend has this name.
+        BackendUnavailable: the backend cannot run here.
     """
     if name not in _entries:
         raise ValueError(f"There is no ms_deform_attn backend {name!r}; known are {sorted(_entries)}.")
@@ -103,14 +104,16 @@ def _load(name: str) -> None:
             _loaded[name] = _entries[name].load()
         except BackendUnavailable as error:
             _reasons[name] = str(error)
-        except Exception as error:  # any failure of the kernel: PyTorch's own operators still work
+        except Exception as error:  # after any failure of a kernel, PyTorch's own operators still work
             logger.debug("The ms_deform_attn backend %r did not load", name, exc_info=True)
             _reasons[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def describe_backends() -> dict[str, str | None]:
-    """Name -> None where it can run, or why it cannot. Loads, and where needed builds, all of them, and tries each kernel on its
-    device."""
+    """Name of each backend -> None if it can run here, or the reason why not.
+
+    Loads all backends, builds kernels if needed, and tries each kernel on its device.
+    """
     found = {}
     for name, entry in list(_entries.items()):
         try:
@@ -126,10 +129,10 @@ def describe_backends() -> dict[str, str | None]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block, all deformable attention is computed by this backend, whatever environment and configuration say.
+    """Use this backend for all deformable attention within the block. It takes precedence over environment and configuration.
 
-    This holds for the whole process: for the threads in which autograd runs backward passes and computes attention again that
-    was checkpointed, and for any other thread that has no such block of its own.
+    The block applies to the whole process, because autograd runs backward passes and recomputes checkpointed layers in other
+    threads. Only threads with a block of their own are not affected.
 
     Raises:
         ValueError, BackendUnavailable: see `load_backend`.
@@ -148,20 +151,20 @@ def use_backend(name: str) -> Iterator[None]:
 def choose_backend(
     name: str | None, device_type: str, dtype: torch.dtype, index: int | None = None, is_order: bool = False
 ) -> str:
-    """The backend for values on a device, in this order: `use_backend`, the environment variable DINO_HF_MS_DEFORM_ATTN,
-    `name`, and else the first that can compute it. Compiled code keeps the choice that was made when it was traced.
+    """Choose the backend for values on a device.
 
-    A kernel is tried once for each device and dtype, in a small forward and backward pass. One that fails is left out, with one
-    warning.
+    Precedence: `use_backend`, the environment variable DINO_HF_MS_DEFORM_ATTN, `name`, then the first backend that can run.
+    Compiled code keeps the choice that was made when it was traced. A kernel is tried once for each device and dtype, in a small
+    forward and backward pass. If it fails, it is not used, with one warning.
 
     Args:
-        name: what the configuration of the model prefers. A configuration travels between machines: where this backend is unknown
-            or cannot run, there is one warning and another one is chosen.
-        index: of the device; None for the current one.
-        is_order: `name` comes from the caller and not from a configuration. What the user orders, in a block, by the environment or
-            so, must run or raise.
+        name: the backend that the model's configuration prefers. A configuration is used on many machines, so if this backend is
+            unknown or cannot run, another one is chosen with one warning.
+        index: index of the device; None for the current device.
+        is_order: `name` comes from the caller, not from a configuration. A backend that the user names (by `use_backend`, the
+            environment, or here) must run; otherwise an error is raised.
     Raises:
-        ValueError, BackendUnavailable: one that was ordered is unknown, or cannot run, or not on this device or dtype.
+        ValueError, BackendUnavailable: the backend named by the user is unknown, or cannot run on this device or with this dtype.
     """
     ordered, source = _ordered_by_user()
     if not ordered and is_order:
@@ -170,8 +173,7 @@ def choose_backend(
         _require(ordered, source, device_type, index, dtype)
         return ordered
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        # An exported program must not depend on a kernel that is installed here, nor on grid_sample, which runtimes have slow,
-        # in part, or not at all.
+        # An exported program must not depend on a kernel installed here, nor on grid_sample, which many runtimes lack.
         return "gather"
     if name and _is_preference_met(name, device_type, index, dtype):
         return name
@@ -190,7 +192,7 @@ def choose_backend(
 
 
 def _ordered_by_user() -> tuple[str | None, str]:
-    """The backend of a block or of the environment, and what to call where it is from."""
+    """The backend named by `use_backend` or by the environment, and a prefix for error messages that names the source."""
     if block := _chosen.get():
         return block, ""
     with suppress(IndexError):  # another thread may close the last one at any moment
@@ -215,7 +217,7 @@ def _require(name: str, source: str, device_type: str, index: int | None, dtype:
 
 def _is_preference_met(name: str, device_type: str, index: int | None, dtype: torch.dtype) -> bool:
     if name in _KERNELS and name not in _entries:
-        return False  # a shared model that was saved with a kernel's name: its code travelled, the kernels did not
+        return False  # a shared model saved with the name of a kernel, used without the package that has the kernels
     if name not in _entries:
         reason = f"which is unknown here (known are {sorted(_entries)})"
     elif not _computes(name, device_type, dtype):
@@ -241,10 +243,10 @@ def _warn_once(key: tuple[str, ...], sentence: str) -> None:
 
 
 def _try(name: str, device_type: str, index: int | None, dtype: torch.dtype) -> None:
-    """Load a backend, and run it once on a device before anything relies on it.
+    """Load a backend, and run its trial once for each device and dtype.
 
     Raises:
-        BackendUnavailable: why it cannot run there.
+        BackendUnavailable: the backend cannot run there.
     """
     load_backend(name)
     if not _needs_trial(_entries[name], device_type):
@@ -252,15 +254,17 @@ def _try(name: str, device_type: str, index: int | None, dtype: torch.dtype) -> 
     key = name, device_type, index, dtype
     if key not in _trials:
         with _loading:
-            if key not in _trials:  # no other thread was first
+            if key not in _trials:  # unless another thread was first
                 _trials[key] = _reason_against(name, device_type, index, dtype)
     if _trials[key]:
         raise BackendUnavailable(f"The ms_deform_attn backend {name!r} cannot run here: {_trials[key]}.")
 
 
 def _needs_trial(entry: _Entry, device_type: str) -> bool:
-    """Kernels do. PyTorch's own operators are known to be whole on CPUs and CUDA devices, and a meta device computes nothing;
-    elsewhere the backward pass of `grid_sample` may be missing, as it was on MPS."""
+    """Whether a backend needs a trial: kernels always, PyTorch's own operators on devices other than CPU, CUDA and meta.
+
+    On other devices the backward pass of `grid_sample` may be missing, as it was on MPS.
+    """
     return entry.device_type is not None or device_type not in ("cpu", "cuda", "meta")
 
 

@@ -1,4 +1,4 @@
-"""Properties of backbones that only a forward pass shows. It runs without numbers, on the device "meta"."""
+"""Properties of backbones that only a forward pass shows. It runs on the device "meta", which computes nothing."""
 
 import logging
 
@@ -13,9 +13,9 @@ _ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionEr
 
 
 def unused_parameters(backbone: nn.Module, config: PreTrainedConfig) -> frozenset[str]:
-    """Names of the trainable parameters that no feature map depends on, such as mask tokens and the layers after the last map.
+    """Names of the trainable parameters that no feature map depends on, such as mask tokens and layers after the last map.
 
-    If the backbone cannot run on the device "meta", there are none.
+    Empty if the backbone cannot run on the device "meta".
     """
     parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
     side = getattr(config, "image_size", None)
@@ -23,14 +23,14 @@ def unused_parameters(backbone: nn.Module, config: PreTrainedConfig) -> frozense
     try:
         outputs = _run_without_numbers(backbone, side, side, parameters)
     except _ERRORS as error:
-        logger.info("What of %s no map depends on is not known: %s", type(backbone).__name__, error)
+        logger.info("Unused parameters of %s are unknown: %s", type(backbone).__name__, error)
         return frozenset()
     reached = _leaves([level.grad_fn for level in outputs.feature_maps])
     return frozenset(name for name, parameter in parameters.items() if id(parameter) not in reached)
 
 
 def takes_size(backbone: nn.Module, height: int, width: int) -> bool:
-    """Whether a backbone computes maps of images of this size. False also if it cannot run on the device "meta"."""
+    """Whether a backbone accepts images of this size. False also if it cannot run on the device "meta"."""
     parameters = {name: torch.empty_like(p, device="meta") for name, p in backbone.named_parameters()}
     try:
         _run_without_numbers(backbone, height, width, parameters)
@@ -40,13 +40,13 @@ def takes_size(backbone: nn.Module, height: int, width: int) -> bool:
 
 
 def side_multiple(backbone: nn.Module, stride: int) -> int | None:
-    """The number of which the sides of images must be multiples.
+    """The number that must divide the height and width of images.
 
     Args:
-        stride: of the coarsest map of the whole network.
+        stride: stride of the coarsest map of the whole network.
     Returns:
-        1: the backbone takes images of any size. `stride`: it adds maps of several strides, whose sizes must fit each other, as
-        HRNet does. None: it takes few sizes, or cannot run on the device "meta".
+        1: the backbone accepts images of any size. `stride`: it adds maps of several strides, so their sizes must match, as in
+        HRNet. None: it accepts few sizes only, or cannot run on the device "meta".
     """
     if takes_size(backbone, 7 * stride - stride // 3, 10 * stride + stride // 2 - 3):
         return 1
@@ -58,7 +58,7 @@ def _run_without_numbers(
 ) -> ModelOutput:
     buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in backbone.named_buffers()}
     was_training = backbone.training
-    backbone.eval()  # without the layers that are left out at random
+    backbone.eval()  # disables stochastic depth
     try:
         with torch.enable_grad(), torch.device("meta"):
             pixel_values = torch.empty(1, 3, height, width)
@@ -68,7 +68,7 @@ def _run_without_numbers(
 
 
 def _leaves(nodes: list) -> set[int]:
-    """Ids of the tensors at the ends of an autograd graph."""
+    """Ids of the leaf tensors of an autograd graph."""
     seen, found = set(), set()
     while nodes:
         node = nodes.pop()

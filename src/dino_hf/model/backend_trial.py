@@ -1,4 +1,4 @@
-"""A trial of an implementation of deformable attention on a device, before a model relies on it."""
+"""A trial of a backend of deformable attention on a device, before a model uses it."""
 
 import threading
 from collections.abc import Callable
@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 SHAPES = ((3, 5), (2, 4), (1, 3), (2, 1))  # (height, width)
-# Images, queries, heads, levels, points. Heads of 32 numbers, levels and points are those of all released models, so that the
-# trial compiles the very kernels that the model needs.
+# Head dimension, levels and points are those of all released models, so the trial compiles the kernels that a model needs.
 BATCH, QUERIES, HEADS, LEVELS, POINTS, HEAD_DIM = 2, 5, 8, len(SHAPES), 4, 32
 
-# Largest difference from float64, as a share of the largest number. Rounding gives a tenth of it; a wrong cell or weight gives
-# about 1.
+# Largest difference from float64, relative to the largest value. Rounding causes a tenth of it, a wrong cell or weight about 1.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 8e-3, torch.bfloat16: 4e-2}
 
 _NAMES = ("the output", "the gradient of values", "the gradient of points", "the gradient of weights")
@@ -21,7 +19,7 @@ _NAMES = ("the output", "the gradient of values", "the gradient of points", "the
 
 class _Inputs(NamedTuple):
     value: Tensor  # (B, S, H, D)
-    references: Tensor | None  # (B, Q, L, 2 | 4); None: points are locations and weights are weights
+    references: Tensor | None  # (B, Q, L, 2 | 4) for the fused form; None for the plain form
     points: Tensor  # (B, Q, H, L, P, 2)
     weights: Tensor  # (B, Q, H, L, P)
     grad_out: Tensor  # (B, Q, H * D)
@@ -34,15 +32,15 @@ def reason_against(
     device: torch.device,
     dtype: torch.dtype,
 ) -> str | None:
-    """Run a small forward and backward pass of each form, and compare with plain PyTorch in float64 on the CPU.
+    """Run a small forward and backward pass of each form, and compare it with the reference in float64 on the CPU.
 
     Args:
         plain, fused: see `attention_backends.Backend`.
-        reference: an implementation of the plain form that is right.
+        reference: a correct implementation of the plain form.
     Returns:
-        None, or what went wrong: an exception, or numbers that differ.
+        None if the backend works, otherwise the exception or the difference in words.
     Raises:
-        torch.OutOfMemoryError: there is no room, which says nothing about the implementation.
+        torch.OutOfMemoryError: the device has no free memory. This says nothing about the implementation.
     """
     outcome: list[str | BaseException | None] = []
 
@@ -55,7 +53,7 @@ def reason_against(
         except Exception as error:
             outcome.append(f"its trial ended with {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
-    # In a thread of its own nothing of the caller is in force: inference mode, autocast, tracing, fake tensors.
+    # A new thread does not inherit the caller's inference mode, autocast, tracing or fake tensors.
     thread = threading.Thread(target=run, name="trial of deformable attention")
     thread.start()
     thread.join()
@@ -93,8 +91,10 @@ def _compare(plain, fused, reference, device, dtype) -> str | None:
 
 
 def trial_inputs(size_of_reference: int | None, dtype: torch.dtype) -> _Inputs:
-    """Numbers that are the same everywhere and use no random generator. Samples lie on and around the maps, a quarter of a cell
-    and more away from where the derivative jumps."""
+    """Inputs that are the same on every machine and need no random generator.
+
+    Samples are on and around the maps, at least a quarter of a cell away from positions where the derivative jumps.
+    """
     tokens = sum(height * width for height, width in SHAPES)
     per_point = (BATCH, QUERIES, HEADS, LEVELS, POINTS)
     size = torch.tensor([(width, height) for height, width in SHAPES], dtype=torch.float64, device="cpu")[:, None]
@@ -115,7 +115,7 @@ def trial_inputs(size_of_reference: int | None, dtype: torch.dtype) -> _Inputs:
 
 
 def _scattered(seed: int, *shape: int) -> Tensor:
-    """Numbers in [0, 1), float64."""
+    """Well-mixed float64 values in [0, 1)."""
     count = torch.Size(shape).numel()
     index = torch.arange(count, dtype=torch.float64, device="cpu") + 1000 * seed
     return (index * 0.6180339887498949 + (index * index * 0.4142135623730951) % 1).remainder(1).view(shape)
@@ -128,7 +128,7 @@ def _exact(inputs: _Inputs) -> _Inputs:
 def _by_hand(
     reference: Callable[..., Tensor], value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor
 ) -> Tensor:
-    """The fused form by way of the plain one."""
+    """Compute the fused form with an implementation of the plain form."""
     if references is not None:
         centers = references[:, :, None, :, None]
         size = torch.tensor([(width, height) for height, width in SHAPES], dtype=torch.float64, device="cpu")[:, None]

@@ -1,4 +1,4 @@
-"""Boxes: (cx, cy, w, h) in [0, 1] unless a name ends in `_xyxy`."""
+"""Functions of boxes. Boxes are (cx, cy, w, h) in [0, 1] unless a name ends in `_xyxy`."""
 
 import torch
 from torch import Tensor
@@ -30,19 +30,19 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     def area(x0: Tensor, y0: Tensor, x1: Tensor, y1: Tensor) -> Tensor:
         return (x1 - x0).clamp(min=0) * (y1 - y0).clamp(min=0)
 
-    # Coordinates one by one: sums and products over an axis of two are several times slower.
+    # Coordinates are computed one by one: sums and products over an axis of two are several times slower.
     a, b = a.unbind(-1), b.unbind(-1)  # each x0, y0, x1, y1
     overlap = area(*map(torch.maximum, a[:2], b[:2]), *map(torch.minimum, a[2:], b[2:]))
     hull = area(*map(torch.minimum, a[:2], b[:2]), *map(torch.maximum, a[2:], b[2:]))  # smallest enclosing box
     union = area(*a) + area(*b) - overlap
-    # Two empty boxes on one spot have no union: 0 / 0. A predicted and an annotated box may both have shrunk to nothing.
+    # Two empty boxes at one position would give 0 / 0. A predicted and an annotated box can both be empty.
     tiny = torch.finfo(union.dtype).tiny
     return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:  # DINO: 1e-3 (its siblings in transformers use 1e-5)
-    """Logit of x in [0, 1], finite everywhere: x and 1 - x are kept above `eps`."""
-    # One clip for each: an exporter's optimizer merges successive ones wrongly.
+    """Logit of x in [0, 1]. It is finite, because x and 1 - x are clamped to at least `eps`."""
+    # One clamp each: the optimizer of an exporter merges successive clamps wrongly.
     return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
@@ -52,7 +52,7 @@ def refine_boxes(boxes: Tensor, delta: Tensor, eps: float = 1e-3) -> Tensor:
     Args:
         boxes: (..., 4) in [0, 1].
         delta: (..., 4) in logits.
-        eps: of the inverse sigmoid.
+        eps: lower bound in the inverse sigmoid.
     Returns:
         (..., 4) in [0, 1].
     """

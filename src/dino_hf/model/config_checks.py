@@ -1,14 +1,15 @@
-"""Checks of a configuration before anything is built: sizes that a stranger's config.json asks for, and misspelt names."""
+"""Checks of a configuration before a model is built: sizes in an untrusted config.json, misspelt names, class names."""
 
 import difflib
 import itertools
 import math
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 
 from .package_warning import DinoDetrWarning
 
-# Larger values take all memory or hours. A model folder from a stranger can ask for any value.
+# Larger values need all memory or take hours. An untrusted config.json can contain any value.
 LARGEST = {
     "num_queries": 100_000,
     "d_model": 16_384,
@@ -24,19 +25,19 @@ LARGEST = {
 }
 MOST_CLASSES = 100_000
 _MOST_PARAMETERS = 10**10  # 40 GB in float32
-_MOST_LOGITS = 10**8  # of one image and layer, 400 MB
+_MOST_LOGITS = 10**8  # for one image and layer, 400 MB in float32
 
-_LARGEST_OF_BACKBONE = 131_072  # of any number
-_MOST_LAYERS_OF_BACKBONE = 1_000  # of all stages together
+_LARGEST_OF_BACKBONE = 131_072  # limit of any size
+_MOST_LAYERS_OF_BACKBONE = 1_000  # in all stages together
 _MOST_STAGES = 64
 _LARGEST_PATCH, _LARGEST_WINDOW = 1_024, 256
 _LARGEST_RATIO = 64
 _MOST_SQUARED_WIDTHS = 10**9  # summed over layers; a layer has about twelve times as many parameters
 _WIDTHS = ("hidden_size", "hidden_sizes", "embed_dim", "embed_dims", "embedding_size", "intermediate_size", "channels")
 _SIZES = ("size", "sizes", "dim", "dims", "heads", "channels", "groups", "stages", "ratio", "ratios", "windows")
-_MOST_POSITIONS = 10**9  # numbers in an embedding of positions
+_MOST_POSITIONS = 10**9  # numbers in a position embedding
 
-# Settings of sibling models that DINO has no use for, or names otherwise.
+# Settings of similar models that DINO does not have or calls by another name, each with a hint.
 _OF_SIBLINGS = {
     "dropout": "DINO is trained without dropout",
     "attention_dropout": "DINO is trained without dropout",
@@ -60,7 +61,7 @@ _OF_SIBLINGS = {
     "activation_function": "the activation is always ReLU",
     "position_embedding_type": "the embedding is always DINO's sine",
 }
-# Names that transformers and its friends put beside the settings.
+# Names that transformers, peft and other libraries put beside the settings.
 _OF_THE_LIBRARY = {
     *("model_type", "auto_map", "attn_implementation", "name_or_path", "torch_dtype"),
     *("num_labels", "quantization_config", "trust_remote_code", "code_revision", "revision"),
@@ -72,9 +73,10 @@ _OF_THE_LIBRARY = {
 
 
 def warn_of_unknown_names(given: Iterable[str], settings: Iterable[str]) -> None:
-    """
+    """Warn of each unknown name and suggest the closest setting.
+
     Args:
-        given: names that are no settings.
+        given: names that are not settings.
         settings: names of all settings.
     """
     settings = list(settings)
@@ -90,7 +92,7 @@ def warn_of_unknown_names(given: Iterable[str], settings: Iterable[str]) -> None
 
 
 def check_num_labels(num_labels) -> None:
-    """Before names are made for all classes."""
+    """Check the number of classes, before a name is made for each class."""
     if num_labels is None:
         return
     if isinstance(num_labels, bool) or not isinstance(num_labels, int) or not 1 <= num_labels <= MOST_CLASSES:
@@ -98,7 +100,7 @@ def check_num_labels(num_labels) -> None:
 
 
 def check_sizes(config) -> None:
-    """Each size of the transformer alone and all together."""
+    """Check the sizes of the transformer, each alone and all together."""
     for name, largest in LARGEST.items():
         if getattr(config, name) > largest:
             raise ValueError(f"{name}={getattr(config, name)} is larger than {largest}, the most that is built here.")
@@ -120,7 +122,7 @@ def check_sizes(config) -> None:
 
 
 def num_parameters(config) -> int:
-    """About as many as the transformer of a configuration has, without its backbone."""
+    """Approximate number of parameters of the transformer, without the backbone."""
     width, heads = config.d_model, 1 if config.share_decoder_heads else config.decoder_layers
 
     def deformable(num_heads: int, num_points: int) -> int:
@@ -151,11 +153,13 @@ def _is_width(name: str) -> bool:
 
 
 def check_backbone_sizes(settings: Mapping) -> None:
-    """Of a backbone's configuration as a dictionary, before it is one: transformers makes a list of as many names as there are
-    layers.
+    """Check the sizes of a backbone's configuration.
 
+    Args:
+        settings: the configuration as a dictionary. It is checked before transformers builds an object from it, because the object
+            holds a list with a name for each layer.
     Raises:
-        ValueError: a size is negative or absurdly large, or all together are.
+        ValueError: a size is negative or far too large, or the product of sizes is.
     """
     for name, value in settings.items():
         is_depth = _is_depth(name)
@@ -201,7 +205,7 @@ def _check_products(settings: Mapping) -> None:
     doubled = settings.get("embed_dim")
     if isinstance(doubled, int) and 1 < num_stages <= _MOST_STAGES:
         widest.append(doubled * 2 ** (num_stages - 1))
-    widest = sorted(widest)[-2:]  # of the attention and the feed-forward block
+    widest = sorted(widest)[-2:]  # widths of the attention and of the feed-forward block
     squared = widest[0] * widest[-1] if widest else 0
     factor = max((max(numbers, default=1) for numbers in ratios), default=4) / 4
     pairs = [
@@ -222,3 +226,79 @@ def _check_products(settings: Mapping) -> None:
             f"backbone_config has image_size={settings['image_size']!r:.100} and patch_size={patches[0]}: more "
             "positions than are built here."
         )
+
+
+def checked_names(id2label: dict[int, str]) -> dict[int, str]:
+    """Check class names and return them ordered by class index. Keys may be strings, as JSON makes them.
+
+    Raises:
+        ValueError: `id2label` is no dictionary, the classes are not numbered 0 to K - 1, or a name is no string.
+    """
+    if not isinstance(id2label, dict):
+        raise ValueError(
+            f"id2label is a {type(id2label).__name__}, but must be a dictionary from class index to name; "
+            "dict(enumerate(names)) makes one of a list of names."
+        )
+    try:
+        names = {int(index): name for index, name in id2label.items()}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"id2label has the keys {list(id2label)[:10]}, but must be a dictionary from class index to name; the other way "
+            "around it is label2id."
+        ) from None
+    if sorted(names) != list(range(len(id2label))) or not names:
+        raise ValueError(
+            f"id2label has the keys {sorted(names)[:10]}, but the classes of a model are numbered 0 to K - 1; category ids "
+            "with gaps are mapped by dino_hf.training.load_coco."
+        )
+    if others := [name for name in names.values() if not isinstance(name, str)]:
+        raise ValueError(f"id2label has the names {others[:10]}, which are no strings.")
+    return dict(sorted(names.items()))
+
+
+def checked_category_ids(category_ids: list[int] | None, id2label: dict[int, str]) -> list[int] | None:
+    """Check category ids and return them as a list of int. They must be one different whole number for each class."""
+    if category_ids is None:
+        return None
+    if len(category_ids) != len(id2label):
+        raise ValueError(
+            f"category_ids has {len(category_ids)} entries for {len(id2label)} classes; give one for each, in the order of "
+            "id2label, or None."
+        )
+    try:
+        category_ids = [operator.index(one) for one in category_ids]  # also NumPy's
+    except TypeError:
+        raise ValueError(f"category_ids={category_ids} must be whole numbers.") from None
+    if largest := [one for one in category_ids if not -(2**63) <= one < 2**63]:
+        raise ValueError(f"category_ids has {largest[0]!r:.30}, but an id has at most 63 bits.")
+    if len(set(category_ids)) < len(category_ids):
+        raise ValueError(f"category_ids={category_ids} has one id twice; each class has its own.")
+    return category_ids
+
+
+def invert_names(label2id: dict[str, int]) -> dict[int, str]:
+    """`label2id` -> `id2label`."""
+    if not isinstance(label2id, dict):
+        raise ValueError(
+            f"label2id is a {type(label2id).__name__}, but must be a dictionary from name to class index; id2label is enough."
+        )
+    return {index: name for name, index in label2id.items()}
+
+
+def requested_names(
+    id2label: dict | None, label2id: dict | None, num_labels: int | None, saved: dict[int, str]
+) -> dict[int, str]:
+    """Class names requested in one of three ways when a configuration is loaded; `saved` without a request."""
+    if id2label is not None:
+        names = checked_names(id2label)
+    elif label2id is not None:
+        names = checked_names(invert_names(label2id))
+    elif num_labels in (None, len(saved)):
+        return saved
+    else:
+        return {index: f"LABEL_{index}" for index in range(num_labels)}  # as in the library
+    if num_labels not in (None, len(names)):
+        raise ValueError(
+            f"num_labels={num_labels}, but there are names for {len(names)} classes; leave num_labels out."
+        )
+    return names

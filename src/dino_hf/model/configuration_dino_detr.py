@@ -1,7 +1,6 @@
-"""Settings of DINO."""
+"""The configuration of a DINO detector."""
 
 import copy
-import operator
 import warnings
 
 from huggingface_hub.dataclasses import strict
@@ -9,82 +8,88 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
 
 from .coco_classes import coco_id2label
-from .config_checks import check_backbone_sizes, check_num_labels, check_sizes, warn_of_unknown_names
+from .config_checks import (
+    check_backbone_sizes,
+    check_num_labels,
+    check_sizes,
+    checked_category_ids,
+    checked_names,
+    invert_names,
+    requested_names,
+    warn_of_unknown_names,
+)
 from .package_warning import DinoDetrWarning
 from .sharing import CarriesCode
 
-_MOST_STAGES = 8  # of a pyramid; plain vision transformers call each layer a stage
-# How older configurations of sibling models set their backbone.
+_MOST_STAGES = 8  # of a pyramid; a plain vision transformer has a stage for each layer
+# Backbone settings of older configurations of similar models.
 _OLD_BACKBONE_SETTINGS = ("backbone", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone")
 _CLASS_SETTINGS = ("id2label", "label2id", "num_labels")
 
 
 @strict
 class DinoDetrConfig(CarriesCode, PreTrainedConfig):
-    """Settings of a DINO detector (arXiv:2203.03605). Each field is a size, or differs between released models.
+    """Configuration of a DINO detector (arXiv:2203.03605). Each field is a size, or differs between released models.
 
-    The default is the R50 4-scale model of the original release, with its 91 outputs: raw COCO category ids.
+    The defaults are those of the R50 4-scale model of the original release. It has 91 outputs, one for each raw COCO category id.
 
     Args:
         backbone_config: configuration, or its dictionary, of any backbone that `AutoBackbone` builds; its `out_features`
             (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4. A dictionary without `out_features`
-            gets the last three stages of a pyramid, or the last map of a plain vision transformer. It gives sizes, no weights:
-            those of
-            `published = AutoBackbone.from_pretrained(...)` go into a model that is built, by
-            `model.model.backbone.model.load_state_dict(published.state_dict())`.
-        num_frozen_backbone_stages: leading stages of a ResNet, Swin or ConvNeXt, the stem counting as the first, that are not
-            trained. None: 2 for a ResNet (stem and stage 1), as in the release, and 0 for any other.
-        num_feature_levels: feature maps L that the transformer sees: those of the backbone and then, for each further
-            level, a 3x3 convolution of stride 2. 4, or 5 with a fourth backbone stage.
-        num_queries: matching queries Q; 900.
+            gets the last three stages of a pyramid, or the last map of a plain vision transformer. A configuration loads no
+            weights. To load published ones, build the model, then call
+            `model.model.backbone.model.load_state_dict(AutoBackbone.from_pretrained(...).state_dict())`.
+        num_frozen_backbone_stages: number of leading stages of a ResNet, Swin or ConvNeXt that are not trained. The stem counts
+            as the first stage. None: 2 for a ResNet (stem and stage 1), as in the release, otherwise 0.
+        num_feature_levels: number L of feature maps that enter the transformer: the maps of the backbone, then one 3x3
+            convolution of stride 2 for each further level. 4, or 5 with a fourth backbone stage.
+        num_queries: number Q of matching queries.
         d_model: width C of the transformer; a multiple of 32 (group norm), at least 64, and of both numbers of heads.
         encoder_layers, decoder_layers: number of layers.
         encoder_attention_heads, decoder_attention_heads: heads of every attention.
         encoder_ffn_dim, decoder_ffn_dim: inner width of the feed-forward blocks.
         encoder_n_points, decoder_n_points: sampling points of deformable attention, per head and level.
-        position_temperature: of the sine embedding of feature maps: 20 in the release, 10000 in detrex.
-        position_offset: added to a cell's number in that embedding: 0 in the release, -0.5 in detrex.
-        share_decoder_heads: one class head and one box head for all decoder layers (the release) or one each (detrex,
-            mmdetection).
-        projection_bias: whether the projections of feature maps have one; not in mmdetection.
-        pred_boxes_eps: bound of the inverse sigmoid under `pred_boxes`: 1e-3 in the release and detrex, 1e-5 in mmdetection. From
-            layer to layer it is 1e-3 in all of them.
-        num_denoising: pairs of positive and negative denoising queries that are aimed at, in training, if at least 50. Below 50,
-            by the release's rule, twice the number counts groups instead, each with a pair for every box: 49 gives 98
-            groups, far more queries than 50 does. 0 turns contrastive denoising (sec. 3.3) off.
-        max_denoising_queries: at most this many denoising queries N for each image, at least 2; None: no limit. Groups are given up
-            first; where a single one is still too large, as many boxes of the image are drawn at random as fit. A limit leaves a
-            batch that stays below it as it is.
-        mask_denoising_padding: keep the queries that fill up images with fewer boxes out of the others' attention. In the release
-            they are seen.
-        num_extra_label_embeddings: rows that the label embedding of denoising has beyond one for each class; never looked up. 1
-            in the release, 0 in detrex and mmdetection.
+        position_temperature: temperature of the sine embedding of feature maps: 20 in the release, 10000 in detrex.
+        position_offset: added to the cell number in that embedding: 0 in the release, -0.5 in detrex.
+        share_decoder_heads: True: one class head and one box head for all decoder layers, as in the release. False: one each, as
+            in detrex and mmdetection.
+        projection_bias: whether the projections of feature maps have a bias; False in mmdetection.
+        pred_boxes_eps: bound of the inverse sigmoid for `pred_boxes`: 1e-3 in the release and detrex, 1e-5 in mmdetection. Between
+            layers, all three use 1e-3.
+        num_denoising: in training, target number of pairs of positive and negative denoising queries, if at least 50. Below 50,
+            twice this number is the number of groups, and each group has a pair for every box: 49 gives 98 groups, far more
+            queries than 50 does. This is the rule of the release. 0 turns contrastive denoising (sec. 3.3) off.
+        max_denoising_queries: largest number N of denoising queries of an image, at least 2; None: no limit. First the number of
+            groups is reduced. If one group is still too large, a random part of the boxes is used. A batch below the limit is
+            not changed.
+        mask_denoising_padding: whether queries that pad images with fewer boxes are masked in attention. False in the release.
+        num_extra_label_embeddings: number of rows of the label embedding of denoising beyond one for each class. They are never
+            looked up. 1 in the release, 0 in detrex and mmdetection.
         label_noise_ratio: twice the share of denoising queries that get a random label; in [0, 2].
-        box_noise_scale: noise of denoising boxes, in half box sizes. 1.0 is what the release's launch scripts set and its
-            checkpoints were trained with; its configuration files and the paper's table say 0.4.
+        box_noise_scale: noise of denoising boxes, in half box sizes. The release's launch scripts set 1.0, and its checkpoints
+            were trained with it. Its configuration files and the paper's table say 0.4.
         class_cost, bbox_cost, giou_cost: weights of the matching cost.
         cls_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses.
         focal_alpha: weight of positives in the focal loss and in the matching cost.
-        mixed_query_selection: learnt content for all queries (sec. 3.4); False: the selected encoder tokens themselves (pure query
-            selection). For ablations.
+        mixed_query_selection: True: the content of queries is learnt (sec. 3.4). False: it is the selected encoder tokens (pure
+            query selection). For ablations.
         look_forward_twice: whether the box loss of a layer also trains the layer before (sec. 3.5). For ablations.
         ms_deform_attn_backend: name of the implementation of deformable attention ("cpu", "triton", "torch", "reference" or
-            "gather"); None chooses by device and dtype. It is a preference: where this backend cannot run, another one takes its
-            place with a warning. `dino_hf.use_backend` and the environment variable DINO_HF_MS_DEFORM_ATTN go first, and are
-            orders.
+            "gather"); None: automatic choice by device and dtype. If this backend cannot run, another one is used with a warning.
+            `dino_hf.use_backend` and the environment variable DINO_HF_MS_DEFORM_ATTN take precedence; a backend named there
+            must run, or an error is raised.
         num_labels, id2label, label2id: as in every configuration of transformers.
-        category_ids: original category id of each class, in the order of `id2label`, as in the annotations that the model was
-            trained on; None if there are none. Loading with another `id2label`, `label2id` or `num_labels` forgets them, unless
-            new ones are given too.
-        provenance: where the weights come from, as the model card tells it: `converted_from`, `base_model`, `license`, `training`
-            (each optional, plain JSON).
+        category_ids: category id of each class in the training annotations, in the order of `id2label`, or None. Loading with
+            another `id2label`, `label2id` or `num_labels` removes them, unless new ids are given too.
+        provenance: record of the weights, from which the model card is written: `converted_from`, `base_model`, `license`,
+            `training` (each optional, plain JSON).
 
-    A name that is no setting has no effect and gives a warning with the closest setting.
+    An unknown name has no effect and gives a warning that suggests the closest setting.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: a value of a wrong type, or sizes that do not fit each other; the message
-            says which and what would fit.
-        ValueError: a backbone that transformers does not know, or sizes that no machine has room for.
+        huggingface_hub.errors.StrictDataclassError: a value has a wrong type, or sizes do not match; the message names the value
+            and the cure.
+        ValueError: transformers does not know the backbone, or sizes are too large for any machine.
     """
 
     model_type = "dino_detr"
@@ -94,7 +99,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         "num_attention_heads": "encoder_attention_heads",
         "num_hidden_layers": "encoder_layers",
     }
-    # Evaluation keeps (loss_dict, logits, pred_boxes): with the rest, it would hoard gigabytes.
+    # Trainer's evaluation collects all other outputs: loss_dict, logits, pred_boxes. With these it would collect gigabytes.
     keys_to_ignore_at_inference = [  # noqa: RUF012
         "intermediate_logits",
         "intermediate_pred_boxes",
@@ -172,21 +177,22 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         if self.num_frozen_backbone_stages is None:
             self.num_frozen_backbone_stages = 2 if self.backbone_config.model_type == "resnet" else 0
         if self.id2label is None and self.label2id:
-            self.id2label = _inverse(self.label2id)
+            self.id2label = invert_names(self.label2id)
         if self.id2label is None and kwargs.get("num_labels") in (None, 91):
             self.id2label = coco_id2label()
             self.category_ids = list(self.id2label) if self.category_ids is None else self.category_ids
         category_ids = self.category_ids
         if self.id2label is not None:
-            self.set_class_names()  # checked before the library reads it
+            self.set_class_names()  # checked before the library reads the names
         super().__post_init__(**kwargs)
         self.set_class_names()
-        self.category_ids = category_ids  # checked by the library's call of validate_architecture, not forgotten
+        self.category_ids = category_ids  # kept, because the library's call of validate_architecture checks them
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in `PreTrainedConfig`, but classes that are given take the place of the saved ones as a whole: names, their
-        inverse and category ids. None gives nothing, but as `category_ids` it takes the saved ones away.
+        """As in `PreTrainedConfig`, but given classes replace the saved ones completely: names, their inverse and category ids.
+
+        None is ignored, except `category_ids=None`, which removes the saved ids.
 
         Raises:
             ValueError: see `set_classes`; or `num_labels` contradicts the names.
@@ -196,45 +202,44 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         if given:
             config = loaded[0] if isinstance(loaded, tuple) else loaded  # with return_unused_kwargs
             check_num_labels(given.get("num_labels"))
-            names = _names_given(*(given.get(name) for name in _CLASS_SETTINGS), config.id2label)
-            # The same classes as before keep their ids: `num_labels` is often given as it is.
+            names = requested_names(*(given.get(name) for name in _CLASS_SETTINGS), config.id2label)
+            # Unchanged classes keep their ids: `num_labels` is often passed with its saved value.
             same = names == config.id2label
             config.set_classes(names, given.get("category_ids", config.category_ids if same else None))
         return loaded
 
     def to_diff_dict(self) -> dict:
-        """As in `PreTrainedConfig`, with the classes always: the library leaves out LABEL_0 and LABEL_1, its own default, which
-        is not ours."""
+        """As in `PreTrainedConfig`, but always with the classes. The library would leave out LABEL_0 and LABEL_1, its default."""
         return super().to_diff_dict() | {"id2label": copy.copy(self.id2label)}
 
     def set_classes(self, id2label: dict[int, str], category_ids: list[int] | None = None) -> None:
-        """Other classes for a configuration: names, and original category ids where there are any. A model that is built
-        changes with them by `dino_hf.training.transfer_classes`.
+        """Set names and category ids of the classes. To change the classes of a model, use `dino_hf.training.transfer_classes`.
 
         Raises:
-            ValueError: the names are no dictionary, or not numbered 0 to K - 1, or no strings; or the ids are not K different
-                whole numbers. Nothing is changed then.
+            ValueError: the names are no dictionary, are not numbered 0 to K - 1, or are no strings; or the ids are not K different
+                whole numbers. The configuration is then unchanged.
         """
-        names = _checked_names(id2label)
-        category_ids = _checked_category_ids(category_ids, names)
+        names = checked_names(id2label)
+        category_ids = checked_category_ids(category_ids, names)
         self.id2label, self.category_ids = names, category_ids
         self.set_class_names()
 
     def set_class_names(self) -> None:
-        """Make `label2id` the inverse of `id2label`, and forget category ids that are not one for each class. Models call it
-        too, for names that were set after the configuration was made; where that can be helped, `set_classes` sets all three.
+        """Set `label2id` to the inverse of `id2label`, and remove category ids unless there is one for each class.
+
+        Models call this when they are built, because `id2label` may have been assigned before. Prefer `set_classes`.
 
         Raises:
-            ValueError: `id2label` is no dictionary, or the classes are not numbered 0 to K - 1, or their names no strings.
+            ValueError: see `checked_names`.
         """
-        names = _checked_names(self.id2label)
+        names = checked_names(self.id2label)
         self.id2label = names
         self.label2id = {name: index for index, name in names.items() if name != "N/A"}
         if self.category_ids is not None and len(self.category_ids) != len(names):
             self.category_ids = None
 
     def validate_architecture(self):
-        """Called by the library at construction and before saving."""
+        """Check all settings. The library calls this at construction and before saving."""
         check_sizes(self)
         if (channels := getattr(self.backbone_config, "num_channels", 3)) != 3:
             raise ValueError(f"backbone_config has num_channels={channels}, but a DINO detector takes 3 channels, RGB.")
@@ -270,14 +275,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in (
-            *(
-                "num_denoising",
-                "num_extra_label_embeddings",
-                "num_frozen_backbone_stages",
-                "class_cost",
-                "bbox_cost",
-                "giou_cost",
-            ),
+            *("num_denoising", "num_extra_label_embeddings", "num_frozen_backbone_stages"),
+            *("class_cost", "bbox_cost", "giou_cost"),
             *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
         ):
             if getattr(self, name) < 0:
@@ -289,7 +288,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             )
         if not 0 < self.pred_boxes_eps < 0.5:
             raise ValueError(f"pred_boxes_eps={self.pred_boxes_eps} must lie between 0 and 0.5; the release has 0.001.")
-        _checked_category_ids(self.category_ids, self.id2label)
+        checked_category_ids(self.category_ids, self.id2label)
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(
                 f"focal_alpha={self.focal_alpha} must lie in [0, 1]: it is the share of positives in the loss."
@@ -304,76 +303,6 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             raise ValueError(f"box_noise_scale={self.box_noise_scale} must not be negative; 0 means no noise.")
 
 
-def _checked_names(id2label: dict[int, str]) -> dict[int, str]:
-    """In the order of the classes, under whole numbers: json makes strings of them."""
-    if not isinstance(id2label, dict):
-        raise ValueError(
-            f"id2label is a {type(id2label).__name__}, but must be a dictionary from class index to name; "
-            "dict(enumerate(names)) makes one of a list of names."
-        )
-    try:
-        names = {int(index): name for index, name in id2label.items()}
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"id2label has the keys {list(id2label)[:10]}, but must be a dictionary from class index to name; the other way "
-            "around it is label2id."
-        ) from None
-    if sorted(names) != list(range(len(id2label))) or not names:
-        raise ValueError(
-            f"id2label has the keys {sorted(names)[:10]}, but the classes of a model are numbered 0 to K - 1; category ids "
-            "with gaps are mapped by dino_hf.training.load_coco."
-        )
-    if others := [name for name in names.values() if not isinstance(name, str)]:
-        raise ValueError(f"id2label has the names {others[:10]}, which are no strings.")
-    return dict(sorted(names.items()))
-
-
-def _checked_category_ids(category_ids: list[int] | None, id2label: dict[int, str]) -> list[int] | None:
-    if category_ids is None:
-        return None
-    if len(category_ids) != len(id2label):
-        raise ValueError(
-            f"category_ids has {len(category_ids)} entries for {len(id2label)} classes; give one for each, in the order of "
-            "id2label, or None."
-        )
-    try:
-        category_ids = [operator.index(one) for one in category_ids]  # also NumPy's
-    except TypeError:
-        raise ValueError(f"category_ids={category_ids} must be whole numbers.") from None
-    if largest := [one for one in category_ids if not -(2**63) <= one < 2**63]:
-        raise ValueError(f"category_ids has {largest[0]!r:.30}, but an id has at most 63 bits.")
-    if len(set(category_ids)) < len(category_ids):
-        raise ValueError(f"category_ids={category_ids} has one id twice; each class has its own.")
-    return category_ids
-
-
-def _inverse(label2id: dict[str, int]) -> dict[int, str]:
-    if not isinstance(label2id, dict):
-        raise ValueError(
-            f"label2id is a {type(label2id).__name__}, but must be a dictionary from name to class index; id2label is enough."
-        )
-    return {index: name for name, index in label2id.items()}
-
-
-def _names_given(
-    id2label: dict | None, label2id: dict | None, num_labels: int | None, saved: dict[int, str]
-) -> dict[int, str]:
-    """Names of the classes requested in one of three ways when a configuration with other classes is loaded."""
-    if id2label is not None:
-        names = _checked_names(id2label)
-    elif label2id is not None:
-        names = _checked_names(_inverse(label2id))
-    elif num_labels in (None, len(saved)):
-        return saved
-    else:
-        return {index: f"LABEL_{index}" for index in range(num_labels)}  # as the library has it
-    if num_labels not in (None, len(names)):
-        raise ValueError(
-            f"num_labels={num_labels}, but there are names for {len(names)} classes; leave num_labels out."
-        )
-    return names
-
-
 def _backbone_from_dict(settings: dict) -> PreTrainedConfig:
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
@@ -386,16 +315,16 @@ def _backbone_from_dict(settings: dict) -> PreTrainedConfig:
     if not {"out_features", "out_indices"} & set(settings):
         settings |= _default_stages(model_type, settings)
     config = CONFIG_MAPPING[model_type](**settings)
-    if isinstance(
-        getattr(config, "hidden_sizes", None), tuple
-    ):  # ConvNeXt's default, which its own backbone cannot add up
+    if isinstance(getattr(config, "hidden_sizes", None), tuple):  # ConvNeXt's default; its backbone needs a list
         config.hidden_sizes = list(config.hidden_sizes)
     return config
 
 
 def _default_stages(model_type: str, settings: dict) -> dict:
-    """What a DINO model gets from each kind of backbone when only its sizes are given: the last three stages of a pyramid; the
-    last map of a plain vision transformer, all of whose maps have one stride."""
+    """Default feature maps: the last three stages of a pyramid, or the last map of a plain vision transformer.
+
+    All maps of a plain vision transformer have the same stride.
+    """
     if model_type == "timm_backbone":
         return {"out_indices": [-3, -2, -1]}
     stages = getattr(CONFIG_MAPPING[model_type](**settings), "stage_names", None) or []
@@ -406,7 +335,7 @@ def _default_stages(model_type: str, settings: dict) -> dict:
 
 
 def _warn_of_one_coarse_map(backbone_config: PreTrainedConfig) -> None:
-    """A configuration of a pyramid that was made without `out_features` has its last stage only."""
+    """Warn of a pyramid that was configured without `out_features` and so has only its last stage."""
     stages, maps = (
         getattr(backbone_config, "stage_names", None) or [],
         getattr(backbone_config, "out_indices", None) or [],

@@ -1,4 +1,4 @@
-"""Contrastive denoising (DINO sec. 3.3): in training, noised boxes and labels join the queries, to be restored or refused."""
+"""Contrastive denoising (DINO sec. 3.3): in training, queries made from noised boxes and labels are added."""
 
 import itertools
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from .targets import Targets
 
 
 class DenoisingQueries(NamedTuple):
-    """N = G * 2n queries: in each of G groups, n positives and then n negatives, n being an image's largest number of boxes."""
+    """N = G * 2n queries: G groups of n positives followed by n negatives. n is the largest number of boxes of an image."""
 
     content: Tensor  # (B, N, C)
     references: Tensor  # (B, N, 4) cxcywh
@@ -23,6 +23,8 @@ class DenoisingQueries(NamedTuple):
 
 
 class DinoDetrDenoising(nn.Module):
+    """Denoising queries for a batch, and the embedding of their labels."""
+
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
         self.num_denoising = config.num_denoising
@@ -31,10 +33,10 @@ class DinoDetrDenoising(nn.Module):
         self.label_noise = 0.5 * config.label_noise_ratio
         self.box_noise = config.box_noise_scale
         self.num_labels = config.num_labels
-        num_rows = config.num_labels + config.num_extra_label_embeddings  # the extra ones are never looked up
+        num_rows = config.num_labels + config.num_extra_label_embeddings  # the extra rows are never looked up
         self.label_embedding = nn.Embedding(num_rows, config.d_model)
 
-    @torch.compiler.disable(reason="every shape in it is a number of boxes")
+    @torch.compiler.disable(reason="every shape depends on the number of boxes")
     def forward(self, targets: Targets, num_queries: int) -> DenoisingQueries:
         num_boxes = len(targets.boxes)
         targets, index = self._sample(targets)  # index: (T,) into the targets of the batch
@@ -55,9 +57,9 @@ class DinoDetrDenoising(nn.Module):
         batch_size, num_denoising = len(targets.counts), num_groups * group_size
         embedded = self.label_embedding(labels).to(device)  # (2, G, T, C)
         content = embedded.new_zeros(batch_size, num_denoising, embedded.shape[-1])
-        # Also without any box this leaves the embedding in the graph: distributed training waits for each gradient.
+        # This keeps the embedding in the graph even without boxes: distributed training waits for each gradient.
         content = content.index_put((image, place), embedded)  # (B, N, C)
-        # Images with fewer boxes are filled up with queries of zero logits: boxes in the middle, as in the release.
+        # Images with fewer boxes are padded with queries in the middle of the image (zero logits), as in the release.
         references = boxes.new_full((batch_size, num_denoising, 4), 0.5)
         references[image, place] = inverse_sigmoid(boxes).sigmoid()  # (B, N, 4), a little inside [0, 1]
 
@@ -76,13 +78,15 @@ class DinoDetrDenoising(nn.Module):
         return DenoisingQueries(content, references, mask, DenoisingAnswers(matches, num_groups, share))
 
     def _sample(self, targets: Targets) -> tuple[Targets, Tensor]:
-        """As many boxes of each image as a group may have, drawn at random, and which of the T targets they are."""
+        """Up to as many random boxes of each image as a group may have, and their indices into the T targets."""
         device = targets.boxes.device
         limit = max(targets.counts, default=0) if self.max_queries is None else self.max_queries // 2
         if max(targets.counts, default=0) <= limit:
             return targets, torch.arange(len(targets.boxes), device=device)
         shuffled = torch.rand(len(targets.boxes), device=device).argsort()
-        order = shuffled[targets.image[shuffled].argsort(stable=True)]  # image after image, in random order within each
+        order = shuffled[
+            targets.image[shuffled].argsort(stable=True)
+        ]  # sorted by image, in random order within an image
         counts = tuple(min(count, limit) for count in targets.counts)
         starts = itertools.accumulate(targets.counts, initial=0)
         first = torch.cat(
@@ -92,15 +96,18 @@ class DinoDetrDenoising(nn.Module):
         return Targets(targets.class_labels[index], targets.boxes[index], counts), index
 
     def _noised_labels(self, labels: Tensor) -> Tensor:
-        """Some labels replaced by a random class, which may be the right one."""
+        """Replace some labels by a random class, which may be the same class."""
         chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise
         return torch.where(chosen, torch.randint_like(labels, self.num_labels), labels)
 
     def _noised_boxes(self, boxes: Tensor) -> Tensor:
-        """(2, G, T, 4): sides moved by up to half a box size for positives, by half to one for negatives, times the noise."""
+        """Move the sides of boxes (2, G, T, 4), in units of the noise scale.
+
+        Positives move by up to half a box size, negatives by half to one box size.
+        """
         if not self.box_noise:
             return boxes
-        half_size = boxes[..., 2:].repeat(1, 1, 1, 2) / 2  # (2, G, T, 4) of the side's own axis
+        half_size = boxes[..., 2:].repeat(1, 1, 1, 2) / 2  # (2, G, T, 4) along the axis of each side
         shift = torch.rand_like(boxes)
         shift[1] += 1
         sign = torch.randint_like(boxes, 2) * 2 - 1
@@ -109,9 +116,9 @@ class DinoDetrDenoising(nn.Module):
 
 
 def count_groups(num_denoising: int, largest: int) -> int:
-    """Groups G for at most `largest` boxes per image, by the release's rule.
+    """Number of groups G if images have at most `largest` boxes, by the release's rule.
 
-    It counts queries from 50 pairs on, and below that, oddly, groups: kept, because recipes depend on it.
+    `num_denoising` counts pairs of queries if it is at least 50. Below 50, twice the number counts groups. Recipes depend on it.
     """
     if not largest:
         return 1
@@ -122,14 +129,16 @@ def count_groups(num_denoising: int, largest: int) -> int:
 def denoising_attention_mask(
     num_groups: int, group_size: int, num_queries: int, is_padding: Tensor | None = None, device=None
 ) -> Tensor | None:
-    """What the N denoising queries may attend to, of themselves and the Q matching queries after them: their own group and all
-    matching queries. Matching queries only see matching queries, for denoising queries carry the ground truth.
+    """Attention mask of the N denoising queries: they may attend to their own group and to all Q matching queries.
+
+    The columns are the N denoising queries followed by the Q matching queries. Matching queries have no rows: they attend only to
+    matching queries, because denoising queries contain the ground truth.
 
     Args:
         is_padding: (B, N) True for queries that no query may attend to.
     Returns:
-        (N, N + Q) or, with padding, (B, N, N + Q), True where the row may attend to the column. With one group, as crowded images
-        have, None or, with padding, (B, 1, N + Q) for all rows: so memory grows with their boxes and not with the square.
+        (N, N + Q) or, with padding, (B, N, N + Q), True where the row may attend to the column. With one group, as for crowded
+        images, None or, with padding, (B, 1, N + Q) for all rows. Memory then grows with the number of boxes, not its square.
     """
     mask = None
     if num_groups > 1:

@@ -1,4 +1,4 @@
-"""L feature maps and their geometry <-> one sequence of S tokens."""
+"""Conversion between L feature maps and one sequence of S tokens, and the geometry of the maps."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class FeatureLevels(NamedTuple):
-    """Geometry of the L feature maps that were flattened into S tokens. Holds no trainable tensor."""
+    """Geometry of the L feature maps that were flattened into S tokens. It contains no trainable tensor."""
 
     shapes: tuple[tuple[int, int], ...]  # (height, width) of each level
     padding_mask: Tensor | None  # (B, S) True on padding; None where nothing is padded
@@ -15,7 +15,7 @@ class FeatureLevels(NamedTuple):
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """(B, S, ...) -> L tensors (B, h * w, ...)."""
-        # Not `Tensor.split`, of which an exported graph makes a sequence where sizes are variables.
+        # Not `Tensor.split`: with variable sizes, an exported graph would contain a sequence.
         parts, start = [], 0
         for height, width in self.shapes:
             parts.append(tokens[:, start : start + height * width])
@@ -24,7 +24,7 @@ class FeatureLevels(NamedTuple):
 
 
 def flatten_maps(maps: list[Tensor]) -> Tensor:
-    """L maps (B, C, h, w) -> tokens (B, S, C), level after level, row after row."""
+    """L maps (B, C, h, w) -> tokens (B, S, C), ordered by level, row and column."""
     return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
 
 
@@ -46,7 +46,7 @@ def describe_levels(masks: list[Tensor]) -> FeatureLevels:
     """Geometry of L maps, from their padding masks (B, h, w), True on padding."""
     ratios = []
     for mask in masks:
-        width_ratio = (~mask[:, 0, :]).float().mean(1)  # first row: share of columns that are not padding
+        width_ratio = (~mask[:, 0, :]).float().mean(1)  # share of columns that are not padding, in the first row
         height_ratio = (~mask[:, :, 0]).float().mean(1)
         ratios.append(torch.stack([width_ratio, height_ratio], dim=-1))  # (B, 2)
     return FeatureLevels(
@@ -63,10 +63,10 @@ def describe_whole_levels(maps: list[Tensor]) -> FeatureLevels:
 
 
 def cell_centers(levels: FeatureLevels) -> Tensor:
-    """Centre of every cell, relative to the valid part of its own level: (B, S, 2) as (x, y); above 1 on padding."""
+    """Centre of every cell, (B, S, 2) as (x, y), relative to the valid part of its level. Centres on padding are above 1."""
 
     def along_side(size: int, ratio: Tensor) -> Tensor:
-        # A whole number of cells, or the rounding of the ratio decides whether a centre at exactly 0.01 is a proposal.
+        # Rounded to whole cells. Otherwise the rounding error of the ratio decides if a centre at exactly 0.01 is a proposal.
         valid_size = (ratio * size).round()  # (B)
         return (torch.arange(size, device=ratio.device, dtype=torch.float32) + 0.5) / valid_size[:, None]  # (B, size)
 

@@ -1,4 +1,4 @@
-"""Which prediction answers for which target: Hungarian matching of all layers and images at once."""
+"""Hungarian matching of predictions and targets, for all layers and images at once."""
 
 import itertools
 import math
@@ -16,11 +16,11 @@ if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
 
 
-_LARGEST_COST = 2**22  # pairs that are computed in one go: 16 MiB for each of a dozen temporaries
+_LARGEST_COST = 2**22  # pairs computed at once: 16 MiB for each of a dozen temporary tensors
 
 
 class Matches(NamedTuple):
-    """Which query answers for which target, over all layers and images. Four index vectors of length M."""
+    """Matched queries and targets of all layers and images, as four index vectors of length M."""
 
     layer: Tensor
     image: Tensor
@@ -30,11 +30,11 @@ class Matches(NamedTuple):
 
 @dataclass(eq=False)
 class DenoisingAnswers:
-    """Which denoising query restores which target. Not a tuple, for the same reason as `Targets`."""
+    """The target of each denoising query. Not a tuple, for the same reason as `Targets`."""
 
     matches: Matches  # of one layer
     num_groups: int
-    share: float = 1.0  # of the boxes that have queries; below 1 if `max_denoising_queries` left some out
+    share: float = 1.0  # share of boxes with queries; below 1 if `max_denoising_queries` left out boxes
 
     def to(self, device: torch.device) -> "DenoisingAnswers":
         return DenoisingAnswers(Matches(*(index.to(device) for index in self.matches)), self.num_groups, self.share)
@@ -49,7 +49,7 @@ class CostWeights(NamedTuple):
 
 
 class NonFinitePredictionsError(ValueError):
-    """Predictions that are NaN or infinite: those of `layer` (0: the encoder's proposals) for `image` of the batch."""
+    """Predictions of `layer` (0: the encoder's proposals) for `image` of the batch are NaN or infinite."""
 
     def __init__(self, layer: int, image: int):
         super().__init__(
@@ -61,8 +61,8 @@ class NonFinitePredictionsError(ValueError):
 
 
 def finite_images(logits: Tensor, boxes: Tensor) -> Tensor:
-    """(D, B, Q, K), (D, B, Q, 4) -> (D, B) True where no prediction of a layer and image is NaN or infinite."""
-    # A sum keeps both, and is the fastest way to see them; numbers whose sum overflows are of no use either.
+    """(D, B, Q, K), (D, B, Q, 4) -> (D, B) True where all predictions of a layer and image are finite."""
+    # A sum is the fastest check: it keeps NaN and infinity. Predictions whose sum overflows are unusable as well.
     return (logits.detach().sum(dim=(2, 3)) + boxes.detach().sum(dim=(2, 3))).isfinite()
 
 
@@ -74,10 +74,10 @@ def matching_cost(
 
     Args:
         logits, boxes: (D, B, Q, K) and (D, B, Q, 4), float32.
-        alpha, gamma: of the focal loss, whose positive minus negative term is the cost of a class.
+        alpha, gamma: settings of the focal loss. The class cost is its positive term minus its negative term.
     Returns:
-        (D, B, M + 1, Q), M being the largest number of targets in an image; beyond an image's own number it means nothing. The last
-        row is NaN where a prediction of a layer and image is not finite, so that one copy brings all to the host.
+        (D, B, M + 1, Q), where M is the largest number of targets of an image. Rows beyond an image's number of targets are
+        undefined. The last row is NaN if a prediction of a layer and image is not finite, so one copy moves everything to the host.
     """
     num_layers, batch_size, num_queries, _ = logits.shape
     largest = max(targets.counts, default=0)
@@ -87,13 +87,13 @@ def matching_cost(
     target_boxes = targets.boxes.new_zeros(batch_size, largest, 4)  # (B, M, 4)
     target_boxes[where] = targets.boxes
     labels = labels[None, :, :, None].expand(num_layers, -1, -1, num_queries)  # (D, B, M, Q)
-    # Queries come last: the inner loops are long, and scipy wants the rows to be fewer than the columns.
+    # Queries are the last axis: this makes inner loops long, and scipy is faster with fewer rows than columns.
     class_logits, columns = logits.transpose(-1, -2), boxes.transpose(-1, -2)  # (D, B, K, Q), (D, B, 4, Q)
     corners = cxcywh_to_xyxy(boxes).transpose(-1, -2).contiguous()
     rows = target_boxes[..., None]  # (B, M, 4, 1)
     target_corners = cxcywh_to_xyxy(target_boxes)[:, :, None]  # (B, M, 1, 4)
 
-    # One layer after the other where there are so many pairs that temporaries would need gigabytes.
+    # With many pairs, layers are computed one by one: temporary tensors would need gigabytes.
     num_at_once = max(1, _LARGEST_COST // max(1, batch_size * num_queries * largest))
     cost = boxes.new_empty(num_layers, batch_size, largest + 1, num_queries)
     for start in range(0, num_layers, num_at_once):
@@ -120,16 +120,16 @@ def match(
     is_finite: Tensor | None = None,
     skip_non_finite: bool = False,
 ) -> tuple[Matches, Tensor]:
-    """The cheapest one-to-one assignment of each layer and image; with more targets than queries, some stay unmatched.
+    """Match queries and targets one to one at minimal cost, for each layer and image. Excess targets stay unmatched.
 
     Args:
         logits, boxes: (D, B, Q, K) and (D, B, Q, 4), float32.
-        is_finite: (D, B) False where other predictions, of the denoising queries, are known to be NaN or infinite.
-        skip_non_finite: leave out predictions that are not finite, instead of raising.
+        is_finite: (D, B) False where predictions of the denoising queries are NaN or infinite.
+        skip_non_finite: leave out predictions that are not finite instead of raising an error.
     Returns:
-        the matches, and on the host (D, B) True for those layers of images that were left out: they have none.
+        the matches, and (D, B) on the host, True for layers of images that were left out and have no matches.
     Raises:
-        NonFinitePredictionsError: predictions that are not finite.
+        NonFinitePredictionsError: predictions are not finite.
         ImportError: scipy is not installed.
     """
     if not is_scipy_available():
@@ -158,6 +158,6 @@ def match(
 
 
 def repeat_matches(matches: Matches, num_layers: int) -> Matches:
-    """The same matches in each of `num_layers` layers; their `layer` must be all zero."""
+    """Repeat matches of one layer, numbered 0, for `num_layers` layers."""
     layer = torch.arange(num_layers, device=matches.layer.device).repeat_interleave(len(matches.layer))
     return Matches(layer, *(index.repeat(num_layers) for index in matches[1:]))

@@ -2,4 +2,4 @@
 
 
 class DinoDetrWarning(UserWarning):
-    """Something that the user may want to change, from dino_hf itself. Silence it like any other category of warnings."""
+    """A warning from dino_hf about something that the user may want to change. Filter it like any category of warnings."""

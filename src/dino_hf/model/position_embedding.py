@@ -1,4 +1,4 @@
-"""One sine formula with two callers: the cells of feature maps, and boxes."""
+"""Sine embedding of positions, used for the cells of feature maps and for boxes."""
 
 import math
 
@@ -40,16 +40,16 @@ def embed_map(padding_mask: Tensor, dim: int, temperature: float, offset: float)
         padding_mask: (B, h, w) True on padding.
         dim: number of features, half of them for y, half for x.
         temperature: 20 in the original release, 10000 in detrex.
-        offset: added to the cell number, which counts from 1: 0 in the original release, -0.5 in detrex.
+        offset: added to the cell number, which starts at 1: 0 in the original release, -0.5 in detrex.
     Returns:
-        (B, dim, h, w) float32, whatever the precision of the model: bfloat16 cannot count beyond 256.
+        (B, dim, h, w) always float32, because bfloat16 cannot count beyond 256.
     """
     y, x = (sine_embedding(_count(padding_mask, axis, offset), dim // 2, temperature) for axis in (1, 2))
     return torch.cat([y, x], dim=-1).permute(0, 3, 1, 2)  # (B, dim, h, w)
 
 
 def embed_whole_map(height: int, width: int, dim: int, temperature: float, offset: float, device) -> Tensor:
-    """`embed_map` of images without padding, (1, dim, h, w): a sine for each row and each column, not for each cell."""
+    """`embed_map` for images without padding, (1, dim, h, w). It computes a sine per row and per column, not per cell."""
     rows = torch.zeros(1, height, 1, dtype=torch.bool, device=device)
     columns = torch.zeros(1, 1, width, dtype=torch.bool, device=device)
     y = sine_embedding(_count(rows, 1, offset), dim // 2, temperature)  # (1, h, 1, dim / 2)
@@ -58,7 +58,7 @@ def embed_whole_map(height: int, width: int, dim: int, temperature: float, offse
 
 
 def _count(padding_mask: Tensor, axis: int, offset: float) -> Tensor:
-    """(B, h, w) number of each cell along an axis, among those that are not padding, in radians: all of them are a full turn."""
+    """Number of each cell along an axis, counted without padding, scaled so that the valid part spans 2 pi: (B, h, w)."""
     count = (~padding_mask).float().cumsum(axis)
     last = count.narrow(axis, count.shape[axis] - 1, 1)
     return (count + offset) / (last + 1e-6) * 2 * math.pi

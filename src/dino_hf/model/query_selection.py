@@ -1,4 +1,4 @@
-"""Query selection (DINO sec. 3.4): the best encoder tokens say where to look, and learnt embeddings, if mixed, what for."""
+"""Query selection (DINO sec. 3.4): the best encoder tokens give the reference boxes, learnt embeddings give the content."""
 
 from typing import NamedTuple
 
@@ -12,10 +12,10 @@ from .layers import linear, xavier_weight
 
 
 class Proposals(NamedTuple):
-    """The Q selected tokens. They have the form of a decoder layer's predictions and get a loss of their own."""
+    """The Q selected tokens. Their predictions have the form of a decoder layer's predictions and their own loss."""
 
-    content: Tensor  # (B, Q, C) learnt, the same for every image; if not mixed, the selected tokens, detached
-    references: Tensor  # (B, Q, 4) cxcywh, detached: where the decoder starts
+    content: Tensor  # (B, Q, C) learnt, the same for every image; without mixed selection, the detached selected tokens
+    references: Tensor  # (B, Q, 4) cxcywh, detached: initial references of the decoder
     logits: Tensor  # (B, Q, K)
     boxes: Tensor  # (B, Q, 4) cxcywh, with gradient
 
@@ -34,20 +34,20 @@ class DinoDetrQuerySelection(nn.Module):
         Args:
             memory: (B, S, C)
         Returns:
-            Q = num_queries proposals, or S where the maps of a tiny image have fewer cells.
+            Q = num_queries proposals, or S if the maps of a tiny image have fewer cells.
         """
         anchors, is_anchor = grid_anchors(levels)  # (B, S, 4), (B, S)
         memory = memory.masked_fill(~is_anchor[..., None], 0)
         num_queries, num_tokens = self.num_queries, memory.shape[1]
-        if num_tokens < num_queries:  # asked, where min() would make the number of queries a variable of a traced graph
+        if num_tokens < num_queries:  # not min(): the number of queries would become a variable of a traced graph
             num_queries = num_tokens
-        with torch.no_grad():  # the choice of tokens has no gradient
+        with torch.no_grad():  # the selection has no gradient
             best = self.best_logits(memory).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
 
         def select(x: Tensor) -> Tensor:
             return x.gather(1, best.expand(-1, -1, x.shape[-1]))
 
-        # The heads see the selected tokens only: the release lets them see all S and drops the rest, with the same result.
+        # The heads run on the selected tokens only. The release runs them on all S and drops the rest, with the same result.
         tokens = self._tokens(select(memory))  # (B, Q, C)
         logits = self.head.classify(tokens)  # (B, Q, K)
         boxes = (select(anchors) + self.head.box_delta(tokens)).sigmoid()  # (B, Q, 4)
@@ -61,7 +61,7 @@ class DinoDetrQuerySelection(nn.Module):
         return self.memory_norm(self.memory_proj(memory))
 
     def best_logits(self, memory: Tensor) -> Tensor:
-        """(..., C) -> (...): for each token, the logit of its best class."""
+        """(..., C) -> (...) logit of the best class of each token."""
         return self.head.classify(self._tokens(memory)).amax(-1)
 
 
@@ -69,8 +69,8 @@ def grid_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
     """One square anchor on every cell, larger on coarser levels (Deformable DETR, app. A.4).
 
     Returns:
-        (B, S, 4) anchors as logits of cxcywh, +inf where there is none; (B, S) True where there is one: not on padding, and
-        not closer than 0.01 to the border.
+        (B, S, 4) anchors as logits of cxcywh, and (B, S) True for valid anchors. Anchors on padding or closer than 0.01 to the
+        border are invalid, and their logits are +inf.
     """
     centers = cell_centers(levels)  # (B, S, 2)
     sizes = [

@@ -1,4 +1,4 @@
-"""The ground truth of a batch: from what users pass as `labels` to checked, flat tensors."""
+"""The ground truth of a batch: `labels` as users pass them -> checked, flat tensors."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ PADDING_LABEL = -100
 
 @dataclass(eq=False)
 class Targets:
-    """All T boxes of a batch, image after image. Not a tuple: torch.compile traces tuples, and would recompile for each T."""
+    """All T boxes of a batch, ordered by image. Not a tuple: torch.compile traces tuples and would recompile for each T."""
 
     class_labels: Tensor  # (T,) int64 in [0, K)
     boxes: Tensor  # (T, 4) float32 cxcywh in [0, 1]
-    counts: tuple[int, ...]  # boxes of each of the B images; they sum to T
+    counts: tuple[int, ...]  # number of boxes of each of the B images; the sum is T
 
     @property
     def image(self) -> Tensor:
-        """(T,) index of the image that each box belongs to."""
-        # On the host, also where the default device is another one.
+        """(T,) image index of each box."""
+        # On the host, even if the default device is another one.
         counts = torch.tensor(self.counts, dtype=torch.long, device="cpu")
         image = torch.arange(len(self.counts), device="cpu").repeat_interleave(counts)
         return image.to(self.boxes.device, non_blocking=True)
@@ -36,23 +36,23 @@ class Targets:
         return position.to(self.boxes.device, non_blocking=True)
 
 
-@torch.compiler.disable(reason="how many boxes there are depends on the data, and wrong ones are told in words")
+@torch.compiler.disable(reason="the number of boxes depends on the data, and error messages name values")
 def collect_targets(
     labels: "Sequence[Mapping] | Mapping | Targets", batch_size: int, num_labels: int, device
 ) -> Targets:
     """Check the labels of a batch and concatenate them.
 
     Args:
-        labels: one mapping for each image with `class_labels` (T_i,) and `boxes` (T_i, 4), as image processors give them;
-            or one mapping of padded tensors, `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4), which is what
-            `Trainer` can gather over processes. Other keys are ignored. Targets are returned as they are.
-        batch_size: B of the images.
-        num_labels: K of the model.
-        device: where the result goes.
+        labels: one mapping per image with `class_labels` (T_i,) and `boxes` (T_i, 4), as image processors return them; or one
+            mapping of padded tensors, `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4), which `Trainer` can gather
+            over processes. Other keys are ignored. Targets are returned unchanged.
+        batch_size: B
+        num_labels: K
+        device: device of the result.
     Raises:
-        ValueError: a wrong count, shape, class or box; it names the image, the value and the cure.
+        ValueError: a count, shape, class or box is wrong. The message names the image, the value and the cure.
     """
-    if isinstance(labels, Targets):  # checked by an outer model
+    if isinstance(labels, Targets):  # `DinoDetrForObjectDetection` has checked them
         return labels
     if not isinstance(labels, Iterable):
         raise ValueError(
@@ -101,30 +101,30 @@ def collect_targets(
     return Targets(*(x.to(device, non_blocking=True) for x in (targets.class_labels, targets.boxes)), counts)
 
 
-@torch.compiler.disable(reason="one break of a compiled graph for both")
+@torch.compiler.disable(reason="one graph break for both functions")
 def targets_and_mask(
     labels: "Sequence[Mapping] | Mapping | Targets", pixel_values: Tensor, pixel_mask: Tensor | None, num_labels: int
 ) -> tuple[Targets, Tensor | None]:
-    """`collect_targets` of a batch, and its mask: where none is passed, that of `mask_from_sizes`."""
-    if pixel_mask is None and pixel_values.ndim == 4:  # the model refuses others
+    """Targets of a batch (see `collect_targets`) and its mask: `pixel_mask` if given, otherwise `mask_from_sizes`."""
+    if pixel_mask is None and pixel_values.ndim == 4:  # the model refuses other shapes
         pixel_mask = mask_from_sizes(labels, pixel_values)
     return collect_targets(labels, len(pixel_values), num_labels, pixel_values.device), pixel_mask
 
 
-@torch.compiler.disable(reason="whether anything is padded depends on the data")
+@torch.compiler.disable(reason="whether images are padded depends on the data")
 def mask_from_sizes(labels: "Sequence[Mapping] | Mapping | Targets", pixel_values: Tensor) -> Tensor | None:
-    """The mask of padding from what labels say of it: image processors put the size of each image without padding into them.
+    """Mask of padding from `size` in the labels, where image processors write the size of each image without padding.
 
-    The library's training examples drop `pixel_mask`. The boxes in `labels` would then be relative to another image than the
-    one that the model sees.
+    The library's training examples drop `pixel_mask`. Without a mask, the boxes in `labels` would be relative to another image
+    than the padded one that the model gets.
 
     Args:
-        labels: as in `collect_targets`; `size` (2,) or, padded, (B, 2) is (height, width) of the image without padding.
+        labels: as in `collect_targets`. `size` (2,) or, padded, (B, 2) is (height, width) of the image without padding.
         pixel_values: (B, 3, h, w)
     Returns:
-        (B, h, w) bool, True on the image; None where no labels have a size, or nothing is padded.
+        (B, h, w) bool, True on the image; None if no label has a size or no image is padded.
     Raises:
-        ValueError: a size is no (height, width), or larger than the padded image.
+        ValueError: a size is not (height, width), or is larger than the padded image.
     """
     if isinstance(labels, Mapping):
         sizes = None if labels.get("size") is None else list(_as_tensor(labels["size"]))
@@ -140,7 +140,7 @@ def mask_from_sizes(labels: "Sequence[Mapping] | Mapping | Targets", pixel_value
         if size.shape != (2,):
             raise ValueError(f"labels[{image}]: size has shape {tuple(size.shape)}; expected (2,), height and width.")
     sizes = torch.stack([size.to(pixel_values.device, non_blocking=True) for size in sizes])  # (B, 2)
-    if sizes.device.type == "cpu":  # elsewhere the host would wait for the values
+    if sizes.device.type == "cpu":  # on other devices this would synchronise
         given = sizes.tolist()
         for image, (h, w) in enumerate(given):
             if not (1 <= h <= height and 1 <= w <= width):
@@ -155,7 +155,7 @@ def mask_from_sizes(labels: "Sequence[Mapping] | Mapping | Targets", pixel_value
 
 
 def _on_host(class_labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """(...), (..., 4) as they are, on the CPU: in one copy, because each waits for everything that the device still computes."""
+    """Copy (...), (..., 4) to the CPU unchanged, in one copy: each copy synchronises with the device."""
     if class_labels.device.type == "cpu" and boxes.device.type == "cpu":
         return class_labels, boxes
     bits = boxes.float().contiguous().view(torch.int32).long()  # not every device has float64
@@ -186,7 +186,7 @@ def _unpad(labels: Mapping) -> list[dict]:
 
 
 def _as_tensor(value) -> Tensor:
-    """Tensors keep their device. Other arrays become tensors on the CPU, whatever the default device is."""
+    """Tensors keep their device. Other arrays become tensors on the CPU, even if the default device is another one."""
     return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
 
 
@@ -201,9 +201,9 @@ def _as_tensors(target: Mapping, where: str, class_shape: str, box_shape: str) -
 
 
 def _check_values(targets: Targets, num_labels: int) -> None:
-    """Fail early, in the user's words: a bad target otherwise shows up as an index error inside a CUDA kernel."""
+    """Check classes and boxes. A wrong class would otherwise cause an index error inside a CUDA kernel."""
     classes, boxes = targets.class_labels, targets.boxes
-    rounding = 1e-4  # an image processor divides pixels in float32: a box of the whole image can end just above 1
+    rounding = 1e-4  # image processors divide pixels in float32, so a box of the whole image can end just above 1
     box_is_wrong = ~((boxes >= 0) & (boxes <= 1 + rounding)).all(-1)  # also True for NaN
     class_is_wrong = (classes < 0) | (classes >= num_labels)
     wrong = (box_is_wrong | class_is_wrong).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""Support for timm backbones: names of published weights, and warnings about strides and pixel statistics."""
+"""Support for timm backbones: names of published weights, warnings about strides and pixel statistics, image sizes."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _WRAPPER = "_backbone."
 
 
 def prepare_timm_backbone(backbone: nn.Module) -> None:
-    """Let a `TimmBackbone` load the state dict of timm's model, and warn of a single coarse map or other pixels than ours."""
+    """Let a `TimmBackbone` load the state dict of timm's model. Warn of a single coarse map and of other pixel statistics."""
     backbone.register_load_state_dict_pre_hook(_take_names_of_timm)
     network = backbone._backbone
     strides = network.feature_info.reduction()
@@ -33,13 +33,13 @@ def prepare_timm_backbone(backbone: nn.Module) -> None:
 
 
 def timm_side_multiple(backbone: nn.Module) -> int | None:
-    """The number of which the sides of images must be multiples, see `side_multiple`."""
-    levels = backbone._backbone.feature_info.info  # of the whole network, also those whose maps are not used
+    """The number that must divide the height and width of images, see `side_multiple`."""
+    levels = backbone._backbone.feature_info.info  # all levels of the network, including those without an output
     return side_multiple(backbone, max(level["reduction"] for level in levels))
 
 
 def refuse_size(backbone: nn.Module, pixel_values: Tensor, error: Exception) -> None:
-    """Raise a ValueError if it is the size of the images that the network failed on."""
+    """Raise a ValueError if the network failed because of the size of the images."""
     height, width = pixel_values.shape[-2:]
     if takes_size(backbone, height, width):
         return
@@ -54,7 +54,7 @@ def refuse_size(backbone: nn.Module, pixel_values: Tensor, error: Exception) -> 
 
 
 def _take_names_of_timm(module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
-    """Before `load_state_dict`: timm does not know our wrapper, and has a head of classes, which is dropped."""
+    """Hook of `load_state_dict`: add the prefix of the wrapper to timm's names, and drop the weights of timm's class head."""
     given = [name for name in state_dict if name.startswith(prefix)]
     if any(name.startswith(prefix + _WRAPPER) for name in given):
         return
