@@ -1,4 +1,4 @@
-"""Images and COCO annotations -> model inputs; model outputs -> detections. On torchvision."""
+"""The image processor on torchvision: images and COCO annotations -> model inputs; model outputs -> detections."""
 
 from transformers.models.deformable_detr.image_processing_deformable_detr import (
     DeformableDetrImageProcessor,
@@ -13,14 +13,13 @@ class DinoDetrImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=Fal
 
 
 class DinoDetrImageProcessor(DinoDetrProcessingMixin, DeformableDetrImageProcessor):
-    """Resizes to a shortest side of 800 and a longest of at most 1333, normalises with ImageNet's mean and deviation, pads.
+    """Resizes images to a shortest side of 800 and a longest side of at most 1333, normalises with ImageNet's statistics, pads.
 
-    Images may have any mode with 8 bits per channel. Others are refused, but what opens files by the library's `load_image`
-    (`pipeline`, and the PIL processor given a path) turns 16-bit grey into white before it gets here.
+    Images may have any mode with 8 bits per channel; other images raise an error. The library's `load_image`, which the PIL
+    processor uses for paths, converts 16-bit grey to white before this check.
 
-    Annotations are COCO's, {"image_id": int, "annotations": [{"bbox": (x, y, w, h) in pixels, "category_id": index in [0, K),
-    ...}]}; `labels` then are those that the model wants: boxes cut off at the border, without crowds and without boxes of no
-    size.
+    Annotations have COCO's form, {"image_id": int, "annotations": [{"bbox": (x, y, w, h) in pixels, "category_id": index in [0, K),
+    ...}]}. The resulting `labels` are what the model takes: boxes are clipped to the image; crowds and empty boxes are left out.
     """
 
     valid_kwargs = DinoDetrImageProcessorKwargs

@@ -1,4 +1,4 @@
-"""What DINO does differently from Deformable DETR before and after the model, for either image backend."""
+"""Differences between the image processors of DINO and Deformable DETR, for both image backends."""
 
 import math
 from collections.abc import Sequence
@@ -15,31 +15,32 @@ from .sharing import CarriesCode, is_shipped
 
 _LONGEST_SIDE = 16_384
 _MOST_PIXELS = 10**8  # 1.2 GB for each image
-_ABOVE_WHITE = 1.01  # resizing may leave a little more than 1
+_ABOVE_WHITE = 1.01  # resizing may give values slightly above 1
 
 logger = logging.get_logger(__name__)
 
 
 class DinoDetrProcessingMixin(CarriesCode):
-    """Mixed into the image processors of the library: labels relative to the unpadded image, and the top 300 detections."""
+    """Mixin for the library's image processors: checks of images, labels relative to the unpadded image, top 300 detections."""
 
     do_convert_rgb = True
     auto_map_entries = ("AutoImageProcessor",)
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoImageProcessor"):
-        """As in the library, for subclasses. The library also calls it when it loads our code from a folder, and would then save
-        one of the two classes only."""
+        """As in the library, but only for subclasses of users.
+
+        The library calls this when it loads our code from a folder. It would then save only one of our two classes.
+        """
         if not is_shipped(cls):
             super().register_for_auto_class(auto_class)
 
     def _validate_preprocess_kwargs(self, **kwargs):
-        """As in the library; sizes and statistics of a stranger's preprocessor_config.json are checked before anything is made of
-        them.
+        """As in the library, after checks of sizes and statistics, which may come from an untrusted preprocessor_config.json.
 
         Raises:
-            ValueError: a side is not in [1, 16384] pixels, or sides make more than 10^8, or mean or deviation are not one finite
-                number or three, or a deviation is not positive.
+            ValueError: a side is not in [1, 16384] pixels, an image would have more than 10^8 pixels, mean or deviation are not
+                one or three finite numbers, or a deviation is not positive.
         """
         for name in ("size", "pad_size", "crop_size"):
             _check_sides(name, dict(kwargs.get(name) or {}))
@@ -51,12 +52,13 @@ class DinoDetrProcessingMixin(CarriesCode):
         return super()._validate_preprocess_kwargs(**kwargs)
 
     def process_image(self, image, *args, **kwargs):
-        """As in the library, which would cut off at white, or let overflow, what has more than 8 bits: it is refused. Floating
-        point images in [0, 1] are not divided by 255 once more; they and those in [0, 255] are rounded to bytes.
+        """As in the library, but images of more than 8 bits per channel raise an error: the library would clip or overflow them.
+
+        Floating-point images in [0, 1] are not divided by 255 again. They and images in [0, 255] are rounded to bytes.
 
         Raises:
-            ValueError: a PIL image of mode I, I;16 or F, or an array that is empty, or has NaN, infinity, or values that do not
-                come to lie in [0, 1].
+            ValueError: a PIL image has mode I, I;16 or F; or an array is empty or has NaN, infinity, or values outside [0, 1]
+                after rescaling.
         """
         if get_image_type(image) == ImageType.PIL:
             if image.mode.startswith(("I", "F")):
@@ -66,20 +68,20 @@ class DinoDetrProcessingMixin(CarriesCode):
         return super().process_image(image, *args, **kwargs)
 
     def _checked_array(self, image, do_rescale=None, rescale_factor=None, do_normalize=None, image_mean=None, **_):
-        """The array on the scale that `rescale_factor` brings to [0, 1]."""
+        """Check an array and return it on the scale that `rescale_factor` maps to [0, 1]."""
         if 0 in image.shape:
             raise ValueError(f"An image has the shape {tuple(image.shape)}, and so no pixels.")
         is_bytes = str(image.dtype) in ("uint8", "torch.uint8")
         if is_bytes and do_rescale:
             return image
-        numbers = image.float() if isinstance(image, Tensor) else image  # torch has no minimum of 16 bits
+        numbers = image.float() if isinstance(image, Tensor) else image  # torch has no minimum for 16-bit integers
         lowest, highest = float(numbers.min()), float(numbers.max())
         if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise ValueError(
                 "An image has values that are NaN or infinite; an image has 8 bits per channel, or floats in [0, 1]."
             )
         if not do_rescale:
-            is_for_floats = image_mean is None or max(_as_list(image_mean)) <= 1  # other projects have means of bytes
+            is_for_floats = image_mean is None or max(_as_list(image_mean)) <= 1  # other projects use means of bytes
             if do_normalize and is_for_floats and highest > _ABOVE_WHITE:
                 raise ValueError(
                     f"An image has values up to {highest:g}, but with do_rescale=False they must lie in [0, 1]: pass "
@@ -102,21 +104,23 @@ class DinoDetrProcessingMixin(CarriesCode):
             numbers = numbers / rescale_factor
         if not math.isclose(rescale_factor, 1 / 255):
             return numbers
-        # Bytes: the backend on PIL resizes nothing else.
+        # Convert to bytes, because the backend on PIL can only resize bytes.
         if isinstance(image, Tensor):
             return numbers.round().clamp(0, 255).to(torch.uint8)
         return numbers.round().clip(0, 255).astype("uint8")
 
     def resize(self, image, size, *args, **kwargs):
-        """As in the library, but a side that would vanish keeps one pixel."""
+        """As in the library, but each side keeps at least one pixel."""
         if size.shortest_edge and size.longest_edge:
             sides = get_size_with_aspect_ratio(image.shape[-2:], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=max(1, sides[0]), width=max(1, sides[1]))
         return super().resize(image, size, *args, **kwargs)
 
     def pad(self, image, padded_size, annotation=None, update_bboxes=True, fill=0):
-        """As in the library, but boxes and `size` in the annotation stay relative to the image without its padding, which
-        is what DINO's reference points and its post-processing are relative to."""
+        """As in the library, but boxes and `size` in the annotation stay relative to the unpadded image.
+
+        DINO's reference points and post-processing are relative to the unpadded image as well.
+        """
         image, mask, padded = super().pad(image, padded_size, annotation=annotation, update_bboxes=False, fill=fill)
         if padded is not annotation:
             pairs = [(padded, annotation)] if isinstance(padded, dict) else zip(padded, annotation, strict=True)
@@ -125,7 +129,7 @@ class DinoDetrProcessingMixin(CarriesCode):
         return image, mask, padded
 
     def prepare_annotation(self, image, target, *args, **kwargs):
-        """As in the library; objects without `area` or `iscrowd` get the area of their box and 0."""
+        """As in the library. A missing `area` becomes the area of the box, a missing `iscrowd` becomes 0."""
         if "annotations" in target:
             target = {**target, "annotations": [_complete(entry) for entry in target["annotations"]]}
         return super().prepare_annotation(image, target, *args, **kwargs)
@@ -133,23 +137,23 @@ class DinoDetrProcessingMixin(CarriesCode):
     def top_detections(
         self, outputs, target_sizes: Tensor | Sequence[tuple[int, int]] | None = None, top_k: int = 300
     ) -> dict[str, Tensor]:
-        """The best pairs of a query and a class as tensors of one shape for all images, on the device of the outputs.
+        """The best pairs of a query and a class, as tensors with one row per image, on the device of the outputs.
 
-        The detections of an image do not depend on the other images of the batch, to the last bit.
+        The detections of an image are bit-for-bit independent of the other images in the batch.
 
         Args:
             outputs, target_sizes, top_k: as in `post_process_object_detection`.
         Returns:
             `scores` (B, N) in [0, 1], highest first; `labels` (B, N) int64 in [0, K); `boxes` (B, N, 4) as (x0, y0, x1, y1),
-            float32; N is top_k, or Q * K if that is less.
+            float32. N is top_k, or Q * K if that is less.
         Raises:
-            ValueError: target_sizes are not one (height, width) per image, or top_k is below 1.
+            ValueError: target_sizes is not one (height, width) per image, or top_k is below 1.
         """
         logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
         if top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1; a high threshold leaves detections out.")
         num_labels = logits.shape[-1]
-        # Image by image: on the CPU, the last bit of a sigmoid depends on the place in the tensor, and would on the batch.
+        # Image by image: on a CPU, the last bit of a sigmoid depends on the position in the tensor, so also on the batch.
         scores = torch.stack([image.sigmoid() for image in logits.flatten(1)])  # (B, Q * K)
         scores, index = scores.topk(min(top_k, scores.shape[1]), dim=1)  # (B, N)
         query = (index // num_labels)[..., None].expand(-1, -1, 4)
@@ -167,22 +171,22 @@ class DinoDetrProcessingMixin(CarriesCode):
         top_k: int = 300,
         config: PreTrainedConfig | None = None,
     ) -> list[dict[str, Tensor | list[str]]]:
-        """The best pairs of a query and a class, without non-maximum suppression (DETR has no use for it).
+        """The best pairs of a query and a class. DETR models need no non-maximum suppression.
 
         Args:
             outputs: with `logits` (B, Q, K) and `pred_boxes` (B, Q, 4).
-            threshold: detections with a score of at most this, in [0, 1], are left out.
-            target_sizes: (B, 2) or B pairs of (height, width), of any kind: the size that boxes are scaled to, usually that
-                of the original image. None leaves them in [0, 1].
-            top_k: at most this many detections of each image, at least 1.
-            config: that of the model: adds names and original category ids.
+            threshold: only detections with a higher score are returned; in [0, 1].
+            target_sizes: (B, 2) tensor or B pairs of (height, width): the size that boxes are scaled to, usually the size of the
+                original image. None: boxes stay in [0, 1].
+            top_k: largest number of detections per image, at least 1.
+            config: configuration of the model; adds class names and category ids to the result.
         Returns:
             for each image `scores` (N,) in [0, 1], highest first; `labels` (N,) in [0, K); `boxes` (N, 4) as
-            (x0, y0, x1, y1), float32. With a config also `text_labels`, a list of N names, and, if the config has category ids,
-            `category_ids` (N,), int64: those of the annotations that the model was trained on.
+            (x0, y0, x1, y1), float32. With `config` also `text_labels`, a list of N names, and, if it has category ids,
+            `category_ids` (N,), int64, as in the training annotations.
         Raises:
-            ValueError: target_sizes are not one (height, width) per image, or top_k is below 1, or the config has another number
-                of classes than the logits.
+            ValueError: target_sizes is not one (height, width) per image, top_k is below 1, or the number of classes differs
+                between config and logits.
         """
         _check_classes(config, outputs.logits.shape[-1])
         detections = self.top_detections(outputs, target_sizes, top_k)
@@ -202,11 +206,11 @@ class DinoDetrProcessingMixin(CarriesCode):
 
 
 def pad_images(images: Sequence[Tensor], masks: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """Images of different sizes -> a batch, padded with zeros at the right and bottom.
+    """Join images of different sizes to a batch, padded with zeros at the right and bottom.
 
     Args:
-        images: B of (3, h, w).
-        masks: B of (h, w), 1 on the image; None: the images have no padding yet.
+        images: B tensors (3, h, w).
+        masks: B tensors (h, w), 1 on the image; None if the images have no padding yet.
     Returns:
         pixel_values (B, 3, h, w) and pixel_mask (B, h, w), int64, 1 on the image.
     """
@@ -274,7 +278,7 @@ def _check_classes(config: PreTrainedConfig | None, num_labels: int) -> None:
 
 
 def _read_sizes(target_sizes: Tensor | Sequence, num_images: int) -> Tensor:
-    """(B, 2) float32 of a tensor, or of a list of tuples or tensors."""
+    """Convert a tensor, or a list of tuples or tensors, to (B, 2) float32."""
     try:
         sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32, device="cpu") for size in target_sizes])
     except (TypeError, ValueError, RuntimeError):

@@ -1,4 +1,4 @@
-"""The same image processor on PIL and NumPy, for machines without torchvision."""
+"""The image processor on PIL and NumPy, for machines without torchvision."""
 
 from transformers.models.deformable_detr.image_processing_pil_deformable_detr import (
     DeformableDetrImageProcessorKwargs,
@@ -13,7 +13,7 @@ class DinoDetrImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=Fal
 
 
 class DinoDetrImageProcessorPil(DinoDetrProcessingMixin, DeformableDetrImageProcessorPil):
-    """As `DinoDetrImageProcessor`; pixels can differ by the rounding of two resize implementations."""
+    """As `DinoDetrImageProcessor`. Pixels can differ slightly, because two implementations of resizing round differently."""
 
     valid_kwargs = DinoDetrImageProcessorKwargs
 

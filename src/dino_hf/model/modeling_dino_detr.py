@@ -1,4 +1,4 @@
-"""DINO as a model of transformers: `DinoDetrModel` is the detector, `DinoDetrForObjectDetection` adds its objective."""
+"""DINO for transformers: `DinoDetrModel` is the detector, `DinoDetrForObjectDetection` adds the loss."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,19 +28,19 @@ class DinoDetrModelOutput(ModelOutput):
     """Outputs of `DinoDetrModel`. B images, D decoder layers, Q queries, K classes, S tokens of all levels, C = d_model.
 
     Attributes:
-        last_hidden_state: (B, Q, C) of the last decoder layer, normed.
+        last_hidden_state: (B, Q, C) output of the last decoder layer, normalised.
         intermediate_logits: (B, D, Q, K) class logits of each decoder layer.
         intermediate_pred_boxes: (B, D, Q, 4) cxcywh in [0, 1] of the unpadded image.
         enc_topk_logits: (B, Q, K) class logits of the selected encoder tokens.
-        enc_topk_bboxes: (B, Q, 4) and their boxes.
+        enc_topk_bboxes: (B, Q, 4) boxes of the selected encoder tokens.
         encoder_last_hidden_state: (B, S, C)
-        encoder_hidden_states, decoder_hidden_states: on request, input and output of each layer, (B, S, C) and (B, Q, C);
-            in training, the decoder's begin with the denoising queries.
-        encoder_attentions, cross_attentions: on request, weights (B, S or Q, H, L, P) of each layer's sampling points.
-        decoder_attentions: on request, (B, H, Q, Q).
-        encoder_sampling_locations, cross_sampling_locations: with the attentions, where those points lie: (B, S or Q, H, L, P, 2)
-            as (x, y), in [0, 1] of the padded image; what lies outside counts as zero.
-        denoising: in training with labels, what the decoder says of the denoising queries.
+        encoder_hidden_states, decoder_hidden_states: on request, input and output of each layer, (B, S, C) and (B, Q, C). In
+            training, denoising queries come first in the decoder.
+        encoder_attentions, cross_attentions: on request, weights (B, S or Q, H, L, P) of the sampling points of each layer.
+        decoder_attentions: on request, weights (B, H, Q, Q) of self-attention.
+        encoder_sampling_locations, cross_sampling_locations: with the attentions, locations (B, S or Q, H, L, P, 2) of the
+            sampling points as (x, y), in [0, 1] of the padded image. Points outside count as zero.
+        denoising: in training with labels, predictions for the denoising queries.
     """
 
     last_hidden_state: Tensor | None = None
@@ -64,15 +64,14 @@ class DinoDetrObjectDetectionOutput(ModelOutput):
     """Outputs of `DinoDetrForObjectDetection`.
 
     Attributes:
-        loss: () the weighted sum, with labels.
-        loss_dict: raw (unweighted) losses and logged figures by the names of the original release, each () and detached:
-            `loss_ce`, `loss_bbox`, `loss_giou`, `loss_xy`, `loss_hw`, `cardinality_error` of the last layer and, with the
-            suffixes `_0`, `_1`, ... of the earlier ones, `_interm` of the encoder, `_dn` and `_dn_0`, ... of denoising;
-            and `class_error`.
-        logits: (B, Q, K) class logits of the last layer; sigmoid gives scores, there is no background class.
+        loss: () weighted sum of the losses, with labels.
+        loss_dict: raw (unweighted) losses and logged values by the names of the original release, each () and detached:
+            `loss_ce`, `loss_bbox`, `loss_giou`, `loss_xy`, `loss_hw` and `cardinality_error` of the last layer. Suffixes `_0`,
+            `_1`, ... denote earlier layers, `_interm` the encoder, `_dn` and `_dn_0`, ... denoising. Also `class_error`.
+        logits: (B, Q, K) class logits of the last layer. Their sigmoid is the score. There is no background class.
         pred_boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image, float32.
 
-    The others are those of `DinoDetrModelOutput`.
+    The other attributes are those of `DinoDetrModelOutput`.
     """
 
     loss: Tensor | None = None
@@ -95,6 +94,8 @@ class DinoDetrObjectDetectionOutput(ModelOutput):
 
 
 class DinoDetrPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initial values of both models."""
+
     config: DinoDetrConfig
     config_class = DinoDetrConfig
     base_model_prefix = "model"
@@ -104,10 +105,10 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True  # flash and flex attention cannot express the denoising mask
     _no_split_modules = [  # noqa: RUF012
         *("DinoDetrBackbone", "DinoDetrEncoderLayer", "DinoDetrQuerySelection", "DinoDetrDenoising"),
-        # Boxes go from layer to layer, beside the heads.
+        # Boxes pass from layer to layer, with the heads in between.
         *("DinoDetrDecoder", "DinoDetrDecoderLayer"),
     ]
-    accepts_loss_kwargs = False  # the loss normalises by boxes itself
+    accepts_loss_kwargs = False  # the loss normalises by the number of boxes itself
     # Called with each model at the end of `__init__`. The installed package adds a function here (cpu_speed.py).
     after_building: ClassVar[list[Callable[[nn.Module], None]]] = []
 
@@ -123,31 +124,32 @@ class DinoDetrPreTrainedModel(PreTrainedModel):
             super().register_for_auto_class(*args, **kwargs)
 
     def _init_weights(self, module):
-        # Every layer carries its initial values; the library guards torch.nn.init, so what a checkpoint gave stays.
+        # Each layer has its initial values. The library guards torch.nn.init, so values from a checkpoint are kept.
         if hasattr(module, "initial_values"):
             module.initial_values(module)
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The level embedding of the encoder: tools that want a gradient to enter the first layer (`enable_input_require_grads`)
-        find it here."""
+        """The level embedding of the encoder. `enable_input_require_grads` uses it to get a gradient into the first layer."""
         return self.base_model.encoder.level_embed
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.encoder.level_embed = value
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
-        """As in `PreTrainedModel`, but "sdpa" is not forced upon backbones: one that has it uses it, others would raise."""
+        """As in `PreTrainedModel`, but "sdpa" is not set for the backbone: backbones without it would raise an error."""
         if attn_implementation == "sdpa":
             attn_implementation = {"": attn_implementation}
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in `PreTrainedModel`, which makes every loaded parameter trainable: what is frozen is frozen again. What a
-        checkpoint does not hold, as the class heads of other classes, is drawn from torch's generator: seed it before."""
-        loaded = super().from_pretrained(*args, **kwargs)  # with output_loading_info, a tuple
+        """As in `PreTrainedModel`. Frozen stages are frozen again, because the library makes all loaded parameters trainable.
+
+        Weights missing in a checkpoint, such as heads for other classes, are drawn from torch's generator. Seed it before.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)  # a tuple, if output_loading_info is set
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, DinoDetrBackbone):
                 module.freeze_stages()
@@ -202,11 +204,11 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         """
         Args:
             pixel_values: (B, 3, h, w) normalised images, padded at the right and bottom.
-            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None where nothing is padded, or where `labels` have `size`.
-            labels: see `DinoDetrForObjectDetection`; used in training, for denoising, and for the mask where none is given.
+            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None if no image is padded, or if `labels` have `size`.
+            labels: see `DinoDetrForObjectDetection.forward`. Used for denoising in training, and for a missing mask.
         """
         pixel_mask = _check_inputs(pixel_values, pixel_mask, labels)
-        # A replica of nn.DataParallel has tensors in the place of its parameters.
+        # A replica of nn.DataParallel has tensors instead of parameters.
         is_replica = getattr(self, "_is_replica", False)
         pixel_values = pixel_values.to(self.encoder.level_embed.weight.dtype if is_replica else self.dtype)
         if output_hidden_states is None:
@@ -226,7 +228,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         if self.training and labels is not None and self.denoising is not None:
             targets = collect_targets(labels, len(pixel_values), self.config.num_labels, pixel_values.device)
             denoising = self.denoising(targets, num_queries=queries.shape[1])
-            device = queries.device  # another one, where `device_map` spreads the model
+            device = queries.device  # with `device_map`, parts of the model are on several devices
             queries = torch.cat([denoising.content.to(device), queries], dim=1)  # (B, N + Q, C)
             references = torch.cat([denoising.references.to(device), references], dim=1)  # (B, N + Q, 4)
             num_denoising, attention_mask = denoising.content.shape[1], denoising.attention_mask
@@ -258,7 +260,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
 
 
 def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, labels=None) -> Tensor | None:
-    """The mask as booleans, True on the image; None where nothing is known to be padded."""
+    """Check the inputs and return the mask as bool, True on the image, or None if no padding is known."""
     if pixel_values.ndim != 4:
         raise ValueError(
             f"pixel_values have shape {tuple(pixel_values.shape)}, expected (batch, channels, height, width); "
@@ -269,7 +271,9 @@ def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, labels=None) 
             f"pixel_values have shape {tuple(pixel_values.shape)}, but a DINO detector takes 3 channels, RGB: (batch, 3, height, "
             "width). DinoDetrImageProcessor makes them of any image."
         )
-    if pixel_mask is None and labels is not None and not isinstance(labels, Targets):  # an outer model asked them
+    if (
+        pixel_mask is None and labels is not None and not isinstance(labels, Targets)
+    ):  # otherwise done by the outer model
         pixel_mask = mask_from_sizes(labels, pixel_values)
     if pixel_mask is None:
         return None
@@ -280,14 +284,14 @@ def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, labels=None) 
             f"shape {tuple(pixel_values.shape)}: 1 on the image, 0 on padding."
         )
     pixel_mask = pixel_mask.bool()
-    # A look at the mask is cheap on a CPU. A GPU would have to be waited for, and a traced graph must fit any mask.
+    # On a CPU, checking for an all-ones mask is cheap. On a GPU it would synchronise, and a traced graph must accept any mask.
     if pixel_mask.device.type == "cpu" and not is_traced() and type(pixel_mask) is Tensor and pixel_mask.all():
         return None
     return pixel_mask
 
 
 class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
-    """DINO with its losses: what `Trainer` trains and `pipeline("object-detection")` runs."""
+    """The DINO detector with its loss, for `Trainer` and `pipeline("object-detection")`."""
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__(config)
@@ -318,18 +322,17 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         """
         Args:
             pixel_values: (B, 3, h, w) normalised images, padded at the right and bottom.
-            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None where nothing is padded. Where there are labels with
-                `size`, as image processors make them, and no mask, the mask is made from the sizes.
-            labels: for the loss (and, in training, denoising): one dictionary per image with `class_labels` (T,) in [0, K)
-                and `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image; or one dictionary of padded tensors,
-                `class_labels` (B, M) padded with -100 and `boxes` (B, M, 4). `size`, (height, width) of the image without its
-                padding, is used where there is no `pixel_mask`.
-            output_hidden_states, output_attentions: add those of every layer to the output; with attentions, the sampling
-                locations of deformable attention.
-            num_items_in_batch: boxes to divide the losses by, in place of those of this batch averaged over processes: with
-                gradient accumulation, the boxes of all batches of a step, of all processes.
+            pixel_mask: (B, h, w) 1 on the image, 0 on padding; None if no image is padded. Without a mask, `size` in the
+                labels gives the mask. Image processors write it.
+            labels: for the loss and, in training, denoising. One dictionary per image with `class_labels` (T,) in [0, K) and
+                `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image; or one dictionary of padded tensors, `class_labels`
+                (B, M) padded with -100 and `boxes` (B, M, 4). Optional `size`: (height, width) of the unpadded image.
+            output_hidden_states: return the hidden states of all layers.
+            output_attentions: return the attention weights and the sampling locations of all layers.
+            num_items_in_batch: number of boxes that losses are divided by. None: the boxes of this batch, averaged over
+                processes. With gradient accumulation, pass the boxes of all batches of a step in all processes.
         Raises:
-            ValueError: inputs or labels of a wrong form, in the user's words.
+            ValueError: inputs or labels have a wrong form.
         """
         if labels is not None:
             if getattr(self, "_is_replica", False) and not isinstance(labels, Mapping):
@@ -352,15 +355,15 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
     def score(
         self, outputs: DinoDetrModelOutput, targets: Targets, num_items_in_batch: Tensor | int | None = None
     ) -> DinoDetrObjectDetectionOutput:
-        """What `forward` returns, with losses.
+        """Compute the loss of given outputs and return the result of `forward`.
 
         Args:
-            outputs: those of `DinoDetrModel`.
-            targets: of `collect_targets`, for the same images.
+            outputs: outputs of `DinoDetrModel`.
+            targets: result of `collect_targets` for the same images.
             num_items_in_batch: see `forward`.
         """
-        device, denoising = outputs.intermediate_logits.device, outputs.denoising  # `device_map` may spread the model
-        # The encoder's proposals first, as if they came from a layer.
+        device, denoising = outputs.intermediate_logits.device, outputs.denoising
+        # The encoder's proposals come first. They have the form of a layer's predictions.
         logits = torch.cat(
             [outputs.enc_topk_logits[None].to(device), outputs.intermediate_logits.transpose(0, 1)]
         )  # (1 + D, B, Q, K)

@@ -1,1 +1,1 @@
-"""Kernel loading and the pipeline: additions of an installed package to a model."""
+"""Additions of the installed package to a model: kernels, pipeline, model card. The model works without them."""

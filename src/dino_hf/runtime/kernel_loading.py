@@ -1,7 +1,7 @@
-"""The kernel project in `kernels/` -> backends `cpu` and `triton` of deformable attention, built on first use.
+"""Loads the kernel project in `kernels/` as backends `cpu` and `triton` of deformable attention.
 
-Importing this registers them; nothing is built or imported until one is needed. It works with and without the `kernels`
-library of Hugging Face, which can load the same builds.
+Importing this file registers the backends. They are built and imported on first use. The `kernels` library of Hugging Face is not
+needed, but can load the same builds.
 """
 
 import atexit
@@ -31,19 +31,19 @@ from .private_folders import NotPrivate, check_private, make_private
 logger = logging.getLogger(__name__)
 
 PROJECT = "ms-deform-attn"
-# Compute capability of the oldest GPU that the tests compile the kernels for and that torch supports.
+# Lowest compute capability that torch supports and for which the tests compile the kernels.
 LOWEST_CAPABILITY = (7, 5)
 FAILURE_HOURS = 24  # after this time a failed build is tried again, even if nothing has changed
 
 
 def kernel_sources() -> Path:
-    """The folder of kernel projects: a part of the installed package, or beside `src` in a checkout."""
+    """The folder of kernel projects: inside the installed package, or beside `src` in a checkout."""
     installed = Path(__file__).parents[1] / "_kernels"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "kernels"
 
 
 def cache_dir() -> Path:
-    """Where builds are kept: $DINO_HF_CACHE, or dino_hf in $XDG_CACHE_HOME or ~/.cache."""
+    """The folder of builds: $DINO_HF_CACHE, or dino_hf in $XDG_CACHE_HOME or ~/.cache."""
     if folder := os.environ.get("DINO_HF_CACHE"):
         return Path(folder).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve() / "dino_hf"
@@ -53,7 +53,7 @@ def kernel_builder() -> ModuleType:
     """`kernels/build.py` as a module.
 
     Raises:
-        BackendUnavailable: it is gone.
+        BackendUnavailable: the file does not exist.
     """
     file = kernel_sources() / "build.py"
     if not file.is_file():
@@ -62,12 +62,12 @@ def kernel_builder() -> ModuleType:
 
 
 def load_kernel(native: bool) -> ModuleType:
-    """The kernel as a module, built if need be.
+    """Load the kernel as a module and build it if necessary.
 
     Args:
-        native: with the C++ kernel for CPUs; else only what needs no compiler.
+        native: True: include the C++ kernel for CPUs. False: only parts that need no compiler.
     Raises:
-        BackendUnavailable: why not.
+        BackendUnavailable: the kernel cannot be built or loaded.
     """
     builder, project = kernel_builder(), kernel_sources() / PROJECT
     identity = builder.kernel_id(project, native)
@@ -84,12 +84,12 @@ def load_kernel(native: bool) -> ModuleType:
         raise BackendUnavailable(reason) from error
     except builder.BuildError as error:
         raise BackendUnavailable(str(error)) from error
-    except OSError as error:  # no room, no right to write
+    except OSError as error:  # disk full or no permission
         raise BackendUnavailable(str(error)) from error
 
 
 def _load_ahead_of_time(builder: ModuleType, project: Path, identity: str, native: bool) -> ModuleType | None:
-    """What `python kernels/build.py` has put beside the sources, which is as safe to run as they are."""
+    """Load a build that `python kernels/build.py` wrote beside the sources. It is as trustworthy as the sources."""
     variant = builder.find_variant(project, project / "build", native)
     if variant is None:
         return None
@@ -101,7 +101,7 @@ def _load_ahead_of_time(builder: ModuleType, project: Path, identity: str, nativ
 
 
 def _load_or_build(builder: ModuleType, project: Path, identity: str, native: bool) -> ModuleType:
-    """From the cache; a build there that does not load is deleted and built again, once."""
+    """Load the kernel from the cache. If the cached build does not load, delete it and build once more."""
     try:
         folder = _cache_folder(identity)
     except RuntimeError:
@@ -124,7 +124,7 @@ def _load_or_build(builder: ModuleType, project: Path, identity: str, native: bo
     try:
         module = _import(identity, variant / "__init__.py")
     except Exception as error:
-        # Nothing keeps a useless build, and no other process makes the same again.
+        # Delete the useless build, and remember the failure so that other processes do not repeat it.
         shutil.rmtree(variant, ignore_errors=True)
         reason = f"it was built, but does not load: {first_line(error)}"
         _remember_failure(folder, state, reason)
@@ -145,16 +145,16 @@ def _load_cached(builder: ModuleType, project: Path, folder: Path, identity: str
 
 
 def _cache_folder(identity: str) -> Path:
-    """Operators live as long as the process, so their name is the key of the cache; what a library is linked with joins it.
+    """Folder of a build in the cache. Its name has the kernel id, the versions of torch and libc, and the system.
 
     Raises:
-        RuntimeError: the user has no home.
+        RuntimeError: the user has no home folder.
     """
     return cache_dir() / "kernels" / f"{identity}-torch{torch.__version__}-{sys.platform}{_libc()}"
 
 
 def _libc() -> str:
-    """The C library, which a compiled kernel depends on: '-glibc2.36', '-musl'; '' where the system has only one."""
+    """Suffix for the C library that a compiled kernel depends on: '-glibc2.36', '-musl'; '' on systems with only one."""
     if sys.platform != "linux":
         return ""
     name = "".join(platform.libc_ver())
@@ -162,7 +162,7 @@ def _libc() -> str:
 
 
 def _build(builder: ModuleType, project: Path, identity: str, native: bool) -> Path:
-    """In the cache, or for this process only where that cannot be written or is not known: some containers, users without home."""
+    """Build in the cache. If the cache cannot be written (containers, users without home), build for this process only."""
     try:
         folder = _cache_folder(identity)
         make_private(folder)
@@ -189,7 +189,7 @@ def _build(builder: ModuleType, project: Path, identity: str, native: bool) -> P
 
 
 def _announce(builder: ModuleType, folder: Path, native: bool) -> None:
-    """Say before a pause of many seconds what it is for."""
+    """Announce a build, because it takes many seconds."""
     if native and sys.platform != "win32" and builder.find_compiler() is not None:
         logger.warning(
             "Building the deformable attention kernel for this machine; it takes 15 seconds to a few minutes, once. It is kept in "
@@ -203,7 +203,7 @@ def _failure_file(folder: Path) -> Path:
 
 
 def _remembered_failure(folder: Path | None, state: str) -> str | None:
-    """Why the same compiler could not build the same sources before, in another process; None if that is worth another try."""
+    """Reason why the same compiler failed to build the same sources before; None if the build should be tried again."""
     if folder is None:
         return None
     file = _failure_file(folder)
@@ -213,14 +213,14 @@ def _remembered_failure(folder: Path | None, state: str) -> str | None:
         if failure["compiler"] != state or not 0 <= age < FAILURE_HOURS * 3600:
             return None
         return f"{failure['reason']} (tried {age / 3600:.1f} hours ago; delete {file} to try again)"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or a damaged one
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no file, or a damaged one
         return None
 
 
 def _remember_failure(folder: Path | None, state: str, reason: str) -> None:
     if folder is None or not folder.parent.is_dir():
         return
-    with contextlib.suppress(OSError):  # no room: the next process tries again
+    with contextlib.suppress(OSError):  # disk full: the next process tries again
         content = {"compiler": state, "time": time.time(), "reason": reason}
         with write_beside(_failure_file(folder)) as scratch:
             scratch.touch(0o600)
@@ -260,8 +260,8 @@ def _backend(native: bool) -> Backend:
 
 
 def _fits_triton(device: torch.device) -> str | None:
-    """Why the kernels cannot run on this GPU, or None."""
-    if torch.version.hip is not None:  # its capabilities are counted otherwise; the trial of the kernel tells
+    """Reason why the kernels cannot run on this GPU, or None."""
+    if torch.version.hip is not None:  # AMD numbers capabilities differently; the trial of the kernel decides
         return None
     capability = torch.cuda.get_device_capability(device)
     if capability < LOWEST_CAPABILITY:

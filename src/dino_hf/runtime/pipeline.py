@@ -1,4 +1,4 @@
-"""`pipeline("object-detection", ..., batch_size=N)` on images of different sizes."""
+"""The object-detection pipeline, which also accepts batches of images of different sizes."""
 
 import base64
 import os
@@ -15,16 +15,16 @@ from ..common.images import read_image
 from ..model.image_processing_mixin import DinoDetrProcessingMixin
 
 TASK = "object-detection"
-_NO_SCORE = -1e4  # logit of a query that an image does not have; its score is 0
+_NO_SCORE = -1e4  # logit of padding queries; their score is 0
 
 
 class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
-    """The library's, which joins the images of a batch as they are and so needs all of one size.
+    """The library's pipeline, which needs images of one size in a batch, extended to images of any size.
 
-    With our image processor, the model runs on the images of each size together: nothing is padded, so that an image has the same
-    scores in any batch. With any other image processor, nothing changes.
+    With our image processor, the model runs on images of equal size together. Nothing is padded, so the scores of an image do not
+    depend on its batch. With any other image processor, this is the library's pipeline.
 
-    It also takes `top_k`: at most so many detections of an image; without it 300, or the number of queries if that is higher.
+    `top_k` limits the number of detections per image. The default is 300, or the number of queries if that is higher.
     """
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs):
@@ -36,10 +36,10 @@ class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
         return preprocess, forward, postprocess
 
     def preprocess(self, image, timeout: float | None = None):
-        """As in the library, the image in a list: lists are batched as they are.
+        """As in the library, but the image is in a list, because the library batches lists without joining them.
 
-        With our image processor, images are read as in training. The library shows the colours that are hidden below transparency,
-        makes 16-bit grey white, and starts Ghostscript for EPS.
+        With our image processor, images are read as in training. The library would show colours hidden by transparency, turn
+        16-bit grey into white, and start Ghostscript for EPS.
         """
         if self._is_ours():
             image = _read(image)
@@ -53,7 +53,7 @@ class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
         if not self._is_ours():
             return super()._forward(model_inputs)
         images, masks = (_flat(model_inputs[name]) for name in ("pixel_values", "pixel_mask"))
-        outputs: dict[int, tuple[Tensor, Tensor]] = {}  # by number of the image, logits (Q, K) and boxes (Q, 4)
+        outputs: dict[int, tuple[Tensor, Tensor]] = {}  # image number -> logits (Q, K), boxes (Q, 4)
         for shape in dict.fromkeys(image.shape for image in images):
             numbers = [number for number, image in enumerate(images) if image.shape == shape]
             found = self.model(
@@ -82,7 +82,7 @@ class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
 
 
 def _read(image):
-    """A path, an address, base64 text or an image of Pillow -> RGB; anything else is left to the library, which refuses it."""
+    """Read a path, a URL, base64 text or a Pillow image as RGB. Other values are returned; the library raises an error."""
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         return read_from_anywhere(image)
     if isinstance(image, str) and not os.path.isfile(image):
@@ -94,17 +94,17 @@ def _read(image):
 
 
 def _flat(images: list[Tensor] | list[list[Tensor]]) -> list[Tensor]:
-    """Of one image, or of a batch."""
+    """Images of one input or of a batch of inputs, as one list."""
     return [image for one in images for image in (one if isinstance(one, list) else [one])]
 
 
 def _join(values: tuple[Tensor, ...], fill: float) -> Tensor:
-    """(B, Q, ...) of B tensors (q, ...): small images have fewer queries."""
+    """Join B tensors (q, ...) to (B, Q, ...), padded with `fill`: small images have fewer queries."""
     joined = values[0].new_full((len(values), max(map(len, values)), *values[0].shape[1:]), fill)
     for row, value in zip(joined, values, strict=True):
         row[: len(value)] = value
     return joined
 
 
-# `register_pipeline` of the library does the same, with a warning.
+# The library's `register_pipeline` does the same but gives a warning.
 PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = DinoDetrObjectDetectionPipeline
