@@ -346,7 +346,7 @@ WRONG = {
     "empty": (({},), r"id2label has the keys \[\]"),
     "label2id": (({"cat": 0, "dog": 1},), r"id2label has the keys \['cat', 'dog'\], .* is label2id"),
     "one index twice": (({0: "cat", "0": "dog"},), r"id2label has the keys \[0\]"),
-    "no names": (({0: "cat", 1: None},), r"id2label has the names \[None\], which are no strings"),
+    "no names": (({0: "cat", 1: None},), r"id2label has the names \[None\], but names must be strings"),
     "one name twice": (({0: "cat", 1: "dog", 2: "cat"},), r"the names \['cat'\] more than once"),
     "too few ids": (({0: "cat", 1: "dog"}, [3]), "category_ids has 1 entries for 2 classes; give one for each"),
     "too many ids": (({0: "cat"}, [3, 4]), "category_ids has 2 entries for 1 classes"),

@@ -32,22 +32,25 @@ DINOV2 = {"model_type": "dinov2"}
         ({"giou_loss_coefficient": INFINITY}, "giou_loss_coefficient=inf must be a finite number"),
         ({"position_offset": -INFINITY}, "position_offset=-inf must be a finite number"),
         ({"category_ids": [1, 2, 3, 4, 10**400]}, "an id has at most 63 bits"),
-        ({"backbone_config": DINOV2 | {"num_hidden_layers": 10**9}}, r"num_hidden_layers=1000000000; sizes there"),
+        (
+            {"backbone_config": DINOV2 | {"num_hidden_layers": 10**9}},
+            r"num_hidden_layers=1000000000; allowed are sizes",
+        ),
         (
             {"backbone_config": DINOV2 | {"num_hidden_layers": 1000, "hidden_size": 131_072}},
             "1000 layers of widths up to",
         ),
-        ({"backbone_config": DINOV2 | {"image_size": 131_072, "patch_size": 1}}, "more positions than are built"),
-        ({"backbone_config": DINOV2 | {"patch_size": 0}}, r"patch_size=0; sizes there lie in \[1, 1024\]"),
-        ({"backbone_config": DINOV2 | {"num_attention_heads": 0}}, "num_attention_heads=0; sizes there"),
-        ({"backbone_config": DINOV2 | {"hidden_size": NAN}}, "hidden_size=nan; sizes there"),
+        ({"backbone_config": DINOV2 | {"image_size": 131_072, "patch_size": 1}}, "more positions than the limit"),
+        ({"backbone_config": DINOV2 | {"patch_size": 0}}, r"patch_size=0; allowed are sizes in \[1, 1024\]"),
+        ({"backbone_config": DINOV2 | {"num_attention_heads": 0}}, "num_attention_heads=0; allowed are sizes"),
+        ({"backbone_config": DINOV2 | {"hidden_size": NAN}}, "hidden_size=nan; allowed are sizes"),
         ({"backbone_config": SWIN | {"embed_dim": 131_072}}, "widths up to"),
-        ({"backbone_config": SWIN | {"mlp_ratio": 1e9}}, "mlp_ratio=1000000000.0; sizes there"),
-        ({"backbone_config": SWIN | {"window_size": 10**5}}, "window_size=100000; sizes there"),
+        ({"backbone_config": SWIN | {"mlp_ratio": 1e9}}, "mlp_ratio=1000000000.0; allowed are sizes"),
+        ({"backbone_config": SWIN | {"window_size": 10**5}}, "window_size=100000; allowed are sizes"),
         ({"backbone_config": SWIN | {"depths": [500, 500, 500, 500]}}, "more than 1000 layers together"),
         ({"backbone_config": SWIN | {"depths": [1] * 10**6}}, "depths of 1000000 entries"),
         ({"backbone_config": RESNET | {"hidden_sizes": [131_072] * 4}}, "widths up to 131072"),
-        ({"backbone_config": RESNET | {"depths": []}}, r"depths=\[\], and so no layers"),
+        ({"backbone_config": RESNET | {"depths": []}}, r"depths=\[\], so it has no layers"),
     ],
     ids=str,
 )
@@ -102,7 +105,9 @@ def test_a_pyramid_gives_its_last_three_maps_and_a_plain_transformer_its_last(mo
 
 @pytest.mark.parametrize("kind", [ResNetConfig, SwinConfig, ConvNextConfig])
 def test_a_pyramid_with_its_last_map_only_is_warned_of(kind):
-    with pytest.warns(DinoDetrWarning, match=r"one coarse map.*Give it out_features=\['stage2', 'stage3', 'stage4'\]"):
+    with pytest.warns(
+        DinoDetrWarning, match=r"one map, too coarse.*Give it out_features=\['stage2', 'stage3', 'stage4'\]"
+    ):
         DinoDetrConfig(backbone_config=kind())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -125,7 +130,7 @@ def test_a_pyramid_with_its_last_map_only_is_warned_of(kind):
 def test_a_name_that_is_no_setting_is_told_with_a_hint(name, hint):
     with pytest.warns(DinoDetrWarning) as told:
         tiny_config(**{name: 3})
-    assert f"'{name}' is no setting of DinoDetrConfig and has no effect: {hint}" in str(told[0].message)
+    assert f"'{name}' is not a setting of DinoDetrConfig and has no effect: {hint}" in str(told[0].message)
 
 
 def test_names_of_the_library_and_of_subclasses_are_no_mistakes(tmp_path):

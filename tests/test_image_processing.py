@@ -217,7 +217,7 @@ def test_floats_in_the_unit_interval_are_not_divided_by_255_once_more(backend, k
 @pytest.mark.parametrize(
     ("value", "settings", "message"),
     [
-        (-1.5, {}, "values down to -1.5; pass it as it was before it was normalised"),
+        (-1.5, {}, "values down to -1.5; pass the image before normalisation"),
         (float("nan"), {}, "NaN or infinite"),
         (float("inf"), {}, "NaN or infinite"),
         (float("nan"), {"do_rescale": False}, "NaN or infinite"),
@@ -453,9 +453,9 @@ def test_names_come_without_category_ids_where_the_config_has_none(backend, conf
 @pytest.mark.parametrize(
     ("classes", "ids", "message"),
     [
-        (4, None, "The logits are of 5 classes, but the config names 4 classes; .* config=model.config"),
-        (91, None, "The logits are of 5 classes, but the config names 91 classes"),
-        (5, [1, 2, 3], "The logits are of 5 classes, but the config has 3 category_ids"),
+        (4, None, "The logits have 5 classes, but the config names 4 classes; .* config=model.config"),
+        (91, None, "The logits have 5 classes, but the config names 91 classes"),
+        (5, [1, 2, 3], "The logits have 5 classes, but the config has 3 category_ids"),
     ],
 )
 def test_the_config_of_another_model_is_refused(backend, classes, ids, message):

@@ -186,9 +186,9 @@ def choose_backend(
         except BackendUnavailable as error:
             _warn_once(
                 (candidate, str(error)),
-                f"{error} A slower one takes its place; set {ENVIRONMENT_VARIABLE}=torch to choose that yourself.",
+                f"{error} A slower backend is used; set {ENVIRONMENT_VARIABLE}=torch to silence this warning.",
             )
-    raise ValueError(f"No ms_deform_attn backend computes {dtype} on {device_type!r}; known are {sorted(_entries)}.")
+    raise ValueError(f"No ms_deform_attn backend supports {dtype} on {device_type!r}; known are {sorted(_entries)}.")
 
 
 def _ordered_by_user() -> tuple[str | None, str]:
@@ -205,8 +205,8 @@ def _require(name: str, source: str, device_type: str, index: int | None, dtype:
         load_backend(name)
         if not _computes(name, device_type, dtype):
             raise ValueError(
-                f"The ms_deform_attn backend {name!r} computes {_describe(name)}, not {dtype} on {device_type!r}; choose "
-                "another, or none, which leaves the choice to the tensors."
+                f"The ms_deform_attn backend {name!r} supports {_describe(name)}, not {dtype} on {device_type!r}; name "
+                "another one, or none for an automatic choice."
             )
         _try(name, device_type, index, dtype)
     except (ValueError, BackendUnavailable) as error:
@@ -221,7 +221,7 @@ def _is_preference_met(name: str, device_type: str, index: int | None, dtype: to
     if name not in _entries:
         reason = f"which is unknown here (known are {sorted(_entries)})"
     elif not _computes(name, device_type, dtype):
-        reason = f"which computes {_describe(name)}, not {dtype} on {device_type!r}"
+        reason = f"which supports {_describe(name)}, not {dtype} on {device_type!r}"
     else:
         try:
             _try(name, device_type, index, dtype)
@@ -230,8 +230,7 @@ def _is_preference_met(name: str, device_type: str, index: int | None, dtype: to
             reason = f"but: {error}"
     _warn_once(
         ("preference", name, reason),
-        f"The model's configuration prefers the ms_deform_attn backend {name!r}, {reason.rstrip('.')}. Another one takes "
-        "its place.",
+        f"The model's configuration prefers the ms_deform_attn backend {name!r}, {reason.rstrip('.')}. Another one is used.",
     )
     return False
 

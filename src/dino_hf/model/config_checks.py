@@ -87,7 +87,7 @@ def warn_of_unknown_names(given: Iterable[str], settings: Iterable[str]) -> None
         if hint is None:
             close = difflib.get_close_matches(name, settings, n=1, cutoff=0.7)
             hint = f"did you mean {close[0]}?" if close else "its settings are in the docstring of DinoDetrConfig"
-        message = f"{name[:100]!r} is no setting of DinoDetrConfig and has no effect: {hint}"
+        message = f"{name[:100]!r} is not a setting of DinoDetrConfig and has no effect: {hint}"
         warnings.warn(message.rstrip(".") + ("" if message.endswith("?") else "."), DinoDetrWarning, stacklevel=5)
 
 
@@ -103,7 +103,7 @@ def check_sizes(config) -> None:
     """Check the sizes of the transformer, each alone and all together."""
     for name, largest in LARGEST.items():
         if getattr(config, name) > largest:
-            raise ValueError(f"{name}={getattr(config, name)} is larger than {largest}, the most that is built here.")
+            raise ValueError(f"{name}={getattr(config, name)} is larger than {largest}, the limit.")
     check_num_labels(len(config.id2label))
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -111,13 +111,13 @@ def check_sizes(config) -> None:
     if (logits := config.num_queries * len(config.id2label)) > _MOST_LOGITS:
         raise ValueError(
             f"num_queries={config.num_queries} and {len(config.id2label)} classes make {logits} logits for each image and layer, "
-            f"more than {_MOST_LOGITS}, the most that is built here; use fewer queries."
+            f"more than the limit of {_MOST_LOGITS}; use fewer queries."
         )
     if (size := num_parameters(config)) > _MOST_PARAMETERS:
         raise ValueError(
             f"The sizes d_model={config.d_model}, encoder_layers={config.encoder_layers}, decoder_layers={config.decoder_layers}, "
             f"encoder_ffn_dim={config.encoder_ffn_dim}, decoder_ffn_dim={config.decoder_ffn_dim} and others make about {size:.0e} "
-            f"parameters, more than {_MOST_PARAMETERS:.0e}, the most that is built here."
+            f"parameters, more than the limit of {_MOST_PARAMETERS:.0e}."
         )
 
 
@@ -184,9 +184,11 @@ def check_backbone_sizes(settings: Mapping) -> None:
         least = 0 if is_depth or "window" in name or name.endswith(("ratio", "ratios")) else 1
         for one in numbers:
             if not least <= one <= largest:
-                raise ValueError(f"backbone_config has {name}={value!r:.100}; sizes there lie in [{least}, {largest}].")
+                raise ValueError(
+                    f"backbone_config has {name}={value!r:.100}; allowed are sizes in [{least}, {largest}]."
+                )
         if is_depth and not sum(numbers) and value is not None:
-            raise ValueError(f"backbone_config has {name}={value!r:.100}, and so no layers.")
+            raise ValueError(f"backbone_config has {name}={value!r:.100}, so it has no layers.")
         if is_depth and sum(numbers) > _MOST_LAYERS_OF_BACKBONE:
             raise ValueError(
                 f"backbone_config has {name}={value!r:.100}, more than {_MOST_LAYERS_OF_BACKBONE} layers together."
@@ -216,15 +218,15 @@ def _check_products(settings: Mapping) -> None:
     size = max(1.0, factor) * (max(pairs) if pairs else max(1, num_layers) * squared)
     if size > _MOST_SQUARED_WIDTHS:
         raise ValueError(
-            f"backbone_config has {num_layers} layers of widths up to {max(widest, default=0)}: together more than is built here. "
+            f"backbone_config has {num_layers} layers of widths up to {max(widest, default=0)}: together above the limit. "
             "Its sizes may be damaged."
         )
     sides = list(_numbers(settings.get("image_size")))
     patches = [side for side in _numbers(settings.get("patch_size")) if side] or [16]
     if sides and (max(sides) / min(patches)) ** 2 * max([1, *widest]) > _MOST_POSITIONS:
         raise ValueError(
-            f"backbone_config has image_size={settings['image_size']!r:.100} and patch_size={patches[0]}: more "
-            "positions than are built here."
+            f"backbone_config has image_size={settings['image_size']!r:.100} and patch_size={patches[0]}: "
+            "more positions than the limit."
         )
 
 
@@ -252,7 +254,7 @@ def checked_names(id2label: dict[int, str]) -> dict[int, str]:
             "with gaps are mapped by dino_hf.training.load_coco."
         )
     if others := [name for name in names.values() if not isinstance(name, str)]:
-        raise ValueError(f"id2label has the names {others[:10]}, which are no strings.")
+        raise ValueError(f"id2label has the names {others[:10]}, but names must be strings.")
     return dict(sorted(names.items()))
 
 
@@ -272,7 +274,7 @@ def checked_category_ids(category_ids: list[int] | None, id2label: dict[int, str
     if largest := [one for one in category_ids if not -(2**63) <= one < 2**63]:
         raise ValueError(f"category_ids has {largest[0]!r:.30}, but an id has at most 63 bits.")
     if len(set(category_ids)) < len(category_ids):
-        raise ValueError(f"category_ids={category_ids} has one id twice; each class has its own.")
+        raise ValueError(f"category_ids={category_ids} has one id twice; each class needs its own id.")
     return category_ids
 
 

@@ -342,8 +342,8 @@ def _warn_of_one_coarse_map(backbone_config: PreTrainedConfig) -> None:
     )
     if len(maps) == 1 and 2 < len(stages) <= _MOST_STAGES + 1 and maps[0] % len(stages) == len(stages) - 1:
         warnings.warn(
-            f"backbone_config is a {type(backbone_config).__name__} with out_features={[stages[-1]]}: one coarse map, in which "
-            f"small objects are lost. Give it out_features={stages[-3:]}.",
+            f"backbone_config is a {type(backbone_config).__name__} with out_features={[stages[-1]]}: one map, too coarse for "
+            f"small objects. Give it out_features={stages[-3:]}.",
             DinoDetrWarning,
             stacklevel=4,
         )

@@ -70,7 +70,7 @@ class DinoDetrProcessingMixin(CarriesCode):
     def _checked_array(self, image, do_rescale=None, rescale_factor=None, do_normalize=None, image_mean=None, **_):
         """Check an array and return it on the scale that `rescale_factor` maps to [0, 1]."""
         if 0 in image.shape:
-            raise ValueError(f"An image has the shape {tuple(image.shape)}, and so no pixels.")
+            raise ValueError(f"An image has the shape {tuple(image.shape)} and no pixels.")
         is_bytes = str(image.dtype) in ("uint8", "torch.uint8")
         if is_bytes and do_rescale:
             return image
@@ -94,12 +94,12 @@ class DinoDetrProcessingMixin(CarriesCode):
             return image
         if lowest < 0:
             raise ValueError(
-                f"An image has values down to {lowest:g}; pass it as it was before it was normalised, in [0, 255] or [0, 1], or "
+                f"An image has values down to {lowest:g}; pass the image before normalisation, in [0, 255] or [0, 1], or pass "
                 "do_rescale=False and do_normalize=False."
             )
         if 0 < highest <= 1:
             logger.warning_once(
-                "Floating point images with values in [0, 1] are not divided by 255 once more. do_rescale=False says the same."
+                "Floating-point images with values in [0, 1] are not divided by 255 again. Pass do_rescale=False to silence this."
             )
             numbers = numbers / rescale_factor
         if not math.isclose(rescale_factor, 1 / 255):
@@ -254,8 +254,8 @@ def _check_statistics(name: str, value) -> None:
 
 def _more_than_8_bits(found: str) -> str:
     return (
-        f"An image has {found}, but 8 bits per channel are expected; convert it first, in the files themselves if `pipeline` is to "
-        "read them: for the full range of 16 bits, Image.fromarray((array / 257).astype('uint8'))."
+        f"An image has {found}, but 8 bits per channel are expected. Convert it first; for `pipeline`, convert the file. For the "
+        "full range of 16 bits: Image.fromarray((array / 257).astype('uint8'))."
     )
 
 
@@ -272,7 +272,7 @@ def _check_classes(config: PreTrainedConfig | None, num_labels: int) -> None:
         if config.num_labels == num_labels:
             found = f"has {num_ids} category_ids"
         raise ValueError(
-            f"The logits are of {num_labels} classes, but the config {found}; give that of the model that made them, "
+            f"The logits have {num_labels} classes, but the config {found}; pass the configuration of the same model, "
             "config=model.config."
         )
 

@@ -20,14 +20,14 @@ def prepare_timm_backbone(backbone: nn.Module) -> None:
     name = backbone.config.backbone
     if min(strides) >= 32:
         _warn(
-            f"The timm backbone {name!r} gives {len(strides)} map of stride {min(strides)}, in which small objects are lost: give "
+            f"The timm backbone {name!r} gives {len(strides)} map of stride {min(strides)}, too coarse for small objects: give "
             "backbone_config out_indices, as [-3, -2, -1] for its last three maps."
         )
     published = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
     mean, std = published.get("mean"), published.get("std")
     if mean is not None and std is not None and not _is_near((mean, std), _PIXELS_OF_IMAGENET):
         _warn(
-            f"The published weights of the timm backbone {name!r} want pixels with other means than DinoDetrImageProcessor gives: "
+            f"The published weights of the timm backbone {name!r} need other pixel statistics than DinoDetrImageProcessor's: "
             f"use DinoDetrImageProcessor(image_mean={list(mean)}, image_std={list(std)}) with them."
         )
 

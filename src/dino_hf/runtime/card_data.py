@@ -1,4 +1,4 @@
-"""The schema of `config.provenance`: what the model card reports about the weights."""
+"""The schema of `config.provenance`, the record of the weights that the model card reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -144,7 +144,7 @@ class CardData(_Part):
     converted_from: Conversion | None = None
     base_model: str | None = None
     license: str | None = None
-    start: str | None = None  # what training started from, if that was no model
+    start: str | None = None  # start of training, if it was not a model: "random weights"
     training: Training | None = None
     unread: list[str] = field(default_factory=list, init=False)
     digest: str | None = field(default=None, init=False)

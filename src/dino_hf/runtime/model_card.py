@@ -132,7 +132,7 @@ def read_card(folder: str | Path) -> str | None:
 
 
 def is_ours(text: str) -> bool:
-    """Whether `model_card` wrote this text and nobody edited it.
+    """Whether `model_card` wrote this text and it was not edited.
 
     Line ends, the layout of the metadata, and tags may differ, because the library and the Hub change them.
     """
