@@ -337,7 +337,7 @@ def test_random_weights_and_the_recipe_of_trained_ones_are_warned_of(folder, tmp
 
 
 def test_a_model_without_weights_is_to_be_trained_first(folder):
-    with pytest.raises(FileNotFoundError, match=r"no weights: train it first, with dino-hf train DATASET --model"):
+    with pytest.raises(FileNotFoundError, match=r"no weights; train it first with dino-hf train DATASET --model"):
         Predictor(folder / "untrained")
 
 

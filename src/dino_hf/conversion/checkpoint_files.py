@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..common.output_folders import write_beside
-from .errors import ConversionError, reason_of
+from ..common.text import first_line
+from .errors import ConversionError
 from .file_checks import check_pickle_file, check_safetensors_file
 from .saved_settings import settings_of
 
@@ -117,10 +118,10 @@ def _read_pickle(path: Path):
     except Exception as error:  # a damaged or forged file can raise errors of any type
         if not isinstance(error, pickle.UnpicklingError):
             raise ConversionError(
-                f"{path} is truncated or damaged ({reason_of(error, 200)}). Download it again."
+                f"{path} is truncated or damaged ({first_line(error, 200)}). Download it again."
             ) from error
         lines = str(error).splitlines()
-        detail = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), reason_of(error))
+        detail = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), first_line(error))
         raise ConversionError(
             f"{path} was refused, and nothing in it was run: it is not a PyTorch checkpoint, or it holds more than tensors, "
             f"plain values and argparse.Namespace ({detail.strip()[:200]}). Download it again, or ask its "

@@ -6,11 +6,12 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..common.regular_files import check_model_folder
+from ..common.text import first_line
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from .backbones import backbone_settings, unusual_settings
 from .checkpoint_files import save_checkpoint
-from .errors import ConversionError, reason_of
+from .errors import ConversionError
 from .projects import find_project
 from .release_names import rules_for
 from .rules import UnknownName, translate_back
@@ -83,7 +84,7 @@ def load_folder(folder: Path) -> DinoDetrForObjectDetection:
             raise ConversionError(
                 f"{folder} names its own code for its model. This code is never run here; only models of dino_hf are converted."
             ) from error
-        raise ConversionError(f"{folder} cannot be loaded: {reason_of(error)}") from error
+        raise ConversionError(f"{folder} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ConversionError(f"{folder} lacks {len(missing)} tensors, e.g. {missing[:3]}.")
     if unknown := sorted(report["unexpected_keys"]):

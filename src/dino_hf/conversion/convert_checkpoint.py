@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..common.console import make_console
 from ..common.progress import ProgressBar
-from ..common.text import printable
+from ..common.text import first_line, printable
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
@@ -28,7 +28,7 @@ from .architecture import build_config, to_release_names
 from .checkpoint_files import Checkpoint, load_checkpoint, sha256
 from .class_names import class_space
 from .convert_back import convert_back
-from .errors import ConversionError, reason_of
+from .errors import ConversionError
 from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
 from .project import Project, Published
@@ -90,7 +90,7 @@ def convert(
             StrictDataclassError,
         ) as error:
             # a forged file can raise any of these
-            raise ConversionError(f"{checkpoint} cannot be converted: {reason_of(error)}") from error
+            raise ConversionError(f"{checkpoint} cannot be converted: {first_line(error)}") from error
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
     print(f"  written to {output_dir}")

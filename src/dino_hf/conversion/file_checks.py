@@ -5,7 +5,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from .errors import ConversionError, reason_of
+from ..common.text import first_line
+from .errors import ConversionError
 from .pickle_checks import MAX_TENSORS, TooLarge, check_pickle
 
 # Bytes of the table of contents of an archive, and of the header of safetensors. Published files have 2**18.
@@ -40,7 +41,7 @@ def check_pickle_file(path: Path) -> None:
     except TooLarge as error:
         raise ConversionError(f"{path} was refused, and nothing in it was run: {error}.") from error
     except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise _damaged(path, reason_of(error, 200)) from error
+        raise _damaged(path, first_line(error, 200)) from error
 
 
 def check_safetensors_file(path: Path) -> None:

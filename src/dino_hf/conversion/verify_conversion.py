@@ -21,14 +21,14 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from ..common.images import read_image
 from ..common.regular_files import check_model_folder
 from ..common.scenes import draw_scene
-from ..common.text import printable
+from ..common.text import first_line, printable
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from .architecture import build_config, to_release_names
 from .checkpoint_files import load_checkpoint
 from .convert_back import load_folder, to_release
-from .errors import ConversionError, reason_of
+from .errors import ConversionError
 from .projects import PROJECTS, recognise
 from .release_names import rules_for
 from .release_tensors import cut_label_rows, fill_label_rows, separate_heads
@@ -316,7 +316,9 @@ def load_processor(folder: Path):
         check_model_folder(folder)
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConversionError(f"{folder} has no image processor that can be loaded: {reason_of(error, 200)}") from error
+        raise ConversionError(
+            f"{folder} has no image processor that can be loaded: {first_line(error, 200)}"
+        ) from error
 
 
 def check_processor(folder: Path) -> bool:
