@@ -168,7 +168,7 @@ def test_what_is_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="adapters of a model: merge them"):
         load_start(tmp_path, DATA, seed=0)
     (tmp_path / "checkpoint0011_4scale.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match="convert_checkpoint"):
+    with pytest.raises(ValueError, match="dino-hf convert"):
         load_start(tmp_path / "checkpoint0011_4scale.pth", DATA, seed=0)
 
 

@@ -138,8 +138,8 @@ def _check_kind(source: str | Path) -> None:
     folder = expand_home(source)
     if folder.is_file():
         raise ValueError(
-            f"{source} is a file; convert a checkpoint of the original release, detrex or mmdetection with "
-            "convert_scripts/convert_checkpoint.py, and give the folder that it writes."
+            f"{source} is a file. Convert a checkpoint of the original release, detrex or mmdetection with `dino-hf convert`, "
+            "and name the folder that it writes."
         )
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         what = (
