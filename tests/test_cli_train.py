@@ -98,13 +98,13 @@ def test_errors_of_training_are_one_sentence_and_debug_shows_where(monkeypatch, 
 def test_a_run_that_is_stopped_says_how_to_go_on_in_one_line(monkeypatch):
     def stop(data, **settings):
         error = KeyboardInterrupt()
-        error.add_note("3 steps are done; --resume goes on from the newest checkpoint.")
+        error.add_note("3 steps are done; --resume continues from the newest checkpoint.")
         raise error
 
     monkeypatch.setattr(run, "train", stop)
     done = invoke("my-data")
     assert done.exit_code == 130
-    assert done.stderr == "error: stopped. 3 steps are done; --resume goes on from the newest checkpoint.\n"
+    assert done.stderr == "error: stopped. 3 steps are done; --resume continues from the newest checkpoint.\n"
 
 
 def test_a_dry_run_from_the_command_line(tmp_path):

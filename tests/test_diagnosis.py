@@ -24,7 +24,7 @@ from dino_hf.training.diagnosis import (
     TrainingDoctor,
     average_largest,
     changes,
-    examine,
+    find_answers,
     find_dead_classes,
     find_detector,
     merge,
@@ -570,5 +570,5 @@ def test_objects_below_32_x_32_pixels_are_small(height, is_small):
         intermediate_logits=torch.zeros(1, 2, 1, 1), enc_topk_bboxes=box, logits=torch.zeros(1, 1, 1)
     )
     zero = torch.zeros(1, dtype=torch.int64)
-    found = examine(labels, outputs, Matches(zero, zero, zero, zero))
+    found = find_answers(labels, outputs, Matches(zero, zero, zero, zero))
     assert found[5, 0].is_small == is_small

@@ -202,7 +202,7 @@ def test_a_merged_model_is_a_plain_one_that_predicts_as_the_adapted_one(tmp_path
 def test_a_model_of_another_kind_and_one_with_adapters_are_refused():
     with pytest.raises(ValueError, match="model is a Linear, but must be a DinoDetrForObjectDetection"):
         add_lora(torch.nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"model is a PeftModel.* and once"):
+    with pytest.raises(ValueError, match=r"model is a PeftModel.* only once"):
         add_lora(add_lora(make_model()))
 
 

@@ -123,8 +123,8 @@ def test_what_is_wrong_is_a_warning():
     warnings = find_warnings(data, memory, ["a finding"])
     assert warnings[:3] == [
         "a finding",
-        "no box to train on is of dog: the model cannot learn them.",
-        "fewer than 10 boxes to train on are of emu.",
+        "no training box has the class dog: the model cannot learn it.",
+        "fewer than 10 training boxes each have the class emu.",
     ]
     assert "forecast to take 12.0 GiB more, and 10.0 GiB are free: use a smaller --batch-size" in warnings[3]
     assert len(find_warnings(data, memory | {"free": 20 * 2**30}, [])) == 2
@@ -151,13 +151,13 @@ def test_all_is_shown_on_narrow_screens():
         "here: images 3 to train on, 3 held out",
         "a note [with brackets]",
         "3 classes cat 12, emu 1, dog 0 (boxes in training)",
-        "13 in training, at most 11 in an image; images without: 1; crowd regions: 1",
+        "13 in training, at most 11 in an image; images without boxes: 1; crowd regions: 1",
         "width 60 to 120, median 90; height 40 to 70, median 50",
         "someone/dino; 47.0 M parameters Kept 2 of 3 classes: cat, dog",
         "4 images = 4 in a batch x 1 process x 1 accumulated; the recipe has 16",
         "transformer 0.0001, backbone 1e-05 departs from paper-12ep: images per step 4",
         "paper-12ep: 12 epochs of 1 step, 12 steps, 12 evaluations; resumed after step 1",
-        "that the process has now, 5.0 MiB for gradients, optimizer and average, 3.0 GiB for each image of up to",
+        "that the process uses now, 5.0 MiB for gradients, optimizer and average, 3.0 GiB for each image of up to",
         "3.0 GiB for each image of up to 1333 x 800 with 40 boxes; 20.0 GiB free",
         "warning: mind [this]",
     ):
@@ -192,11 +192,13 @@ def test_twelve_classes_are_listed_and_those_below_ten_boxes_are_told_of():
         return find_warnings({"classes": counts}, None, [])
 
     assert warning_of({"fox": 10}) == []
-    assert warning_of({"fox": 9, "owl": 10}) == ["fewer than 10 boxes to train on are of fox."]
+    assert warning_of({"fox": 9, "owl": 10}) == ["fewer than 10 training boxes each have the class fox."]
     names = [f"c{number}" for number in range(13)]
     listed = ", ".join(names[:12])
-    assert warning_of(dict.fromkeys(names[:12], 1)) == [f"fewer than 10 boxes to train on are of {listed}."]
-    assert warning_of(dict.fromkeys(names, 1)) == [f"fewer than 10 boxes to train on are of {listed} and 1 more."]
+    assert warning_of(dict.fromkeys(names[:12], 1)) == [f"fewer than 10 training boxes each have the class {listed}."]
+    assert warning_of(dict.fromkeys(names, 1)) == [
+        f"fewer than 10 training boxes each have the class {listed} and 1 more."
+    ]
 
 
 @pytest.mark.parametrize(("count", "num_opened"), [(200, 200), (201, 200), (3, 3)])

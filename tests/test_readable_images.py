@@ -50,11 +50,11 @@ def test_the_next_image_takes_the_place_of_a_bad_one_which_is_read_once_and_name
             assert [data[index] for index in range(len(data))] == [0, 1, 4, 4, 4, 5, 0]
     assert [rows.reads.count(index) for index in (2, 3, 6)] == [1, 1, 1]
     assert [record.getMessage() for record in caplog.records] == [
-        f"Training goes on without the image {index}.jpg: {index} is cut off." for index in (2, 3, 6)
+        f"Training continues without the image {index}.jpg: {index} is cut off." for index in (2, 3, 6)
     ]
     assert data.bad_images == ["2.jpg", "3.jpg", "6.jpg"]
     assert data.summary().startswith(
-        "3 of 7 images to train on could not be read, or have another size than annotated: 2.jpg,"
+        "3 of 7 training images could not be read, or have another size than annotated: 2.jpg,"
     )
 
 
@@ -178,10 +178,10 @@ def test_a_run_goes_on_and_counts_or_stops_in_a_sentence(on_bad_image, tmp_path,
 
     if on_bad_image == "raise":
         with pytest.raises(
-            ValueError, match=r"^1 of 6 images to train on could not be read.* 2\.jpg\. Mend or remove them"
+            ValueError, match=r"^1 of 6 training images could not be read.* 2\.jpg\. Repair or remove them"
         ):
             train()
         return
     train()
     assert json.loads((tmp_path / "out/run.json").read_text())["bad_images"] == ["2.jpg"]
-    assert "1 of 6 images to train on could not be read" in " ".join(capsys.readouterr().out.split())
+    assert "1 of 6 training images could not be read" in " ".join(capsys.readouterr().out.split())

@@ -88,15 +88,12 @@ def test_a_resumed_run_tells_other_options_of_reading(tmp_path):
     recorded |= {"seed": 0, "recipe": "finetune", "allow_outside": False, "trust_boxes": False, "on_bad_image": "skip"}
     (tmp_path / RUN_NAME).write_text(json.dumps(recorded))
     record = RunRecord.take_up(tmp_path, resume=True)
-    for name, given in {"allow_outside": True, "trust_boxes": None, "on_bad_image": "raise"}.items():
-        record.settle(name, given, None)
-    record.settle_settings({})
-    for name in ("recipe", "seed"):
-        record.settle(name, None, None)
+    record.choose({"allow_outside": True, "trust_boxes": None, "on_bad_image": "raise", "recipe": None, "seed": None})
+    record.add_settings({})
     changes = record.changes()
     assert sorted(changes) == [
-        "the run goes on with allow_outside True; it was False so far.",
-        "the run goes on with on_bad_image raise; it was skip so far.",
+        "the run continues with allow_outside True; it was False before.",
+        "the run continues with on_bad_image raise; it was skip before.",
     ]
 
 

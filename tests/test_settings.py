@@ -43,11 +43,11 @@ def test_a_command_line_is_typed_and_only_what_it_says(line, expected):
         ("--lr 1", "no option --lr; did you mean --learning-rate?"),
         ("--epochs 1", "no option --epochs; did you mean .*--num-train-epochs"),
         ("--modle dino", "no option --modle; did you mean --model"),
-        ("--zzz=3", "--zzz=3; there are the fields of Recipe"),
+        ("--zzz=3", "--zzz=3; settings are the fields of Recipe"),
         ("--learning-rate fast", "--learning-rate: invalid float value: 'fast'"),
         ("--eval-strategy never", "--eval-strategy: invalid choice: 'never'"),
         ("--bf16 maybe", r"--bf16: .*maybe.*[^.]\.$"),
-        ("more-data", "'more-data' belongs to no option"),
+        ("more-data", "'more-data' does not belong to an option"),
     ],
 )
 def test_a_command_line_that_cannot_be_meant(line, message):
@@ -112,7 +112,7 @@ def test_trackers_are_those_that_are_installed(monkeypatch):
     assert find_trackers("none") == []
     assert find_trackers(["tensorboard", "tensorboard"]) == ["tensorboard"]
     assert find_trackers(["none", "none"]) == []
-    with pytest.raises(ValueError, match=r"^report_to has none beside tensorboard: leave out one of the two"):
+    with pytest.raises(ValueError, match=r"^report_to has none and tensorboard: leave out one of the two"):
         find_trackers(["none", "tensorboard"])
     with pytest.raises(ImportError, match="wandb is not installed: pip install wandb"):
         find_trackers("wandb")

@@ -90,7 +90,7 @@ def test_a_configuration_alone_starts_from_random_weights_of_the_seed(tmp_path):
     again, other = load_start(tmp_path, DATA, seed=1), load_start(tmp_path, DATA, seed=2)
     assert all(torch.equal(value, weights(again.model)[name]) for name, value in weights(first.model).items())
     assert any(not torch.equal(value, weights(other.model)[name]) for name, value in weights(first.model).items())
-    assert first.source == f"random weights: {tmp_path} has a configuration and no weights"
+    assert first.source == f"random weights: {tmp_path} has a configuration but no weights"
     assert first.notes == ["All 3 classes start from random weights"]
     assert first.model.config.category_ids == [4, 9, 11]
     assert first.model.config.provenance == {"start": "random weights"}
@@ -112,7 +112,7 @@ def test_without_a_model_the_published_backbone_is_put_in(monkeypatch):
     backbone = weights(start.model.model.backbone.model)
     assert len(backbone) > 20
     assert all(torch.equal(value, expected[name]) for name, value in backbone.items())
-    assert start.model.config.provenance["start"] == "random weights, but for the backbone of microsoft/resnet-50"
+    assert start.model.config.provenance["start"] == "random weights, except the backbone of microsoft/resnet-50"
     assert start.model.config.id2label == DATA.id2label
 
 
@@ -137,20 +137,23 @@ def test_without_a_network_the_cure_is_named(monkeypatch):
 
     monkeypatch.setattr(hub_access, "is_offline_mode", lambda: True)
     monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", offline)
-    with pytest.raises(OSError, match=r"microsoft/resnet-50 of the Hub, which cannot be fetched .*--model"):
+    with pytest.raises(OSError, match=r"microsoft/resnet-50 of the Hub, which cannot be downloaded .*--model"):
         load_start(None, DATA, seed=0)
     monkeypatch.setattr(starting_model.PreTrainedConfig, "get_config_dict", offline)
-    with pytest.raises(FileNotFoundError, match="no folder someone/model, and no model of that name"):
+    with pytest.raises(FileNotFoundError, match="no folder someone/model, and the Hub has no readable model"):
         load_start("someone/model", DATA, seed=0)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "dinov2"}, r"encoder of type 'dinov2', as of the self-supervised DINO, .* finds no objects"),
+        (
+            {"model_type": "dinov2"},
+            r"encoder of type 'dinov2', as of the self-supervised DINO, .* does not detect objects",
+        ),
         ({"model_type": "vit"}, "self-supervised DINO"),
         ({"model_type": "rt_detr"}, "another detector, of type 'rt_detr', which can be evaluated"),
-        ({"model_type": "bert"}, "a model of type 'bert'; training is for DINO detectors, of type 'dino_detr'"),
+        ({"model_type": "bert"}, "a model of type 'bert'. Training needs a DINO detector, of type 'dino_detr'"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "a model of type None"),
     ],
 )
@@ -162,10 +165,10 @@ def test_models_of_other_kinds_are_told_what_they_are(tmp_path, config, message)
 
 
 def test_what_is_no_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model: it has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"not a model: it has no config\.json"):
         load_start(tmp_path, DATA, seed=0)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="adapters of a model: merge them"):
+    with pytest.raises(FileNotFoundError, match=r"adapters of a model\. Merge them"):
         load_start(tmp_path, DATA, seed=0)
     (tmp_path / "checkpoint0011_4scale.pth").write_bytes(b"")
     with pytest.raises(ValueError, match="dino-hf convert"):

@@ -153,9 +153,9 @@ def test_the_best_may_be_the_average(tmp_path):
 
     source, what = best("best_AP", 4)
     assert source == tmp_path / "checkpoint-4/ema"
-    assert what == "the average of the weights after step 4, of 3 evaluations the best by AP"
+    assert what == "the average of the weights after step 4, the best of 3 evaluations by AP"
     assert best("best_AP", 6)[0] == newest
-    assert best("AP", 4) == (tmp_path / "checkpoint-4", "those after step 4, of 3 evaluations the best by AP")
+    assert best("AP", 4) == (tmp_path / "checkpoint-4", "those after step 4, the best of 3 evaluations by AP")
     assert best("eval_ema_AP", 6)[0] == newest / "ema"
     assert best("best_AP", None, [])[0] == newest / "ema"  # nothing was held out
 
@@ -169,7 +169,7 @@ def test_the_card_states_the_ap_of_these_very_weights(finished, copy):
     assert f"**AP {run.test.metrics['AP']:.3f}**" in card
     assert f"value: {round(ap, 4)}" in card  # in the metadata
     assert "starting from random weights" in card
-    assert "of 2 evaluations the best by AP" in card
+    assert "the best of 2 evaluations by AP" in card
     for name in ("curves.png", "confusion.png", "mistakes.png"):
         assert f"]({name})" in card
     assert f"**Best threshold: {run.evaluation.best.threshold:.2f}**" in card
@@ -213,7 +213,7 @@ def test_a_finished_run_is_reported_anew_and_not_trained(finished, folder, copy,
     assert read_json(copy / "results.json")["metrics"]["AP"] == finished[0].evaluation.metrics["AP"]
     assert (copy / "model.safetensors").read_bytes() == before
     assert "starting from random weights" in (copy / "README.md").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match=r"is finished, .*num_train_epochs 5; it was 2 so far.*--model"):
+    with pytest.raises(ValueError, match=r"is finished, .*num_train_epochs 5; it was 2 before.*--model"):
         run_quietly(folder / "data", output_dir=copy, resume=True, num_train_epochs=5)
 
 
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_named(finished, folder, copy):
     record = read_json(copy / "run.json")
     (copy / "run.json").write_text(json.dumps(record | {"finished": False}))
     os.truncate(copy / "checkpoint-4/model.safetensors", 1000)
-    with pytest.raises(ValueError, match=r"checkpoint-4/model.safetensors is damaged .*goes on from the newest of"):
+    with pytest.raises(ValueError, match=r"checkpoint-4/model.safetensors is damaged .*continues from the newest of"):
         train(folder / "data", output_dir=copy, resume=True)
 
 
@@ -300,7 +300,7 @@ def test_other_data_of_the_same_counts_are_noticed(folder, copy, tmp_path):
     content = read_json(path)
     content["annotations"][0]["bbox"][2] -= 1
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"The images to train on are not those that the run in .* had"):
+    with pytest.raises(ValueError, match=r"The training images are not those of the run in .*boxes differ"):
         train(replaced, output_dir=copy, resume=True)
 
 
@@ -385,11 +385,11 @@ def test_two_runs_in_one_folder_are_refused(folder, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_free_is_refused(finished, folder, copy, tmp_path):
     data = folder / "data"
-    with pytest.raises(FileExistsError, match=r"has a run in it; choose another folder, or go on with it by --resume"):
+    with pytest.raises(FileExistsError, match=r"has a run in it; choose another folder, or continue it by --resume"):
         train(data, output_dir=copy)
     with pytest.raises(ValueError, match=r"started from .*untrained, not from other"):
         train(data, output_dir=copy, model="other", resume=True)
-    message = "had 10 images to train on and 5 held out, of 5 classes, these data have 5 and None, of 5: resume it with its own"
+    message = "had 10 training images and 5 held-out images of 5 classes. These data have 5 and None, of 5 classes"
     with pytest.raises(ValueError, match=message):
         train(load_data(data).validation, output_dir=copy, resume=True)
     (tmp_path / "mine").mkdir()
@@ -449,7 +449,7 @@ def test_data_without_held_out_images_train_to_the_end(folder, tmp_path):
     assert list((tmp_path / "out/runs").glob("*/events.*"))
     assert run.evaluation is run.test is None
     assert "step 1 of 1: loss" in printed
-    assert "those after the last step, 1; there was nothing to choose by" in printed
+    assert "those after the last step, 1; there was no evaluation to choose by" in printed
     assert_same(tmp_path / "out/model.safetensors", tmp_path / "out/last/model.safetensors")
     assert "No AP of these weights was recorded" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert not (tmp_path / "out/results.json").exists()
@@ -477,7 +477,7 @@ def test_data_without_held_out_images_train_to_the_end(folder, tmp_path):
         ({"batch_size": "many"}, "batch_size='many' must be a number of images, or \"auto\""),
         ({"batch_size": 0}, "batch_size=0 must be"),
         ({"recipe": "best"}, "There is no recipe 'best'"),
-        ({"save_strategy": "no"}, "save_strategy='no': a run saves what it evaluates"),
+        ({"save_strategy": "no"}, "save_strategy='no': a run evaluates and saves at the same"),
         ({"eval_strategy": "no"}, "eval_strategy='no'"),
         ({"max_steps": 0}, "max_steps=0 trains nothing"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1"),
@@ -606,7 +606,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(DinoDetrTrainer, "train", stop)
     with pytest.raises(KeyboardInterrupt) as stopped:
         run_quietly(folder / "data", model=folder / "untrained", output_dir=tmp_path / "out")
-    assert stopped.value.__notes__ == ["0 steps are done; --resume goes on from the newest checkpoint."]
+    assert stopped.value.__notes__ == ["0 steps are done; --resume continues from the newest checkpoint."]
 
 
 def test_an_evaluation_that_is_stopped_says_how_to_go_on(finished, folder, copy, monkeypatch):
@@ -616,7 +616,7 @@ def test_an_evaluation_that_is_stopped_says_how_to_go_on(finished, folder, copy,
     monkeypatch.setattr(results, "evaluate_model", stop)
     with pytest.raises(KeyboardInterrupt) as stopped:
         run_quietly(folder / "data", output_dir=copy, resume=True)
-    assert stopped.value.__notes__ == ["All steps are done; --resume goes on with the evaluation."]
+    assert stopped.value.__notes__ == ["All steps are done; --resume continues with the evaluation."]
 
 
 def test_evaluation_within_epochs(folder, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from datasets import IterableDataset
 
-from dino_hf.run.streams import read_streams
+from dino_hf.run.data import read_streams
 from processes import leave
 
 

@@ -1,4 +1,4 @@
-"""Find images that would stop an epoch, before the first step."""
+"""Find bad images before the first step, so that they do not stop training in the middle."""
 
 import os
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ from ..data.rows import CocoData, check_image_size
 MOST_DECODED = 2000  # images decoded by default: each takes about 10 ms
 _CHUNK = 100  # image files in memory at once
 _SHOWN = 3  # bad images named in messages
-_MODES_OF_DOUBT = ("I", "F")  # Pillow modes whose range of values is known only from the pixels
-_BYTES_PER_PIXEL = 8  # decoded, and as RGB
+_MODES_OF_UNKNOWN_RANGE = ("I", "F")  # Pillow modes whose range of values is only known from the pixels
+_BYTES_PER_PIXEL = 8  # of the decoded image and its RGB copy
 _room = DecodingRoom(2**30)  # for all threads
 
 
 def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: bool) -> tuple[DetectionData, list[str]]:
-    """Check all images and take bad ones out of the data.
+    """Check all images and remove bad images from the data.
 
     The start of each file is always read: format, size and orientation. Validation and test images are also decoded, which finds
     truncated files. Training images are decoded if there are up to 2,000. `ReadableImages` finds the other bad ones in training.
 
     Args:
-        on_bad_image: "skip" takes them out of the data, "raise" stops.
+        on_bad_image: "skip": remove bad images; "raise": stop.
         decode_all: decode all images, however many.
     Returns:
         the data without bad images; warnings.
@@ -42,27 +42,27 @@ def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: b
             continue
         reasons = list(bad.values())
         listed = " ".join(reasons[:_SHOWN])
-        what = f"{len(bad)} of {len(data.dataset)} {name} images cannot be used. {listed}"
+        problem = f"{len(bad)} of {len(data.dataset)} {name} images cannot be used. {listed}"
         if len(bad) > _SHOWN:
-            what += f" And {len(bad) - _SHOWN} more."
+            problem += f" And {len(bad) - _SHOWN} more."
         if on_bad_image == "raise":
-            raise ValueError(f"{what} Mend or remove them, or leave them out by --on-bad-image skip.")
+            raise ValueError(f"{problem} Repair or remove them, or leave them out by --on-bad-image skip.")
         if len(bad) > len(data.dataset) / 2:
-            raise ValueError(f"{what} They are too many to leave out: mend them.")
-        warnings.append(f"{what} They are left out (--on-bad-image raise stops instead).")
+            raise ValueError(f"{problem} They are too many to leave out: repair them.")
+        warnings.append(f"{problem} They are left out (--on-bad-image raise stops instead).")
         kept = [index for index in range(len(data.dataset)) if index not in bad]
         splits = splits._replace(**{name: data._replace(dataset=data.dataset.select(kept))})
     return splits, warnings
 
 
 def bad_images(data: CocoData, decode: bool) -> dict[int, str]:
-    """Index of each image that cannot be read or has another size than annotated -> the reason, as one sentence."""
+    """Images that cannot be read or have another size than annotated: index -> the reason, as one sentence."""
     rows = data.dataset.select_columns(["image_id", "file_name", "width", "height", "image"]).with_format("arrow")
     bad = {}
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
         for start in range(0, len(rows), _CHUNK):
-            some = rows[start : start + _CHUNK].to_pylist()
-            for place, problem in enumerate(pool.map(lambda row: _problem(row, decode), some)):
+            chunk = rows[start : start + _CHUNK].to_pylist()
+            for place, problem in enumerate(pool.map(lambda row: _problem(row, decode), chunk)):
                 if problem is not None:
                     bad[start + place] = problem
     return bad
@@ -85,12 +85,12 @@ def _problem(row: Mapping, decode: bool) -> str | None:
     try:
         with open_image(path if content is None else content) as image:
             check_image_size(row["image_id"], _Sized(upright_size(image)), (row["width"], row["height"]))
-            if decode or image.mode.startswith(_MODES_OF_DOUBT):
+            if decode or image.mode.startswith(_MODES_OF_UNKNOWN_RANGE):
                 with _room.take(_BYTES_PER_PIXEL * image.width * image.height):
                     load(image)
-                    if image.mode.startswith(_MODES_OF_DOUBT):
+                    if image.mode.startswith(_MODES_OF_UNKNOWN_RANGE):
                         to_rgb(image)
-                    image.close()  # its pixels too
+                    image.close()  # frees its pixels
     except (OSError, ValueError) as error:
         sentence = str(error).rstrip(".")
         return f"{sentence}." if isinstance(error, ValueError) else f"{name}: {sentence}."

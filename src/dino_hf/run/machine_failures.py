@@ -1,4 +1,4 @@
-"""Failures of the machine in training, as a sentence that says what to do: full disks, no memory, killed workers."""
+"""Sentences about failures of the machine in training, and what to do: full disks, no memory, killed workers."""
 
 import errno
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-# Libraries raise these as errors of no common type, some of them with the cause only in their text.
+# Libraries raise these errors with different types. Some name the cause only in their text.
 _DISK = re.compile(
     r"No space left|File too large|os error (28|27|122)|Disk quota|PytorchStreamWriter failed|"
     r"unexpected pos|enforce fail at inline_container",
@@ -17,26 +17,26 @@ _DISK = re.compile(
 _MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|Cannot allocate memory|std::bad_alloc", re.IGNORECASE)
 _SHARED_MEMORY = re.compile(r"Bus error|shared memory|/dev/shm", re.IGNORECASE)
 _WORKER = re.compile(r"DataLoader worker .*(killed|exited)", re.IGNORECASE | re.DOTALL)
-# Types of errors that the machine may cause. All others are faults of the program.
+# Types of errors that the machine may cause. All other types are faults of the program.
 MACHINE_ERRORS = (SafetensorError, RuntimeError, OSError, MemoryError)
 _DISK_NUMBERS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def failure_of_the_machine(error: BaseException, args: TrainingArguments) -> str | None:
-    """One sentence about the failure of the machine that caused an error in training. None: another kind of error."""
+    """A sentence about the failure that caused an error in training, and what to do. None: the machine is not the cause."""
     texts = list(_texts(error))
-    numbers = [getattr(one, "errno", None) for one in _chain(error)]
+    numbers = [getattr(link, "errno", None) for link in _chain(error)]
     if any(number in _DISK_NUMBERS for number in numbers) or _finds(_DISK, texts):
         free = shutil.disk_usage(next(path for path in _above(Path(args.output_dir)) if path.exists())).free
         return (
-            f"A file in {args.output_dir} could not be written ({texts[0][:160]}); {free / 2**20:.0f} MiB are free there. Make "
-            "room, or raise the limit of the size of a file, and run again with --resume: whole checkpoints are kept."
+            f"A file in {args.output_dir} could not be written ({texts[0][:160]}). {free / 2**20:.0f} MiB are free there. Make "
+            "room, or raise the limit of file sizes, and run again with --resume: whole checkpoints are kept."
         )
     if _finds(_WORKER, texts):
         cause = "shared memory is full" if _finds(_SHARED_MEMORY, texts) else "often because memory ran out"
         return (
-            f"A process that reads images ended ({texts[0].splitlines()[0][:160]}), {cause}: run again with --resume and a smaller "
-            f"--dataloader-num-workers (it is {args.dataloader_num_workers}; 0 reads in the training process)."
+            f"A process that reads images ended ({texts[0].splitlines()[0][:160]}), {cause}. Run again with --resume and a smaller "
+            f"--dataloader-num-workers (now {args.dataloader_num_workers}; 0 reads images in the training process)."
         )
     if isinstance(error, MemoryError) or errno.ENOMEM in numbers or _finds(_MEMORY, texts):
         return memory_sentence(args)
@@ -44,10 +44,11 @@ def failure_of_the_machine(error: BaseException, args: TrainingArguments) -> str
 
 
 def memory_sentence(args: TrainingArguments) -> str:
+    """A sentence about batches that do not fit into memory, and what to do."""
     size = args.train_batch_size
     cure = f"--batch-size {size // 2}, or" if size > 1 else "smaller images (--short-sides, --longest-side),"
     return (
-        f"Batches of {size} do not fit into the memory of {args.device}: run again with --resume and {cure} "
+        f"Batches of {size} do not fit into the memory of {args.device}. Run again with --resume and {cure} "
         "--activation-checkpointing or --bf16."
     )
 
@@ -67,7 +68,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def _texts(error: BaseException) -> list[str]:
-    return [str(one) or type(one).__name__ for one in _chain(error)]
+    return [str(link) or type(link).__name__ for link in _chain(error)]
 
 
 def _finds(pattern: re.Pattern, texts: list[str]) -> bool:

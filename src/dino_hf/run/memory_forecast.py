@@ -1,4 +1,4 @@
-"""How much memory a training step will take, before it takes it, and the batch size that fits."""
+"""Forecast of the memory of a training step, and the largest batch size that fits."""
 
 import math
 import weakref
@@ -18,31 +18,34 @@ from ..common.random_numbers import forked_random_numbers
 from ..training.augmentation import Augmentation
 from ..training.recipe import Recipe
 
-SHARE_OF_FREE = 0.85  # of the free memory that is planned with: allocators round up and leave gaps
-# On a CPU, more images at once save nothing, and the smaller ones are padded to the largest.
+SHARE_OF_FREE = 0.85  # share of the free memory that is used: allocators round up and leave gaps
+# Largest batch size on a CPU. Larger batches are not faster there, and small images are padded to the largest.
 _MOST_ON_CPU = 4
-# What takes seconds also on a CPU: larger images are extrapolated from two of these areas, in pixels.
+# Areas in pixels that take seconds to measure, also on a CPU. Larger images are extrapolated from these two.
 _AREAS = (256 * 256, 384 * 384)
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # the new and the old name
-_MULTIPLE = 32  # of the sides that are measured: no level of the feature maps is rounded
+_MULTIPLE = 32  # measured sides are multiples of this, so that no feature map is rounded
 
 
 class MemoryForecast(NamedTuple):
-    """Bytes of a training step on one device."""
+    """Memory of a training step on one device, in bytes."""
 
     weights: int  # parameters and buffers
     fixed: int  # weights, gradients, moments of the optimizer, average of the weights
-    per_image: int  # what the autograd graph of an image keeps, and the most that backward needs beside it
-    size: tuple[int, int]  # (height, width) in pixels that images are padded to, at worst
-    num_boxes: int  # of the image with most boxes
+    per_image: int  # autograd graph of one image, and the most that backward needs beside it
+    size: tuple[int, int]  # largest (height, width) in pixels that images are padded to
+    num_boxes: int  # boxes of the image with the most boxes
 
     def total(self, batch_size: int) -> int:
-        """Bytes at the fullest moment of a step of `batch_size` images: in backward, or in the optimizer's update, which holds one
-        more copy of the weights when the activations are gone."""
+        """Peak bytes of a step with `batch_size` images.
+
+        The peak is in backward, or in the optimizer's update, which needs one more copy of the weights after the activations are
+        freed.
+        """
         return self.fixed + max(self.per_image * batch_size, self.weights)
 
     def largest_batch(self, free: int) -> int:
-        """The largest power of two that fits into the planned share of `free` bytes; 0: not even one image does."""
+        """Largest power of two whose step fits into 85 % of `free` bytes; 0 if not even one image fits."""
         room = int(free * SHARE_OF_FREE) - self.fixed
         if self.total(1) > free * SHARE_OF_FREE:
             return 0
@@ -56,18 +59,19 @@ def forecast_memory(
     image_sizes: Sequence[tuple[int, int]],
     num_boxes: int,
 ) -> MemoryForecast:
-    """Run one image forward and backward, and count what is alive at the fullest moment: tensors, by their storages, on any device.
+    """Run one image forward and backward, and measure the peak of the bytes in living tensors.
 
-    Images above some 400 x 400 pixels are not run, but extrapolated from two smaller ones: memory is linear in the pixels, for an
-    R50 to 0.2 % at 576 x 704. Of tensors, a step on a CPU took 99 and 102 % of what was forecast for one image more, and an R50's
-    92 % in all; the heap of glibc, which gives nothing back, made 116 % of that, and up to 145 % with many small tensors.
-    The model is as before, but on the device of `args`, with activation
-    checkpointing if they have it; random numbers go on as if none had been drawn.
+    Images above about 400 x 400 pixels are extrapolated from two smaller ones, because memory is linear in the number of pixels
+    (R50: within 0.2 % at 576 x 704). On a CPU, the tensors of one more image took 99 to 102 % of the forecast, and all tensors of
+    an R50 92 %. The process took 116 % of that, up to 145 % with many small tensors, because glibc keeps freed memory.
+
+    Afterwards the model is on the device of `args`, with activation checkpointing if `args` have it, and otherwise unchanged. The
+    random generators are unchanged.
 
     Args:
         model: `DinoDetrForObjectDetection`, configured by the recipe.
-        image_sizes: (height, width) of the training images, each of those that occur.
-        num_boxes: most boxes of an image.
+        image_sizes: all distinct (height, width) of the training images.
+        num_boxes: largest number of boxes of an image.
     """
     size = largest_training_size(recipe.augmentation, image_sizes)
     model.to(args.device)
@@ -77,7 +81,7 @@ def forecast_memory(
     if area <= 1.1 * _AREAS[-1]:
         per_image = _measure(model, args, size, num_boxes)
     else:
-        sizes = [_scaled(size, math.sqrt(one / area)) for one in _AREAS]
+        sizes = [_scaled(size, math.sqrt(smaller / area)) for smaller in _AREAS]
         (x0, y0), (x1, y1) = [(h * w, _measure(model, args, (h, w), num_boxes)) for h, w in sizes]
         per_image = int(y1 + (y1 - y0) / (x1 - x0) * (area - x1))
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -88,7 +92,7 @@ def forecast_memory(
 
 
 def largest_training_size(augmentation: Augmentation, image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """(height, width) that a batch is padded to at worst: the highest and the widest image that augmentation makes."""
+    """Largest (height, width) that a batch is padded to: the highest and the widest image after augmentation."""
     if augmentation.scale_jitter is not None:
         return augmentation.jitter_size, augmentation.jitter_size
     results = []
@@ -114,14 +118,14 @@ def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
 
 
 def _measure(model: nn.Module, args: TrainingArguments, size: tuple[int, int], num_boxes: int) -> int:
-    """Most bytes that are alive at once in forward and backward of one image, beside the weights and their gradients."""
+    """Peak bytes in forward and backward of one image, without the weights and their gradients."""
     device = args.device
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.2], device=device).repeat(1, num_boxes, 1)  # (1, T, 4)
     labels = {"class_labels": torch.zeros(1, num_boxes, dtype=torch.int64, device=device), "boxes": boxes}
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-    with _left_as_it_is(model, device):
-        for parameter in model.parameters():  # as if of an earlier batch: then they are no part of what is counted
+    with _unchanged(model, device):
+        for parameter in model.parameters():  # existing gradients, as after an earlier batch, are not counted
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         held = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
         with _LiveBytes(held) as live:
@@ -134,8 +138,8 @@ def _measure(model: nn.Module, args: TrainingArguments, size: tuple[int, int], n
 
 
 @contextmanager
-def _left_as_it_is(model: nn.Module, device: torch.device):
-    """What a step changes without an optimizer: gradients, statistics, the mode, random numbers."""
+def _unchanged(model: nn.Module, device: torch.device):
+    """Restore what a step without an optimizer changes: gradients, statistics, the training mode, random generators."""
     was_training, buffers = model.training, [buffer.clone() for buffer in model.buffers()]
     with forked_random_numbers(device):
         try:
@@ -148,7 +152,7 @@ def _left_as_it_is(model: nn.Module, device: torch.device):
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts storages that come into being within, as long as they live; on all devices, without what operators use inside."""
+    """Counts the bytes of storages created inside the context, while they live. Temporary memory inside operators is not seen."""
 
     def __init__(self, held: Sequence[torch.Tensor]):
         super().__init__()
@@ -176,11 +180,8 @@ class _LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-# What is free
-
-
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process may still take on a device; what this process holds there counts as taken."""
+    """Free bytes on a device. Memory of this process is not free."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
@@ -190,8 +191,7 @@ def free_memory(device: torch.device) -> int:
 def choose_batch_size(
     forecast: MemoryForecast, free: int, recipe: Recipe, device: torch.device, num_processes: int
 ) -> int:
-    """Images per process and batch: the largest power of two that fits into what is free and divides the recipe's images per
-    step."""
+    """Batch size per process: the largest power of two that fits into `free` bytes and divides the recipe's images per step."""
     most = max(1, recipe.total_batch_size // num_processes)
     if device.type == "cpu":
         most = min(most, _MOST_ON_CPU)

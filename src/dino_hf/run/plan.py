@@ -1,4 +1,4 @@
-"""The arguments of a run: the recipe, fitted to model and data, and when it evaluates and saves."""
+"""The arguments of a run: the recipe, adapted to model and data, and the steps of evaluations and checkpoints."""
 
 import dataclasses
 import os
@@ -19,7 +19,14 @@ _MOST_WORKERS = 8
 
 
 def fitted(recipe: Recipe, given: dict[str, Any], image_processor, has_evaluation: bool) -> Recipe:
-    """To the size of images that the model predicts on, unless sizes are given; and to data of which none are held out."""
+    """A recipe adapted to model and data.
+
+    Unless sizes are given, training images get the size at which the model predicts. Without held-out data, training does not stop
+    early.
+
+    Args:
+        given: settings from the user.
+    """
     size = image_processor.size
     if not given.keys() & {field.name for field in dataclasses.fields(Augmentation)} and "shortest_edge" in size:
         augmentation = recipe.augmentation.resized(size["shortest_edge"], size["longest_edge"])
@@ -30,48 +37,51 @@ def fitted(recipe: Recipe, given: dict[str, Any], image_processor, has_evaluatio
 
 
 class Plan(NamedTuple):
-    """What `TrainingArguments` are made of."""
+    """Inputs of the `TrainingArguments` of a run."""
 
     recipe: Recipe
-    arguments: dict[str, Any]  # for TrainingArguments, but for the sizes of batches
+    arguments: dict[str, Any]  # for TrainingArguments, without batch sizes
     output_dir: Path
     splits: DetectionData
 
     def training_arguments(self, batch_size: int = 1, accumulation: int = 1) -> TrainingArguments:
+        """Arguments for a batch size per process and a number of accumulated batches. The user's settings replace both.
+
+        Raises:
+            ValueError: a setting is invalid.
+        """
         settings = {
             "per_device_train_batch_size": batch_size,
             "per_device_eval_batch_size": batch_size,
             "gradient_accumulation_steps": accumulation,
             "save_total_limit": 2,
             "disable_tqdm": True,
-            # Else processes on CPUs would not find each other, and half precision would be refused.
+            # Without this, processes on CPUs would not connect, and half precision would be refused.
             "use_cpu": not torch.accelerator.is_available(),
             **_strategies(self.arguments, self.splits.validation is not None),
         } | self.arguments
-        if settings.get("max_steps") == 0:  # Trainer would make one step
+        if settings.get("max_steps") == 0:  # Trainer would do one step
             raise ValueError(
-                "max_steps=0 trains nothing; leave it out to train num_train_epochs, or give a number of steps."
+                "max_steps=0 trains nothing. Leave it out to train num_train_epochs, or set a number of steps."
             )
         accumulation, workers = settings["gradient_accumulation_steps"], settings.get("dataloader_num_workers")
         if isinstance(accumulation, int) and accumulation < 1:
-            raise ValueError(
-                f"gradient_accumulation_steps={accumulation} must be at least 1, which accumulates nothing."
-            )
+            raise ValueError(f"gradient_accumulation_steps={accumulation} must be at least 1; 1 does not accumulate.")
         if isinstance(workers, int) and workers < 0:
             raise ValueError(
-                f"dataloader_num_workers={workers} must be at least 0, which reads images in the training process."
+                f"dataloader_num_workers={workers} must be at least 0; 0 reads images in the training process."
             )
         try:
             args = self.recipe.training_arguments(str(self.output_dir), **settings)
             planned = planned_steps(args, len(self.splits.train.dataset))
-        except (TypeError, OverflowError) as error:  # of values from Python or a record, which nothing has looked at
+        except (TypeError, OverflowError) as error:  # values from Python or run.json were not checked before
             raise ValueError(
                 f"One of the settings {short_repr(self.arguments)} has a value of a wrong type: {error}."
             ) from error
         if "logging_steps" not in self.arguments:  # epochs of small data sets are short
             args.logging_steps = min(20, *planned)
         if args.device.type == "cpu":
-            args.dataloader_pin_memory = False  # there is nothing to copy to
+            args.dataloader_pin_memory = False  # only speeds up copies to a GPU
         elif "dataloader_num_workers" not in self.arguments:
             args.dataloader_num_workers = min(_MOST_WORKERS, _usable_cores() // processes_here(args))
             args.dataloader_persistent_workers = args.dataloader_num_workers > 0
@@ -79,22 +89,22 @@ class Plan(NamedTuple):
 
 
 def _usable_cores() -> int:
-    """Cores that this process may run on: a container or a scheduler may give it some of those of the machine."""
+    """Number of cores of this process. A container or a scheduler may limit them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def processes_here(args: TrainingArguments) -> int:
-    """Processes of the run on this machine; of several machines, each has its own cores."""
+    """Number of processes of the run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
 
 
 def _strategies(given: dict[str, Any], has_evaluation: bool) -> dict[str, Any]:
-    """When a run evaluates and saves: always at the same steps, so that the best weights are there in the end.
+    """Arguments for evaluations and checkpoints. Both happen at the same steps, so that the best weights are saved.
 
     Raises:
-        ValueError: something else is wanted.
+        ValueError: the given settings want other steps.
     """
     steps = given.get("eval_steps", given.get("save_steps"))
     default = "epoch" if steps is None else "steps"
@@ -102,15 +112,15 @@ def _strategies(given: dict[str, Any], has_evaluation: bool) -> dict[str, Any]:
     evaluated = given.get("eval_strategy", saved if has_evaluation else "no")
     if saved not in ("epoch", "steps") or evaluated != (saved if has_evaluation else "no"):
         raise ValueError(
-            f"eval_strategy={evaluated!r} and save_strategy={saved!r}: a run saves what it evaluates, after each epoch or after "
-            "each --eval-steps; leave both out, or make them equal."
+            f"eval_strategy={evaluated!r} and save_strategy={saved!r}: a run evaluates and saves at the same steps, after each "
+            "epoch or every --eval-steps. Leave both out, or make them equal."
         )
     settings = {"eval_strategy": evaluated, "save_strategy": saved}
     if steps is not None:
         if saved != "steps" or given.get("save_steps", steps) != steps:
             raise ValueError(
-                f"eval_steps={given.get('eval_steps')}, save_steps={given.get('save_steps')}, save_strategy={saved!r}: a run saves "
-                "what it evaluates; give eval_steps alone."
+                f"eval_steps={given.get('eval_steps')}, save_steps={given.get('save_steps')}, save_strategy={saved!r}: a run "
+                "evaluates and saves at the same steps. Set only eval_steps."
             )
         settings |= {"eval_steps": steps, "save_steps": steps}
     if has_evaluation:

@@ -1,4 +1,4 @@
-"""What a run is going to do, on what, and whether there is room for it: told before it starts."""
+"""Preflight: the plan of a run, shown before it starts, with the memory and disk space it needs."""
 
 import dataclasses
 import re
@@ -25,22 +25,22 @@ from ..training.optimizer import images_per_step, parameter_groups, planned_step
 from ..training.recipe import Recipe
 from .memory_forecast import SHARE_OF_FREE, MemoryForecast
 
-_MOST_CLASSES = 12  # that are listed
-_MOST_LOOKED_AT = 200  # images that are opened where the annotations have no sizes
-_SHARE_OF_TOKENS = 0.1  # of the tokens of an image, that should be selected as queries
-_RARE = 10  # boxes; a class with fewer in training is told of
+_MOST_CLASSES = 12  # classes listed
+_MOST_OPENED = 200  # images opened if the annotations have no sizes
+_SHARE_OF_TOKENS = 0.1  # share of the tokens of an image that should be selected as queries
+_RARE = 10  # a class with fewer training boxes gets a warning
 
 
 @dataclass(frozen=True, repr=False)
 class Preflight:
-    """Everything that is printed, as plain JSON.
+    """The plan of a run, as plain JSON.
 
     Args:
         data: origin, notes, images of each split, classes with their boxes, boxes and sizes of the training images.
-        model: where it comes from, what became of its classes, parameters.
+        model: source, kept and new classes, parameters.
         plan: device, precision, images per step, learning rates, departures from the recipe, epochs, steps, evaluations.
-        memory: forecast for a step, what is free, in bytes; None if it was not asked for.
-        disk: what the run will take, what is free, in bytes.
+        memory: forecast for a step and free memory, in bytes; None without a forecast.
+        disk: needed and free space, in bytes.
         warnings: sentences.
     """
 
@@ -59,6 +59,7 @@ class Preflight:
         return dataclasses.asdict(self)
 
     def show(self, console: Console) -> None:
+        """Print the plan as a table, and the warnings below it."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True, style="bold")
         grid.add_column()
@@ -80,7 +81,7 @@ class Preflight:
         boxes = data["boxes"]
         yield (
             "Boxes",
-            f"{boxes['all']:,} in training, at most {boxes['most_in_an_image']:,} in an image; images without: "
+            f"{boxes['all']:,} in training, at most {boxes['most_in_an_image']:,} in an image; images without boxes: "
             f"{boxes['images_without']:,}; crowd regions: {boxes['crowds']:,}",
         )
         sizes = data["image_sizes"]
@@ -125,7 +126,7 @@ _SPLITS = {"train": "to train on", "validation": "held out", "test": "for the te
 def _memory_line(memory: dict[str, Any]) -> str:
     height, width = memory["image_size"]
     tensors = "gradients, optimizer and average" if memory["process"] else "weights, gradients, optimizer and average"
-    has = f"{size_text(memory['process'])} that the process has now, " if memory["process"] else ""
+    has = f"{size_text(memory['process'])} that the process uses now, " if memory["process"] else ""
     return (
         f"about {size_text(memory['total'])} for each process: {has}{size_text(memory['fixed'])} for {tensors}, "
         f" {size_text(memory['per_image'])} for each image of up to {width} x {height} with {memory['boxes']} boxes; "
@@ -133,14 +134,11 @@ def _memory_line(memory: dict[str, Any]) -> str:
     )
 
 
-# The parts
+# Parts of the preflight
 
 
 def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | None]) -> dict[str, Any]:
-    """
-    Args:
-        splits: train, validation, test.
-    """
+    """`Preflight.data` of data sets by split: train, validation, test."""
     train = splits["train"]
     categories, is_crowd, per_image = box_columns(train)
     counts = np.bincount(categories[~is_crowd], minlength=len(train.id2label))
@@ -164,7 +162,7 @@ def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | No
 
 
 def box_columns(data: CocoData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class and crowd flag of each box (N,), and how many of each image are no crowds (I,)."""
+    """Class and crowd flag of each box (N,), and the number of boxes of each image without crowds (I,)."""
     columns = data.dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
     crowds, categories = columns.field("iscrowd"), columns.field("category")
     counts = np.diff(crowds.offsets.to_numpy(zero_copy_only=False))
@@ -175,19 +173,20 @@ def box_columns(data: CocoData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def image_sizes(data: CocoData) -> list[tuple[int, int]]:
-    """(height, width) of all images; where the annotations have none, of some that are opened."""
+    """(height, width) of all images. If annotations lack sizes, of up to 200 images, which are opened."""
     columns = data.dataset.select_columns(["height", "width"])[:]
     sizes = list(zip(columns["height"], columns["width"], strict=True))
     if all(None not in size for size in sizes):
         return sizes
-    chosen = np.linspace(0, len(sizes) - 1, min(len(sizes), _MOST_LOOKED_AT)).astype(int)
-    images = (data.dataset[int(index)]["image"] for index in np.unique(chosen))
+    opened = np.linspace(0, len(sizes) - 1, min(len(sizes), _MOST_OPENED)).astype(int)
+    images = (data.dataset[int(index)]["image"] for index in np.unique(opened))
     return [(image.height, image.width) for image in images]
 
 
 def describe_plan(
     recipe: Recipe, args: TrainingArguments, model: nn.Module, num_images: int, steps_done: int
 ) -> dict[str, Any]:
+    """`Preflight.plan` of a run."""
     steps, per_epoch = planned_steps(args, num_images)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
@@ -228,17 +227,17 @@ def _num_evaluations(args: TrainingArguments, steps: int, per_epoch: int) -> int
 
 
 def describe_memory(forecast: MemoryForecast, free: int, args: TrainingArguments) -> dict[str, Any]:
-    """Bytes of one process at the fullest moment of a step.
+    """`Preflight.memory`: peak bytes of one process in a step.
 
-    On a CPU, Python and the libraries are in the same memory as the tensors; what the process has now, with the weights, is
-    counted. A GPU has the tensors alone.
+    On a CPU, the memory that the process uses now is included, because Python, the libraries and the weights are in the same
+    memory. A GPU has only the tensors.
     """
     tensors = forecast.total(args.train_batch_size)
     process = psutil.Process().memory_info().rss if args.device.type == "cpu" else 0
-    held = forecast.weights if process else 0  # by the process already
+    held = forecast.weights if process else 0  # the process has the weights already
     return {
         "total": process + tensors - held,
-        "more": tensors - held,  # than is taken now
+        "more": tensors - held,  # beyond the memory that is used now
         "weights": forecast.weights,
         "fixed": forecast.fixed - held,
         "per_image": forecast.per_image,
@@ -251,14 +250,14 @@ def describe_memory(forecast: MemoryForecast, free: int, args: TrainingArguments
 
 
 def describe_disk(model: nn.Module, recipe: Recipe, args: TrainingArguments, output_dir: Path) -> dict[str, Any]:
-    """Checkpoints of a run, and one that is being written; the best and the last weights."""
+    """`Preflight.disk`: space for checkpoints, with one that is being written, and for the best and the last weights."""
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     checkpoint = weights + 2 * trained + (weights if recipe.ema_decay is not None else 0)
     limit = args.save_total_limit
     kept = 0 if args.save_strategy == "no" else (limit or 0) + 1
     existing = next(folder for folder in (output_dir.resolve(), *output_dir.resolve().parents) if folder.exists())
-    many = " (checkpoints are never deleted: this is one)" if kept and not limit else ""
+    many = " (checkpoints are never deleted; each needs this space)" if kept and not limit else ""
     return {
         "needed": kept * checkpoint + 2 * weights,
         "checkpoint": checkpoint,
@@ -268,10 +267,10 @@ def describe_disk(model: nn.Module, recipe: Recipe, args: TrainingArguments, out
 
 
 def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
-    """A warning if an image has many more tokens than queries: only selected tokens train the encoder's heads.
+    """A warning if an image has many more tokens than queries, because only selected tokens train the encoder's heads.
 
     Args:
-        size: (height, width) of the largest training images in pixels; their tokens are estimated by the usual strides.
+        size: (height, width) of the largest training images in pixels. Their tokens are estimated from the usual strides.
     """
     stages = getattr(config.backbone_config, "out_features", None) or ["stage2"]
     stage = re.search(r"\d+", str(stages[0]))
@@ -281,21 +280,22 @@ def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
     if config.num_queries >= _SHARE_OF_TOKENS * tokens:
         return []
     return [
-        f"num_queries={config.num_queries} is less than a tenth of the about {tokens:,} tokens of an image: only selected tokens "
+        f"num_queries={config.num_queries} is less than a tenth of the about {tokens:,} tokens of an image. Only selected tokens "
         "train the encoder's heads, so a detector with few queries learns slowly. Use more queries, or smaller images."
     ]
 
 
 def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings: list[str]) -> list[str]:
+    """All warnings of a preflight: the given findings, classes with few boxes, and too little memory."""
     warnings = list(findings)
     empty = [name for name, count in data["classes"].items() if count == 0]
     if empty:
-        warnings.append(f"no box to train on is of {list_some(empty, _MOST_CLASSES)}: the model cannot learn them.")
+        warnings.append(f"no training box has the class {list_some(empty, _MOST_CLASSES)}: the model cannot learn it.")
     if rare := [name for name, count in data["classes"].items() if 0 < count < _RARE]:
-        warnings.append(f"fewer than {_RARE} boxes to train on are of {list_some(rare, _MOST_CLASSES)}.")
+        warnings.append(f"fewer than {_RARE} training boxes each have the class {list_some(rare, _MOST_CLASSES)}.")
     if memory is not None and memory["more"] > memory["free"]:
         warnings.append(
-            f"a step is forecast to take {size_text(memory['more'])} more, and {size_text(memory['free'])} are free: use a smaller "
+            f"a step needs about {size_text(memory['more'])} more, but only {size_text(memory['free'])} are free. Use a smaller "
             "--batch-size, --activation-checkpointing, --bf16, smaller images (--short-sides, --longest-side), or fewer "
             "--max-denoising-queries."
         )
@@ -303,6 +303,7 @@ def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings:
 
 
 def size_text(num_bytes: float) -> str:
+    """A number of bytes in GiB, MiB or KiB."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}" if num_bytes < 100 * size else f"{num_bytes / size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""How far a run is: a bar with the time left on terminals, and one line for each evaluation everywhere."""
+"""Progress of a training run: a bar with the time left on terminals, and one line for each evaluation."""
 
 import time
 
@@ -7,12 +7,18 @@ from transformers import TrainerCallback
 
 from ..common.progress import ProgressBar
 
-_SILENCE = 60  # seconds without a line, where there is no terminal
-BEST_AP = "best_AP"  # as a name for `metric_for_best_model`
+_SILENCE = 60  # seconds between lines without a terminal
+BEST_AP = "best_AP"  # a name for `metric_for_best_model`
+_SHOWN = (
+    ("eval_loss", "held-out loss", 2),
+    ("eval_AP", "AP", 3),
+    ("eval_AP50", "AP50", 3),
+    ("eval_ema_AP", "AP of the average", 3),
+)
 
 
 class BestOfBoth(TrainerCallback):
-    """Adds `eval_best_AP` to what is measured: the higher AP of the raw and the averaged weights, for the choice of the best."""
+    """Adds the metric `eval_best_AP`, the higher AP of the raw and the averaged weights, by which the best weights are chosen."""
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if "eval_AP" in metrics:
@@ -20,11 +26,13 @@ class BestOfBoth(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """In the first process. The time left is that of the whole run, evaluations included, from what steps and evaluations took so
-    far, each for itself.
+    """Shows the progress of the first process.
+
+    The time left includes evaluations and checkpoints. It is estimated from the mean times of steps, evaluations and checkpoints
+    so far.
 
     Args:
-        console: where it is shown; without a terminal, there are lines and no bar.
+        console: where progress is shown. Without a terminal, lines are printed instead of a bar.
     """
 
     def __init__(self, console: Console):
@@ -40,9 +48,8 @@ class TrainingProgress(TrainerCallback):
         self._timer = _Timer()
         self._best = max((_ap(entry) for entry in state.log_history), default=-1.0)  # resumed
         if state.is_world_process_zero and self.console.is_terminal:
-            self._bar = ProgressBar(
-                self.console, estimate=False
-            )  # the time left includes evaluations: see `seconds_left`
+            # The bar does not estimate the time left: `seconds_left` includes evaluations.
+            self._bar = ProgressBar(self.console, estimate=False)
             self._bar("training", state.global_step, state.max_steps)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -73,13 +80,13 @@ class TrainingProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Take the bar away; also for a run that was broken off."""
+        """Remove the bar. Call it after an interrupted run too."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
     def seconds_left(self, args, state) -> float | None:
-        """None before the first step."""
+        """Estimated seconds to the end of the run, or None before the first step."""
         step = self._timer.mean("step")
         if step is None:
             return None
@@ -97,9 +104,10 @@ class TrainingProgress(TrainerCallback):
         self._bar("training", state.global_step, state.max_steps, title=description, note=", ".join(parts))
 
     def _line(self, args, state, metrics: dict, description: str | None = None) -> None:
-        """
+        """Print one line.
+
         Args:
-            description: of what goes on, in a line between two evaluations.
+            description: "training" or "evaluating", for a line between two evaluations.
         """
         self._last_line = time.perf_counter()
         losses = self._losses
@@ -124,19 +132,11 @@ class TrainingProgress(TrainerCallback):
         self.console.print(f"{where}: {', '.join(parts)}", soft_wrap=True, highlight=False, markup=False)
 
 
-_SHOWN = (
-    ("eval_loss", "held-out loss", 2),
-    ("eval_AP", "AP", 3),
-    ("eval_AP50", "AP50", 3),
-    ("eval_ema_AP", "AP of the average", 3),
-)
-
-
 class _Timer:
-    """Mean durations by name: each lap is the time since the last one, of whatever name."""
+    """Mean durations by name. A lap is the time since the previous lap of any name."""
 
     def __init__(self):
-        self._laps: dict[str, tuple[int, float, float]] = {}  # number, their sum, the first one; in seconds
+        self._laps: dict[str, tuple[int, float, float]] = {}  # number of laps; their sum and the first one in seconds
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
@@ -148,7 +148,7 @@ class _Timer:
 
     def mean(self, name: str) -> float | None:
         count, total, first = self._laps.get(name, (0, 0.0, 0.0))
-        # The first step builds kernels and starts workers; alone, it is better than nothing.
+        # The first step also builds kernels and starts workers, so it only counts as long as it is the only one.
         if name == "step" and count > 1:
             count, total = count - 1, total - first
         return total / count if count else None
@@ -168,7 +168,7 @@ def _ap(metrics: dict) -> float:
 
 
 def _duration(seconds: float) -> str:
-    """In the largest unit that leaves a number of one digit or more."""
+    """A duration in the largest unit in which it is at least 1.5."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.0f} {unit}" if seconds >= 9.5 * length else f"{seconds / length:.1f} {unit}"

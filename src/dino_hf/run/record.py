@@ -10,6 +10,7 @@ from ..common.paths import expand_home
 from ..common.regular_files import read_settings
 from ..training.coco_data import CocoData
 from ..training.run_lock import LOCK_NAME
+from .settings import RUN_DEFAULTS
 
 RUN_NAME = "run.json"
 _ROWS = 1000  # rows hashed at a time
@@ -37,15 +38,15 @@ class RunRecord:
 
     @classmethod
     def take_up(cls, output_dir: Path, resume: bool) -> "RunRecord":
-        """The record of a new or empty folder, or of a run to resume.
+        """Read the record of a folder: empty for a new or empty folder, otherwise the record of the run to resume.
 
         Raises:
             FileExistsError: the folder has a run and `resume` is False, or it has other files.
-            OSError: it cannot be written.
-            ValueError: the record of its run is damaged.
+            OSError: the folder cannot be written.
+            ValueError: the record is damaged.
         """
         path = output_dir / RUN_NAME
-        cure = "go on with it by --resume (in Python, resume=True)"
+        cure = "continue it by --resume (in Python, resume=True)"
         has_run = check_output_folder(output_dir, resume, _has_run, "a run", cure, ignored=LOCK_NAME)
         if not has_run:
             return cls(output_dir, {})
@@ -53,17 +54,18 @@ class RunRecord:
             return cls(output_dir, _checked(read_settings(path)))
         except ValueError as error:
             raise ValueError(
-                f"{path} is damaged ({error}), so the run cannot be resumed; its checkpoints are whole folders: start a run in "
-                "another --output-dir with the newest of them as --model."
+                f"{path} is damaged ({error}), so the run cannot be resumed. Its checkpoints are whole: start another run in a new "
+                "--output-dir, with the newest of them as --model."
             ) from error
 
-    def settle(self, name: str, given: Any, default: Any) -> Any:
-        """Choose a setting and keep it in `values`: the given value, else the recorded one, else the default."""
-        self.values[name] = self.recorded.get(name, default) if given is None else given
-        return self.values[name]
+    def choose(self, given: dict[str, Any]) -> None:
+        """Choose the settings in `RUN_DEFAULTS`: the given value, else the recorded one, else the default. None is not given."""
+        for name, value in given.items():
+            self.values[name] = self.recorded.get(name, RUN_DEFAULTS[name]) if value is None else value
 
-    def settle_model(self, given: str | Path | None) -> None:
-        """
+    def choose_model(self, given: str | Path | None) -> None:
+        """Choose the model to start from: the given one, else the recorded one.
+
         Raises:
             ValueError: the resumed run started from another model.
         """
@@ -71,17 +73,23 @@ class RunRecord:
         given = None if given is None else place(given)
         if self.is_resumed and given is not None and given != (before and place(before)):
             raise ValueError(
-                f"The run in {self.output_dir} started from {before or 'no model'}, not from {given}: leave out the model to "
-                "resume it, or choose another --output-dir."
+                f"The run in {self.output_dir} started from {before or 'no model'}, not from {given}. To resume it, leave out the "
+                "model; or choose another --output-dir."
             )
-        self.settle("model", given, None)
+        self.values["model"] = before if given is None else given
 
-    def settle_settings(self, given: dict[str, Any]) -> dict[str, Any]:
+    def add_settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Add settings of this call to the recorded ones.
+
+        Returns:
+            all settings.
+        """
         self.values["settings"] = self.recorded.get("settings", {}) | given
         return self.values["settings"]
 
     def check_data(self, train: CocoData, held_out: CocoData | None) -> None:
-        """
+        """Check that a resumed run has the same data, and record them.
+
         Raises:
             ValueError: the resumed run had other data.
         """
@@ -94,25 +102,23 @@ class RunRecord:
         digests = {"train": data_digest(train), "held_out": None if held_out is None else data_digest(held_out)}
         changed = [name for name, digest in digests.items() if before.get("digests", digests).get(name) != digest]
         if changed and {name: before.get(name) for name in data} == data:
-            what = " and ".join(
-                {"train": "images to train on", "held_out": "held-out images"}[name] for name in changed
-            )
+            parts = " and ".join({"train": "training images", "held_out": "held-out images"}[name] for name in changed)
             raise ValueError(
-                f"The {what} are not those that the run in {self.output_dir} had: as many, but with other names, sizes or boxes. "
-                "Resume it with its own data, or start another in a new --output-dir."
+                f"The {parts} are not those of the run in {self.output_dir}: their number is the same, but names, sizes or boxes "
+                "differ. Resume the run with its own data, or start another run in a new --output-dir."
             )
         if {name: before.get(name) for name in data} != data:
             raise ValueError(
-                f"The run in {self.output_dir} had {before['train']} images to train on and {before['held_out']} held out, of "
-                f"{len(before['classes'])} classes, these data have {data['train']} and {data['held_out']}, of "
-                f"{len(data['classes'])}: resume it with its own data, or start another in a new --output-dir."
+                f"The run in {self.output_dir} had {before['train']} training images and {before['held_out']} held-out images of "
+                f"{len(before['classes'])} classes. These data have {data['train']} and {data['held_out']}, of "
+                f"{len(data['classes'])} classes. Resume the run with its own data, or start another run in a new --output-dir."
             )
         self.values["data"] = data | {"digests": digests}
 
     def changes(self) -> list[str]:
         """Sentences about settings that a resumed run changes."""
         lines = []
-        for name in _CHOICES:
+        for name in (*RUN_DEFAULTS, "batch_size"):
             if name in self.recorded and self.recorded[name] != self.values.get(name):
                 lines.append(_change(name, self.values.get(name), self.recorded[name]))
         before, now = self.recorded.get("settings", {}), self.values["settings"]
@@ -129,29 +135,22 @@ class RunRecord:
             path.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
 
 
-_CHOICES = (
-    "recipe",
-    "seed",
-    "validation_fraction",
-    "box_format",
-    "report_to",
-    "batch_size",
-    "on_bad_image",
-    "allow_outside",
-)
-_CHOICES += ("trust_boxes", "training_doctor")
 _KINDS = {"settings": dict, "data": dict, "start": str, "start_notes": list, "seed": int, "recipe": str}
 
 
 def _checked(content: Any) -> dict[str, Any]:
-    """The content of a record. Raises ValueError if no run can have written it."""
+    """The content of a record.
+
+    Raises:
+        ValueError: no run can have written this content.
+    """
     if not isinstance(content, dict) or not content:
-        raise ValueError("it is no record of a run")
+        raise ValueError("it is not the record of a run")
     for name, kind in _KINDS.items():
         if not isinstance(content.get(name), kind):
             raise ValueError(f"its {name} is {str(content.get(name))[:80]}")
     if not {"train", "held_out", "classes"} <= set(content["data"]):
-        raise ValueError("its data lack numbers of images or classes")
+        raise ValueError("its data have no number of images or no classes")
     return content
 
 
@@ -178,4 +177,4 @@ def data_digest(data: CocoData) -> str:
 
 
 def _change(name: str, now: Any, before: Any) -> str:
-    return f"the run goes on with {name} {now}; it was {'not set' if before is None else before} so far."
+    return f"the run continues with {name} {now}; it was {'not set' if before is None else before} before."

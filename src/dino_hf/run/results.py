@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: the best and the last weights, how good they are, curves, a model card."""
+"""Results of a run in its folder: the best and the last weights, their evaluation, curves and a model card."""
 
 import csv
 import json
@@ -32,35 +32,37 @@ _PICTURES = {
     "confusion.png": "Confusion matrix",
     "ap_per_class.png": "AP of each class, with 95 % intervals",
     "ap_per_size.png": "AP by size of objects, with 95 % intervals",
-    "mistakes.png": "The worst false positives and misses",
+    "mistakes.png": "The worst false positives and missed objects",
 }
 
 
 def keep_weights(trainer: DinoDetrTrainer, record: RunRecord) -> None:
-    """Save the best weights, raw or averaged, into the output folder, and those of the last step into `last`."""
+    """Save the best weights, raw or averaged, in the output folder, and the weights of the last step in `last`."""
     newest = Path(newest_checkpoint(record.output_dir))
-    source, what = _best(trainer.state, trainer.args, newest)
-    record.values["weights"] = what
-    _save(source, record.output_dir, what)
+    source, description = _best(trainer.state, trainer.args, newest)
+    record.values["weights"] = description
+    _save(source, record.output_dir, description)
     _save(newest, record.output_dir / LAST_FOLDER, f"those after the last step, {trainer.state.global_step}")
 
 
 def _best(state: TrainerState, args: TrainingArguments, newest: Path) -> tuple[Path, str]:
-    """Where the best weights are, and what they are, for people."""
+    """Folder of the best weights, and a description of them."""
     evaluations = [entry for entry in state.log_history if "eval_AP" in entry]
     best = newest.with_name(f"checkpoint-{state.best_global_step}")
     if not evaluations or not best.is_dir():
         is_average = ModelEma.is_saved(newest / EMA_FOLDER)
-        what = f"{_kind(is_average)} after the last step, {state.global_step}"
-        return (newest / EMA_FOLDER if is_average else newest), f"{what}; there was nothing to choose by"
+        description = (
+            f"{_kind(is_average)} after the last step, {state.global_step}; there was no evaluation to choose by"
+        )
+        return (newest / EMA_FOLDER if is_average else newest), description
     scores = next(entry for entry in reversed(evaluations) if entry["step"] == state.best_global_step)
     metric = args.metric_for_best_model.removeprefix("eval_")
     is_average = metric.startswith("ema_")
     if metric == BEST_AP:
         metric, is_average = "AP", scores.get("eval_ema_AP", -1.0) > scores["eval_AP"]
     is_average = is_average and ModelEma.is_saved(best / EMA_FOLDER)
-    what = f"{_kind(is_average)} after step {state.best_global_step}, of {len(evaluations)} evaluations the best by {metric}"
-    return (best / EMA_FOLDER if is_average else best), what
+    description = f"{_kind(is_average)} after step {state.best_global_step}, the best of {len(evaluations)} evaluations by {metric}"
+    return (best / EMA_FOLDER if is_average else best), description
 
 
 def _kind(is_average: bool) -> str:
@@ -78,11 +80,15 @@ def _save(source: Path, folder: Path, selected: str) -> None:
 def leave_results(
     record: RunRecord, splits: DetectionData, args: TrainingArguments, console: Console
 ) -> tuple[Evaluation | None, Evaluation | None]:
-    """Evaluate what is in the output folder on held-out and on test images, and write reports, curves and the model card."""
+    """Evaluate the weights in the output folder on held-out and test images, and write reports, curves and the model card.
+
+    Returns:
+        the evaluations on held-out and on test images; None if there are none.
+    """
     from ..evaluation.report import save_report  # here: it needs matplotlib
 
     folder = record.output_dir
-    if checkpoint := newest_checkpoint(folder):  # those of a finished run may have been deleted
+    if checkpoint := newest_checkpoint(folder):  # the user may have deleted those of a finished run
         _write_history(folder, TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
     predictor = Predictor(folder, device=args.device)
     evaluations: list[Evaluation | None] = []
@@ -99,14 +105,14 @@ def leave_results(
     config, digest = predictor.model.config, weights_digest(predictor.model)
     config.save_pretrained(folder)
     write_model_card(folder, config, predictor.model.num_parameters(), weights=digest)
-    _tell(record, held_out, test, console)
+    _print_summary(record, held_out, test, console)
     return held_out, test
 
 
 def _record_evaluation(
     model, held_out: Evaluation, data: CocoData, test: Evaluation | None, test_data: CocoData | None
 ) -> None:
-    """For the model card, in the place of what was measured in training."""
+    """Replace the evaluation of training by this evaluation, for the model card."""
     training = model.config.provenance["training"]
     step = (training.get("evaluation") or {}).get("step", training.get("steps"))
     evaluation = _for_card(held_out, data) | {
@@ -133,7 +139,7 @@ def _for_card(evaluation: Evaluation, data: CocoData) -> dict[str, Any]:
 
 
 def _write_history(folder: Path, state: TrainerState) -> None:
-    """What was logged: as it is, as a table with one row for each step, and drawn."""
+    """Write the log as JSON, as a table with one row for each step, and as plots."""
     from .curves import save_curves  # imported here, because it needs matplotlib
 
     text = json.dumps(state.log_history, indent=2) + "\n"
@@ -149,16 +155,16 @@ def _write_history(folder: Path, state: TrainerState) -> None:
     save_curves(folder / CURVES_NAME, state)
 
 
-def _tell(record: RunRecord, held_out: Evaluation | None, test: Evaluation | None, console: Console) -> None:
+def _print_summary(record: RunRecord, held_out: Evaluation | None, test: Evaluation | None, console: Console) -> None:
     folder = record.output_dir
     lines = [f"{folder} has the best weights: {record.values['weights']}."]
-    for evaluation, what in ((held_out, "held-out"), (test, "test")):
+    for evaluation, part in ((held_out, "held-out"), (test, "test")):
         if evaluation is not None:
             low, high = evaluation.intervals.get("AP", (None, None))
             interval = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"
             lines.append(
                 f"AP {evaluation.metrics['AP']:.3f}{interval}, AP50 {evaluation.metrics['AP50']:.3f} on "
-                f"{evaluation.counts['images']} {what} images."
+                f"{evaluation.counts['images']} {part} images."
             )
     lines.append(f"Look at {folder / 'README.md'} and {folder / CURVES_NAME}.")
     for line in lines:

@@ -1,5 +1,7 @@
-"""Settings of a run by name, from Python or a command line: fields of a recipe, of its augmentation and of what it sets in the
-model, and of `TrainingArguments`."""
+"""Settings of a run by name, from Python or a command line.
+
+A setting is an argument of `train`, or a field of `Recipe`, of its `Augmentation` and `model_settings`, or of `TrainingArguments`.
+"""
 
 import argparse
 import dataclasses
@@ -19,27 +21,39 @@ _ARGUMENTS = {argument.name for argument in dataclasses.fields(TrainingArguments
 _OF_RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"name", "augmentation", "model_settings"}
 _OF_AUGMENTATION = {field.name for field in dataclasses.fields(Augmentation)}
 _NAMES = _ARGUMENTS | _OF_RECIPE | _OF_AUGMENTATION | MODEL_SETTINGS
-# What `train` itself has, beside the data.
-_OF_TRAIN = {"model", "recipe", "output_dir", "resume", "batch_size", "report_to", "seed", "dry_run"}
-_OF_TRAIN |= {"validation_fraction", "box_format", "allow_outside", "trust_boxes", "on_bad_image", "check_images"}
-_OF_TRAIN |= {"training_doctor"}
-_INSTEAD = {
+# Arguments of `train` that `run.json` records, and their defaults. A resumed run keeps the recorded values.
+RUN_DEFAULTS = {
+    "recipe": "finetune",
+    "seed": 0,
+    "validation_fraction": 0.2,
+    "box_format": None,
+    "report_to": None,  # TensorBoard, if it is installed
+    "on_bad_image": "skip",
+    "allow_outside": False,
+    "trust_boxes": False,
+    "training_doctor": True,
+}
+_OF_TRAIN = {*RUN_DEFAULTS, "model", "output_dir", "resume", "batch_size", "dry_run", "check_images"}
+# Training arguments that a run sets itself, and what to use instead.
+_FALLBACKS = {
     "output_dir": "--output-dir (in Python, output_dir) names the folder",
-    "resume_from_checkpoint": "--resume (in Python, resume=True) goes on with the newest checkpoint in the output folder",
+    "resume_from_checkpoint": "--resume (in Python, resume=True) continues from the newest checkpoint in the output folder",
     "per_device_train_batch_size": "--batch-size (in Python, batch_size) sets the images of a batch",
-    "push_to_hub": "share the finished folder: hf upload NAME FOLDER; while it trains, there would be no results in it",
+    "push_to_hub": "share the finished folder: hf upload NAME FOLDER. During training, it would have no results",
 }
 
 
 def split_settings(recipe: str, settings: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """Settings by name -> the recipe with those that are its own, and the others, for `recipe.training_arguments`.
+    """Split settings by name.
 
+    Returns:
+        the recipe with its changed fields; all other settings, for `recipe.training_arguments`.
     Raises:
-        ValueError: nothing has a setting of that name, or it cannot have that value.
+        ValueError: there is no setting of this name, or the value is invalid.
     """
     for name in settings:
-        if name in _INSTEAD:
-            raise ValueError(f"{name} is not set here: {_INSTEAD[name]}.")
+        if name in _FALLBACKS:
+            raise ValueError(f"{name} is not set here: {_FALLBACKS[name]}.")
         if name not in _NAMES:
             raise ValueError(f"There is no setting {name!r}; {_closest(name)}")
     changes = {name: value for name, value in settings.items() if name in _OF_RECIPE}
@@ -54,10 +68,10 @@ def split_settings(recipe: str, settings: dict[str, Any]) -> tuple[Recipe, dict[
 
 
 def flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as plain JSON, where `augmentation` and `model_settings` are taken apart into their fields.
+    """Settings as plain JSON. `augmentation` and `model_settings` are replaced by their fields.
 
     Raises:
-        ValueError: a value that cannot be written down, so that a run could not be resumed with it.
+        ValueError: a value is not plain JSON, so a run could not be resumed with it.
     """
     flat = {}
     for name, value in settings.items():
@@ -70,7 +84,7 @@ def flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
     for name, value in flat.items():
         if not _is_plain(value):
             raise ValueError(
-                f"{name}={value!r} cannot be written into run.json, from which a run is resumed; use numbers, text, lists and "
+                f"{name}={value!r} cannot be written to run.json, so the run could not be resumed. Use numbers, text, lists and "
                 "dictionaries."
             )
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
@@ -89,7 +103,7 @@ def _is_plain(value: Any) -> bool:
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
-        """argparse would print all options and leave."""
+        """Raise the error. argparse would print all options and exit."""
         found = re.fullmatch(r"argument (?:\S+/)?(\S+): (.*)", message)
         sentence = f"{found[1]}: {found[2]}" if found else message
         if found and found[2] == "expected one argument":
@@ -98,11 +112,16 @@ class _Parser(HfArgumentParser):
 
 
 def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
-    """What a command line says beside the options of the command: `--learning-rate 1e-4 --bf16 --short-sides 480 512`. Hyphens
-    and underscores are the same; only what is given is in the result.
+    """Parse the settings of a command line: `--learning-rate 1e-4 --bf16 --short-sides 480 512`.
 
+    Hyphens and underscores are the same.
+
+    Args:
+        tokens: the command line without the options of the command itself.
+    Returns:
+        the given settings by name.
     Raises:
-        ValueError: a name that nothing has, or a value that is none of its type.
+        ValueError: an unknown name, or a value of a wrong type.
     """
     parser = _Parser([TrainingArguments], allow_abbrev=False, add_help=False, prog="dino-hf train")
     for name in sorted(_NAMES - _ARGUMENTS):
@@ -110,13 +129,13 @@ def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
         parser.add_argument(
             f"--{name}", f"--{name.replace('_', '-')}", type=_plain, nargs="+" if "tuple" in hint else None
         )
-    absent = object()  # argparse gives defaults only to what is not there
+    absent = object()  # argparse sets defaults only for attributes that the namespace lacks
     found, rest = parser.parse_known_args(list(tokens), argparse.Namespace(**dict.fromkeys(_NAMES, absent)))
     if rest:
         if rest[0].startswith("--"):
             name = rest[0].removeprefix("--").partition("=")[0].replace("-", "_")
             raise ValueError(f"There is no option {rest[0]}; {_closest(name, as_option=True)}")
-        raise ValueError(f"{rest[0]!r} belongs to no option; dino-hf train takes one data set.")
+        raise ValueError(f"{rest[0]!r} does not belong to an option; dino-hf train takes one data set.")
     settings = {name: value for name, value in vars(found).items() if value is not absent}
     for name, value in settings.items():
         if isinstance(value, list) and value == [None]:  # --scale-jitter none
@@ -130,7 +149,7 @@ def _hint(name: str) -> str:
 
 
 def _plain(text: str) -> Any:
-    """A number, none, true or false, or else the text: what it must be is the recipe's to say."""
+    """A number, None, True or False, or else the text itself. The recipe checks the type."""
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
@@ -143,7 +162,7 @@ def _plain(text: str) -> Any:
 
 
 def _closest(name: str, as_option: bool = False) -> str:
-    names = sorted((_NAMES - set(_INSTEAD)) | _OF_TRAIN, key=lambda one: (one not in _OF_TRAIN | _OF_RECIPE, one))
+    names = sorted((_NAMES - set(_FALLBACKS)) | _OF_TRAIN, key=lambda one: (one not in _OF_TRAIN | _OF_RECIPE, one))
     alike = difflib.get_close_matches(name, names, n=3)
     # --lr, --epochs: initials, or one word of the name.
     alike += [one for one in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", one), *one.split("_"))]
@@ -152,18 +171,20 @@ def _closest(name: str, as_option: bool = False) -> str:
         close = [f"--{one.replace('_', '-')}" for one in close]
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return "there are the fields of Recipe, of its Augmentation, and of transformers.TrainingArguments."
+    return "settings are the fields of Recipe, of its Augmentation, and of transformers.TrainingArguments."
 
 
 # Trackers
 
 
 def find_trackers(report_to: str | Sequence[str] | None) -> list[str]:
-    """Names for `TrainingArguments.report_to`; None: TensorBoard, if it is installed.
+    """Check names of trackers, for `TrainingArguments.report_to`.
 
+    Args:
+        report_to: "none", one name or several names. None: TensorBoard, if it is installed.
     Raises:
         ValueError: an unknown tracker.
-        ImportError: one that is not installed.
+        ImportError: a tracker that is not installed.
     """
     if report_to is None:
         return [name for name in get_available_reporting_integrations() if name == "tensorboard"]
@@ -172,7 +193,7 @@ def find_trackers(report_to: str | Sequence[str] | None) -> list[str]:
         return []
     if "none" in names:
         others = ", ".join(str(name) for name in names if name != "none")
-        raise ValueError(f"report_to has none beside {others}: leave out one of the two.")
+        raise ValueError(f"report_to has none and {others}: leave out one of the two.")
     available = get_available_reporting_integrations()
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:

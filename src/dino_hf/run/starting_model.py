@@ -1,4 +1,4 @@
-"""What training starts from: a detector of ours, a configuration with random weights, or an R50 with a published backbone."""
+"""The model that training starts from: a DINO detector, random weights, or an R50 with a published backbone."""
 
 import threading
 from collections.abc import Iterator
@@ -31,27 +31,29 @@ from ..training.coco_data import CocoData
 
 BACKBONE = "microsoft/resnet-50"
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-# Encoders that were trained by self-distillation, which is also called DINO; "vit" is that of the first one.
+# Encoders of the self-supervised DINO, another method with the same name. Its first version is a "vit".
 _SELF_SUPERVISED = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")
 
 
 class Start(NamedTuple):
+    """A model to start from."""
+
     model: PreTrainedModel  # with the classes of the data
     image_processor: object
-    source: str  # for people: where the weights come from
-    notes: list[str]  # what became of the classes
+    source: str  # where the weights come from, as text
+    notes: list[str]  # kept and new classes, as text
 
 
 def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
-    """A detector for the classes of the data. Random numbers go on as if none had been drawn.
+    """A detector with the classes of the data. The random generators are unchanged.
 
     Args:
-        source: folder or id on the Hub of a DINO detector; a folder with a configuration and no weights starts from random ones;
-            None: R50 with 4 scales, whose backbone is `microsoft/resnet-50`.
+        source: folder or Hub id of a DINO detector. A folder with a configuration but no weights gives random weights. None: R50
+            with 4 scales and the backbone `microsoft/resnet-50`.
         seed: of random weights.
     Raises:
-        FileNotFoundError, OSError: there is no such model, or it cannot be fetched.
-        ValueError: it is a model of another kind; the message says of which.
+        FileNotFoundError, OSError: the model does not exist or cannot be downloaded.
+        ValueError: the model is not a DINO detector. The message names its type.
     """
     with _seeded(seed):
         if source is None:
@@ -73,19 +75,23 @@ _SEEDING = threading.RLock()
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator of the CPU within, and give its state back after.
+    """Seed torch's CPU generator inside the context, and restore its state afterwards.
 
-    One thread at a time: a second one would otherwise keep the seeded state of the first, and leave that behind.
+    Only one thread at a time is inside. Otherwise a second thread would save the seeded state of the first and restore that one.
     """
     with _SEEDING, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed GPUs, whose state is not kept
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed GPUs, whose state is not restored
         yield
 
 
 def load_checkpoint(folder: str | Path, source: str, notes: list[str]) -> Start:
-    """The model of a checkpoint of a run, which has its classes; what the run started from stays on record."""
+    """The model of a run's checkpoint.
+
+    Args:
+        source, notes: recorded when the run started.
+    """
     model = load_detector(folder)
-    model.config._name_or_path = ""  # else the card would call the checkpoint what training started from
+    model.config._name_or_path = ""  # otherwise the model card would name the checkpoint as the base model
     return Start(model, load_image_processor(folder), source, notes)
 
 
@@ -97,12 +103,13 @@ def _default(data: CocoData) -> Start:
         backbone = ResNetBackbone.from_pretrained(BACKBONE, out_features=stages)
     except OSError as error:
         raise OSError(
-            f"Without a model, training starts from the backbone {BACKBONE} of the Hub, which cannot be fetched "
-            f"({type(error).__name__}): go online once, or name a folder with a detector by --model (in Python, model=...)."
+            f"Without a model, training starts from the backbone {BACKBONE} of the Hub, which cannot be downloaded "
+            f"({type(error).__name__}). Connect to the internet once, or name a folder with a detector by --model (in Python, "
+            "model=...)."
         ) from error
     model = DinoDetrForObjectDetection(config)
     model.model.backbone.model.load_state_dict(backbone.state_dict())
-    source = f"random weights, but for the backbone of {BACKBONE}"
+    source = f"random weights, except the backbone of {BACKBONE}"
     return _random_start(model, DinoDetrImageProcessor(), source)
 
 
@@ -111,7 +118,7 @@ def _from_configuration(folder: Path, data: CocoData) -> Start:
     config.set_classes(data.id2label, data.category_ids)
     model = DinoDetrForObjectDetection(config)
     return _random_start(
-        model, image_processor_of(folder), f"random weights: {folder} has a configuration and no weights"
+        model, image_processor_of(folder), f"random weights: {folder} has a configuration but no weights"
     )
 
 
@@ -124,7 +131,7 @@ def _random_start(model: PreTrainedModel, image_processor, source: str) -> Start
 
 
 def image_processor_of(source: str | Path | None):
-    """The one beside a model, else the default one."""
+    """The image processor in the folder or repository of a model, otherwise the default one."""
     if source is None:
         return DinoDetrImageProcessor()
     folder = expand_home(source)
@@ -134,7 +141,11 @@ def image_processor_of(source: str | Path | None):
 
 
 def _check_kind(source: str | Path) -> None:
-    """Raises ValueError, FileNotFoundError: it is no DINO detector. No code of the model is run, nor its class looked for."""
+    """Check that a source is a DINO detector, without running code of the model.
+
+    Raises:
+        ValueError, FileNotFoundError: it is not.
+    """
     folder = expand_home(source)
     if folder.is_file():
         raise ValueError(
@@ -142,12 +153,13 @@ def _check_kind(source: str | Path) -> None:
             "and name the folder that it writes."
         )
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
-        what = (
-            "adapters of a model: merge them first, model.merge_and_unload().save_pretrained(...)"
-            if (folder / ADAPTER_CONFIG_NAME).is_file()
-            else f"no model: it has no {CONFIG_NAME}; give the folder that save_pretrained or a training run wrote"
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            raise FileNotFoundError(
+                f"{source} has only adapters of a model. Merge them first: model.merge_and_unload().save_pretrained(...)."
+            )
+        raise FileNotFoundError(
+            f"{source} is not a model: it has no {CONFIG_NAME}. Use the folder that save_pretrained or a training run wrote."
         )
-        raise FileNotFoundError(f"{source} is {what}.")
     try:
         if folder.is_dir():
             check_model_folder(folder)
@@ -156,23 +168,23 @@ def _check_kind(source: str | Path) -> None:
         config, _ = PreTrainedConfig.get_config_dict(source)
     except OSError as error:
         raise FileNotFoundError(
-            f"There is no folder {source}, and no model of that name that the Hub gives ({type(error).__name__}); give the folder "
-            "of a DINO detector, or its id."
+            f"There is no folder {source}, and the Hub has no readable model of this name ({type(error).__name__}). Use the folder "
+            "or the Hub id of a DINO detector."
         ) from error
     except RecursionError as error:
-        raise ValueError(f"The {CONFIG_NAME} of {source} is nested too deeply; give another model.") from error
+        raise ValueError(f"The {CONFIG_NAME} of {source} is nested too deeply; use another model.") from error
     kind = config.get("model_type")
     if kind == DinoDetrConfig.model_type:
         return
     if kind in _SELF_SUPERVISED:
-        what = (
-            f"an encoder of type {kind!r}, as of the self-supervised DINO, which has the same name and finds no objects"
+        found = (
+            f"an encoder of type {kind!r}, as of the self-supervised DINO, another method that does not detect objects"
         )
     elif kind in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
-        what = f"another detector, of type {kind!r}, which can be evaluated and used (dino-hf eval, dino-hf predict)"
+        found = f"another detector, of type {kind!r}, which can be evaluated and used (dino-hf eval, dino-hf predict)"
     else:
-        what = f"a model of type {kind!r}"
+        found = f"a model of type {kind!r}"
     raise ValueError(
-        f"{source} is {what}; training is for DINO detectors, of type {DinoDetrConfig.model_type!r}: give one, or none, which "
+        f"{source} is {found}. Training needs a DINO detector, of type {DinoDetrConfig.model_type!r}. Without a model, training "
         f"starts from the backbone {BACKBONE}."
     )

@@ -1,4 +1,4 @@
-"""What a training run sees, for pictures of it: data, augmentation, image processor and seed."""
+"""Data, augmentation, image processor and seed of a training run, for pictures of its training images."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +10,13 @@ from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
 from .plan import fitted
 from .record import RUN_NAME, RunRecord
-from .settings import flat_settings, split_settings
+from .settings import RUN_DEFAULTS, flat_settings, split_settings
 from .starting_model import image_processor_of
 
 
 class TrainingView(NamedTuple):
+    """Result of `view_training`."""
+
     data: CocoData  # to train on
     augmentation: Augmentation
     image_processor: object
@@ -29,11 +31,12 @@ def view_training(
     settings: dict[str, Any] | None = None,
     **reading: Any,
 ) -> TrainingView:
-    """
+    """Read the training data of a run, and its augmentation.
+
     Args:
-        source: a data set, or the folder of a run, which has its own data, recipe, sizes and seed.
-        recipe, model, seed, settings: as `train` takes them; None: those of the run, or the defaults of `train`.
-        reading: box_format, allow_outside and trust_boxes, as `load_data` takes them.
+        source: a data set, or the folder of a run. A run has its own data, recipe, image sizes and seed.
+        recipe, model, seed, settings: as in `train`. None: those of the run, or the defaults of `train`.
+        reading: box_format, allow_outside and trust_boxes, as in `load_data`.
     Raises:
         ValueError, OSError: the data or the record of the run cannot be used.
     """
@@ -41,21 +44,22 @@ def view_training(
     record = RunRecord.take_up(folder, resume=True) if is_regular(folder / RUN_NAME) else RunRecord(folder, {})
     before = record.recorded
     given = flat_settings(settings or {})
-    recipe, given = recipe or before.get("recipe", "finetune"), before.get("settings", {}) | given
-    seed = before.get("seed", 0) if seed is None else seed
+    run_settings = RUN_DEFAULTS | before
+    recipe, given = recipe or run_settings["recipe"], before.get("settings", {}) | given
+    seed = run_settings["seed"] if seed is None else seed
     chosen, others = split_settings(recipe, given)
     model = model or (_model_of(record) if before else None)
     image_processor = image_processor_of(model)
     data = source
     if before and (data := before.get("source")) is None:
         raise ValueError(
-            f"The data of the run in {source} were no file or folder, so they are not on record; give the data set itself, with "
-            f"--recipe {recipe}."
+            f"The run in {source} was not trained from a file or folder, so its data are not recorded. Name the data set itself, "
+            f"with --recipe {recipe}."
         )
     reading = {name: value or before.get(name, value) for name, value in reading.items()}
-    # Where nothing is known of a run, all images to train on are of interest, also those that it would hold out.
-    fraction = before.get("validation_fraction", 0.2) if before else 0
-    parts = load_data(data, validation_fraction=fraction, seed=before.get("seed", 0), **reading)
+    # Without a run, show all images, including those that a run would hold out.
+    fraction = run_settings["validation_fraction"] if before else 0
+    parts = load_data(data, validation_fraction=fraction, seed=run_settings["seed"], **reading)
     if parts.train is None:
         raise ValueError(f"{data} has no images to train on.")
     augmentation = fitted(chosen, given, image_processor, has_evaluation=True).augmentation
@@ -63,7 +67,7 @@ def view_training(
 
 
 def _model_of(record: RunRecord) -> str | None:
-    """Where the image processor of a run is: in its folder, its newest checkpoint, or beside the model that it started from."""
+    """Folder with the image processor of a run: its own, its newest checkpoint, or the model that the run started from."""
     if record.is_finished:
         return str(record.output_dir)
     return newest_checkpoint(record.output_dir) or record.recorded.get("model")

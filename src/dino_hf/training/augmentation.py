@@ -1,4 +1,4 @@
-"""Random changes of training images, which the boxes, areas and crowd flags follow."""
+"""Random augmentation of training images and their boxes, areas and crowd flags."""
 
 import hashlib
 from dataclasses import dataclass, fields, replace
@@ -18,30 +18,31 @@ _MEAN_COLOUR = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]  # become
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens at random to a training image. The defaults are those of the release, which every DETR since the first
-    has used: a flip; then, with equal chance, a resize, or a resize, a crop and a resize.
+    """Random augmentation of a training image. The defaults are those of the release and of all DETR models since the first: a
+    flip, and with equal probability either a resize, or a resize, a crop and a resize.
 
-    Resizing is bilinear with antialiasing on 8-bit pixels and rounds sides as the image processor does: an image that is only
-    resized to a shortest side of 800 is, pixel for pixel, the one that `DinoDetrImageProcessor` makes for inference (its twin on
-    PIL resizes with other rounding).
+    Resizing is bilinear with antialiasing on 8-bit pixels. Sides are rounded as in the image processor: an image that is only
+    resized to a shortest side of 800 equals, pixel for pixel, the result of `DinoDetrImageProcessor` (the PIL back end rounds
+    differently).
 
     Args:
-        horizontal_flip: probability that left and right change places.
-        short_sides: the shortest side becomes one of these, in pixels, each as likely.
-        longest_side: as far as the longest side then has at most this many pixels.
-        crop: probability that the image is cropped before that: its shortest side becomes one of `crop_short_sides`, however
-            long the other becomes, and a rectangle is cut out.
-        crop_short_sides: in pixels, each as likely.
-        crop_sizes: lowest and highest height and width of the rectangle, in pixels, drawn apart, at most the image's side.
-        scale_jitter: lowest and highest scale of large-scale jitter (arXiv:2012.07177, which has 0.1 and 2.0). It takes the place
-            of resize and crop: the image is scaled to fit into a square of `jitter_size`, times this; then a square is cut out
-            at random, or the image is put into one at random, on the mean colour of ImageNet. The square, with what is around
-            the image, is the image from then on, and every image of a batch has its size. None: no jitter.
-        jitter_size: side of that square in pixels.
-        photometric: probability that colours are distorted as in SSD (arXiv:1512.02325): brightness, contrast, saturation, hue
-            and the order of channels, each with a chance of one half.
+        horizontal_flip: probability of a horizontal flip.
+        short_sides: lengths of the shortest side in pixels, drawn with equal probability.
+        longest_side: limit of the longest side in pixels. If it would be longer, the shortest side becomes shorter.
+        crop: probability that the image is cropped before this resize: its shortest side is resized to one of `crop_short_sides`,
+            without a limit of the longest side, and a rectangle is cut out.
+        crop_short_sides: lengths of the shortest side before a crop in pixels, drawn with equal probability.
+        crop_sizes: range of height and width of the rectangle in pixels. Both are drawn independently, and are at most the side
+            of the image.
+        scale_jitter: range of the scale of large-scale jitter (arXiv:2012.07177 uses 0.1 to 2.0), which replaces resize and crop.
+            The image is resized to fit into a square of `jitter_size` times the scale. Then a square is cut out at a random
+            position, or the image is placed at a random position in a square of ImageNet's mean colour. The model sees the whole
+            square as image. None: no jitter.
+        jitter_size: side of this square in pixels.
+        photometric: probability that colours are distorted as in SSD (arXiv:1512.02325): brightness, contrast, saturation, hue and
+            order of channels, each with probability 0.5.
     Raises:
-        ValueError: a probability is not in [0, 1], or a size or range makes no sense.
+        ValueError: a probability is not in [0, 1], or a size or range is invalid.
     """
 
     horizontal_flip: float = 0.5
@@ -56,7 +57,7 @@ class Augmentation:
 
     def __post_init__(self):
         for field in fields(self):
-            if isinstance(value := getattr(self, field.name), list):  # from a json
+            if isinstance(value := getattr(self, field.name), list):  # read from JSON
                 object.__setattr__(self, field.name, tuple(value))
         for name in ("horizontal_flip", "crop", "photometric"):
             if not is_number(value := getattr(self, name)) or not 0 <= value <= 1:
@@ -64,16 +65,14 @@ class Augmentation:
         for name in ("short_sides", "crop_short_sides"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not value or not all(map(_is_size, value)):
-                raise ValueError(
-                    f"{name}={value!r} must be numbers of pixels to choose from, each an int of at least 1."
-                )
+                raise ValueError(f"{name}={value!r} must be a tuple of numbers of pixels, each an int of at least 1.")
         for name in ("longest_side", "jitter_size"):
             if not _is_size(value := getattr(self, name)):
                 raise ValueError(f"{name}={value!r} must be a number of pixels, an int of at least 1.")
         if self.longest_side < max(self.short_sides):
             raise ValueError(
-                f"longest_side={self.longest_side} is below the highest of short_sides={self.short_sides}, which no image "
-                "could then reach; raise it or leave out the higher short sides."
+                f"longest_side={self.longest_side} is below the largest of short_sides={self.short_sides}, so no image could reach "
+                "that size. Raise longest_side or leave out the larger short sides."
             )
         if not _is_range(self.crop_sizes, _is_size):
             raise ValueError(
@@ -86,8 +85,12 @@ class Augmentation:
             )
 
     def resized(self, shortest_edge: int, longest_edge: int) -> "Augmentation":
-        """The same for images of another size: the highest short side becomes `shortest_edge`, in pixels, the other sizes change
-        with it, and `longest_side` is `longest_edge`, as in the `size` of an image processor."""
+        """The same augmentation for images of another size, given as the `size` of an image processor.
+
+        Args:
+            shortest_edge: largest of the new `short_sides` in pixels. All other sizes are scaled by the same factor.
+            longest_edge: the new `longest_side` in pixels.
+        """
         factor = shortest_edge / max(self.short_sides)
 
         def scaled(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -103,8 +106,7 @@ class Augmentation:
         )
 
     def transforms(self) -> v2.Transform:
-        """The same as a chain of torchvision's transforms, for an image and its boxes. They draw from torch's generator of
-        the CPU."""
+        """Transforms of torchvision for an image and its boxes. They draw from torch's CPU generator."""
         if self.scale_jitter is not None:
             square = (self.jitter_size, self.jitter_size)
             scaled = [
@@ -125,18 +127,18 @@ class Augmentation:
 
 
 def augment(transforms: v2.Transform, pixels: Tensor, objects: dict[str, list], seed: tuple[int, ...]):
-    """Change an image and what is annotated on it. Draws from a generator of its own: the caller's draw nothing.
+    """Augment an image and its objects. The caller's random generators are not used.
 
-    Boxes are cut off at the border, of the image and of a crop. What is then without size is left out with all that belongs to
-    it, the rest keeps its order. An area changes by the same share as its box: exact for resizing, and for areas that are those
-    of their boxes; where a crop cuts through another object, the share of its box that is left.
-    (The release takes the whole box's area after a crop. Training uses no areas.)
+    Boxes are clipped to the image and to a crop. Objects whose box then has no size are removed, and the others keep their order.
+    An area is scaled by the same factor as the area of its box. This is exact for resizing, and for areas that equal the area of
+    the box; for other objects that a crop cuts, it is an estimate. (The release uses the area of the box after a crop. Training
+    does not use areas.)
 
     Args:
-        transforms: of an `Augmentation`.
+        transforms: from `Augmentation.transforms`.
         pixels: (3, h, w), uint8.
         objects: `bbox` as (x, y, width, height) in pixels, `area`, and any other lists of the same length.
-        seed: whatever the random numbers are to depend on, and nothing else.
+        seed: numbers that determine the random numbers.
     Returns:
         (3, h', w'), uint8, and objects of the same form.
     """
@@ -145,12 +147,12 @@ def augment(transforms: v2.Transform, pixels: Tensor, objects: dict[str, list], 
     before = BoundingBoxes(corners, format="XYXY", canvas_size=tuple(pixels.shape[-2:]))
     before = v2.functional.clamp_bounding_boxes(before)
     with torch.random.fork_rng(devices=[]):
-        # only that of the CPU: torch.manual_seed would also seed the caller's CUDA devices
+        # Seed only the CPU: torch.manual_seed would also seed the caller's CUDA devices.
         torch.default_generator.manual_seed(mix_seeds(seed))
         pixels, after = transforms(Image(pixels), before)
     sizes_before, after = _sizes(before), after.as_subclass(Tensor)
     sizes = _sizes(after)  # (N, 2)
-    # torchvision's SanitizeBoundingBoxes would also drop boxes of up to one pixel
+    # torchvision's SanitizeBoundingBoxes would also remove boxes of up to one pixel.
     keep = ((sizes >= SMALLEST_SIDE) & (sizes_before > 0)).all(dim=1)
     share = (sizes / sizes_before).prod(dim=1)
     boxes, area = torch.cat([after[:, :2], sizes], dim=1), torch.tensor(objects["area"], dtype=torch.float64) * share
@@ -160,7 +162,7 @@ def augment(transforms: v2.Transform, pixels: Tensor, objects: dict[str, list], 
 
 
 class _ResizeShortestSide(v2.RandomShortestSize):
-    """Rounds as the image processor does, torchvision otherwise; and a side that would vanish keeps one pixel."""
+    """As in torchvision, but sides are rounded as in the image processor, and are at least one pixel."""
 
     def make_params(self, flat_inputs):
         short_side = self.min_size[int(torch.randint(len(self.min_size), ()))]
@@ -169,14 +171,14 @@ class _ResizeShortestSide(v2.RandomShortestSize):
 
 
 class _ScaleJitter(v2.ScaleJitter):
-    """As in torchvision, but a side that would vanish keeps one pixel."""
+    """As in torchvision, but sides are at least one pixel."""
 
     def make_params(self, flat_inputs):
         return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
 
 
 class _RandomSizeCrop(v2.Transform):
-    """Cuts out a rectangle whose height and width are each drawn from lowest to highest, but at most the image's."""
+    """Crop to a rectangle. Height and width are drawn from `lowest` to `highest`, but are at most those of the image."""
 
     def __init__(self, lowest: int, highest: int):
         super().__init__()
@@ -197,7 +199,7 @@ def _draw(lowest: int, highest: int) -> int:
 
 
 def mix_seeds(seed: tuple[int, ...]) -> int:
-    """One number of 64 bits, unlike that of any similar seed: generators seeded with 1, 2, 3 begin alike."""
+    """A 64-bit hash of the seeds. Generators seeded with similar numbers, such as 1, 2, 3, start with similar values."""
     text = " ".join(str(int(part)) for part in seed)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 

@@ -1,5 +1,7 @@
-"""A `Trainer` whose checkpoints are whole: a folder gets its name when all its files are written."""
+"""Checkpoints of `DinoDetrTrainer`: whole folders, with the averaged weights in them."""
 
+import copy
+import logging
 import os
 import shutil
 from contextlib import nullcontext
@@ -7,24 +9,43 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME
 
-from .checkpoint_files import UNFINISHED, checkpoints_by_age, discard, flush, loaded_from, write_checksums
+from ..common.regular_files import read_settings
+from .checkpoint_files import (
+    UNFINISHED,
+    check_moments,
+    checkpoints_by_age,
+    discard,
+    flush,
+    loaded_from,
+    write_checksums,
+)
+from .detector import find_detector
 from .diagnosis import TrainingDoctor
-from .ema import EMA_FOLDER
+from .ema import EMA_FOLDER, ModelEma
+
+logger = logging.getLogger(__name__)
 
 _OWN_RANDOM_STATE = ("mps", "xpu")  # types of devices whose generator `Trainer` does not save
 
 
 class WholeCheckpointTrainer(Trainer):
-    """`Trainer` that writes a checkpoint to a hidden place and renames it when it is complete.
+    """`Trainer` that writes a checkpoint to a hidden folder and renames the folder when all files are written.
 
-    `Trainer` writes a checkpoint under its final name, file by file, and deletes old ones in place. If it is killed meanwhile, it
-    leaves an incomplete checkpoint that looks complete. No public method changes that, so private ones are overridden here.
+    `Trainer` writes a checkpoint under its final name, file by file, and deletes old checkpoints in place. If it is killed
+    meanwhile, it leaves an incomplete checkpoint that looks complete. No public method changes that, so private methods are
+    overridden here.
+
+    Attributes:
+        ema: average of the weights, saved in the folder `ema` of each checkpoint; or None.
     """
 
-    _unfinished: Path | None = None  # where a checkpoint is being written
+    ema: ModelEma | None = None
+    _ema_evaluation: dict | None = None  # for the card of the averaged model
+    _unfinished: Path | None = None  # hidden folder of the checkpoint that is being written
     _doctor: TrainingDoctor | None = None  # its matches are saved in each checkpoint
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -42,9 +63,8 @@ class WholeCheckpointTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._unfinished = None
-        self.state.best_model_checkpoint = (
-            None if best is None else str(best)
-        )  # Trainer has set a path in the hidden place
+        # Trainer has set a path in the hidden folder.
+        self.state.best_model_checkpoint = None if best is None else str(best)
         self.accelerator.wait_for_everyone()  # every process has written its part
         if self.args.should_save:
             self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
@@ -76,7 +96,7 @@ class WholeCheckpointTrainer(Trainer):
             return
         with loaded_from(Path(checkpoint), name):
             states = torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
-            if device.type in states:  # else the run was moved from another type of device
+            if device.type in states:  # otherwise the run has moved from another type of device
                 torch.get_device_module(device).set_rng_state(states[device.type])
 
     def _device_state_name(self) -> str:
@@ -87,7 +107,7 @@ class WholeCheckpointTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._unfinished is not None:
-            return  # wait until the folder has its final name
+            return  # not before the folder has its final name
         averaged = Path(checkpoint_folder) / EMA_FOLDER
         if averaged.is_dir() and self.is_world_process_zero():
             shutil.copytree(averaged, Path(self.args.output_dir) / EMA_FOLDER, dirs_exist_ok=True)
@@ -112,3 +132,54 @@ class WholeCheckpointTrainer(Trainer):
                     discard(checkpoint)
             shutil.rmtree(Path(self._get_output_dir(trial)) / UNFINISHED, ignore_errors=True)
         return super()._finalize_training(trial, *args, **kwargs)
+
+    # The optimizer. A whole checkpoint may still not fit the model, and Trainer's errors do not name the file.
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        with loaded_from(Path(checkpoint), OPTIMIZER_NAME):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            check_moments(self.optimizer)
+
+    # Averaged weights
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`. The averaged model is saved in the folder `ema` beside the model."""
+        folder = Path(self.args.output_dir if output_dir is None else output_dir) / EMA_FOLDER
+        if self.args.should_save and self.ema is not None and self.ema.num_updates:
+            find_detector(self.ema.module).config = self._ema_config()
+            self.ema.save(folder)
+            self.processing_class.save_pretrained(folder)
+        elif self.args.should_save and ModelEma.is_saved(folder):
+            logger.warning("%s holds the averaged weights of an earlier run. It is deleted: this run has none.", folder)
+            shutil.rmtree(folder)
+        super().save_model(output_dir, _internal_call)
+
+    def _ema_config(self):
+        """The configuration of the model, with the evaluation of the averaged weights."""
+        config = copy.deepcopy(self.model.config)
+        training = (config.provenance or {}).get("training")
+        if training is not None:
+            training["evaluation"] = self._ema_evaluation
+            training["recipe"]["average_of_weights"] = (
+                f"exponential, decay {self.ema.decay}, {self.ema.warmup_steps} warm-up steps"
+            )
+        return config
+
+    def _load_ema(self, checkpoint: str | Path) -> None:
+        if self.ema is None:
+            return
+        folder = Path(checkpoint) / EMA_FOLDER
+        if not folder.is_dir():
+            logger.warning("%s has no averaged weights: a new average starts from its weights.", checkpoint)
+            self.ema.restart()
+            return
+        with loaded_from(Path(checkpoint), EMA_FOLDER):
+            self.ema.load(folder)
+        if (folder / CONFIG_NAME).is_file():  # adapters have none
+            config = read_settings(folder / CONFIG_NAME)
+            provenance = config.get("provenance") if isinstance(config, dict) else None
+            training = provenance.get("training") if isinstance(provenance, dict) else None
+            self._ema_evaluation = training.get("evaluation") if isinstance(training, dict) else None

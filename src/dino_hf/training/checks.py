@@ -2,70 +2,93 @@
 
 from pathlib import Path
 
+from transformers import Trainer
+
 from ..common.text import count_text, list_some
 from ..data.rows import CocoData
 
 
 def check_trainer(model, args, recipe, train: CocoData, held_out: dict[str, CocoData]) -> None:
-    """
+    """Check that model, arguments, recipe and data fit together.
+
     Args:
-        held_out: held-out data sets by name. A single one has the name "".
+        held_out: held-out data sets by name. A single data set has the name "".
     Raises:
-        ValueError: model, arguments, recipe and data do not fit together.
+        ValueError: they do not fit.
     """
+    _check_arguments(args, recipe, has_held_out=bool(held_out))
+    _check_classes(model, train, held_out)
+    _check_names(args, held_out)
+
+
+def check_sharding(trainer: Trainer, recipe) -> None:
+    """
+    Raises:
+        ValueError: FSDP or DeepSpeed is used, and the recipe needs whole weights or gradients.
+    """
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if is_sharded and (recipe.ema_decay is not None or recipe.on_non_finite == "skip"):
+        raise ValueError(
+            "FSDP and DeepSpeed shard weights and gradients, so weights cannot be averaged and gradients cannot be checked. Use "
+            f"get_recipe({recipe.name!r}, ema_decay=None, on_non_finite='raise'), or train without FSDP and DeepSpeed."
+        )
+
+
+def _check_arguments(args, recipe, has_held_out: bool) -> None:
     if args.n_gpu > 1:
         raise ValueError(
-            f"One process has {args.n_gpu} GPUs; start one process for each: torchrun --nproc-per-node={args.n_gpu} your_script.py."
+            f"One process has {args.n_gpu} GPUs. Start one process for each: torchrun --nproc-per-node={args.n_gpu} your_script.py."
         )
     if Path(args.output_dir).is_file():
         raise ValueError(f"output_dir={args.output_dir!r} is a file; name a folder.")
     if args.label_smoothing_factor or args.prediction_loss_only:
         raise ValueError(
             f"label_smoothing_factor={args.label_smoothing_factor}, prediction_loss_only={args.prediction_loss_only}: leave both "
-            "out. The first is of softmax losses, and AP needs more than the loss."
+            "out. Label smoothing is for softmax losses, and AP needs the predictions."
         )
     if args.remove_unused_columns:
         raise ValueError(
-            "remove_unused_columns=True takes away the images; use recipe.training_arguments(...), or set it to False."
+            "remove_unused_columns=True removes the images. Use recipe.training_arguments(...), or set it to False."
         )
-    if args.dataloader_drop_last and held_out:
+    if args.dataloader_drop_last and has_held_out:
         raise ValueError(
-            "dataloader_drop_last=True would also leave out held-out images, of which COCO AP needs all; leave it False: a last "
-            "batch of fewer images trains as well."
+            "dataloader_drop_last=True would also leave out held-out images, and COCO AP needs all of them. Leave it False: a "
+            "smaller last batch is trained on as well."
         )
-    classes = model.config.id2label
-    if classes != train.id2label:
+    if not has_held_out and args.eval_strategy != "no":
         raise ValueError(
-            f"The model has {_some(classes)}, the training data {_some(train.id2label)}: call transfer_classes(model, "
-            "train.id2label, train.category_ids) first."
-        )
-    if model.config.category_ids not in (None, train.category_ids):
-        raise ValueError(
-            f"The model's classes have the category ids {model.config.category_ids[:5]}, those of the same names in the training "
-            f"data {train.category_ids[:5]} (the first of each): call transfer_classes(model, train.id2label, train.category_ids) "
-            "first."
-        )
-    for name, data in held_out.items():
-        if data.id2label != train.id2label:
-            raise ValueError(
-                f"The held-out data{f' {name!r}' if name else ''} have {_some(data.id2label)}, the training data "
-                f"{_some(train.id2label)}: load them with load_coco(..., like=train)."
-            )
-    if not held_out and args.eval_strategy != "no":
-        raise ValueError(
-            f"eval_strategy={args.eval_strategy.value!r} needs held_out data; without them, set eval_strategy='no' (and, in a "
+            f"eval_strategy={args.eval_strategy.value!r} needs held_out data. Without them, set eval_strategy='no' (and, in a "
             "recipe with early stopping, early_stopping_patience=None)."
         )
-    _check_names(args, held_out)
     if recipe.early_stopping_patience is not None and (
         args.eval_strategy == "no" or args.metric_for_best_model is None
     ):
         raise ValueError(
             f"early_stopping_patience={recipe.early_stopping_patience} needs evaluations, checkpoints at the same steps and a "
             f"metric_for_best_model, e.g. 'AP', but eval_strategy={args.eval_strategy.value!r}, "
-            f"save_strategy={args.save_strategy.value!r} and metric_for_best_model={args.metric_for_best_model!r}: make the "
+            f"save_strategy={args.save_strategy.value!r} and metric_for_best_model={args.metric_for_best_model!r}. Make the "
             "strategies equal, or change the recipe by early_stopping_patience=None."
         )
+
+
+def _check_classes(model, train: CocoData, held_out: dict[str, CocoData]) -> None:
+    if model.config.id2label != train.id2label:
+        raise ValueError(
+            f"The model has {_listed(model.config.id2label)}, but the training data have {_listed(train.id2label)}. Call "
+            "transfer_classes(model, train.id2label, train.category_ids) first."
+        )
+    if model.config.category_ids not in (None, train.category_ids):
+        raise ValueError(
+            f"The classes of the model have the category ids {model.config.category_ids[:5]}, but in the training data classes of "
+            f"the same names have {train.category_ids[:5]} (the first five of each). Call transfer_classes(model, train.id2label, "
+            "train.category_ids) first."
+        )
+    for name, data in held_out.items():
+        if data.id2label != train.id2label:
+            raise ValueError(
+                f"The held-out data{f' {name!r}' if name else ''} have {_listed(data.id2label)}, but the training data have "
+                f"{_listed(train.id2label)}. Load them with load_coco(..., like=train)."
+            )
 
 
 def _check_names(args, held_out: dict[str, CocoData]) -> None:
@@ -74,16 +97,16 @@ def _check_names(args, held_out: dict[str, CocoData]) -> None:
     wrong = [name for name in held_out if not isinstance(name, str) or not name.isidentifier() or name == "ema"]
     if wrong:
         raise ValueError(
-            f"A held-out data set is called {wrong[0]!r}; names are letters, digits and _, and not 'ema', as metrics are called "
-            "eval_NAME_AP."
+            f"A held-out data set is called {wrong[0]!r}. Metrics are called eval_NAME_AP, so a name has only letters, digits and "
+            "_, and is not 'ema'."
         )
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if metric and not any(metric.startswith(f"{name}_") for name in held_out):
         raise ValueError(
-            f"metric_for_best_model={metric!r} is a metric of none of the held-out data sets {', '.join(held_out)}: name one of "
+            f"metric_for_best_model={metric!r} is not a metric of any held-out data set ({', '.join(held_out)}). Name one of "
             f"them, as in {next(iter(held_out))}_AP."
         )
 
 
-def _some(id2label: dict[int, str]) -> str:
+def _listed(id2label: dict[int, str]) -> str:
     return f"{count_text(len(id2label), 'class')} ({list_some(list(id2label.values()), 5)})"

@@ -1,4 +1,4 @@
-"""A trained detector gets other classes; of a class that it knows under the same name, it keeps what it has learnt."""
+"""Give a trained detector other classes. Classes it already knows by name keep their weights."""
 
 import copy
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from ..common.text import list_some
 from ..model.heads import class_head
 from .detector import base_detector
 
-_WRAPPED = "one that is wrapped, for distributed training, compilation or PEFT, gets its classes before that."
+_WRAPPED = "Transfer classes before the model is wrapped for distributed training, compilation or PEFT."
 
 
 class ClassTransfer(NamedTuple):
-    """What became of the classes; `print` shows it to people. "N/A" is not a class."""
+    """Result of `transfer_classes`. `print` shows it as text. "N/A" is not a class."""
 
-    kept: dict[str, str]  # new name -> old name of the class that it starts from, in the order of the new classes
-    new: list[str]  # names that the model did not know
-    dropped: list[str]  # old names that no new class starts from
+    kept: dict[str, str]  # new name -> old name of the class it starts from, in the order of the new classes
+    new: list[str]  # new names the model did not know
+    dropped: list[str]  # old names from which no new class starts
 
     def __repr__(self) -> str:
         return f"ClassTransfer({len(self.kept)} kept, {len(self.new)} new, {len(self.dropped)} dropped)"
@@ -38,28 +38,28 @@ def transfer_classes(
 ) -> ClassTransfer:
     """Give a model other classes, in place.
 
-    Where a new class has the name of an old one, its rows of every class head and of denoising's label embedding are kept. Case,
-    spaces, hyphens and underscores do not count, and `SYNONYMS` are one name; the most exact match wins, and of several equal ones
-    the first. Where two new classes match one old class ("tv" and "television"), both start from it. "LABEL_0" and the like are
-    no names. All other rows are those of a fresh model, drawn from torch's generator: seed it before.
+    If a new class has the name of an old class, its rows in every class head and in the label embedding of denoising are kept.
+    Case, spaces, hyphens and underscores are ignored, and `SYNONYMS` count as one name. The most exact match wins; among equal
+    matches, the first. If two new classes match one old class ("tv" and "television"), both start from it. Placeholders such as
+    "LABEL_0" never match. All other rows are drawn from torch's generator, as in a new model: seed it before.
 
-    The parameters are new objects, with the old dtype, device and `requires_grad`: make the optimizer, and wrappers like those of
-    distributed training, compilation or PEFT, afterwards.
+    Parameters are replaced by new ones with the old dtype, device and `requires_grad`. So create the optimizer, and wrap the
+    model for distributed training, compilation or PEFT, after this call.
 
     Args:
-        model: `DinoDetrForObjectDetection` or `DinoDetrModel`; its config gets the new classes too.
-        id2label: class index, 0 to K - 1, -> name; `load_coco(...).id2label`.
-        category_ids: original category id of each class, in that order; `load_coco(...).category_ids`. None: there are none.
+        model: `DinoDetrForObjectDetection` or `DinoDetrModel`. Its configuration gets the new classes too.
+        id2label: class index, 0 to K - 1, -> name, as in `load_coco(...).id2label`.
+        category_ids: original category id of each class, as in `load_coco(...).category_ids`. None: there are none.
     Raises:
-        ValueError: the model is none of ours, or does not fit its own config; or `id2label` is no dictionary of K different
-            names; or `category_ids` are not K different whole numbers. The model is not changed then.
+        ValueError: the model is another one or does not fit its configuration; `id2label` does not have K different names; or
+            `category_ids` are not K different integers. Then the model is not changed.
     """
     detector = base_detector(model, _WRAPPED)
     config = copy.deepcopy(model.config)
     config.set_classes(id2label, category_ids)
     old_names, names = list(model.config.id2label.values()), list(config.id2label.values())
     if twice := sorted({name for name in names if name != NO_CLASS and names.count(name) > 1}):
-        raise ValueError(f"id2label has the names {twice} more than once; each class has its own.")
+        raise ValueError(f"id2label has the names {twice} more than once; each class needs its own name.")
     sources = match_names(old_names, names)
 
     heads = [head.class_head for head in (detector.query_selection.head, *detector.decoder.heads)]
@@ -74,7 +74,7 @@ def transfer_classes(
         _transferred(layer, initial, sources, len(old_names)) for layer, initial in zip(layers, fresh, strict=True)
     ]
 
-    # From here on nothing can fail.
+    # Nothing below can fail.
     for layer, parameters in zip(layers, changed, strict=True):
         for name, parameter in parameters.items():
             setattr(layer, name, parameter)
@@ -83,7 +83,7 @@ def transfer_classes(
     for embedding in embeddings:
         embedding.num_embeddings = len(embedding.weight)
         detector.denoising.num_labels = len(names)
-    for owner in (model, detector):  # usually one and the same config
+    for owner in (model, detector):  # they usually share one configuration
         owner.config.set_classes(config.id2label, config.category_ids)
 
     used = set(sources)
@@ -97,25 +97,31 @@ def transfer_classes(
 def _check_head(head: nn.Module, num_labels: int) -> None:
     if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
         raise ValueError(
-            f"A class head is a {type(head).__name__}; classes are transferred before a model is quantized or gets adapters."
+            f"A class head is a {type(head).__name__}. Transfer classes before the model is quantized or gets adapters."
         )
     if head.out_features != num_labels:
         raise ValueError(
-            f"A class head has {head.out_features} outputs, but model.config.id2label names {num_labels} classes; leave the "
-            "config as it was loaded, it tells which rows belong to which class."
+            f"A class head has {head.out_features} outputs, but model.config.id2label names {num_labels} classes. Do not change "
+            "the classes in the configuration before this call: they say which rows belong to which class."
         )
 
 
 def _transferred(
     layer: nn.Module, fresh: nn.Module, sources: list[int | None], num_old: int
 ) -> dict[str, nn.Parameter]:
-    """Parameters of a layer whose first rows belong to classes, for the classes that start from `sources`."""
+    """New parameters of a layer whose first rows belong to classes.
+
+    Args:
+        fresh: a new layer for the new classes.
+        sources: for each new class, the index of the old class it starts from, or None.
+        num_old: number of old classes.
+    """
     kept = [index for index, source in enumerate(sources) if source is not None]
     kept_from = [sources[index] for index in kept]
     parameters = {}
     for name, old in layer.named_parameters(recurse=False):
         rows = getattr(fresh, name).detach().to(old)  # (K, ...)
         rows[kept] = old.detach()[kept_from]
-        extra = old.detach()[num_old:]  # a label embedding can have more rows, which are never looked up
+        extra = old.detach()[num_old:]  # a label embedding can have more rows, which are never read
         parameters[name] = nn.Parameter(torch.cat([rows, extra]), requires_grad=old.requires_grad)
     return parameters

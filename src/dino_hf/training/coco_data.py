@@ -1,4 +1,4 @@
-"""Rows of a data set -> batches for the model."""
+"""Transform and collator: rows of a data set -> batches for the model."""
 
 import copy
 
@@ -17,23 +17,23 @@ __all__ = ["CocoData", "DetectionCollator", "DetectionTransform", "load_coco"]
 
 
 def _num_inside(image, objects: dict[str, list]) -> int:
-    """How many boxes, crowds aside, have something inside the image."""
+    """Number of boxes that overlap the image, without crowds."""
     boxes = zip(objects["bbox"], objects["iscrowd"], strict=True)
     return sum(not iscrowd and visible_side(box, image.width, image.height) > 0 for box, iscrowd in boxes)
 
 
 class DetectionTransform:
-    """Rows of a `CocoData` -> inputs of the model, unpadded. For `dataset.with_transform(DetectionTransform(processor))`;
-    `Trainer` then needs `remove_unused_columns=False`, or it takes the images away first.
+    """Rows of a `CocoData` -> inputs of the model, not padded. Use it as `dataset.with_transform(DetectionTransform(processor))`.
+    `Trainer` then needs `remove_unused_columns=False`, otherwise it removes the images.
 
-    What an augmentation does to an image depends on the seed, the epoch and the image's id, and on nothing else: not on the
-    worker, the process, the order of images or what was drawn before, so a resumed run repeats it. Call `set_epoch` at the
-    start of each epoch, or all are alike.
+    The augmentation of an image depends only on seed, epoch and image id. It does not depend on the worker, the process, the order
+    of images or earlier random numbers, so a resumed run repeats it. Call `set_epoch` at the start of each epoch; otherwise all
+    epochs have the same augmentation.
 
     Args:
-        image_processor: a `DinoDetrImageProcessor`, or another one with its interface.
-        augmentation: for training images; the sizes are then its own, while the image processor rescales and normalises. None:
-            the image processor's resize, as in inference.
+        image_processor: a `DinoDetrImageProcessor`, or another image processor with its interface.
+        augmentation: of training images. It then sets the image size, and the image processor only rescales and normalises. None:
+            the image processor resizes, as in inference.
         seed: of the augmentation.
     """
 
@@ -46,7 +46,7 @@ class DetectionTransform:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __deepcopy__(self, memo):
-        # `datasets` copies the transform with every change of columns; epochs must reach the copies too.
+        # `datasets` copies the transform with every change of columns, and `set_epoch` must reach the copies too.
         return copy.copy(self)
 
     def __setstate__(self, state):
@@ -54,16 +54,17 @@ class DetectionTransform:
         self._epoch.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which changes the random augmentation: in this process, its copies, and running workers of a
-        `DataLoader`."""
+        """Set the epoch of the augmentation, in this object, its copies and running workers of a `DataLoader`."""
         self._epoch.fill_(int(epoch))
 
     def augment(self, image_id: int, image, objects: dict[str, list]) -> tuple[Tensor, dict[str, list]]:
-        """One image as it is in this epoch, (3, h, w) uint8, and its objects in its pixels, those of crowds included.
+        """Augment one image as in the current epoch.
 
         Args:
-            image: PIL, of the size that boxes are for.
+            image: PIL image of the annotated size.
             objects: `category`, `bbox`, `area`, `iscrowd`, as in a row of a `CocoData`.
+        Returns:
+            (3, h, w) uint8 pixels; objects in these pixels, with crowds.
         """
         convert_rgb = getattr(self.image_processor, "do_convert_rgb", None)
         pixels = torch.as_tensor(self.image_processor.process_image(image, do_convert_rgb=convert_rgb))
@@ -72,17 +73,20 @@ class DetectionTransform:
         return augment(self._transforms, pixels, objects, seed=(self.seed, int(self._epoch), image_id))
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
-        """Columns as lists -> `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors: boxes relative to the
-        image as it is then, `orig_size` of the image as it was. An augmented image may be left without boxes.
-
+        """
+        Args:
+            rows: columns as lists.
+        Returns:
+            `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors: boxes relative to the augmented image, and
+            `orig_size` of the original image. An augmented image may have no boxes.
         Raises:
-            ValueError: the image has not the size that the json says, or a box lies outside of it.
+            ValueError: the image has another size than annotated, or a box lies outside of it.
         """
         samples = {"pixel_values": [], "labels": []}
         columns = (rows[name] for name in ("image_id", "image", "width", "height", "objects"))
         for image_id, image, width, height, objects in zip(*columns, strict=True):
             check_image_size(image_id, image, (width, height))
-            if image.mode != "RGB":  # of rows that are not from `load_data`
+            if image.mode != "RGB":  # only in rows that are not from `load_data`
                 image = to_rgb(image)
             try:
                 if self.augmentation is None:
@@ -94,14 +98,16 @@ class DetectionTransform:
                         image_id, pixels, changed, do_resize=False, input_data_format="channels_first"
                     )
                     labels["size"], labels["orig_size"] = labels["orig_size"], torch.tensor([image.height, image.width])
-                    num_inside = _num_inside(image, objects)  # of the original: what a crop leaves out is not lost
+                    num_inside = _num_inside(
+                        image, objects
+                    )  # of the original image: a box outside of a crop is not an error
             except ValueError as error:
                 error.add_note(f"This is image {image_id}.")
                 raise
             if lost := objects["iscrowd"].count(0) - num_inside:
                 raise ValueError(
                     f"Image {image_id} is {image.width} wide and {image.height} high, and {lost} of its boxes lie wholly outside: "
-                    f"{objects['bbox']}; they must be (x, y, width, height) in its pixels."
+                    f"{objects['bbox']}. Boxes must be (x, y, width, height) in pixels of the image."
                 )
             samples["pixel_values"].append(pixel_values)
             samples["labels"].append(labels)
@@ -117,7 +123,7 @@ class DetectionTransform:
         sample = self.image_processor(
             images=[image],
             annotations=[{"image_id": image_id, "annotations": annotations}],
-            do_pad=False,  # one by one: images of a batch differ in size, the collator pads them
+            do_pad=False,  # images of a batch differ in size; the collator pads them
             return_tensors="pt",
             **settings,
         )
@@ -125,8 +131,10 @@ class DetectionTransform:
 
 
 class DetectionCollator:
-    """Samples of `DetectionTransform` -> a batch: images padded at the right and bottom, labels as padded tensors, which
-    `Trainer` can gather over batches and processes (lists of dictionaries it cannot)."""
+    """Samples of `DetectionTransform` -> a batch. Images are padded at the right and bottom.
+
+    Labels become padded tensors, because `Trainer` cannot gather lists of dictionaries over batches and processes.
+    """
 
     def __call__(self, samples: list[dict]) -> dict[str, Tensor | dict[str, Tensor]]:
         """

@@ -1,14 +1,23 @@
-"""Departures of a run from its published recipe, as readable lines."""
+"""Departures of a run from its published recipe, as readable lines, and `recipe.json`, which keeps them."""
 
+import json
+import logging
 import math
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, TrainingArguments
 
+from ..common.output_folders import write_beside
+from ..common.regular_files import read_settings
 from .augmentation import Augmentation
 from .optimizer import BETAS, EPS, images_per_step, planned_steps
 from .recipe import LIMITS, TRAINER_FIELDS, Recipe
 from .recipes import RECIPES
+
+logger = logging.getLogger(__name__)
+
+RECIPE_NAME = "recipe.json"
 
 
 def find_departures(
@@ -101,3 +110,33 @@ def _text(value: Any) -> str:
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def save_recipe(folder: Path, recipe: Recipe, departures: list[str], is_resumed: bool) -> None:
+    """Write recipe and departures into `recipe.json` of a run, and log the departures as warnings.
+
+    If the run is resumed with another recipe, the changed fields are logged too.
+    """
+    for line in departures:
+        logger.warning("Departs from the recipe %s: %s", recipe.name, line)
+    content = {"recipe": recipe.as_dict(), "departures": departures}
+    path = folder / RECIPE_NAME
+    if is_resumed and (before := _recorded_recipe(path)):
+        changed = [name for name, value in content["recipe"].items() if before.get(name) != value]
+        if changed:
+            old, new = ({name: fields.get(name) for name in changed} for fields in (before, content["recipe"]))
+            logger.warning("The resumed run had another recipe: %s. It continues with %s.", old, new)
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_beside(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _recorded_recipe(path: Path) -> dict | None:
+    """Recipe of the resumed run, for a comparison. None if its file is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return dict(read_settings(path)["recipe"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s is damaged (%s) and is written again. Changes of the recipe are not reported.", path, error)
+        return None

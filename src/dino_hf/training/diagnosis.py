@@ -1,4 +1,4 @@
-"""What a loss curve hides: how stable the matches are, how far the anchors, which part learns; as scalars in the logs."""
+"""Diagnosis of training: stability of matches, distance of anchors and gradient norms of parts, as scalars in the logs."""
 
 import contextlib
 import json
@@ -24,8 +24,10 @@ from ..model.targets import PADDING_LABEL, collect_targets
 from .detector import find_detector
 
 _SMALL_AREA = 32**2  # square pixels; COCO's bound of small objects
-_SAME_PLACE = 0.5  # GIoU above which two anchors are one, as a detection of that IoU is COCO's easiest hit
-_DEAD_SCORE = 0.05  # every class starts at 0.01, the focal prior; a class that is learnt at all passes five times that
+_SAME_PLACE = (
+    0.5  # two anchors with a GIoU above this count as the same place; 0.5 is also COCO's lowest IoU of a match
+)
+_DEAD_SCORE = 0.05  # every class starts at 0.01, the focal prior; a learnt class reaches five times that
 
 HISTORY_NAME = "training_doctor.json"
 _LARGEST_HISTORY = 2**30  # bytes; COCO's 36,000 held-out boxes have 1.8 MB
@@ -36,33 +38,33 @@ logger = logging.getLogger(__name__)
 
 
 class Match(NamedTuple):
-    """Which query answers for a box, and the anchor that it started from: (4) cxcywh in [0, 1]."""
+    """Query matched with a box, and the anchor that this query started from: (4) cxcywh in [0, 1]."""
 
     query: int
     anchor: list[float]
 
 
 class Answer(NamedTuple):
-    """How the last decoder layer answers for a held-out box."""
+    """Prediction of the last decoder layer for a held-out box."""
 
     match: Match
-    distance: float  # L1 of anchor and box, in [0, 4]
+    distance: float  # L1 distance of anchor and box, in [0, 4]
     is_small: bool
     label: int  # class of the box
-    score: float  # that the query gives to it
+    score: float  # of this class, in [0, 1]
 
 
-BoxKey = tuple[int, int]  # image id, and the place of the box among those of its image
+BoxKey = tuple[int, int]  # image id, and index of the box in its image
 
 
 class MatchHistory:
-    """The matches of the last evaluation, in a file of each checkpoint."""
+    """Matches of the last evaluation. A file in each checkpoint keeps them."""
 
     def __init__(self):
         self.matches: dict[BoxKey, Match] = {}
 
     def remember(self, matches: Mapping[BoxKey, Match]) -> None:
-        """Anchors are rounded to 4 digits here, so that a resumed run compares with the same numbers."""
+        """Keep matches. Anchors are rounded to 4 digits, as in the file, so a resumed run compares with the same numbers."""
         self.matches = {
             key: Match(query, [round(value, 4) for value in anchor]) for key, (query, anchor) in matches.items()
         }
@@ -74,7 +76,7 @@ class MatchHistory:
             path.write_text(json.dumps(rows), encoding="utf-8")
 
     def load(self, folder: Path | None) -> None:
-        """Read the file of a checkpoint. Without a folder or a file, comparisons start with the next evaluation."""
+        """Read the file of a checkpoint. Without a file, comparisons start after the next evaluation."""
         self.matches = {}
         if folder is None or not is_regular(folder / HISTORY_NAME):
             return
@@ -82,57 +84,57 @@ class MatchHistory:
             rows = read_json(folder / HISTORY_NAME, _LARGEST_HISTORY)
             self.matches = {(int(i), int(p)): Match(int(q), [float(x) for x in anchor]) for i, p, q, *anchor in rows}
             if any(len(match.anchor) != 4 for match in self.matches.values()):
-                raise ValueError("an anchor has not 4 numbers")
+                raise ValueError("an anchor does not have 4 numbers")
         except (OSError, ValueError, TypeError, OverflowError) as error:
             self.matches = {}
-            logger.warning("%s cannot be used (%s): matches are compared from here on.", folder / HISTORY_NAME, error)
+            logger.warning("%s cannot be read (%s): comparisons of matches start again.", folder / HISTORY_NAME, error)
 
 
 class TrainingDoctor(TrainerCallback):
-    """Looks at every training step and evaluation of a `Trainer`, and logs what it sees: in `trainer.state.log_history` and in
-    whatever tracker the trainer reports to (TensorBoard shows `doctor/x` as `train/doctor/x`).
+    """Logs scalars about every training step and evaluation of a `Trainer`, in `trainer.state.log_history` and in its trackers.
+    (TensorBoard shows `doctor/x` as `train/doctor/x`.)
 
         trainer.add_callback(TrainingDoctor(trainer))
 
-    It runs no forward pass of its own, leaves training bit for bit as it is, and in training waits for the device only when logs
-    are written. Figures are those of all processes. "Small run" below: 0.3 M parameters, 12 epochs on 240 drawn scenes.
+    It does no forward pass of its own and does not change training in any bit. In training, it waits for the device only when logs
+    are written. Values are over all processes. "Small run" below means: 0.3 M parameters, 12 epochs on 240 drawn scenes.
 
     With each training log:
 
-    - `doctor/loss_matching`, `doctor/loss_denoising`: the two parts that the logged `loss` is the sum of.
-    - `doctor/denoising_ratio`: denoising loss by matching loss, of the last decoder layer alone. Its level depends on the data
-      (0.7 in a log of the original, issue 152 of IDEA-Research/DINO; 1.0 to 1.25 in the small run): follow its course. If it
-      falls while `loss_matching` stands still, the decoder restores boxes that it is shown, but has no good anchors for the
-      others: look at ATD. If it rises because `loss_denoising` stands still, there may be too much noise in it.
-    - `doctor/grad_norm_<part>`: gradient norm of backbone, encoder, query_selection, denoising (its label embedding, always little)
-      and decoder (with its heads), of the logged step and before clipping: the root of the sum of their squares is the logged
-      `grad_norm`. A frozen part has none, and DeepSpeed shows none. A part that falls to nothing no longer learns; one that
-      outgrows the others uses up what clipping leaves to all.
+    - `doctor/loss_matching`, `doctor/loss_denoising`: the two parts of the logged `loss`. Their sum is `loss`.
+    - `doctor/denoising_ratio`: denoising loss divided by matching loss, of the last decoder layer. Its level depends on the data
+      (0.7 in a log of the original, issue 152 of IDEA-Research/DINO; 1.0 to 1.25 in the small run), so watch its trend. If it falls
+      while `loss_matching` stays the same, the decoder restores noised boxes, but has no good anchors for other boxes: check ATD.
+      If it rises because `loss_denoising` stays the same, the noise may be too strong.
+    - `doctor/grad_norm_<part>`: gradient norm before clipping, in the logged step, of backbone, encoder, query_selection, denoising
+      (its label embedding, always small) and decoder (with its heads). The root of the sum of their squares is the logged
+      `grad_norm`. A frozen part has no value, and DeepSpeed has none at all. A part whose norm falls to zero no longer learns. A
+      part with a much larger norm than the others determines how strongly all gradients are clipped.
 
-    With each evaluation, over the boxes of the held-out images (of the first data set, if there are several) and the matches
-    of the last decoder layer:
+    With each evaluation, over the boxes of the held-out images (of the first data set, if there are several) and the matches of
+    the last decoder layer:
 
-    - `doctor/match_changed`: share of the boxes whose query is another one than at the last evaluation. The instability of
-      DN-DETR (arXiv:2203.01305, sec. 3), by boxes instead of queries. In DINO a query is a rank among the selected tokens, so
-      this stays near 1 until the learning rate is low (small run: 0.97 to 0.41).
-    - `doctor/match_moved`: share of the boxes whose query started elsewhere than at the last evaluation: from an anchor that has
-      a GIoU below 0.5 with the earlier one. It should fall (small run: 0.60 to 0.13). If it grows, boxes move between queries,
-      and each query must learn again: the learning rate may be too high.
-    - `doctor/atd_100`, `doctor/atd_100_small`: ATD(100) of the paper (sec. 3.3, fig. 4), the average of the 100 largest L1
-      distances between a box and the initial anchor of its query, both cxcywh in [0, 1]: 0 to 4. Of all boxes, and of those
-      smaller than 32 x 32 pixels in the original image. Less is better. With less than 100 boxes it is the average of all.
-    - `doctor/dead_classes`: number of classes of held-out boxes that no matched query gives a score above 0.05. It should come
-      to 0; a class that stays is too rare, mislabelled, or not in the training data. Their names are in the attribute
-      `dead_classes`.
+    - `doctor/match_changed`: share of boxes matched with another query than at the last evaluation. This is the instability of
+      DN-DETR (arXiv:2203.01305, sec. 3), by boxes instead of queries. In DINO a query is a rank among the selected tokens, so the
+      value stays near 1 until the learning rate is low (small run: 0.97 to 0.41).
+    - `doctor/match_moved`: share of boxes whose matched query started from another place than at the last evaluation: its anchor
+      has a GIoU below 0.5 with the earlier anchor. It should fall (small run: 0.60 to 0.13). If it grows, boxes move between
+      queries and each query must learn again: the learning rate may be too high.
+    - `doctor/atd_100`, `doctor/atd_100_small`: ATD(100) of the paper (sec. 3.3, fig. 4), the mean of the 100 largest L1 distances
+      between a box and the initial anchor of its query, both cxcywh in [0, 1], so in [0, 4]; lower is better. The second value is
+      for boxes smaller than 32 x 32 pixels in the original image. With fewer than 100 boxes it is the mean of all.
+    - `doctor/dead_classes`: number of classes of held-out boxes to which no matched query gives a score above 0.05. It should fall
+      to 0. A class that stays dead is too rare, mislabelled, or missing in the training data. The attribute `dead_classes` has the
+      names.
 
-    A resumed run goes on comparing: checkpoints in the trainer's output folder have the matches in `training_doctor.json`. It has
-    1.8 MB for the 36,000 boxes of COCO's validation images.
+    A resumed run continues the comparison: each checkpoint in the trainer's output folder has its matches in
+    `training_doctor.json`, 1.8 MB for the 36,000 boxes of COCO's validation images.
 
-    An evaluation of other weights, as of their average, is not to be looked at: `with doctor.paused(): trainer.evaluate(...)`.
+    To exclude an evaluation of other weights, such as their average, use `with doctor.paused(): trainer.evaluate(...)`.
 
     Args:
         trainer: the trainer that the doctor is added to.
-        k: boxes to average in `atd_<k>`.
+        k: number of boxes averaged in `atd_<k>`.
     """
 
     def __init__(self, trainer: Trainer, k: int = 100):
@@ -142,11 +144,11 @@ class TrainingDoctor(TrainerCallback):
         self._hook = None
         self._is_paused = False
         self._history = MatchHistory()
-        self.resumed_from: Path | None = None  # checkpoint; None: the one of this step in the output folder
+        self.resumed_from: Path | None = None  # checkpoint; None: the checkpoint of this step in the output folder
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing that the model does in this context is looked at."""
+        """Ignore everything the model does inside the context."""
         before, self._is_paused = self._is_paused, True
         try:
             yield
@@ -154,7 +156,7 @@ class TrainingDoctor(TrainerCallback):
             self._is_paused = before
 
     def on_train_begin(self, args, state, control, model, **kwargs):
-        self.on_train_end(args, state, control)  # of a run that was broken off
+        self.on_train_end(args, state, control)  # removes the hook of an interrupted run
         self._detector = find_detector(model)
         self._parts = {name: list(part.parameters()) for name, part in self._detector.model.named_children()}
         self._losses, self._norms, self._answers = None, {}, {}
@@ -163,7 +165,7 @@ class TrainingDoctor(TrainerCallback):
 
         @torch.compiler.disable
         def look(module: nn.Module, args: tuple, kwargs: dict, outputs) -> None:
-            # A copy of the model takes the hook with it.
+            # A copy of the model has a copy of the hook, so check that this is the model itself.
             if module is model and not self._is_paused:
                 self._look(module.training, kwargs.get("labels"), outputs)
 
@@ -179,12 +181,12 @@ class TrainingDoctor(TrainerCallback):
         if is_training:
             losses = weighted_losses(outputs.loss_dict, criterion.weights)  # (4,)
             self._losses = losses if self._losses is None else self._losses + losses
-            self._answers = {}  # what was looked at since the last evaluation was none
+            self._answers = {}  # batches seen since the last evaluation did not belong to an evaluation
         elif isinstance(labels, Mapping) and set(labels) >= _LABEL_NAMES:
             targets = collect_targets(labels, len(outputs.logits), outputs.logits.shape[-1], outputs.logits.device)
             predictions = outputs.logits.detach().float()[None], outputs.pred_boxes.detach().float()[None]  # one layer
             matches, _ = match(*predictions, targets, criterion.cost, criterion.alpha, skip_non_finite=True)
-            for key, answer in examine(labels, outputs, matches).items():
+            for key, answer in find_answers(labels, outputs, matches).items():
                 self._answers.setdefault(key, answer)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
@@ -199,13 +201,13 @@ class TrainingDoctor(TrainerCallback):
 
         matching, denoising, last_matching, last_denoising = losses
         share = _ratio(matching, matching + denoising)
-        figures = {"loss_matching": logs["loss"] * share}
+        values = {"loss_matching": logs["loss"] * share}
         if denoising:
-            figures["loss_denoising"] = logs["loss"] * (1 - share)
-            figures["denoising_ratio"] = _ratio(last_denoising, last_matching)
-        # Gradients are clipped by now, all alike; only the logged norm is from before.
+            values["loss_denoising"] = logs["loss"] * (1 - share)
+            values["denoising_ratio"] = _ratio(last_denoising, last_matching)
+        # Gradients are clipped by now, all by one factor. Only the logged norm is from before clipping.
         scale = _ratio(logs["grad_norm"], math.hypot(*norms.values())) if norms else 1.0
-        self._report(figures | {f"grad_norm_{part}": norm * scale for part, norm in norms.items()})
+        self._report(values | {f"grad_norm_{part}": norm * scale for part, norm in norms.items()})
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if self._hook is None or self._is_paused:
@@ -218,23 +220,23 @@ class TrainingDoctor(TrainerCallback):
         answers = merge(gather_object([answers]))
         if not answers:
             logger.warning(
-                "TrainingDoctor saw no boxes in this evaluation: the images have none, or their labels are not a dictionary of "
-                "%s, as DetectionCollator makes it.",
+                "TrainingDoctor saw no boxes in this evaluation. Either the images have none, or their labels are not a dictionary "
+                "of %s, as from DetectionCollator.",
                 sorted(_LABEL_NAMES),
             )
             return
         matches = {key: answer.match for key, answer in answers.items()}
-        figures = changes(self._history.matches, matches)
+        values = changes(self._history.matches, matches)
         self._history.remember(matches)
 
-        figures[f"atd_{self.k}"] = average_largest([answer.distance for answer in answers.values()], self.k)
+        values[f"atd_{self.k}"] = average_largest([answer.distance for answer in answers.values()], self.k)
         if small := [answer.distance for answer in answers.values() if answer.is_small]:
-            figures[f"atd_{self.k}_small"] = average_largest(small, self.k)
+            values[f"atd_{self.k}_small"] = average_largest(small, self.k)
         dead = find_dead_classes(answers.values())
-        figures["dead_classes"] = len(dead)
+        values["dead_classes"] = len(dead)
         self.dead_classes = [self._detector.config.id2label[label] for label in dead]
         logger.info("Dead classes: %s", self.dead_classes)
-        self._report(figures)
+        self._report(values)
 
     def save(self, checkpoint: Path) -> None:
         """Write the matches into the folder of a checkpoint, in the first process."""
@@ -243,18 +245,18 @@ class TrainingDoctor(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if checkpoint.is_dir() and not (checkpoint / HISTORY_NAME).is_file():  # DinoDetrTrainer has written it before
+        if checkpoint.is_dir() and not (checkpoint / HISTORY_NAME).is_file():  # DinoDetrTrainer has written it already
             self.save(checkpoint)
 
     def on_predict(self, args, state, control, metrics, **kwargs):
         self._answers = {}
 
-    def _report(self, figures: dict[str, float]) -> None:
-        self.trainer.log({f"doctor/{name}": value for name, value in figures.items()})
+    def _report(self, values: dict[str, float]) -> None:
+        self.trainer.log({f"doctor/{name}": value for name, value in values.items()})
 
 
 def weighted_losses(loss_dict: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """(4,) matching and denoising loss of all output sets, and of the last decoder layer; 0 without denoising."""
+    """(4,) matching and denoising loss of all output sets, then both of the last decoder layer; 0 without denoising."""
     suffixes = [name.removeprefix("loss_ce") for name in loss_dict if name.startswith("loss_ce")]
 
     def weighted(suffixes: list[str]) -> Tensor:
@@ -271,7 +273,7 @@ def weighted_losses(loss_dict: dict[str, Tensor], weights: dict[str, float]) -> 
 
 
 def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
-    """L2 norm () of the gradients of each part that has any."""
+    """L2 norm () of the gradients of each part with gradients."""
     norms = {}
     for part, parameters in parts.items():
         if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
@@ -280,13 +282,13 @@ def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
     return norms
 
 
-def examine(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dict[BoxKey, Answer]:
+def find_answers(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dict[BoxKey, Answer]:
     """Answers for the matched boxes of a batch.
 
     Args:
-        labels: as `DetectionCollator` gives them.
+        labels: from `DetectionCollator`.
         outputs: of the model, for these labels.
-        matches: of the last decoder layer alone.
+        matches: of the last decoder layer.
     """
     _, image, query, target = matches  # (M,)
     is_box = labels["class_labels"] != PADDING_LABEL  # (B, boxes of an image), in the order of the T targets
@@ -305,7 +307,7 @@ def examine(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dict[Box
 
 
 def merge(parts: Iterable[dict[BoxKey, Answer]]) -> dict[BoxKey, Answer]:
-    """What the processes saw, in one: an image that several saw, to have equally many each, counts as the first one saw it."""
+    """Merge the answers of all processes. If several processes have an image (as padding), the first process counts."""
     merged = {}
     for part in reversed(list(parts)):
         merged |= part
@@ -313,7 +315,7 @@ def merge(parts: Iterable[dict[BoxKey, Answer]]) -> dict[BoxKey, Answer]:
 
 
 def changes(before: dict[BoxKey, Match], now: dict[BoxKey, Match]) -> dict[str, float]:
-    """Shares of the boxes, of those in both, that have another query, and one that starts elsewhere; nothing without any."""
+    """`match_changed` and `match_moved` over the boxes in both evaluations; empty without any."""
     both = [key for key in now if key in before]
     if not both:
         return {}
@@ -324,13 +326,13 @@ def changes(before: dict[BoxKey, Match], now: dict[BoxKey, Match]) -> dict[str, 
 
 
 def average_largest(values: list[float], k: int) -> float:
-    """Average of the k largest values, or of all if they are fewer."""
+    """Mean of the k largest values, or of all values if there are fewer."""
     largest = sorted(values, reverse=True)[:k]
     return sum(largest) / len(largest)
 
 
 def find_dead_classes(answers: Iterable[Answer]) -> list[int]:
-    """Classes that no query matched with a box of theirs gives a score above 0.05."""
+    """Classes to which no matched query gives a score above 0.05."""
     best = {}
     for answer in answers:
         best[answer.label] = max(best.get(answer.label, 0.0), answer.score)

@@ -1,4 +1,4 @@
-"""Bounded memory for very large images: the processes that read images for a run take turns."""
+"""Bounded memory for very large images: the processes of a run read them one after the other."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,18 +18,18 @@ LARGE = 2**25  # pixels; reading one pixel takes up to 15 bytes, so up to 500 MB
 
 
 class Turn:
-    """One process at a time, of this one and its workers. A process that ends gives up its turn."""
+    """A lock for this process and its workers. It is released when a process ends."""
 
     def __init__(self):
         self._file = tempfile.NamedTemporaryFile(prefix="dino_hf_turn_")  # noqa: SIM115  it lives as long as this object
         self._path = self._file.name
 
     def __getstate__(self):
-        return {"_path": self._path}  # for workers that are spawned; the file belongs to the first process
+        return {"_path": self._path}  # for spawned workers; the file belongs to the first process
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Wait until no other process has the turn, and keep it inside the context."""
+        """Wait for the lock, and hold it inside the context."""
         with open(self._path, "rb") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -59,7 +59,7 @@ class LargeInTurn(torch.utils.data.Dataset):
 
 
 def large_in_turn(rows: Table, data: CocoData, turn: Turn) -> Table | LargeInTurn:
-    """The rows as they are if no image is large."""
+    """Wrap rows in `LargeInTurn` if any image is large."""
     sizes = data.dataset.select_columns(["width", "height"]).with_format("arrow")[:].to_pydict()
     is_large = [(w or 0) * (h or 0) > LARGE for w, h in zip(sizes["width"], sizes["height"], strict=True)]
     return LargeInTurn(rows, is_large, turn) if any(is_large) else rows

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) through peft: fine-tuning with 3 % of the parameters of an R50 model."""
+"""Low-rank adapters (LoRA, arXiv:2106.09685) with peft: fine-tune 3 % of the parameters of an R50 model."""
 
 from typing import TYPE_CHECKING
 
@@ -10,29 +10,29 @@ from .detector import check_detector
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
-# All linears of attention and feed-forward blocks, by their names in a DinoDetrForObjectDetection or DinoDetrModel. Sampling
-# offsets and attention weights are among them: other images want other places to be looked at, and in deformable attention nothing
-# else says where. Backbones have their own names for what they have of this.
+# All linear layers of attention and feed-forward blocks, by their names in a DinoDetrForObjectDetection or DinoDetrModel. They
+# include sampling offsets and attention weights, because in deformable attention only these decide which positions are read.
+# Backbones have other names for their layers, so they do not match.
 TARGET_MODULES = r"(model\.)?(encoder|decoder)\.layers\.\d+\.(self_attn|cross_attn|mlp)\.\w+"
 
 
 def lora_config(
     model: PreTrainedModel, r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.0, **settings
 ) -> "LoraConfig":
-    """Settings of adapters on the attention and feed-forward linears of encoder and decoder, for `peft.get_peft_model`.
+    """Configuration of adapters on the attention and feed-forward layers of encoder and decoder, for `peft.get_peft_model`.
 
-    Class heads and the label embedding of denoising are trained whole and saved with the adapters, so that new classes
-    (`transfer_classes`, before this) can be learnt; everything else stays as it is, the backbone too.
+    Class heads and the label embedding of denoising are trained in full and saved with the adapters, so the model can learn new
+    classes. Call `transfer_classes` before. All other weights are frozen, including the backbone.
 
     Args:
         model: `DinoDetrForObjectDetection`.
         r: rank of the adapters.
         lora_alpha: the adapters' output is multiplied by `lora_alpha` / `r`.
-        lora_dropout: probability, of what enters the adapters.
-        settings: of `peft.LoraConfig`; they go first, e.g. `target_modules=[]`.
+        lora_dropout: dropout probability of the adapters' input.
+        settings: fields of `peft.LoraConfig`, which replace the defaults here, e.g. `target_modules=[]`.
     Raises:
-        ImportError: peft is not there.
-        ValueError: the model is none of ours, or a module that is to be trained whole is quantized.
+        ImportError: peft is not installed.
+        ValueError: the model is another one, or a module that must be trained in full is quantized.
     """
     try:
         from peft import LoraConfig
@@ -41,36 +41,39 @@ def lora_config(
     check_detector(
         model,
         "DinoDetrForObjectDetection",
-        "adapters come before it is wrapped for distributed training or compilation, and once.",
+        "Add adapters before the model is wrapped for distributed training or compilation, and only once.",
     )
-    trained_whole = ["class_head"] + ([] if model.base_model.denoising is None else ["label_embedding"])
-    defaults = {"target_modules": TARGET_MODULES, "modules_to_save": trained_whole}
+    trained_in_full = ["class_head"] + ([] if model.base_model.denoising is None else ["label_embedding"])
+    defaults = {"target_modules": TARGET_MODULES, "modules_to_save": trained_in_full}
     config = LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **defaults | settings)
-    _check_trained_whole(model, config.modules_to_save or [])
+    _check_trained_in_full(model, config.modules_to_save or [])
     return config
 
 
-def _check_trained_whole(model: PreTrainedModel, trained_whole: list[str]) -> None:
+def _check_trained_in_full(model: PreTrainedModel, trained_in_full: list[str]) -> None:
     """
     Raises:
-        ValueError: the weights of a module are integers, which have no gradients.
+        ValueError: the weights of a module are integers, which cannot have gradients.
     """
     for name, module in model.named_modules():
         own_name = name.rpartition(".")[2]
-        if own_name in trained_whole and not all(weights.is_floating_point() for weights in module.parameters()):
+        if own_name in trained_in_full and not all(weights.is_floating_point() for weights in module.parameters()):
             raise ValueError(
-                f"{name} is quantized, but it is trained whole beside the adapters: load the model with "
-                f"BitsAndBytesConfig(..., llm_int8_skip_modules={sorted(trained_whole)})."
+                f"{name} is quantized, but it is trained in full beside the adapters. Load the model with "
+                f"BitsAndBytesConfig(..., llm_int8_skip_modules={sorted(trained_in_full)})."
             )
 
 
 def add_lora(model: PreTrainedModel, **settings) -> "PeftModel":
-    """Put adapters into a model, in place, and freeze the rest; see `lora_config` for `settings`.
+    """Add adapters to a model, in place, and freeze its other weights.
 
-    What is returned goes to `Trainer` in the place of the model. `save_pretrained` saves adapters and class heads, 6 MB for an R50,
-    and `peft.PeftModel.from_pretrained(model, folder)` puts them into a model with the weights and classes that they were trained
-    on. `merge_and_unload()` adds them to the weights and gives the plain model back, which saves, loads and predicts like any
-    other; what was frozen stays so until it is loaded.
+    Train the result in place of the model. Its `save_pretrained` saves adapters and class heads, 6 MB for an R50.
+    `peft.PeftModel.from_pretrained(model, folder)` adds them to a model with the weights and classes they were trained with.
+    `merge_and_unload()` adds them to the weights and returns the plain model, which saves, loads and predicts like any other. Its
+    frozen weights stay frozen until it is loaded again.
+
+    Args:
+        settings: see `lora_config`.
     """
     config = lora_config(model, **settings)
     from peft import get_peft_model

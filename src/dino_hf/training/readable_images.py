@@ -1,4 +1,4 @@
-"""Training data in which another image takes the place of one that cannot be read."""
+"""Training data in which another image replaces an image that cannot be read."""
 
 import logging
 from collections.abc import Sequence
@@ -12,30 +12,30 @@ from ..data.rows import ImageSizeError
 logger = logging.getLogger(__name__)
 
 SHARE_LEFT_OUT = 0.1  # share of the images that may be bad before training stops
-FEWEST_LEFT_OUT = 10  # so many images may be bad in any case
+FEWEST_LEFT_OUT = 10  # number of images that may be bad in any case
 _SHOWN = 3  # bad images named in the summary
 
 
 class TooManyBadImages(ValueError):
-    """More images are bad than may be left out."""
+    """Too many images are bad to leave them out."""
 
 
 class ReadableImages(torch.utils.data.Dataset):
-    """Samples of a data set. The next readable image takes the place of a bad one.
+    """Samples of a data set. The next readable image replaces a bad image.
 
-    An image is bad if it cannot be read, or has another size than its annotations say. A warning names each bad image once. The
-    replacement depends only on which images are bad, so a resumed run repeats it.
+    An image is bad if it cannot be read, or has another size than annotated. A warning names each bad image once. The replacement
+    depends only on which images are bad, so a resumed run repeats it.
 
     Args:
         rows: the training images, with their transform.
         names: names of the images for messages.
-        most: number of bad images that may be left out. One more is an error. None: a tenth of all images, at least 10.
+        most: maximum number of bad images. None: a tenth of all images, at least 10.
     """
 
     def __init__(self, rows: Table, names: Sequence[str], most: int | None = None):
         self.rows, self.names = rows, names
         self.most = max(FEWEST_LEFT_OUT, int(SHARE_LEFT_OUT * len(rows))) if most is None else most
-        # In shared memory, so the main process knows the bad images that its workers found.
+        # In shared memory, so the main process sees the bad images that its workers found.
         self._is_bad = torch.zeros(len(rows), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -60,11 +60,11 @@ class ReadableImages(torch.utils.data.Dataset):
         self._is_bad[place] = True
         if self.has_too_many:
             raise TooManyBadImages(f"{error} {self.reason_to_stop()}") from error
-        logger.warning("Training goes on without the image %s: %s", self.names[place], error)
+        logger.warning("Training continues without the image %s: %s", self.names[place], error)
 
     @property
     def bad_images(self) -> list[str]:
-        """Names of the bad images that this process and its workers found; after `gather`, of all processes."""
+        """Names of the bad images found by this process and its workers; after `gather`, by all processes."""
         return [self.names[place] for place in self._is_bad.nonzero()[:, 0].tolist()]
 
     @property
@@ -72,7 +72,7 @@ class ReadableImages(torch.utils.data.Dataset):
         return int(self._is_bad.sum()) > self.most or bool(self._is_bad.all())
 
     def gather(self) -> None:
-        """Add the bad images that the other processes found. All processes must call this, after training."""
+        """Add the bad images found by other processes. All processes must call this, after training."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
         found: list = [None] * torch.distributed.get_world_size()
@@ -81,17 +81,17 @@ class ReadableImages(torch.utils.data.Dataset):
             self._is_bad[places] = True
 
     def summary(self) -> str:
-        """The bad images of a run that went on without them."""
+        """A sentence about the bad images of a finished run."""
         return f"{self._count()} Other images took their places."
 
     def reason_to_stop(self) -> str:
-        """The bad images of a run that stopped because of them, and what to do."""
-        cure = "They are too many to leave out: mend them, then go on with --resume (in Python, resume=True)."
+        """A sentence about the bad images that stopped a run, and what to do."""
+        cure = "They are too many to leave out: repair them, then continue by --resume (in Python, resume=True)."
         if not self.most:
-            cure = "Mend or remove them, or leave them out by --on-bad-image skip (in Python, on_bad_image='skip')."
+            cure = "Repair or remove them, or leave them out by --on-bad-image skip (in Python, on_bad_image='skip')."
         return f"{self._count()} {cure}"
 
     def _count(self) -> str:
         names = self.bad_images
         listed = list_some(names, _SHOWN)
-        return f"{len(names)} of {len(self)} images to train on could not be read, or have another size than annotated: {listed}."
+        return f"{len(names)} of {len(self)} training images could not be read, or have another size than annotated: {listed}."

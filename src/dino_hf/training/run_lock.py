@@ -1,4 +1,4 @@
-"""One process at a time trains in a folder: a lock file names the machine and the process that hold it."""
+"""Lock of a run's folder, so that only one process trains in it. The lock file names the machine and process that hold it."""
 
 import hashlib
 import json
@@ -21,20 +21,20 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LOCK_NAME = "_run.lock"  # uploads leave out what begins with an underscore
-_PAUSE = 0.2  # seconds: enough to write a lock on a file system without hard links
-_SAME_START = 1.0  # seconds by which two readings of the start of one process may differ
-_held: set[Path] = set()  # by this process
+LOCK_NAME = "_run.lock"  # uploads skip names that begin with an underscore
+_PAUSE = 0.2  # seconds; long enough to write a lock on a file system without hard links
+_SAME_START = 1.0  # seconds by which two readings of the start time of one process may differ
+_held: set[Path] = set()  # locks of this process
 
 
 @contextmanager
 def locked_run(folder: Path, is_first: bool) -> Iterator[None]:
     """Hold the lock of a run's folder, and make the folder if it is missing. Inside, taking the lock again does nothing.
 
-    The lock of a process that has ended is taken over. Processes of another machine cannot be seen, so their locks stand.
+    The lock of a process that has ended is replaced. Processes of another machine cannot be seen, so their locks stay.
 
     Args:
-        is_first: this is the first process of the run; the others need no lock.
+        is_first: whether this is the first process of the run. The other processes need no lock.
     Raises:
         ValueError: another process trains in this folder.
     """
@@ -76,12 +76,12 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _take(path: Path, mine: dict) -> BinaryIO:
-    """Make the lock file, with its content from its first moment on.
+    """Create the lock file. It never exists without its content.
 
     Returns:
         the lock file. While it is open, other containers of this machine see that its process runs.
     """
-    # The name of the scratch folder has the token, because threads have a process number in common.
+    # The name of the scratch folder has the token, because threads of a process share its number.
     with scratch_folder(path.with_name(f"_run-{mine['token']}.lock")) as scratch:
         unfinished = scratch / LOCK_NAME
         file = _write(unfinished, mine)
@@ -100,17 +100,16 @@ def _write(path: Path, content: dict) -> BinaryIO:
     file.write(json.dumps(content).encode())
     file.flush()
     if fcntl is None:
-        file.close()  # Windows renames no open files
+        file.close()  # Windows cannot rename open files
     else:
-        with suppress(OSError):  # some file systems have no such locks
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # unlike flock, not inherited by workers that may outlive us
+        with suppress(OSError):  # some file systems do not support these locks
+            # Unlike flock, workers that may outlive this process do not inherit this lock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
 
 
 def _link(unfinished: Path, path: Path) -> bool:
-    """Give a file its name in one step. False: the name is taken."""
+    """Give a file its final name in one step. False: the name is taken."""
     try:
         try:
             os.link(unfinished, path)
@@ -125,13 +124,13 @@ def _link(unfinished: Path, path: Path) -> bool:
 
 
 def _replace_ended(path: Path, unfinished: Path) -> bool:
-    """Put a new lock in the place of one whose process has ended. False: another process was faster, look again.
+    """Replace a lock whose process has ended. False: another process was faster, so try again.
 
-    A second lock makes this one step: it belongs to the content that is replaced. So of two processes that saw the same ended
-    lock, the slower one finds other content, however long it slept, and cannot replace the lock of the faster one.
+    A second lock protects this step. Its name depends on the replaced content. If two processes see the same ended lock, the slower
+    process finds other content, however late it is, and does not replace the lock of the faster one.
 
     Raises:
-        ValueError: a process that runs holds the lock.
+        ValueError: a running process holds the lock.
     """
     ended = _content(path)
     holder = _read(path)
@@ -151,13 +150,13 @@ def _replace_ended(path: Path, unfinished: Path) -> bool:
 
 def _refusal(path: Path, holder: dict) -> ValueError:
     return ValueError(
-        f"Process {holder.get('pid')} on {holder.get('host')} trains in {path.parent}: choose another --output-dir, or wait. If "
-        f"that process has ended, delete {path}."
+        f"Process {holder.get('pid')} on {holder.get('host')} trains in {path.parent}. Choose another --output-dir, or wait. If "
+        f"this process has ended, delete {path}."
     )
 
 
 def _content(path: Path) -> bytes | None:
-    """None: there is no lock, or it is no readable file."""
+    """Bytes of a lock. None: there is no lock, or it cannot be read."""
     try:
         return read_bytes(path)
     except (OSError, ValueError):
@@ -165,7 +164,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _read(path: Path) -> dict | None:
-    """The content of a lock. None: there is no lock, or it is damaged, because a process was killed while it wrote the lock."""
+    """Content of a lock. None: there is no lock, or it is damaged because its process was killed while writing it."""
     try:
         content = read_settings(path)
     except (OSError, ValueError):
@@ -177,11 +176,11 @@ def _is_running(holder: dict, path: Path) -> bool:
     if holder.get("host") != socket.gethostname():
         return True
     if holder.get("machine", machine_mark()) != machine_mark():
-        # Another container, another machine of this name, or this one before a restart: process numbers mean nothing here.
+        # Another container, another machine with this name, or this machine before a restart: process numbers are not comparable.
         return _is_open(path)
     try:
         started = psutil.Process(int(holder["pid"])).create_time()
-        return abs(started - float(holder["started"])) <= _SAME_START  # process numbers are used again
+        return abs(started - float(holder["started"])) <= _SAME_START  # process numbers are reused
     except psutil.AccessDenied:
         return True
     except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
@@ -189,7 +188,7 @@ def _is_running(holder: dict, path: Path) -> bool:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether a process still holds a lock file open, as far as the file system tells; True if it does not tell."""
+    """Whether a process still holds a lock file open. True if the file system does not support locks."""
     if fcntl is None:
         return True
     try:

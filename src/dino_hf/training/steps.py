@@ -1,4 +1,4 @@
-"""The callback of `DinoDetrTrainer`: it checks gradients, averages weights, and sets the learning rates of a resumed run."""
+"""Callback of `DinoDetrTrainer`: checks gradients, averages weights, and sets the learning rates of a resumed run."""
 
 import logging
 from collections import deque
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-logger = logging.getLogger("dino_hf.training.trainer")
+logger = logging.getLogger(__name__)
 
 # More skipped steps in a row mean broken weights, not bad data. At the start of float16 training, the loss scale may need 16
 # skipped steps to fall from 65,536 to 1.
@@ -58,15 +58,14 @@ class StepCallback(TrainerCallback):
             if isinstance(callback, ExportableState):
                 state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
             if isinstance(callback, EarlyStoppingCallback) and trainer._patience is not None:
-                callback.early_stopping_patience = (
-                    trainer._patience
-                )  # Trainer has restored the patience of the earlier run
+                # Trainer has restored the patience of the earlier run.
+                callback.early_stopping_patience = trainer._patience
         if state.global_step and not trainer.is_deepspeed_enabled:
-            self._take_up_rates(args, optimizer, lr_scheduler)
+            self._set_rates(args, optimizer, lr_scheduler)
         self._record_recipe()
 
-    def _take_up_rates(self, args, optimizer, lr_scheduler) -> None:
-        """Give a resumed run the learning rates and weight decay of its recipe. Trainer has loaded the values of the checkpoint."""
+    def _set_rates(self, args, optimizer, lr_scheduler) -> None:
+        """Set the learning rates and weight decay of this recipe. Trainer has loaded those of the checkpoint."""
         wanted = self.trainer.recipe.make_optimizer(self.trainer.model, args).param_groups
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
         scheduler.base_lrs = [group["lr"] for group in wanted]
@@ -95,11 +94,10 @@ class StepCallback(TrainerCallback):
             or trainer.is_fsdp_enabled
             or trainer.is_deepspeed_enabled
         ):
-            return  # the gradient scaler checks itself; sharded gradients cannot be checked here
+            return  # a gradient scaler does its own check; sharded gradients cannot be checked here
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        is_finite = torch.nn.utils.get_total_norm(
-            gradients
-        ).isfinite()  # gradients are already summed, so all processes agree
+        # Gradients are already summed over the processes, so all processes agree.
+        is_finite = torch.nn.utils.get_total_norm(gradients).isfinite()
         step = _Step(is_finite, list(trainer._image_ids), trainer._when())
         if trainer.recipe.on_non_finite == "raise":
             self.unseen.append(step)
@@ -109,7 +107,7 @@ class StepCallback(TrainerCallback):
             else:
                 self.look()
         elif not is_finite:
-            logger.warning("%s: the step is skipped.", _what(step))
+            logger.warning("%s: the step is skipped.", _problem(step))
             optimizer.zero_grad()
             self.is_dropped = True
 
@@ -124,8 +122,8 @@ class StepCallback(TrainerCallback):
             if not step.is_finite:
                 self.unseen.clear()
                 raise ValueError(
-                    f"{_what(step)}: training has diverged, or an image has extreme values. Look at them, lower the learning "
-                    "rate, or leave such steps out by a recipe with on_non_finite='skip'."
+                    f"{_problem(step)}. Training has diverged, or an image has extreme values. Check the images, lower the "
+                    "learning rate, or skip these steps by a recipe with on_non_finite='skip'."
                 )
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -151,6 +149,6 @@ class StepCallback(TrainerCallback):
             trainer.ema.update()
 
 
-def _what(step: _Step) -> str:
+def _problem(step: _Step) -> str:
     image_ids = [image_id for batch in step.image_ids for image_id in batch.tolist()]
     return f"The gradient of the images {image_ids} is NaN or infinite, {step.when}"

@@ -1,7 +1,5 @@
 """`DinoDetrTrainer`: trains by a recipe, with averaged weights, exact resume, whole checkpoints and exact loss normalisation."""
 
-import copy
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,12 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME
-from transformers.utils import CONFIG_NAME, ModelOutput
+from transformers.utils import ModelOutput
 
-from ..common.output_folders import write_beside
 from ..common.random_numbers import forked_random_numbers
-from ..common.regular_files import read_settings
 from ..data.image_digests import MOST_DECODED, image_digests, image_looks, pack
 from ..evaluation.evaluator import CocoEvaluator
 from ..model.matcher import NonFinitePredictionsError
@@ -27,15 +22,13 @@ from .augmentation import mix_seeds
 from .checkpoint_files import (
     UNFINISHED,
     check_checkpoint,
-    check_moments,
-    loaded_from,
     newest_checkpoint,
     was_stopped_early,
 )
 from .checkpoints import WholeCheckpointTrainer
-from .checks import check_trainer
+from .checks import check_sharding, check_trainer
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
-from .departures import find_departures
+from .departures import find_departures, save_recipe
 from .detector import find_detector
 from .diagnosis import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
@@ -49,8 +42,7 @@ from .training_record import record_training
 
 logger = logging.getLogger(__name__)
 
-RECIPE_NAME = "recipe.json"
-_MOST_RECORDED = 20_000  # images; digests of more are not kept in the configuration, 7 bytes each
+_MOST_RECORDED = 20_000  # images; each digest takes 7 bytes in the configuration
 
 
 class DinoDetrTrainer(WholeCheckpointTrainer):
@@ -118,22 +110,22 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed)
         self._evaluators = {name: CocoEvaluator(data, image_processor) for name, data in sets.items()}
         self.evaluator = next(iter(self._evaluators.values()), None)
-        turn, held_out_transform = Turn(), DetectionTransform(image_processor)
-        evaluated = {
-            name: large_in_turn(data.dataset.with_transform(held_out_transform), data, turn)
-            for name, data in sets.items()
+        turn, transform = Turn(), DetectionTransform(image_processor)
+        held_out_rows = {
+            name: large_in_turn(data.dataset.with_transform(transform), data, turn) for name, data in sets.items()
         }
-        rows = large_in_turn(train.dataset.with_transform(self._train_transform), train, turn)
+        train_rows = large_in_turn(train.dataset.with_transform(self._train_transform), train, turn)
         self.readable_images = None
         if on_bad_image is not None:
             names = list(train.dataset.with_format(None)["file_name"])
-            rows = self.readable_images = ReadableImages(rows, names, most=0 if on_bad_image == "raise" else None)
+            most = 0 if on_bad_image == "raise" else None
+            train_rows = self.readable_images = ReadableImages(train_rows, names, most)
         super().__init__(
             model=model,
             args=args,
             data_collator=DetectionCollator(),
-            train_dataset=rows,
-            eval_dataset=evaluated.get("", evaluated or None),
+            train_dataset=train_rows,
+            eval_dataset=held_out_rows.get("", held_out_rows or None),
             processing_class=image_processor,
             compute_metrics=self.evaluator,
             preprocess_logits_for_metrics=None if self.evaluator is None else self.evaluator.keep_top,
@@ -143,40 +135,42 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         if detector.loss_function is detector.criterion or isinstance(detector.loss_function, partial):
             skips = recipe.on_non_finite == "skip"
             detector.loss_function = partial(detector.criterion, skip_non_finite=skips)
-        self._check_sharding()
-        self.ema = None
+        check_sharding(self, recipe)
         if recipe.ema_decay is not None:
             self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
         self.departures = find_departures(recipe, args, detector.config, len(train.dataset))
         self._train_data, self._held_out = train, sets
         first = next(iter(sets), "")
-        self._main_prefix = f"eval_{first}" if first else "eval"  # of the metrics of the first data set
+        self._main_prefix = f"eval_{first}" if first else "eval"  # prefix of the metrics of the first held-out data set
         self._training_parts = TrainingParts()
         self._loss_weights = detector.criterion.weights
         self._images: dict[str, str] | None = None  # digests, see _image_record
-        self._ema_evaluation: dict | None = None  # for the card of the averaged model
         self._stopped_early = False  # whether the resumed run had been stopped early
         self._steps_per_epoch = 1
-        self._image_ids: list[Tensor] = []  # ids of the images of this step, one tensor for each batch
+        self._image_ids: list[Tensor] = []  # image ids of this step, one tensor per batch
         self._batch_in_step = 0
         self._num_skipped = 0  # since the last log
         self._held_out_loss: HeldOutLoss | None = None  # sums of the running evaluation
         record_training(self, train, held_out)
-        self._patience = None  # of our own EarlyStoppingCallback
-        if not any(isinstance(one, EarlyStoppingCallback) for one in callbacks or ()):
-            self._patience = recipe.early_stopping_patience
+        self._add_callbacks(callbacks or [], doctor)
+
+    def _add_callbacks(self, from_user: list[TrainerCallback], doctor: bool) -> None:
+        self._patience = None  # of the EarlyStoppingCallback added here
+        if not any(isinstance(callback, EarlyStoppingCallback) for callback in from_user):
+            self._patience = self.recipe.early_stopping_patience
         if self._patience is not None:
             self.add_callback(EarlyStoppingCallback(self._patience))
         self._step_callback = StepCallback(self)
         self.add_callback(self._step_callback)
         self._doctor = TrainingDoctor(self) if doctor else None
         if self._doctor is not None:
-            self.add_callback(self._doctor)  # after the gradients of a step that is skipped are gone
+            self.add_callback(self._doctor)  # last: after StepCallback has removed the gradients of a skipped step
 
     def _image_record(self) -> dict[str, str]:
         """Digests and looks of the images, so that `dino_hf.evaluate` recognises training images and copies of them.
 
-        Very large data sets have none. Looks are kept of up to `MOST_DECODED` images, because each has to be decoded.
+        Data sets with more than 20,000 images have none. Looks are only recorded for up to `MOST_DECODED` images, because each
+        image has to be decoded.
         """
         if self._images is None:
             parts = {"trained": [self._train_data], "held_out": list(self._held_out.values())}
@@ -188,15 +182,6 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             if len(self._train_data.dataset) <= MOST_DECODED:
                 self._images["trained_looks"] = pack(image_looks(self._train_data))
         return self._images
-
-    def _check_sharding(self) -> None:
-        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and (
-            self.recipe.ema_decay is not None or self.recipe.on_non_finite == "skip"
-        ):
-            raise ValueError(
-                "FSDP and DeepSpeed shard weights and gradients, which can then neither be averaged nor looked at as a whole: use "
-                f"get_recipe({self.recipe.name!r}, ema_decay=None, on_non_finite='raise'), or train without them."
-            )
 
     # The recipe
 
@@ -234,8 +219,8 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             check_checkpoint(Path(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()  # all processes have chosen the checkpoint
         if self.args.should_save:
-            shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)  # of a run that was killed
-            self._save_recipe(output_dir, is_resumed=bool(resume_from_checkpoint))
+            shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)  # left by a killed run
+            save_recipe(output_dir, self.recipe, self.departures, is_resumed=bool(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()
         self._stopped_early = False
         if self._doctor is not None:
@@ -246,8 +231,8 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             )
             if self._stopped_early:
                 logger.warning(
-                    "The run of %s had been stopped early and is not continued; restore_callback_states_from_checkpoint=False "
-                    "forgets that.",
+                    "The run of %s had been stopped early and is not continued. To continue it, set "
+                    "restore_callback_states_from_checkpoint=False.",
                     resume_from_checkpoint,
                 )
             self._load_ema(resume_from_checkpoint)
@@ -257,27 +242,17 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             self._load_ema(best)
         return output
 
-    def _save_recipe(self, output_dir: Path, is_resumed: bool) -> None:
-        for line in self.departures:
-            logger.warning("Departs from the recipe %s: %s", self.recipe.name, line)
-        content = {"recipe": self.recipe.as_dict(), "departures": self.departures}
-        path = output_dir / RECIPE_NAME
-        if is_resumed and (before := _recorded_recipe(path)):
-            changed = [name for name, value in content["recipe"].items() if before.get(name) != value]
-            if changed:
-                old, new = ({name: one.get(name) for name in changed} for one in (before, content["recipe"]))
-                logger.warning("The run that is resumed had another recipe, %s; it goes on with %s.", old, new)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with write_beside(path) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
     def get_train_dataloader(self):
         """As in `Trainer`. The order of images depends only on the seed, not on other uses of the random generator."""
         with _random_numbers_of((self._data_seed,), self.args.device):
             return super().get_train_dataloader()
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """As in `Trainer`, but with the number of boxes: the batches of a step, and their boxes in all processes, at least 1."""
+        """As in `Trainer`, but counts boxes.
+
+        Returns:
+            the batches of a step, and the number of their boxes in all processes, at least 1.
+        """
         batches, num_boxes = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._image_ids, self._batch_in_step = [batch["labels"]["image_id"] for batch in batches], 0
         if self.recipe.normalize_over_window:
@@ -310,10 +285,10 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         except NonFinitePredictionsError as error:
-            self._step_callback.look()  # a bad gradient of an earlier step is the better message
+            self._step_callback.look()  # an earlier step with a bad gradient is the cause, so its error is raised instead
             image_id = int(inputs["labels"]["image_id"][error.image])
-            where = f"It is the image of id {image_id}, {'in training' if model.training else 'in evaluation'} {self._when()}."
-            error.args = (f"{error} {where} A recipe with on_non_finite='skip' leaves out what it spoils.",)
+            where = f"The image has the id {image_id}, {'in training' if model.training else 'in evaluation'} {self._when()}."
+            error.args = (f"{error} {where} A recipe with on_non_finite='skip' skips these steps.",)
             raise
         if model.training:
             self._training_parts.add(weighted_parts(outputs["loss_dict"], self._loss_weights))
@@ -405,74 +380,12 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         if self.is_world_process_zero() and (digest := weights_digest(self.ema.module)):
             self._ema_evaluation["weights"] = digest
 
-    # Saving
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `Trainer`. The averaged model is saved in the sub-folder `ema`."""
-        folder = Path(self.args.output_dir if output_dir is None else output_dir) / EMA_FOLDER
-        if self.args.should_save and self.ema is not None and self.ema.num_updates:
-            find_detector(self.ema.module).config = self._ema_config()
-            self.ema.save(folder)
-            self.processing_class.save_pretrained(folder)
-        elif self.args.should_save and ModelEma.is_saved(folder):
-            logger.warning("%s is the average of an earlier run and is deleted: this one has none.", folder)
-            shutil.rmtree(folder)
-        super().save_model(output_dir, _internal_call)
-
-    def _ema_config(self):
-        """The configuration of the model, with the evaluation of the averaged weights."""
-        config = copy.deepcopy(self.model.config)
-        training = (config.provenance or {}).get("training")
-        if training is not None:
-            training["evaluation"] = self._ema_evaluation
-            training["recipe"]["average_of_weights"] = (
-                f"exponential, decay {self.ema.decay}, {self.ema.warmup_steps} warm-up steps"
-            )
-        return config
-
-    def _load_ema(self, checkpoint: str | Path) -> None:
-        if self.ema is None:
-            return
-        folder = Path(checkpoint) / EMA_FOLDER
-        if not folder.is_dir():
-            logger.warning("There is no average of the weights in %s: a new one begins with its weights.", checkpoint)
-            self.ema.restart()
-            return
-        with loaded_from(Path(checkpoint), EMA_FOLDER):
-            self.ema.load(folder)
-        if (folder / CONFIG_NAME).is_file():  # adapters have none
-            config = read_settings(folder / CONFIG_NAME)
-            provenance = config.get("provenance") if isinstance(config, dict) else None
-            training = provenance.get("training") if isinstance(provenance, dict) else None
-            self._ema_evaluation = training.get("evaluation") if isinstance(training, dict) else None
-
-    # A whole checkpoint may still not fit the model. Errors of Trainer do not name the file.
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        with loaded_from(Path(checkpoint), OPTIMIZER_NAME):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            check_moments(self.optimizer)
-
 
 def _held_out_sets(held_out: CocoData | Mapping[str, CocoData] | None) -> dict[str, CocoData]:
     """Held-out data sets by name. A single one gets the name ""."""
     if held_out is None:
         return {}
     return dict(held_out) if isinstance(held_out, Mapping) else {"": held_out}
-
-
-def _recorded_recipe(path: Path) -> dict | None:
-    """The recipe of the resumed run, for a comparison. None if its file is missing or damaged."""
-    if not path.is_file():
-        return None
-    try:
-        return dict(read_settings(path)["recipe"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("%s is damaged (%s) and is written again; changes of the recipe are not reported.", path, error)
-        return None
 
 
 @contextmanager

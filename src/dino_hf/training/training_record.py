@@ -1,4 +1,4 @@
-"""What `Trainer` did -> `config.provenance["training"]`, from which the saved model's card is written."""
+"""Record of a training run in `config.provenance["training"]`, from which the model card is written."""
 
 import copy
 import logging
@@ -15,7 +15,7 @@ from .coco_data import CocoData
 
 logger = logging.getLogger(__name__)
 
-_METRICS = ("AP", "AR_")  # and what follows, as CocoEvaluator names them
+_METRICS = ("AP", "AR_")  # prefixes of the metrics of CocoEvaluator
 
 
 def record_training(
@@ -25,17 +25,17 @@ def record_training(
     base_model: str | None = None,
     license: str | None = None,
 ) -> None:
-    """Have a `Trainer` tell the model card what it does: data, recipe, AP of the weights that are saved. Before `train()`.
+    """Record data, recipe and AP of a `Trainer` for the model card. Call it before `train()`.
 
-    The record is in `model.config.provenance`, so it goes wherever the model is saved, also into checkpoints. The library's own
-    card, which `Trainer.push_to_hub` would put in the place of ours, is not written.
+    The record is in `model.config.provenance`, so it is saved with the model and in checkpoints. `Trainer.push_to_hub` then writes
+    our model card instead of the library's.
 
     Args:
-        trainer: of a DINO model. Evaluations count while `compute_metrics` is the one that it has now.
-        train, held_out: the data; their `name`s stand in the card, `train._replace(name="Birds of Hamburg")` gives another one. Of
-            several held-out data sets by name, as `Trainer` takes them, the first one is in the card.
-        base_model: repository or folder that training starts from; by default what the model was loaded from.
-        license: of the weights, as the Hub names it ("apache-2.0").
+        trainer: of a DINO model. Evaluations are recorded while `compute_metrics` stays the current one.
+        train, held_out: the data. The card shows their `name`; `train._replace(name="Birds of Hamburg")` changes it. If there are
+            several held-out data sets by name, as for `Trainer`, the card shows the first.
+        base_model: repository or folder that training starts from. None: the source of the model.
+        license: of the weights, by its name on the Hub ("apache-2.0").
     """
     config = trainer.model.config
     provenance = copy.deepcopy(config.provenance) if isinstance(config.provenance, dict) else {}
@@ -47,7 +47,7 @@ def record_training(
     trainer.add_callback(_TrainingRecord(trainer, train, held_out))
 
     def create_model_card(tags=None, model_name=None, **others):
-        """In the place of `Trainer.create_model_card`: our card, with tags."""
+        """Replaces `Trainer.create_model_card`: our card, with tags."""
         if ignored := sorted(name for name, value in others.items() if value is not None):
             logger.warning(
                 "The model card is written from config.provenance, not from %s; see record_training.", ignored
@@ -55,14 +55,14 @@ def record_training(
         if trainer.is_world_process_zero():
             _write(trainer, [tags] if isinstance(tags, str) else tags or [])
 
-    trainer.create_model_card = create_model_card  # on the instance: it stays the stock Trainer
+    trainer.create_model_card = create_model_card  # on the instance, so any Trainer can be recorded
 
 
 class _TrainingRecord(TrainerCallback):
-    """Keeps `config.provenance["training"]` up to date. It reads, and draws no random numbers."""
+    """Keeps `config.provenance["training"]` up to date. It draws no random numbers."""
 
     def __init__(self, trainer: Trainer, train: CocoData, held_out: CocoData | Mapping[str, CocoData] | None):
-        self.prefix = "eval_"  # Trainer's, of its metrics
+        self.prefix = "eval_"  # of Trainer's metrics
         if isinstance(held_out, Mapping):
             name = next(iter(held_out))
             self.prefix, held_out = f"eval_{name}_", held_out[name]
@@ -70,7 +70,7 @@ class _TrainingRecord(TrainerCallback):
         self.compute_metrics = trainer.compute_metrics
         self.has_own_schedule = trainer.lr_scheduler is not None
         self.training: dict | None = None
-        self.digests: dict[int, str] = {}  # step -> of the weights that were evaluated there, as far as known
+        self.digests: dict[int, str] = {}  # step -> digest of the weights evaluated there, if known
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
         self.training = {
@@ -81,19 +81,19 @@ class _TrainingRecord(TrainerCallback):
         }
         model.config.provenance = {**(model.config.provenance or {}), "training": self.training}
         self.digests = {}
-        if state.global_step:  # resumed: the checkpoint's log tells of earlier evaluations
+        if state.global_step:  # resumed: the log of the checkpoint has earlier evaluations
             checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             self.digests = _evaluated_digest(state.best_model_checkpoint) | _evaluated_digest(checkpoint)
             self._take(next((entry for entry in reversed(state.log_history) if f"{self.prefix}AP" in entry), None))
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.training is not None:
-            self.training["steps"] = state.global_step  # before a checkpoint of this step is saved
+            self.training["steps"] = state.global_step  # before this step's checkpoint is saved
 
     def on_evaluate(self, args, state, control, metrics=None, eval_dataloader=None, **kwargs):
         if self.training is None or self.trainer.compute_metrics is not self.compute_metrics:
-            return  # another data set's evaluator
-        # After training with load_best_model_at_end, `steps` is the step of the best weights, and they are what is evaluated.
+            return  # an evaluation on another data set
+        # After training with load_best_model_at_end, `steps` is the step of the best weights, which are evaluated then.
         step = self.training["steps"]
         if state.is_world_process_zero and (digest := weights_digest(self.trainer.model)):
             self.digests[step] = digest
@@ -111,7 +111,7 @@ class _TrainingRecord(TrainerCallback):
             self._take(next(entries, None))
 
     def on_push_begin(self, args, state, control, model=None, **kwargs):
-        # Between checkpoints, Trainer uploads configuration and weights without the code and the card.
+        # Between checkpoints, Trainer uploads configuration and weights, but not the code and the card.
         if state.is_world_process_zero:
             model.config.save_pretrained(args.output_dir)
             _write(self.trainer, [])
@@ -123,7 +123,7 @@ class _TrainingRecord(TrainerCallback):
         before = self.training.get("evaluation", {})
         count = before.get("num_images") if self.held_out is None else len(self.held_out.dataset)
         if eval_dataloader is not None and hasattr(eval_dataloader.dataset, "__len__"):
-            count = len(eval_dataloader.dataset)  # may be a part of the data
+            count = len(eval_dataloader.dataset)  # it may have only a part of the data
         self.training["evaluation"] = {
             "dataset": None if self.held_out is None else self.held_out.name,
             "num_images": count,
@@ -175,16 +175,16 @@ def _write(trainer: Trainer, tags: list[str]) -> None:
 
 
 def _evaluated_digest(checkpoint: str | Path | None) -> dict[int, str]:
-    """Step and digest of the evaluation that a checkpoint tells of."""
+    """Step and digest of the evaluation recorded in a checkpoint."""
     try:
         config = read_settings(Path(checkpoint, "config.json"))
         evaluation = config["provenance"]["training"]["evaluation"]
         return {evaluation["step"]: evaluation["weights"]}
-    except (OSError, ValueError, LookupError, TypeError):  # not there, or without a record
+    except (OSError, ValueError, LookupError, TypeError):  # no checkpoint, or no record in it
         return {}
 
 
 def _origin(model) -> str | None:
-    """What a model was loaded from; of a folder only its name, for the card may be read anywhere."""
+    """Source of a model. For a folder only its name, because the card may be published."""
     name = getattr(model.config, "_name_or_path", None)
     return PurePath(name).name if name and Path(name).exists() else name or None
