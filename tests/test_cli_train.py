@@ -75,7 +75,7 @@ def test_what_is_not_said_is_left_to_training(calls):
         (("--bf16", "my-data"), "error: The data set must come before --bf16"),
         (("my-data", "--batch-size", "all"), "error: --batch-size all must be a number of images, or auto."),
         (("my-data", "--learning-rte", "1"), "error: There is no option --learning-rte; did you mean --learning-rate"),
-        (("my-data", "other-data"), "error: 'other-data' belongs to no option"),
+        (("my-data", "other-data"), "error: 'other-data' does not belong to an option"),
     ],
 )
 def test_mistakes_are_one_sentence(calls, words, message):

@@ -299,7 +299,7 @@ def test_a_damaged_history_is_told_and_forgotten(tmp_path, caplog, content):
     history = MatchHistory()
     history.load(tmp_path)
     assert history.matches == {}
-    assert "training_doctor.json cannot be used" in caplog.text
+    assert "training_doctor.json cannot be read" in caplog.text
     assert len(caplog.text) < 500
 
 
@@ -512,7 +512,7 @@ def test_labels_without_image_ids_are_told(data, tmp_path, caplog):
 
 
 def test_another_model_is_refused():
-    with pytest.raises(ValueError, match="no DinoDetrForObjectDetection in the Linear that is trained"):
+    with pytest.raises(ValueError, match="a Linear, has no DinoDetrForObjectDetection"):
         find_detector(torch.nn.Linear(2, 3))
 
 

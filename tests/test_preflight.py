@@ -106,7 +106,7 @@ def test_disk_is_that_of_the_checkpoints(tmp_path, limit, num_checkpoints):
     moments = 8 * sum(one.numel() for one in model.parameters() if one.requires_grad)  # stem and stage 1 are frozen
     assert disk["checkpoint"] == 2 * weights + moments
     assert disk["needed"] == num_checkpoints * disk["checkpoint"] + 2 * weights
-    assert ("this is one" in disk["what"]) == (limit is None)
+    assert ("never deleted" in disk["what"]) == (limit is None)
     assert disk["free"] > 0
     torch.save({"moments": torch.zeros(moments // 4)}, tmp_path / "moments.pt")
     assert abs((tmp_path / "moments.pt").stat().st_size - moments) < 5000
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_a_warning():
         "no training box has the class dog: the model cannot learn it.",
         "fewer than 10 training boxes each have the class emu.",
     ]
-    assert "forecast to take 12.0 GiB more, and 10.0 GiB are free: use a smaller --batch-size" in warnings[3]
+    assert "needs about 12.0 GiB more, but only 10.0 GiB are free. Use a smaller --batch-size" in warnings[3]
     assert len(find_warnings(data, memory | {"free": 20 * 2**30}, [])) == 2
 
 

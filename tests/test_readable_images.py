@@ -70,13 +70,13 @@ def test_a_tenth_of_the_images_and_at_least_ten_may_be_bad(count, bad, fits):
         assert data[0] == bad
     else:
         with pytest.raises(
-            TooManyBadImages, match=rf"{bad} of {count} images .* and {bad - 3} more\. They are too many"
+            TooManyBadImages, match=rf"{bad} of {count} training images .* and {bad - 3} more\. They are too many"
         ):
             data[0]
 
 
 def test_without_any_other_image_it_is_an_error():
-    with pytest.raises(TooManyBadImages, match="3 of 3 images"):
+    with pytest.raises(TooManyBadImages, match="3 of 3 training images"):
         ReadableImages(Rows(3, range(3)), names(3))[1]
 
 

@@ -42,7 +42,7 @@ def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):
 
 def test_a_running_process_keeps_its_lock(tmp_path):
     write_lock(tmp_path)
-    message = rf"Process {os.getpid()} on .* trains in .*choose another --output-dir"
+    message = rf"Process {os.getpid()} on .* trains in .*Choose another --output-dir"
     with pytest.raises(ValueError, match=message), locked_run(tmp_path, True):
         pass
     assert json.loads((tmp_path / LOCK_NAME).read_text())["token"] == "other"
