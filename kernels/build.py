@@ -1,10 +1,13 @@
-"""Builds the kernel projects in this folder without kernel-builder: with Python and torch, and a C++ compiler if there is one.
+"""Builds the kernel projects in this folder without kernel-builder.
+
+It needs Python, torch and, for the CPU kernel, a C++ compiler.
 
     python kernels/build.py                       all projects, into kernels/<project>/build
     python kernels/build.py --output-dir DIR      one folder for each project in DIR
 
-What it writes is what `kernels.get_local_kernel` loads: `torch-universal`, Python only, and `torch-stable-abi...`, the same
-with the compiled CPU kernel, for every torch from the version in build.toml on. dino_hf calls `build_variant` on first use.
+`kernels.get_local_kernel` loads the results. `torch-universal` holds Python files only. `torch-stable-abi...` also
+holds the compiled CPU kernel, for every torch from the version in build.toml on. dino_hf calls `build_variant` on first
+use.
 """
 
 import argparse
@@ -27,14 +30,14 @@ from types import ModuleType
 
 import torch
 
-_BUILT = "built.json"  # what a build consists of
-COMPILER_SECONDS = 300  # a compiler that hangs must not hang its user: the four files take 15 seconds on one free core
+_BUILT = "built.json"  # record of a build: its id, and the sizes and digests of its files
+COMPILER_SECONDS = 300  # limit for a compiler that hangs; the four files take 15 seconds on a free core
 _LARGEST_RECORD = 100_000  # bytes of built.json
 _ABANDONED_SECONDS = 6 * 3600  # age of a scratch folder that no build can be using any more
 
 
 class BuildError(Exception):
-    """Why a kernel cannot be built, in one sentence.
+    """A kernel cannot be built. The message gives the reason in one sentence.
 
     Args:
         is_lasting: whether the same compiler would fail again with the same sources.
@@ -63,9 +66,10 @@ def read_settings(project: Path) -> dict:
 
 
 def variant_name(project: Path, native: bool) -> str:
-    """The name by which the kernels library knows what a build runs on.
+    """Name of a build in the format of the kernels library; it says where the build runs.
 
-    It takes a build of torch with CUDA for a CUDA machine, whether or not there is a GPU; so the name follows torch.
+    With a CUDA build of torch, the kernels library expects a CUDA variant even without a GPU. So the name follows the
+    build of torch.
     """
     if not native:
         return "torch-universal"
@@ -78,7 +82,7 @@ def variant_name(project: Path, native: bool) -> str:
 
 @functools.cache
 def kernel_id(project: Path, native: bool) -> str:
-    """Name of the module and of its operators' namespace: equal for equal sources, different for all others."""
+    """Name of the module and of its operators' namespace. Only equal sources have equal names."""
     digest = hashlib.sha256()
     for file in sorted(_sources(project)):
         content = file.read_bytes()
@@ -99,7 +103,7 @@ def _sources(project: Path) -> list[Path]:
 
 
 def find_variant(project: Path, output_dir: Path, native: bool) -> Path | None:
-    """The folder of a variant in `output_dir` if it was built from the sources as they are now."""
+    """The folder of a variant in `output_dir` if it was built from the current sources, otherwise None."""
     variant = output_dir / variant_name(project, native)
     return variant if _is_current(variant, kernel_id(project, native)) else None
 
@@ -107,9 +111,9 @@ def find_variant(project: Path, output_dir: Path, native: bool) -> Path | None:
 def build_variant(
     project: Path, output_dir: Path, native: bool, mode: int = 0o755, scratch: Path | None = None
 ) -> Path:
-    """Build one variant into `output_dir`, unless it is there already.
+    """Build a variant into `output_dir`, unless it is there already.
 
-    Safe when several processes do it at once: each builds in a folder of its own, and the first to finish puts it in place.
+    Several processes may call this at once. Each builds in its own folder, and the first to finish moves it into place.
 
     Args:
         project: folder with build.toml.
@@ -120,7 +124,7 @@ def build_variant(
     Returns:
         the variant's folder.
     Raises:
-        BuildError: no compiler, or what it complains about.
+        BuildError: there is no compiler, or it reports an error.
         OSError: the folder cannot be written.
     """
     if found := find_variant(project, output_dir, native):
@@ -142,7 +146,7 @@ def build_variant(
         digests = {file.name: _digest(file) for file in files}
         content = {"id": identity, "sizes": sizes, "sha256": digests}
         (scratch / _BUILT).write_text(json.dumps(content), encoding="utf-8")
-        for file in scratch.iterdir():  # the umask may let other users write, which is refused here
+        for file in scratch.iterdir():  # the umask may let other users write to files, but they must not
             file.chmod(0o755 if file.suffix == ".so" else 0o644)
         scratch.chmod(mode)
         if target.exists() and not _is_current(target, identity):
@@ -158,7 +162,7 @@ def build_variant(
 
 
 def _delete_abandoned(output_dir: Path) -> None:
-    """Scratch folders of builds that were killed: their processes could not."""
+    """Delete scratch folders of builds that were killed."""
     for folder in output_dir.glob(".torch-*"):
         try:
             is_old = time.time() - folder.lstat().st_mtime > _ABANDONED_SECONDS
@@ -169,8 +173,11 @@ def _delete_abandoned(output_dir: Path) -> None:
 
 
 def _is_current(variant: Path, identity: str) -> bool:
-    """Built from these sources, and whole. A crash or a full disk may have left zeros in a library, and to load that can end
-    the process: so every byte is compared."""
+    """Whether a build is complete and was made from these sources.
+
+    The digests of all files are compared: a crash or a full disk may have left zeros in a library, and loading such a
+    library can end the process.
+    """
     try:
         if not stat.S_ISREG((variant / _BUILT).lstat().st_mode):
             return False
@@ -193,7 +200,7 @@ def _digest(file: Path) -> str:
 
 
 def compiler_state() -> str:
-    """Changes whenever the compiler does that `find_compiler` finds: a build that failed with another one is worth a try."""
+    """Digest of the compiler that `find_compiler` finds. If it has changed, a failed build is tried again."""
     parts = find_compiler() or []
     for part in parts[:2]:  # a wrapper such as ccache names the compiler second
         if path := shutil.which(part):
@@ -203,7 +210,7 @@ def compiler_state() -> str:
 
 
 def compile_library(project: Path, library: Path, namespace: str) -> None:
-    """Compile the C++ sources of build.toml, side by side, into one shared library."""
+    """Compile the C++ sources of build.toml in parallel, into one shared library."""
     if platform.system() == "Windows":
         raise BuildError("the C++ kernel is not made for Windows, where torch wants Microsoft's compiler")
     compiler = find_compiler()
@@ -234,7 +241,7 @@ def compile_library(project: Path, library: Path, namespace: str) -> None:
         for source, output in zip(sources, objects, strict=True)
     ]
     _run(commands, scratch)
-    # GCC would otherwise make symbols unique in the process: two versions of the kernel could not be loaded.
+    # Otherwise GCC makes symbols unique in the process, so two versions of the kernel could not be loaded.
     unique = ["-fno-gnu-unique"] if _is_gcc(compiler, scratch) else []
     undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
     libraries = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
@@ -250,7 +257,7 @@ def _is_gcc(compiler: list[str], scratch: Path) -> bool:
 
 
 def _run(commands: list[list[str]], scratch: Path) -> list[str]:
-    """What the compiler printed, for each command."""
+    """Run the commands and return what the compiler printed for each."""
     results = _compiling().run_commands(commands, COMPILER_SECONDS, str(scratch))
     for command, result in zip(commands, results, strict=True):
         name, code, output = command[0], result["code"], result["output"]
@@ -259,7 +266,7 @@ def _run(commands: list[list[str]], scratch: Path) -> list[str]:
         if code:
             printable = re.sub(r"[^\x20-\x7e\n\u00a0-\ud7ff\ufffd]", " ", output)
             first = next((line for line in printable.splitlines() if "error:" in line), printable.strip()[-300:])
-            # Killed, or no room on the disk: that may be over the next time.
+            # The compiler was killed, or the disk is full: the next try may succeed.
             is_lasting = code > 0 and "No space left" not in output
             sentence = f"the C++ compiler failed ({name}, exit {code}): {first.strip()[:300]}"
             raise BuildError(" ".join(sentence.split()), is_lasting)
@@ -268,7 +275,7 @@ def _run(commands: list[list[str]], scratch: Path) -> list[str]:
 
 @functools.cache
 def _compiling() -> ModuleType:
-    """compiling.py, beside this file, which may itself be a script or a module of any name."""
+    """Import compiling.py from the folder of this file. This file may run as a script, or be a module of any name."""
     file = Path(__file__).with_name("compiling.py")
     spec = importlib.util.spec_from_file_location("_dino_hf_compiling", file)
     module = importlib.util.module_from_spec(spec)
@@ -291,7 +298,7 @@ def add_op_namespace_prefix(op_name: str) -> str:
 
 def _metadata(project: Path, identity: str) -> str:
     general = read_settings(project)["general"]
-    # The kernels library knows no "universal" backend; a build that also runs on a CPU calls itself that.
+    # The kernels library has no "universal" backend, so the build with only Python files states "cpu".
     return json.dumps(
         {
             "id": identity,

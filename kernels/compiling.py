@@ -1,10 +1,10 @@
-"""Runs compilers as the children of a small process that ends them when their starter dies, however it dies.
+"""Runs compilers as children of a small process, which ends them if the process that started it dies.
 
     python -I compiling.py SECONDS FOLDER < commands.json
 
-It starts all commands of the first line of its input at once and prints what became of them, as JSON. When its input ends (the
-starter closes it, or is gone), or after SECONDS, it kills the compilers with all that they have started. If the starter is gone,
-it also deletes FOLDER. It uses the standard library only: importing torch would take longer than to compile.
+It starts all commands in the first line of its input at once, and prints their results as JSON. It kills the compilers
+and their children after SECONDS, or when its input ends because the starter closed it or died. If the input ends early,
+it also deletes FOLDER. It uses the standard library only: importing torch would take longer than compiling.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ _HAS_GROUPS = hasattr(os, "killpg")
 
 
 def run_commands(commands: list[list[str]], seconds: float, scratch: str) -> list[dict]:
-    """Run commands side by side, outside of this process's group.
+    """Run commands in parallel, outside of this process's group.
 
     Args:
         seconds: limit for all of them together.
         scratch: folder that is deleted if this process dies meanwhile.
     Returns:
-        for each command `code` (negative: killed by this signal; None: it was still running after `seconds`) and `output`, both
-        streams as text, whatever their encoding.
+        for each command `code` (negative: killed by this signal; None: still running after `seconds`) and `output`, the
+        text of both streams. Bytes that are not valid text are replaced.
     Raises:
         OSError: a command cannot be started.
     """
@@ -72,7 +72,7 @@ def _supervise(commands: list[list[str]], seconds: float, scratch: str) -> dict:
                 )
             )
         while any(process.poll() is None for process in processes) and time.monotonic() < end:
-            # A process that was forked meanwhile may hold the input open: the parent tells, too.
+            # A process that was forked in the meantime may hold the input open, so the parent is checked as well.
             if abandoned.is_set() or os.getppid() != starter:
                 abandoned.set()
                 break
@@ -89,13 +89,13 @@ def _supervise(commands: list[list[str]], seconds: float, scratch: str) -> dict:
 
 
 def _wait_for_end_of_input(abandoned: threading.Event) -> None:
-    while os.read(0, 1000):  # not the buffered stream: at its end Python would wait for the thread that holds it
+    while os.read(0, 1000):  # not the buffered stream: at exit, Python would wait for the thread that holds it
         pass
     abandoned.set()
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """A process that still runs and, where there are groups, all that it has started."""
+    """Kill a process that still runs and, on systems with process groups, its children."""
     if process.returncode is not None:
         return
     with contextlib.suppress(OSError):
@@ -113,7 +113,8 @@ def _text(output) -> str:
 
 def _main() -> None:
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal is gone: so is the starter, which is noticed anyway
+        # When the terminal closes, the starter dies, and this process notices that.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     commands = json.loads(sys.stdin.buffer.readline() or "[]")
     sys.stdout.write(json.dumps(_supervise(commands, float(sys.argv[1]), sys.argv[2])))
 

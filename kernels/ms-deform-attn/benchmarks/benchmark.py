@@ -1,4 +1,4 @@
-"""For `kernels benchmark`: the encoder and the decoder of a 4-scale detector at 800 x 1333, against the reference in PyTorch."""
+"""For `kernels benchmark`: encoder and decoder attention of a 4-scale detector at 800 x 1333, against PyTorch."""
 
 import torch
 from kernels.benchmark import Benchmark

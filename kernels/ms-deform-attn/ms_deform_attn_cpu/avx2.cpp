@@ -1,10 +1,10 @@
-// AVX2, where the machine has it.
+// The kernel for machines with AVX2.
 #if defined(__x86_64__)
 
 #define ISA avx2
 #define LANES 8
 
-// For the whole file: a target on single functions would not reach the templates that they use.
+// The target is set for the whole file: a target on single functions would not apply to the templates that they use.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else

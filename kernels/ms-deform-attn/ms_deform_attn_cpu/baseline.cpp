@@ -1,4 +1,4 @@
-// What every machine has: vectors of 16 bytes, on any architecture.
+// The kernel for every machine: vectors of 16 bytes, on any architecture.
 #define ISA baseline
 #define LANES 4
 

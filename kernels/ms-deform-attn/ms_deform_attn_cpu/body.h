@@ -1,10 +1,12 @@
-// Forward and backward for one instruction set. The file that includes this defines ISA, its name, and LANES, its floats per
-// vector: 16, 8 or 4.
+// Forward and backward for one instruction set. A file that includes this header defines ISA (the name) and LANES (the number
+// of floats per vector: 16, 8 or 4).
 //
-// Two ideas make it fast. The arithmetic of coordinates is done for LANES points at a time, which turns the four corners of
-// every point into a list of rows and weights, of which those outside the map have weight zero, and a row inside so that they could
-// be read; they are skipped, because a value there may be infinite. And the backward pass is cut into tasks of one image, head and level, each with rows of grad_value of
-// its own: no atomics, and the same bits whatever the number of threads.
+// Two ideas make it fast:
+// 1. Coordinates are computed for LANES points at a time. The result is a list of rows and weights for the four corners of
+//    each point. Corners outside the map get weight zero and a valid row index. The forward pass skips them rather than
+//    multiplies by zero, because 0 * inf is NaN. The backward pass reads them, then drops their products.
+// 2. A task of the backward pass is one image, head and level. Tasks write to different rows of grad_value. So there are no
+//    atomic operations, and the number of threads does not change a bit.
 #include "problem.h"
 #include "vectors.h"
 
@@ -13,7 +15,7 @@ namespace {
 using msda::Bfloat16;
 using msda::Problem;
 
-// Where LANES points lie: rows (tokens) of the four corners, the fractions between them, and which of them are on the map.
+// The four corners of LANES points: their rows (tokens), the fractions between them, and which corners are on the map.
 struct Corners {
   Ints row[4];  // top left, top right, bottom left, bottom right
   Ints left, right, top, bottom;
@@ -29,11 +31,11 @@ struct Corners {
 
 INLINE Ints floor_to_int(Floats x) {
   const Ints truncated = __builtin_convertvector(x, Ints);
-  return truncated + (__builtin_convertvector(truncated, Floats) > x);  // a comparison that holds is -1
+  return truncated + (__builtin_convertvector(truncated, Floats) > x);  // a true comparison is -1
 }
 
-// x and y in cells, 0 at the centre of the first. NaN, infinity and whatever else touches no cell is moved to one safe place
-// before it becomes an integer.
+// Corners of points at x and y in cells, counted from the centre of the first cell. Points that touch no cell (also NaN and
+// infinity) are moved to the first cell before the conversion to integers, which would be undefined.
 INLINE Corners locate(Floats x, Floats y, Floats width, Floats height, Ints first) {
   const Ints touches = (x > -1.0f) & (x < width) & (y > -1.0f) & (y < height);
   x = keep(touches, x);
@@ -87,7 +89,7 @@ INLINE void gather_part(const T* value, int64_t stride, const int32_t* rows, con
 template <int N, typename T>
 INLINE void gather(const T* value, int64_t stride, const int32_t* rows, const float* shares, int64_t padded, int64_t count,
                    T* out) {
-  Floats upper[N] = {}, lower[N] = {};  // two sums: one would make each addition wait for the last
+  Floats upper[N] = {}, lower[N] = {};  // two sums: in a single sum, each addition would wait for the one before
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t corner = 0; corner < 4; ++corner) {
       const float share = shares[corner * padded + i];
@@ -170,7 +172,7 @@ void forward_range(const Problem& problem, int64_t begin, int64_t end, float* sc
       if (problem.weights_are_bfloat16) read<Bfloat16>(problem.weights, batch_query_head * count, count, weight);
       else read<float>(problem.weights, batch_query_head * count, count, weight);
       if (problem.reference_size) {
-        for (int64_t i = count; i < padded; ++i) weight[i] = -__builtin_inff();  // no share for what only fills the vector
+        for (int64_t i = count; i < padded; ++i) weight[i] = -__builtin_inff();  // padding of the vector gets weight zero
         problem.lse[batch_query_head] = softmax(weight, padded);
       }
       for (int64_t i = 0; i < padded; i += LANES) {
@@ -207,7 +209,7 @@ void dot_range(const Problem& problem, int64_t begin, int64_t end) {
   }
 }
 
-// Adds the gradients of N * LANES numbers of four rows, and returns the dot product of each row with the gradient.
+// Adds gradients to N * LANES numbers of four rows. Returns the dot product of each row with the gradient.
 template <int N, typename T>
 INLINE Four scatter(const T* value, float* grad_value, int64_t stride, const int32_t* rows, const float* shares, int64_t padded,
                     const Floats* grad_out) {
@@ -237,7 +239,7 @@ INLINE Four scatter_part(const T* value, float* grad_value, int64_t stride, cons
   return sums(dot[0], dot[1], dot[2], dot[3]);
 }
 
-// A block of queries with all points of one level: pairs of a query and a point, `padded` places for each kind of number.
+// A block of queries with all points of one level. Each array has `padded` places, one for each pair of a query and a point.
 struct Block {
   float *x, *y, *scale_x, *scale_y, *weight, *out_dot_grad, *fx, *fy, *shares, *dots;
   int32_t *rows, *inside;
@@ -248,7 +250,7 @@ INLINE void add_dots(const Block& block, int64_t pair, Four dots) {
   for (int corner = 0; corner < 4; ++corner) block.dots[corner * block.padded + pair] += dots[corner];
 }
 
-// The points of a block at N * LANES numbers of each query, or at fewer than LANES where N is 0.
+// Handles all points of a block for N * LANES numbers of each query; if N is 0, for fewer than LANES numbers.
 template <int N, typename T>
 INLINE void scatter_block(const Problem& problem, const Block& block, const T* value, float* grad_value, const T* grad_out,
                           int64_t num_queries, int64_t dim) {
@@ -268,7 +270,7 @@ INLINE void scatter_block(const Problem& problem, const Block& block, const T* v
   }
 }
 
-// Calls the function with a number of the type of locations and one of the type of weights.
+// Calls the function with two values: the first has the type of the locations, the second the type of the weights.
 template <typename Function>
 INLINE void with_types(const Problem& problem, Function function) {
   if (problem.locations_are_bfloat16) {

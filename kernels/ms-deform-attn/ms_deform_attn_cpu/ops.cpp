@@ -1,7 +1,7 @@
-// The CPU kernel as torch operators, over torch's stable ABI: one binary for every torch from 2.11 on.
+// The CPU kernel as torch operators with torch's stable ABI: one binary works with every torch from 2.11 on.
 //
-// The Python side has checked shapes and types, made everything contiguous and allocated the results; the checks here keep a
-// direct call from reading beyond a tensor.
+// The Python code has already checked shapes and types, made all tensors contiguous and allocated the results. The checks in
+// this file keep a direct call from reading beyond a tensor.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,7 +20,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The best set of functions for this machine, or the one with so many lanes; null where the machine lacks it.
+// The functions with this number of lanes; 0: the best ones for this machine. Null if the machine does not support them.
 const msda::Functions* functions_for(int64_t lanes) {
 #if defined(__x86_64__)
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -104,8 +104,8 @@ const msda::Functions& chosen(int64_t lanes) {
   return *functions;
 }
 
-// (B, S, H, D) -> (B, H, S, D), and tells `problem` so. With all numbers of a head side by side, the two columns that a point
-// lies between are neighbours in memory and the pages in use are an eighth as many.
+// Copies value, (B, S, H, D) -> (B, H, S, D), and points `problem` to the copy. The tokens of a head are then side by side, so
+// the two columns around a point are neighbours in memory, and an eighth of the pages are in use.
 std::unique_ptr<char[]> group_by_head(msda::Problem& problem, int64_t item_size) {
   const int64_t row = problem.dim * item_size, tokens = problem.tokens, heads = problem.heads;
   std::unique_ptr<char[]> copy(new char[problem.batch * tokens * heads * row]);
@@ -130,7 +130,7 @@ void cpu_forward(Tensor value, Tensor shapes, Tensor references, Tensor location
   require_size(out, problem.batch * problem.queries * problem.heads * problem.dim, "out");
   problem.out = out.data_ptr();
   const msda::Functions& functions = chosen(lanes);
-  // Worth it where each row is read many times: by the encoder, not by the decoder.
+  // The copy pays off if each row is read many times: in the encoder, not in the decoder.
   const bool many_reads = 4 * problem.queries * problem.levels * problem.points > 16 * problem.tokens;
   std::unique_ptr<char[]> copy;
   if (many_reads && problem.heads > 1) copy = group_by_head(problem, value_is_bfloat16 ? 2 : 4);

@@ -1,7 +1,7 @@
-// Vectors of LANES floats by the compiler's vector extensions (GCC and clang), and the few functions that we need of them.
+// Vectors of LANES floats, with the vector extensions of GCC and clang, and functions on them.
 //
-// No header of the C++ library is included here or in body.h: their inline functions, compiled for AVX-512, could be the ones
-// that the linker keeps for everybody.
+// Do not include headers of the C++ library here or in body.h. The linker keeps one copy of each inline function, and could
+// keep a copy compiled for AVX-512, which crashes on machines without AVX-512.
 #pragma once
 
 #include <stdint.h>
@@ -29,7 +29,7 @@ INLINE To bit_cast(From from) {
 INLINE Floats splat(float x) { return x - Floats{}; }
 INLINE Ints splat_int(int32_t x) { return x - Ints{}; }
 
-// mask: -1 where `a` is taken, 0 where `b` is.
+// mask: -1 selects `a`, 0 selects `b`.
 INLINE Floats select(Ints mask, Floats a, Floats b) {
   return bit_cast<Floats>((mask & bit_cast<Ints>(a)) | (~mask & bit_cast<Ints>(b)));
 }
@@ -65,7 +65,7 @@ INLINE void store(msda::Bfloat16* to, Floats from) {
   __builtin_memcpy(to, &halves, sizeof(halves));
 }
 
-// The first `count` numbers only, so that nothing beyond a tensor's end is touched; the other lanes are zero.
+// Loads the first `count` numbers only, so as not to read beyond the end of a tensor. The other lanes are zero.
 template <typename T>
 INLINE Floats load_part(const T* from, int64_t count) {
   T buffer[LANES];
@@ -94,7 +94,7 @@ INLINE void from_float(msda::Bfloat16* to, float x) {
 #define SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, FourInts{i, j, k, l})
 #endif
 
-// Sums of the lanes 0, 4, 8, ..., of the lanes 1, 5, 9, ..., and so on: enough to finish four sums at a time.
+// Four sums: of the lanes 0, 4, 8, ..., of the lanes 1, 5, 9, ..., and so on. `sums` then finishes four vectors at a time.
 INLINE Four fold(Floats x) {
   Four parts[LANES / 4];
   __builtin_memcpy(parts, &x, sizeof(x));
@@ -131,11 +131,12 @@ INLINE Four sums(Floats a, Floats b, Floats c, Floats d) {
   return SHUFFLE4(pq, rs, 0, 1, 4, 5) + SHUFFLE4(pq, rs, 2, 3, 6, 7);
 }
 
-// e to the power x <= 0, to about 1e-7 relative; 0 below -87, and NaN of NaN.
+// exp(x) for x <= 0, with a relative error of about 1e-7. It is 0 for x below -87, and NaN for NaN.
 INLINE Floats exp_of_negative(Floats x) {
   const Ints representable = ~(x <= splat(-87.0f));
   x = keep(representable, x);
-  const Ints power = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);  // rounds towards 0: to the nearest, as x <= 0
+  // The conversion rounds towards 0. As x <= 0, subtracting 0.5 makes it round to the nearest integer.
+  const Ints power = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);
   const Floats whole = __builtin_convertvector(power, Floats);
   const Floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts, |r| <= ln(2) / 2
   // Taylor to the seventh power: the next term is below 6e-9.
@@ -150,7 +151,8 @@ INLINE Floats exp_of_negative(Floats x) {
   return keep(representable, y * bit_cast<Floats>((power + 127) << 23));
 }
 
-// Natural logarithm of a normal x > 0, to about 1e-7; NaN of NaN. The library's takes longer than the rest of the softmax.
+// Natural logarithm of a normal x > 0, with an error of about 1e-7; NaN for NaN. The C library's function would take longer
+// than the rest of the softmax.
 INLINE float log_of(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x) - 0x3f3504f3;  // counted from the square root of 1/2
   const float exponent = static_cast<float>(static_cast<int32_t>(bits) >> 23);

@@ -1,4 +1,4 @@
-"""The kernel as these tests load it: built by kernels/build.py, once for all test processes."""
+"""Builds the kernel by kernels/build.py, once for all test processes, and loads it."""
 
 import importlib.util
 import sys

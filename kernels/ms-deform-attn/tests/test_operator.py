@@ -1,6 +1,6 @@
-"""The operator on a CPU: the C++ kernel with each instruction set of this machine, and plain PyTorch where there is none.
+"""The operator on a CPU: the C++ kernel with each instruction set of this machine, and plain PyTorch.
 
-What they are compared with is plain arithmetic in float64, one sample after the other, and autograd through it.
+They are compared with plain arithmetic in float64, computed sample by sample, and its gradients by autograd.
 """
 
 import math
@@ -33,7 +33,7 @@ def samples(value, shape, x, y):
 
 
 def expected(value, shapes, references, points, weights):
-    """The operator in the words of its definition."""
+    """The operator, computed as it is defined."""
     num_points = points.shape[-2]
     if references is not None:
         weights = weights.flatten(-2).softmax(-1).view_as(weights)
@@ -75,14 +75,16 @@ def flat(shapes):
 
 
 def in_float64(value, shapes, references, points, weights):
-    """The same numbers, and leaves of a graph of their own."""
+    """Copies of the tensors that are leaves of a new graph."""
     value, points, weights = (tensor.detach().double().requires_grad_() for tensor in (value, points, weights))
     return value, shapes, None if references is None else references.double(), points, weights
 
 
 def compare(module, inputs, lanes=0, atol=2e-5):
-    """Outputs and gradients against the definition. atol: sums of up to 40 float32 samples of size about 3, and slopes of
-    them times up to nine cells."""
+    """Compare outputs and gradients with the definition.
+
+    atol: results are sums of up to 40 float32 samples of size about 3, and slopes of samples times up to nine cells.
+    """
     value, shapes, references, points, weights = inputs
     exact = in_float64(*inputs)
     if lanes:
@@ -188,7 +190,7 @@ def test_bfloat16_is_summed_in_float32(native, lanes, form, half):
     if half in ("points", "all"):
         points = points.detach().bfloat16()
         if not form:
-            # Few bits put some samples right on a column, where float32 and float64 may find them on either side.
+            # With few bits, some samples lie exactly on a column. Rounding may put them on different sides.
             sizes = torch.tensor([(width, height) for height, width in shapes])[:, None]
             cells = points.double() * sizes - 0.5
             points = points.where((cells - cells.round()).abs() > 1e-3, 0.3)
@@ -196,8 +198,8 @@ def test_bfloat16_is_summed_in_float32(native, lanes, form, half):
     if half in ("weights", "all"):
         weights = weights.detach().bfloat16().requires_grad_()
     inputs = (value, shapes, references, points, weights)
-    # Compared with exact arithmetic on the same rounded numbers: what is left is the rounding of results to 8 bits, and, in
-    # the softmax's gradient, that of `out`. All are relative to the largest number of a tensor, up to about 10 here.
+    # Exact arithmetic computes on the same rounded numbers. Results are rounded to 8 bits; in the gradient of softmax, so
+    # is `out`. Differences are relative to the largest number of a tensor, up to about 10.
     compare(native, inputs, lanes, atol=0.04)
 
 
@@ -250,7 +252,7 @@ def test_an_infinite_value_stays_with_those_who_sample_it(native, universal, lan
     value, shapes, _, locations, weights = (
         tensor.detach() if isinstance(tensor, torch.Tensor) else tensor for tensor in random_inputs(0)
     )
-    value[:, 0] = math.inf  # the first cell, which is also where those outside are moved to
+    value[:, 0] = math.inf  # the first cell; samples outside are moved to it as well
     locations[:, :3] = 5.0
     locations[:, 3:] = 0.51  # the middle of each map
     out, _ = native._operators.cpu_forward(value, flat(shapes), None, locations, weights, lanes=lanes)
@@ -317,7 +319,7 @@ def test_torch_finds_nothing_wrong_with_the_operator(native, form, dtype):
     torch.library.opcheck(native._operators.forward.default, (value, flat(shapes), references, points, weights))
 
 
-# torch 2.11's inductor calls what it deprecates
+# torch 2.11's inductor calls deprecated functions of torch
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_a_compiled_function_gives_the_same_bits(native):
     inputs = random_inputs(2)
@@ -427,7 +429,7 @@ def test_two_processes_build_at_the_same_moment(builder, tmp_path):
     assert [process.returncode for process in running] == [0, 0], results
     assert results[0][0] == results[1][0]
     assert [path.name for path in tmp_path.iterdir()] == [builder.variant_name(project, native=True)]
-    # A third one finds it there: nothing is written again.
+    # A third build finds the variant and writes nothing.
     library = next(tmp_path.glob("*/*.so"))
     before = library.stat().st_mtime_ns
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == results[0][0]

@@ -1,6 +1,6 @@
-"""The Triton kernels without a GPU, in Triton's interpreter and through its compiler; and on one, where there is one.
+"""The Triton kernels: without a GPU in Triton's interpreter and through its compiler, and on a GPU if there is one.
 
-The interpreter must be chosen before the kernels are imported: this file runs itself in a process of its own for that.
+The interpreter must be selected before the kernels are imported, so this file runs itself in another process.
 """
 
 import importlib.util
@@ -76,7 +76,7 @@ EDGE_SHAPES = ((4, 8), (2, 16))  # powers of two: the pixels below are exact in 
 
 
 def on_the_edges(form):
-    """Samples on integers, on the border, outside, far away and nowhere, in one coordinate and in both."""
+    """Samples on integers, on the border, outside, far away and not finite, in one coordinate and in both."""
     pixels = []
     for height, width in EDGE_SHAPES:
         far = [1e9, -1e30, 3e38, torch.nan, torch.inf, -torch.inf]
@@ -88,7 +88,7 @@ def on_the_edges(form):
     references = torch.full((1, pixels.shape[1], 2, form), 0.5) if form else None
     result = problem(form, pixels, EDGE_SHAPES, torch.randn(1, 64, 1, 8), references)
     if form:
-        references[:, -1] = torch.nan  # a reference can be broken, too
+        references[:, -1] = torch.nan  # a reference can be NaN as well
     return result
 
 
@@ -155,7 +155,7 @@ def make(problems, name, device="cpu"):
 
 
 def shuffled(made):
-    """The same samples, met in another order."""
+    """The same samples in another order."""
     order = torch.arange(made["weights"].shape[1], device=made["weights"].device).flip(0)
     return made | {
         name: made[name][:, order] for name in ("points", "weights", "references", "grad_out") if made[name] is not None
@@ -163,7 +163,7 @@ def shuffled(made):
 
 
 def run(kernel, made, deterministic=False):
-    """Forward and backward: NAMES and what belongs to them."""
+    """Run forward and backward. Returns the results by NAMES."""
     arguments = [made[name] for name in ("value", "shapes", "points", "weights", "references")]
     out, lse = kernel.forward(*arguments)
     torch.use_deterministic_algorithms(deterministic)
@@ -174,11 +174,11 @@ def run(kernel, made, deterministic=False):
     return dict(zip(NAMES, (out, *grads), strict=True)) | {"lse": lse}
 
 
-# -- What must come out
+# -- Expected results
 
 
 def expected(made):
-    """In float64 and with gathers, differentiated by autograd."""
+    """The expected results, in float64 with gathers, differentiated by autograd."""
     value, points, weights = (made[name].double().requires_grad_() for name in ("value", "points", "weights"))
     references = None if made["references"] is None else made["references"].double()[:, :, None]  # (B, Q, 1, L, 2 | 4)
     queries, levels, num_points = weights.shape[1], *weights.shape[3:]
@@ -214,7 +214,7 @@ def expected(made):
         start += height * width
     out = out.flatten(-2)
     grads = torch.autograd.grad(out, (value, points, weights), made["grad_out"].double())
-    # Autograd multiplies the zero of a sample that is nowhere with a scale that is NaN.
+    # Autograd multiplies the zero of a sample that is not finite by a scale of NaN.
     return dict(zip(NAMES, (out.detach(), grads[0], grads[1].nan_to_num(0.0), grads[2]), strict=True))
 
 
@@ -236,7 +236,7 @@ def assert_as_expected(result, made, names=NAMES):
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    """All results, from one process."""
+    """The results of all problems, computed in one process."""
     path = tmp_path_factory.mktemp("triton") / "results.pt"
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -275,7 +275,7 @@ def test_fixed_point_gradients_do_not_depend_on_the_order(interpreted, name):
 
 
 def interpret():
-    """What the process of `interpreted` does."""
+    """Main function of the process that `interpreted` starts."""
     kernel = load()
     return {
         "problems": {name: run(kernel, make(PROBLEMS, name)) for name in PROBLEMS},
@@ -325,7 +325,7 @@ def test_overflow_stays_visible_in_fixed_point(grad, weight, lse, fused):
 
 
 class Recorder:
-    """Stands in for a kernel and remembers what it was launched with."""
+    """Replaces a kernel and records the arguments of its launch."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -348,7 +348,7 @@ class Recorder:
         }
 
     def compile(self, capability):
-        """As the launch would, for a GPU that need not be there."""
+        """Compile as a launch would, for a GPU that this machine may not have."""
         constants = self.constants()
         names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
         names |= {torch.int32: "i32", torch.int64: "i64"}
@@ -358,7 +358,7 @@ class Recorder:
                 signature[name] = "constexpr"
             elif isinstance(argument, torch.Tensor):
                 signature[name] = "*" + names[argument.dtype]
-                attributes[i,] = [["tt.divisibility", 16]]  # as all fresh memory
+                attributes[i,] = [["tt.divisibility", 16]]  # aligned like all new memory
             else:
                 signature[name] = "i32"
         source = ASTSource(
@@ -499,7 +499,7 @@ def test_deterministic_algorithms_give_the_same_bits_on_a_gpu(form, dtype):
     problems = {"many": lambda: scattered(form, 32, 4, 4, batch=2, queries=5000, heads=8, dtype=dtype)}
     made, kernel = make(problems, "many", "cuda"), load()
     first = run(kernel, made, deterministic=True)
-    # Its thousands of terms are worth more roundings than those of the small problems: float32 is compared with itself.
+    # Thousands of terms give more rounding than the small problems: float32 is compared with itself.
     normal = run(kernel, made)["grad_value"].float()
     tolerance = normal.abs().max().item() * (1e-4 if dtype == torch.float32 else torch.finfo(dtype).eps)
     torch.testing.assert_close(first["grad_value"].float(), normal, rtol=0, atol=tolerance)
@@ -517,7 +517,7 @@ def test_a_gpu_neither_recompiles_nor_waits(form, monkeypatch):
     large = make({"large": lambda: scattered(form, 32, 2, 4, batch=2, queries=48, heads=8)}, "large", "cuda")
     for deterministic in (False, True):
         run(kernel, small, deterministic)
-    # a new size of image costs one copy to the device, and nothing else
+    # a new image size needs one copy to the device and nothing else
     kernel._level_table(tuple(large["shapes"]), large["value"].device)
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **what: compiled.append(what["repr"]))
     mode = torch.cuda.get_sync_debug_mode()

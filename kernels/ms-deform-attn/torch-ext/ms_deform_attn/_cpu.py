@@ -1,4 +1,4 @@
-"""Calls of the C++ kernel: what it wants contiguous and in float32 or bfloat16, and room for its results."""
+"""Calls the C++ kernel: makes inputs contiguous, in float32 or bfloat16, and allocates the results."""
 
 from typing import Optional, Sequence, Tuple
 
@@ -22,7 +22,7 @@ def cpu_forward(
     weights: Tensor,
     lanes: int = 0,
 ) -> Tuple[Tensor, Tensor]:
-    """See `_operators.forward`. lanes: floats per vector, to choose an instruction set; 0 takes the best."""
+    """See `_operators.forward`. lanes: floats per vector, which selects an instruction set; 0: the best one."""
     batch, _, heads, dim = value.shape
     queries = weights.shape[1]
     out = value.new_empty(batch, queries, heads * dim)

@@ -1,4 +1,4 @@
-"""The operator in plain PyTorch: where there is no kernel for a device or dtype. Also says what the fused form means."""
+"""The operator in plain PyTorch, for devices and dtypes without a kernel. It also defines the fused form."""
 
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -13,7 +13,7 @@ def pairs(sizes: Sequence[int]) -> List[Tuple[int, int]]:
 
 
 def location_scale(references: Tensor, shapes: Sequence[Tuple[int, int]], num_points: int) -> Tensor:
-    """What one unit of an offset is in [0, 1] of its level: (B or 1, Q or 1, 1, L, 1, 2)."""
+    """Length of one unit of an offset, in [0, 1] of its level: (B or 1, Q or 1, 1, L, 1, 2)."""
     if references.shape[-1] == 2:
         cells = torch.tensor([(width, height) for height, width in shapes], dtype=references.dtype)  # (L, 2)
         return (1 / cells.to(references.device, non_blocking=True))[None, None, None, :, None]
@@ -43,7 +43,7 @@ def _prepare(
         points = sampling_locations(references.to(dtype), points, shapes)
         lse = weights.flatten(-2).logsumexp(-1)
         weights = weights.flatten(-2).softmax(-1).view_as(weights)
-    # NaN and infinity lie outside; they must not reach the bilinear weights.
+    # Move NaN and infinity outside of the map: they must not reach the bilinear weights.
     points = points.where((points.abs() < 1e4).all(-1, keepdim=True), -1e4)
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D, S)
     maps = maps.split([height * width for height, width in shapes], dim=-1)
@@ -54,7 +54,7 @@ def _prepare(
 def eager_forward(
     value: Tensor, sizes: Sequence[int], references: Optional[Tensor], points: Tensor, weights: Tensor
 ) -> Tuple[Tensor, Tensor]:
-    """Out (B, Q, H * D) and the log of the softmax's sum (B, Q, H), or (0) without references."""
+    """Output (B, Q, H * D), and the log of the softmax's sum, (B, Q, H), or (0) without references."""
     problem = _prepare(value, sizes, references, points, weights)
     shares = problem.weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B * H, 1, Q, L, P)
     out = torch.zeros((), dtype=problem.grid.dtype, device=value.device)
@@ -73,7 +73,7 @@ def eager_backward(
     points: Tensor,
     weights: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, points and weights. By hand: inside an operator, autograd records nothing."""
+    """Gradients of value, points and weights, written by hand: autograd does not record inside an operator."""
     batch, _, heads, dim = value.shape
     problem = _prepare(value, sizes, references, points, weights)
     grad_out = (

@@ -1,4 +1,4 @@
-"""The public functions: one sequence of shapes in the user's form, then the operator."""
+"""The public functions: they flatten the user's shapes and call the operator."""
 
 from typing import Optional, Sequence, Tuple
 
@@ -16,13 +16,13 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[Tuple[int, int]], locations: 
     Args:
         value: (B, S, H, D) all maps, flattened level after level.
         shapes: L pairs (height, width), the sum of products is S.
-        locations: (B, Q, H, L, P, 2) as (x, y); [0, 1] spans the level. What lies outside, NaN and infinity count as zero.
+        locations: (B, Q, H, L, P, 2) as (x, y); [0, 1] spans the level. Samples outside, at NaN or infinity are zero.
         weights: (B, Q, H, L, P)
     Returns:
         (B, Q, H * D) in the dtype of `value`, summed in float32 at least.
     Raises:
-        ValueError: shapes, devices or dtypes that do not fit each other.
-        RuntimeError: from a second derivative, which is not implemented. Nor is forward mode: tangents end here.
+        ValueError: shapes, devices or dtypes do not fit together.
+        RuntimeError: for a second derivative, which is not implemented. Forward-mode autograd gives no tangent.
     """
     return forward(value, [size for shape in shapes for size in shape], None, locations, weights)[0]
 
@@ -30,15 +30,17 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[Tuple[int, int]], locations: 
 def ms_deform_attn_fused(
     value: Tensor, shapes: Sequence[Tuple[int, int]], references: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
-    """The same from what a layer's projections give: neither sampling locations nor weights are ever written to memory.
+    """`ms_deform_attn` with offsets and logits, which a layer's projections give.
+
+    Sampling locations and weights are not written to memory.
 
     Args:
         value, shapes: as in `ms_deform_attn`.
         references: (B, Q, L, 2) points as (x, y) or (B, Q, L, 4) boxes as (cx, cy, w, h), in [0, 1] of each level.
-        offsets: (B, Q, H, L, P, 2) from the point in cells of the level, or from the box's centre in half boxes per P.
+        offsets: (B, Q, H, L, P, 2). With points, in cells of the level; with boxes, from the centre in sizes / (2 P).
         logits: (B, Q, H, L, P); the weights are their softmax over L * P.
     Returns, raises:
-        as in `ms_deform_attn`. References that need a gradient get it, by way of the unfused form.
+        as in `ms_deform_attn`. If references need a gradient, the plain form computes it.
     """
     if references.requires_grad and torch.is_grad_enabled():
         locations = sampling_locations(references, offsets.to(references.dtype), shapes)
@@ -48,10 +50,10 @@ def ms_deform_attn_fused(
 
 
 def device_of_kernel(device: torch.device, dtype: torch.dtype) -> Optional[str]:
-    """'cpu' or 'cuda' where a kernel of ours computes values of this dtype on this device, None where PyTorch does."""
+    """'cpu' or 'cuda' if a kernel computes values of this dtype on this device, None if PyTorch does."""
     return choose(torch.device(device).type, dtype)
 
 
 def vector_lanes() -> int:
-    """Floats per vector of the instruction set that the CPU kernel uses here: 16 AVX-512, 8 AVX2, 4 other, 0 no kernel."""
+    """Floats per vector of the CPU kernel on this machine: 16 with AVX-512, 8 with AVX2, 4 otherwise; 0: no kernel."""
     return ops.cpu_lanes() if HAS_CPU_KERNEL else 0

@@ -15,7 +15,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def choose(device_type: str, dtype: torch.dtype) -> Optional[str]:
-    """Name of the device whose kernel computes this, or None for plain PyTorch."""
+    """Type of the device ("cpu" or "cuda") whose kernel computes this, or None for plain PyTorch."""
     if device_type == "cpu" and HAS_CPU_KERNEL and dtype in DTYPES:
         return "cpu"
     if device_type == "cuda" and _HAS_TRITON and dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -24,10 +24,10 @@ def choose(device_type: str, dtype: torch.dtype) -> Optional[str]:
 
 
 def check(value: Tensor, sizes: Sequence[int], references: Optional[Tensor], points: Tensor, weights: Tensor) -> None:
-    """Refuse what does not fit, before any memory is touched.
+    """Check shapes, devices and dtypes before any memory is touched.
 
     Raises:
-        ValueError: what is wrong, with the shapes.
+        ValueError: they do not fit together. The message has the shapes.
     """
     if value.dim() != 4 or weights.dim() != 5:
         raise ValueError(
@@ -67,11 +67,13 @@ def check(value: Tensor, sizes: Sequence[int], references: Optional[Tensor], poi
 def _forward(
     value: Tensor, sizes: Sequence[int], references: Optional[Tensor], points: Tensor, weights: Tensor
 ) -> Tuple[Tensor, Tensor]:
-    """Plain form (no references): points are locations in [0, 1], weights are weights. Fused form: points are offsets around
-    the references, weights are logits.
+    """Sample `value` at the points and sum the samples with weights.
+
+    Plain form (no references): points are locations in [0, 1]. Fused form: points are offsets around the references,
+    and weights are logits.
 
     Returns:
-        out (B, Q, H * D) and, for the backward pass of the fused form, the log of the softmax's sum (B, Q, H); else (0).
+        out (B, Q, H * D), and the log of the softmax's sum for the backward pass: (B, Q, H), or (0) in the plain form.
     """
     check(value, sizes, references, points, weights)
     kernel = choose(value.device.type, value.dtype)
@@ -137,7 +139,7 @@ def _refuse(ctx, *grads):
     )
 
 
-# Whoever loads the same build twice, by way of dino_hf and of the kernels library, gets one set of operators.
+# If dino_hf and the kernels library both load this build, they share one set of operators.
 if not hasattr(ops, "forward"):
     _forward_op = torch.library.custom_op(add_op_namespace_prefix("forward"), _forward, mutates_args=())
     _backward_op = torch.library.custom_op(add_op_namespace_prefix("backward"), _backward, mutates_args=())

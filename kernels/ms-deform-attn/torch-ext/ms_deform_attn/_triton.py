@@ -2,16 +2,16 @@
 
 Letters: B images, S tokens of all levels, H heads, D channels of a head, Q queries, L levels, P points per level.
 
-Three forms share the kernels. In all of them the sampled pixel is `center + point * scale`, counted from the centre of
-the first cell of a level with W columns (and the same for y with its rows):
+The operator has three forms, which share the kernels. Each samples the pixel `center + point * scale`, counted from the
+centre of the first cell. The table shows x for a level with W columns; y uses its rows:
 
     references    points are            center         scale              weights are
     None          locations in [0, 1]   -0.5           W                  weights
     (B, Q, L, 2)  offsets in cells      x * W - 0.5    1                  logits, softmax over L * P
     (B, Q, L, 4)  offsets in boxes      x * W - 0.5    w * W * 0.5 / P    logits, softmax over L * P
 
-Coordinates, softmax and sums are float32 whatever comes in: half precision is too coarse for a pixel of a large map.
-A sample outside the map, or whose coordinates are not finite, is zero and so is the gradient of its location.
+Coordinates, softmax and sums are float32 for every input dtype: half precision is too coarse for pixels of a large map.
+A sample is zero if it is outside the map or its coordinates are not finite. The gradient of its location is then zero.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SIZES = ["S", "Q"]  # these change with every batch: a kernel compiled for one value would serve only that one
+SIZES = ["S", "Q"]  # not specialised: they change with every batch, and each value would need its own compiled kernel
 
 
 @triton.jit
 def _load_pair(pointers):
-    """Two neighbours in memory, with one instruction."""
+    """Load two neighbouring numbers with one instruction, as float32."""
     return tl.split(tl.load(pointers[:, None] + tl.arange(0, 2)[None, :]).to(tl.float32))
 
 
 @triton.jit
 def _log_sum_exp(logits_ptr, query, H: tl.constexpr, LP: tl.constexpr, BLOCK_LP: tl.constexpr):
-    """Of the L * P logits of each query: (BLOCK_Q,)."""
+    """Logarithm of the sum of exponentials of the L * P logits of each query: (BLOCK_Q,)."""
     point = tl.arange(0, BLOCK_LP)[None, :]
     logits = tl.load(logits_ptr + query[:, None] * (H * LP) + point, mask=point < LP, other=float("-inf"))
     logits = logits.to(tl.float32)  # (BLOCK_Q, BLOCK_LP)
@@ -49,7 +49,7 @@ def _level(levels_ptr, references_ptr, query, level, L: tl.constexpr, P: tl.cons
     """Height, width and first token of a level; center and scale of x and y as in the table above: (BLOCK_Q,) or ()."""
     height = tl.load(levels_ptr + level * 3)
     width = tl.load(levels_ptr + level * 3 + 1)
-    start = tl.load(levels_ptr + level * 3 + 2).to(tl.int64)  # its offset in value may not fit 32 bits
+    start = tl.load(levels_ptr + level * 3 + 2).to(tl.int64)  # its offset in value may need 64 bits
     if REFERENCE_SIZE == 0:
         center_x, center_y, scale_x, scale_y = -0.5, -0.5, width.to(tl.float32), height.to(tl.float32)
     else:
@@ -66,9 +66,13 @@ def _level(levels_ptr, references_ptr, query, level, L: tl.constexpr, P: tl.cons
 
 @triton.jit
 def _cell(x, y, height, width):
-    """The four cells around each sample: index of the upper left one, shares of the right and lower ones, who is inside."""
+    """The four cells around each sample.
+
+    Returns the index of the upper left cell, the shares of the right and lower cells, and masks: whether the sample is
+    inside the map, and whether each cell is.
+    """
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)  # false for NaN
-    x = tl.where(inside, x, 0.0)  # before the cast: what is not finite or too large has no integer
+    x = tl.where(inside, x, 0.0)  # before the cast: NaN, infinity and huge numbers have no integer
     y = tl.where(inside, y, 0.0)
     column, row = tl.floor(x), tl.floor(y)
     right, lower = x - column, y - row
@@ -99,18 +103,19 @@ def _forward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_LP: tl.constexpr,
 ):
-    # Queries run fastest and images slowest: what runs together samples one head of one image, which the cache holds.
+    # Queries change fastest and images slowest. Programs that run together then sample one head of one image, which
+    # fits into the cache.
     num_blocks = tl.cdiv(Q, BLOCK_Q)
     program = tl.program_id(0)
     first = program % num_blocks * BLOCK_Q
     head = program // num_blocks % H
     image = (program // num_blocks // H).to(tl.int64)
-    query = tl.minimum(tl.arange(0, BLOCK_Q), Q - 1 - first)  # counted from the first; past the end the last one again
+    query = tl.minimum(tl.arange(0, BLOCK_Q), Q - 1 - first)  # counted from `first`; beyond the end, the last query
     is_query = tl.arange(0, BLOCK_Q) < Q - first
     channel = tl.arange(0, BLOCK_D)[None, :]
     is_channel = channel < D
 
-    # Each pointer moves to this program's first item, in 64 bits; from there to its other queries 32 bits suffice.
+    # Pointers move to the program's first item in 64 bits. From there, offsets to its other queries fit into 32 bits.
     item = (image * Q + first) * H + head
     value_ptr += (image * S * H + head) * D
     points_ptr += item * (L * P * 2)
@@ -151,7 +156,10 @@ def _forward_kernel(
 
 @triton.jit
 def _corner(value_ptr, grad_value_ptr, offset, mask, weight, grad_out, fixed_point):
-    """Add each query's share to the gradient of one of its four cells; return <grad_out, value of that cell>: (BLOCK_Q,)."""
+    """Add each query's share to the gradient of one of its four cells.
+
+    Returns the dot product of grad_out and the value of the cell: (BLOCK_Q,).
+    """
     value = tl.load(value_ptr + offset, mask=mask, other=0.0).to(tl.float32)  # (BLOCK_Q, BLOCK_D)
     share = weight[:, None] * grad_out
     if fixed_point is not None:
@@ -206,8 +214,8 @@ def _backward_kernel(
     if REFERENCE_SIZE > 0:
         references_ptr += (image * Q + first) * (L * REFERENCE_SIZE)
         lse = tl.load(lse_ptr + item + query * H)  # (BLOCK_Q,)
-        # Softmax turns the gradient of a weight into weight * (gradient - their mean, taken with the weights). The mean
-        # over all samples is <grad_out, out>: no second pass.
+        # The gradient of a logit is weight * (gradient of the weight - mean). The mean is over the gradients of all
+        # weights, weighted by the weights. It equals the dot product of grad_out and out, so no second pass is needed.
         out = tl.load(out_ptr + out_offset, mask=mask, other=0.0).to(tl.float32)
         mean = tl.sum(grad_out * out, 1)  # (BLOCK_Q,)
     fixed_point = None
@@ -254,10 +262,10 @@ def _backward_kernel(
 
 @lru_cache(maxsize=4096)
 def _level_table(shapes: tuple[int, ...], device: torch.device) -> Tensor:
-    """(L, 3) height, width and first token of each level. The copy to the device is paid once per image size.
+    """(L, 3) height, width and first token of each level. The cache saves copies: one copy for each image size.
 
-    It is made in a thread of its own, to which no pool of memory belongs: what a CUDA graph allocates while it warms up, the graph
-    overwrites when it is replayed, but this table is kept.
+    Another thread makes the tensor. A tensor made in this thread while a CUDA graph warms up would be in the graph's
+    memory pool. A replay overwrites that pool, but this table is kept.
     """
     table, start = [], 0
     for i in range(0, len(shapes), 2):
@@ -269,7 +277,11 @@ def _level_table(shapes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _settings(value: Tensor, weights: Tensor, references: Tensor | None, lane_channels: int, num_warps: int) -> dict:
-    """What both launches share. A lane takes so many channels of a query, and a warp as many queries as fit."""
+    """Arguments that both launches share.
+
+    Args:
+        lane_channels: number of channels of a query that a lane takes. A warp takes as many queries as fit.
+    """
     _, tokens, heads, dim = value.shape
     _, queries, _, levels, points = weights.shape
     block_dim = triton.next_power_of_2(dim)
@@ -284,12 +296,12 @@ def _settings(value: Tensor, weights: Tensor, references: Tensor | None, lane_ch
         "BLOCK_Q": num_warps * max(1, 32 * lane_channels // block_dim),
         "BLOCK_D": block_dim,
         "num_warps": num_warps,
-        "enable_fp_fusion": True,  # Triton 3.9 warns where it is left to a default that will change
+        "enable_fp_fusion": True,  # explicit: Triton 3.9 warns that the default will change
     }
 
 
 def _grid(batch: int, settings: dict) -> tuple[int]:
-    """Programs, all on the first axis: the others end at 65535."""
+    """Number of programs, all on the first axis: other axes allow at most 65535."""
     return (batch * settings["H"] * triton.cdiv(settings["Q"], settings["BLOCK_Q"]),)
 
 
@@ -300,12 +312,12 @@ def forward(
 
     Args:
         value: (B, S, H, D) float32, float16 or bfloat16.
-        shapes: height and width of each level, one after the other.
+        shapes: [height, width, height, width, ...] of the levels.
         points: (B, Q, H, L, P, 2)
         weights: (B, Q, H, L, P)
-        references: None, (B, Q, L, 2) or (B, Q, L, 4): says what the points and the weights are, see the head of this file.
+        references: None, (B, Q, L, 2) or (B, Q, L, 4). It selects the form, see the head of this file.
     Returns:
-        (B, Q, H * D) in the dtype of `value`, and the log-sum-exp of the logits (B, Q, H), empty where weights are none.
+        (B, Q, H * D) in the dtype of `value`, and the log-sum-exp of the logits, (B, Q, H), or empty if unfused.
     """
     batch, queries, heads = weights.shape[:3]
     fused = references is not None
@@ -313,7 +325,7 @@ def forward(
     lse = value.new_empty((batch, queries, heads) if fused else (0,), dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
-    # 16 bytes are the widest load of a lane.
+    # A lane loads at most 16 bytes at once.
     settings = _settings(value, weights, references, lane_channels=16 // value.element_size(), num_warps=2)
     with torch.cuda.device_of(value):
         _forward_kernel[_grid(batch, settings)](
@@ -331,11 +343,11 @@ def forward(
 
 
 def _fixed_point(grad_out: Tensor, weights: Tensor, lse: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
-    """A power of two by which shares of grad_value become integers, and its inverse; both () and never on the host.
+    """The power of two that turns shares of grad_value into integers, and its inverse; both () on the device.
 
-    No sum may leave 63 bits. At worst all samples meet in one cell: each query then sends there max|grad_out| times the
-    sum of its |weights|, which is 1 after a softmax. Integers know no infinity: where there could be one the inverse is
-    NaN, so that whoever looks for overflow, as loss scaling does, finds it.
+    Each sum must fit into 63 bits. In the worst case, all samples are in one cell. Each query then adds max|grad_out|
+    times the sum of its |weights|, which is 1 after a softmax. Integers cannot be infinite. If a gradient may be
+    infinite, the inverse is NaN, so loss scaling still detects the overflow.
     """
     _, queries, _, levels, points = weights.shape
     bound = grad_out.abs().amax().float()
@@ -344,7 +356,7 @@ def _fixed_point(grad_out: Tensor, weights: Tensor, lse: Tensor, fused: bool) ->
     else:
         bound = bound * weights.abs().amax().float()
         terms, finite = queries * levels * points, bound.isfinite()
-    # bound < 2 ** exponent, terms < 2 ** bit_length. Both results must be normal numbers: no finer than the smallest of them.
+    # bound < 2 ** exponent, terms < 2 ** bit_length. The clamp keeps both results normal numbers.
     exponent = 62 - terms.bit_length() - torch.frexp(bound.nan_to_num()).exponent
     exponent = exponent.clamp(-126, 126)
     scale, inverse = ((127 + sign * exponent << 23).to(torch.int32).view(torch.float32) for sign in (1, -1))
@@ -361,10 +373,14 @@ def backward(
     out: Tensor,
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `value`, `points` and `weights`, contiguous; `out` and `lse` are what `forward` returned.
+    """The gradients of `value`, `points` and `weights`, contiguous.
 
-    Many samples add to one token of grad_value, in any order, and the last bits of a sum of floats depend on the order.
-    Where PyTorch is asked for deterministic algorithms, integers are added instead: slower, but the same bits every time.
+    Many samples add to one token of grad_value in any order, and the last bits of a float sum depend on the order.
+    With `torch.use_deterministic_algorithms`, integers are added instead. This is slower, but gives equal bits every
+    time.
+
+    Args:
+        out, lse: results of `forward`.
     """
     fused = references is not None
     points, weights = points.contiguous(), weights.contiguous()
@@ -375,7 +391,7 @@ def backward(
     if torch.are_deterministic_algorithms_enabled():
         scale, inverse = _fixed_point(grad_out, weights, lse, fused)
     grad_value = torch.zeros(value.shape, dtype=torch.float32 if scale is None else torch.int64, device=value.device)
-    # 16 bytes of float32 are the widest atomic addition of a lane. A warp of its own needs no barrier for its many sums.
+    # A lane adds at most 16 bytes of float32 atomically. With one warp per program, the many sums need no barrier.
     settings = _settings(value, weights, references, lane_channels=4, num_warps=1)
     with torch.cuda.device_of(value):
         _backward_kernel[_grid(len(value), settings)](
@@ -394,5 +410,5 @@ def backward(
             **settings,
         )
     if scale is not None:
-        grad_value = grad_value * inverse  # int64 by a float32 scalar: float32
+        grad_value = grad_value * inverse  # int64 times a float32 scalar is float32
     return grad_value.to(value.dtype), grad_points, grad_weights

@@ -1,4 +1,4 @@
-"""Layers for `kernels.kernelize`: they take over the forward of layers with the same name in other libraries' models."""
+"""Layers for `kernels.kernelize`: they replace the forward of layers with equal names in models of other libraries."""
 
 from typing import List, Tuple
 
@@ -8,7 +8,7 @@ from ._functions import ms_deform_attn
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Stands in for the layer of this name in transformers (Deformable DETR, Grounding DINO, RT-DETR and others)."""
+    """Replaces the layer of this name in transformers (Deformable DETR, Grounding DINO, RT-DETR and others)."""
 
     has_backward = True
     can_torch_compile = True
@@ -25,7 +25,7 @@ class MultiScaleDeformableAttention(nn.Module):
     ):
         """value (B, S, H, D), sampling_locations (B, Q, H, L, P, 2), attention_weights (B, Q, H, L, P) -> (B, Q, H * D).
 
-        The shapes come as a tensor and as a list; the list is read, which spares a wait for the GPU. The other arguments
-        belong to an older kernel.
+        Shapes are given as a tensor and as a list. Only the list is read: reading the tensor would synchronise with the
+        GPU. The other arguments belong to an older kernel.
         """
         return ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
