@@ -1,6 +1,7 @@
 """The shipped files import downwards, and only what a machine that loads them from the Hub has."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -206,6 +207,11 @@ def test_every_room_has_a_floor():
 )
 def test_rooms_import_only_lower_rooms(file):
     assert upward_imports(module_parts(file), file.read_text(encoding="utf-8")) == []
+
+
+def test_the_page_about_the_architecture_has_the_same_floors():
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert {room: int(floor) for floor, room in re.findall(r"^\| (\d) \| `(\w+)/` \|", page, re.MULTILINE)} == ROOMS
 
 
 @pytest.mark.parametrize("room", ROOMS)
