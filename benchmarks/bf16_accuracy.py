@@ -2,7 +2,7 @@
 
 python benchmarks/bf16_accuracy.py --model outputs/demo/model --data outputs/demo/scenes
 
-The default folders are those that `make demo` writes.
+By default, it reads the folders that `make demo` writes.
 """
 
 from dataclasses import dataclass, field

@@ -2,7 +2,7 @@
 
 python benchmarks/loss.py
 
-Shapes are those of an R50 4-scale DINO: 7 output sets (encoder and 6 decoder layers), 2 images with 20 boxes, 900 queries and 91
+Shapes are as in an R50 4-scale DINO: 7 output sets (encoder and 6 decoder layers), 2 images with 20 boxes, 900 queries and 91
 classes. Forward and backward passes are timed.
 """
 

@@ -175,7 +175,7 @@ def toy(arguments: TrainingArguments) -> TrainingArguments:
 
 
 def peak_in_own_process(detector: str, arguments: TrainingArguments) -> float | None:
-    """Peak memory in MiB, measured in a new process. None if the system does not tell."""
+    """Peak memory in MiB, measured in a new process. None if the system does not report it."""
     if arguments.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
     settings = step_settings(arguments)

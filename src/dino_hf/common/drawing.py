@@ -122,7 +122,7 @@ def draw_boxes(
         image: RGB.
         boxes: (N, 4) xyxy in pixels, the most important box first.
         labels: class indices.
-        texts: what each label says, without line breaks. The last word, such as a score, is never cut.
+        texts: the text of each label, without line breaks. The last word, such as a score, is never cut.
         enlarge: an image below 320 pixels is enlarged by a whole number.
     """
     zoom = math.ceil(_SMALLEST / max(image.size)) if enlarge else 1

@@ -183,7 +183,7 @@ def other_frames(image: Image.Image) -> str | None:
         return None
     try:
         has_more = getattr(image, "is_animated", False)
-    except Exception:  # only frames after the first one are damaged, and they are not read
+    except Exception:  # only later frames are damaged, and they are not read
         return None
     return None if not has_more else "pages" if image.format == "TIFF" else "frames"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_LENGTH = 200  # characters of one value in a table or a sentence
-# Characters with a meaning inside a line of Markdown. An underscore inside a word has none.
+# Characters with a meaning inside a line of Markdown. An underscore inside a word has no meaning.
 _SPECIAL = re.compile(r"[\\`*\[\]|]|~(?=~)|(?<=~)~|!(?=\[)|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 _ENTITY = re.compile(r"[&<>$]")

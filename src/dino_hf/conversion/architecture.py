@@ -1,7 +1,7 @@
 """The architecture of a checkpoint.
 
 It is read from the names and shapes of the tensors. Settings that no tensor shows come from the file or from the user. The
-remaining settings get the defaults of the project, and the user is told so.
+remaining settings get the defaults of the project, which the user sees in a note.
 """
 
 import math

@@ -65,7 +65,7 @@ def convert(
         size: shortest edge, and limit of the longest edge, of images at evaluation, in pixels.
         label_names: file with the names of the classes.
         force: replace an output folder that holds only a model.
-        ask: refuse a file whose position settings are neither known nor chosen, instead of using the project's defaults.
+        ask: refuse a file if its position settings are unknown and not given, instead of using the project's defaults.
     Raises:
         ConversionError: the file cannot be converted, or the folder cannot be written.
     """

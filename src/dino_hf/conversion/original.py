@@ -119,7 +119,7 @@ class Original(Project):
         if settings.get("use_dn") is False:
             fields["num_denoising"] = 0
         if settings:
-            fields["position_offset"] = 0.0  # the release has none
+            fields["position_offset"] = 0.0  # the release has no offset
         return fields
 
     def data_set(self, settings: dict) -> str | None:

@@ -15,7 +15,7 @@ def find_published(title: str | None) -> Published | None:
     """The published checkpoint with this title; None for None.
 
     Raises:
-        ConversionError: there is none.
+        ConversionError: there is no checkpoint of this name.
     """
     if title is None:
         return None

@@ -42,7 +42,7 @@ def split_in(name: str, at_end: bool = False) -> str | None:
     """The split told by the name of a file or folder, such as "instances_val2017". None: the name tells no split, or two.
 
     Args:
-        at_end: accept other words before the split, if it is the last word: "raccoon_val" tells a split, "test_tube" does not.
+        at_end: accept other words before the split, if it is the last word: "raccoon_val" names a split, "test_tube" does not.
     """
     split, _, is_whole, is_last = _parse(name)
     return split if is_whole or (at_end and is_last) else None
@@ -83,7 +83,7 @@ class SplitNames:
     """Finds the splits that the names in one data set tell.
 
     A name of plain words and a word for a split tells this split: train, val2017, test_images, instances_train. Other words may
-    describe the content of the pictures, as in test_tube or crash_test. A name with other words tells a split in three cases:
+    describe the content of the pictures, as in test_tube or crash_test. A name with other words names a split in three cases:
 
     - another name differs from it only in the split: raccoon_train and raccoon_val;
     - a folder's last word is the split, and a folder beside it is a split: train and raccoon_val;

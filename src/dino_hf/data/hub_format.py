@@ -30,8 +30,8 @@ def read_hub(source, box_format: str | None = None, allow_outside: bool = False)
     are removed when Python ends.
 
     Boxes and classes are searched for in `objects` (a dictionary of lists, or a list of dictionaries) and in separate columns
-    with the usual names. Category ids are those of a ClassLabel or the numbers in the data. Classes that are only strings are
-    numbered 1 to K in alphabetical order over all splits. Image ids are those of a column `image_id` if they are distinct integers,
+    with the usual names. Category ids come from a ClassLabel or from numbers in the data. Classes that are only strings are
+    numbered 1 to K in alphabetical order over all splits. Image ids come from a column `image_id` if they are distinct integers,
     else 1 to N in each split.
 
     Args:

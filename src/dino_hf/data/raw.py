@@ -1,4 +1,4 @@
-"""What the files of a data set say, before any check, so that broken data can be inspected. All formats use COCO's fields."""
+"""The content of a data set's files before any check, so that broken data can be inspected. All formats use COCO's fields."""
 
 import math
 import os
@@ -42,11 +42,11 @@ class Annotations(Sequence):
     image_id: np.ndarray  # (N,) int64
     category_id: np.ndarray  # (N,) int64
     bbox: np.ndarray  # (N, 4) float64: x, y, width, height in pixels
-    area: np.ndarray  # (N,) float64. NaN: the files state none. -inf: they state NaN.
+    area: np.ndarray  # (N,) float64. NaN: not in the files. -inf: NaN in the files.
     iscrowd: np.ndarray  # (N,) bool
-    id: np.ndarray  # (N,) object. None: the files state none.
+    id: np.ndarray  # (N,) object. None: not in the files.
     origin: np.ndarray  # (N, 2) int64: place in `files`, and number of the entry or line
-    files: Sequence  # what `where_format` names first
+    files: Sequence  # file names or other texts for {0} of `where_format`
     where_format: str  # "annotations[{1}]", "{0}, line {1}"
 
     def __len__(self) -> int:
@@ -126,10 +126,11 @@ class RawSplit(NamedTuple):
     `category_id` and four numbers as `bbox`. Entries with other types are `Problem`s of the data set.
     """
 
-    name: str  # "train", "validation" or "test"; else the data set's own word
+    name: str  # "train", "validation" or "test"; or another name from the data set
     origin: Path | str  # the json, folder or Hub id that it was read from, for messages
-    # COCO's fields: id, file_name, width, height (None if the data do not state them). Also either `path` (absolute, may be
-    # missing; then `candidates` are files that it may mean) or `image` (a mapping with bytes and path, read on access).
+    # COCO's fields: id, file_name, width, height (None if the data do not state them). Each entry also has either `path` or
+    # `image`. `path` is absolute; if the file is missing, `candidates` lists files that could be the image. `image` is a
+    # mapping with bytes and path, read on access.
     images: list[dict]
     annotations: Annotations
     stored: Dataset | None = None  # column `image`, undecoded, that holds the `image`s of a Hugging Face data set
@@ -157,7 +158,7 @@ class RawDataset(NamedTuple):
 
 
 class StoredImage(Mapping):
-    """{"bytes", "path"} of one row, read on access, because the images of a data set do not fit in memory."""
+    """{"bytes", "path"} of a row. They are read on access, because the images of a data set do not fit in memory."""
 
     __slots__ = ("dataset", "row")
 
@@ -214,7 +215,7 @@ class BoxTable(NamedTuple):
     image: np.ndarray  # (N,) place of the image in `split.images`; -1 if no image has the id
     category: np.ndarray  # (N,) place in the categories; -1 if no category has the id
     is_crowd: np.ndarray  # (N,) bool
-    area: np.ndarray  # (N,) NaN: the files state none. -inf: they state no usable number.
+    area: np.ndarray  # (N,) NaN: not in the files. -inf: no usable number in the files.
     sizes: np.ndarray  # (N, 2) width and height of the image; NaN if unknown
 
     @property
@@ -265,7 +266,7 @@ def count_boxes(table: BoxTable, num_images: int) -> np.ndarray:
 
 
 def _places(ids: np.ndarray, known: Sequence[int]) -> np.ndarray:
-    """(N,) first place of each id among the known ones; -1 if it is not there."""
+    """(N,) first place of each id in `known`; -1 if it is not there."""
     if not len(known):
         return np.full(len(ids), -1)
     known = np.array(known, dtype=np.int64)
@@ -297,10 +298,10 @@ def groups_of_others(categories: Sequence[dict]) -> list[bool]:
 
 
 def merge_categories(categories: list[dict], split: RawSplit, own: list[dict]) -> tuple[RawSplit, list[str]]:
-    """Add the categories of a split to those of earlier splits. If the split uses other ids for the same names, change its ids.
+    """Merge the categories of a split into the earlier ones. If the split has other ids for the same names, change its ids.
 
     Args:
-        categories: those of earlier splits; changed in place.
+        categories: the categories of earlier splits; changed in place.
         own: the categories of this split.
     Returns:
         the split, and notes for the user.
@@ -338,8 +339,8 @@ def merge_categories(categories: list[dict], split: RawSplit, own: list[dict]) -
 def fill_sizes(split: RawSplit, replace_stated: bool = False) -> RawSplit:
     """Read width and height from the start of each image file if the annotations do not state them.
 
-    Without sizes, corners cannot be told from (x, y, width, height). Images that cannot be opened keep their entries: the check of
-    image files reports them.
+    Without sizes, corners cannot be distinguished from (x, y, width, height). Images that cannot be opened keep their
+    entries: the check of image files reports them.
 
     Args:
         replace_stated: also replace the stated sizes.

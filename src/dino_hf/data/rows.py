@@ -108,7 +108,7 @@ def to_rows(split: RawSplit, classes: ClassSpace, name: str | None = None) -> tu
         the data, and notes for the user.
     Raises:
         FileNotFoundError: an image is missing.
-        ValueError: an entry is wrong. The message names the first one.
+        ValueError: an entry is wrong. The message names the first wrong entry.
     """
     images = split.images
     _check_ids([image["id"] for image in images], "image", split.origin)
@@ -182,7 +182,7 @@ def _check_boxes(split: RawSplit, table: BoxTable, classes: ClassSpace) -> np.nd
     """(N,) whether a box has a size inside its image.
 
     Raises:
-        ValueError: an annotation is wrong. The message names the first one.
+        ValueError: an annotation is wrong. The message names the first wrong annotation.
     """
     area = split.annotations.area
     sizes = np.where(np.isnan(table.sizes), np.inf, table.sizes)

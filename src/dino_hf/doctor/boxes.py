@@ -33,7 +33,7 @@ def clean_boxes(boxes: np.ndarray, areas: np.ndarray, geometry: ImageGeometry) -
 
     Args:
         boxes: (N, 4) x, y, width, height in pixels; NaN where the data have no number.
-        areas: (N,) NaN where the data have none.
+        areas: (N,) NaN if the data do not state the area.
         geometry: one row for each box.
     """
     kinds = np.full(len(boxes), "", dtype=object)

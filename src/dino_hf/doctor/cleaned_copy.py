@@ -74,7 +74,7 @@ def write_cleaned_copy(
 
     - Left out: images that are missing or broken, have a different shape than stated, share an id, or are copies (a copy in a
       held-out split stays); boxes without numbers or size, outside their image, repeated, or with an unknown image or category.
-    - Corrected: boxes whose layout is not the one of their format, if `inspect` is sure; boxes of resized images and of images that
+    - Corrected: boxes in a layout that is wrong for their format, if `inspect` is sure; boxes of resized images and of images that
       EXIF turns; negative sizes; impossible areas. Boxes that stick out are clipped. Categories with the same name are merged.
 
     The copy has only fields for detection, without masks and key points.

@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     count: int
     what: str  # plural noun with a description
     cure: str
-    offenders: list[Offender]  # the first ones
+    offenders: list[Offender]  # the first offenders only
     is_fixed: bool  # a cleaned copy corrects them or leaves them out
 
     def as_dict(self) -> dict:

@@ -68,7 +68,7 @@ def evaluate(
 
     Args:
         model: folder, id on the Hub, or a detector that `AutoModelForObjectDetection` loads; or a `Predictor` with its own image
-            processor and device. Its classes are matched with those of the data by name.
+            processor and device. Its classes are matched with the data's classes by name.
         data: anything that `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
         split: "train", "validation" or "test". It is ignored for a `CocoData`. If the data have no validation images, the images
             that the model's training run held out are used, or else a fifth of the training images, chosen by seed 0.
@@ -83,7 +83,7 @@ def evaluate(
         trust_boxes: do not check the layout of the boxes.
         progress: see `evaluate_model`.
     Raises:
-        ValueError, FileNotFoundError, OSError: one sentence says what cannot be read or does not fit.
+        ValueError, FileNotFoundError, OSError: something cannot be read or does not fit. The message is one sentence.
     """
     from .report import check_folder, save_report  # imported here because they need matplotlib
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class SeenImages(NamedTuple):
     """Digests from `dino_hf.data.image_digests` and looks from `dino_hf.data.image_digests`.
 
-    A set is empty if the record has none. Records of earlier versions have no looks.
+    A set is empty if it is not in the record. Records of earlier versions have no looks.
     """
 
     trained: set[bytes]

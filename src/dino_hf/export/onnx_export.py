@@ -71,7 +71,7 @@ def export_onnx(
 
         dino_hf.export_onnx("my-detector", "my-detector.onnx", images="photos", data="my-data")
 
-    Inputs and outputs of the file are those of `export_program`. Its metadata hold labels, category ids and the settings of the
+    The file has the same inputs and outputs as `export_program`. Its metadata hold labels, category ids and the settings of the
     image processor. The file gets its name only if it passes the comparison.
 
     Args:
@@ -86,11 +86,11 @@ def export_onnx(
             0.3 are compared, and at least the 10 best of an image. None: 0.01 in float32, 0.25 in float16.
         ap_tolerance: largest allowed difference of AP, in [0, 1]. None: 0.001 in float32, 0.005 in float16.
         overwrite: replace an existing file.
-        image_processor: image processor of a given model. None: the one saved beside it.
+        image_processor: image processor of a given model. None: the processor saved beside the model.
         say: called with a sentence before each stage.
     Raises:
         ValueError: an argument is wrong, the model cannot be exported, or the file differs too much.
-        FileExistsError, FileNotFoundError, OSError, ImportError: one sentence says what is wrong.
+        FileExistsError, FileNotFoundError, OSError, ImportError: the message is one sentence with the reason.
     """
     import_onnx()
     say, output = say or _silent, expand_home(output)

@@ -133,7 +133,7 @@ def _load(auto_class, source: str, file: str, **settings):
 def _reason(error: BaseException) -> str:
     """Type and first line of an error."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
-        error = error.__cause__  # the cause says what is wrong with a setting; the error only names a function
+        error = error.__cause__  # the cause describes the wrong setting; the error only names a function
     return f"{type(error).__name__}, {first_line(error)}"
 
 

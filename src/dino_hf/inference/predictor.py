@@ -22,7 +22,7 @@ from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
 
 TOP_K = 300  # as in the paper; COCO evaluates 100 detections in an image
-_WINDOW = 8  # number of batches whose images may wait for others of their shape
+_WINDOW = 8  # number of batches of images that may wait for other images of the same shape
 _WINDOW_BYTES = 2**29  # bytes of waiting images, original and resized
 _AHEAD_BYTES = 2**28  # bytes of images that threads resize at the same time
 
@@ -160,7 +160,7 @@ class Predictor:
         return scaled
 
     def refuses(self, image: Image.Image) -> str | None:
-        """The reason why an image cannot be used, or None. Other image processors round a very short side to zero."""
+        """The reason why an image cannot be used, or None. Processors of other models may round a short side to zero."""
         if self._is_ours or not self.can_scale:
             return None
         sides = get_size_with_aspect_ratio(
@@ -184,7 +184,8 @@ class Predictor:
     ) -> Iterator[Detections | TooLarge]:
         """Yield the detections of each image, in the order of `images`. Images are read when they are needed.
 
-        Images wait until `batch_size` images have the same shape, or `8 * batch_size` images wait, or they take half a GiB.
+        An image waits until `batch_size` images have its shape, `8 * batch_size` images wait, or all waiting images take half a
+        GiB.
 
         Args:
             images: images of any mode. Their EXIF orientation is not applied.
@@ -223,7 +224,7 @@ class Predictor:
         waiting: dict[tuple, list[int]] = {}  # shape -> numbers of images
         prepared: dict[int, _Prepared] = {}
         done: dict[int, Detections | TooLarge] = {}
-        sizes: dict[int, int] = {}  # bytes of each image whose detections are not returned yet
+        sizes: dict[int, int] = {}  # bytes of each image without returned detections
         num_given = 0
 
         def run(shape: tuple) -> None:

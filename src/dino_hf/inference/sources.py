@@ -321,7 +321,7 @@ def _try_frames(source: Source, every: int, max_frames: int | None) -> Iterator[
 
 
 def _reason(error: Exception) -> str:
-    if is_lack_of_memory(error):  # an array, a download or a frame; `read_image` has a message of its own
+    if is_lack_of_memory(error):  # an array, a download or a frame; `read_image` has another message
         return "There is not enough memory to read it; scale it down, or end other programs."
     if isinstance(error, URLError) and not isinstance(error, HTTPError):
         return f"It cannot be fetched: {error.reason}."

@@ -36,7 +36,7 @@ def read_tiles(tiles: int | str | tuple[int, int]) -> tuple[int, int]:
     """(width, height) of tiles given as 640, "640", "640x480" or (640, 480).
 
     Raises:
-        ValueError: it is none of these, or a side is below 32 pixels.
+        ValueError: the text has another form, or a side is below 32 pixels.
     """
     try:
         sides = [int(side) for side in (str(tiles).lower().split("x") if isinstance(tiles, int | str) else tiles)]

@@ -132,7 +132,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Use this backend for all deformable attention within the block. It takes precedence over environment and configuration.
 
     The block applies to the whole process, because autograd runs backward passes and recomputes checkpointed layers in other
-    threads. Only threads with a block of their own are not affected.
+    threads. Only threads inside another block are not affected.
 
     Raises:
         ValueError, BackendUnavailable: see `load_backend`.

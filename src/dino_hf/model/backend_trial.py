@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SHAPES = ((3, 5), (2, 4), (1, 3), (2, 1))  # (height, width)
-# Head dimension, levels and points are those of all released models, so the trial compiles the kernels that a model needs.
+# All released models have this head dimension and these levels and points, so the trial compiles the kernels they need.
 BATCH, QUERIES, HEADS, LEVELS, POINTS, HEAD_DIM = 2, 5, 8, len(SHAPES), 4, 32
 
 # Largest difference from float64, relative to the largest value. Rounding causes a tenth of it, a wrong cell or weight about 1.
@@ -77,7 +77,7 @@ def _compare(plain, fused, reference, device, dtype) -> str | None:
         found = _outputs(compute, _Inputs(*(None if tensor is None else tensor.to(device) for tensor in inputs)))
         for name, one, other in zip(_NAMES, found, expected, strict=True):
             difference = (one.detach().cpu().double() - other).abs().max().item() / other.abs().max().item()
-            if not difference <= TOLERANCE[dtype]:  # NaN is none
+            if not difference <= TOLERANCE[dtype]:  # also true for NaN
                 form = (
                     "plain form"
                     if size_of_reference is None

@@ -31,7 +31,7 @@ _CLASS_SETTINGS = ("id2label", "label2id", "num_labels")
 class DinoDetrConfig(CarriesCode, PreTrainedConfig):
     """Configuration of a DINO detector (arXiv:2203.03605). Each field is a size, or differs between released models.
 
-    The defaults are those of the R50 4-scale model of the original release. It has 91 outputs, one for each raw COCO category id.
+    The defaults give the R50 4-scale model of the original release. It has 91 outputs, one for each raw COCO category id.
 
     Args:
         backbone_config: configuration, or its dictionary, of any backbone that `AutoBackbone` builds; its `out_features`
@@ -44,27 +44,28 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         num_feature_levels: number L of feature maps that enter the transformer: the maps of the backbone, then one 3x3
             convolution of stride 2 for each further level. 4, or 5 with a fourth backbone stage.
         num_queries: number Q of matching queries.
-        d_model: width C of the transformer; a multiple of 32 (group norm), at least 64, and of both numbers of heads.
+        d_model: width C of the transformer. It is at least 64, a multiple of 32 (group norm), and a multiple of both numbers of
+            attention heads.
         encoder_layers, decoder_layers: number of layers.
         encoder_attention_heads, decoder_attention_heads: heads of every attention.
         encoder_ffn_dim, decoder_ffn_dim: inner width of the feed-forward blocks.
         encoder_n_points, decoder_n_points: sampling points of deformable attention, per head and level.
         position_temperature: temperature of the sine embedding of feature maps: 20 in the release, 10000 in detrex.
-        position_offset: added to the cell number in that embedding: 0 in the release, -0.5 in detrex.
-        share_decoder_heads: True: one class head and one box head for all decoder layers, as in the release. False: one each, as
-            in detrex and mmdetection.
+        position_offset: number added to the cell index in the sine embedding: 0 in the release, -0.5 in detrex.
+        share_decoder_heads: True: one class head and one box head for all decoder layers, as in the release. False: a class head
+            and a box head for each layer, as in detrex and mmdetection.
         projection_bias: whether the projections of feature maps have a bias; False in mmdetection.
         pred_boxes_eps: bound of the inverse sigmoid for `pred_boxes`: 1e-3 in the release and detrex, 1e-5 in mmdetection. Between
             layers, all three use 1e-3.
-        num_denoising: in training, target number of pairs of positive and negative denoising queries, if at least 50. Below 50,
-            twice this number is the number of groups, and each group has a pair for every box: 49 gives 98 groups, far more
-            queries than 50 does. This is the rule of the release. 0 turns contrastive denoising (sec. 3.3) off.
+        num_denoising: from 50 on, the target number of pairs of positive and negative denoising queries in training. Below 50,
+            twice this number is the number of groups, and each group has a pair for every box. So 49 gives 98 groups, and far
+            more queries than 50. This is the rule of the release. 0 turns contrastive denoising (sec. 3.3) off.
         max_denoising_queries: largest number N of denoising queries of an image, at least 2; None: no limit. First the number of
             groups is reduced. If one group is still too large, a random part of the boxes is used. A batch below the limit is
             not changed.
         mask_denoising_padding: whether queries that pad images with fewer boxes are masked in attention. False in the release.
-        num_extra_label_embeddings: number of rows of the label embedding of denoising beyond one for each class. They are never
-            looked up. 1 in the release, 0 in detrex and mmdetection.
+        num_extra_label_embeddings: number of unused rows in the label embedding of denoising, after the rows of the classes: 1 in
+            the release, 0 in detrex and mmdetection.
         label_noise_ratio: twice the share of denoising queries that get a random label; in [0, 2].
         box_noise_scale: noise of denoising boxes, in half box sizes. The release's launch scripts set 1.0, and its checkpoints
             were trained with it. Its configuration files and the paper's table say 0.4.
@@ -99,7 +100,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         "num_attention_heads": "encoder_attention_heads",
         "num_hidden_layers": "encoder_layers",
     }
-    # Trainer's evaluation collects all other outputs: loss_dict, logits, pred_boxes. With these it would collect gigabytes.
+    # Trainer's evaluation collects all other outputs: loss_dict, logits, pred_boxes. The outputs below would take gigabytes.
     keys_to_ignore_at_inference = [  # noqa: RUF012
         "intermediate_logits",
         "intermediate_pred_boxes",
@@ -190,7 +191,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in `PreTrainedConfig`, but given classes replace the saved ones completely: names, their inverse and category ids.
+        """As in `PreTrainedConfig`, but if classes are given, they replace all saved names, their inverse and category ids.
 
         None is ignored, except `category_ids=None`, which removes the saved ids.
 
@@ -216,8 +217,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         """Set names and category ids of the classes. To change the classes of a model, use `dino_hf.training.transfer_classes`.
 
         Raises:
-            ValueError: the names are no dictionary, are not numbered 0 to K - 1, or are no strings; or the ids are not K different
-                whole numbers. The configuration is then unchanged.
+            ValueError: the names are not a dictionary of strings, numbered 0 to K - 1; or the ids are not K different whole
+                numbers. The configuration is then unchanged.
         """
         names = checked_names(id2label)
         category_ids = checked_category_ids(category_ids, names)

@@ -91,7 +91,7 @@ def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[T
 
 @torch.no_grad()
 def cardinality_errors(logits: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """(D, B, Q, K) -> (D,). A query counts as an object unless its best class is the last one, as in DETR's log."""
+    """(D, B, Q, K) -> (D,). A query counts as an object unless its best class is the last class, as in DETR's log."""
     last = logits[..., -1]
     others = logits[..., :-1].amax(-1) if logits.shape[-1] > 1 else torch.full_like(last, -torch.inf)
     # If several classes are equal, the first counts. argmax has the same rule but takes longer.
@@ -176,12 +176,12 @@ class DinoDetrLoss:
             logits, boxes: (1 + D, B, Q, K) and (1 + D, B, Q, 4). Layer 0 holds the encoder's proposals, which are matched and
                 scored like a decoder layer.
             denoising: predictions for the denoising queries, in training.
-            num_items_in_batch: number of boxes that losses are divided by; at least 1 is used. None: the boxes of this batch,
-                averaged over processes, as in the release. With gradient accumulation, pass the boxes of all batches of a step in
-                all processes. The sum of the losses then equals the loss of one large batch.
+            num_items_in_batch: number of boxes by which losses are divided; values below 1 count as 1. None: the boxes of
+                this batch, averaged over processes, as in the release. With gradient accumulation, pass the boxes of all
+                batches of a step in all processes. The sum of the losses then equals the loss of one large batch.
             skip_non_finite: how to treat NaN and infinite predictions. False: raise `NonFinitePredictionsError`. True: leave
-                that layer of that image out of the logged losses, and return a loss of NaN, so all gradients are NaN in every
-                process. `dino_hf.training.DinoDetrTrainer` skips such a step, and a gradient scaler does so too.
+                this layer of this image out of the logged losses, and return a loss of NaN. Then all gradients are NaN in
+                every process, and `dino_hf.training.DinoDetrTrainer` or a gradient scaler skips the step.
         Returns:
             the loss (), and raw losses and values for logs, each () and detached.
         """

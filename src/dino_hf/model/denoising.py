@@ -1,4 +1,4 @@
-"""Contrastive denoising (DINO sec. 3.3): in training, queries made from noised boxes and labels are added."""
+"""Contrastive denoising (DINO sec. 3.3): training adds queries made from boxes and labels with noise."""
 
 import itertools
 from typing import NamedTuple
@@ -48,8 +48,8 @@ class DinoDetrDenoising(nn.Module):
         device = targets.boxes.device
 
         group = torch.arange(num_groups, device=device)[:, None]  # (G, 1)
-        positive = group * group_size + targets.position  # (G, T) place of each target's positive
-        place = torch.stack([positive, positive + largest])  # (2, G, T) and of its negative
+        positive = group * group_size + targets.position  # (G, T) place of the positive of each target
+        place = torch.stack([positive, positive + largest])  # (2, G, T) places of positives and negatives
         image = targets.image.expand_as(place)
         labels = self._noised_labels(targets.class_labels.expand(place.shape))
         boxes = self._noised_boxes(targets.boxes.expand(*place.shape, 4))
@@ -78,7 +78,7 @@ class DinoDetrDenoising(nn.Module):
         return DenoisingQueries(content, references, mask, DenoisingAnswers(matches, num_groups, share))
 
     def _sample(self, targets: Targets) -> tuple[Targets, Tensor]:
-        """Up to as many random boxes of each image as a group may have, and their indices into the T targets."""
+        """Random boxes of each image, at most as many as a group may have, and their indices into the T targets."""
         device = targets.boxes.device
         limit = max(targets.counts, default=0) if self.max_queries is None else self.max_queries // 2
         if max(targets.counts, default=0) <= limit:

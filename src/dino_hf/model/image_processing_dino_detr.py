@@ -19,7 +19,7 @@ class DinoDetrImageProcessor(DinoDetrProcessingMixin, DeformableDetrImageProcess
     processor uses for paths, converts 16-bit grey to white before this check.
 
     Annotations have COCO's form, {"image_id": int, "annotations": [{"bbox": (x, y, w, h) in pixels, "category_id": index in [0, K),
-    ...}]}. The resulting `labels` are what the model takes: boxes are clipped to the image; crowds and empty boxes are left out.
+    ...}]}. The model takes the resulting `labels`: boxes are clipped to the image; crowds and empty boxes are left out.
     """
 
     valid_kwargs = DinoDetrImageProcessorKwargs

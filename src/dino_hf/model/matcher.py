@@ -49,7 +49,7 @@ class CostWeights(NamedTuple):
 
 
 class NonFinitePredictionsError(ValueError):
-    """Predictions of `layer` (0: the encoder's proposals) for `image` of the batch are NaN or infinite."""
+    """Predictions are NaN or infinite. `layer`: 0 for the encoder's proposals. `image`: index in the batch."""
 
     def __init__(self, layer: int, image: int):
         super().__init__(
@@ -77,7 +77,7 @@ def matching_cost(
         alpha, gamma: settings of the focal loss. The class cost is its positive term minus its negative term.
     Returns:
         (D, B, M + 1, Q), where M is the largest number of targets of an image. Rows beyond an image's number of targets are
-        undefined. The last row is NaN if a prediction of a layer and image is not finite, so one copy moves everything to the host.
+        undefined. The last row is NaN if a prediction of the layer and image is not finite. So a single copy to the host is enough.
     """
     num_layers, batch_size, num_queries, _ = logits.shape
     largest = max(targets.counts, default=0)

@@ -71,7 +71,7 @@ class DinoDetrObjectDetectionOutput(ModelOutput):
         logits: (B, Q, K) class logits of the last layer. Their sigmoid is the score. There is no background class.
         pred_boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image, float32.
 
-    The other attributes are those of `DinoDetrModelOutput`.
+    The other attributes are the same as in `DinoDetrModelOutput`.
     """
 
     loss: Tensor | None = None

@@ -22,9 +22,9 @@ AUTO_MAP: dict[str, str | dict[str, str]] = {
     },
 }
 
-# What an installed package adds to saving a model, such as a model card. Remotely loaded code has none. Before a save, each hook
-# is called with the model, the folder and the state dict given by the user (or None). It returns a function, which is called with
-# the folder after the save, or with folder, repository and token before an upload.
+# Hooks of an installed package for saving a model, for example its model card. Remotely loaded code has no hooks. Before a
+# save, each hook is called with the model, the folder and the state dict given by the user (or None). It returns a function,
+# which is called with the folder after the save, or with folder, repository and token before an upload.
 saving_hooks: list[Callable[..., Callable[..., None]]] = []
 
 

@@ -44,7 +44,7 @@ def save_curves(path: Path, state: TrainerState) -> None:
     rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")  # no common factor above
     last = max((entry["epoch"] for entry in state.log_history if "epoch" in entry), default=0)
     for axes in (loss_axes, ap_axes, rate_axes):
-        if last > 0:  # one range for all plots; a single evaluation would get a narrow range of its own
+        if last > 0:  # the same range for all plots; otherwise a plot of a single evaluation would have a narrow range
             axes.set_xlim(0, 1.03 * last)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))  # labels of more ticks would overlap

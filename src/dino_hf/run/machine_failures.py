@@ -1,4 +1,4 @@
-"""Sentences about failures of the machine in training, and what to do: full disks, no memory, killed workers."""
+"""Messages for failures of the machine in training, with a remedy: full disks, no memory, killed workers."""
 
 import errno
 import re

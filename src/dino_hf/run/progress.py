@@ -136,7 +136,8 @@ class _Timer:
     """Mean durations by name. A lap is the time since the previous lap of any name."""
 
     def __init__(self):
-        self._laps: dict[str, tuple[int, float, float]] = {}  # number of laps; their sum and the first one in seconds
+        # Number of laps, their sum in seconds, and seconds of the first lap.
+        self._laps: dict[str, tuple[int, float, float]] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:

@@ -83,12 +83,12 @@ def leave_results(
     """Evaluate the weights in the output folder on held-out and test images, and write reports, curves and the model card.
 
     Returns:
-        the evaluations on held-out and on test images; None if there are none.
+        the evaluations on held-out and on test images, each None without images.
     """
     from ..evaluation.report import save_report  # here: it needs matplotlib
 
     folder = record.output_dir
-    if checkpoint := newest_checkpoint(folder):  # the user may have deleted those of a finished run
+    if checkpoint := newest_checkpoint(folder):  # the user may have deleted the checkpoints of a finished run
         _write_history(folder, TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
     predictor = Predictor(folder, device=args.device)
     evaluations: list[Evaluation | None] = []

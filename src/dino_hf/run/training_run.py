@@ -113,7 +113,7 @@ def train(
             configuration and no weights starts from random weights. None: R50 with 4 scales and a published backbone.
         recipe: a name of `RECIPES`; None: "finetune".
         output_dir: a new or empty folder, or the folder of the run to resume.
-        resume: continue from the newest whole checkpoint. Settings that are not given are those of the earlier run. Without a
+        resume: continue from the newest whole checkpoint. Settings that are not given are taken from the earlier run. Without a
             checkpoint, start from the beginning. For a finished run, only the results are written again.
         batch_size: images per batch and process, or "auto": as many as fit. Batches are accumulated until a step has the number
             of images of the recipe.
@@ -133,7 +133,7 @@ def train(
         settings: fields of `Recipe`, of its `Augmentation` and `model_settings`, and of `TrainingArguments`, by name. By default,
             training images have the sizes of the model's image processor.
     Raises:
-        ValueError, FileNotFoundError, OSError, ImportError: one sentence says what is wrong and what to do.
+        ValueError, FileNotFoundError, OSError, ImportError: the message is one sentence with the reason and the remedy.
     """
     from ..evaluation import report  # noqa: F401  here: it needs matplotlib, and a missing one must stop the run now
 
@@ -229,7 +229,7 @@ def _train(
 
 
 def _load(record: RunRecord, train: CocoData) -> Start:
-    """The model that a run starts from: of a resumed run the newest checkpoint, of a finished run its result."""
+    """The model that a run starts from. A resumed run starts from its newest checkpoint, a finished run from its result."""
     checkpoint = str(record.output_dir) if record.is_finished else newest_checkpoint(record.output_dir)
     if record.is_resumed and checkpoint is not None:
         if not record.is_finished:

@@ -35,7 +35,7 @@ def view_training(
 
     Args:
         source: a data set, or the folder of a run. A run has its own data, recipe, image sizes and seed.
-        recipe, model, seed, settings: as in `train`. None: those of the run, or the defaults of `train`.
+        recipe, model, seed, settings: as in `train`. None: the values of the run, or the defaults of `train`.
         reading: box_format, allow_outside and trust_boxes, as in `load_data`.
     Raises:
         ValueError, OSError: the data or the record of the run cannot be used.

@@ -1,7 +1,7 @@
 """Loads the kernel project in `kernels/` as backends `cpu` and `triton` of deformable attention.
 
-Importing this file registers the backends. They are built and imported on first use. The `kernels` library of Hugging Face is not
-needed, but can load the same builds.
+Importing this file registers the backends. They are built and imported on first use. This does not need the `kernels` library of
+Hugging Face, but that library can load the same builds.
 """
 
 import atexit
@@ -24,7 +24,7 @@ import torch
 
 from ..common.output_folders import new_scratch, remove_leftovers, write_beside
 from ..common.text import first_line
-from ..model import ms_deform_attn  # noqa: F401  (registers the backends in PyTorch, after which the kernels come first)
+from ..model import ms_deform_attn  # noqa: F401  (registers PyTorch's backends, so that the kernels come before them)
 from ..model.attention_backends import Backend, BackendUnavailable, register_backend
 from .private_folders import NotPrivate, check_private, make_private
 
@@ -145,7 +145,7 @@ def _load_cached(builder: ModuleType, project: Path, folder: Path, identity: str
 
 
 def _cache_folder(identity: str) -> Path:
-    """Folder of a build in the cache. Its name has the kernel id, the versions of torch and libc, and the system.
+    """Folder of a build in the cache. Its name contains the kernel id, the versions of torch and libc, and the system.
 
     Raises:
         RuntimeError: the user has no home folder.
@@ -154,7 +154,7 @@ def _cache_folder(identity: str) -> Path:
 
 
 def _libc() -> str:
-    """Suffix for the C library that a compiled kernel depends on: '-glibc2.36', '-musl'; '' on systems with only one."""
+    """Suffix for the C library that a compiled kernel depends on: '-glibc2.36', '-musl'; '' on other systems than Linux."""
     if sys.platform != "linux":
         return ""
     name = "".join(platform.libc_ver())
@@ -203,7 +203,7 @@ def _failure_file(folder: Path) -> Path:
 
 
 def _remembered_failure(folder: Path | None, state: str) -> str | None:
-    """Reason why the same compiler failed to build the same sources before; None if the build should be tried again."""
+    """Reason of an earlier failure with the same compiler and sources; None if the build should be tried again."""
     if folder is None:
         return None
     file = _failure_file(folder)
@@ -261,7 +261,7 @@ def _backend(native: bool) -> Backend:
 
 def _fits_triton(device: torch.device) -> str | None:
     """Reason why the kernels cannot run on this GPU, or None."""
-    if torch.version.hip is not None:  # AMD numbers capabilities differently; the trial of the kernel decides
+    if torch.version.hip is not None:  # AMD numbers capabilities differently, so only the trial of the kernel decides
         return None
     capability = torch.cuda.get_device_capability(device)
     if capability < LOWEST_CAPABILITY:

@@ -77,7 +77,7 @@ def check_checkpoint(checkpoint: Path) -> None:
     from its initial state.
 
     Raises:
-        ValueError: a file is damaged. The message names the file and says what to do.
+        ValueError: a file is damaged. The message names the file and a remedy.
     """
     try:
         checksums = _read_checksums(checkpoint)

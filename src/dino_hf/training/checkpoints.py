@@ -178,7 +178,7 @@ class WholeCheckpointTrainer(Trainer):
             return
         with loaded_from(Path(checkpoint), EMA_FOLDER):
             self.ema.load(folder)
-        if (folder / CONFIG_NAME).is_file():  # adapters have none
+        if (folder / CONFIG_NAME).is_file():  # adapters have no configuration
             config = read_settings(folder / CONFIG_NAME)
             provenance = config.get("provenance") if isinstance(config, dict) else None
             training = provenance.get("training") if isinstance(provenance, dict) else None

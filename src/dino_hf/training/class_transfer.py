@@ -49,7 +49,7 @@ def transfer_classes(
     Args:
         model: `DinoDetrForObjectDetection` or `DinoDetrModel`. Its configuration gets the new classes too.
         id2label: class index, 0 to K - 1, -> name, as in `load_coco(...).id2label`.
-        category_ids: original category id of each class, as in `load_coco(...).category_ids`. None: there are none.
+        category_ids: original category id of each class, as in `load_coco(...).category_ids`. None: no ids.
     Raises:
         ValueError: the model is another one or does not fit its configuration; `id2label` does not have K different names; or
             `category_ids` are not K different integers. Then the model is not changed.

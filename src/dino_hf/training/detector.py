@@ -27,7 +27,7 @@ def find_detector(model: nn.Module) -> nn.Module:
     """The `DinoDetrForObjectDetection` in a model that may be wrapped.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no detector.
     """
     for module in model.modules():
         # Not by class, see above. Not by hasattr, because PEFT passes attributes of the wrapped model on.

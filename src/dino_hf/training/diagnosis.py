@@ -96,7 +96,7 @@ class TrainingDoctor(TrainerCallback):
 
         trainer.add_callback(TrainingDoctor(trainer))
 
-    It does no forward pass of its own and does not change training in any bit. In training, it waits for the device only when logs
+    It adds no forward pass and does not change a bit of training. In training, it waits for the device only when logs
     are written. Values are over all processes. "Small run" below means: 0.3 M parameters, 12 epochs on 240 drawn scenes.
 
     With each training log:
@@ -108,7 +108,7 @@ class TrainingDoctor(TrainerCallback):
       If it rises because `loss_denoising` stays the same, the noise may be too strong.
     - `doctor/grad_norm_<part>`: gradient norm before clipping, in the logged step, of backbone, encoder, query_selection, denoising
       (its label embedding, always small) and decoder (with its heads). The root of the sum of their squares is the logged
-      `grad_norm`. A frozen part has no value, and DeepSpeed has none at all. A part whose norm falls to zero no longer learns. A
+      `grad_norm`. A frozen part has no value. With DeepSpeed, no part has one. A part with a norm of zero no longer learns. A
       part with a much larger norm than the others determines how strongly all gradients are clipped.
 
     With each evaluation, over the boxes of the held-out images (of the first data set, if there are several) and the matches of

@@ -114,7 +114,7 @@ class ModelEma:
 
         Raises:
             FileNotFoundError: the folder has no average.
-            RuntimeError: the weights are those of another model.
+            RuntimeError: the weights belong to another model.
         """
         state = read_settings(Path(folder) / _STATE_NAME)
         if _is_peft(self.module):

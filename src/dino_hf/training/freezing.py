@@ -52,7 +52,7 @@ def unfreeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
     Backbone stages after the last used feature map stay frozen: no gradient reaches them, and distributed training would wait for
     one.
 
-    Args and errors are those of `freeze`.
+    Arguments and errors are the same as in `freeze`.
 
     Returns:
         the parameters that were frozen before.

@@ -101,7 +101,7 @@ def make_scheduler(
         drops: steps at which the learning rates fall to a tenth.
         last_step: step at which the cosine reaches zero. None: no cosine.
     """
-    # A partial has no state of its own: a resumed run follows the recipe it is resumed with.
+    # A partial saves no state, so a resumed run uses the recipe that is given when it resumes.
     return LambdaLR(optimizer, partial(_factor, num_warmup_steps=num_warmup_steps, drops=drops, last_step=last_step))
 
 

@@ -1,4 +1,4 @@
-"""`Recipe`: how a detector is trained, and what `Trainer` needs for it."""
+"""`Recipe`: the settings of a training, and the objects that `Trainer` needs for them."""
 
 import copy
 import dataclasses
@@ -138,7 +138,7 @@ class Recipe:
         """Arguments for `Trainer`: those of the recipe, with an evaluation and a checkpoint after each epoch.
 
         Args:
-            arguments: fields of `TrainingArguments`; they replace those of the recipe. The default batch size is 2 images per
+            arguments: fields of `TrainingArguments`; they replace the recipe's values. The default batch size is 2 images per
                 process without accumulation. `learning_rate` also changes the rates of backbone and sampling offsets, by the same
                 factor; to change only one, change the recipe. `activation_checkpointing` and its older name
                 `gradient_checkpointing` work in every version of transformers.

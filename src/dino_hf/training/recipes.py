@@ -61,7 +61,7 @@ def get_recipe(name: str, /, **changes) -> Recipe:
     """A recipe by name, with changed fields: `get_recipe("paper-12ep", num_train_epochs=6, lr_drop_epochs=(5,))`.
 
     Args:
-        changes: fields of `Recipe`. `model_settings` are merged into those of the recipe. A schedule without steps has no
+        changes: fields of `Recipe`. `model_settings` are merged into the recipe's. A schedule without steps has no
             `lr_drop_epochs` by default.
     Raises:
         ValueError: an unknown name or field, or an invalid value.

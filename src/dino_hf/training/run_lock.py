@@ -127,7 +127,7 @@ def _replace_ended(path: Path, unfinished: Path) -> bool:
     """Replace a lock whose process has ended. False: another process was faster, so try again.
 
     A second lock protects this step. Its name depends on the replaced content. If two processes see the same ended lock, the slower
-    process finds other content, however late it is, and does not replace the lock of the faster one.
+    process then finds other content, and does not replace the lock of the faster process.
 
     Raises:
         ValueError: a running process holds the lock.

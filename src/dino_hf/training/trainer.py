@@ -48,7 +48,7 @@ _MOST_RECORDED = 20_000  # images; each digest takes 7 bytes in the configuratio
 class DinoDetrTrainer(WholeCheckpointTrainer):
     """`Trainer` that follows a recipe, on COCO data. All other `TrainingArguments` work as usual.
 
-    - Augmentation, optimizer, schedule and model settings are the recipe's. Where arguments depart from the recipe, that is logged.
+    - The recipe sets augmentation, optimizer, schedule and model settings. Arguments that depart from the recipe are logged.
       `recipe.json` in the output folder keeps the recipe and the departures.
     - `evaluate` gives COCO's numbers, as `eval_AP` and so on. If weights are averaged (`recipe.ema_decay`), it also evaluates the
       averaged weights, as `eval_ema_AP` and so on. All metrics are in one dictionary, so `metric_for_best_model="ema_AP"` works.
@@ -57,7 +57,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
       The result matches one large batch.
     - A run that is killed at any moment and resumed ends with the same weights as an uninterrupted run: bit by bit on a CPU; on a
       GPU, if its operators are deterministic. Random numbers of a step depend only on seed, epoch, image, step and process. A
-      checkpoint gets its name when all of it is written. `train(resume_from_checkpoint=True)` also starts a run without any
+      checkpoint gets its name when it is complete. `train(resume_from_checkpoint=True)` also starts a run without any
       checkpoint, so one command starts and continues a run. A run that was stopped early stays stopped, unless the recipe now
       has more patience.
     - Predictions that are NaN or infinite raise an error that names layer, image and epoch. A gradient that is NaN or infinite
@@ -169,8 +169,8 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
     def _image_record(self) -> dict[str, str]:
         """Digests and looks of the images, so that `dino_hf.evaluate` recognises training images and copies of them.
 
-        Data sets with more than 20,000 images have none. Looks are only recorded for up to `MOST_DECODED` images, because each
-        image has to be decoded.
+        They are not recorded for data sets of more than 20,000 images. Looks are recorded for at most `MOST_DECODED` images,
+        because each image has to be decoded.
         """
         if self._images is None:
             parts = {"trained": [self._train_data], "held_out": list(self._held_out.values())}
@@ -351,7 +351,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             averaged = self._evaluate_once(*arguments, prefix)
         if metric_key_prefix == self._main_prefix and self.compute_metrics is self.evaluator is not None:
             self._record_ema_evaluation(averaged.metrics, len(dataloader.dataset))
-        # The number of samples is only used for their rate, and there were twice as many.
+        # Trainer uses the number of samples only to compute a rate, and both evaluations together had twice as many.
         return output._replace(
             metrics=output.metrics | averaged.metrics, num_samples=output.num_samples + averaged.num_samples
         )
@@ -374,7 +374,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         self._ema_evaluation = {
             "dataset": next(iter(self._held_out.values())).name,
             "num_images": num_images,
-            "step": training.get("steps", self.state.global_step),  # after training, the step of the best weights
+            "step": training.get("steps", self.state.global_step),  # after training: the step of the best weights
             "metrics": {name: float(value) for name, value in scores.items() if name.startswith(("AP", "AR_"))},
         }
         if self.is_world_process_zero() and (digest := weights_digest(self.ema.module)):
@@ -382,7 +382,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
 
 
 def _held_out_sets(held_out: CocoData | Mapping[str, CocoData] | None) -> dict[str, CocoData]:
-    """Held-out data sets by name. A single one gets the name ""."""
+    """Held-out data sets by name. A single data set gets the name ""."""
     if held_out is None:
         return {}
     return dict(held_out) if isinstance(held_out, Mapping) else {"": held_out}
