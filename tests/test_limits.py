@@ -50,10 +50,10 @@ def test_images_have_500_million_pixels_and_2_gib_at_most(tmp_path, monkeypatch)
 
 
 def test_texts_have_64_mib_and_yaml_a_depth_of_50_and_200_000_values(tmp_path):
-    with pytest.raises(OSError, match="67,108,865 bytes, more than the 67,108,864"):
+    with pytest.raises(OSError, match=r"67,108,865 bytes, more than .*67,108,864"):
         read_text(sparse(tmp_path / "a.txt", 2**26 + 1))
     assert (regular_files.LARGEST_YAML, regular_files.LARGEST_JSON) == (2**20, 2**34)
-    with pytest.raises(OSError, match="1,048,577 bytes, more than the 1,048,576"):
+    with pytest.raises(OSError, match=r"1,048,577 bytes, more than .*1,048,576"):
         regular_files.read_yaml(sparse(tmp_path / "a.yaml", 2**20 + 1))
     assert parse_yaml("[" * 49 + "x" + "]" * 49, "it")
     with pytest.raises(ValueError, match="nested more than 50 deep"):

@@ -49,6 +49,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve() / "dino_hf"
 
 
+def _type_and_line(error: Exception) -> str:
+    """The type says more than the text where a library fails to load."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def kernel_builder() -> ModuleType:
     """`kernels/build.py` as a module.
 
@@ -96,7 +101,9 @@ def _load_ahead_of_time(builder: ModuleType, project: Path, identity: str, nativ
     try:
         return _import(identity, variant / "__init__.py")
     except Exception as error:
-        logger.warning("The kernel in %s does not load, so it is built again elsewhere: %s", variant, first_line(error))
+        logger.warning(
+            "The kernel in %s does not load, so it is built again elsewhere: %s", variant, _type_and_line(error)
+        )
         return None
 
 
@@ -126,7 +133,7 @@ def _load_or_build(builder: ModuleType, project: Path, identity: str, native: bo
     except Exception as error:
         # Delete the useless build, and remember the failure so that other processes do not repeat it.
         shutil.rmtree(variant, ignore_errors=True)
-        reason = f"it was built, but does not load: {first_line(error)}"
+        reason = f"it was built, but does not load: {_type_and_line(error)}"
         _remember_failure(folder, state, reason)
         raise builder.BuildError(reason) from error
     return module
@@ -139,7 +146,7 @@ def _load_cached(builder: ModuleType, project: Path, folder: Path, identity: str
     try:
         return _import(identity, variant / "__init__.py")
     except Exception as error:
-        logger.warning("The kernel in %s does not load, so it is built again: %s", variant, first_line(error))
+        logger.warning("The kernel in %s does not load, so it is built again: %s", variant, _type_and_line(error))
         shutil.rmtree(variant)
         return None
 
