@@ -2,9 +2,9 @@
 
 python benchmarks/gpu_check.py
 
-The parts are: a trial of the kernels in each dtype, the tests that need a GPU, benchmarks of kernels, inference and training, and
-the list of waits for the GPU. Each part runs in its own process with a time limit. Output and results are saved in one JSON file,
-which is rewritten after each part, so that nothing is lost if a part hangs.
+Its parts are a trial of the kernels in each dtype, the tests that need a GPU, benchmarks (kernels, inference, training), and
+the list of synchronisations with the GPU. Each part runs in its own process with a time limit. Output and results are saved in
+one JSON file. The file is rewritten after each part, so that nothing is lost if a part hangs.
 """
 
 import json

@@ -33,13 +33,14 @@ def side_by_side(
         candidates: name -> function to time. On a GPU it is called ten times in a row.
         rounds: number of times that each candidate is timed, at least 1.
         device: "cpu" or "cuda".
-        warm_ups: number of calls of each candidate before the first measured one.
+        warm_ups: number of calls of each candidate before the first measured call.
         memory: whether to measure temporary memory too.
         apart: measure memory in an extra call before the rounds. False: in the first round. Use it for calls that take so long
             that the measurement does not affect their time.
     Returns:
-        for each candidate `candidate`, `rounds`, `milliseconds` with `_min` and `_max`, `times_faster_than` (name of each other
-        candidate -> median, smallest and largest ratio) and, with memory, `temporary_MiB`, which is None if it is unknown.
+        a dictionary for each candidate: `candidate`, `rounds`, `milliseconds` with `_min` and `_max`, and `times_faster_than`
+        (name of each other candidate -> median, smallest and largest ratio). With `memory`, it also has `temporary_MiB`, None if
+        unknown.
     """
     growth = {}
     for name, run in candidates.items():

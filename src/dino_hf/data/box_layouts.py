@@ -18,17 +18,14 @@ _SURE_BOXES = 10  # a random (x, y, width, height) box is also valid as corners 
 _FAR = 0.1
 
 _PERCENT = 100
-# Boxes in percent look like boxes in pixels that all lie in the first 100 x 100 pixels. Boxes are read as percent only if they fill
-# that square and it is a small part of the images, so they do not all lie there by chance.
+# Boxes in percent look like boxes in pixels that all lie in the first 100 x 100 pixels. Boxes are read as percent only if
+# they fill this square, and the square is a small part of the images. Then they do not all lie there by chance.
 _PERCENT_LOW, _PERCENT_HIGH = 20, 75  # the lowest corner must be below, and the highest above
-_PERCENT_MARGIN = (
-    10  # the margin behind the boxes must be twice the margin before them plus so many pixels: they are off centre
-)
+# Pixels. Boxes are off centre if the margin behind them is at least twice the margin before them, plus this number.
+_PERCENT_MARGIN = 10
 _PERCENT_SPREAD = 5.0  # least mean of the standard deviations of both corners; a logo is always at about the same place
-_PERCENT_ODDS = 1000.0  # least odds against boxes at random places all lying in the square
-_MOST_OF_IMAGE = (
-    3  # at most so many boxes of an image count for these odds, because boxes of an image often lie together
-)
+_PERCENT_ODDS = 1000.0  # lowest odds against the case that all boxes lie in the square by chance
+_MOST_OF_IMAGE = 3  # boxes of an image that count for these odds, because boxes of an image often lie together
 
 
 def _from_xywh(boxes: np.ndarray) -> np.ndarray:

@@ -169,7 +169,7 @@ def _image_root(source: Path) -> Path:
 
 
 def _split_word(source: Path, path: Path, names: SplitNames) -> str | None:
-    """The split that the name of a json tells, else the nearest of its folders that tells one."""
+    """The split in the name of a json, else in the name of its nearest folder with a split."""
     if split := names.of_file(path) if source.is_dir() else split_in(path.stem, at_end=True):
         return split
     # The folder above may have any name, so only the exact name of a split counts.

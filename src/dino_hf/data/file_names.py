@@ -39,7 +39,7 @@ def canonical_split(word: str) -> str:
 
 
 def split_in(name: str, at_end: bool = False) -> str | None:
-    """The split told by the name of a file or folder, such as "instances_val2017". None: the name tells no split, or two.
+    """The split in the name of a file or folder, such as "instances_val2017". None: the name has no split, or two.
 
     Args:
         at_end: accept other words before the split, if it is the last word: "raccoon_val" names a split, "test_tube" does not.
@@ -80,10 +80,11 @@ def _is_plain(word: str) -> bool:
 
 
 class SplitNames:
-    """Finds the splits that the names in one data set tell.
+    """Finds the splits in the names of a data set's files and folders.
 
-    A name of plain words and a word for a split tells this split: train, val2017, test_images, instances_train. Other words may
-    describe the content of the pictures, as in test_tube or crash_test. A name with other words names a split in three cases:
+    A name of plain words and a word for a split names this split: train, val2017, test_images, instances_train. Other words
+    may describe the content of the pictures, as in test_tube or crash_test. A name with other words names a split in three
+    cases:
 
     - another name differs from it only in the split: raccoon_train and raccoon_val;
     - a folder's last word is the split, and a folder beside it is a split: train and raccoon_val;
@@ -92,7 +93,7 @@ class SplitNames:
     Args:
         root: folder of the data set. Its own name is ignored.
         paths: paths of files in the data set.
-        files_tell: whether names of files tell splits too. They then go before the names of folders.
+        files_tell: whether names of files name splits as well. They then take precedence over names of folders.
     """
 
     def __init__(self, root: Path, paths: Iterable[Path], files_tell: bool = False):
@@ -113,10 +114,10 @@ class SplitNames:
                 splits_of.setdefault(pattern, set()).add(split)
         self._contrasted = {pattern for pattern, splits in splits_of.items() if len(splits) > 1}
         self._of_folder: dict[Path, str | None] = {}
-        self._unclear: dict[Path, str] = {}  # folder -> the split that it might tell
+        self._unclear: dict[Path, str] = {}  # folder -> the split that its name may mean
 
     def of_file(self, path: Path) -> str | None:
-        """The split told by the name of a file, if names of files count, else by its nearest folder that tells one."""
+        """The split that the name of a file gives, if names of files count; else the split of the nearest folder with one."""
         if self.files_tell and (split := split_in(path.stem, at_end=True) or self._by_contrast(path.stem)):
             return split
         folder = path.parent
@@ -127,7 +128,7 @@ class SplitNames:
         return None
 
     def of_folder(self, folder: Path) -> str | None:
-        """The split told by the name of a folder."""
+        """The split that the name of a folder gives."""
         if folder not in self._of_folder:
             self._of_folder[folder] = self._tell(folder)
         return self._of_folder[folder]
@@ -158,7 +159,7 @@ class SplitNames:
         ]
 
 
-# Names of folders that do not tell one set of images from another
+# Names of folders that do not distinguish sets of images.
 _GENERIC = {
     *(
         "images",
@@ -180,8 +181,10 @@ _GENERIC = {
 
 
 class ImageFinder:
-    """Finds the images that jsons list: beside the json, in a folder named like its split, in `images`, or at any place below the
-    root where the end of the path equals the listed name.
+    """Finds the images that jsons list.
+
+    Images are searched for beside the json, in a folder named like its split, and in `images`. Then any file below the root
+    counts whose path ends with the listed name.
 
     Args:
         files: files of the data set.
@@ -232,7 +235,11 @@ class ImageFinder:
         return find
 
     def _by_tail(self, name: str, split: str, bases: list[Path]) -> tuple[Path | None, list[Path]]:
-        """The only file whose path ends like the name and an empty list; or None and all these files."""
+        """Search for files whose paths end like the name.
+
+        Returns:
+            the file and an empty list, if there is exactly one; otherwise None and all these files.
+        """
         if self._paths is None:
             paths = list(image_files(self.root, self.files))
             self._paths, self._split_names = TailIndex(self.root, paths), SplitNames(self.root, paths)
@@ -270,7 +277,7 @@ class TailIndex:
         return tuple(alike(part) for part in name.split("/") if part not in ("", ".", "..")) or ("",)
 
     def find(self, name: str, split: str | None = None, needs_folder: bool = False) -> list[Path]:
-        """Files whose paths share the longest end with a listed path. No file, if the folders before that end contradict it.
+        """Files with the longest common end of their path and a listed path. Empty if their other folders contradict.
 
         video2/1.jpg cannot mean video1/1.jpg, but it can mean images/1.jpg, and images/1.jpg can mean video1/1.jpg.
 
@@ -306,14 +313,14 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _contradict(listed: Sequence[str], found: Sequence[str], split: str | None) -> bool:
-    """Whether the last folders that differ both tell one set of images from another."""
+    """Whether the last two folders that differ are both names of different sets of images."""
     if not listed or not found or listed[-1] in _GENERIC or found[-1] in _GENERIC:
         return False
     return (split is None or split_in(listed[-1], at_end=True) != split) and split_in(found[-1]) is None
 
 
 def is_generic(folder: str) -> bool:
-    """Whether the name of a folder does not tell one set of images, such as a camera, from another."""
+    """Whether the name of a folder does not distinguish sets of images, such as the images of a camera."""
     return folder.lower() in _GENERIC or split_in(folder) is not None
 
 

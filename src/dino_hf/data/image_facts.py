@@ -19,14 +19,14 @@ from .raw import RawSplit, image_file
 THUMBNAIL_SIDE = 32
 COARSE_SIDE = 8  # side of the coarse thumbnails with which candidates are found
 # The thresholds below are in grey levels.
-# On 60 drawn scenes of about 900 x 800 pixels, JPEG of quality 30 or scaling by 1/2 changes the coarse thumbnail by at most 1.0
-# (root mean square) and no cell of the fine one by more than 19. An object with a tenth of the image's sides that moves, as in the
-# next frame of a video, changes one cell by 60 (median).
+# On 60 drawn scenes of about 900 x 800 pixels, JPEG of quality 30 or scaling by 1/2 changes the coarse thumbnail by at most
+# 1.0 (root mean square). It changes each cell of the fine thumbnail by at most 19. If an object with a tenth of the image's
+# sides moves, as in the next frame of a video, a cell changes by 60 (median).
 # On 61 photographs, scaling by 1/3 and sharpening changes the coarse thumbnail by 1.0 (median) or 3.2 (95 %). All cells change: the
 # largest change is 9 times the mean. For an object that moves, it is 146 times the mean.
 COARSE_DISTANCE = 3.0
 _TREE_DIMENSIONS = 8
-_NEIGHBOURS = 64  # an image is compared with so many nearest ones; all frames of a fixed camera would be candidates
+_NEIGHBOURS = 64  # number of nearest images to compare with; all frames of a fixed camera would be candidates
 _MAX_DIFFERENCE = 24
 _MAX_MEAN_DIFFERENCE = 2.5
 _MAX_SHARPENED_DIFFERENCE = 6.0  # mean for a sharpened copy; sharpening raises the differences at all edges

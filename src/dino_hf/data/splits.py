@@ -19,8 +19,9 @@ def stratified_split(
 ) -> tuple[list[int], list[int]]:
     """Split images so that each class has its share in both parts.
 
-    Iterative stratification of multi-label data (Sechidis, Tsoumakas, Vlahavas, ECML PKDD 2011): the images of the rarest class
-    are distributed first, each to the part that lacks most of that class. Images without objects form a separate class.
+    This is iterative stratification of multi-label data (Sechidis, Tsoumakas, Vlahavas, ECML PKDD 2011). The images of the
+    rarest class are distributed first. Each goes to the part that lacks most images of this class. Images without objects form
+    a separate class.
 
     Args:
         classes: classes of each image.

@@ -26,7 +26,8 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
     theirs. Splits come from lists (ImageSets, or files such as train.txt), else from folders.
 
     - Corners are read as today's tools write them: counted from 0, with xmax and ymax outside the box. If <database> names VOC
-      itself, they are counted from 1 with xmax and ymax inside, and become (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1).
+      itself, corners are counted from 1, with xmax and ymax inside the box. The box is then
+      (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1).
     - Objects marked `difficult` become crowds. They are not targets, and detections inside them are ignored in evaluation, as in
       VOC's evaluation.
     - Category ids are 1 to K in the alphabetical order of the names in all splits. Images are numbered from 1 in each split, in the
@@ -120,7 +121,7 @@ def _stem(line: str) -> str:
 
 
 def _own_split(source: Path) -> str:
-    """The split if no folder inside tells one: the name of the data set's folder if it is exactly a split, else train."""
+    """The split if no folder inside names a split: the name of the data set's folder if it is exactly a split, else train."""
     name = canonical_split(source.absolute().name)
     return name if name in SPLITS else "train"
 

@@ -258,7 +258,7 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
 
 
 def kind_of_reading(reading: Reading, raw_format: str) -> str:
-    """Kind of finding for boxes whose layout is not the one of their format."""
+    """Kind of finding for boxes in a layout that is wrong for their format."""
     if reading.unit == "percent":
         return "boxes-are-percent"
     if reading.is_relative != (raw_format == "yolo"):

@@ -196,8 +196,8 @@ def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
 def save_histograms(path: Path, report: Report) -> None:
     """Draw histograms with one colour for each split.
 
-    They show the number of boxes of each class; the share of boxes by size, by size relative to the image and by shape; and the
-    share of images by number of boxes.
+    They show the number of boxes of each class, the share of images by number of boxes, and the share of boxes by size, relative
+    size and shape.
     """
     statistics = report.statistics
     splits = [name for name, counts in statistics["splits"].items() if counts["images"]][:_MOST_SPLITS]

@@ -71,7 +71,8 @@ def evaluate(
             processor and device. Its classes are matched with the data's classes by name.
         data: anything that `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
         split: "train", "validation" or "test". It is ignored for a `CocoData`. If the data have no validation images, the images
-            that the model's training run held out are used, or else a fifth of the training images, chosen by seed 0.
+            held out by the model's training run are used. If there are none, a fifth of the training images is used, chosen by
+            seed 0.
         output_dir: folder for numbers, detections and pictures, see `save_report`. None: nothing is written.
         overwrite: replace the report of an earlier evaluation in `output_dir`.
         num_bootstrap, seed: settings of the intervals, see `evaluate_model`.

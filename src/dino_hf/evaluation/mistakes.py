@@ -35,9 +35,9 @@ class _Image(NamedTuple):
 def confusion_matrix(truth: Columns, detections: Columns, category_ids: list[int], threshold: float) -> np.ndarray:
     """Count how often objects of each class were detected as each class.
 
-    In each image, objects are paired with detections that have a score above the threshold, one to one, with an IoU of at least
-    0.5 and regardless of class. Pairs with a higher IoU come first. For equal IoU, pairs of the same class come first, then pairs
-    with a higher score. An unpaired detection is ignored if at least half of it lies in a crowd.
+    In each image, objects are paired one to one with detections that have a score above the threshold. A pair has an IoU of at
+    least 0.5; its classes may differ. Pairs with a higher IoU come first. For equal IoU, pairs of the same class come first,
+    then pairs with a higher score. An unpaired detection is ignored if at least half of it lies in a crowd.
 
     Returns:
         (K + 1, K + 1) counts. Rows are annotated classes, columns predicted classes, in the order of `category_ids`. The last row

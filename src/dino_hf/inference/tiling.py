@@ -54,12 +54,12 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
 
     The detections of each class are merged in three steps.
 
-    1. Complete boxes: boxes that do not touch a border of their tile inside the image; and boxes found in the whole image that
-       are too large for the overlap of two tiles. If two of them have an IoU above 0.5, the box with the lower score is dropped
-       (non-maximum suppression).
-    2. Doubtful boxes: boxes that touch a border of their tile inside the image, because they may be cut off; and boxes found in
-       the whole image that fit into the overlap, because a tile shows these objects completely and larger. A doubtful box is
-       dropped if it overlaps a complete box by more than half of the smaller of the two.
+    1. A box is complete if it does not touch a border of its tile inside the image. A box found in the whole image is complete
+       if it is too large for the overlap of two tiles. If two complete boxes have an IoU above 0.5, the box with the lower
+       score is dropped (non-maximum suppression).
+    2. All other boxes are doubtful. A box at a border of its tile may be cut off. A box found in the whole image that fits into
+       the overlap is shown larger, and completely, by a tile. A doubtful box is dropped if it overlaps a complete box by more
+       than half of the smaller box.
     3. The remaining doubtful boxes are pieces of objects that no tile shows completely. Two pieces belong to one object if they
        have an IoU above 0.5 in the area that both tiles show. The pieces of an object become the box around them.
 

@@ -61,9 +61,9 @@ def forecast_memory(
 ) -> MemoryForecast:
     """Run one image forward and backward, and measure the peak of the bytes in living tensors.
 
-    Images above about 400 x 400 pixels are extrapolated from two smaller ones, because memory is linear in the number of pixels
-    (R50: within 0.2 % at 576 x 704). On a CPU, the tensors of one more image took 99 to 102 % of the forecast, and all tensors of
-    an R50 92 %. The process took 116 % of that, up to 145 % with many small tensors, because glibc keeps freed memory.
+    For images above about 400 x 400 pixels, memory is extrapolated from two smaller images: it is linear in the number of
+    pixels (R50: within 0.2 % at 576 x 704). On a CPU, the tensors of one more image took 99 to 102 % of the forecast, and all
+    tensors of an R50 92 %. The process took 116 % of that, up to 145 % with many small tensors, because glibc keeps freed memory.
 
     Afterwards the model is on the device of `args`, with activation checkpointing if `args` have it, and otherwise unchanged. The
     random generators are unchanged.

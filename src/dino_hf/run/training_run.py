@@ -123,9 +123,9 @@ def train(
         box_format: layout of the boxes, for data that do not state it, see `load_data`.
         allow_outside: also read files outside of the data set's folder. None: False.
         trust_boxes: do not check the layout of the boxes. None: False.
-        on_bad_image: "skip": leave out, with a warning, images that cannot be read or have another size than annotated. If such an
-            image is found only in training, another one takes its place, and `run.json` lists it in `bad_images`; more than a
-            tenth of the images are an error. "raise": stop. None: "skip".
+        on_bad_image: "skip": leave out, with a warning, images that cannot be read or have another size than annotated. If
+            training finds a bad image later, another image takes its place, and `run.json` lists it in `bad_images`. If more than
+            a tenth of the images are bad, this is an error. "raise": stop. None: "skip".
         check_images: decode all images before the first step, which finds truncated files. By default, validation and test
             images and up to 2,000 training images are decoded. With more training images, only the start of each file is read.
         training_doctor: log the findings of `TrainingDoctor`. None: True.

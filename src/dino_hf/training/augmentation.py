@@ -18,19 +18,19 @@ _MEAN_COLOUR = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]  # become
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random augmentation of a training image. The defaults are those of the release and of all DETR models since the first: a
-    flip, and with equal probability either a resize, or a resize, a crop and a resize.
+    """Random augmentation of a training image. The release and all DETR models use the defaults: a flip, and then with equal
+    probability either a resize, or a resize, a crop and a resize.
 
-    Resizing is bilinear with antialiasing on 8-bit pixels. Sides are rounded as in the image processor: an image that is only
-    resized to a shortest side of 800 equals, pixel for pixel, the result of `DinoDetrImageProcessor` (the PIL back end rounds
-    differently).
+    Resizing is bilinear with antialiasing on 8-bit pixels. Sides are rounded as in the image processor. An image that is only
+    resized to a shortest side of 800 has the same pixels as the result of `DinoDetrImageProcessor`. (The PIL back end rounds
+    differently.)
 
     Args:
         horizontal_flip: probability of a horizontal flip.
         short_sides: lengths of the shortest side in pixels, drawn with equal probability.
         longest_side: limit of the longest side in pixels. If it would be longer, the shortest side becomes shorter.
-        crop: probability that the image is cropped before this resize: its shortest side is resized to one of `crop_short_sides`,
-            without a limit of the longest side, and a rectangle is cut out.
+        crop: probability that the image is cropped before this resize. For a crop, its shortest side is resized to one of
+            `crop_short_sides`, without a limit of the longest side. Then a rectangle is cut out.
         crop_short_sides: lengths of the shortest side before a crop in pixels, drawn with equal probability.
         crop_sizes: range of height and width of the rectangle in pixels. Both are drawn independently, and are at most the side
             of the image.

@@ -117,18 +117,18 @@ class TrainingDoctor(TrainerCallback):
     - `doctor/match_changed`: share of boxes matched with another query than at the last evaluation. This is the instability of
       DN-DETR (arXiv:2203.01305, sec. 3), by boxes instead of queries. In DINO a query is a rank among the selected tokens, so the
       value stays near 1 until the learning rate is low (small run: 0.97 to 0.41).
-    - `doctor/match_moved`: share of boxes whose matched query started from another place than at the last evaluation: its anchor
-      has a GIoU below 0.5 with the earlier anchor. It should fall (small run: 0.60 to 0.13). If it grows, boxes move between
-      queries and each query must learn again: the learning rate may be too high.
-    - `doctor/atd_100`, `doctor/atd_100_small`: ATD(100) of the paper (sec. 3.3, fig. 4), the mean of the 100 largest L1 distances
-      between a box and the initial anchor of its query, both cxcywh in [0, 1], so in [0, 4]; lower is better. The second value is
-      for boxes smaller than 32 x 32 pixels in the original image. With fewer than 100 boxes it is the mean of all.
+    - `doctor/match_moved`: share of boxes with a matched query that starts from another place than at the last evaluation. Its
+      anchor then has a GIoU below 0.5 with the earlier anchor. The share should fall (small run: 0.60 to 0.13). If it grows,
+      boxes move between queries and each query must learn again: the learning rate may be too high.
+    - `doctor/atd_100`, `doctor/atd_100_small`: ATD(100) of the paper (sec. 3.3, fig. 4), in [0, 4]. It is the mean of the 100
+      largest L1 distances between a box and the initial anchor of its query, both cxcywh in [0, 1]. Lower is better. The second
+      value is for boxes smaller than 32 x 32 pixels in the original image. With fewer than 100 boxes it is the mean of all.
     - `doctor/dead_classes`: number of classes of held-out boxes to which no matched query gives a score above 0.05. It should fall
       to 0. A class that stays dead is too rare, mislabelled, or missing in the training data. The attribute `dead_classes` has the
       names.
 
-    A resumed run continues the comparison: each checkpoint in the trainer's output folder has its matches in
-    `training_doctor.json`, 1.8 MB for the 36,000 boxes of COCO's validation images.
+    A resumed run continues the comparison. Each checkpoint in the trainer's output folder has the matches in
+    `training_doctor.json`. This file has 1.8 MB for the 36,000 boxes of COCO's validation images.
 
     To exclude an evaluation of other weights, such as their average, use `with doctor.paused(): trainer.evaluate(...)`.
 

@@ -38,8 +38,8 @@ RECIPES: dict[str, Recipe] = {
             ema_warmup_steps=100,
             early_stopping_patience=10,
         ),
-        # For small models without pretrained weights and a few thousand steps, as in the demo: one learning rate for all
-        # parameters, no crops, weaker box noise and more weight on classes than with pretrained weights.
+        # For small models without pretrained weights and a few thousand steps, as in the demo. It has one learning rate for all
+        # parameters and no crops. Box noise is weaker, and the class weight higher, than with pretrained weights.
         Recipe(
             "scratch",
             3,
