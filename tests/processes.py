@@ -56,7 +56,9 @@ def _fork(function: Callable[[], object]) -> int:
 
 
 def environment_of_scripts(gpu: bool = False) -> dict[str, str]:
-    paths = [str(Path(__file__).parent), str(Path(__file__).parent / "parity"), os.environ.get("PYTHONPATH", "")]
+    tests = Path(__file__).parent
+    folders = map(str, (tests, tests / "parity", tests.parent / "benchmarks"))
+    paths = [*folders, os.environ.get("PYTHONPATH", "")]
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return os.environ | settings | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
 
