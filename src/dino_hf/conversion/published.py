@@ -66,7 +66,7 @@ def check_published(row: Published | None, project: Project, config: DinoDetrCon
 
 
 def check_settings(row: Published | None, from_file: dict) -> None:
-    """Check that the settings in a file are those of a published checkpoint.
+    """Check that the settings in a file match a published checkpoint.
 
     Raises:
         ConversionError: they differ.

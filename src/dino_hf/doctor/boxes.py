@@ -85,7 +85,7 @@ def turn_boxes(boxes: np.ndarray, orientations: np.ndarray, sizes: np.ndarray) -
 
 
 # Intersection over union from which two boxes of a class mean the same object. In photographs of blood cells with 4,888 boxes,
-# eight cells are annotated twice, with 0.83 to 0.93. Boxes of different cells, many of which overlap, stay below 0.6.
+# eight cells are annotated twice, with 0.83 to 0.93. Boxes of different cells often overlap and stay below 0.6.
 NEAR_IOU = 0.8
 # A million boxes of usual data need about as many comparisons. Hundreds of thousands of boxes in one image would need more.
 _MOST_COMPARISONS = 5_000_000

@@ -13,7 +13,7 @@ from ..model.box_ops import cxcywh_to_xyxy
 # of 60 images by at most 0.13 (median 0.001), and the AP of 200 images by 0.02 points. Wrong graphs differed by at least 0.09.
 TOLERANCES = {torch.float32: 0.01, torch.float16: 0.25}
 _MIN_SCORE = 0.3  # detections with this score or more are always compared
-_NUM_BEST = 10  # detections compared in each image, whatever their scores
+_NUM_BEST = 10  # detections compared in each image, of any score
 _NUM_CANDIDATES = 300  # best detections of the other version that may be matched
 
 

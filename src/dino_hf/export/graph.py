@@ -60,7 +60,7 @@ def export_program(model: DinoDetrForObjectDetection) -> ExportedProgram:
     predictions = _Predictions(model).eval()
     device = model.device
     try:
-        # The graph must run on other machines, so it uses plain operators whatever backend the configuration names.
+        # The graph must run on other machines, so it uses plain operators and ignores the backend in the configuration.
         with torch.no_grad(), use_backend("gather"), _any_size(model):
             program = torch.export.export(
                 predictions,

@@ -164,7 +164,7 @@ def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None 
 
 
 def _warn_of_other_pictures(files: list[Path], folder: str) -> None:
-    """Warn of files whose first bytes are those of a picture, but whose suffix is not."""
+    """Warn of files that begin like a picture but have another suffix."""
     pictures = [file for file in sorted(files)[:_MOST_CHECKED] if _looks_like_picture(file)]
     if pictures:
         warnings.warn(

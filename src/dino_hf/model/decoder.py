@@ -134,7 +134,7 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
 
 
 class Decoded(NamedTuple):
-    """Predictions of all D layers. Those of the last layer are final."""
+    """Predictions of all D layers. The last layer gives the final ones."""
 
     hidden_states: Tensor  # (D, B, Q, C) normed
     logits: Tensor  # (D, B, Q, K)

@@ -249,7 +249,7 @@ def _scale_and_shift(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _in_plain_layout(gradient: Tensor) -> Tensor:
-    """Change the layout "channels last" to that of the weight, also in sides of 1: distributed training copies other layouts."""
+    """Give the gradient the layout of the weight, also in sides of 1. Distributed training copies other layouts."""
     return gradient.flatten(1).contiguous().unflatten(1, gradient.shape[1:])
 
 

@@ -178,7 +178,7 @@ class _ScaleJitter(v2.ScaleJitter):
 
 
 class _RandomSizeCrop(v2.Transform):
-    """Crop to a rectangle. Height and width are drawn from `lowest` to `highest`, but are at most those of the image."""
+    """Crop to a rectangle. Height and width are drawn from `lowest` to `highest`, but never exceed the image."""
 
     def __init__(self, lowest: int, highest: int):
         super().__init__()

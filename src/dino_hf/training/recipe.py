@@ -135,7 +135,7 @@ class Recipe:
     # For Trainer
 
     def training_arguments(self, output_dir: str, **arguments) -> TrainingArguments:
-        """Arguments for `Trainer`: those of the recipe, with an evaluation and a checkpoint after each epoch.
+        """Arguments for `Trainer` from the recipe, with an evaluation and a checkpoint after each epoch.
 
         Args:
             arguments: fields of `TrainingArguments`; they replace the recipe's values. The default batch size is 2 images per

@@ -65,7 +65,7 @@ class StepCallback(TrainerCallback):
         self._record_recipe()
 
     def _set_rates(self, args, optimizer, lr_scheduler) -> None:
-        """Set the learning rates and weight decay of this recipe. Trainer has loaded those of the checkpoint."""
+        """Set the learning rates and weight decay of this recipe. Trainer has loaded the checkpoint's values before."""
         wanted = self.trainer.recipe.make_optimizer(self.trainer.model, args).param_groups
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
         scheduler.base_lrs = [group["lr"] for group in wanted]
