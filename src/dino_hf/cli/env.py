@@ -30,8 +30,8 @@ def _print_environment() -> None:
     # Imported here, because `--help` does not need them and they take seconds.
     import torch
 
+    from ..common.paths import cache_dir
     from ..model.attention_backends import ENVIRONMENT_VARIABLE, choose_backend, describe_backends
-    from ..runtime.kernel_loading import cache_dir
 
     print(f"Python        {platform.python_version()} on {platform.platform()}")
     for package in _PACKAGES:
@@ -45,7 +45,7 @@ def _print_environment() -> None:
         print(f"CUDA          {torch.cuda.get_device_name(index)}, compute {torch.cuda.get_device_capability(index)}")
     if not torch.cuda.is_available():
         print("CUDA          no device")
-    print(f"kernel cache  {cache_dir() / 'kernels'}")
+    print(f"cache         {cache_dir()}")
 
     print("\nBackends of deformable attention")
     for name, reason in sorted(describe_backends().items()):

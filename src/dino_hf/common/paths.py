@@ -1,5 +1,6 @@
-"""Paths that users and files name: of home folders, and below a folder."""
+"""Paths that users and files name: of home folders, below a folder, and the cache."""
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -58,3 +59,14 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
             with suppress(OSError):  # it has other files
                 if parent.name:
                     (folder / parent).rmdir()
+
+
+def cache_dir() -> Path:
+    """The folder of built kernels and published checkpoints: $DINO_HF_CACHE, or dino_hf in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    if folder := os.environ.get("DINO_HF_CACHE"):
+        return Path(folder).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve() / "dino_hf"

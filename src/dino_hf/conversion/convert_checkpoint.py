@@ -29,6 +29,7 @@ from .checkpoint_files import Checkpoint, load_checkpoint, sha256
 from .class_names import class_space
 from .convert_back import convert_back
 from .errors import ConversionError
+from .messages import say
 from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
 from .project import Project, Published
@@ -93,7 +94,7 @@ def convert(
             raise ConversionError(f"{checkpoint} cannot be converted: {first_line(error)}") from error
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
-    print(f"  written to {output_dir}")
+    say(f"  written to {output_dir}")
     return model
 
 
@@ -129,7 +130,7 @@ def _convert(
 ) -> tuple[DinoDetrForObjectDetection, DinoDetrImageProcessor]:
     tensors, dropped = to_release_names(loaded, project)
     has = "with" if loaded.settings else "without"
-    print(f"{loaded.path}: {len(loaded.tensors)} tensors of {project.name}, {has} the settings of its training")
+    say(f"{loaded.path}: {len(loaded.tensors)} tensors of {project.name}, {has} the settings of its training")
     from_file = project.fields_from_settings(loaded.settings)
     check_settings(row, from_file)
     config, assumed = build_config(tensors, project, from_file, {**(row.settings if row else {}), **chosen})
@@ -138,7 +139,7 @@ def _convert(
     id2label, category_ids, origin = class_space(
         config.num_labels, loaded.class_names, label_names, project.data_set(loaded.settings)
     )
-    print(f"  class names: {origin}")
+    say(f"  class names: {origin}")
     if id2label is not None:
         config.set_classes(id2label, category_ids)
     known_size = {"shortest_edge": size[0], "longest_edge": size[1]} if size else project.image_size(loaded.settings)
@@ -148,10 +149,10 @@ def _convert(
     if assumed:
         advice = "" if row else " (change them by --published, --set and --image-size)"
         values = ", ".join(f"{name}={value}" for name, value in assumed.items())
-        print(f"  not in the file, set to the defaults of {project.name}{advice}: {values}")
+        say(f"  not in the file, set to the defaults of {project.name}{advice}: {values}")
     tensors, num_added = fill_label_rows(tensors, config.num_labels)
     if num_added:
-        print(
+        say(
             f"  the label embedding had {num_added} rows fewer than classes; the mean fills them (used in training only)"
         )
     config.provenance = _provenance(loaded, project, row, assumed)
@@ -159,9 +160,9 @@ def _convert(
     # the model card uses the digest to notice changed weights
     config.provenance["converted_from"]["weights"] = weights_digest(model)
     dropped += more_dropped
-    print(f"  read {len(loaded.tensors)}, renamed into {num_renamed}, dropped {sum(dropped.values())}")
+    say(f"  read {len(loaded.tensors)}, renamed into {num_renamed}, dropped {sum(dropped.values())}")
     for reason, number in dropped.items():
-        print(f"    {number}: {reason}")
+        say(f"    {number}: {reason}")
     return model, processor
 
 
@@ -228,7 +229,7 @@ def _check_shapes(config: DinoDetrConfig, state: dict[str, Tensor]) -> None:
 def _print_architecture(config: DinoDetrConfig) -> None:
     backbone = config.backbone_config
     heads = "one head for all" if config.share_decoder_heads else "a head for each"
-    print(
+    say(
         f"  {backbone.model_type} {list(backbone.depths)}, {config.num_feature_levels} levels, {config.num_queries} queries, "
         f"{config.num_labels} classes, {heads} of {config.decoder_layers} decoder layers, "
         f"{config.num_labels + config.num_extra_label_embeddings} label rows"
@@ -263,7 +264,7 @@ def run(
         open_picture(image)  # raises before any work
     if to:
         lines = convert_back(checkpoint, to, output, force)
-        print(f"{output} written for {to}; its configuration needs:", *lines, sep="\n  ")
+        say(f"{output} written for {to}; its configuration needs:", *lines, sep="\n  ")
         is_equal = not verify_result or verify_back(checkpoint, output, image)
     else:
         convert(

@@ -29,6 +29,7 @@ from .architecture import build_config, to_release_names
 from .checkpoint_files import load_checkpoint
 from .convert_back import load_folder, to_release
 from .errors import ConversionError
+from .messages import say
 from .projects import PROJECTS, recognise
 from .release_names import rules_for
 from .release_tensors import cut_label_rows, fill_label_rows, separate_heads
@@ -224,18 +225,18 @@ def report(first: Model, second: Model, picture: Image.Image) -> bool:
     batch = [picture.resize((width, height)) for height, width in SIZES]
     inputs = DinoDetrImageProcessor(do_resize=False)(images=batch, return_tensors="pt")
     inputs = inputs["pixel_values"], inputs["pixel_mask"].bool()
-    print(f"  {'stage':40} {'difference':>10}  {'equal up to':>11}")
+    say(f"  {'stage':40} {'difference':>10}  {'equal up to':>11}")
     equal = True
     for name, difference, limit in differences(first.run(*inputs), second.arithmetic(), *inputs):
         is_equal = difference <= limit  # False for NaN
         equal &= is_equal
-        print(f"  {name:40} {difference:10.1e}  {limit:11.1e}{'' if is_equal else '  DIFFERENT'}")
+        say(f"  {name:40} {difference:10.1e}  {limit:11.1e}{'' if is_equal else '  DIFFERENT'}")
     if not equal:
-        print("  the two do NOT compute the same")
+        say("  the two do NOT compute the same")
     elif not same_tensors:
-        print("  the two compute the same in evaluation, but tensors differ")
+        say("  the two compute the same in evaluation, but tensors differ")
     else:
-        print("  the two compute the same")
+        say("  the two compute the same")
     return equal and same_tensors
 
 
@@ -253,7 +254,7 @@ def print_settings(first: DinoDetrConfig, second: DinoDetrConfig) -> None:
     one, two = first.to_dict(), second.to_dict()
     for name in sorted((set(one) | set(two)) - skipped):
         if one.get(name) != two.get(name) and not name.startswith("_") and name not in ("dtype", "backbone_config"):
-            print(f"  setting {name}: {one.get(name)!r} and {two.get(name)!r}")
+            say(f"  setting {name}: {one.get(name)!r} and {two.get(name)!r}")
 
 
 def print_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -264,14 +265,14 @@ def print_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """
     shared = sorted(set(first) & set(second))
     unequal = [name for name in shared if not torch.equal(first[name], second[name])]
-    print(f"  {len(shared) - len(unequal)} of {len(shared)} tensors that both have are equal, bit by bit")
+    say(f"  {len(shared) - len(unequal)} of {len(shared)} tensors that both have are equal, bit by bit")
     for name in unequal[:5]:
         one, two = first[name], second[name]
         is_same_shape = one.shape == two.shape
         difference = (
             f"{(one.double() - two.double()).abs().max():.1e}" if is_same_shape else f"{one.shape}, {two.shape}"
         )
-        print(f"    {name}: {difference}")
+        say(f"    {name}: {difference}")
     return not unequal
 
 
@@ -287,7 +288,7 @@ def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None
     state, _ = translate(source.tensors.items(), rules_for(model.config))
     saved = model.state_dict()
     lost = [name for name, tensor in saved.items() if name not in state or not torch.equal(tensor, state[name])]
-    print(
+    say(
         f"verified: {len(saved) - len(lost)} of {len(saved)} tensors of {folder} are equal to those of {checkpoint}, bit by bit"
     )
     equal = report(Model(folder), source, picture) and check_processor(folder)
@@ -302,7 +303,7 @@ def verify_back(folder: Path, checkpoint: Path, image: Path | None = None) -> bo
         whether they are equal.
     """
     model = Model(folder)
-    print(f"verified: {folder} and {checkpoint}")
+    say(f"verified: {folder} and {checkpoint}")
     return report(model, Model(checkpoint, fallback=model.config), open_picture(image))
 
 
@@ -328,7 +329,7 @@ def check_processor(folder: Path) -> bool:
     others = {name: getattr(processor, name) for name in names if getattr(processor, name) != getattr(usual, name)}
     if others:
         expected = {name: getattr(usual, name) for name in others}
-        print(f"  the image processor has {others}; the projects train with {expected}")
+        say(f"  the image processor has {others}; the projects train with {expected}")
     return not others
 
 
@@ -341,9 +342,9 @@ def print_detections(folder: Path, picture: Image.Image, name: str, top: int = 1
     outputs = model(inputs["pixel_values"].to(model.dtype), inputs["pixel_mask"])
     size = [(picture.height, picture.width)]
     found = processor.post_process_object_detection(outputs, threshold=-1, target_sizes=size, top_k=top)[0]
-    print(f"  the {top} best detections in {name}, {picture.width} x {picture.height}:")
+    say(f"  the {top} best detections in {name}, {picture.width} x {picture.height}:")
     for score, label, box in zip(found["scores"], found["labels"].tolist(), found["boxes"].tolist(), strict=True):
-        print(f"    {score:.3f}  {model.config.id2label[label]:20} {', '.join(f'{side:.0f}' for side in box)}")
+        say(f"    {score:.3f}  {model.config.id2label[label]:20} {', '.join(f'{side:.0f}' for side in box)}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -358,7 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
         # A folder comes first: it runs in dino_hf, and has all settings.
         first, second = sorted((options.first, options.second), key=lambda path: not path.is_dir())
         model = Model(first, options.ema)
-        print(f"{first} and {second}:")
+        say(f"{first} and {second}:")
         other = Model(second, options.ema, model.config if first.is_dir() else None)
         is_equal = report(model, other, open_picture(options.image))
     except ConversionError as error:

@@ -10,7 +10,6 @@ import errno
 import importlib.util
 import json
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -23,6 +22,7 @@ from types import ModuleType
 import torch
 
 from ..common.output_folders import new_scratch, remove_leftovers, write_beside
+from ..common.paths import cache_dir
 from ..common.text import first_line
 from ..model import ms_deform_attn  # noqa: F401  (registers PyTorch's backends, so that the kernels come before them)
 from ..model.attention_backends import Backend, BackendUnavailable, register_backend
@@ -40,13 +40,6 @@ def kernel_sources() -> Path:
     """The folder of kernel projects: inside the installed package, or beside `src` in a checkout."""
     installed = Path(__file__).parents[1] / "_kernels"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "kernels"
-
-
-def cache_dir() -> Path:
-    """The folder of builds: $DINO_HF_CACHE, or dino_hf in $XDG_CACHE_HOME or ~/.cache."""
-    if folder := os.environ.get("DINO_HF_CACHE"):
-        return Path(folder).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve() / "dino_hf"
 
 
 def _type_and_line(error: Exception) -> str:
