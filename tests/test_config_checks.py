@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ConvNextConfig, ResNetConfig, SwinConfig
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
@@ -84,35 +83,6 @@ def test_the_estimate_of_parameters_is_about_right():
 @pytest.mark.parametrize("model_type", sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))
 def test_no_backbone_of_the_library_is_refused_for_its_sizes(model_type):
     check_backbone_sizes(CONFIG_MAPPING[model_type]().to_dict())
-
-
-@pytest.mark.parametrize(
-    ("model_type", "stages"),
-    [
-        ("resnet", ["stage2", "stage3", "stage4"]),
-        ("swin", ["stage2", "stage3", "stage4"]),
-        ("pvt_v2", ["stage2", "stage3", "stage4"]),
-        ("dinov2", ["stage12"]),
-        ("dinov2_with_registers", ["stage12"]),
-        ("vitdet", ["stage12"]),
-        ("beit", ["stage12"]),
-    ],
-)
-def test_a_pyramid_gives_its_last_three_maps_and_a_plain_transformer_its_last(model_type, stages):
-    config = DinoDetrConfig(backbone_config={"model_type": model_type})
-    assert config.backbone_config.out_features == stages
-
-
-@pytest.mark.parametrize("kind", [ResNetConfig, SwinConfig, ConvNextConfig])
-def test_a_pyramid_with_its_last_map_only_is_warned_of(kind):
-    with pytest.warns(
-        DinoDetrWarning, match=r"one map, too coarse.*Give it out_features=\['stage2', 'stage3', 'stage4'\]"
-    ):
-        DinoDetrConfig(backbone_config=kind())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        DinoDetrConfig(backbone_config=kind(out_features=["stage2", "stage3", "stage4"]))
-        DinoDetrConfig(backbone_config=kind(out_features=["stage3"]))
 
 
 @pytest.mark.parametrize(

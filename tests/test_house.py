@@ -25,6 +25,7 @@ FLOORS = [
         "attention_backends",
         "sharing",
     },
+    {"backbone_stages"},
     {"configuration_dino_detr", "attention_operators", "heads", "matcher"},
     {"ms_deform_attn"},
     {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "image_processing_mixin"},

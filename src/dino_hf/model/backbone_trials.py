@@ -16,15 +16,25 @@ def unused_parameters(backbone: nn.Module, config: PreTrainedConfig) -> frozense
     """Names of the trainable parameters that no feature map depends on, such as mask tokens and layers after the last map.
 
     Empty if the backbone cannot run on the device "meta".
+
+    Raises:
+        ValueError: the backbone does not return feature maps of the form (B, C, h, w) with its `channels`.
     """
     parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
-    side = getattr(config, "image_size", None)
-    side = side if isinstance(side, int) and 32 <= side <= 1024 else 224
+    size = getattr(config, "image_size", None)
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    height, width = (side if isinstance(side, int) and 32 <= side <= 1024 else 224 for side in sides)
     try:
-        outputs = _run_without_numbers(backbone, side, side, parameters)
+        outputs = _run_without_numbers(backbone, height, width, parameters)
     except _ERRORS as error:
         logger.info("Unused parameters of %s are unknown: %s", type(backbone).__name__, error)
         return frozenset()
+    shapes = [tuple(level.shape) for level in outputs.feature_maps]
+    if any(len(shape) != 4 or shape[1] != channel for shape, channel in zip(shapes, backbone.channels, strict=True)):
+        raise ValueError(
+            f"{type(backbone).__name__} returns maps of the shapes {shapes} instead of {backbone.channels} channels, (batch, "
+            "channels, height, width), so a detector cannot be built on it; choose another backbone."
+        )
     reached = _leaves([level.grad_fn for level in outputs.feature_maps])
     return frozenset(name for name, parameter in parameters.items() if id(parameter) not in reached)
 

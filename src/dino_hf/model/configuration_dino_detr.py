@@ -1,12 +1,11 @@
 """The configuration of a DINO detector."""
 
 import copy
-import warnings
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto import CONFIG_MAPPING
 
+from .backbone_stages import backbone_from_dict, warn_of_one_coarse_map, with_default_stages
 from .coco_classes import coco_id2label
 from .config_checks import (
     check_backbone_sizes,
@@ -18,10 +17,8 @@ from .config_checks import (
     requested_names,
     warn_of_unknown_names,
 )
-from .package_warning import DinoDetrWarning
 from .sharing import CarriesCode
 
-_MOST_STAGES = 8  # of a pyramid; a plain vision transformer has a stage for each layer
 # Backbone settings of older configurations of similar models.
 _OLD_BACKBONE_SETTINGS = ("backbone", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone")
 _CLASS_SETTINGS = ("id2label", "label2id", "num_labels")
@@ -35,10 +32,11 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
 
     Args:
         backbone_config: configuration, or its dictionary, of any backbone that `AutoBackbone` builds; its `out_features`
-            (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4. A dictionary without `out_features`
-            gets the last three stages of a pyramid, or the last map of a plain vision transformer. A configuration loads no
-            weights. To load published ones, build the model, then call
-            `model.model.backbone.model.load_state_dict(AutoBackbone.from_pretrained(...).state_dict())`.
+            (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4. A pyramid (ResNet, Swin, ConvNeXt)
+            without `out_features` gets its maps of strides 8, 16 and 32. An object of the library always names a stage, by
+            default the last one, so this also counts as not named. To use only the last stage, give a dictionary with
+            `out_features`. All layers of a plain vision transformer have one stride, so its dictionary must name `out_features`.
+            A configuration loads no weights; `DinoDetrForObjectDetection.from_backbone` does.
         num_frozen_backbone_stages: number of leading stages of a ResNet, Swin or ConvNeXt that are not trained. The stem counts
             as the first stage. None: 2 for a ResNet (stem and stage 1), as in the release, otherwise 0.
         num_feature_levels: number L of feature maps that enter the transformer: the maps of the backbone, then one 3x3
@@ -167,8 +165,10 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         if self.backbone_config is None:
             self.backbone_config = {"model_type": "resnet"}
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = _backbone_from_dict(self.backbone_config)
-        _warn_of_one_coarse_map(self.backbone_config)
+            self.backbone_config = backbone_from_dict(self.backbone_config)
+        else:
+            self.backbone_config = with_default_stages(self.backbone_config)
+        warn_of_one_coarse_map(self.backbone_config)
         if getattr(self.backbone_config, "use_pretrained_backbone", False):
             raise ValueError(
                 "backbone_config has use_pretrained_backbone=True, but a configuration loads no weights: leave it out, build "
@@ -302,49 +302,3 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             )
         if self.box_noise_scale < 0:
             raise ValueError(f"box_noise_scale={self.box_noise_scale} must not be negative; 0 means no noise.")
-
-
-def _backbone_from_dict(settings: dict) -> PreTrainedConfig:
-    settings = dict(settings)
-    model_type = settings.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone_config has model_type={model_type!r}, which transformers does not know; use 'resnet', 'swin', "
-            "'convnext', 'timm_backbone' or another type that AutoBackbone builds."
-        )
-    check_backbone_sizes(settings)
-    if not {"out_features", "out_indices"} & set(settings):
-        settings |= _default_stages(model_type, settings)
-    config = CONFIG_MAPPING[model_type](**settings)
-    if isinstance(getattr(config, "hidden_sizes", None), tuple):  # ConvNeXt's default; its backbone needs a list
-        config.hidden_sizes = list(config.hidden_sizes)
-    return config
-
-
-def _default_stages(model_type: str, settings: dict) -> dict:
-    """Default feature maps: the last three stages of a pyramid, or the last map of a plain vision transformer.
-
-    All maps of a plain vision transformer have the same stride.
-    """
-    if model_type == "timm_backbone":
-        return {"out_indices": [-3, -2, -1]}
-    stages = getattr(CONFIG_MAPPING[model_type](**settings), "stage_names", None) or []
-    stages = [stage for stage in stages if stage != "stem"]
-    if not stages:
-        return {}
-    return {"out_features": stages[-3:] if len(stages) <= _MOST_STAGES else stages[-1:]}
-
-
-def _warn_of_one_coarse_map(backbone_config: PreTrainedConfig) -> None:
-    """Warn of a pyramid that was configured without `out_features` and so has only its last stage."""
-    stages, maps = (
-        getattr(backbone_config, "stage_names", None) or [],
-        getattr(backbone_config, "out_indices", None) or [],
-    )
-    if len(maps) == 1 and 2 < len(stages) <= _MOST_STAGES + 1 and maps[0] % len(stages) == len(stages) - 1:
-        warnings.warn(
-            f"backbone_config is a {type(backbone_config).__name__} with out_features={[stages[-1]]}: one map, too coarse for "
-            f"small objects. Give it out_features={stages[-3:]}.",
-            DinoDetrWarning,
-            stacklevel=4,
-        )

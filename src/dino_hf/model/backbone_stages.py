@@ -1,0 +1,80 @@
+"""Which feature maps of a backbone a detector uses, if the user names none."""
+
+import copy
+import warnings
+
+from transformers import PreTrainedConfig
+from transformers.models.auto import CONFIG_MAPPING
+
+from .config_checks import check_backbone_sizes
+from .package_warning import DinoDetrWarning
+
+# Pyramids whose last three maps do not have the strides 8, 16 and 32. FocalNet returns maps after the downsampling of a stage, and
+# its last stage has none. The maps of PP-LCNetV4 and UVDoc are made for text lines and pages.
+_STAGES = {"focalnet": ["stage1", "stage2", "stage4"], "pp_lcnet_v4": None, "uvdoc_backbone": None}
+
+
+def backbone_from_dict(settings: dict) -> PreTrainedConfig:
+    """The configuration of a backbone from its dictionary. Without `out_features` and `out_indices`, it gets the default stages.
+
+    Raises:
+        ValueError: transformers does not know the type, a size is far too large, or there are no default stages.
+    """
+    settings = dict(settings)
+    model_type = settings.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config has model_type={model_type!r}, which transformers does not know; use 'resnet', 'swin', "
+            "'convnext', 'timm_backbone' or another type that AutoBackbone builds."
+        )
+    check_backbone_sizes(settings)
+    names_maps = any(settings.get(name) is not None for name in ("out_features", "out_indices"))
+    if model_type == "timm_backbone" and not names_maps:
+        settings["out_indices"] = [-3, -2, -1]
+    config = CONFIG_MAPPING[model_type](**settings)
+    if isinstance(getattr(config, "hidden_sizes", None), tuple):  # ConvNeXt's default; its backbone needs a list
+        config.hidden_sizes = list(config.hidden_sizes)
+    if names_maps or getattr(config, "stage_names", None) is None:
+        return config
+    stages = default_stages(config)
+    if stages is None:
+        raise ValueError(
+            f"backbone_config has no out_features, and the maps of {model_type!r} have no default: they do not have the strides "
+            f"8, 16 and 32. Write backbone_config={{'model_type': {model_type!r}, 'out_features': {config.stage_names[-1:]}, ...}} "
+            "to use the last map, or name other stages."
+        )
+    config.out_features = stages
+    return config
+
+
+def with_default_stages(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy with the default stages if a pyramid names only its last stage; otherwise the same object.
+
+    The last stage is what the library sets in a configuration without `out_features`.
+    """
+    stages = getattr(config, "stage_names", None)
+    default = default_stages(config)
+    if default is None or list(config.out_features) != stages[-1:]:
+        return config
+    config = copy.deepcopy(config)
+    config.out_features = default
+    return config
+
+
+def default_stages(config: PreTrainedConfig) -> list[str] | None:
+    """The stages of a pyramid that have the strides 8, 16 and 32. None: there are no such stages, as in a plain transformer."""
+    stages = [stage for stage in getattr(config, "stage_names", None) or [] if stage != "stem"]
+    is_pyramid = getattr(config, "depths", None) is not None and 3 < len(stages) < 6
+    return _STAGES.get(config.model_type, stages[-3:]) if is_pyramid else None
+
+
+def warn_of_one_coarse_map(config: PreTrainedConfig) -> None:
+    """Warn of a pyramid whose dictionary names only the last stage."""
+    stages, default = getattr(config, "stage_names", None), default_stages(config)
+    if default is not None and list(config.out_features) == stages[-1:]:
+        warnings.warn(
+            f"backbone_config is a {type(config).__name__} with out_features={stages[-1:]}: one map, too coarse for small "
+            f"objects. Give it out_features={default}.",
+            DinoDetrWarning,
+            stacklevel=4,
+        )
