@@ -24,7 +24,7 @@ from dino_hf.conversion.convert_checkpoint import convert, main
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.mmdet import merging_from_unfold, merging_to_unfold
 from dino_hf.conversion.projects import PROJECTS, recognise
-from dino_hf.conversion.published import find_by_name
+from dino_hf.conversion.published_match import find_by_name
 from dino_hf.conversion.rules import Rule, renamed, translate, translate_back
 from dino_hf.conversion.verify_conversion import main as compare_command
 from dino_hf.conversion.verify_conversion import verify
@@ -860,7 +860,7 @@ def test_a_processor_with_other_colours_is_told(save, tmp_path, capsys):
         (["--set", "num_frozen_backbone_stages=9"], "num_frozen_backbone_stages=9, but .* has 5 with its stem"),
         (["--set", "position_temperature=-1"], "position_temperature=-1.* must be positive"),
         (["--set", "num_denoising=many"], "num_denoising"),
-        (["--published", "original/r50"], r"none of the checkpoints in docs/checkpoints\.md"),
+        (["--published", "original/r50"], "is not the name of a published checkpoint"),
         (
             ["--published", "original/r50_4scale_12ep"],
             r"The file is not original/r50_4scale_12ep, which has \{'depths'",

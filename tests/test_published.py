@@ -17,7 +17,8 @@ from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.projects import recognise
-from dino_hf.conversion.published import BACKBONES, PUBLISHED, command, table
+from dino_hf.conversion.published import PUBLISHED, command, table
+from dino_hf.conversion.published_row import BACKBONES
 from toy_checkpoints import convnext_shapes
 
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
@@ -105,10 +106,11 @@ def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, monkeypatch)
     ours = (row.project == "detrex" and "24ep" not in row.name) or "improved" in row.name
     assert (config.position_temperature, config.position_offset) == ((10000, -0.5) if ours else (20, 0))
     assert config.num_denoising == (300 if "300dn" in row.name or "improved" in row.name else 100)
-    assert config.cls_loss_coefficient == (2 if "class_weight_2.0" in row.name or "improved" in row.name else 1)
+    improved = "class_weight_2.0" in row.name or "improved" in row.name
+    assert config.cls_loss_coefficient == (2 if improved else 1)
     if kind == "resnet":
         frozen = {"original": 2, "detrex": 1, "mmdet": 2}[row.project]
-        assert config.num_frozen_backbone_stages == (0 if "improved" in row.name else frozen)
+        assert config.num_frozen_backbone_stages == (0 if improved else frozen)
     assert config.share_decoder_heads == (row.project == "original")
     assert config.id2label[len(config.id2label) - 1] == "toothbrush"
     assert config.category_ids[-1] == 90

@@ -32,9 +32,11 @@ from .errors import ConversionError
 from .messages import say
 from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
-from .project import Project, Published
+from .project import Project
 from .projects import PROJECTS, find_project, recognise
-from .published import check_published, check_settings, find_by_name, find_published
+from .published import find_published
+from .published_match import check_published, check_settings, find_by_name
+from .published_row import Published
 from .release_names import rules_for
 from .release_tensors import fill_label_rows
 from .rules import UnknownName, translate

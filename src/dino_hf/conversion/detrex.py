@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..model.configuration_dino_detr import DinoDetrConfig
 from .backbones import BODY, position_indices
-from .project import Project, Published
+from .project import Project
 from .release_names import neck_rules, numbered_heads
 from .release_tensors import (
     cut_label_rows,
@@ -18,13 +18,6 @@ from .release_tensors import (
 )
 from .rules import Rule, translate, translate_back
 
-
-def _published(version: str, file: str, ap: float, backbone: str, num_levels: int = 4, **settings) -> Published:
-    folder = f"https://github.com/IDEA-Research/detrex-storage/releases/download/{version}/"
-    return Published("detrex", file.removesuffix(".pth"), ap, backbone, num_levels, file, folder, settings)
-
-
-_CLASS_WEIGHT_2 = "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0"
 _ENCODER, _DECODER = "transformer.encoder.layers.{i}.", "transformer.decoder.layers.{i}."
 
 
@@ -42,43 +35,6 @@ class Detrex(Project):
     saves_settings = False
     num_classes_setting = "model.num_classes"
     position_setting = "position_embedding"
-    published = (
-        _published("v0.2.0", "dino_r50_4scale_12ep_49_2AP.pth", 49.2, "ResNet-50"),
-        # detrex kept a class weight of 1 for denoising here; dino_hf has one weight for both
-        _published("v0.4.0", f"{_CLASS_WEIGHT_2}.pth", 49.8, "ResNet-50", cls_loss_coefficient=2.0),
-        _published(
-            *("v0.4.0", f"{_CLASS_WEIGHT_2}_300dn.pth", 50.0, "ResNet-50"), cls_loss_coefficient=2.0, num_denoising=300
-        ),
-        _published(
-            *("v0.1.1", "dino_r50_4scale_24ep.pth", 50.6, "ResNet-50"), position_temperature=20.0, position_offset=0.0
-        ),
-        _published("v0.2.1", "dino_r50_5scale_12ep.pth", 49.6, "ResNet-50", 5),
-        _published("v0.1.1", "dino_r101_4scale_12ep.pth", 50.0, "ResNet-101"),
-        _published("v0.1.1", "dino_swin_tiny_224_4scale_12ep.pth", 51.3, "Swin-T 224"),
-        _published("v0.1.1", "dino_swin_small_224_4scale_12ep.pth", 53.0, "Swin-S 224"),
-        _published("v0.1.1", "dino_swin_base_384_4scale_12ep.pth", 55.8, "Swin-B 384"),
-        _published("v0.1.1", "dino_swin_large_224_4scale_12ep.pth", 56.9, "Swin-L 224"),
-        _published("v0.1.1", "dino_swin_large_4scale_12ep.pth", 56.9, "Swin-L 384"),
-        _published("v0.2.1", "dino_swin_large_384_5scale_12ep.pth", 57.5, "Swin-L 384", 5),
-        _published("v0.2.0", "dino_swin_large_384_4scale_36ep.pth", 58.1, "Swin-L 384"),
-        _published("v0.2.1", "dino_swin_large_384_5scale_36ep.pth", 58.5, "Swin-L 384", 5),
-        _published("v0.4.0", "dino_convnext_tiny_384_4scale_12ep.pth", 52.4, "ConvNeXt-T"),
-        _published("v0.4.0", "dino_convnext_small_384_4scale_12ep.pth", 54.2, "ConvNeXt-S"),
-        _published("v0.4.0", "dino_convnext_base_384_4scale_12ep.pth", 55.1, "ConvNeXt-B"),
-        _published("v0.4.0", "dino_convnext_large_384_4scale_12ep.pth", 55.5, "ConvNeXt-L"),
-        _published("v0.2.1", "dino_focal_large_lrf_384_4scale_12ep.pth", 57.5, "FocalNet-L"),
-        _published("v0.2.1", "dino_focal_large_lrf_384_fl4_4scale_12ep.pth", 58.0, "FocalNet-L"),
-        _published("v0.4.0", "dino_focal_large_3level_4scale_36ep.pth", 58.3, "FocalNet-L"),
-        _published("v0.2.1", "dino_focalnet_large_lrf_384_fl4_5scale_12ep.pth", 58.5, "FocalNet-L", 5),
-        _published("v0.2.1", "dino_vitdet_4scale_12ep.pth", 50.2, "ViTDet-B"),
-        _published("v0.2.1", "dino_vitdet_base_4scale_50ep.pth", 55.0, "ViTDet-B"),
-        _published("v0.2.1", "dino_vitdet_large_4scale_12ep.pth", 52.9, "ViTDet-L"),
-        _published("v0.2.1", "dino_vitdet_large_4scale_50ep.pth", 57.5, "ViTDet-L"),
-        _published("v0.4.0", "dino_internimage_tiny_4scale_12ep.pth", 52.3, "InternImage-T"),
-        _published("v0.4.0", "dino_internimage_small_4scale_12ep.pth", 53.6, "InternImage-S"),
-        _published("v0.4.0", "dino_internimage_base_4scale_12ep.pth", 54.7, "InternImage-B"),
-        _published("v0.4.0", "dino_internimage_large_4scale_12ep.pth", 57.0, "InternImage-L"),
-    )
 
     def rules(self, num_decoder_layers: int, num_maps: int) -> list[Rule]:
         return [

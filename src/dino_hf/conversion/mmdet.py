@@ -8,7 +8,7 @@ from torch import Tensor
 from ..model.configuration_dino_detr import DinoDetrConfig
 from .backbones import BODY, position_indices
 from .errors import ConversionError
-from .project import Project, Published
+from .project import Project
 from .release_names import neck_rules, numbered_heads
 from .release_tensors import cut_label_rows, separate_heads
 from .rules import Rule, count_indices, translate_back
@@ -41,9 +41,6 @@ _REQUIRED = {
     "dn_cfg.group_cfg.dynamic": True,
 }
 
-_FOLDER = "https://download.openmmlab.com/mmdetection/v3.0/dino/"
-_OTHER_HOST = "https://github.com/RistoranteRist/mmlab-weights/releases/download/dino-swinl/"
-
 
 class Mmdet(Project):
     """mmdetection has a head for each decoder layer and no bias in the neck. Its files contain the whole configuration."""
@@ -57,36 +54,6 @@ class Mmdet(Project):
     backbones = ("resnet", "swin")
     num_classes_setting = "bbox_head.num_classes"
     position_setting = "positional_encoding"
-    published = (
-        Published(
-            *("mmdet", "dino-4scale_r50_8xb2-12e_coco", 49.0, "ResNet-50", 4),
-            "dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2.pth",
-            _FOLDER + "dino-4scale_r50_8xb2-12e_coco/",
-        ),
-        Published(
-            *("mmdet", "dino-4scale_r50_improved_8xb2-12e_coco", 50.1, "ResNet-50", 4),
-            "dino-4scale_r50_improved_8xb2-12e_coco_20230818_162607-6f47a913.pth",
-            _FOLDER + "dino-4scale_r50_improved_8xb2-12e_coco/",
-            {
-                "position_temperature": 10000.0,
-                "position_offset": -0.5,
-                "num_denoising": 300,
-                "cls_loss_coefficient": 2.0,
-                "num_frozen_backbone_stages": 0,
-            },
-        ),
-        Published(
-            *("mmdet", "dino-5scale_swin-l_8xb2-12e_coco", 57.2, "Swin-L 384", 5),
-            "dino-5scale_swin-l_8xb2-12e_coco_20230228_072924-a654145f.pth",
-            _FOLDER + "dino-5scale_swin-l_8xb2-12e_coco/",
-        ),
-        Published(
-            *("mmdet", "dino-5scale_swin-l_8xb2-36e_coco", 58.4, "Swin-L 384", 5),
-            "dino-5scale_swin-l_8xb2-36e_coco-5486e051.pth",
-            _OTHER_HOST,
-            license=None,
-        ),
-    )
 
     def count_decoder_layers(self, names) -> int:
         return count_indices(names, r"decoder\.layers\.(\d+)\.")

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..model.configuration_dino_detr import DinoDetrConfig
 from .backbones import position_indices
 from .errors import ConversionError
-from .project import Project, Published
+from .project import Project
 from .release_tensors import (
     heads_are_equal,
     separate_heads,
@@ -71,11 +71,6 @@ _ARGS = {
 }
 
 
-def _published(name: str, ap: float, backbone: str, num_levels: int, file: str) -> Published:
-    folder = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
-    return Published("original", name, ap, backbone, num_levels, file, folder, num_labels=91, prefix="dino-")
-
-
 class Original(Project):
     """The release has one head for all decoder layers, which it saves for each layer. Its `args` have nearly all settings."""
 
@@ -84,18 +79,6 @@ class Original(Project):
     defaults = {"position_temperature": 20.0, "position_offset": 0.0}  # noqa: RUF012
     frozen_resnet_stages = 2
     counts_denoising_pairs = False
-    published = (
-        _published("r50_4scale_12ep", 49.0, "ResNet-50", 4, "checkpoint0011_4scale.pth"),
-        _published("r50_4scale_24ep", 50.4, "ResNet-50", 4, "checkpoint0023_4scale.pth"),
-        _published("r50_4scale_36ep", 50.9, "ResNet-50", 4, "checkpoint0035_4scale.pth"),
-        _published("r50_5scale_12ep", 49.4, "ResNet-50", 5, "checkpoint0011_5scale.pth"),
-        _published("r50_5scale_24ep", 51.3, "ResNet-50", 5, "checkpoint0023_5scale.pth"),
-        _published("r50_5scale_36ep", 51.2, "ResNet-50", 5, "checkpoint0035_5scale.pth"),
-        _published("swin_l_4scale_12ep", 56.8, "Swin-L 384", 4, "checkpoint0011_4scale_swin.pth"),
-        _published("swin_l_4scale_36ep", 58.0, "Swin-L 384", 4, "checkpoint0035_4scale_swin.pth"),
-        _published("swin_l_5scale_12ep", 57.3, "Swin-L 384", 5, "checkpoint0011_5scale_swin.pth"),
-        _published("swin_l_5scale_36ep", 58.5, "Swin-L 384", 5, "checkpoint0035_5scale_swin.pth"),
-    )
 
     def to_release(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Counter]:
         return without_decoder_copies(tensors)

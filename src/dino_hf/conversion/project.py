@@ -2,87 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from ..model.configuration_dino_detr import DinoDetrConfig
 from .errors import ConversionError
 from .rules import Rule, count_indices, translate
-
-# Backbones of published checkpoints: model type, depths of the four stages, width of the first stage, attention window.
-BACKBONES: dict[str, tuple[str, list[int], int, int | None]] = {
-    "ResNet-50": ("resnet", [3, 4, 6, 3], 256, None),
-    "ResNet-101": ("resnet", [3, 4, 23, 3], 256, None),
-    "Swin-T 224": ("swin", [2, 2, 6, 2], 96, 7),
-    "Swin-S 224": ("swin", [2, 2, 18, 2], 96, 7),
-    "Swin-B 384": ("swin", [2, 2, 18, 2], 128, 12),
-    "Swin-L 224": ("swin", [2, 2, 18, 2], 192, 7),
-    "Swin-L 384": ("swin", [2, 2, 18, 2], 192, 12),
-    "ConvNeXt-T": ("convnext", [3, 3, 9, 3], 96, None),
-    "ConvNeXt-S": ("convnext", [3, 3, 27, 3], 96, None),
-    "ConvNeXt-B": ("convnext", [3, 3, 27, 3], 128, None),
-    "ConvNeXt-L": ("convnext", [3, 3, 27, 3], 192, None),
-}
-
-
-class Published(NamedTuple):
-    """A published checkpoint file.
-
-    Attributes:
-        project: name of the project.
-        name: name of the model there.
-        ap: AP on COCO val2017 as the project reports it. We did not measure it.
-        backbone: key of BACKBONES, or the name of an unsupported backbone.
-        num_levels: feature levels.
-        file: name of the file.
-        folder: address of the folder with the file. A folder that does not end with "/" has no addresses for single files.
-        settings: fields of the configuration that differ from the project's defaults.
-        license: license of the weights; None if the host does not state it.
-        num_labels, num_queries: sizes of the heads.
-        prefix: start of the name of the converted folder; by default "dino-<project>-".
-    """
-
-    project: str
-    name: str
-    ap: float
-    backbone: str
-    num_levels: int
-    file: str
-    folder: str
-    settings: dict[str, Any] = {}  # noqa: RUF012  (never changed)
-    license: str | None = "apache-2.0"
-    num_labels: int = 80
-    num_queries: int = 900
-    prefix: str = ""
-
-    @property
-    def title(self) -> str:
-        """Value of --published."""
-        return f"{self.project}/{self.name}"
-
-    @property
-    def has_address(self) -> bool:
-        """Whether the file has an address that can be downloaded."""
-        return self.folder.endswith("/")
-
-    @property
-    def url(self) -> str:
-        """Address of the file, or else of its folder."""
-        return self.folder + self.file if self.has_address else self.folder
-
-    @property
-    def output(self) -> str:
-        """Name for the converted folder."""
-        name = self.name.removeprefix("dino-").removeprefix("dino_").replace("_", "-")
-        return (self.prefix or f"dino-{self.project}-") + name
-
-    def architecture(self) -> dict:
-        """Properties that a file must have to be this checkpoint."""
-        kind, depths, width, window = BACKBONES[self.backbone]
-        backbone = {"backbone": kind, "depths": depths, "width": width, "window": window}
-        sizes = {"levels": self.num_levels, "queries": self.num_queries, "classes": self.num_labels}
-        return {"project": self.project, **backbone, **sizes}
 
 
 class Project:
@@ -102,7 +28,6 @@ class Project:
         counts_denoising_pairs: whether a `num_denoising` below 50 counts pairs of queries instead of groups.
         backbones: model types of the backbones that this project has.
         num_classes_setting, position_setting: names of settings, shown to the user by `settings_to_make`.
-        published: published checkpoints.
     """
 
     name: str
@@ -116,7 +41,6 @@ class Project:
     backbones: tuple[str, ...] = ("resnet", "swin", "convnext")
     num_classes_setting = ""
     position_setting = ""
-    published: tuple[Published, ...] = ()
 
     # -- from a file of this project
 

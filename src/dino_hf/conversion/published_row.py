@@ -1,0 +1,107 @@
+"""`Published`: what is known of a published checkpoint file. Nothing here imports torch."""
+
+from typing import Any, NamedTuple
+
+# Backbones of published checkpoints: model type, depths of the four stages, width of the first stage, attention window.
+BACKBONES: dict[str, tuple[str, list[int], int, int | None]] = {
+    "ResNet-50": ("resnet", [3, 4, 6, 3], 256, None),
+    "ResNet-101": ("resnet", [3, 4, 23, 3], 256, None),
+    "Swin-T 224": ("swin", [2, 2, 6, 2], 96, 7),
+    "Swin-S 224": ("swin", [2, 2, 18, 2], 96, 7),
+    "Swin-B 384": ("swin", [2, 2, 18, 2], 128, 12),
+    "Swin-L 224": ("swin", [2, 2, 18, 2], 192, 7),
+    "Swin-L 384": ("swin", [2, 2, 18, 2], 192, 12),
+    "ConvNeXt-T": ("convnext", [3, 3, 9, 3], 96, None),
+    "ConvNeXt-S": ("convnext", [3, 3, 27, 3], 96, None),
+    "ConvNeXt-B": ("convnext", [3, 3, 27, 3], 128, None),
+    "ConvNeXt-L": ("convnext", [3, 3, 27, 3], 192, None),
+}
+
+
+class Published(NamedTuple):
+    """A published checkpoint file.
+
+    To download the file, try `addresses` in order, and check it by `sha256` and `size`. If there are no addresses, a person
+    must download it from `page`.
+
+    Attributes:
+        project: name of the project.
+        name: name of the model there.
+        ap: AP on COCO val2017 as the project reports it. We did not measure it.
+        backbone: key of BACKBONES, or the name of an unsupported backbone.
+        num_levels: feature levels.
+        file: name of the file.
+        address: address of the file at its project. Empty if only a web page gives the file.
+        page: web page that gives the file to a person with a browser. Empty if the file has an address.
+        mirrors: further addresses of the same file. Others than the project host them, so a row with mirrors has a `sha256`.
+        sha256: the first hexadecimal digits of the file's SHA-256, in lower case: 8 or all 64. Empty if unknown.
+        size: size of the file in bytes; None if unknown.
+        settings: fields of the configuration that differ from the project's defaults.
+        is_averaged: whether `ap` is that of the averaged weights. The file may have other weights too.
+        aliases: other names of the model.
+        license: license of the weights; None if the host does not state it.
+        num_labels, num_queries: sizes of the heads.
+        prefix: start of the name of the converted folder; by default "dino-<project>-".
+    """
+
+    project: str
+    name: str
+    ap: float
+    backbone: str
+    num_levels: int
+    file: str
+    address: str = ""
+    page: str = ""
+    mirrors: tuple[str, ...] = ()
+    sha256: str = ""
+    size: int | None = None
+    settings: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    is_averaged: bool = False
+    aliases: tuple[str, ...] = ()
+    license: str | None = "apache-2.0"
+    num_labels: int = 80
+    num_queries: int = 900
+    prefix: str = ""
+
+    @property
+    def title(self) -> str:
+        """PROJECT/NAME: the value of --published, and a name of a model."""
+        return f"{self.project}/{self.name}"
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """`title`, and the same with each alias."""
+        return tuple(f"{self.project}/{name}" for name in (self.name, *self.aliases))
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether the converter supports the backbone."""
+        return self.backbone in BACKBONES
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses of the file, in the order to try them."""
+        return (*((self.address,) if self.address else ()), *self.mirrors)
+
+    @property
+    def has_address(self) -> bool:
+        """Whether a program can download the file."""
+        return bool(self.addresses)
+
+    @property
+    def url(self) -> str:
+        """Where the project publishes the file: its address, or else the web page."""
+        return self.address or self.page
+
+    @property
+    def output(self) -> str:
+        """Name for the converted folder."""
+        name = self.name.removeprefix("dino-").removeprefix("dino_").replace("_", "-")
+        return (self.prefix or f"dino-{self.project}-") + name
+
+    def architecture(self) -> dict:
+        """Properties that a file must have to be this checkpoint."""
+        kind, depths, width, window = BACKBONES[self.backbone]
+        backbone = {"backbone": kind, "depths": depths, "width": width, "window": window}
+        sizes = {"levels": self.num_levels, "queries": self.num_queries, "classes": self.num_labels}
+        return {"project": self.project, **backbone, **sizes}
