@@ -118,9 +118,9 @@ IMAGE = CONTENT["images"][0]
         (
             changed(1, bbox=[60, 4, 30, 20]),
             ValueError,
-            r"annotations\[1\] .* wholly outside .* 60 wide and 40 high; .*scale",
+            r"annotations\[1\] .* completely outside .* 60 x 40 pixels .*scale",
         ),
-        (changed(1, bbox=[5, -9, 30, 9]), ValueError, r"annotations\[1\] .* wholly outside of its image"),
+        (changed(1, bbox=[5, -9, 30, 9]), ValueError, r"annotations\[1\] .* completely outside of its image"),
         (
             CONTENT | {"images": [IMAGE | {"width": "60"}]},
             ValueError,
@@ -201,14 +201,14 @@ def test_sizes_that_a_json_does_not_state_are_those_of_the_files(write):
     assert len(prepare(data)["labels"]) == 2
     content = without_sizes()
     content["annotations"][0]["bbox"] = [60, 4, 30, 20]
-    with pytest.raises(ValueError, match="wholly outside of its image, which is 60 wide and 40 high"):
+    with pytest.raises(ValueError, match="outside of its image of 60 x 40 pixels"):
         load_coco(*write(content))
 
 
 def test_outer_boxes_of_rows_without_sizes_are_found_at_the_image(write):
     data = load_coco(*write(CONTENT))
     with pytest.raises(
-        ValueError, match=r"Image 7 is 60 wide and 40 high, and 1 of its boxes lie wholly outside: \[\[60"
+        ValueError, match=r"Image 7 is 60 wide and 40 high, and 1 of its boxes are completely outside: \[\[60"
     ):
         prepare(data, **with_outer_box(data))
 
@@ -388,7 +388,7 @@ def test_what_a_crop_removed_is_no_error_and_a_sample_may_be_empty(write):
 def test_the_original_is_checked_before_it_is_augmented(write):
     json_file, folder = write(CONTENT)
     data = load_coco(json_file, folder)
-    with pytest.raises(ValueError, match="Image 7 is 60 wide and 40 high, and 1 of its boxes lie wholly outside"):
+    with pytest.raises(ValueError, match="Image 7 is 60 wide and 40 high, and 1 of its boxes are completely outside"):
         augmented(data, **with_outer_box(data))
     Image.new("RGB", (30, 20)).save(folder / "wide.png")
     with pytest.raises(ValueError, match="Image 7 is 30 wide and 20 high, but 60 and 40 by its json"):

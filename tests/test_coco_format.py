@@ -277,7 +277,7 @@ def test_other_texts_are_numbered_after_the_largest_number_in_their_order():
     keys = KeyNumbers([{"id": "b"}, {"id": 4}, "no entry", {"id": "a"}, {"id": "b"}, {"id": {"$oid": "007"}}], "id")
     assert [keys.number(key) for key in ("b", "a", {"$oid": "007"}, "007", 4)] == [5, 6, 7, 7, 4]
     assert keys.notes("image ids") == [
-        "image ids are texts, such as 'b', and become numbers: 3 of them, from 5.",
+        "image ids are texts such as 'b'. 3 are replaced by numbers, which start at 5.",
     ]
 
 
@@ -292,13 +292,13 @@ def test_an_unknown_text_gets_a_negative_number_of_its_own():
     keys = KeyNumbers([{"id": "a"}], "id")
     unknown = [keys.number(key) for key in ("x", "y", "x")]
     assert unknown == [-(2**62) - 1, -(2**62) - 2, -(2**62) - 1]
-    assert keys.notes("ids") == ["ids are texts, such as 'a', and become numbers: 1 of them, from 1."]
+    assert keys.notes("ids") == ["ids are texts such as 'a'. 1 are replaced by numbers, which start at 1."]
 
 
 def test_numbers_need_no_note_and_a_long_text_is_cut():
     assert KeyNumbers([{"id": 3}, {"id": "4"}], "id").notes("ids") == []
     [note] = KeyNumbers([{"id": "n" * 41}], "id").notes("ids")
-    assert note == f"ids are texts, such as '{'n' * 40}', and become numbers: 1 of them, from 1."
+    assert note == f"ids are texts such as '{'n' * 40}'. 1 are replaced by numbers, which start at 1."
 
 
 @pytest.mark.parametrize(

@@ -414,7 +414,7 @@ def test_other_evaluations_are_not_looked_at(data, tmp_path):
         assert len(figures(plain, name)) == count
 
 
-def test_of_several_data_sets_the_first_is_examined(data, tmp_path):
+def test_in_several_folders_data_sets_the_first_is_examined(data, tmp_path):
     def train(*names):
         trainer = make_trainer(data, tmp_path, max_steps=1, eval_strategy="steps")
         sets = {"held_out": trainer.eval_dataset, "seen": trainer.train_dataset}

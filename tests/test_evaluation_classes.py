@@ -42,7 +42,7 @@ def test_placeholders_go_by_category_id_or_else_by_order():
     assert by_id.category_ids == {0: 5, 1: 9, 2: 2}
     assert not by_id.notes
     assert by_order.category_ids == {0: 2, 1: 5, 2: 9}
-    assert "Its 3 classes are matched with those of the data by their order: 'cat', 'dog', 'eel'" in by_order.notes[0]
+    assert "Its 3 classes are matched by order with the classes of the data: 'cat', 'dog', 'eel'" in by_order.notes[0]
 
 
 @pytest.mark.parametrize(

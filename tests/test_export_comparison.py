@@ -70,7 +70,7 @@ def test_what_is_not_finite_is_a_difference(predictions, part):
     assert max(compare_predictions(predictions, tuple(broken))[:2]) > 0.5
 
 
-def test_the_worst_of_several_batches_counts():
+def test_the_worst_in_several_folders_batches_counts():
     total = Difference(0.1, 0.3, 4, 1) + Difference(0.2, 0.1, 5, 2)
     assert total == Difference(0.2, 0.3, 9, 3)
     check_difference(total, 0.3, "it")

@@ -44,9 +44,9 @@ def test_the_last_word_of_a_list_of_annotations_tells_its_split(name, split):
     assert split_in(name, at_end=True) == split
 
 
-def split_names(*paths, files_tell=False):
+def split_names(*paths, files_name_splits=False):
     root = Path("data")
-    names = SplitNames(root, [root / path for path in paths], files_tell)
+    names = SplitNames(root, [root / path for path in paths], files_name_splits)
     return names, [names.of_file(root / path) for path in paths]
 
 
@@ -67,8 +67,8 @@ def test_a_last_word_beside_folders_of_splits_tells_it():
 
 def test_names_of_images_tell_nothing_and_those_of_annotations_do():
     assert split_names("train_1.jpg", "test_1.jpg")[1] == [None, None]
-    assert split_names("train_a.json", "test_a.json", files_tell=True)[1] == ["train", "test"]
-    assert split_names("val/boxes.json", "bus_test.json", files_tell=True)[1] == ["validation", "test"]
+    assert split_names("train_a.json", "test_a.json", files_name_splits=True)[1] == ["train", "test"]
+    assert split_names("val/boxes.json", "bus_test.json", files_name_splits=True)[1] == ["validation", "test"]
 
 
 @pytest.mark.parametrize(("name", "plain"), [("annotations_trainval2017", True), ("labels_of_wine", False)])

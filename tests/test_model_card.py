@@ -148,8 +148,7 @@ def test_an_ap_of_earlier_weights_is_not_this_models():
     evaluation = {**TRAINING["evaluation"], "step": 100}
     card, text = card_of({"training": {**TRAINING, "steps": 150, "evaluation": evaluation}})
     assert (
-        "This was at step 100; the weights here are those of step 150. AP was not measured for the weights here."
-        in text
+        "It was measured at step 100; these weights are from step 150. AP was not measured with these weights." in text
     )
     assert card.data.eval_results is None
     card, text = card_of({"training": {**TRAINING, "steps": 100, "evaluation": evaluation}})
@@ -257,7 +256,7 @@ def test_results_of_a_run_are_told_with_intervals_threshold_and_pictures(tmp_pat
     assert "curves.png" not in elsewhere
     changed = tiny_config(provenance={"training": {**training, "steps": 10}})
     text = model_card(changed, 1, "birds", folder=tmp_path)
-    assert "This was at step 9; the weights here are those of step 10. AP was not measured" in text
+    assert "It was measured at step 9; these weights are from step 10. AP was not measured" in text
     assert "curves.png" not in text
     assert "threshold=0.4)" in text
 

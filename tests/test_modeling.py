@@ -531,7 +531,7 @@ def test_inputs_of_a_wrong_shape_are_refused(model_class, pixel_values, pixel_ma
 
 @pytest.mark.parametrize("training", [False, True])
 def test_wrong_labels_are_refused(training):
-    with pytest.raises(ValueError, match=r"class 9 does not exist with config.num_labels=5"):
+    with pytest.raises(ValueError, match=r"class 9 does not exist.*config.num_labels=5"):
         make_model().train(training)(*tiny_images(), [{"class_labels": [9], "boxes": [[0.5] * 4]}, *tiny_labels(0)])
 
 

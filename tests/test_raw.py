@@ -114,7 +114,7 @@ def test_a_box_outside_of_the_file_is_named_and_a_broken_file_is_left_to_others(
     paths = write_images(tmp_path)
     found = boxes("xywh", False)
     found[3] = [WIDTH + 10.0, 5.0, 20.0, 20.0]
-    with pytest.raises(ValueError, match=r"row 3.*wholly outside of its image, which is 160 wide and 120 high"):
+    with pytest.raises(ValueError, match=r"row 3.*outside of its image of 160 x 120 pixels"):
         load_data(stored(paths, found))
     (tmp_path / "3.jpg").write_bytes(b"no image")
     rows = load_data(stored(paths, found), validation_fraction=0).train.dataset

@@ -289,7 +289,9 @@ def test_accumulation_reaches_the_images_per_step_of_the_recipe(tmp_path):
     recipe = get_recipe("paper-12ep")
     assert recipe.accumulation_for(2) == 8
     assert recipe.accumulation_for(2, world_size=4) == 2
-    with pytest.raises(ValueError, match=r"6 images at once \(3 in each of 2 processes\) do not divide the 16 images"):
+    with pytest.raises(
+        ValueError, match=r"16 images per step, which is not a multiple of 6 \(3 images in each of 2 processes\)"
+    ):
         recipe.accumulation_for(3, world_size=2)
     args = make_arguments(
         recipe, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=recipe.accumulation_for(4)

@@ -503,7 +503,7 @@ def test_photos_that_are_not_read_are_named(tmp_path):
     assert items[3].reason == items[1].reason == "It is a raw image of a camera, which is not read; convert it to JPEG."
 
 
-def test_of_several_pages_or_frames_the_first_is_read_with_a_word(tmp_path):
+def test_in_several_folders_pages_or_frames_the_first_is_read_with_a_word(tmp_path):
     pages = [Image.new("RGB", (20, 12), colour) for colour in (RED, BLUE)]
     for name in ("scan.tif", "moving.gif"):
         pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])

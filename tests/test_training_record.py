@@ -157,7 +157,7 @@ def test_weights_that_went_on_have_no_measured_ap(data, tmp_path):
     assert len(measured(saved(tmp_path / "checkpoint-2")[1])) == 3
     _, card = saved(tmp_path / "checkpoint-3")
     assert measured(card) == {}
-    assert "This was at step 2; the weights here are those of step 3" in card.text
+    assert "It was measured at step 2; these weights are from step 3" in card.text
 
 
 def test_a_resumed_run_knows_its_earlier_scores(data, tmp_path):
@@ -264,7 +264,7 @@ def test_an_ap_does_not_survive_changes_without_a_record(change, record, measure
         if record == "converted":
             assert ("It belongs to that file and not to the weights here" in text) == is_changed
         else:
-            assert ("AP was not measured for the weights here" in text) == is_changed
+            assert ("AP was not measured with these weights" in text) == is_changed
             assert len(measured(card)) == (0 if is_changed else 3)
 
 

@@ -185,7 +185,7 @@ def test_the_card_states_the_ap_of_these_very_weights(finished, copy):
         model.model.level_embed.add_(1) if hasattr(model.model, "level_embed") else next(model.parameters()).add_(1)
     model.save_pretrained(copy)
     card = (copy / "README.md").read_text(encoding="utf-8")
-    assert "AP was not measured for the weights here" in card
+    assert "AP was not measured with these weights" in card
     assert "curves.png" not in card
 
 
@@ -300,7 +300,7 @@ def test_other_data_of_the_same_counts_are_noticed(folder, copy, tmp_path):
     content = read_json(path)
     content["annotations"][0]["bbox"][2] -= 1
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"The training images are not those of the run in .*boxes differ"):
+    with pytest.raises(ValueError, match=r"The training images differ from the run in .*boxes"):
         train(replaced, output_dir=copy, resume=True)
 
 
@@ -504,7 +504,7 @@ def test_data_that_the_doctor_would_refuse_are_not_trained_on(folder, tmp_path):
     content = read_json(path)
     content["annotations"][0]["bbox"] = [500, 500, 20, 20]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"wholly outside .* `dino-hf doctor "):
+    with pytest.raises(ValueError, match=r"completely outside .* `dino-hf doctor "):
         train(broken, model=folder / "untrained", output_dir=tmp_path / "out")
 
 

@@ -167,7 +167,7 @@ def test_test_data_that_are_not_here_are_left_out(tmp_path):
     assert any("so there are no test data" in note for note in data.notes)
 
 
-def test_of_several_yamls_the_one_called_data_is_taken(tmp_path):
+def test_in_several_folders_yamls_the_one_called_data_is_taken(tmp_path):
     folder = write(tmp_path, "train: images\nnames: [cat]\n", images__a_png=None)
     (folder / "other.yaml").write_text("train: x\nnames: [dog]\n")
     (folder / "settings.yaml").write_text("epochs: 3\n")

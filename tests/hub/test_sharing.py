@@ -465,7 +465,14 @@ def test_one_attribute_turns_the_code_off(cls, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "has_code"), [("checkpoint-20", False), ("checkpoint-best", True), ("checkpoint", True)]
+    ("name", "has_code"),
+    [
+        ("checkpoint-20", False),
+        ("checkpoint-20/ema", False),
+        ("checkpoint-best", True),
+        ("checkpoint", True),
+        ("checkpoint/ema", True),
+    ],
 )
 def test_a_trainers_checkpoint_has_no_code(name, has_code, tmp_path):
     tiny_config().save_pretrained(tmp_path / name)

@@ -34,7 +34,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Also evaluate this model, and show which of the two is better.",
+            help="Also evaluate this model, and show which model is better.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
@@ -100,7 +100,7 @@ def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, 
     check_folder(output_dir, overwrite)
     console = make_console()
     predictors = [Predictor(name, device=device) for name in (model, other) if name is not None]
-    data, notes = load_split(dataset, models=[one.model for one in predictors], log=False, **reading)
+    data, notes = load_split(dataset, models=[predictor.model for predictor in predictors], log=False, **reading)
     for note in notes:
         console.print(note)
     for predictor in predictors:  # before the first evaluation, which may take an hour

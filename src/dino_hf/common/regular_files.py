@@ -296,7 +296,7 @@ class _BoundedLoader(yaml.BaseLoader):
                 parts = [part for pair in node.value for part in pair]
             self.sizes[id(node)] = size = 1 + sum(self.sizes[id(part)] for part in parts)
             if max(size, len(self.sizes)) > LARGEST_YAML_CONTENT:
-                raise yaml.YAMLError(f"it has more than {LARGEST_YAML_CONTENT:,} values, with those of its aliases")
+                raise yaml.YAMLError(f"it has more than {LARGEST_YAML_CONTENT:,} values, aliases included")
         return node
 
 

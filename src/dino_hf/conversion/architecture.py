@@ -101,7 +101,7 @@ def build_config(
     try:
         config = DinoDetrConfig(**values)
     except StrictDataclassError as error:
-        raise ConversionError(f"The sizes and settings of this file do not make a model: {error.__cause__}") from error
+        raise ConversionError(f"No model has the sizes and settings of this file: {error.__cause__}") from error
     return config, {name: value for name, value in assumed.items() if name not in known}
 
 
@@ -189,8 +189,8 @@ def _attention_sizes(tensors: dict[str, Tensor], num_levels: int, known: dict, f
         expected = known.get(f"{side}_n_points", _POINTS if given is None else points)
         if points != expected or points != int(points) or not points:
             raise ConversionError(
-                f"{name!r} has {samples:g} sampling points of all heads together at each level, which is not {num_heads} heads "
-                f"of {expected}; set the number of heads by --set {side}_attention_heads=N."
+                f"{name!r} has {samples:g} sampling points in each level, but {num_heads} heads with {expected} points each are "
+                f"expected; set the number of heads with --set {side}_attention_heads=N."
             )
         sizes |= {f"{side}_attention_heads": num_heads, f"{side}_n_points": int(points)}
     return sizes

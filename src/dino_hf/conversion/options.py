@@ -9,7 +9,7 @@ HELP = {
     "source": f"Project of the file: auto, {', '.join(PROJECT_NAMES)}.",
     "to": f"Convert back: write a checkpoint file for this project ({', '.join(PROJECT_NAMES)}).",
     "ema": "Convert the averaged weights.",
-    "published": "Name of the published checkpoint, if this file is one.",
+    "published": "Name of the published checkpoint that this file is.",
     "label_names": "Class names: COCO json, json list or dictionary, or a text file with one name per line.",
     "image_size": "Shortest and longest edge of images at evaluation.",
     "set": "Set a field of the configuration. May be repeated.",

@@ -30,7 +30,7 @@ def check_output(folder: Path, force: bool, inputs: list[Path]) -> None:
         return
     here = folder.resolve()
     if not folder.is_dir() or here == Path.cwd() or here in Path.cwd().parents:
-        raise ConversionError(f"{folder} is not a folder of its own; choose another output.")
+        raise ConversionError(f"{folder} is a file, or the current folder or a folder above it; choose another output.")
     if inside := [path for path in inputs if here in path.resolve().parents]:
         raise ConversionError(f"{inside[0]} lies in {folder} and would be replaced; choose another output.")
     entries = list(folder.iterdir())

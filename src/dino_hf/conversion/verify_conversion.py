@@ -289,7 +289,8 @@ def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None
     saved = model.state_dict()
     lost = [name for name, tensor in saved.items() if name not in state or not torch.equal(tensor, state[name])]
     say(
-        f"verified: {len(saved) - len(lost)} of {len(saved)} tensors of {folder} are equal to those of {checkpoint}, bit by bit"
+        f"verified: {len(saved) - len(lost)} of {len(saved)} tensors of {folder} are bit for bit equal to the tensors of "
+        f"{checkpoint}"
     )
     equal = report(Model(folder), source, picture) and check_processor(folder)
     print_detections(folder, picture, "the drawn test picture" if image is None else str(image))

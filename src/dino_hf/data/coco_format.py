@@ -46,7 +46,7 @@ class KeyNumbers:
             return []
         first = next(iter(known))
         return [
-            f"{what} are texts, such as {first[:40]!r}, and become numbers: {len(known)} of them, from {known[first]}."
+            f"{what} are texts such as {first[:40]!r}. {len(known)} are replaced by numbers, which start at {known[first]}."
         ]
 
 
@@ -122,7 +122,7 @@ def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
         return None
     listed = [name for content in contents.values() for name in _file_names(content)]
     splits, categories, finder = {}, [], ImageFinder(files, _image_root(source), listed)
-    names = SplitNames(source, contents if source.is_dir() else (), files_tell=True)
+    names = SplitNames(source, contents if source.is_dir() else (), files_name_splits=True)
     for name, path in _name_splits(source, list(contents), names, problems).items():
         split, own_categories, own_problems, own_notes = read_split(
             contents.pop(path), path, name, finder.of_split(path, name)
@@ -189,8 +189,8 @@ def _name_splits(source: Path, paths: list[Path], names: SplitNames, problems: l
         if name in splits:
             if name != "test":
                 message = (
-                    f"{path} and {splits[name]} both are {name} data by their names; give the path of one of them, "
-                    "or merge them into one json."
+                    f"The names of {path} and {splits[name]} both say {name!r}; give the path of one of the two files, or merge "
+                    "them into one json."
                 )
                 problems.append(Problem("two-files-for-a-split", str(path), message))
             name = path.relative_to(source).with_suffix("").as_posix()

@@ -93,11 +93,11 @@ class SplitNames:
     Args:
         root: folder of the data set. Its own name is ignored.
         paths: paths of files in the data set.
-        files_tell: whether names of files name splits as well. They then take precedence over names of folders.
+        files_name_splits: whether names of files name splits as well. They then take precedence over names of folders.
     """
 
-    def __init__(self, root: Path, paths: Iterable[Path], files_tell: bool = False):
-        self.root, self.files_tell = root, files_tell
+    def __init__(self, root: Path, paths: Iterable[Path], files_name_splits: bool = False):
+        self.root, self.files_name_splits = root, files_name_splits
         self._folders_in: dict[Path, set[str]] = {}  # folder -> names of its subfolders
         stems = set()
         for path in paths:
@@ -106,7 +106,7 @@ class SplitNames:
             while folder != root and folder.name not in self._folders_in.setdefault(folder.parent, set()):
                 self._folders_in[folder.parent].add(folder.name)
                 folder = folder.parent
-        names = set().union(*self._folders_in.values(), stems if files_tell else ())
+        names = set().union(*self._folders_in.values(), stems if files_name_splits else ())
         splits_of: dict[tuple[str, ...], set[str]] = {}
         for name in names:
             split, pattern, *_ = _parse(name)
@@ -118,7 +118,7 @@ class SplitNames:
 
     def of_file(self, path: Path) -> str | None:
         """The split that the name of a file gives, if names of files count; else the split of the nearest folder with one."""
-        if self.files_tell and (split := split_in(path.stem, at_end=True) or self._by_contrast(path.stem)):
+        if self.files_name_splits and (split := split_in(path.stem, at_end=True) or self._by_contrast(path.stem)):
             return split
         folder = path.parent
         while folder != self.root:
@@ -130,10 +130,10 @@ class SplitNames:
     def of_folder(self, folder: Path) -> str | None:
         """The split that the name of a folder gives."""
         if folder not in self._of_folder:
-            self._of_folder[folder] = self._tell(folder)
+            self._of_folder[folder] = self._find_split(folder)
         return self._of_folder[folder]
 
-    def _tell(self, folder: Path) -> str | None:
+    def _find_split(self, folder: Path) -> str | None:
         split, _, is_whole, is_last = _parse(folder.name)
         if split is None or is_whole or self._by_contrast(folder.name):
             return split
@@ -202,7 +202,7 @@ class ImageFinder:
         for name in set(listed):
             folder, _, last = posix(name).rpartition("/")
             folders_of.setdefault(alike(last), set()).add(folder)
-        self._of_several = {last for last, folders in folders_of.items() if len(folders) > 1}
+        self._in_several_folders = {last for last, folders in folders_of.items() if len(folders) > 1}
 
     def of_split(self, json_file: Path, split: str) -> Callable[[str], Path]:
         """A function from file_name to an absolute path. If the file is missing, it is the first path that was tried."""
@@ -243,7 +243,7 @@ class ImageFinder:
         if self._paths is None:
             paths = list(image_files(self.root, self.files))
             self._paths, self._split_names = TailIndex(self.root, paths), SplitNames(self.root, paths)
-        found = self._paths.find(name, split, alike(name.rpartition("/")[2]) in self._of_several)
+        found = self._paths.find(name, split, alike(name.rpartition("/")[2]) in self._in_several_folders)
         found = [path for path in found if self._may_be_of(path, split)]
         in_bases = [path for base in bases for path in found if path.parent == base]
         if len(found) == 1 or in_bases:
@@ -253,8 +253,8 @@ class ImageFinder:
     def _may_be_of(self, path: Path, split: str) -> bool:
         """Whether a file is not in the folder of another split. Two splits may use the same file names."""
         folders = [folder for folder in path.parents if folder.is_relative_to(self.root) and folder != self.root]
-        told = set(filter(None, map(self._split_names.of_folder, folders)))
-        return not told or split in told
+        splits = set(filter(None, map(self._split_names.of_folder, folders)))
+        return not splits or split in splits
 
 
 class TailIndex:
@@ -292,7 +292,7 @@ class TailIndex:
         if needs_folder and most < min(2, len(listed)):
             return []
         best = [(path, parts) for score, path, parts in scored if score == most]
-        return [path for path, parts in best if not _contradict(listed[:-most], parts[:-most], split)]
+        return [path for path, parts in best if not _are_of_different_sets(listed[:-most], parts[:-most], split)]
 
 
 def ambiguous_text(candidates: Sequence[Path]) -> str:
@@ -312,7 +312,7 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     return count
 
 
-def _contradict(listed: Sequence[str], found: Sequence[str], split: str | None) -> bool:
+def _are_of_different_sets(listed: Sequence[str], found: Sequence[str], split: str | None) -> bool:
     """Whether the last two folders that differ are both names of different sets of images."""
     if not listed or not found or listed[-1] in _GENERIC or found[-1] in _GENERIC:
         return False

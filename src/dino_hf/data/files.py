@@ -92,8 +92,8 @@ def unread_note(folder: Path, files: DataFolder) -> list[str]:
     kinds = ", ".join(sorted({path.suffix.lower() for path in found}))
     count = f"{len(found)} files ({kinds}) are" if len(found) > 1 else "1 file is"
     return [
-        f"{count} of a kind that is not read, and skipped; the first is {found[0]}. Convert photos to JPEG or PNG, and videos "
-        "to images."
+        f"{count} skipped, because this format is not supported; the first is {found[0]}. Convert photos to JPEG or PNG, and "
+        "videos to images."
     ]
 
 

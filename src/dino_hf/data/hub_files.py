@@ -86,7 +86,7 @@ def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[
     _check_card(folder)
     groups: dict[tuple, list[Path]] = {}
     paths = list(files.files(folder, set(FILE_KINDS)))
-    names = SplitNames(folder, paths, files_tell=True)
+    names = SplitNames(folder, paths, files_name_splits=True)
     for path in paths:
         groups.setdefault((names.of_file(path) or "train", *_kind(path)), []).append(path)
     parts: dict[str, Part] = {}
@@ -166,9 +166,9 @@ def _check_card(folder: Path) -> None:
     if not isinstance(configurations, list):
         return
     names = {
-        one.get("config_name")
-        for one in configurations
-        if isinstance(one, dict) and isinstance(one.get("config_name"), str)
+        configuration.get("config_name")
+        for configuration in configurations
+        if isinstance(configuration, dict) and isinstance(configuration.get("config_name"), str)
     }
     if len(names) > 1:
         raise ValueError(
@@ -261,7 +261,7 @@ def _load_from_hub(name: str) -> DatasetDict:
                 f"colon, as in {name}:configuration."
             ) from error
         raise OSError(
-            f"There is no file or folder {name}, and it cannot be loaded as a data set of the Hub, {type(error).__name__}: "
+            f"There is no file or folder {name}, and loading it as a data set of the Hub failed with {type(error).__name__}: "
             f"{_sentence(error)} Correct the path or id, or load it with datasets.load_dataset and pass the result."
         ) from error
 

@@ -107,8 +107,8 @@ def box_fields(features, layout: Layout, box_format: str | None, where: str) -> 
     if not isinstance(feature, dict):
         return (), box_format or "xywh"
     fields = next((fields for fields in _BOX_FIELDS if set(fields) == set(feature)), None)
-    told = _BOX_FIELDS.get(fields)
-    if fields is None or (box_format or told).removesuffix("n") != told:
+    layout_of_fields = _BOX_FIELDS.get(fields)
+    if fields is None or (box_format or layout_of_fields).removesuffix("n") != layout_of_fields:
         raise ValueError(
             f"{where} has {layout.box} with the fields {list(feature)}"
             + (
@@ -117,7 +117,7 @@ def box_fields(features, layout: Layout, box_format: str | None, where: str) -> 
                 else "; call them x, y, width, height."
             )
         )
-    return fields, box_format or told
+    return fields, box_format or layout_of_fields
 
 
 def join_rows(first: Dataset, second: Dataset, needed: Collection[str]) -> Dataset | None:

@@ -34,7 +34,7 @@ class DetectionData(NamedTuple):
     def __repr__(self) -> str:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         counts = ", ".join(f"{name} {len(one.dataset)} images" for name, one in parts.items() if one is not None)
-        num_classes = next((len(one.id2label) for one in parts.values() if one is not None), 0)
+        num_classes = next((len(part.id2label) for part in parts.values() if part is not None), 0)
         return f"DetectionData({self.origin!r:.100}: {counts}, {num_classes} classes, {len(self.notes)} notes)"
 
 

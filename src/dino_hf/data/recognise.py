@@ -21,8 +21,8 @@ from .yolo_format import read_yaml, read_yolo, read_yolo_without_yaml, why_no_yo
 _YAML_NAMES = ("data", "dataset")
 _ANNOTATION_SUFFIXES = (".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".zip", ".tar", ".gz", ".7z")
 
-_LOOKED_FOR = (
-    "a json in COCO format, a YOLO yaml with `names` and `train` or a classes.txt, xml files in Pascal VOC format, or parquet, "
+_FORMATS = (
+    "a json in COCO format, a YOLO yaml with `names` and `train` (or a classes.txt), xml files in Pascal VOC format, or parquet, "
     "arrow or jsonl files of a Hugging Face data set"
 )
 
@@ -80,7 +80,7 @@ def _read_file(path: Path, box_format: str | None, allow_outside: bool) -> RawDa
         return read_hub(path, box_format, allow_outside)
     if suffix == ".json":
         return read_coco(path, allow_outside)
-    raise ValueError(f"{path} is not a data set; give a folder, or {_LOOKED_FOR}.")
+    raise ValueError(f"{path} is not a data set; give a folder, or {_FORMATS}.")
 
 
 def _read_folder(folder: Path, box_format: str | None, allow_outside: bool) -> RawDataset:
@@ -103,7 +103,7 @@ def _read_folder(folder: Path, box_format: str | None, allow_outside: bool) -> R
     found = sorted(path.name for path in folder.iterdir())
     reasons = " ".join(["", *files.notes(), *unread_note(folder, files)])
     raise ValueError(
-        f"{folder} is not a data set: it needs {_LOOKED_FOR}; it has {list_some(found, 8) or 'nothing'}.{reasons}"
+        f"{folder} is not a data set: it needs {_FORMATS}; it has {list_some(found, 8) or 'nothing'}.{reasons}"
     )
 
 

@@ -214,10 +214,10 @@ def _wrong_text(kind: str, annotations: Annotations, place: int, classes: ClassS
         "image": f"image_id={annotations.image_id[place]}, which is not among the images.",
         "box": f"{box}; it must be (x, y, width, height) in pixels.",
         "area": f"area={area_text(area)}; it must be a number of pixels, or be left out.",
-        "negative": f"{box}, of negative size; width and height must be positive. If the numbers are two corners, xmin must be "
-        "below xmax, and ymin below ymax.",
-        "outside": f"{box}, wholly outside of its image, which is {size[0]:g} wide and {size[1]:g} high; it must be (x, y, width, "
-        "height) in pixels of the image as listed: scale it as the image was scaled, or remove it.",
+        "negative": f"{box}, of negative size; width and height must be positive. In a box of two corners, xmin must be below "
+        "xmax, and ymin below ymax.",
+        "outside": f"{box}, which is completely outside of its image of {size[0]:g} x {size[1]:g} pixels (width x height); it "
+        "must be (x, y, width, height) in pixels of the listed size. If the image was resized, scale the box too, or remove it.",
     }[kind]
 
 

@@ -50,9 +50,9 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
         if unlisted:
             notes.append(f"{folder}: {len(unlisted)} xml files are in no list of {lists.where} and are skipped.")
         for path in group:
-            told = splits_of.get(path, []) if lists else [names.of_file(path) or _own_split(source)]
-            if told and (entry := reader.read(path)):
-                for split in told:
+            splits_of_path = splits_of.get(path, []) if lists else [names.of_file(path) or _own_split(source)]
+            if splits_of_path and (entry := reader.read(path)):
+                for split in splits_of_path:
                     found.setdefault(split, []).append(entry)
         for split, line, why in missing:
             if why == MISSING:
@@ -62,7 +62,7 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
             message = f"{short_repr(line)}, listed as {split} data in {lists.where}, {why}."
             problems.append(Problem("missing-file", where, message))
     notes += [*names.notes(), *reader.images_without_xml(paths)]
-    classes = {one.name for images in found.values() for image in images for one in image.objects}
+    classes = {item.name for images in found.values() for image in images for item in image.objects}
     ids = {name: number for number, name in enumerate(sorted(classes), start=1)}
     splits = {split: _make_split(split, source, images, ids) for split, images in in_order(found).items()}
     categories = [{"id": number, "name": name} for name, number in ids.items()]
@@ -277,6 +277,6 @@ def _make_split(split: str, source: Path, entries: list[_Annotated], ids: dict[s
     images = [{"id": image_id, **entry.image} for image_id, entry in enumerate(entries, start=1)]
     annotations = AnnotationBuilder("{0}, object {1}", [entry.where for entry in entries])
     for place, entry in enumerate(entries):
-        for one in entry.objects:
-            annotations.add(place + 1, ids[one.name], one.box, one.number, place, iscrowd=one.is_difficult)
+        for item in entry.objects:
+            annotations.add(place + 1, ids[item.name], item.box, item.number, place, iscrowd=item.is_difficult)
     return RawSplit(split, source, images, annotations.build())

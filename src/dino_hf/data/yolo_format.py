@@ -82,8 +82,8 @@ def read_labels(
     """
     if name != "test" and not any(is_regular(label_file(path)) for path in paths):
         message = (
-            f"None of the images of {name} has a txt, which must be beside it, or in a folder labels if it is in one called "
-            f"images; the first image is {paths[0]}."
+            f"No image of {name} has a txt file; the first image is {paths[0]}. Put each txt beside its image, or put images in "
+            "a folder images and txt files in a folder labels beside it."
         )
         problems.append(Problem("missing-file", f"{yaml_file}: {name}", message))
     root = Path(os.path.commonpath([yaml_file.absolute().parent, paths[0]]))
@@ -310,13 +310,17 @@ def why_no_yolo(folder: Path, files: DataFolder) -> str | None:
     names_file = _names_file(folder, files)
     if names_file is None:
         return None
-    labels = [path for path in files.files(folder, {".txt"}) if path != names_file]
-    images = next(image_files(folder, files), None)
-    if images is None:
-        where = f"{len(labels)} txt files" if labels else "no txt files either"
-        return f"there are class names in {names_file} and {where}, but no images; copy the images into {folder / 'images'}."
-    where = "beside it or in a folder labels"
-    return f"there are class names in {names_file} and images such as {images}, but no image has a txt {where}."
+    num_labels = sum(path != names_file for path in files.files(folder, {".txt"}))
+    image = next(image_files(folder, files), None)
+    if image is None:
+        return (
+            f"it has class names in {names_file} and {num_labels or 'no'} txt files, but no images; copy the images into "
+            f"{folder / 'images'}."
+        )
+    return (
+        f"it has class names in {names_file} and images such as {image}, but no txt files; put each txt beside its image or in a "
+        "folder labels."
+    )
 
 
 def _categories(content: dict, yaml_file: Path, problems: list[Problem]) -> list[dict]:
@@ -381,7 +385,7 @@ def _places(entry: str, bases: list[Path]) -> list[Path]:
     """
     stripped = entry.removeprefix("../")
     entries = [stripped, entry] if stripped != entry else [entry]
-    return [Path(os.path.normpath(base / one)) for one in entries for base in bases]
+    return [Path(os.path.normpath(base / entry)) for entry in entries for base in bases]
 
 
 def _listed(line: str, bases: list[Path], files: DataFolder) -> Path:

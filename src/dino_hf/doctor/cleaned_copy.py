@@ -161,9 +161,9 @@ def _write_splits(
 def unused(name: str, taken: set[str]) -> str:
     """A name that is not in `taken`, and add it to `taken`. Case is ignored, as in some file systems."""
     free = next(
-        one
-        for one in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
-        if one.casefold() not in taken
+        candidate
+        for candidate in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
+        if candidate.casefold() not in taken
     )
     taken.add(free.casefold())
     return free

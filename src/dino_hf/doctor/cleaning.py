@@ -237,7 +237,7 @@ class Cleaner:
         is_near_repeat = self._near_repeats(name, final)
         annotations, taken, others = [], set(), images_of_others(self.raw, name)
         originals = split.annotations
-        next_id = 1 + max((one for one in originals.id if isinstance(one, int)), default=0)
+        next_id = 1 + max((number for number in originals.id if isinstance(number, int)), default=0)
         for place in range(len(originals)):
             kind, before, after = cleaned.kinds[place], box_text(originals.bbox[place]), ""
             if table.image[place] >= 0 and image[place] < 0:

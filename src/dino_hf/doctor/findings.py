@@ -36,7 +36,8 @@ class Finding(NamedTuple):
 
     def as_dict(self) -> dict:
         offenders = [
-            {"split": one.split, "where": one.where, "file": one.file, "value": one.value} for one in self.offenders
+            {"split": offender.split, "where": offender.where, "file": offender.file, "value": offender.value}
+            for offender in self.offenders
         ]
         return self._replace(offenders=offenders)._asdict()
 
@@ -115,7 +116,7 @@ class FindingCollector:
             is_fixed = self.can_be_copied and known.is_fixed and kind not in self.not_fixed
             cure = self.cures.get(kind, known.cure)
             found.append(Finding(kind, known.severity, count, what, cure, self._offenders[kind], is_fixed))
-        return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count, one.kind))
+        return sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), -finding.count, finding.kind))
 
 
 def box_text(box: np.ndarray) -> str:

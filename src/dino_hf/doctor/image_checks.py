@@ -83,7 +83,7 @@ def _are_stated(places: list[int], known: np.ndarray, stated: np.ndarray, table:
         if by_boxes[-1] is None and not leaving_stated:
             # A box drawn for one size lies inside the other with a probability of about the ratio of the sides.
             log_odds += len(corners) * float(np.log(known[place] / stated[place]).sum())
-    clear = {one for one in by_boxes if one is not None}
+    clear = {answer for answer in by_boxes if answer is not None}
     fallback = clear.pop() if len(clear) == 1 else None
     if fallback is None and not clear and abs(log_odds) >= math.log(SURE):
         fallback = log_odds > 0

@@ -54,7 +54,7 @@ KINDS = {
     ),
     "image-resized": Kind(
         "error",
-        "images whose size differs from the stated one",
+        "images whose size differs from the size in the annotations",
         "They were resized after annotation. Scale their boxes too, or use the original images.",
         True,
     ),
@@ -72,8 +72,8 @@ KINDS = {
     ),
     "stated-size-unclear": Kind(
         "error",
-        "images whose size differs from the stated one, and whose boxes fit both sizes",
-        "Look at them. Then state the actual size, or scale or turn the boxes like the image.",
+        "images whose size differs from the size in the annotations, and whose boxes fit both sizes",
+        "Look at them. Then write the actual size into the annotations, or scale or rotate the boxes like the image.",
     ),
     "image-orientation-unclear": Kind(
         "warning",
@@ -224,8 +224,8 @@ KINDS = {
     # ids of annotations
     "unknown-image": Kind(
         "error",
-        "annotations whose image_id no image has",
-        "Correct image_id, or remove them.",
+        "annotations with an image_id that no image has",
+        "Correct image_id, or remove these annotations.",
         True,
     ),
     "image-of-other-split": Kind(
@@ -235,7 +235,10 @@ KINDS = {
         True,
     ),
     "unknown-category": Kind(
-        "error", "annotations whose category_id no category has", "Add the category, or correct category_id.", True
+        "error",
+        "annotations with a category_id that no category has",
+        "Add the category, or correct category_id.",
+        True,
     ),
     # categories
     "no-categories": Kind("error", "data sets without categories", "List the categories, each with an id and a name."),

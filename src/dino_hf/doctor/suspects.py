@@ -56,7 +56,7 @@ def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: i
         (finding, offender)
         for finding in report.findings
         if finding.kind not in _NOT_DRAWN
-        for offender in [one for one in finding.offenders if album.can_draw(one)][:max_examples]
+        for offender in [item for item in finding.offenders if album.can_draw(item)][:max_examples]
     ]
     pages, num_columns = [], min(_COLUMNS, len(shown))
     for start in range(0, len(shown), _COLUMNS * _ROWS):
@@ -184,7 +184,9 @@ def _point_at(axes: Axes, box: np.ndarray, low: np.ndarray, high: np.ndarray) ->
 def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
     """Two images side by side at the same height, with a white gap."""
     height = min(max(first.height, second.height), 400)
-    scaled = [one.resize((max(1, round(one.width * height / one.height)), height)) for one in (first, second)]
+    scaled = [
+        picture.resize((max(1, round(picture.width * height / picture.height)), height)) for picture in (first, second)
+    ]
     gap = height // 20
     both = Image.new("RGB", (scaled[0].width + gap + scaled[1].width, height), "white")
     both.paste(scaled[0], (0, 0))

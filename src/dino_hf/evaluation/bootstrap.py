@@ -30,8 +30,8 @@ def check_num_bootstrap(num_bootstrap: int) -> None:
         )
     if num_bootstrap > MAX_RESAMPLES:
         raise ValueError(
-            f"num_bootstrap={num_bootstrap} is above {MAX_RESAMPLES}. So many resamples change an interval by less than a "
-            "hundredth of its width; choose 1000."
+            f"num_bootstrap={num_bootstrap} is above {MAX_RESAMPLES}. More resamples change an interval by less than a hundredth "
+            "of its width; use 1000."
         )
 
 
@@ -150,7 +150,7 @@ def centre(samples: np.ndarray, estimate: float) -> np.ndarray:
 
 def num_images_of(matches: Sequence[ClassMatches]) -> list[int]:
     """For each of the `STATISTICS`, the number of images with objects that count for it."""
-    counts = [len(np.unique(np.concatenate([one.objects[area] for one in matches]))) for area in range(len(SIZES))]
+    counts = [len(np.unique(np.concatenate([match.objects[area] for match in matches]))) for area in range(len(SIZES))]
     return [counts[0]] * 3 + counts[1:]
 
 

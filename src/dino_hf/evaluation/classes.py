@@ -53,8 +53,8 @@ def map_classes(
     if not matched and is_unnamed and len(own) == len(names):
         matched = dict(zip(sorted(own), data.category_ids, strict=True))
         notes.append(
-            f"{model_name} has no class names, only placeholders such as LABEL_0. Its {len(names)} classes are matched with "
-            f"those of the data by their order: {_some(names)}."
+            f"{model_name} has no class names, only placeholders such as LABEL_0. Its {len(names)} classes are matched by order "
+            f"with the classes of the data: {_some(names)}."
         )
     if not matched:
         raise ValueError(

@@ -72,7 +72,7 @@ def load_split(
     if isinstance(data, DetectionData):
         loaded = data
     else:
-        own = next((one for one in seen if one.held_out), None)
+        own = next((record for record in seen if record.held_out), None)
         reading = {"box_format": box_format, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
         loaded = None
         if own and split != "test":
@@ -116,8 +116,8 @@ def _check_overlap(data: CocoData, seen: Sequence[SeenImages], allowed: bool, sp
 
     Only images with equal files are refused. Images that look the same may be frames of one camera, so they give a warning.
     """
-    trained = set().union(*(one.trained for one in seen))
-    looks = set().union(*(one.trained_looks for one in seen))
+    trained = set().union(*(record.trained for record in seen))
+    looks = set().union(*(record.trained_looks for record in seen))
     if not trained and not looks:
         return []
     is_equal = [digest in trained for digest in image_digests(data)]

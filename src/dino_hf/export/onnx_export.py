@@ -249,8 +249,8 @@ def _compare(predictor: Predictor, exported: Predictor, pictures: Iterator[Image
     for batch in _batches(pictures):
         prepared = [predictor.image_processor(images=[image.convert("RGB")], return_tensors="pt") for image in batch]
         has_masks = "pixel_mask" in prepared[0]  # not with do_pad=False
-        masks = [one["pixel_mask"][0] for one in prepared] if has_masks else None
-        inputs = pad_images([one["pixel_values"][0] for one in prepared], masks)
+        masks = [image["pixel_mask"][0] for image in prepared] if has_masks else None
+        inputs = pad_images([image["pixel_values"][0] for image in prepared], masks)
         expected, found = predictor.model(*inputs), exported.model(*inputs)
         difference += compare_predictions((expected.logits, expected.pred_boxes), (found.logits, found.pred_boxes))
     return difference
@@ -281,9 +281,9 @@ def _compare_ap(
     from ..evaluation import evaluate_model
 
     ap = []
-    for one in (predictor, exported):
-        say(f"Evaluating {one.name} on {len(data.dataset)} images.")
-        ap.append(evaluate_model(one, data, batch_size=1, num_bootstrap=0).metrics["AP"])
+    for detector in (predictor, exported):
+        say(f"Evaluating {detector.name} on {len(data.dataset)} images.")
+        ap.append(evaluate_model(detector, data, batch_size=1, num_bootstrap=0).metrics["AP"])
         if ap[0] < 0:  # COCO's -1
             raise ValueError(f"{data.name} has no objects, so there is no AP to compare; give other data, or none.")
     if abs(ap[0] - ap[1]) > tolerance:

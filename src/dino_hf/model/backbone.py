@@ -70,9 +70,9 @@ class DinoDetrBackbone(nn.Module):
         if stem is None or stages is None:
             if num_stages:
                 raise ValueError(
-                    f"num_frozen_backbone_stages={num_stages}: the stages of {type(self.model).__name__} are not known here, only "
-                    "those of ResNet, Swin, ConvNeXt and BiT. Use 0, and call requires_grad_(False) on the parameters you want "
-                    "to freeze."
+                    f"num_frozen_backbone_stages={num_stages} does not work with {type(self.model).__name__}; it works with "
+                    "ResNet, Swin, ConvNeXt and BiT. Use 0, and call requires_grad_(False) on the parameters "
+                    "that you want to freeze."
                 )
             return
         stages = [stem, *stages]

@@ -138,8 +138,8 @@ def num_parameters(config) -> int:
 def _numbers(value, depth: int = 0) -> Iterator[int | float]:
     """All numbers in nested lists."""
     if isinstance(value, list | tuple) and depth < 4:
-        for one in value:
-            yield from _numbers(one, depth + 1)
+        for item in value:
+            yield from _numbers(item, depth + 1)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
 
@@ -182,8 +182,8 @@ def check_backbone_sizes(settings: Mapping) -> None:
             )
         numbers = list(_numbers(value))
         least = 0 if is_depth or "window" in name or name.endswith(("ratio", "ratios")) else 1
-        for one in numbers:
-            if not least <= one <= largest:
+        for number in numbers:
+            if not least <= number <= largest:
                 raise ValueError(
                     f"backbone_config has {name}={value!r:.100}; allowed are sizes in [{least}, {largest}]."
                 )
@@ -268,10 +268,10 @@ def checked_category_ids(category_ids: list[int] | None, id2label: dict[int, str
             "id2label, or None."
         )
     try:
-        category_ids = [operator.index(one) for one in category_ids]  # also NumPy's
+        category_ids = [operator.index(category_id) for category_id in category_ids]  # also NumPy's
     except TypeError:
         raise ValueError(f"category_ids={category_ids} must be whole numbers.") from None
-    if largest := [one for one in category_ids if not -(2**63) <= one < 2**63]:
+    if largest := [category_id for category_id in category_ids if not -(2**63) <= category_id < 2**63]:
         raise ValueError(f"category_ids has {largest[0]!r:.30}, but an id has at most 63 bits.")
     if len(set(category_ids)) < len(category_ids):
         raise ValueError(f"category_ids={category_ids} has one id twice; each class needs its own id.")

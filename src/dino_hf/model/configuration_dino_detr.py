@@ -255,8 +255,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         if self.d_model < 64 or self.d_model % 32:
             nearest = max(64, round(self.d_model / 32) * 32)
             raise ValueError(
-                f"d_model={self.d_model} cannot be split into the 32 groups of the projection's norm, of at least 2 each (of a map "
-                f"of one cell, a group of 1 has no deviation to divide by); use {nearest}."
+                f"d_model={self.d_model} does not work with group normalisation, which needs 32 groups of at least 2 channels; "
+                f"use {nearest}."
             )
         if not hasattr(self.backbone_config, "out_indices"):
             raise ValueError(

@@ -153,6 +153,10 @@ class DinoDetrLoss:
     """
 
     def __init__(self, config: DinoDetrConfig):
+        self.configure(config)
+
+    def configure(self, config: DinoDetrConfig) -> None:
+        """Take the weights of losses and costs from a configuration."""
         self.alpha = config.focal_alpha
         self.cost = CostWeights(config.class_cost, config.bbox_cost, config.giou_cost)
         self.weights = {

@@ -27,14 +27,18 @@ class DinoDetrDenoising(nn.Module):
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
+        self.configure(config)
+        self.num_labels = config.num_labels
+        num_rows = config.num_labels + config.num_extra_label_embeddings  # the extra rows are never looked up
+        self.label_embedding = nn.Embedding(num_rows, config.d_model)
+
+    def configure(self, config: DinoDetrConfig) -> None:
+        """Take the number of queries and the noise from a configuration. The label embedding is unchanged."""
         self.num_denoising = config.num_denoising
         self.max_queries = config.max_denoising_queries
         self.masks_padding = config.mask_denoising_padding
         self.label_noise = 0.5 * config.label_noise_ratio
         self.box_noise = config.box_noise_scale
-        self.num_labels = config.num_labels
-        num_rows = config.num_labels + config.num_extra_label_embeddings  # the extra rows are never looked up
-        self.label_embedding = nn.Embedding(num_rows, config.d_model)
 
     @torch.compiler.disable(reason="every shape depends on the number of boxes")
     def forward(self, targets: Targets, num_queries: int) -> DenoisingQueries:

@@ -337,9 +337,9 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         if labels is not None:
             if getattr(self, "_is_replica", False) and not isinstance(labels, Mapping):
                 raise ValueError(
-                    "nn.DataParallel, which Trainer uses for several GPUs of one process, cuts every tensor in a list of labels to "
-                    "pieces: start one process for each GPU by torchrun, or pass labels as one dictionary of padded tensors, as "
-                    "dino_hf.training.DetectionCollator does."
+                    "labels is a list of dictionaries. nn.DataParallel, which Trainer uses for several GPUs in one process, splits "
+                    "every tensor in that list. Start one process for each GPU with torchrun, or pass labels as one dictionary of "
+                    "padded tensors, as dino_hf.training.DetectionCollator does."
                 )
             labels, pixel_mask = targets_and_mask(labels, pixel_values, pixel_mask, self.config.num_labels)
         outputs = self.model(

@@ -117,4 +117,6 @@ def read_remote_card(repo_id: str, token: str | bool | None) -> ModelCard | None
 def _modules(entry: str | dict | list) -> set[str]:
     """Names of the modules that an entry points to. "repository--module" is a module of another repository, not a file here."""
     references = entry.values() if isinstance(entry, dict) else [entry] if isinstance(entry, str) else entry
-    return {one.rpartition(".")[0] for one in references if one is not None}  # entries of tokenizers may contain None
+    return {
+        reference.rpartition(".")[0] for reference in references if reference is not None
+    }  # entries of tokenizers may contain None

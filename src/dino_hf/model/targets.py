@@ -93,8 +93,8 @@ def collect_targets(
         class_labels.append(image_classes.to(torch.int64))
         boxes.append(image_boxes.to(torch.float32))
     counts = tuple(len(image_classes) for image_classes in class_labels)
-    if len({one.device for one in (*class_labels, *boxes)}) > 1:
-        class_labels, boxes = ([one.to(device) for one in many] for many in (class_labels, boxes))
+    if len({tensor.device for tensor in (*class_labels, *boxes)}) > 1:
+        class_labels, boxes = ([tensor.to(device) for tensor in many] for many in (class_labels, boxes))
     classes = torch.cat(class_labels) if class_labels else torch.zeros(0, dtype=torch.int64, device="cpu")
     targets = Targets(classes, torch.cat(boxes) if boxes else torch.zeros(0, 4, device="cpu"), counts)
     _check_values(Targets(*_on_host(targets.class_labels, targets.boxes), counts), num_labels)
@@ -128,9 +128,9 @@ def mask_from_sizes(labels: "Sequence[Mapping] | Mapping | Targets", pixel_value
     """
     if isinstance(labels, Mapping):
         sizes = None if labels.get("size") is None else list(_as_tensor(labels["size"]))
-    elif isinstance(labels, Sequence) and any(isinstance(one, Mapping) and "size" in one for one in labels):
+    elif isinstance(labels, Sequence) and any(isinstance(target, Mapping) and "size" in target for target in labels):
         whole = torch.tensor(pixel_values.shape[-2:], device="cpu")
-        sizes = [_as_tensor(one["size"]) if "size" in one else whole for one in labels]
+        sizes = [_as_tensor(target["size"]) if "size" in target else whole for target in labels]
     else:
         sizes = None
     batch_size, _, height, width = pixel_values.shape
@@ -145,8 +145,9 @@ def mask_from_sizes(labels: "Sequence[Mapping] | Mapping | Targets", pixel_value
         for image, (h, w) in enumerate(given):
             if not (1 <= h <= height and 1 <= w <= width):
                 raise ValueError(
-                    f"labels[{image}]: size is {(h, w)}, but pixel_values are {(height, width)}: it must be the height and width "
-                    "of the image without its padding. Pass pixel_mask, or leave `size` out where nothing is padded."
+                    f"labels[{image}]: size is {(h, w)}, but pixel_values have the height and width {(height, width)}. `size` must "
+                    "be the height and width of the image without its padding. Pass pixel_mask, or leave `size` out if the batch "
+                    "has no padding."
                 )
         if all(size == [height, width] for size in given):
             return None
@@ -214,9 +215,9 @@ def _check_values(targets: Targets, num_labels: int) -> None:
     where = f"labels[{image}], box {int(targets.position[first])}"
     if class_is_wrong[first]:
         raise ValueError(
-            f"{where}: class {int(classes[first])} does not exist with config.num_labels={num_labels}; classes count from "
-            "0 to num_labels - 1. Raw COCO ids run to 90 and need num_labels=91; ids of a data set of your own need to be "
-            "mapped to 0, 1, 2, ..., as dino_hf.training.load_coco does."
+            f"{where}: class {int(classes[first])} does not exist. With config.num_labels={num_labels}, classes are 0 to "
+            f"{num_labels - 1}. Raw COCO ids go up to 90 and need num_labels=91. Map the ids of your own data set to 0, 1, 2, ..., "
+            "as dino_hf.training.load_coco does."
         )
     values = [round(value, 4) for value in boxes[first].tolist()]
     raise ValueError(

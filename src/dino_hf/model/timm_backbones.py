@@ -20,8 +20,8 @@ def prepare_timm_backbone(backbone: nn.Module) -> None:
     name = backbone.config.backbone
     if min(strides) >= 32:
         _warn(
-            f"The timm backbone {name!r} gives {len(strides)} map of stride {min(strides)}, too coarse for small objects: give "
-            "backbone_config out_indices, as [-3, -2, -1] for its last three maps."
+            f"The timm backbone {name!r} returns {len(strides)} feature map of stride {min(strides)}, which is too coarse for "
+            "small objects. Set out_indices in backbone_config: [-3, -2, -1] selects the last three maps."
         )
     published = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
     mean, std = published.get("mean"), published.get("std")
@@ -47,9 +47,9 @@ def refuse_size(backbone: nn.Module, pixel_values: Tensor, error: Exception) -> 
     published = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
     side = (published.get("input_size") or (3, 224, 224))[-1]
     raise ValueError(
-        f"The timm backbone {name!r} does not take images of {height} x {width} pixels; resize all images to one size that "
-        f"it takes, such as DinoDetrImageProcessor(size={{'height': {side}, 'width': {side}}}), or choose another backbone. It "
-        f"says: {' '.join(str(error).split()):.200}"
+        f"The timm backbone {name!r} refuses images of {height} x {width} pixels: {' '.join(str(error).split()):.200}. Resize all "
+        f"images to one size that it accepts, such as DinoDetrImageProcessor(size={{'height': {side}, 'width': {side}}}), or use "
+        "another backbone."
     ) from error
 
 

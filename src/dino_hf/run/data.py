@@ -41,8 +41,8 @@ def read_data(data: Any, record: RunRecord, use_cpu: bool) -> tuple[DetectionDat
         splits = DetectionData(*data, None, [], data[0].name or "")
     else:
         raw = read_raw(data, box_format=settings["box_format"], allow_outside=settings["allow_outside"])
-        chosen = {name: settings[name] for name in ("validation_fraction", "seed", "trust_boxes")}
-        splits = load_raw(raw, data, **chosen)
+        reading = {name: settings[name] for name in ("validation_fraction", "seed", "trust_boxes")}
+        splits = load_raw(raw, data, **reading)
     if splits.train is None:
         raise ValueError(f"{splits.origin} has no images to train on. Name a data set that has a train split.")
     for part, purpose in ((splits.train, "to train on"), (splits.validation, "held out")):
@@ -123,8 +123,8 @@ def _copies_of_training_images(splits: DetectionData) -> list[str]:
             continue
         if count := sum(digest in trained for digest in image_digests(data)):
             found.append(
-                f"{count} of {len(data.dataset)} {name} images are copies of training images, so their AP does not tell how the "
-                "model performs on new images: remove them from one of the two parts."
+                f"{count} of {len(data.dataset)} {name} images are copies of training images. AP on them does not measure how the "
+                "model performs on new images. Remove them from one of the two parts."
             )
     return found
 

@@ -155,7 +155,7 @@ def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | No
             "crowds": int(is_crowd.sum()),
         },
         "image_sizes": {
-            name: [int(one) for one in (values.min(), np.median(values), values.max())]
+            name: [int(value) for value in (values.min(), np.median(values), values.max())]
             for name, values in (("height", sizes[:, 0]), ("width", sizes[:, 1]))
         },
     }

@@ -104,8 +104,8 @@ class RunRecord:
         if changed and {name: before.get(name) for name in data} == data:
             parts = " and ".join({"train": "training images", "held_out": "held-out images"}[name] for name in changed)
             raise ValueError(
-                f"The {parts} are not those of the run in {self.output_dir}: their number is the same, but names, sizes or boxes "
-                "differ. Resume the run with its own data, or start another run in a new --output-dir."
+                f"The {parts} differ from the run in {self.output_dir}: their number is the same, but their names, sizes or boxes "
+                "are not. Resume the run with its own data, or start another run in a new --output-dir."
             )
         if {name: before.get(name) for name in data} != data:
             raise ValueError(

@@ -18,9 +18,9 @@ from ..training.recipe import MODEL_SETTINGS, Recipe
 from ..training.recipes import get_recipe
 
 _ARGUMENTS = {argument.name for argument in dataclasses.fields(TrainingArguments) if argument.init}
-_OF_RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"name", "augmentation", "model_settings"}
-_OF_AUGMENTATION = {field.name for field in dataclasses.fields(Augmentation)}
-_NAMES = _ARGUMENTS | _OF_RECIPE | _OF_AUGMENTATION | MODEL_SETTINGS
+_RECIPE_SETTINGS = {field.name for field in dataclasses.fields(Recipe)} - {"name", "augmentation", "model_settings"}
+_AUGMENTATION_SETTINGS = {field.name for field in dataclasses.fields(Augmentation)}
+_NAMES = _ARGUMENTS | _RECIPE_SETTINGS | _AUGMENTATION_SETTINGS | MODEL_SETTINGS
 # Arguments of `train` that `run.json` records, and their defaults. A resumed run keeps the recorded values.
 RUN_DEFAULTS = {
     "recipe": "finetune",
@@ -33,7 +33,7 @@ RUN_DEFAULTS = {
     "trust_boxes": False,
     "training_doctor": True,
 }
-_OF_TRAIN = {*RUN_DEFAULTS, "model", "output_dir", "resume", "batch_size", "dry_run", "check_images"}
+_TRAIN_ARGUMENTS = {*RUN_DEFAULTS, "model", "output_dir", "resume", "batch_size", "dry_run", "check_images"}
 # Training arguments that a run sets itself, and what to use instead.
 _FALLBACKS = {
     "output_dir": "--output-dir (in Python, output_dir) names the folder",
@@ -56,10 +56,10 @@ def split_settings(recipe: str, settings: dict[str, Any]) -> tuple[Recipe, dict[
             raise ValueError(f"{name} is not set here: {_FALLBACKS[name]}.")
         if name not in _NAMES:
             raise ValueError(f"There is no setting {name!r}; {_closest(name)}")
-    changes = {name: value for name, value in settings.items() if name in _OF_RECIPE}
+    changes = {name: value for name, value in settings.items() if name in _RECIPE_SETTINGS}
     if in_model := {name: value for name, value in settings.items() if name in MODEL_SETTINGS}:
         changes["model_settings"] = in_model
-    if in_augmentation := {name: value for name, value in settings.items() if name in _OF_AUGMENTATION}:
+    if in_augmentation := {name: value for name, value in settings.items() if name in _AUGMENTATION_SETTINGS}:
         changes["augmentation"] = dataclasses.replace(get_recipe(recipe).augmentation, **in_augmentation)
     others = {
         name: value for name, value in settings.items() if name not in _NAMES - _ARGUMENTS and name not in changes
@@ -144,7 +144,7 @@ def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
 
 
 def _hint(name: str) -> str:
-    owner = Recipe if name in _OF_RECIPE else Augmentation
+    owner = Recipe if name in _RECIPE_SETTINGS else Augmentation
     return str(next((field.type for field in dataclasses.fields(owner) if field.name == name), ""))
 
 
@@ -162,13 +162,16 @@ def _plain(text: str) -> Any:
 
 
 def _closest(name: str, as_option: bool = False) -> str:
-    names = sorted((_NAMES - set(_FALLBACKS)) | _OF_TRAIN, key=lambda one: (one not in _OF_TRAIN | _OF_RECIPE, one))
+    names = sorted(
+        (_NAMES - set(_FALLBACKS)) | _TRAIN_ARGUMENTS,
+        key=lambda name: (name not in _TRAIN_ARGUMENTS | _RECIPE_SETTINGS, name),
+    )
     alike = difflib.get_close_matches(name, names, n=3)
     # --lr, --epochs: initials, or one word of the name.
-    alike += [one for one in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", one), *one.split("_"))]
+    alike += [setting for setting in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", setting), *setting.split("_"))]
     close = list(dict.fromkeys(alike))[:3]
     if as_option:
-        close = [f"--{one.replace('_', '-')}" for one in close]
+        close = [f"--{setting.replace('_', '-')}" for setting in close]
     if close:
         return f"did you mean {' or '.join(close)}?"
     return "settings are the fields of Recipe, of its Augmentation, and of transformers.TrainingArguments."
@@ -193,7 +196,7 @@ def find_trackers(report_to: str | Sequence[str] | None) -> list[str]:
         return []
     if "none" in names:
         others = ", ".join(str(name) for name in names if name != "none")
-        raise ValueError(f"report_to has none and {others}: leave out one of the two.")
+        raise ValueError(f"report_to contains 'none' and {others}; remove 'none', or remove the others.")
     available = get_available_reporting_integrations()
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:

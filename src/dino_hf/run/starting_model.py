@@ -177,9 +177,7 @@ def _check_kind(source: str | Path) -> None:
     if kind == DinoDetrConfig.model_type:
         return
     if kind in _SELF_SUPERVISED:
-        found = (
-            f"an encoder of type {kind!r}, as of the self-supervised DINO, another method that does not detect objects"
-        )
+        found = f"an encoder of type {kind!r}, which belongs to the self-supervised DINO, a method that does not detect objects"
     elif kind in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
         found = f"another detector, of type {kind!r}, which can be evaluated and used (dino-hf eval, dino-hf predict)"
     else:

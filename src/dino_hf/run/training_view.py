@@ -47,7 +47,7 @@ def view_training(
     run_settings = RUN_DEFAULTS | before
     recipe, given = recipe or run_settings["recipe"], before.get("settings", {}) | given
     seed = run_settings["seed"] if seed is None else seed
-    chosen, others = split_settings(recipe, given)
+    changed_recipe, others = split_settings(recipe, given)
     model = model or (_model_of(record) if before else None)
     image_processor = image_processor_of(model)
     data = source
@@ -62,7 +62,7 @@ def view_training(
     parts = load_data(data, validation_fraction=fraction, seed=run_settings["seed"], **reading)
     if parts.train is None:
         raise ValueError(f"{data} has no images to train on.")
-    augmentation = fitted(chosen, given, image_processor, has_evaluation=True).augmentation
+    augmentation = fitted(changed_recipe, given, image_processor, has_evaluation=True).augmentation
     return TrainingView(parts.train, augmentation, image_processor, others.get("data_seed") or seed)
 
 

@@ -71,7 +71,7 @@ class _Part:
             if entry.type in _READERS:
                 value = _READERS[entry.type](value, name, unread)
             elif (part := _read_dict(value, name, unread)) is not None:
-                schema = next(one for one in (entry.type, *get_args(entry.type)) if is_dataclass(one))
+                schema = next(member for member in (entry.type, *get_args(entry.type)) if is_dataclass(member))
                 value = schema.from_dict(part, f"{name}.", unread)
             else:
                 continue

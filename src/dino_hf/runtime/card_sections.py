@@ -133,10 +133,10 @@ def _training(data: CardData, folder: Path | None) -> list[str]:
     if not data.is_measured:
         measured, now = ("an unknown step" if step is None else f"step {step:,}" for step in (evaluation.step, steps))
         if measured != now:
-            sections[-1] += f" This was at {measured}; the weights here are those of {now}."
+            sections[-1] += f" It was measured at {measured}; these weights are from {now}."
         else:
-            sections[-1] += " The weights were changed since, and no record says how."
-        sections[-1] += " AP was not measured for the weights here."
+            sections[-1] += " The weights were changed since then, and no record says how."
+        sections[-1] += " AP was not measured with these weights."
     return [*sections, *_scores(evaluation), *(_pictures(evaluation, folder) if data.is_measured else [])]
 
 

@@ -95,7 +95,7 @@ def _read(image):
 
 def _flat(images: list[Tensor] | list[list[Tensor]]) -> list[Tensor]:
     """Images of one input or of a batch of inputs, as one list."""
-    return [image for one in images for image in (one if isinstance(one, list) else [one])]
+    return [image for item in images for image in (item if isinstance(item, list) else [item])]
 
 
 def _join(values: tuple[Tensor, ...], fill: float) -> Tensor:

@@ -118,7 +118,7 @@ class WholeCheckpointTrainer(Trainer):
         if limit is None or limit <= 0:
             return
         checkpoints = checkpoints_by_age(run_dir, self.state.global_step)
-        others = [one for one in checkpoints[:-1] if best is None or one.name != Path(best).name]
+        others = [checkpoint for checkpoint in checkpoints[:-1] if best is None or checkpoint.name != Path(best).name]
         has_best = len(others) < len(checkpoints) - 1
         num_kept = max(0, limit - 1 - has_best)  # besides the newest and the best, which are always kept
         for checkpoint in others[: len(others) - num_kept]:
@@ -153,7 +153,10 @@ class WholeCheckpointTrainer(Trainer):
             self.ema.save(folder)
             self.processing_class.save_pretrained(folder)
         elif self.args.should_save and ModelEma.is_saved(folder):
-            logger.warning("%s holds the averaged weights of an earlier run. It is deleted: this run has none.", folder)
+            logger.warning(
+                "%s contains the averaged weights of an earlier run. It is deleted, because this run averages no weights.",
+                folder,
+            )
             shutil.rmtree(folder)
         super().save_model(output_dir, _internal_call)
 

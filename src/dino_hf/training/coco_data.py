@@ -106,8 +106,8 @@ class DetectionTransform:
                 raise
             if lost := objects["iscrowd"].count(0) - num_inside:
                 raise ValueError(
-                    f"Image {image_id} is {image.width} wide and {image.height} high, and {lost} of its boxes lie wholly outside: "
-                    f"{objects['bbox']}. Boxes must be (x, y, width, height) in pixels of the image."
+                    f"Image {image_id} is {image.width} wide and {image.height} high, and {lost} of its boxes are completely "
+                    f"outside: {objects['bbox']}. Boxes must be (x, y, width, height) in pixels of the image."
                 )
             samples["pixel_values"].append(pixel_values)
             samples["labels"].append(labels)

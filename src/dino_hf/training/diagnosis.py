@@ -220,8 +220,8 @@ class TrainingDoctor(TrainerCallback):
         answers = merge(gather_object([answers]))
         if not answers:
             logger.warning(
-                "TrainingDoctor saw no boxes in this evaluation. Either the images have none, or their labels are not a dictionary "
-                "of %s, as from DetectionCollator.",
+                "TrainingDoctor saw no boxes in this evaluation. Either the images have no boxes, or labels is not a dictionary "
+                "with the keys %s. DetectionCollator returns this dictionary.",
                 sorted(_LABEL_NAMES),
             )
             return

@@ -207,8 +207,8 @@ class Recipe:
         at_once = per_device_batch_size * world_size
         if self.total_batch_size % at_once:
             raise ValueError(
-                f"{at_once} images at once ({per_device_batch_size} in each of {world_size} processes) do not divide the "
-                f"{self.total_batch_size} images per step of the recipe {self.name!r}; use a batch size that does."
+                f"The recipe {self.name!r} uses {self.total_batch_size} images per step, which is not a multiple of {at_once} "
+                f"({per_device_batch_size} images in each of {world_size} processes); use a batch size that divides it."
             )
         return self.total_batch_size // at_once
 
@@ -287,17 +287,11 @@ class Recipe:
         for owner in (model, model.model):  # they usually share one configuration
             for name, value in self.model_settings.items():
                 setattr(owner.config, name, value)
-        criterion = type(model.criterion)(config)
-        for name in ("alpha", "cost", "weights"):
-            setattr(model.criterion, name, getattr(criterion, name))
-        if not config.num_denoising:
+        model.criterion.configure(config)
+        if config.num_denoising:
+            denoising.configure(config)
+        else:
             model.model.denoising = None
-            return
-        with torch.device("meta"):  # only the settings of this module are used, not its weights
-            fresh = type(denoising)(config)
-        for name, value in vars(fresh).items():
-            if not name.startswith("_") and name != "training":
-                setattr(denoising, name, value)
 
 
 def _check_types(recipe: Recipe) -> None:
