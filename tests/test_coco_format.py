@@ -125,7 +125,7 @@ def test_test_data_need_neither_annotations_nor_categories(tmp_path):
 def test_two_jsons_for_one_split_are_a_choice_of_the_user(tmp_path):
     folder = write(tmp_path, {"train_a.json": content("a.png"), "train_b.json": content("b.png")}, ["a.png", "b.png"])
     assert [problem.kind for problem in read_raw(folder).problems] == ["two-files-for-a-split"]
-    with pytest.raises(ValueError, match=r"train_b\.json and .*train_a\.json both are train data by their names; give"):
+    with pytest.raises(ValueError, match=r"train_b\.json and .*train_a\.json both say 'train'; give"):
         load_data(folder)
     assert load_data(folder / "train_b.json", validation_fraction=0).train.dataset["file_name"][:] == ["b.png"]
     others = write(tmp_path / "others", {"one.json": content("a.png"), "two.json": content("a.png")}, ["a.png"])

@@ -281,7 +281,7 @@ def test_an_id_that_cannot_be_loaded_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(
         OSError,
-        match=r"no file or folder some/pets, and it cannot be loaded .*, ConnectionError: Couldn't reach 'some/pets' "
+        match=r"no file or folder some/pets, .* with ConnectionError: Couldn't reach 'some/pets' "
         r"on the Hub\. Correct the path or id, or load it with",
     ):
         load_data("some/pets")

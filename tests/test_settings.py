@@ -57,7 +57,7 @@ def test_a_command_line_that_cannot_be_meant(line, message):
 
 def test_what_train_itself_has_is_known():
     parameters = inspect.signature(train).parameters.values()
-    assert {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} == settings._OF_TRAIN
+    assert {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} == settings._TRAIN_ARGUMENTS
 
 
 def test_settings_go_to_the_recipe_and_to_the_arguments():

@@ -230,7 +230,9 @@ def test_a_list_of_names_keeps_its_numbers_and_is_in_utf_8(name, tmp_path):
 def test_images_without_any_txt_are_a_problem_and_txt_files_without_image_a_note(tmp_path):
     yaml = "train: train\ntest: test\nnames: [cat, dog]\n"
     folder = write(tmp_path, yaml, train__a_png=None, labels__train__a_txt=LINE, test__a_png=None)
-    with pytest.raises(FileNotFoundError, match=r"None of the images of train has a txt, .*train/a.png"):
+    with pytest.raises(
+        FileNotFoundError, match=r"No image of train has a txt file; the first image is .*train/a\.png\."
+    ):
         load_data(folder)
     write(
         folder,
