@@ -40,8 +40,8 @@ def broken() -> Backend:
     raise BackendUnavailable("the moon is in the wrong phase")
 
 
-def choose(name=None, device="cpu", dtype=torch.float32, is_order=False) -> str:
-    return choose_backend(name, device, dtype, is_order=is_order)
+def choose(name=None, device="cpu", dtype=torch.float32, must_run=False) -> str:
+    return choose_backend(name, device, dtype, must_run=must_run)
 
 
 def test_the_device_and_the_dtype_choose():
@@ -114,7 +114,7 @@ def test_a_block_that_fails_leaves_no_trace():
 def test_an_unknown_name_is_an_error_that_lists_the_known(monkeypatch):
     known = r"no ms_deform_attn backend 'cuda'; known are \['cpu', 'gather', 'reference', 'torch', 't"
     with pytest.raises(ValueError, match=known):
-        choose("cuda", is_order=True)
+        choose("cuda", must_run=True)
     with pytest.raises(ValueError, match=known), use_backend("cuda"):
         pass
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "cuda")
@@ -128,7 +128,7 @@ def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
     register_backend("lunar", broken, first=True)
     reason = "'lunar' cannot run here: the moon is in the wrong phase"
     with pytest.raises(BackendUnavailable, match=reason):
-        choose("lunar", is_order=True)
+        choose("lunar", must_run=True)
     with pytest.raises(BackendUnavailable, match=reason), use_backend("lunar"):
         pass
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "lunar")
@@ -234,7 +234,7 @@ def test_the_plain_form_is_tried_too():
 
 
 def test_a_device_that_does_not_fit_is_not_tried():
-    register_gpu(stands_in(fused=raises), fits=lambda device: f"{device} is too old")
+    register_gpu(stands_in(fused=raises), find_obstacle=lambda device: f"{device} is too old")
     with pytest.warns(DinoDetrWarning, match="'gpu' cannot run here: cpu is too old"):
         assert choose() == "cpu"
 
@@ -348,7 +348,7 @@ def test_a_named_backend_is_not_asked_for_what_it_does_not_compute():
     with pytest.raises(
         ValueError, match=r"'cpu' supports torch.float32 and torch.bfloat16 on 'cpu', not torch.float64"
     ):
-        choose("cpu", dtype=torch.float64, is_order=True)
+        choose("cpu", dtype=torch.float64, must_run=True)
 
 
 def test_nothing_is_loaded_before_it_is_needed():

@@ -15,7 +15,7 @@ from dino_hf.model.criterion import (
     focal_losses,
     mean_over_processes,
 )
-from dino_hf.model.matcher import CostWeights, DenoisingAnswers, Matches, NonFinitePredictionsError, match
+from dino_hf.model.matcher import CostWeights, DenoisingTargets, Matches, NonFinitePredictionsError, match
 from dino_hf.model.targets import collect_targets
 from helpers import NUM_LABELS, tiny_config, tiny_labels
 from loss import their_loss
@@ -47,7 +47,7 @@ def random_denoising(counts, groups=2, layers=3):
     ]
     matches = Matches(*torch.tensor(pairs).reshape(-1, 4).T)
     predictions = random_predictions(layers, len(counts), groups * 2 * largest)
-    return DenoisingPredictions(*predictions, DenoisingAnswers(matches, groups))
+    return DenoisingPredictions(*predictions, DenoisingTargets(matches, groups))
 
 
 def slow_losses(logits, boxes, targets, matched, normalizer):
@@ -94,7 +94,7 @@ def test_the_loss_agrees_with_a_loop_over_layers_images_and_queries(counts):
         expected |= {name + suffix: value for name, value in losses.items()}
     if denoising is not None:
         for layer, suffix in enumerate(["_dn_0", "_dn_1", "_dn"]):
-            matched = by_layer(denoising.answers.matches, 0)
+            matched = by_layer(denoising.targets.matches, 0)
             losses = slow_losses(denoising.logits[layer], denoising.boxes[layer], targets, matched, num_boxes * 2)
             expected |= {name + suffix: value for name, value in losses.items()}
     for name, value in expected.items():
@@ -133,7 +133,7 @@ def test_boxes_without_denoising_queries_are_stood_for_by_the_others():
     logits, boxes = random_predictions(4, 2, 6)
     targets, denoising, loss = random_targets(3, 1), random_denoising((3, 1)), DinoDetrLoss(tiny_config())
     _, whole = loss(logits, boxes, targets, denoising)
-    _, part = loss(logits, boxes, targets, denoising._replace(answers=replace(denoising.answers, share=0.5)))
+    _, part = loss(logits, boxes, targets, denoising._replace(targets=replace(denoising.targets, share=0.5)))
     for name, value in whole.items():
         expected = 2 * value if "_dn" in name and "cardinality" not in name else value
         torch.testing.assert_close(part[name], expected)

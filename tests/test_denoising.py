@@ -41,8 +41,8 @@ def test_groups_are_counted_as_in_the_release(num_denoising, largest, groups):
 
 def test_every_image_gets_all_groups_of_its_fullest_image():
     _, _, denoising = denoise(3, 0, 2)
-    assert denoising.answers.num_groups == 100 // 6
-    total = denoising.answers.num_groups * 2 * 3
+    assert denoising.targets.num_groups == 100 // 6
+    total = denoising.targets.num_groups * 2 * 3
     assert denoising.content.shape == (3, total, 64)
     assert denoising.references.shape == (3, total, 4)
     assert denoising.attention_mask.shape == (total, total + 6)
@@ -50,7 +50,7 @@ def test_every_image_gets_all_groups_of_its_fullest_image():
 
 def test_without_noise_positives_and_negatives_are_the_boxes_and_labels():
     module, targets, denoising = denoise(3, 0, 2, box_noise_scale=0, label_noise_ratio=0)
-    for _, image, target, positive, negative in places(targets, denoising.answers.num_groups, 3):
+    for _, image, target, positive, negative in places(targets, denoising.targets.num_groups, 3):
         label = module.label_embedding.weight[targets.class_labels[target]]
         for query in (positive, negative):
             assert torch.equal(denoising.content[image, query], label)
@@ -61,7 +61,7 @@ def test_without_noise_positives_and_negatives_are_the_boxes_and_labels():
 def test_queries_without_a_box_are_empty_boxes_in_the_middle():
     _, targets, denoising = denoise(3, 0, 2)
     used = torch.zeros(denoising.content.shape[:2], dtype=torch.bool)
-    for _, image, _, positive, negative in places(targets, denoising.answers.num_groups, 3):
+    for _, image, _, positive, negative in places(targets, denoising.targets.num_groups, 3):
         used[image, [positive, negative]] = True
     assert not used[1].any()
     assert not denoising.content[~used].any()
@@ -71,11 +71,11 @@ def test_queries_without_a_box_are_empty_boxes_in_the_middle():
 
 def test_matches_give_each_positive_its_own_target():
     _, targets, denoising = denoise(3, 0, 2)
-    matches = denoising.answers.matches
+    matches = denoising.targets.matches
     found = list(zip(*(index.tolist() for index in matches), strict=True))
     expected = [
         (0, image, positive, target)
-        for _, image, target, positive, _ in places(targets, denoising.answers.num_groups, 3)
+        for _, image, target, positive, _ in places(targets, denoising.targets.num_groups, 3)
     ]
     assert sorted(found) == sorted(expected)
 
@@ -86,7 +86,7 @@ def test_sides_of_positives_move_less_than_those_of_negatives(scale):
     _, targets, denoising = denoise(3, 0, 2, box_noise_scale=scale, num_denoising=300)
     shares = {"positive": [], "negative": []}
     signs = set()
-    for _, image, target, positive, negative in places(targets, denoising.answers.num_groups, 3):
+    for _, image, target, positive, negative in places(targets, denoising.targets.num_groups, 3):
         half_size = targets.boxes[target, 2:].repeat(2) / 2
         for name, query in (("positive", positive), ("negative", negative)):
             shift = cxcywh_to_xyxy(denoising.references[image, query]) - cxcywh_to_xyxy(targets.boxes[target])
@@ -116,7 +116,7 @@ def test_the_label_embedding_has_rows_beyond_those_of_classes_that_are_never_loo
 
 def test_groups_are_noised_independently():
     _, _, denoising = denoise(3, 2)
-    first, second = denoising.references.unflatten(1, (denoising.answers.num_groups, 6))[:, :2, :2].unbind(1)
+    first, second = denoising.references.unflatten(1, (denoising.targets.num_groups, 6))[:, :2, :2].unbind(1)
     assert (first != second).any(-1).all()
 
 
@@ -143,7 +143,7 @@ def test_half_the_ratio_of_the_labels_is_drawn_anew_from_all_classes(ratio):
         module.label_embedding.weight.copy_(torch.eye(NUM_LABELS + 1, 64))
     denoising = module(targets, 6)
     drawn = []
-    for _, image, target, positive, negative in places(targets, denoising.answers.num_groups, 3):
+    for _, image, target, positive, negative in places(targets, denoising.targets.num_groups, 3):
         true = int(targets.class_labels[target])
         drawn += [(int(denoising.content[image, query].argmax()) - true) % NUM_LABELS for query in (positive, negative)]
         assert denoising.content[image, positive].sum() == 1  # and the spare row never is
@@ -184,7 +184,7 @@ def test_without_boxes_there_are_no_queries_but_the_label_embedding_gets_a_gradi
     assert denoising.content.shape == (2, 0, 64)
     assert denoising.references.shape == (2, 0, 4)
     assert denoising.attention_mask is None
-    assert all(len(index) == 0 for index in denoising.answers.matches)
+    assert all(len(index) == 0 for index in denoising.targets.matches)
     denoising.content.sum().backward()
     assert module.label_embedding.weight.grad is not None
 
@@ -205,18 +205,18 @@ def test_without_boxes_there_are_no_queries_but_the_label_embedding_gets_a_gradi
 )
 def test_a_limit_takes_groups_first_and_then_boxes(counts, limit, groups, largest):
     _, targets, denoising = denoise(*counts, max_denoising_queries=limit)
-    assert denoising.answers.num_groups == groups
+    assert denoising.targets.num_groups == groups
     assert denoising.content.shape[1] == 2 * groups * largest <= limit
     kept = [min(count, largest) for count in counts]
-    assert denoising.answers.share == pytest.approx(sum(kept) / sum(counts) if any(counts) else 1.0)
+    assert denoising.targets.share == pytest.approx(sum(kept) / sum(counts) if any(counts) else 1.0)
     found = [
-        denoising.answers.matches.image[denoising.answers.matches.query < 2 * largest].tolist().count(i)
+        denoising.targets.matches.image[denoising.targets.matches.query < 2 * largest].tolist().count(i)
         for i in range(len(counts))
     ]
     assert found == kept
-    images, chosen = denoising.answers.matches.image, denoising.answers.matches.target
+    images, chosen = denoising.targets.matches.image, denoising.targets.matches.target
     assert torch.equal(targets.image[chosen], images)
-    pairs = set(zip(chosen.tolist(), (denoising.answers.matches.query // (2 * max(largest, 1))).tolist(), strict=True))
+    pairs = set(zip(chosen.tolist(), (denoising.targets.matches.query // (2 * max(largest, 1))).tolist(), strict=True))
     assert len(pairs) == len(chosen)  # no box twice in a group
 
 
@@ -225,12 +225,12 @@ def test_boxes_beyond_the_limit_are_drawn_at_random_and_restored_as_the_others()
     seen = torch.zeros(11)
     for _ in range(60):
         denoising = module(targets, 6)
-        positive = denoising.references[denoising.answers.matches.image, denoising.answers.matches.query]
+        positive = denoising.references[denoising.targets.matches.image, denoising.targets.matches.query]
         # there and back through the logit
-        torch.testing.assert_close(positive, targets.boxes[denoising.answers.matches.target])
-        label = module.label_embedding.weight[targets.class_labels[denoising.answers.matches.target]]
-        assert torch.equal(denoising.content[denoising.answers.matches.image, denoising.answers.matches.query], label)
-        seen[denoising.answers.matches.target] += 1
+        torch.testing.assert_close(positive, targets.boxes[denoising.targets.matches.target])
+        label = module.label_embedding.weight[targets.class_labels[denoising.targets.matches.target]]
+        assert torch.equal(denoising.content[denoising.targets.matches.image, denoising.targets.matches.query], label)
+        seen[denoising.targets.matches.target] += 1
     assert seen[9:].tolist() == [60, 60]
     assert seen[:9].sum() == 4 * 60
     # 60 draws of 4 of 9: 26.7 each, with a standard deviation of 3.8
@@ -244,8 +244,8 @@ def test_a_limit_that_is_not_reached_changes_nothing():
         torch.manual_seed(3)
         module.label_embedding.weight.data.normal_()
         results.append(module(collect_targets(tiny_labels(3, 0, 2), 3, NUM_LABELS, "cpu"), 6))
-    first, second = ({**one._asdict(), **one.answers.matches._asdict()} for one in results)
-    for name in set(first) - {"answers"}:
+    first, second = ({**one._asdict(), **one.targets.matches._asdict()} for one in results)
+    for name in set(first) - {"targets"}:
         assert torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])), name
 
 
@@ -254,7 +254,7 @@ def test_padding_is_hidden_on_request_where_there_is_any():
     assert shown.attention_mask.ndim == 2
     _, targets, hidden = denoise(3, 1, mask_denoising_padding=True)
     used = torch.zeros(hidden.content.shape[:2], dtype=torch.bool)
-    for _, image, _, positive, negative in places(targets, hidden.answers.num_groups, 3):
+    for _, image, _, positive, negative in places(targets, hidden.targets.num_groups, 3):
         used[image, [positive, negative]] = True
     num_denoising = used.shape[1]
     expected = shown.attention_mask[None] & torch.cat([used, torch.ones(2, 6, dtype=torch.bool)], dim=1)[:, None]

@@ -18,13 +18,13 @@ from dino_hf.model.box_ops import cxcywh_to_xyxy
 from dino_hf.model.matcher import Matches
 from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
 from dino_hf.training.diagnosis import (
-    Answer,
+    BoxPrediction,
     Match,
     MatchHistory,
     TrainingDoctor,
     average_largest,
     changes,
-    find_answers,
+    find_box_predictions,
     find_dead_classes,
     find_detector,
     merge,
@@ -237,7 +237,7 @@ def test_figures_of_an_evaluation_are_those_of_a_loop_over_images_and_boxes(data
 
 
 def answer(query=0, anchor=(0.5, 0.5, 0.2, 0.2), label=0, score=0.9, distance=0.1, is_small=False):
-    return Answer(Match(query, list(anchor)), distance, is_small, label, score)
+    return BoxPrediction(Match(query, list(anchor)), distance, is_small, label, score)
 
 
 def test_changes_are_counted_over_the_boxes_of_both_evaluations():
@@ -570,5 +570,5 @@ def test_objects_below_32_x_32_pixels_are_small(height, is_small):
         intermediate_logits=torch.zeros(1, 2, 1, 1), enc_topk_bboxes=box, logits=torch.zeros(1, 1, 1)
     )
     zero = torch.zeros(1, dtype=torch.int64)
-    found = find_answers(labels, outputs, Matches(zero, zero, zero, zero))
+    found = find_box_predictions(labels, outputs, Matches(zero, zero, zero, zero))
     assert found[5, 0].is_small == is_small

@@ -14,7 +14,7 @@ from dino_hf.common.scenes import draw_scene
 from dino_hf.data import image_digests as digests_module
 from dino_hf.data import load_data
 from dino_hf.data import splits as splits_module
-from dino_hf.data.image_digests import LOOK_SIZE, are_alike, image_digests, image_looks, pack, unpack
+from dino_hf.data.image_digests import FINGERPRINT_SIZE, are_alike, image_digests, image_fingerprints, pack, unpack
 from dino_hf.data.image_facts import COARSE_DISTANCE, COARSE_SIDE, MIN_CONTRAST
 from dino_hf.data.rows import CocoData
 
@@ -158,13 +158,13 @@ def data_of(pictures, file_format="PNG", **options):
 @pytest.fixture(scope="module")
 def scenes():
     drawn = [draw_scene(np.random.default_rng([5, number]))[0] for number in range(60)]
-    looks = image_looks(data_of(drawn))  # a few scenes are too even
+    looks = image_fingerprints(data_of(drawn))  # a few scenes are too even
     return [scene for scene, look in zip(drawn, looks, strict=True) if look is not None][:40]
 
 
 def test_copies_are_recognised_and_other_pictures_are_not(scenes):
     trained, others = scenes[:20], scenes[20:]
-    known = unpack(pack(image_looks(data_of(trained))), LOOK_SIZE)
+    known = unpack(pack(image_fingerprints(data_of(trained))), FINGERPRINT_SIZE)
     assert len(known) == 20
     halves = [picture.resize((picture.width // 2, picture.height // 2)) for picture in trained]
     for copies in (
@@ -175,24 +175,24 @@ def test_copies_are_recognised_and_other_pictures_are_not(scenes):
         data_of([picture.resize((2 * picture.width, 2 * picture.height)) for picture in trained]),
         data_of(halves),
     ):
-        assert are_alike(image_looks(copies), known) == [True] * 20
-    assert are_alike(image_looks(data_of(others)), known) == [False] * 20
+        assert are_alike(image_fingerprints(copies), known) == [True] * 20
+    assert are_alike(image_fingerprints(data_of(others)), known) == [False] * 20
     mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in trained]
-    assert not any(are_alike(image_looks(data_of(mirrored)), known))
+    assert not any(are_alike(image_fingerprints(data_of(mirrored)), known))
 
 
 def test_even_and_broken_pictures_have_no_look(scenes):
     data = data_of([Image.new("RGB", (90, 60), "white"), scenes[0]])
     rows = [*data.dataset["image"], {"bytes": b"no image", "path": None}]
     dataset = Dataset.from_dict({"image": rows}).cast_column("image", ImageColumn(decode=False))
-    looks = image_looks(data._replace(dataset=dataset))
+    looks = image_fingerprints(data._replace(dataset=dataset))
     assert [look is None for look in looks] == [True, False, True]
     assert are_alike(looks, {looks[1]}) == [False, True, False]
     side = np.where(np.arange(32 * 32).reshape(32, 32) % 2, 0, 1)
     for contrast, has_look in ((MIN_CONTRAST - 0.5, False), (MIN_CONTRAST + 0.5, True)):
         thumbnail = 100 + 2 * contrast * side
         facts = digests_module.ImageFacts(size=(60, 90), thumbnail=thumbnail)
-        assert (digests_module._look(facts) is not None) == has_look
+        assert (digests_module._fingerprint(facts) is not None) == has_look
 
 
 def look_of(cells, ratio=1.5):

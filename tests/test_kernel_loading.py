@@ -574,5 +574,5 @@ def test_old_gpus_are_named(monkeypatch, capability, hip, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
     monkeypatch.setattr(torch.version, "hip", hip)
-    found = kernel_loading._fits_triton(torch.device("cuda", 1))
+    found = kernel_loading._triton_obstacle(torch.device("cuda", 1))
     assert found is None if reason is None else reason in found

@@ -13,7 +13,7 @@ from PIL import Image
 from dino_hf.data import load_data
 from dino_hf.run import image_check
 from dino_hf.training import large_images
-from dino_hf.training.large_images import LargeInTurn, Turn, large_in_turn
+from dino_hf.training.large_images import LockedLargeImages, ReadLock, lock_large_images
 from processes import exit_codes_of_forks, needs_fork
 
 
@@ -31,10 +31,10 @@ def write_images(folder, sizes):
 
 def test_only_data_with_large_images_are_read_in_turn(tmp_path, monkeypatch):
     data = write_images(tmp_path / "data", [(50, 40), (41, 50), (40, 50)])
-    rows, turn = data.dataset, Turn()
-    assert large_in_turn(rows, data, turn) is rows
+    rows, lock = data.dataset, ReadLock()
+    assert lock_large_images(rows, data, lock) is rows
     monkeypatch.setattr(large_images, "LARGE", 2000)
-    wrapped = large_in_turn(rows, data, turn)
+    wrapped = lock_large_images(rows, data, lock)
     assert wrapped._is_large == [False, True, False]
     assert [sample["image"].size for sample in (wrapped[index] for index in range(len(wrapped)))] == [
         (50, 40),
@@ -66,7 +66,7 @@ class Slow:
 @pytest.mark.parametrize("is_large", [True, False])
 def test_processes_read_large_images_one_after_another(is_large, tmp_path):
     pytest.importorskip("fcntl", reason="this system has no fcntl")
-    rows = LargeInTurn(Slow(tmp_path), [is_large] * 4, Turn())
+    rows = LockedLargeImages(Slow(tmp_path), [is_large] * 4, ReadLock())
     start = time.monotonic() + 0.2
 
     def read(index):
@@ -80,17 +80,17 @@ def test_processes_read_large_images_one_after_another(is_large, tmp_path):
 
 @needs_fork
 def test_the_turn_of_a_worker_that_was_killed_is_free(tmp_path):
-    turn = Turn()
+    lock = ReadLock()
 
     def die():
-        turn.take().__enter__()
+        lock.hold().__enter__()
         raise SystemExit
 
     exit_codes_of_forks([die])
-    copy = pickle.loads(pickle.dumps(turn))  # as in a worker that was spawned
-    with copy.take():
+    copy = pickle.loads(pickle.dumps(lock))  # as in a worker that was spawned
+    with copy.hold():
         pass
-    assert Path(turn._path).exists()
+    assert Path(lock._path).exists()
 
 
 def test_the_check_before_training_decodes_as_many_images_as_fit_into_its_room(tmp_path, monkeypatch):

@@ -594,8 +594,8 @@ def test_the_base_model_runs_denoising_in_training_with_labels_only():
     assert model.eval()(*images, labels).denoising is None
     assert model.train()(*images).denoising is None
     denoising = model(*images, labels).denoising
-    assert denoising.answers.num_groups == 100 // 6
-    assert denoising.logits.shape == (3, 2, denoising.answers.num_groups * 6, NUM_LABELS)
+    assert denoising.targets.num_groups == 100 // 6
+    assert denoising.logits.shape == (3, 2, denoising.targets.num_groups * 6, NUM_LABELS)
 
 
 def test_attention_implementations_agree():

@@ -1,4 +1,4 @@
-"""Digests and fingerprints of images, which find copies by content and by look. Names are not compared."""
+"""Find copies of images: digests find equal files, fingerprints find images that look the same. Names are not compared."""
 
 import base64
 import hashlib
@@ -74,43 +74,43 @@ def unpack(text: object, size: int = _SIZE) -> set[bytes]:
 
 
 _CELLS = COARSE_SIDE**2
-LOOK_SIZE = _CELLS + 2  # bytes: a grey level for each cell, and the aspect ratio as float16
+FINGERPRINT_SIZE = _CELLS + 2  # bytes: a grey level for each cell, and the aspect ratio as float16
 # Largest change of a cell in grey levels. On 261 photographs, JPEG of quality 10 to 75 or scaling by 1/2 changes no cell by more
 # than 9. An object with a tenth of the image's sides that moves changes one cell by 38.
 _MAX_CELL_DIFFERENCE = 12
 _CHUNK = 256  # images compared at once
 
 
-def image_looks(data: CocoData) -> list[bytes | None]:
+def image_fingerprints(data: CocoData) -> list[bytes | None]:
     """Fingerprint of each image. None: the image cannot be read, or its contrast is too low to identify it."""
     column = data.dataset.with_format("arrow").select_columns("image")
-    looks: list[bytes | None] = []
+    fingerprints: list[bytes | None] = []
     for start in range(0, len(column), _CHUNK):
         rows = column[start : start + _CHUNK]["image"].to_pylist()
         images = [{"id": row, "image": image} for row, image in enumerate(rows)]
         split = RawSplit("", data.name, images, AnnotationBuilder().build())
-        looks += [_look(facts) for facts in look_at_images({"": split}, decode=True)[""]]
-    return looks
+        fingerprints += [_fingerprint(facts) for facts in look_at_images({"": split}, decode=True)[""]]
+    return fingerprints
 
 
-def _look(facts: ImageFacts) -> bytes | None:
+def _fingerprint(facts: ImageFacts) -> bytes | None:
     if facts.thumbnail is None or facts.size is None or facts.thumbnail.std() < MIN_CONTRAST:
         return None
     cells = coarse_thumbnails(facts.thumbnail[None]).round().astype(np.uint8)
     return cells.tobytes() + np.array(facts.size[0] / facts.size[1], dtype="<f2").tobytes()
 
 
-def are_alike(looks: Collection[bytes | None], known: Collection[bytes]) -> list[bool]:
+def are_alike(fingerprints: Collection[bytes | None], known: Collection[bytes]) -> list[bool]:
     """Whether each image looks the same as a known image: compressed again, scaled or sharpened.
 
     Two images look the same if all cells of a coarse thumbnail and the aspect ratio agree. Crops and mirror images do not agree.
     """
     known_cells, known_ratios = _unpack(known)
     found = []
-    order = list(looks)
+    order = list(fingerprints)
     for start in range(0, len(order), _CHUNK):
         some = order[start : start + _CHUNK]
-        cells, ratios = _unpack([look or bytes(LOOK_SIZE) for look in some])
+        cells, ratios = _unpack([one or bytes(FINGERPRINT_SIZE) for one in some])
         difference = cdist(cells, known_cells) / COARSE_SIDE  # (chunk, known) root mean square, in grey levels
         largest = cdist(cells, known_cells, "chebyshev")
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -120,12 +120,12 @@ def are_alike(looks: Collection[bytes | None], known: Collection[bytes]) -> list
                 & (largest <= _MAX_CELL_DIFFERENCE)
                 & (ratio <= np.log(MAX_ASPECT_RATIO))
             )
-        found += [look is not None and bool(row.any()) for look, row in zip(some, is_alike, strict=True)]
+        found += [fingerprint is not None and bool(row.any()) for fingerprint, row in zip(some, is_alike, strict=True)]
     return found
 
 
-def _unpack(looks: Collection[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def _unpack(fingerprints: Collection[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Grey levels of the cells (L, cells) and aspect ratios (L,) of fingerprints."""
-    content = np.frombuffer(b"".join(looks), dtype=np.uint8).reshape(-1, LOOK_SIZE)
+    content = np.frombuffer(b"".join(fingerprints), dtype=np.uint8).reshape(-1, FINGERPRINT_SIZE)
     ratios = np.ascontiguousarray(content[:, _CELLS:]).view("<f2")[:, 0]
     return content[:, :_CELLS].astype(np.float64), ratios.astype(np.float64)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from ..data.image_digests import LOOK_SIZE, MOST_DECODED, are_alike, image_digests, image_looks, unpack
+from ..data.image_digests import FINGERPRINT_SIZE, MOST_DECODED, are_alike, image_digests, image_fingerprints, unpack
 from ..data.load import DetectionData, load_data
 from ..data.raw import SPLITS
 from ..data.rows import CocoData
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class SeenImages(NamedTuple):
-    """Digests from `dino_hf.data.image_digests` and looks from `dino_hf.data.image_digests`.
+    """Digests and fingerprints of images from `dino_hf.data.image_digests`.
 
-    A set is empty if it is not in the record. Records of earlier versions have no looks.
+    A set is empty if it is not in the record. Records of earlier versions have no fingerprints.
     """
 
     trained: set[bytes]
     held_out: set[bytes]  # by the run's own split of data without validation images
-    trained_looks: set[bytes]
+    trained_fingerprints: set[bytes]
 
 
 def seen_images(model: PreTrainedModel | None) -> SeenImages:
@@ -32,7 +32,9 @@ def seen_images(model: PreTrainedModel | None) -> SeenImages:
         record = record.get(name) if isinstance(record, dict) else None
     record = record if isinstance(record, dict) else {}
     return SeenImages(
-        unpack(record.get("trained")), unpack(record.get("held_out")), unpack(record.get("trained_looks"), LOOK_SIZE)
+        unpack(record.get("trained")),
+        unpack(record.get("held_out")),
+        unpack(record.get("trained_looks"), FINGERPRINT_SIZE),
     )
 
 
@@ -117,13 +119,13 @@ def _check_overlap(data: CocoData, seen: Sequence[SeenImages], allowed: bool, sp
     Only images with equal files are refused. Images that look the same may be frames of one camera, so they give a warning.
     """
     trained = set().union(*(record.trained for record in seen))
-    looks = set().union(*(record.trained_looks for record in seen))
-    if not trained and not looks:
+    fingerprints = set().union(*(record.trained_fingerprints for record in seen))
+    if not trained and not fingerprints:
         return []
     is_equal = [digest in trained for digest in image_digests(data)]
     is_alike = [False] * len(is_equal)
-    if looks and not all(is_equal) and len(data.dataset) <= MOST_DECODED:
-        is_alike = are_alike(image_looks(data), looks)
+    if fingerprints and not all(is_equal) and len(data.dataset) <= MOST_DECODED:
+        is_alike = are_alike(image_fingerprints(data), fingerprints)
     num_equal = sum(is_equal)
     num_alike = sum(alike and not equal for alike, equal in zip(is_alike, is_equal, strict=True))
     if not num_equal and not num_alike:

@@ -35,9 +35,9 @@ class BackendUnavailable(RuntimeError):
 class _Entry(NamedTuple):
     load: Callable[[], Backend]
     device_type: str | None  # None: any
-    dtypes: tuple[torch.dtype, ...] | None  # of values; None: any
+    dtypes: tuple[torch.dtype, ...] | None  # dtypes of the values; None: any
     automatic: bool
-    fits: Callable[[torch.device], str | None]  # the reason why it cannot run on a device, or None
+    find_obstacle: Callable[[torch.device], str | None]  # see `register_backend`
 
 
 _entries: dict[str, _Entry] = {}  # in the order of the automatic choice
@@ -46,7 +46,7 @@ _reasons: dict[str, str] = {}  # name -> reason why the backend could not be loa
 _trials: dict[tuple[str, str, int | None, torch.dtype], str | None] = {}  # -> reason why the trial failed, or None
 _warned: set[tuple[str, ...]] = set()  # keys of warnings that were given
 _loading = threading.RLock()  # a second thread waits until the first has built and imported a kernel
-_chosen: ContextVar[str | None] = ContextVar("ms_deform_attn_backend", default=None)
+_named_in_block: ContextVar[str | None] = ContextVar("ms_deform_attn_backend", default=None)
 _blocks: list[tuple[str, object]] = []  # open `use_backend` blocks of all threads, the newest last
 
 
@@ -57,19 +57,19 @@ def register_backend(
     dtypes: tuple[torch.dtype, ...] | None = None,
     automatic: bool = True,
     first: bool = False,
-    fits: Callable[[torch.device], str | None] = lambda device: None,
+    find_obstacle: Callable[[torch.device], str | None] = lambda device: None,
 ) -> None:
     """Register a backend under a name.
 
     Args:
         load: returns the implementation; called on first use. Raises BackendUnavailable with the reason.
         device_type, dtypes: supported device type and dtypes of values; None for all.
-        automatic: whether the automatic choice may take it.
+        automatic: whether it may be chosen automatically.
         first: whether the automatic choice tries it before the backends registered so far.
-        fits: returns the reason why the backend cannot run on a device of its type, or None. A trial on the device follows
-            (backend_trial.py).
+        find_obstacle: returns the reason why the backend cannot run on a device of its type, or None if it can. A trial on the
+            device follows (backend_trial.py).
     """
-    entry = {name: _Entry(load, device_type, dtypes, automatic, fits)}
+    entry = {name: _Entry(load, device_type, dtypes, automatic, find_obstacle)}
     others = {other: known for other, known in _entries.items() if other != name}
     _entries.clear()
     _entries.update(entry | others if first else others | entry)
@@ -138,40 +138,40 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError, BackendUnavailable: see `load_backend`.
     """
     load_backend(name)
-    token, block = _chosen.set(name), (name, object())
+    token, block = _named_in_block.set(name), (name, object())
     _blocks.append(block)
     try:
         yield
     finally:
         _blocks.remove(block)
-        _chosen.reset(token)
+        _named_in_block.reset(token)
 
 
 @torch.compiler.assume_constant_result
 def choose_backend(
-    name: str | None, device_type: str, dtype: torch.dtype, index: int | None = None, is_order: bool = False
+    name: str | None, device_type: str, dtype: torch.dtype, index: int | None = None, must_run: bool = False
 ) -> str:
     """Choose the backend for values on a device.
 
     Precedence: `use_backend`, the environment variable DINO_HF_MS_DEFORM_ATTN, `name`, then the first backend that can run.
     Compiled code keeps the choice that was made when it was traced. A kernel is tried once for each device and dtype, in a small
-    forward and backward pass. If it fails, it is not used, with one warning.
+    forward and backward pass. If it fails, it is not used, and there is one warning.
 
     Args:
         name: the backend that the model's configuration prefers. A configuration is used on many machines, so if this backend is
-            unknown or cannot run, another one is chosen with one warning.
+            unknown or cannot run, another backend is chosen with one warning.
         index: index of the device; None for the current device.
-        is_order: `name` comes from the caller, not from a configuration. A backend that the user names (by `use_backend`, the
-            environment, or here) must run; otherwise an error is raised.
+        must_run: raise an error if the backend `name` cannot run. A backend named by `use_backend` or the environment always must
+            run.
     Raises:
         ValueError, BackendUnavailable: the backend named by the user is unknown, or cannot run on this device or with this dtype.
     """
-    ordered, source = _ordered_by_user()
-    if not ordered and is_order:
-        ordered, source = name, ""
-    if ordered:
-        _require(ordered, source, device_type, index, dtype)
-        return ordered
+    named, source = _named_by_user()
+    if not named and must_run:
+        named, source = name, ""
+    if named:
+        _require(named, source, device_type, index, dtype)
+        return named
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         # An exported program must not depend on a kernel installed here, nor on grid_sample, which many runtimes lack.
         return "gather"
@@ -191,11 +191,11 @@ def choose_backend(
     raise ValueError(f"No ms_deform_attn backend supports {dtype} on {device_type!r}; known are {sorted(_entries)}.")
 
 
-def _ordered_by_user() -> tuple[str | None, str]:
+def _named_by_user() -> tuple[str | None, str]:
     """The backend named by `use_backend` or by the environment, and a prefix for error messages that names the source."""
-    if block := _chosen.get():
+    if block := _named_in_block.get():
         return block, ""
-    with suppress(IndexError):  # another thread may close the last one at any moment
+    with suppress(IndexError):  # another thread may close the last block at any moment
         return _blocks[-1][0], ""
     return os.environ.get(ENVIRONMENT_VARIABLE, "").strip() or None, f"{ENVIRONMENT_VARIABLE}: "
 
@@ -206,7 +206,7 @@ def _require(name: str, source: str, device_type: str, index: int | None, dtype:
         if not _computes(name, device_type, dtype):
             raise ValueError(
                 f"The ms_deform_attn backend {name!r} supports {_describe(name)}, not {dtype} on {device_type!r}; name "
-                "another one, or none for an automatic choice."
+                "another backend, or none for an automatic choice."
             )
         _try(name, device_type, index, dtype)
     except (ValueError, BackendUnavailable) as error:
@@ -217,7 +217,7 @@ def _require(name: str, source: str, device_type: str, index: int | None, dtype:
 
 def _is_preference_met(name: str, device_type: str, index: int | None, dtype: torch.dtype) -> bool:
     if name in _KERNELS and name not in _entries:
-        return False  # a shared model saved with the name of a kernel, used without the package that has the kernels
+        return False  # the configuration names a kernel of dino_hf, and the shared model runs without dino_hf
     if name not in _entries:
         reason = f"which is unknown here (known are {sorted(_entries)})"
     elif not _computes(name, device_type, dtype):
@@ -230,7 +230,7 @@ def _is_preference_met(name: str, device_type: str, index: int | None, dtype: to
             reason = f"but: {error}"
     _warn_once(
         ("preference", name, reason),
-        f"The model's configuration prefers the ms_deform_attn backend {name!r}, {reason.rstrip('.')}. Another one is used.",
+        f"The model's configuration prefers the ms_deform_attn backend {name!r}, {reason.rstrip('.')}. Another backend is used.",
     )
     return False
 
@@ -254,7 +254,7 @@ def _try(name: str, device_type: str, index: int | None, dtype: torch.dtype) -> 
     if key not in _trials:
         with _loading:
             if key not in _trials:  # unless another thread was first
-                _trials[key] = _reason_against(name, device_type, index, dtype)
+                _trials[key] = _failed_trial(name, device_type, index, dtype)
     if _trials[key]:
         raise BackendUnavailable(f"The ms_deform_attn backend {name!r} cannot run here: {_trials[key]}.")
 
@@ -267,11 +267,11 @@ def _needs_trial(entry: _Entry, device_type: str) -> bool:
     return entry.device_type is not None or device_type not in ("cpu", "cuda", "meta")
 
 
-def _reason_against(name: str, device_type: str, index: int | None, dtype: torch.dtype) -> str | None:
+def _failed_trial(name: str, device_type: str, index: int | None, dtype: torch.dtype) -> str | None:
     if device_type == "cuda" and index is None:
         index = torch.cuda.current_device()
     device, backend = torch.device(device_type, index), _loaded[name]
-    return _entries[name].fits(device) or reason_against(
+    return _entries[name].find_obstacle(device) or reason_against(
         backend.plain, backend.fused, load_backend("reference").plain, device, dtype
     )
 

@@ -11,7 +11,8 @@ SHAPES = ((3, 5), (2, 4), (1, 3), (2, 1))  # (height, width)
 # All released models have this head dimension and these levels and points, so the trial compiles the kernels they need.
 BATCH, QUERIES, HEADS, LEVELS, POINTS, HEAD_DIM = 2, 5, 8, len(SHAPES), 4, 32
 
-# Largest difference from float64, relative to the largest value. Rounding causes a tenth of it, a wrong cell or weight about 1.
+# Largest allowed difference from float64, relative to the largest value. Rounding causes a tenth of this limit. A wrong cell or
+# weight causes a difference of about 1.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 8e-3, torch.bfloat16: 4e-2}
 
 _NAMES = ("the output", "the gradient of values", "the gradient of points", "the gradient of weights")

@@ -159,7 +159,7 @@ def check_backbone_sizes(settings: Mapping) -> None:
         settings: the configuration as a dictionary. It is checked before transformers builds an object from it, because the object
             holds a list with a name for each layer.
     Raises:
-        ValueError: a size is negative or far too large, or the product of sizes is.
+        ValueError: a size is negative or far too large, or a product of sizes is far too large.
     """
     for name, value in settings.items():
         is_depth = _is_depth(name)
@@ -259,7 +259,7 @@ def checked_names(id2label: dict[int, str]) -> dict[int, str]:
 
 
 def checked_category_ids(category_ids: list[int] | None, id2label: dict[int, str]) -> list[int] | None:
-    """Check category ids and return them as a list of int. They must be one different whole number for each class."""
+    """Check category ids and return them as a list of int. Each class needs its own whole number."""
     if category_ids is None:
         return None
     if len(category_ids) != len(id2label):

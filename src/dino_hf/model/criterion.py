@@ -9,12 +9,12 @@ from torch.autograd.function import once_differentiable
 
 from .box_ops import cxcywh_to_xyxy, generalized_iou
 from .configuration_dino_detr import DinoDetrConfig
-from .matcher import CostWeights, DenoisingAnswers, Matches, finite_images, match, repeat_matches
+from .matcher import CostWeights, DenoisingTargets, Matches, finite_images, match, repeat_matches
 from .targets import Targets
 
 
 class SetLosses(NamedTuple):
-    """Raw (unweighted) losses of D layers, each (D,). The last three are only logged."""
+    """Raw (unweighted) losses of D layers, each (D,). The last three are for logs and are not part of the training loss."""
 
     loss_ce: Tensor
     loss_bbox: Tensor
@@ -29,7 +29,7 @@ class DenoisingPredictions(NamedTuple):
 
     logits: Tensor  # (D, B, N, K)
     boxes: Tensor  # (D, B, N, 4)
-    answers: DenoisingAnswers
+    targets: DenoisingTargets
 
 
 class _FocalLosses(torch.autograd.Function):
@@ -216,13 +216,13 @@ class DinoDetrLoss:
             loss, logs = self._weighted_sum(losses), name_losses(losses, names)
             logs["class_error"] = class_error(logits, targets.class_labels, matches)
             if denoising is not None:
-                matches = repeat_matches(denoising.answers.matches, len(denoising.logits))
+                matches = repeat_matches(denoising.targets.matches, len(denoising.logits))
                 logits = denoising.logits
                 if skips:
                     logits = silence(logits, is_left_out[1:])
                     kept = ~is_left_out[1:][matches.layer, matches.image]
                     matches = Matches(*(index[kept] for index in matches))
-                normalizer = num_boxes * denoising.answers.num_groups * denoising.answers.share
+                normalizer = num_boxes * denoising.targets.num_groups * denoising.targets.share
                 losses = set_losses(logits, denoising.boxes, targets, matches, normalizer, self.alpha)
                 loss = loss + self._weighted_sum(losses)
                 logs |= name_losses(losses, [*(f"_dn_{layer}" for layer in range(last)), "_dn"])

@@ -136,7 +136,7 @@ class DinoDetrDecoderLayer(GradientCheckpointingLayer):
 class Decoded(NamedTuple):
     """Predictions of all D layers. The last layer gives the final ones."""
 
-    hidden_states: Tensor  # (D, B, Q, C) normed
+    hidden_states: Tensor  # (D, B, Q, C) normalised
     logits: Tensor  # (D, B, Q, K)
     boxes: Tensor  # (D, B, Q, 4) cxcywh in [0, 1], float32
 
@@ -150,11 +150,11 @@ class DecoderStates(NamedTuple):
 
     hidden_states: tuple[Tensor, ...] | None  # input and output of each layer, (B, Q, C)
     attentions: tuple[Tensor, ...] | None  # weights of self-attention, (B, H, Q, Q)
-    points: tuple[SamplingPoints, ...] | None  # of cross-attention
+    points: tuple[SamplingPoints, ...] | None  # sampling points of cross-attention
 
 
 class DinoDetrDecoder(nn.Module):
-    """Decoder layers with a detection head each, or one for all, and the embedding of their reference boxes."""
+    """Decoder layers, their detection heads (one per layer, or one for all), and the embedding of reference boxes."""
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
@@ -200,7 +200,7 @@ class DinoDetrDecoder(nn.Module):
                 layer_states.append(queries)
             hidden = self.norm(queries)
             # Look forward twice (DINO, sec. 3.5): the supervised box refines `start`, which still carries the gradient of
-            # the previous layer, while attention uses the detached copy. The head runs on normed queries for the loss and
+            # the previous layer, while attention uses the detached copy. The head runs on normalised queries for the loss and
             # on plain queries for the next start; merging the two calls changes the model.
             boxes.append(refine_boxes(start, head.box_delta(hidden), self.pred_boxes_eps))
             logits.append(head.classify(hidden))

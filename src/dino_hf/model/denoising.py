@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .box_ops import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from .configuration_dino_detr import DinoDetrConfig
-from .matcher import DenoisingAnswers, Matches
+from .matcher import DenoisingTargets, Matches
 from .targets import Targets
 
 
@@ -19,7 +19,7 @@ class DenoisingQueries(NamedTuple):
     content: Tensor  # (B, N, C)
     references: Tensor  # (B, N, 4) cxcywh
     attention_mask: Tensor | None  # see `denoising_attention_mask`
-    answers: DenoisingAnswers
+    targets: DenoisingTargets
 
 
 class DinoDetrDenoising(nn.Module):
@@ -79,7 +79,7 @@ class DinoDetrDenoising(nn.Module):
             is_padding[image, place] = False
         mask = denoising_attention_mask(num_groups, group_size, num_queries, is_padding, device)
         share = len(targets.boxes) / num_boxes if num_boxes else 1.0
-        return DenoisingQueries(content, references, mask, DenoisingAnswers(matches, num_groups, share))
+        return DenoisingQueries(content, references, mask, DenoisingTargets(matches, num_groups, share))
 
     def _sample(self, targets: Targets) -> tuple[Targets, Tensor]:
         """Random boxes of each image, at most as many as a group may have, and their indices into the T targets."""

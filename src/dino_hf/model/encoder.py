@@ -49,7 +49,7 @@ class Encoded(NamedTuple):
 
     memory: Tensor  # (B, S, C)
     hidden_states: tuple[Tensor, ...] | None  # input and output of each layer, (B, S, C)
-    points: tuple[SamplingPoints, ...] | None  # of each layer
+    points: tuple[SamplingPoints, ...] | None  # sampling points of each layer
 
 
 class DinoDetrEncoder(nn.Module):

@@ -29,15 +29,15 @@ class Matches(NamedTuple):
 
 
 @dataclass(eq=False)
-class DenoisingAnswers:
+class DenoisingTargets:
     """The target of each denoising query. Not a tuple, for the same reason as `Targets`."""
 
-    matches: Matches  # of one layer
+    matches: Matches  # matches of one layer
     num_groups: int
     share: float = 1.0  # share of boxes with queries; below 1 if `max_denoising_queries` left out boxes
 
-    def to(self, device: torch.device) -> "DenoisingAnswers":
-        return DenoisingAnswers(Matches(*(index.to(device) for index in self.matches)), self.num_groups, self.share)
+    def to(self, device: torch.device) -> "DenoisingTargets":
+        return DenoisingTargets(Matches(*(index.to(device) for index in self.matches)), self.num_groups, self.share)
 
 
 class CostWeights(NamedTuple):
@@ -77,7 +77,8 @@ def matching_cost(
         alpha, gamma: settings of the focal loss. The class cost is its positive term minus its negative term.
     Returns:
         (D, B, M + 1, Q), where M is the largest number of targets of an image. Rows beyond an image's number of targets are
-        undefined. The last row is NaN if a prediction of the layer and image is not finite. So a single copy to the host is enough.
+        undefined. The last row is NaN if a prediction of the layer and image is not finite. So one copy to the host is enough for
+        the costs and this check.
     """
     num_layers, batch_size, num_queries, _ = logits.shape
     largest = max(targets.counts, default=0)

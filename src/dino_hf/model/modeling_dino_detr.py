@@ -239,7 +239,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         )
         if denoising is not None:
             denoised, decoded = decoded.split(num_denoising)
-            denoising = DenoisingPredictions(denoised.logits, denoised.boxes, denoising.answers)
+            denoising = DenoisingPredictions(denoised.logits, denoised.boxes, denoising.targets)
         cross_points = decoder_states.points
         return DinoDetrModelOutput(
             last_hidden_state=decoded.hidden_states[-1],
@@ -301,7 +301,7 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
 
     @property
     def loss_function(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
-        """The loss, with the arguments and results of `DinoDetrLoss`. It is `criterion`, unless another one was set."""
+        """The loss, with the arguments and results of `DinoDetrLoss`. It is `criterion`, unless the user has set another loss."""
         # A module that is set as an attribute does not reach the setter.
         return self._modules.get("loss_function") or self.__dict__.get("_loss_function") or self.criterion
 
@@ -369,7 +369,7 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         )  # (1 + D, B, Q, K)
         boxes = torch.cat([outputs.enc_topk_bboxes[None].to(device), outputs.intermediate_pred_boxes.transpose(0, 1)])
         if denoising is not None:
-            denoising = denoising._replace(answers=denoising.answers.to(device))
+            denoising = denoising._replace(targets=denoising.targets.to(device))
         loss, logs = self.loss_function(logits, boxes, targets.to(device), denoising, num_items_in_batch)
         return _detections(outputs, loss, logs)
 

@@ -21,7 +21,7 @@ def ms_deform_attn(
 
     Args:
         value: (B, S, H, D_head) all maps, flattened level after level.
-        shapes: L pairs (height, width), the sum of products is S.
+        shapes: L pairs (height, width), whose areas sum to S.
         locations: (B, Q, H, L, P, 2) as (x, y); [0, 1] spans the level. Points outside, NaN and infinity count as zero.
         weights: (B, Q, H, L, P)
         backend: name of an implementation; None for an automatic choice, see `choose_backend`.
@@ -32,7 +32,7 @@ def ms_deform_attn(
         BackendUnavailable: the named backend cannot run here.
     """
     _check_shapes(value, shapes, locations, weights)
-    name = choose_backend(backend, value.device.type, value.dtype, value.device.index, is_order=True)
+    name = choose_backend(backend, value.device.type, value.dtype, value.device.index, must_run=True)
     return load_backend(name).plain(value, shapes, locations, weights)
 
 
@@ -44,12 +44,13 @@ def ms_deform_attn_fused(
     Args:
         value, shapes: as in `ms_deform_attn`.
         references: (B, Q, L, 2) points as (x, y), or (B, Q, L, 4) boxes as (cx, cy, w, h), in [0, 1] of each level.
-        offsets: (B, Q, H, L, P, 2) from the point, in cells of the level; or from the box's centre, in half box sizes per P.
+        offsets: (B, Q, H, L, P, 2). For a point, offsets from the point in cells of the level. For a box, offsets from its centre;
+            the unit is half the box size divided by P.
         logits: (B, Q, H, L, P); weights are their softmax over L * P.
         backend, returns, raises: as in `ms_deform_attn`.
     """
     _check_shapes(value, shapes, offsets, logits, references)
-    name = choose_backend(backend, value.device.type, value.dtype, value.device.index, is_order=True)
+    name = choose_backend(backend, value.device.type, value.dtype, value.device.index, must_run=True)
     fused = load_backend(name).fused
     if fused is not None:
         return fused(value, shapes, references, offsets, logits)

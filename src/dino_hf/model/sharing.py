@@ -46,7 +46,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 class CarriesCode:
-    """Mixed into the configuration and the image processors: their folders and uploads get the code files and an `auto_map`.
+    """Mixin for the configuration and the image processors: their folders and uploads get the code files and an `auto_map`.
 
     A Trainer's checkpoints get neither. Set `saves_code = False` on this class, or on one that derives from it, to save no code at
     all. A folder without code loads where dino_hf is installed.

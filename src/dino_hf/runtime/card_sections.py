@@ -38,7 +38,7 @@ _URL = re.compile(r"https?://[\w.~:/?#@!$&'()*+,;=%-]+", re.ASCII)  # no charact
 
 
 def card_body(data: CardData, config, num_parameters: int, name: str, folder: Path | None, has_code: bool) -> str:
-    """All that follows the metadata.
+    """The text of a card below its metadata.
 
     Args:
         config: `DinoDetrConfig`.

@@ -1,4 +1,4 @@
-"""Faster layers for eager mode, mainly on CPUs. Without this file, the model computes the same, slower.
+"""Faster layers for eager mode, mainly on CPUs. Without this file, the model gives the same results, but slower.
 
 `speed_up` gives the layers of a built model subclasses with a faster `forward`. Parameters, names and hooks stay as they are. The
 subclasses keep the names of their bases, because tools look for layers by the name of their class. docs/log.md has measurements.
@@ -21,7 +21,7 @@ from ..model.frozen_batch_norm import FrozenBatchNorm2d
 from ..model.modeling_dino_detr import DinoDetrPreTrainedModel
 from ..model.run_mode import is_traced
 
-_MIN_ROWS = 256  # below, the detour of `_LinearByConvolution` costs more than it saves
+_MIN_ROWS = 256  # with fewer rows, the overhead of `_LinearByConvolution` is larger than its gain
 _MAX_NUMBERS = 2**31  # in one tensor of a convolution
 _CACHED_ROWS = 1024  # of 2048 float32 numbers: 8 MiB
 _PLAIN = (Tensor, nn.Parameter)

@@ -43,7 +43,7 @@ def kernel_sources() -> Path:
 
 
 def _type_and_line(error: Exception) -> str:
-    """The type says more than the text where a library fails to load."""
+    """Type and first line of an error. If a library fails to load, the type is more informative than the text."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
@@ -259,7 +259,7 @@ def _backend(native: bool) -> Backend:
     return Backend(module.ms_deform_attn, module.ms_deform_attn_fused)
 
 
-def _fits_triton(device: torch.device) -> str | None:
+def _triton_obstacle(device: torch.device) -> str | None:
     """Reason why the kernels cannot run on this GPU, or None."""
     if torch.version.hip is not None:  # AMD numbers capabilities differently, so only the trial of the kernel decides
         return None
@@ -272,5 +272,10 @@ def _fits_triton(device: torch.device) -> str | None:
 
 register_backend("cpu", _load_cpu, "cpu", (torch.float32, torch.bfloat16), first=True)
 register_backend(
-    "triton", _load_triton, "cuda", (torch.float32, torch.float16, torch.bfloat16), first=True, fits=_fits_triton
+    "triton",
+    _load_triton,
+    "cuda",
+    (torch.float32, torch.float16, torch.bfloat16),
+    first=True,
+    find_obstacle=_triton_obstacle,
 )

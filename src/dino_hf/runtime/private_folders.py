@@ -13,21 +13,21 @@ def make_private(folder: Path) -> None:
     """Make a folder and its missing parents, with mode 0700. Refuse if other users may write to an existing parent.
 
     Raises:
-        NotPrivate: see `check_way`.
-        OSError: the folder cannot be made.
+        NotPrivate: see `check_owners`.
+        OSError: the folder cannot be created.
     """
     missing, existing = [], folder
     while not existing.exists():
         missing.append(existing)
         existing = existing.parent
-    check_way(existing)
+    check_owners(existing)
     for part in reversed(missing):
         part.mkdir(mode=0o700, exist_ok=True)
     if missing:
-        check_way(folder)  # another user's process may have made the folder first
+        check_owners(folder)  # another user's process may have made the folder first
 
 
-def check_way(folder: Path) -> None:
+def check_owners(folder: Path) -> None:
     """Refuse a folder whose content may come from another user.
 
     The folder and its parents must belong to this user or to the administrator, and other users must not be able to replace their
@@ -45,12 +45,12 @@ def check_way(folder: Path) -> None:
 
 
 def check_private(folder: Path) -> None:
-    """Like `check_way`, also for all files and folders in the folder, at any depth. Links and devices are refused.
+    """Like `check_owners`, also for all files and folders in the folder, at any depth. Links and devices are refused.
 
     Raises:
-        NotPrivate, OSError: see `check_way`.
+        NotPrivate, OSError: see `check_owners`.
     """
-    check_way(folder)
+    check_owners(folder)
     if not hasattr(os, "geteuid"):
         return
     for root, folders, files in os.walk(folder):
@@ -70,14 +70,14 @@ def _check(path: Path, about: os.stat_result, is_sticky_safe: bool = False) -> N
     writers = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if is_sticky_safe and about.st_mode & stat.S_ISVTX:
         return  # like /tmp: other users can add files, but not replace the files of others
-    if writers == stat.S_IWGRP and _is_group_of_one(about.st_gid):
+    if writers == stat.S_IWGRP and _is_only_member(about.st_gid):
         return
     if writers:
         raise NotPrivate(f"other users may write to {path} (mode {stat.S_IMODE(about.st_mode):04o})")
 
 
-def _is_group_of_one(group: int) -> bool:
-    """Whether this user is the only member of a group. Many systems make a group of this kind for each user."""
+def _is_only_member(group: int) -> bool:
+    """Whether this user is the only member of a group. Many systems create a private group for each user."""
     import grp  # not on Windows
     import pwd
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 def weights_digest(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> str | None:
     """SHA-256 of names, shapes, dtypes and bits of all weights.
 
-    A cast changes the digest, because the model then computes something else. The device does not. Tensors are copied to the CPU
-    one at a time.
+    A cast changes the digest, because the model then gives other results. A move to another device does not change it. Tensors
+    are copied to the CPU one at a time.
 
     Args:
         model: `DinoDetrForObjectDetection` or `DinoDetrModel`; both have the same digest if the detector is the same.
@@ -34,7 +34,7 @@ def weights_digest(model: nn.Module, state_dict: dict[str, Tensor] | None = None
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP 1 (its state dict is a call that all processes must make) or DeepSpeed ZeRO 3 holds the weights."""
+    """Whether FSDP 1 or DeepSpeed ZeRO 3 shards the weights. (With FSDP 1, all processes must call `state_dict` together.)"""
     is_fsdp = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     return is_fsdp or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 

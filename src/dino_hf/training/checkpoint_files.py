@@ -180,8 +180,8 @@ _STATE_KINDS = {
 def _check_state(content: Any, step: int | None) -> None:
     """
     Args:
-        content: of trainer_state.json.
-        step: of the checkpoint's name, or None.
+        content: content of trainer_state.json.
+        step: step in the checkpoint's name, or None.
     Raises:
         ValueError: `Trainer` cannot have written this content at this step.
     """
@@ -236,7 +236,8 @@ def was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:
     """Whether early stopping ended the run of a checkpoint.
 
     Args:
-        patience: of this run. None: the early stopping callback is the user's own, and the patience of the earlier run counts.
+        patience: patience of this run. None: the early stopping callback is the user's own; then the patience of the earlier run
+            counts.
     """
     state = read_json(Path(checkpoint) / TRAINER_STATE_NAME, _LARGEST_JSON)
     stoppers = (state.get("stateful_callbacks") or {}).get(EarlyStoppingCallback.__name__, [])
@@ -257,9 +258,9 @@ def discard(checkpoint: Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Write all files of a folder to the disk. Call it before the folder gets its name.
+    """Write all files of a folder to the disk. Call it before the folder is renamed to its final name.
 
-    Otherwise a machine that stops could leave the name without the content.
+    Otherwise a power failure could leave a folder with its final name and incomplete files.
     """
     for path in (*folder.rglob("*"), folder):
         if path.is_dir() and os.name == "nt":

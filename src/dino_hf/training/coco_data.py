@@ -32,9 +32,9 @@ class DetectionTransform:
 
     Args:
         image_processor: a `DinoDetrImageProcessor`, or another image processor with its interface.
-        augmentation: of training images. It then sets the image size, and the image processor only rescales and normalises. None:
-            the image processor resizes, as in inference.
-        seed: of the augmentation.
+        augmentation: augmentation of training images. It sets the image size, and the image processor only rescales and
+            normalises. None: the image processor resizes, as in inference.
+        seed: random seed of the augmentation.
     """
 
     def __init__(self, image_processor, augmentation: Augmentation | None = None, seed: int = 0):
@@ -100,7 +100,7 @@ class DetectionTransform:
                     labels["size"], labels["orig_size"] = labels["orig_size"], torch.tensor([image.height, image.width])
                     num_inside = _num_inside(
                         image, objects
-                    )  # of the original image: a box outside of a crop is not an error
+                    )  # checked on the original image: a box outside of a crop is not an error
             except ValueError as error:
                 error.add_note(f"This is image {image_id}.")
                 raise

@@ -28,8 +28,8 @@ def find_departures(
     A recipe with another name is compared with itself.
 
     Args:
-        args: of the run.
-        config: of the trained model.
+        args: arguments of the run.
+        config: configuration of the trained model.
         num_train_images: number of training images. Without it, epochs are not compared if `args.max_steps` is set.
     Returns:
         lines; an empty list if the run follows the recipe.

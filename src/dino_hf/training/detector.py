@@ -4,17 +4,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def check_detector(model: nn.Module, wanted: str, cure: str) -> None:
-    """
+def check_detector(model: nn.Module, expected: str, cure: str) -> None:
+    """Check that a model is a DINO detector and is not wrapped.
+
     Args:
-        wanted: the classes that `model` may have, for the message.
-        cure: what to do, for the message.
+        expected: the classes that `model` may have, for the message.
+        cure: the user's remedy, for the message.
     Raises:
-        ValueError: the model is another one, or is wrapped.
+        ValueError: the model is of another type, or is wrapped.
     """
     # By model type, not by class: a model loaded with its own code from the Hub has other classes.
     if not isinstance(model, PreTrainedModel) or model.config.model_type != "dino_detr":
-        raise ValueError(f"model is a {type(model).__name__}, but must be a {wanted}. {cure}")
+        raise ValueError(f"model is a {type(model).__name__}, but must be a {expected}. {cure}")
 
 
 def base_detector(model: nn.Module, cure: str) -> PreTrainedModel:

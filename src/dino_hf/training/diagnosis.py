@@ -44,14 +44,14 @@ class Match(NamedTuple):
     anchor: list[float]
 
 
-class Answer(NamedTuple):
+class BoxPrediction(NamedTuple):
     """Prediction of the last decoder layer for a held-out box."""
 
     match: Match
     distance: float  # L1 distance of anchor and box, in [0, 4]
     is_small: bool
     label: int  # class of the box
-    score: float  # of this class, in [0, 1]
+    score: float  # score of this class, in [0, 1]
 
 
 BoxKey = tuple[int, int]  # image id, and index of the box in its image
@@ -108,7 +108,7 @@ class TrainingDoctor(TrainerCallback):
       If it rises because `loss_denoising` stays the same, the noise may be too strong.
     - `doctor/grad_norm_<part>`: gradient norm before clipping, in the logged step, of backbone, encoder, query_selection, denoising
       (its label embedding, always small) and decoder (with its heads). The root of the sum of their squares is the logged
-      `grad_norm`. A frozen part has no value. With DeepSpeed, no part has one. A part with a norm of zero no longer learns. A
+      `grad_norm`. A frozen part has no value. With DeepSpeed, no part has a value. A part with a norm of zero no longer learns. A
       part with a much larger norm than the others determines how strongly all gradients are clipped.
 
     With each evaluation, over the boxes of the held-out images (of the first data set, if there are several) and the matches of
@@ -140,7 +140,7 @@ class TrainingDoctor(TrainerCallback):
     def __init__(self, trainer: Trainer, k: int = 100):
         self.trainer = trainer
         self.k = k
-        self.dead_classes: list[str] = []  # of the last evaluation
+        self.dead_classes: list[str] = []  # dead classes of the last evaluation
         self._hook = None
         self._is_paused = False
         self._history = MatchHistory()
@@ -159,35 +159,35 @@ class TrainingDoctor(TrainerCallback):
         self.on_train_end(args, state, control)  # removes the hook of an interrupted run
         self._detector = find_detector(model)
         self._parts = {name: list(part.parameters()) for name, part in self._detector.model.named_children()}
-        self._losses, self._norms, self._answers = None, {}, {}
+        self._losses, self._norms, self._box_predictions = None, {}, {}
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         self._history.load((self.resumed_from or checkpoint) if state.global_step else None)
 
         @torch.compiler.disable
-        def look(module: nn.Module, args: tuple, kwargs: dict, outputs) -> None:
+        def observe(module: nn.Module, args: tuple, kwargs: dict, outputs) -> None:
             # A copy of the model has a copy of the hook, so check that this is the model itself.
             if module is model and not self._is_paused:
-                self._look(module.training, kwargs.get("labels"), outputs)
+                self._observe(module.training, kwargs.get("labels"), outputs)
 
-        self._hook = model.register_forward_hook(look, with_kwargs=True)
+        self._hook = model.register_forward_hook(observe, with_kwargs=True)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
-    def _look(self, is_training: bool, labels, outputs) -> None:
+    def _observe(self, is_training: bool, labels, outputs) -> None:
         criterion = self._detector.criterion
         if is_training:
             losses = weighted_losses(outputs.loss_dict, criterion.weights)  # (4,)
             self._losses = losses if self._losses is None else self._losses + losses
-            self._answers = {}  # batches seen since the last evaluation did not belong to an evaluation
+            self._box_predictions = {}  # batches seen since the last evaluation did not belong to an evaluation
         elif isinstance(labels, Mapping) and set(labels) >= _LABEL_NAMES:
             targets = collect_targets(labels, len(outputs.logits), outputs.logits.shape[-1], outputs.logits.device)
-            predictions = outputs.logits.detach().float()[None], outputs.pred_boxes.detach().float()[None]  # one layer
-            matches, _ = match(*predictions, targets, criterion.cost, criterion.alpha, skip_non_finite=True)
-            for key, answer in find_answers(labels, outputs, matches).items():
-                self._answers.setdefault(key, answer)
+            layer = outputs.logits.detach().float()[None], outputs.pred_boxes.detach().float()[None]  # one layer
+            matches, _ = match(*layer, targets, criterion.cost, criterion.alpha, skip_non_finite=True)
+            for key, prediction in find_box_predictions(labels, outputs, matches).items():
+                self._box_predictions.setdefault(key, prediction)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self._norms = gradient_norms(self._parts)
@@ -212,27 +212,27 @@ class TrainingDoctor(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if self._hook is None or self._is_paused:
             return
-        answers, self._answers = self._answers, {}
+        predictions, self._box_predictions = self._box_predictions, {}
         data = self.trainer.eval_dataset
         prefix = f"eval_{next(iter(data))}" if isinstance(data, dict) else "eval"
         if f"{prefix}_runtime" not in metrics:  # another data set
             return
-        answers = merge(gather_object([answers]))
-        if not answers:
+        predictions = merge(gather_object([predictions]))
+        if not predictions:
             logger.warning(
                 "TrainingDoctor saw no boxes in this evaluation. Either the images have no boxes, or labels is not a dictionary "
                 "with the keys %s. DetectionCollator returns this dictionary.",
                 sorted(_LABEL_NAMES),
             )
             return
-        matches = {key: answer.match for key, answer in answers.items()}
+        matches = {key: prediction.match for key, prediction in predictions.items()}
         values = changes(self._history.matches, matches)
         self._history.remember(matches)
 
-        values[f"atd_{self.k}"] = average_largest([answer.distance for answer in answers.values()], self.k)
-        if small := [answer.distance for answer in answers.values() if answer.is_small]:
+        values[f"atd_{self.k}"] = average_largest([prediction.distance for prediction in predictions.values()], self.k)
+        if small := [prediction.distance for prediction in predictions.values() if prediction.is_small]:
             values[f"atd_{self.k}_small"] = average_largest(small, self.k)
-        dead = find_dead_classes(answers.values())
+        dead = find_dead_classes(predictions.values())
         values["dead_classes"] = len(dead)
         self.dead_classes = [self._detector.config.id2label[label] for label in dead]
         logger.info("Dead classes: %s", self.dead_classes)
@@ -249,7 +249,7 @@ class TrainingDoctor(TrainerCallback):
             self.save(checkpoint)
 
     def on_predict(self, args, state, control, metrics, **kwargs):
-        self._answers = {}
+        self._box_predictions = {}
 
     def _report(self, values: dict[str, float]) -> None:
         self.trainer.log({f"doctor/{name}": value for name, value in values.items()})
@@ -282,13 +282,13 @@ def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
     return norms
 
 
-def find_answers(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dict[BoxKey, Answer]:
-    """Answers for the matched boxes of a batch.
+def find_box_predictions(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dict[BoxKey, BoxPrediction]:
+    """Predictions of the queries that are matched with the boxes of a batch.
 
     Args:
         labels: from `DetectionCollator`.
-        outputs: of the model, for these labels.
-        matches: of the last decoder layer.
+        outputs: outputs of the model for these labels.
+        matches: matches of the last decoder layer.
     """
     _, image, query, target = matches  # (M,)
     is_box = labels["class_labels"] != PADDING_LABEL  # (B, boxes of an image), in the order of the T targets
@@ -301,13 +301,13 @@ def find_answers(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dic
     score = outputs.logits[image, query, label].sigmoid()  # (M,)
     columns = labels["image_id"][image], place, query, anchor, distance, area < _SMALL_AREA, label, score
     return {
-        (image_id, place): Answer(Match(query, anchor), *rest)
+        (image_id, place): BoxPrediction(Match(query, anchor), *rest)
         for image_id, place, query, anchor, *rest in zip(*(column.tolist() for column in columns), strict=True)
     }
 
 
-def merge(parts: Iterable[dict[BoxKey, Answer]]) -> dict[BoxKey, Answer]:
-    """Merge the answers of all processes. If several processes have an image (as padding), the first process counts."""
+def merge(parts: Iterable[dict[BoxKey, BoxPrediction]]) -> dict[BoxKey, BoxPrediction]:
+    """Merge the predictions of all processes. If several processes have an image (as padding), the first process counts."""
     merged = {}
     for part in reversed(list(parts)):
         merged |= part
@@ -331,11 +331,11 @@ def average_largest(values: list[float], k: int) -> float:
     return sum(largest) / len(largest)
 
 
-def find_dead_classes(answers: Iterable[Answer]) -> list[int]:
+def find_dead_classes(predictions: Iterable[BoxPrediction]) -> list[int]:
     """Classes to which no matched query gives a score above 0.05."""
     best = {}
-    for answer in answers:
-        best[answer.label] = max(best.get(answer.label, 0.0), answer.score)
+    for prediction in predictions:
+        best[prediction.label] = max(best.get(prediction.label, 0.0), prediction.score)
     return sorted(label for label, score in best.items() if score <= _DEAD_SCORE)
 
 

@@ -1,4 +1,4 @@
-"""Bounded memory for very large images: the processes of a run read them one after the other."""
+"""Bound the memory for very large images: the processes of a run read them one after another."""
 
 import tempfile
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ except ImportError:  # Windows: memory is bounded only by the number of workers
 LARGE = 2**25  # pixels; reading one pixel takes up to 15 bytes, so up to 500 MB for an image of this size
 
 
-class Turn:
+class ReadLock:
     """A lock for this process and its workers. It is released when a process ends."""
 
     def __init__(self):
-        self._file = tempfile.NamedTemporaryFile(prefix="dino_hf_turn_")  # noqa: SIM115  it lives as long as this object
+        self._file = tempfile.NamedTemporaryFile(prefix="dino_hf_lock_")  # noqa: SIM115  it lives as long as this object
         self._path = self._file.name
 
     def __getstate__(self):
         return {"_path": self._path}  # for spawned workers; the file belongs to the first process
 
     @contextmanager
-    def take(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Wait for the lock, and hold it inside the context."""
         with open(self._path, "rb") as file:
             if fcntl is not None:
@@ -36,17 +36,17 @@ class Turn:
             yield
 
 
-class LargeInTurn(torch.utils.data.Dataset):
+class LockedLargeImages(torch.utils.data.Dataset):
     """Samples of a data set. Large images are read one at a time in all workers, and each batch is read image by image.
 
     Args:
         rows: the images, with their transform.
         is_large: for each image, whether it has more than `LARGE` pixels.
-        turn: shared by the data sets of a run.
+        lock: the lock shared by all data sets of a run.
     """
 
-    def __init__(self, rows: Table, is_large: list[bool], turn: Turn):
-        self.rows, self._is_large, self._turn = rows, is_large, turn
+    def __init__(self, rows: Table, is_large: list[bool], lock: ReadLock):
+        self.rows, self._is_large, self._lock = rows, is_large, lock
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,12 +54,12 @@ class LargeInTurn(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         if not self._is_large[index]:
             return self.rows[index]
-        with self._turn.take():
+        with self._lock.hold():
             return self.rows[index]
 
 
-def large_in_turn(rows: Table, data: CocoData, turn: Turn) -> Table | LargeInTurn:
-    """Wrap rows in `LargeInTurn` if any image is large."""
+def lock_large_images(rows: Table, data: CocoData, lock: ReadLock) -> Table | LockedLargeImages:
+    """Wrap rows in `LockedLargeImages` if any image is large."""
     sizes = data.dataset.select_columns(["width", "height"]).with_format("arrow")[:].to_pydict()
     is_large = [(w or 0) * (h or 0) > LARGE for w, h in zip(sizes["width"], sizes["height"], strict=True)]
-    return LargeInTurn(rows, is_large, turn) if any(is_large) else rows
+    return LockedLargeImages(rows, is_large, lock) if any(is_large) else rows

@@ -24,8 +24,8 @@ def weighted_parts(loss_dict: Mapping[str, Tensor], weights: Mapping[str, float]
     return torch.stack([*last, torch.stack(whole).sum()]).detach()
 
 
-def num_boxes_of(labels: Mapping[str, Tensor]) -> Tensor:
-    """() Number of boxes in labels from `DetectionCollator`."""
+def count_boxes(labels: Mapping[str, Tensor]) -> Tensor:
+    """Number of boxes in labels from `DetectionCollator`, as a tensor ()."""
     return (labels["class_labels"] != PADDING_LABEL).sum()
 
 
@@ -99,13 +99,13 @@ def num_own_images(accelerator, batch_size: int) -> int:
     return min(batch_size, max(0, state.remainder - accelerator.process_index * batch_size))
 
 
-def score_of_first(
+def score_first_images(
     detector: nn.Module, outputs: ModelOutput, labels: Mapping[str, Tensor], count: int
 ) -> Mapping[str, Any]:
     """`loss` and `loss_dict` of the first `count` images of an evaluated batch, not divided by boxes.
 
     Args:
-        outputs: of the whole batch.
+        outputs: outputs of the model for the whole batch.
     """
     if not count:
         return {name: _zeros(outputs[name]) for name in ("loss", "loss_dict")}

@@ -23,11 +23,11 @@ def parameter_groups(
 
     Args:
         model: `DinoDetrForObjectDetection` or `DinoDetrModel`. It may be wrapped by peft, compiled or distributed.
-        learning_rate: of all other parameters. The projections of the backbone's feature maps belong to "transformer".
-        backbone_learning_rate: None: a tenth of `learning_rate`, for a pretrained backbone.
-        sampling_offsets_learning_rate: of the linear layers that predict the sampling points of deformable attention. Deformable
-            DETR trains them at a tenth of the rate (arXiv:2010.04159, sec. 5). None: they belong to "transformer", as in the
-            release of DINO.
+        learning_rate: learning rate of the group "transformer". The projections of the backbone's feature maps belong to it.
+        backbone_learning_rate: learning rate of the backbone. None: a tenth of `learning_rate`, for a pretrained backbone.
+        sampling_offsets_learning_rate: learning rate of the linear layers that predict the sampling points of deformable
+            attention. Deformable DETR trains them at a tenth of the rate (arXiv:2010.04159, sec. 5). None: they belong to
+            "transformer", as in the release of DINO.
     Raises:
         ValueError: the whole model is frozen.
     """

@@ -70,18 +70,18 @@ class Recipe:
         lr_scheduler: "step", "cosine" (to zero at the last step) or "constant".
         lr_drop_epochs: for "step": epochs after which the learning rates fall to a tenth. They may be fractions.
         warmup_steps: number of steps in which the learning rates rise linearly; below 1, a share of all steps.
-        learning_rate: of all parameters without their own learning rate.
-        backbone_learning_rate: of the backbone without the projections of its feature maps.
-        sampling_offsets_learning_rate: of the linear layers that predict the sampling points of deformable attention. None: they
-            have `learning_rate`, as in the release. Deformable DETR has a tenth.
-        weight_decay: of AdamW, on every parameter.
+        learning_rate: learning rate of all parameters without their own learning rate.
+        backbone_learning_rate: learning rate of the backbone without the projections of its feature maps.
+        sampling_offsets_learning_rate: learning rate of the linear layers that predict the sampling points of deformable
+            attention. None: `learning_rate`, as in the release. Deformable DETR uses a tenth of it.
+        weight_decay: weight decay of AdamW for every parameter.
         max_grad_norm: the gradient of a step is clipped to this norm. 0: no clipping.
-        total_batch_size: images per optimizer step, over all processes and accumulated batches, that the learning rates are made
-            for. It is only compared with the run, see `accumulation_for`.
+        total_batch_size: images per optimizer step, over all processes and accumulated batches, for which the learning rates are
+            chosen. It does not change the run, but departures from it are reported. See `accumulation_for`.
         scale_learning_rate: None: the learning rates do not depend on the images per step. "linear": they are multiplied by the
             ratio of the images per step to `total_batch_size`; "sqrt": by the square root of this ratio.
         model_settings: fields of `DinoDetrConfig` -> value, for fields that hold no parameters, see `configure`.
-        augmentation: of training images.
+        augmentation: augmentation of training images.
         ema_decay: decay of an exponential moving average of the weights. None: no average.
         ema_warmup_steps: the decay at a step is `ema_decay` * (1 - exp(-step / ema_warmup_steps)). 0: it is `ema_decay`.
         early_stopping_patience: training ends after this many evaluations in a row without a better AP. None: train to

@@ -75,7 +75,7 @@ class StepCallback(TrainerCallback):
             group["lr"] = new["lr"] * factor(scheduler.last_epoch)
 
     def _record_recipe(self) -> None:
-        record = self.trainer.model.config.provenance["training"]["recipe"]  # of record_training
+        record = self.trainer.model.config.provenance["training"]["recipe"]  # from `record_training`
         self.trainer.model.config.provenance["training"]["images"] = self.trainer._image_record()
         record["recipe"], record["schedule"] = self.trainer.recipe.name, self.trainer.recipe.lr_scheduler
         if self.trainer.departures:
@@ -105,13 +105,13 @@ class StepCallback(TrainerCallback):
                 # A fused optimizer skips the step if this attribute, made for gradient scalers, is not zero.
                 getattr(optimizer, "optimizer", optimizer).found_inf = is_finite.logical_not().float()
             else:
-                self.look()
+                self.check_gradients()
         elif not is_finite:
             logger.warning("%s: the step is skipped.", _problem(step))
             optimizer.zero_grad()
             self.is_dropped = True
 
-    def look(self) -> None:
+    def check_gradients(self) -> None:
         """Check the gradients of all steps since the last call.
 
         Raises:
@@ -128,10 +128,10 @@ class StepCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
-            self.look()
+            self.check_gradients()
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self.look()
+        self.check_gradients()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.utils import ModelOutput
 
 from ..common.random_numbers import forked_random_numbers
-from ..data.image_digests import MOST_DECODED, image_digests, image_looks, pack
+from ..data.image_digests import MOST_DECODED, image_digests, image_fingerprints, pack
 from ..evaluation.evaluator import CocoEvaluator
 from ..model.matcher import NonFinitePredictionsError
 from ..runtime.weights_digest import weights_digest
@@ -32,8 +32,8 @@ from .departures import find_departures, save_recipe
 from .detector import find_detector
 from .diagnosis import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
-from .large_images import Turn, large_in_turn
-from .losses import HeldOutLoss, TrainingParts, num_boxes_of, num_own_images, score_of_first, weighted_parts
+from .large_images import ReadLock, lock_large_images
+from .losses import HeldOutLoss, TrainingParts, count_boxes, num_own_images, score_first_images, weighted_parts
 from .readable_images import ReadableImages
 from .recipe import Recipe
 from .run_lock import locked_run
@@ -110,11 +110,12 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed)
         self._evaluators = {name: CocoEvaluator(data, image_processor) for name, data in sets.items()}
         self.evaluator = next(iter(self._evaluators.values()), None)
-        turn, transform = Turn(), DetectionTransform(image_processor)
+        read_lock, transform = ReadLock(), DetectionTransform(image_processor)
         held_out_rows = {
-            name: large_in_turn(data.dataset.with_transform(transform), data, turn) for name, data in sets.items()
+            name: lock_large_images(data.dataset.with_transform(transform), data, read_lock)
+            for name, data in sets.items()
         }
-        train_rows = large_in_turn(train.dataset.with_transform(self._train_transform), train, turn)
+        train_rows = lock_large_images(train.dataset.with_transform(self._train_transform), train, read_lock)
         self.readable_images = None
         if on_bad_image is not None:
             names = list(train.dataset.with_format(None)["file_name"])
@@ -155,7 +156,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         self._add_callbacks(callbacks or [], doctor)
 
     def _add_callbacks(self, from_user: list[TrainerCallback], doctor: bool) -> None:
-        self._patience = None  # of the EarlyStoppingCallback added here
+        self._patience = None  # patience of the EarlyStoppingCallback added here
         if not any(isinstance(callback, EarlyStoppingCallback) for callback in from_user):
             self._patience = self.recipe.early_stopping_patience
         if self._patience is not None:
@@ -167,10 +168,10 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             self.add_callback(self._doctor)  # last: after StepCallback has removed the gradients of a skipped step
 
     def _image_record(self) -> dict[str, str]:
-        """Digests and looks of the images, so that `dino_hf.evaluate` recognises training images and copies of them.
+        """Digests and fingerprints of the images, so that `dino_hf.evaluate` recognises training images and copies of them.
 
-        They are not recorded for data sets of more than 20,000 images. Looks are recorded for at most `MOST_DECODED` images,
-        because each image has to be decoded.
+        They are not recorded for data sets of more than 20,000 images. Fingerprints are recorded for at most `MOST_DECODED`
+        images, because each image has to be decoded.
         """
         if self._images is None:
             parts = {"trained": [self._train_data], "held_out": list(self._held_out.values())}
@@ -180,7 +181,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
                 if sets and sum(len(data.dataset) for data in sets) <= _MOST_RECORDED
             }
             if len(self._train_data.dataset) <= MOST_DECODED:
-                self._images["trained_looks"] = pack(image_looks(self._train_data))
+                self._images["trained_looks"] = pack(image_fingerprints(self._train_data))
         return self._images
 
     # The recipe
@@ -244,7 +245,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
 
     def get_train_dataloader(self):
         """As in `Trainer`. The order of images depends only on the seed, not on other uses of the random generator."""
-        with _random_numbers_of((self._data_seed,), self.args.device):
+        with _seeded((self._data_seed,), self.args.device):
             return super().get_train_dataloader()
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
@@ -256,7 +257,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         batches, num_boxes = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._image_ids, self._batch_in_step = [batch["labels"]["image_id"] for batch in batches], 0
         if self.recipe.normalize_over_window:
-            counts = [num_boxes_of(batch["labels"]) for batch in batches]
+            counts = [count_boxes(batch["labels"]) for batch in batches]
             num_boxes = torch.zeros((), device=device) + sum(counts)
             num_boxes = self.accelerator.reduce(num_boxes, "sum")  # every process must call this in every step
             if not self.args.average_tokens_across_devices:
@@ -269,7 +270,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         """As in `Trainer`. Randomness depends only on seed, step, batch and process. The caller's generators stay as they are."""
         where = (self.args.seed, self.state.global_step, self._batch_in_step, self.args.process_index)
         self._batch_in_step += 1
-        with _random_numbers_of(where, self.args.device):
+        with _seeded(where, self.args.device):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
@@ -285,7 +286,8 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         except NonFinitePredictionsError as error:
-            self._step_callback.look()  # an earlier step with a bad gradient is the cause, so its error is raised instead
+            # If an earlier step had a bad gradient, it is the cause. Its error is then raised instead.
+            self._step_callback.check_gradients()
             image_id = int(inputs["labels"]["image_id"][error.image])
             where = f"The image has the id {image_id}, {'in training' if model.training else 'in evaluation'} {self._when()}."
             error.args = (f"{error} {where} A recipe with on_non_finite='skip' skips these steps.",)
@@ -298,14 +300,14 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         """The loss of a batch and its outputs. Its sum is also added to the loss of the whole evaluation."""
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs | {"num_items_in_batch": 1}, return_outputs=True)
-        num_boxes = num_boxes_of(labels)
+        num_boxes = count_boxes(labels)
         batch_size = len(labels["boxes"])
         count = num_own_images(self.accelerator, batch_size)
         own = {name: value[:count] for name, value in labels.items()}
-        scored = outputs if count == batch_size else score_of_first(find_detector(model), outputs, labels, count)
+        scored = outputs if count == batch_size else score_first_images(find_detector(model), outputs, labels, count)
         parts = weighted_parts(scored["loss_dict"], self._loss_weights)
         parts[-1] = scored["loss"]  # NaN if predictions were skipped
-        self._held_out_loss.add(parts, num_boxes_of(own))
+        self._held_out_loss.add(parts, count_boxes(own))
         return loss / num_boxes.clamp(min=1), outputs
 
     def _when(self) -> str:
@@ -389,7 +391,7 @@ def _held_out_sets(held_out: CocoData | Mapping[str, CocoData] | None) -> dict[s
 
 
 @contextmanager
-def _random_numbers_of(where: tuple[int, ...], device: torch.device) -> Iterator[None]:
+def _seeded(where: tuple[int, ...], device: torch.device) -> Iterator[None]:
     with forked_random_numbers(device):
         torch.manual_seed(mix_seeds(where))
         yield

@@ -31,11 +31,11 @@ def record_training(
     our model card instead of the library's.
 
     Args:
-        trainer: of a DINO model. Evaluations are recorded while `compute_metrics` stays the current one.
+        trainer: trainer of a DINO model. Evaluations are recorded as long as `compute_metrics` is not replaced.
         train, held_out: the data. The card shows their `name`; `train._replace(name="Birds of Hamburg")` changes it. If there are
             several held-out data sets by name, as for `Trainer`, the card shows the first.
         base_model: repository or folder that training starts from. None: the source of the model.
-        license: of the weights, by its name on the Hub ("apache-2.0").
+        license: licence of the weights, by its name on the Hub ("apache-2.0").
     """
     config = trainer.model.config
     provenance = copy.deepcopy(config.provenance) if isinstance(config.provenance, dict) else {}
