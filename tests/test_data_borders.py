@@ -114,6 +114,15 @@ def test_an_area_is_wrong_above_101_hundredths_of_the_box_and_a_pixel(area, is_w
     assert cleaned.areas[0] == (900 if is_wrong else min(area, 900))
 
 
+@pytest.mark.parametrize(("excess", "is_reported"), [(0.0, False), (0.0049, False), (0.0051, True)])
+def test_rounded_coordinates_are_clipped_without_a_report(excess, is_reported):
+    size = np.array([[100.0, 60.0]])
+    geometry = ImageGeometry(size, size, np.ones(1, dtype=int), np.ones((1, 2)))
+    cleaned = clean_boxes(np.array([[60.0, 10, 40 + excess, 30]]), np.array([np.nan]), geometry)
+    assert cleaned.kinds.tolist() == ["box-sticks-out" if is_reported else ""]
+    assert cleaned.boxes.tolist() == [[60, 10, 40, 30]]
+
+
 @pytest.mark.parametrize(("area", "is_area"), [(-0.1, False), (0.0, True), (2.0**61, True), (2.0**62, False)])
 def test_areas_are_from_0_to_the_square_of_the_largest_side(area, is_area):
     kinds = kinds_of(split_of([(10, 10, 30, 30)], area=area))
