@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dino_hf.run.machine_failures import failure_of_the_machine
+from dino_hf.run.machine_failures import machine_failure
 from dino_hf.training import checkpoint_files
 from dino_hf.training.checkpoint_files import (
     check_checkpoint,
@@ -192,7 +192,7 @@ def test_files_are_flushed_by_a_descriptor_that_can_write(tmp_path, monkeypatch)
 )
 def test_failures_of_the_machine_have_a_sentence(tmp_path, error, sentence):
     args = TrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=4, use_cpu=True, report_to="none")
-    found = failure_of_the_machine(error, args)
+    found = machine_failure(error, args)
     assert found is None if sentence is None else sentence in found
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from broken_data import as_raw, make_data
 from data_layouts import annotations_of
 from dino_hf.data.box_layouts import guess_reading
-from dino_hf.data.image_facts import THUMBNAIL_SIDE, ImageFacts, look_at_images, near_copies
+from dino_hf.data.image_facts import THUMBNAIL_SIDE, ImageFacts, inspect_images, near_copies
 from dino_hf.data.raw import RawDataset, RawSplit, make_box_table
 from dino_hf.doctor.boxes import ImageGeometry, clean_boxes
 from dino_hf.doctor.checks import inspect
@@ -316,7 +316,7 @@ def test_progress_is_told_after_each_64_images():
     images = [{"id": number, "file_name": f"{number}.png", "path": f"nowhere/{number}.png"} for number in range(65)]
     steps = []
     split = RawSplit("train", "here", images, annotations_of([]))
-    look_at_images({"train": split}, decode=False, progress=lambda done, total: steps.append((done, total)))
+    inspect_images({"train": split}, decode=False, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(64, 65), (65, 65)]
 
 

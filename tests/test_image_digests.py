@@ -140,7 +140,7 @@ def test_near_copies_are_looked_for_in_up_to_5000_images(count, is_noted, monkey
     column = {"file_name": [f"{number}.png" for number in range(count)]}
     dataset = type("Rows", (), {"select_columns": lambda self, name: self, "__getitem__": lambda self, rows: column})()
     monkeypatch.setattr(splits_module, "image_digests", lambda data: [None] * count)
-    monkeypatch.setattr(splits_module, "look_at_images", lambda splits, decode: {"": []})
+    monkeypatch.setattr(splits_module, "inspect_images", lambda splits, decode: {"": []})
     _, notes = splits_module.copy_groups(SimpleNamespace(images=[]), SimpleNamespace(dataset=dataset))
     assert any("near copies are not searched for" in note for note in notes) == is_noted
 

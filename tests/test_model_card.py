@@ -579,14 +579,14 @@ def test_a_measured_ap_is_that_of_the_weights_with_its_digest():
     for same in (card(100, "aaaa"), card(100, None), card(150, "aaaa")):
         assert same[0] == 3
         assert "changed since" not in same[1]
-        assert "not measured" not in same[1]
+        assert "not measured with" not in same[1]
     results, text = card(100, "bbbb")
     assert results == 0
-    assert "changed since, and no record says how. AP was not measured for the weights here." in text
+    assert "changed since then, and no record says how. AP was not measured with these weights." in text
     for weights in ("bbbb", None):
         results, text = card(150, weights)
         assert results == 0
-        assert "the weights here are those of step 150. AP was not measured for the weights here." in text
+        assert "these weights are from step 150. AP was not measured with these weights." in text
 
 
 def test_a_digest_names_names_types_shapes_and_bits():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from dino_hf.data.image_facts import _look_into, near_copies
+from dino_hf.data.image_facts import _inspect_file, near_copies
 
 
 def photograph(seed: int) -> Image.Image:
@@ -23,7 +23,7 @@ def are_alike(first: Image.Image, second: Image.Image) -> bool:
     for image in (first, second):
         file = io.BytesIO()
         image.save(file, "JPEG", quality=88)
-        facts.append(_look_into(file))
+        facts.append(_inspect_file(file))
     return bool(sum(len(pairs) for pairs in near_copies(facts)))
 
 

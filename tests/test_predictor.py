@@ -460,7 +460,7 @@ def replaced_by_another_model(folder):
         (replaced_by_another_model, "is a model of type 'resnet', which is not an object detector."),
         (without_weights, "lacks weights of the detector: .* are missing, the first is model.decoder"),
         (with_setting(d_model=128), "cannot be loaded; its model.safetensors may be damaged"),
-        (with_setting(d_model=32), "cannot be loaded; its config.json may be damaged: ValueError, d_model=32 cannot"),
+        (with_setting(d_model=32), "cannot be loaded; its config.json may be damaged: ValueError, d_model=32 does not"),
         (with_setting(model_type="none", auto_map=None), "cannot be loaded; its config.json may be damaged"),
         (
             with_setting(model_type="none", auto_map={"AutoConfig": "code.Config"}),

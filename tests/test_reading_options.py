@@ -87,7 +87,7 @@ def test_a_resumed_run_tells_other_options_of_reading(tmp_path):
     recorded = {"settings": {}, "data": {"train": 1, "held_out": None, "classes": []}, "start": "", "start_notes": []}
     recorded |= {"seed": 0, "recipe": "finetune", "allow_outside": False, "trust_boxes": False, "on_bad_image": "skip"}
     (tmp_path / RUN_NAME).write_text(json.dumps(recorded))
-    record = RunRecord.take_up(tmp_path, resume=True)
+    record = RunRecord.open(tmp_path, resume=True)
     record.choose({"allow_outside": True, "trust_boxes": None, "on_bad_image": "raise", "recipe": None, "seed": None})
     record.add_settings({})
     changes = record.changes()
@@ -157,4 +157,4 @@ def test_settings_at_the_border_of_depth_are_read(tmp_path):
 def test_a_record_that_is_nested_too_deeply_is_damaged(name, tmp_path):
     (tmp_path / name).write_text(f'{{"settings": {nested(10**5)}}}')
     with pytest.raises(ValueError, match="is damaged"):
-        RunRecord.take_up(tmp_path, resume=True)
+        RunRecord.open(tmp_path, resume=True)

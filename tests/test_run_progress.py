@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
 from dino_hf.run import progress as progress_module
-from dino_hf.run.progress import BestOfBoth, TrainingProgress, _duration
+from dino_hf.run.progress import BestApMetric, TrainingProgress, _duration
 from dino_hf.training import get_recipe
 
 
@@ -127,7 +127,7 @@ def test_a_terminal_has_a_bar(clock):
 )
 def test_the_best_of_both_is_among_the_metrics(metrics, best):
     _, args, state = make()
-    BestOfBoth().on_evaluate(args, state, TrainerControl(), metrics=metrics)
+    BestApMetric().on_evaluate(args, state, TrainerControl(), metrics=metrics)
     assert metrics["eval_best_AP"] == best
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dino_hf.run import results
 from dino_hf.run import training_run as run
-from dino_hf.run.progress import BestOfBoth
+from dino_hf.run.progress import BestApMetric
 from processes import exit_code_of_fork
 
 # 14 images in windows of 2 batches of 4 are 2 steps in an epoch.
@@ -31,7 +31,7 @@ def kill(*args, **kwargs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Kill(BestOfBoth):
+class Kill(BestApMetric):
     """In the place of a callback of every run."""
 
     step = 0
@@ -43,7 +43,7 @@ class Kill(BestOfBoth):
 
 def after_step(step: int) -> None:
     Kill.step = step
-    run.BestOfBoth = Kill
+    run.BestApMetric = Kill
 
 
 def while_evaluating() -> None:

@@ -149,7 +149,7 @@ def walk_files(
     lead to it. Depth is not limited.
 
     Args:
-        suffixes: wanted suffixes, in lower case. None: all files.
+        suffixes: suffixes of the files to list, in lower case. None: all files.
         roots: files and folders outside of these folders are skipped; see `is_below`.
         outside: a list to which skipped links are appended.
     Raises:

@@ -243,16 +243,16 @@ def _leaving_axes(corners: np.ndarray, side: np.ndarray, slack: float = _SLACK) 
 
 
 def guess_readings(
-    raw: RawDataset, tables: dict[str, BoxTable], sizes_are_of_files: bool = False
+    raw: RawDataset, tables: dict[str, BoxTable], sizes_are_from_files: bool = False
 ) -> dict[str, Reading]:
     """Infer the layout of each split. If another layout fits the whole data set better, all splits get it.
 
     Args:
         tables: boxes of each split.
-        sizes_are_of_files: the sizes in the tables were read from the image files, not only stated.
+        sizes_are_from_files: the sizes in the tables were read from the image files, not only stated.
     """
     readings = _guess(tables, raw.format)
-    if sizes_are_of_files or not any(reading.layout in SWAPPED for reading in readings.values()):
+    if sizes_are_from_files or not any(reading.layout in SWAPPED for reading in readings.values()):
         return readings
     # If the stated width and height are swapped, correct boxes look swapped. Therefore the sizes are read from the image files.
     splits = {name: fill_sizes(split, replace_stated=True) for name, split in raw.splits.items()}
@@ -291,8 +291,8 @@ def _what_is_wrong(reading: Reading, raw_format: str) -> str:
     }
     num_leaving = reading.num_leaving
     if reading.unit != ("relative" if is_yolo else "pixels"):
-        wanted = "relative to the image (0 to 1)" if is_yolo else "in pixels"
-        text = f"the boxes are {units[reading.unit]}, while {raw_format} data have them {wanted}"
+        expected_unit = "relative to the image (0 to 1)" if is_yolo else "in pixels"
+        text = f"the boxes are {units[reading.unit]}, while {raw_format} data have them {expected_unit}"
         factor = "100" if reading.unit == "percent" else "width and height"
         cure = f"divide them by {factor}" if is_yolo else f"multiply them by {_PER_PIXEL[reading.unit]}"
         if reading.unit == "percent" and reading.layout != expected:

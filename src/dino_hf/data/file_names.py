@@ -292,7 +292,7 @@ class TailIndex:
         if needs_folder and most < min(2, len(listed)):
             return []
         best = [(path, parts) for score, path, parts in scored if score == most]
-        return [path for path, parts in best if not _are_of_different_sets(listed[:-most], parts[:-most], split)]
+        return [path for path, parts in best if not _differ_in_image_set(listed[:-most], parts[:-most], split)]
 
 
 def ambiguous_text(candidates: Sequence[Path]) -> str:
@@ -312,7 +312,7 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     return count
 
 
-def _are_of_different_sets(listed: Sequence[str], found: Sequence[str], split: str | None) -> bool:
+def _differ_in_image_set(listed: Sequence[str], found: Sequence[str], split: str | None) -> bool:
     """Whether the last two folders that differ are both names of different sets of images."""
     if not listed or not found or listed[-1] in _GENERIC or found[-1] in _GENERIC:
         return False

@@ -104,8 +104,8 @@ class _Reader:
         images, stored = self._images(name)
         annotations, name_of = AnnotationBuilder("row {0}, object {1}", range(len(self.dataset))), {}
         group = self.layout.group
-        wanted = [group] if group else [column for column in self.layout[2:] if column]
-        for row, objects in enumerate(self.dataset.select_columns(wanted)):
+        needed = [group] if group else [column for column in self.layout[2:] if column]
+        for row, objects in enumerate(self.dataset.select_columns(needed)):
             columns = _as_columns(objects[group] if group else objects)
             for number, entry in enumerate(self._objects(columns, f"row {row}")):
                 if images[row].get("left_out") or not self._add(annotations, entry, images[row], row, number):

@@ -61,10 +61,10 @@ def find_layout(dataset: Dataset, where: str) -> tuple[Layout, object]:
     group = next((name for name in ordered if _first(_BOXES, groups[name]) and _first(_CATEGORIES, groups[name])), "")
     if image is None or group == "":
         columns = {name: list(groups[name]) if name in groups else None for name in features}
-        shown = ", ".join(name if inner is None else f"{name} {inner}" for name, inner in columns.items())
+        found = ", ".join(name if inner is None else f"{name} {inner}" for name, inner in columns.items())
         lacking = "images" if image is None else "boxes and classes"
         raise ValueError(
-            f"{where} has the columns {shown}, but no {lacking} under a known name; rename them to image, and objects with bbox "
+            f"{where} has the columns {found}, but no {lacking} under a known name; rename them to image, and objects with bbox "
             "and category."
         )
     inner = groups[group]

@@ -15,7 +15,7 @@ from .image_facts import (
     MIN_CONTRAST,
     ImageFacts,
     coarse_thumbnails,
-    look_at_images,
+    inspect_images,
 )
 from .raw import AnnotationBuilder, RawSplit
 from .rows import CocoData
@@ -89,7 +89,7 @@ def image_fingerprints(data: CocoData) -> list[bytes | None]:
         rows = column[start : start + _CHUNK]["image"].to_pylist()
         images = [{"id": row, "image": image} for row, image in enumerate(rows)]
         split = RawSplit("", data.name, images, AnnotationBuilder().build())
-        fingerprints += [_fingerprint(facts) for facts in look_at_images({"": split}, decode=True)[""]]
+        fingerprints += [_fingerprint(facts) for facts in inspect_images({"": split}, decode=True)[""]]
     return fingerprints
 
 

@@ -85,7 +85,7 @@ def open_upright(image: Mapping) -> Image.Image:
     return images.read_image(image_file(image))
 
 
-def look_at_images(
+def inspect_images(
     splits: Mapping[str, RawSplit], decode: bool, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, list[ImageFacts]]:
     """Facts about all images of each split, in their order.
@@ -94,7 +94,7 @@ def look_at_images(
         decode: open and decode each image; otherwise only check that its file exists.
         progress: called with the number of images done, and of all images.
     """
-    look = _look if decode else _look_for
+    inspect = _inspect if decode else _check_exists
     images = [image for split in splits.values() for image in split.images]
     chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     facts = []
@@ -103,7 +103,7 @@ def look_at_images(
         with warnings.catch_warnings():
             # Pillow warns about unusual metadata. Only the pixels matter here.
             warnings.simplefilter("ignore")
-            for done in pool.map(lambda chunk: [look(image) for image in chunk], chunks):
+            for done in pool.map(lambda chunk: [inspect(image) for image in chunk], chunks):
                 facts += done
                 if progress is not None:
                     progress(len(facts), len(images))
@@ -113,16 +113,16 @@ def look_at_images(
     return {name: [next(of_all) for _ in split.images] for name, split in splits.items()}
 
 
-def _look_for(image: Mapping) -> ImageFacts:
+def _check_exists(image: Mapping) -> ImageFacts:
     # An image in an Arrow table exists. Only decoding shows whether it is valid.
     return ImageFacts(is_missing=image.get("image") is None and not os.path.isfile(image.get("path") or ""))
 
 
-def _look(image: Mapping) -> ImageFacts:
+def _inspect(image: Mapping) -> ImageFacts:
     try:
         file = image_file(image)
         with open_file(file) as opened:
-            return _look_into(opened)
+            return _inspect_file(opened)
     except (FileNotFoundError, IsADirectoryError):
         return ImageFacts(is_missing=True)
     except images.TooManyPixels as error:
@@ -133,7 +133,7 @@ def _look(image: Mapping) -> ImageFacts:
         return ImageFacts(error=error.strerror or str(error), error_kind="image-broken")
 
 
-def _look_into(file: BinaryIO) -> ImageFacts:
+def _inspect_file(file: BinaryIO) -> ImageFacts:
     digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     with images.open_image(file) as opened:
         stored_size, orientation = images.stored_size(opened), images.orientation(opened)

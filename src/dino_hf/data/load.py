@@ -11,7 +11,7 @@ from ..model.package_warning import DinoDetrWarning
 from .box_layouts import check_reading
 from .coco_format import read_json, read_split
 from .files import DataFolder, only_usable
-from .raw import SPLITS, RawDataset, RawSplit, fill_sizes, groups_of_others
+from .raw import SPLITS, RawDataset, RawSplit, are_supercategories, fill_sizes
 from .recognise import read_raw
 from .rows import ClassSpace, CocoData, class_space, raise_problem, to_rows
 from .splits import copy_groups, stratified_split
@@ -88,11 +88,11 @@ def load_raw(
     _check_fraction(validation_fraction, seed)
     try:
         raise_problem(raw.problems)
-        wanted = _wanted(raw, only)
-        raw = raw._replace(splits={**raw.splits, **{name: fill_sizes(raw.splits[name]) for name in wanted}})
+        names = _splits_to_load(raw, only)
+        raw = raw._replace(splits={**raw.splits, **{name: fill_sizes(raw.splits[name]) for name in names}})
         if not trust_boxes:
-            check_reading(raw._replace(splits={name: raw.splits[name] for name in wanted}))
-        return _checked(raw, wanted, validation_fraction, seed)
+            check_reading(raw._replace(splits={name: raw.splits[name] for name in names}))
+        return _checked(raw, names, validation_fraction, seed)
     except (ValueError, FileNotFoundError) as error:
         if not isinstance(source, str | Path):
             raise
@@ -108,14 +108,14 @@ def _check_fraction(validation_fraction: float, seed: int) -> None:
         raise ValueError(f"seed={seed!r} must be a whole number, at least 0 and less than {MOST_SEEDS:,}.")
 
 
-def _wanted(raw: RawDataset, only: str | None) -> list[str]:
+def _splits_to_load(raw: RawDataset, only: str | None) -> list[str]:
     """Names of the splits to load. Without validation data, they are split off the training data."""
     if only == "validation" and only not in raw.splits and "train" in raw.splits:
         only = "train"
     return [only] if only in raw.splits else list(raw.splits)
 
 
-def _checked(raw: RawDataset, wanted: list[str], validation_fraction: float, seed: int) -> DetectionData:
+def _checked(raw: RawDataset, names: list[str], validation_fraction: float, seed: int) -> DetectionData:
     if raw.format == "huggingface" and not raw.categories:  # the other formats list their classes separately
         num_images = sum(len(split.images) for split in raw.splits.values())
         raise ValueError(
@@ -128,12 +128,12 @@ def _checked(raw: RawDataset, wanted: list[str], validation_fraction: float, see
         notes.append(f"Only {', '.join(SPLITS)} are used; skipped: {', '.join(others)}.")
     if not set(SPLITS) & set(raw.splits):
         raise ValueError(
-            f"{raw.origin} has the parts {others}, but none is named train, validation or test; rename one, or give the path of "
-            "one."
+            f"{raw.origin} has the parts {others}, but none is named train, validation or test; rename a part, or give the "
+            "path of a part."
         )
     parts = {}
     for name in SPLITS:
-        split = raw.splits[name] if name in wanted else None
+        split = raw.splits[name] if name in names else None
         if split is not None and name == "test" and not split.annotations and not _has_images(split):
             notes.append(f"{split.origin}: no file of the test images exists, so there are no test data.")
             split = None
@@ -163,7 +163,7 @@ def _classes(raw: RawDataset) -> tuple[ClassSpace, list[str]]:
     """The classes, without unused categories for background, and notes for the user."""
     used = {number for split in raw.splits.values() for number in np.unique(split.annotations.category_id).tolist()}
     kept, notes = [], []
-    for entry, is_group in zip(raw.categories, groups_of_others(raw.categories), strict=True):
+    for entry, is_group in zip(raw.categories, are_supercategories(raw.categories), strict=True):
         is_background = entry["name"].strip().lower() in _BACKGROUND or is_group
         if entry["id"] not in used and is_background:
             notes.append(

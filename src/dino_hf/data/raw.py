@@ -288,7 +288,7 @@ def area_text(area: float) -> str:
 # -- categories of several splits, sizes that are not stated
 
 
-def groups_of_others(categories: Sequence[dict]) -> list[bool]:
+def are_supercategories(categories: Sequence[dict]) -> list[bool]:
     """Whether each category is the supercategory of another one. The two may have the same name, as in exports of one class."""
     entries_of: dict[str, set[int]] = {}
     for place, entry in enumerate(categories):

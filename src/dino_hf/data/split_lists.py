@@ -53,7 +53,7 @@ def _find(index: TailIndex, line: str, split: str) -> list[Path]:
     return several
 
 
-def lists_of_image_sets(folder: Path, files: DataFolder) -> SplitLists | None:
+def image_set_lists(folder: Path, files: DataFolder) -> SplitLists | None:
     """The lists in VOC's folder ImageSets: in Main, else in ImageSets itself, else in its first other folder with lists."""
     top = folder / "ImageSets"
     if not top.is_dir():

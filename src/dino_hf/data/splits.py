@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from .image_digests import MOST_DECODED, image_digests
-from .image_facts import exact_copies, image_key, look_at_images, near_copies
+from .image_facts import exact_copies, image_key, inspect_images, near_copies
 from .raw import RawSplit
 from .rows import CocoData
 
@@ -47,18 +47,18 @@ def stratified_split(
             units_of[label][unit] = None
     shares = (1 - fraction, fraction)
     counts = Counter(label for unit in units for index in unit for label in classes[index] or {-1})
-    wanted = [{label: share * count for label, count in counts.items()} for share in shares]
+    missing = [{label: share * count for label, count in counts.items()} for share in shares]
     room = [share * len(classes) for share in shares]
     parts = ([], [])
     while remaining:
         label = min((label for label in units_of if units_of[label]), key=lambda label: (len(units_of[label]), label))
         for unit in list(units_of[label]):
-            part = max((0, 1), key=lambda part: (wanted[part][label], room[part]))
+            part = max((0, 1), key=lambda part: (missing[part][label], room[part]))
             parts[part].append(unit)
             room[part] -= len(units[unit])
             for index in units[unit]:
                 for each in classes[index] or {-1}:
-                    wanted[part][each] -= 1
+                    missing[part][each] -= 1
             for each in remaining.pop(unit):
                 del units_of[each][unit]
     for empty, other in (parts, parts[::-1]):
@@ -89,7 +89,7 @@ def copy_groups(split: RawSplit, data: CocoData) -> tuple[list[int], list[str]]:
         near, notes = exact, [note]
     else:
         near, notes = exact.copy(), []
-        facts = look_at_images({"": split}, decode=True)[""]
+        facts = inspect_images({"": split}, decode=True)[""]
         for group in exact_copies(facts, [image_key(image) for image in split.images]):
             near.join_all(group)
         for pairs in near_copies(facts):

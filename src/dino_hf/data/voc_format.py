@@ -13,7 +13,7 @@ from ..common.values import short_repr
 from .file_names import SplitNames, canonical_split, is_generic, posix
 from .files import DataFolder, only_usable
 from .raw import SPLITS, AnnotationBuilder, Problem, RawDataset, RawSplit, in_order
-from .split_lists import MISSING, SplitLists, lists_beside, lists_of_image_sets
+from .split_lists import MISSING, SplitLists, image_set_lists, lists_beside
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -108,7 +108,7 @@ def _by_lists(source: Path, paths: list[Path], files: DataFolder) -> list[tuple[
         above = [folder for folder in path.parents if folder.is_relative_to(source)]
         for folder in above:
             if folder not in lists_in:
-                lists_in[folder] = lists_of_image_sets(folder, files)
+                lists_in[folder] = image_set_lists(folder, files)
         groups.setdefault(next((folder for folder in above if lists_in[folder]), source), []).append(path)
     return [(folder, lists_in[folder] or lists_beside(folder, files), group) for folder, group in groups.items()]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..common.text import count_text
 from ..data.box_layouts import LAYOUT_TEXTS, SWAPPED, Reading, guess_readings
-from ..data.image_facts import ImageFacts, look_at_images
-from ..data.raw import RawDataset, area_text, count_boxes, groups_of_others, make_box_table, stated_sizes
+from ..data.image_facts import ImageFacts, inspect_images
+from ..data.raw import RawDataset, are_supercategories, area_text, count_boxes, make_box_table, stated_sizes
 from ..data.rows import MOST_PIXELS, SMALLEST_SIDE
 from .boxes import near_repeats, repeated_boxes
 from .data_statistics import describe
@@ -18,8 +18,8 @@ from .findings import Finding, FindingCollector, Offender, box_text
 from .image_checks import (
     SizeFit,
     check_copies,
-    check_entries_of_images,
     check_files,
+    check_image_entries,
     fit_sizes,
     is_not_here,
     repeated_places,
@@ -83,21 +83,21 @@ def inspect(
         trust_boxes: take the boxes as their format says, even if another layout fits the images better.
         progress: called with the number of images done, and of all images.
     """
-    facts = look_at_images(raw.splits, check_images, progress)
+    facts = inspect_images(raw.splits, check_images, progress)
     fits = {
         name: fit_sizes(facts[name], stated_sizes(split), make_box_table(split, raw.categories))
         for name, split in raw.splits.items()
     }
     sizes = {name: fit.sizes for name, fit in fits.items()}
     tables = {name: make_box_table(split, raw.categories, sizes[name]) for name, split in raw.splits.items()}
-    readings = guess_readings(raw, tables, sizes_are_of_files=check_images)
+    readings = guess_readings(raw, tables, sizes_are_from_files=check_images)
     if trust_boxes:
         readings = {name: reading._replace(is_as_read=True) for name, reading in readings.items()}
     found = FindingCollector(raw, tables)
     _check_problems(found, check_images)
     _check_categories(found)
     for name in raw.splits:
-        check_entries_of_images(found, name)
+        check_image_entries(found, name)
         check_files(found, name, facts[name], fits[name])
         _check_references(found, name)
         _check_reading(found, name, readings[name])
@@ -160,7 +160,7 @@ def _check_categories(found: FindingCollector) -> None:
     is_background = [key in _BACKGROUND for key in plain]
     used = {place for table in found.tables.values() for place in np.unique(table.category).tolist()}
     add("background-class", [place for place in used - {-1} if is_background[place]], entry_text)
-    is_group = groups_of_others(categories)
+    is_group = are_supercategories(categories)
     placeholders = {
         place for place in range(len(names)) if place not in used and (is_background[place] or is_group[place])
     }
@@ -208,14 +208,14 @@ def _check_class_counts(found: FindingCollector, entry_text: Callable[[int], str
     )
 
 
-def images_of_others(raw: RawDataset, name: str) -> dict[int, str]:
+def images_in_other_splits(raw: RawDataset, name: str) -> dict[int, str]:
     """Map the ids of images in all other splits to their split."""
     return {image["id"]: other for other, split in raw.splits.items() if other != name for image in split.images}
 
 
 def _check_references(found: FindingCollector, name: str) -> None:
     split, table = found.raw.splits[name], found.tables[name]
-    others = images_of_others(found.raw, name)
+    others = images_in_other_splits(found.raw, name)
     is_unknown = table.image < 0
     in_other = is_unknown & np.isin(split.annotations.image_id, np.array(list(others), dtype=np.int64))
 
@@ -241,7 +241,7 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
         return
     if not reading.num_leaving:  # no image has a known size
         found.add_boxes(
-            kind_of_reading(reading, found.raw.format), name, table.is_number, detail="all lie within one pixel"
+            wrong_layout_kind(reading, found.raw.format), name, table.is_number, detail="all lie within one pixel"
         )
         return
     outside = [f"{count} as {LAYOUT_TEXTS[layout]}" for layout, count in reading.num_leaving.items()]
@@ -249,7 +249,7 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
         f"{'certainly' if reading.is_sure else 'probably'} {reading.text}: of {reading.num_boxes} boxes, "
         f"{', '.join(outside)} do not fit their images"
     )
-    kind = kind_of_reading(reading, found.raw.format)
+    kind = wrong_layout_kind(reading, found.raw.format)
     if not reading.is_sure:
         found.not_fixed.add(kind)
     if found.raw.format == "huggingface" and reading.box_format:
@@ -257,7 +257,7 @@ def _check_reading(found: FindingCollector, name: str, reading: Reading) -> None
     found.add_boxes(kind, name, table.is_number, detail=detail)
 
 
-def kind_of_reading(reading: Reading, raw_format: str) -> str:
+def wrong_layout_kind(reading: Reading, raw_format: str) -> str:
     """Kind of finding for boxes in a layout that is wrong for their format."""
     if reading.unit == "percent":
         return "boxes-are-percent"

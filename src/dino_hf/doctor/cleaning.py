@@ -12,7 +12,7 @@ from ..common.text import count_text
 from ..data.image_facts import ImageFacts, image_key
 from ..data.raw import BoxTable, RawDataset, area_text, count_boxes, make_box_table, stated_sizes
 from .boxes import CleanedBoxes, ImageGeometry, clean_boxes, near_repeats, repeated_boxes, without_near_repeats
-from .checks import Report, images_of_others, kind_of_reading
+from .checks import Report, images_in_other_splits, wrong_layout_kind
 from .findings import box_text
 from .image_checks import find_copies, is_not_here
 
@@ -235,7 +235,7 @@ class Cleaner:
         final = table._replace(boxes=cleaned.boxes, image=np.where(is_kept, image, -1), category=category)
         is_repeat, _ = repeated_boxes(final)
         is_near_repeat = self._near_repeats(name, final)
-        annotations, taken, others = [], set(), images_of_others(self.raw, name)
+        annotations, taken, others = [], set(), images_in_other_splits(self.raw, name)
         originals = split.annotations
         next_id = 1 + max((number for number in originals.id if isinstance(number, int)), default=0)
         for place in range(len(originals)):
@@ -327,7 +327,7 @@ class Cleaner:
         boxes = reading.to_xywh(table, self.raw.format)
         areas = table.area
         if not reading.is_as_read:
-            kind = kind_of_reading(reading, self.raw.format)
+            kind = wrong_layout_kind(reading, self.raw.format)
             where, after = str(self.raw.splits[name].origin), "(x, y, width, height) in pixels"
             self._note(kind, f"{count_text(len(boxes), 'box')} converted", name, where, None, reading.text, after)
             areas = np.full_like(areas, np.nan)  # areas of wrong boxes are wrong too

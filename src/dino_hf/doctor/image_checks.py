@@ -41,7 +41,7 @@ def fit_sizes(facts: Sequence[ImageFacts], stated: np.ndarray, table: BoxTable) 
     kinds = [_simple_kind(fact, size) for fact, size in zip(facts, stated, strict=True)]
     sizes = np.where(np.isnan(stated), known, stated)
     for kind in ("image-rotated", "image-resized"):
-        differing = [place for place, one in enumerate(kinds) if one == kind]
+        differing = [place for place, other in enumerate(kinds) if other == kind]
         for place, is_stated in zip(differing, _are_stated(differing, known, stated, table), strict=True):
             if is_stated is None:
                 kinds[place] = "stated-size-unclear"
@@ -101,7 +101,7 @@ _HELD_OUT = {
 _DARK = 2**14  # 16-bit images with only lower values become darker than a quarter of white
 
 
-def check_entries_of_images(found: FindingCollector, name: str) -> None:
+def check_image_entries(found: FindingCollector, name: str) -> None:
     images, stated = found.raw.splits[name].images, stated_sizes(found.raw.splits[name])
     sizes = [(image.get("width"), image.get("height")) for image in images]
     is_known = ~np.isnan(stated).any(1)  # (I,)
@@ -160,7 +160,7 @@ def check_files(found: FindingCollector, name: str, facts: list[ImageFacts], fit
     for kind in (
         "image-resized", "image-rotated", "stated-size-wrong", "stated-size-unclear", "image-orientation-unclear",
     ):  # fmt: skip
-        add(kind, [place for place, one in enumerate(fit.kinds) if one == kind], size_text)
+        add(kind, [place for place, other in enumerate(fit.kinds) if other == kind], size_text)
     deep = [place for place, fact in enumerate(facts) if fact.values is not None and fact.values[1] < _DARK]
     add("image-mode", deep, lambda place: "values from {:,} to {:,}, of 65,535".format(*facts[place].values))
     several = [place for place, fact in enumerate(facts) if fact.other_frames is not None]

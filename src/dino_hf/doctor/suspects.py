@@ -52,15 +52,15 @@ def save_suspects(folder: Path, raw: RawDataset, report: Report, max_examples: i
     """
     folder.mkdir(parents=True, exist_ok=True)
     album = _Album(raw, report)
-    shown = [
+    offenders = [
         (finding, offender)
         for finding in report.findings
         if finding.kind not in _NOT_DRAWN
         for offender in [item for item in finding.offenders if album.can_draw(item)][:max_examples]
     ]
-    pages, num_columns = [], min(_COLUMNS, len(shown))
-    for start in range(0, len(shown), _COLUMNS * _ROWS):
-        of_page = shown[start : start + _COLUMNS * _ROWS]
+    pages, num_columns = [], min(_COLUMNS, len(offenders))
+    for start in range(0, len(offenders), _COLUMNS * _ROWS):
+        of_page = offenders[start : start + _COLUMNS * _ROWS]
         num_rows = -(-len(of_page) // num_columns)
         figure = Figure(figsize=(num_columns * _CELL[0], num_rows * _CELL[1]), layout="constrained", dpi=110)
         grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()

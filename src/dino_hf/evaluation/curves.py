@@ -75,8 +75,8 @@ def _best(scores: np.ndarray, is_true: np.ndarray, num_objects: int) -> Best | N
     num_true = np.cumsum(is_true)
     if not num_objects or not num_true.size or not num_true[-1]:
         return None
-    last_of_equals = np.append(scores[1:] < scores[:-1], True)  # a threshold keeps all equal scores or none
-    f1 = np.where(last_of_equals, 2 * num_true / (np.arange(1, len(scores) + 1) + num_objects), -1)
+    is_last_of_ties = np.append(scores[1:] < scores[:-1], True)  # a threshold keeps all equal scores or none
+    f1 = np.where(is_last_of_ties, 2 * num_true / (np.arange(1, len(scores) + 1) + num_objects), -1)
     place = int(f1.argmax())
     below = scores[place + 1] if place + 1 < len(scores) else 0.0
     middle = below + (scores[place] - below) / 2

@@ -34,10 +34,10 @@ def measured_threshold(model: str) -> MeasuredThreshold | None:
         try:
             report = read_json(folder / RESULTS, _LARGEST)
             threshold = report["best_threshold"]["threshold"]
-            is_of_model = _same(report["model"], model)
+            names_model = _same(report["model"], model)
         except (OSError, ValueError, LookupError, TypeError):  # no report, or a damaged one
             continue
-        if is_of_model and isinstance(threshold, float) and 0 < threshold < 1:
+        if names_model and isinstance(threshold, float) and 0 < threshold < 1:
             return MeasuredThreshold(threshold, folder / RESULTS)
     return None
 

@@ -132,8 +132,8 @@ def _draw_panel(
     visible = np.maximum(0, np.minimum(boxes[:, 2:], part.size) - np.maximum(boxes[:, :2], 0)).prod(axis=1)
     texted: list[_Box] = []
     order = [index for index in np.lexsort((-visible, ~is_it)).tolist() if visible[index] > 0]
-    shown = order[: _MOST_OTHERS + int(is_it.sum())]  # the mistaken boxes come first, so they get their texts first
-    for index in shown:
+    drawn = order[: _MOST_OTHERS + int(is_it.sum())]  # the mistaken boxes come first, so they get their texts first
+    for index in drawn:
         outline(axes, boxes[index], colour, width=2.4 if is_it[index] else 1.1, clip=part.size)
         if place := _place(boxes[index], texts[index], part.size, texted):
             texted.append(place)
@@ -141,7 +141,7 @@ def _draw_panel(
     # All panels have the same scale. A narrow or low part leaves the rest of the square white.
     axes.set_xlim(-0.5, _PIXELS - 0.5)
     axes.set_ylim(_PIXELS - 0.5, -0.5)
-    return len(order) - len(shown)
+    return len(order) - len(drawn)
 
 
 def _text_width(text: str) -> float:

@@ -148,7 +148,7 @@ def save_ap_per_class(path: Path, evaluation: Evaluation) -> None:
     """Plot the AP of each class with its interval, best first, and classes without objects last."""
     everything = sorted(evaluation.per_class, key=lambda row: -row["AP"])
     rows = _ends(everything)
-    figure, axes = _figure_of_rows(len(rows))
+    figure, axes = _figure_for_rows(len(rows))
     labels = [f"{abbreviate(row['name'], 30)}  ({row['num_objects']})" for row in rows]
     _bars(axes, labels, [row["AP"] for row in rows], [row["intervals"].get("AP") for row in rows])
     if (overall := evaluation.metrics["AP"]) >= 0:
@@ -162,7 +162,7 @@ def save_ap_per_class(path: Path, evaluation: Evaluation) -> None:
 
 def save_ap_per_size(path: Path, evaluation: Evaluation) -> None:
     """Plot AP, AP50, AP75 and AP by object size, with intervals."""
-    figure, axes = _figure_of_rows(len(STATISTICS))
+    figure, axes = _figure_for_rows(len(STATISTICS))
     values = [evaluation.metrics[name] for name in STATISTICS]
     counts = evaluation.counts
     labels = [
@@ -177,9 +177,9 @@ def save_comparison_plot(path: Path, comparison: Comparison) -> None:
     """Plot differences with intervals. B is better to the right of zero."""
     fixed = [entry for entry in comparison.differences if not entry.name.startswith("AP_class_")]
     classes = sorted(comparison.differences[len(fixed) :], key=lambda entry: -entry.difference)
-    shown = _ends(classes)
-    rows = [*fixed, *shown]
-    figure, axes = _figure_of_rows(len(rows))
+    drawn = _ends(classes)
+    rows = [*fixed, *drawn]
+    figure, axes = _figure_for_rows(len(rows))
     for y, entry in enumerate(rows):
         low, high = entry.interval
         better = entry.is_shown and entry.difference > 0
@@ -196,7 +196,7 @@ def save_comparison_plot(path: Path, comparison: Comparison) -> None:
     bounds = [bound for entry in rows for bound in (*entry.interval, 0.0)]
     margin = max(0.01, 0.06 * (max(bounds) - min(bounds)))
     label = "AP of B minus AP of A, with 95 % intervals"
-    if left_out := len(classes) - len(shown):
+    if left_out := len(classes) - len(drawn):
         label += f"; {left_out} classes in between are left out"
     axes.set(xlabel=label, xlim=(min(bounds) - margin, max(bounds) + margin))
     title = [comparison.verdict, f"A: {tail(comparison.model_a)}", f"B: {tail(comparison.model_b)}"]
@@ -226,16 +226,14 @@ def _class_lines(axes: Axes, x: np.ndarray, lines: np.ndarray, labels: Sequence[
     known = np.flatnonzero(~np.isnan(ranks))
     known = known[np.argsort(-ranks[known], kind="stable")]
     half = _NUM_LABELLED // 2
-    chosen = known if len(known) <= _NUM_LABELLED else np.concatenate([known[:half], known[-half:]])
-    others = np.setdiff1d(known, chosen)
-    for number, index in enumerate(chosen):
+    coloured = known if len(known) <= _NUM_LABELLED else np.concatenate([known[:half], known[-half:]])
+    grey = np.setdiff1d(known, coloured)
+    for number, index in enumerate(coloured):
         style = {"color": COLOURS[number], "linestyle": _LINES[number % len(_LINES)]}
         axes.plot(x, lines[index], linewidth=1.3, label=labels[index], zorder=3, **style)
-        if len(others) and number == half - 1:
-            axes.plot(
-                x, lines[others[0]], color=_PALE, linewidth=0.7, label=f"{len(others)} classes in between", zorder=1
-            )
-            axes.plot(x, lines[others[1:]].T, color=_PALE, linewidth=0.7, zorder=1)
+        if len(grey) and number == half - 1:
+            axes.plot(x, lines[grey[0]], color=_PALE, linewidth=0.7, label=f"{len(grey)} classes in between", zorder=1)
+            axes.plot(x, lines[grey[1:]].T, color=_PALE, linewidth=0.7, zorder=1)
     if missing := len(ranks) - len(known):
         axes.plot([], [], " ", label=f"without objects: {missing}")
 
@@ -262,7 +260,7 @@ def _ends(rows: list) -> list:
     return rows if len(rows) <= _MOST_ROWS else rows[: _MOST_ROWS // 2] + rows[-(_MOST_ROWS // 2) :]
 
 
-def _figure_of_rows(count: int) -> tuple[Figure, Axes]:
+def _figure_for_rows(count: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.2, 1.5 + 0.24 * max(count, 3)), layout="constrained", dpi=_DPI if count < 50 else 110)
     axes = figure.subplots()
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)

@@ -80,7 +80,7 @@ def load_split(
         if own and split != "test":
             whole = load_data(data, validation_fraction=0, only="validation", **reading)
             if whole.validation is None and whole.train is not None:
-                loaded = _as_the_run_split(whole, own, split)
+                loaded = _split_as_in_run(whole, own, split)
         if loaded is None:
             loaded = load_data(data, only=split, **reading)
     if (part := getattr(loaded, split)) is None:
@@ -95,7 +95,7 @@ def load_split(
     return part, loaded.notes + _check_overlap(part, seen, allow_trained or split == "train", split, log)
 
 
-def _as_the_run_split(data: DetectionData, seen: SeenImages, split: str) -> DetectionData | None:
+def _split_as_in_run(data: DetectionData, seen: SeenImages, split: str) -> DetectionData | None:
     """Split the training images as the run did. None: the run held out none of these images, or trained on none."""
     digests = image_digests(data.train)
     held_out = [index for index, digest in enumerate(digests) if digest in seen.held_out]

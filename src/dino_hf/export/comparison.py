@@ -57,9 +57,9 @@ def compare_predictions(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Te
     if not all(part.isfinite().all() for part in expected):
         raise ValueError("The model returns NaN or infinite values, so it cannot be compared. Its weights are damaged.")
     worst = Difference(0.0, 0.0, 0, 0)
-    for one, other in zip(_detections(*expected), _detections(*found), strict=True):
-        (score, box), (score_back, box_back) = _differences(one, other), _differences(other, one)
-        worst += Difference(max(score, score_back), max(box, box_back), one.num_certain, 1)
+    for first, second in zip(_detections(*expected), _detections(*found), strict=True):
+        (score, box), (score_back, box_back) = _differences(first, second), _differences(second, first)
+        worst += Difference(max(score, score_back), max(box, box_back), first.num_certain, 1)
     return worst
 
 
@@ -73,12 +73,12 @@ def _detections(logits: Tensor, boxes: Tensor) -> list[_Found]:
     return found
 
 
-def _differences(wanted: _Found, candidates: _Found) -> tuple[float, float]:
+def _differences(expected: _Found, candidates: _Found) -> tuple[float, float]:
     """The largest differences of score and box between the best detections of one version and their matches in the other."""
-    count = wanted.num_certain
-    scores = (wanted.scores[:count, None] - candidates.scores).abs()  # (M, N)
-    boxes = (wanted.boxes[:count, None] - candidates.boxes).abs().amax(-1)  # (M, N)
-    is_other_class = wanted.labels[:count, None] != candidates.labels
+    count = expected.num_certain
+    scores = (expected.scores[:count, None] - candidates.scores).abs()  # (M, N)
+    boxes = (expected.boxes[:count, None] - candidates.boxes).abs().amax(-1)  # (M, N)
+    is_other_class = expected.labels[:count, None] != candidates.labels
     scores, boxes = scores.masked_fill(is_other_class, 1.0), boxes.masked_fill(is_other_class, 1.0)
     pairs = linear_sum_assignment((scores + boxes).numpy())
     return scores[pairs].max().item(), boxes[pairs].max().item()

@@ -45,11 +45,11 @@ def detect_augmented(detectors: Sequence[Detect], threshold: float = 0.0) -> Det
         upright = [detect(copy) for detect, copy in zip(detectors, copies[:num], strict=True)]
         mirror = partial(try_on_image, ImageOps.mirror)
         mirrored = [detect(map(mirror, copy)) for detect, copy in zip(detectors, copies[num:], strict=True)]
-        for width, *answers in zip(widths, *upright, *mirrored, strict=True):
-            if too_large := [answer for answer in answers if isinstance(answer, TooLarge)]:
+        for width, *results in zip(widths, *upright, *mirrored, strict=True):
+            if too_large := [result for result in results if isinstance(result, TooLarge)]:
                 yield too_large[0]
                 continue
-            fused = fuse(answers[:num] + [_mirror(answer, width) for answer in answers[num:]])
+            fused = fuse(results[:num] + [_mirror(result, width) for result in results[num:]])
             yield fused.keep(fused.scores > threshold)
 
     return detect_all
@@ -82,7 +82,7 @@ def _mirror(found: Detections, width: int) -> Detections:
     return found._replace(boxes=found.boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (width, 0, width, 0))
 
 
-def fuse(answers: Sequence[Detections]) -> Detections:
+def fuse(results: Sequence[Detections]) -> Detections:
     """Weighted boxes fusion (arXiv:1910.13302) of the detections in several views of one image. Each view has one vote.
 
     A box joins an object of its class if its IoU with the fused box of the object is above 0.55. The fused box is the mean of the
@@ -90,11 +90,11 @@ def fuse(answers: Sequence[Detections]) -> Detections:
     by the number of views: an object found by half of the views with score 0.8 has score 0.4.
     """
     boxes, scores, labels = (
-        np.concatenate([getattr(answer, name) for answer in answers]) for name in ("boxes", "scores", "labels")
+        np.concatenate([getattr(result, name) for result in results]) for name in ("boxes", "scores", "labels")
     )
-    view = np.repeat(np.arange(len(answers)), [len(answer.scores) for answer in answers])
+    view = np.repeat(np.arange(len(results)), [len(result.scores) for result in results])
     fused, classes = np.empty_like(boxes), np.empty_like(labels)  # (N, 4), (N,); the first `count` rows are used
-    sums, voted = np.zeros(len(boxes)), np.zeros((len(boxes), len(answers)), dtype=bool)
+    sums, voted = np.zeros(len(boxes)), np.zeros((len(boxes), len(results)), dtype=bool)
     count = 0
     for index in np.argsort(-scores, kind="stable"):
         same = overlap(boxes[index], fused[:count])
@@ -107,4 +107,4 @@ def fuse(answers: Sequence[Detections]) -> Detections:
         fused[place] += weight * (boxes[index] - fused[place])
         sums[place] += scores[index]
         voted[place, view[index]] = True
-    return Detections.sorted(fused[:count], sums[:count] / len(answers), classes[:count])
+    return Detections.sorted(fused[:count], sums[:count] / len(results), classes[:count])

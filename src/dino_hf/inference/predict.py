@@ -1,4 +1,4 @@
-"""`predict`: detect objects in images, folders, videos and cameras. Results are returned, and saved in a folder if wanted."""
+"""`predict`: detect objects in images, folders, videos and cameras. Results are returned, and saved in a folder on request."""
 
 import difflib
 import warnings
@@ -93,7 +93,7 @@ def predict(
             warning names the number of images that reach the limit.
         all_scores: also return the query and all class scores of each detection, and save them in predictions.jsonl. For DINO
             detectors, without tiles and tta.
-        classes: names or original category ids of the wanted classes. None: all.
+        classes: names or original category ids of the classes to keep. None: all.
         tiles: side or (width, height) in pixels. Larger images are cut into tiles of this size; see `detect_tiled`. None: no tiles.
         tile_overlap: overlap of neighbouring tiles, relative to their side, in [0, 0.9].
         tta: test-time augmentation. Detect in each image and its mirror image at three sizes; see `fuse`. It takes 6 times as
@@ -135,7 +135,7 @@ def predict(
         index: (index if predictor.category_ids is None else predictor.category_ids[index], name)
         for index, name in predictor.id2label.items()
     }
-    wanted = None if classes is None else find_classes(classes, categories)
+    labels = None if classes is None else find_classes(classes, categories)
     thresholds = _thresholds(threshold, class_thresholds or {}, categories)
     limit = _Limit(predictor, max_detections)
     lowest = min(thresholds.values(), default=threshold)
@@ -154,14 +154,14 @@ def predict(
         )
         planned = [source for source in planned if not folder.is_finished(source)]
     items = _refuse(predictor, read_sources(planned, every=every, max_frames=max_frames))
-    if wanted is not None:
-        thresholds = {label: thresholds[label] for label in wanted}
+    if labels is not None:
+        thresholds = {label: thresholds[label] for label in labels}
     predictions = _run(_detect_in_order(detect, items), categories, thresholds, folder, on_failure or _warn, limit)
     return predictions if stream else list(predictions)
 
 
 def _run(
-    answers: Iterator[tuple[Picture | Failure | End, Detections | None]],
+    results: Iterator[tuple[Picture | Failure | End, Detections | None]],
     categories: Mapping[int, tuple[int, str]],
     thresholds: Mapping[int, float],
     folder: PredictionFolder | None,
@@ -171,12 +171,12 @@ def _run(
     """Yield and save predictions, and report sources that cannot be read.
 
     Args:
-        thresholds: class index -> lowest score, for the wanted classes.
+        thresholds: class index -> lowest score, for the classes to keep.
     """
     num_predicted, first_failure = 0, None
     failed: set[str] = set()  # names of sources
     with folder or nullcontext():
-        for item, found in answers:
+        for item, found in results:
             if isinstance(item, Failure):
                 first_failure = first_failure or item
                 if item.source.name not in failed:  # many frames of a video may fail; report it once
@@ -219,15 +219,15 @@ def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[in
         ValueError: the model has no class of that name or id. The message names the closest classes.
     """
     found = set()
-    for wanted in [classes] if isinstance(classes, str | int) else classes:
-        text = str(wanted).strip().lower()
+    for name_or_id in [classes] if isinstance(classes, str | int) else classes:
+        text = str(name_or_id).strip().lower()
         indices = [index for index, (_, name) in categories.items() if name.lower() == text]
         indices = indices or [index for index, (category_id, _) in categories.items() if str(category_id) == text]
         if not indices:
             names = {name.lower(): name for _, name in categories.values()}
             close = [names[name] for name in difflib.get_close_matches(text, names, n=3, cutoff=0.5)]
             listed = f"the closest are {', '.join(close)}" if close else f"it has {', '.join(names.values())}"
-            raise ValueError(f"The model has no class {str(wanted).strip()!r}; {listed:.300}.")
+            raise ValueError(f"The model has no class {str(name_or_id).strip()!r}; {listed:.300}.")
         found.update(indices)
     if not found:
         raise ValueError("classes is empty; give names or category ids, or leave it out to use all classes.")
@@ -250,8 +250,8 @@ class _Limit:
     def __init__(self, predictor: Predictor, max_detections: int | None):
         self.max_detections, self._limit, self._num_reached = max_detections, predictor.limit(max_detections), 0
 
-    def count(self, answers: Iterator[Detections | TooLarge]) -> Iterator[Detections | TooLarge]:
-        for found in answers:
+    def count(self, results: Iterator[Detections | TooLarge]) -> Iterator[Detections | TooLarge]:
+        for found in results:
             if self._limit is not None and not isinstance(found, TooLarge):
                 self._num_reached += len(found.scores) >= self._limit
             yield found
@@ -323,7 +323,7 @@ def _failure(picture: Picture, reason: str) -> Failure:
 
 
 def _inside(found: Detections, size: tuple[int, int], thresholds: Mapping[int, float]) -> Detections:
-    """Detections of wanted classes above their thresholds, clipped to the image."""
+    """Detections of the kept classes above their thresholds, clipped to the image."""
     boxes = found.boxes.clip(0, np.array([*size, *size]))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     keep &= found.scores > np.array([thresholds.get(label, np.inf) for label in found.labels.tolist()])

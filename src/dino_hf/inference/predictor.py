@@ -225,7 +225,7 @@ class Predictor:
         prepared: dict[int, _Prepared] = {}
         done: dict[int, Detections | TooLarge] = {}
         sizes: dict[int, int] = {}  # bytes of each image without returned detections
-        num_given = 0
+        next_number = 0
 
         def run(shape: tuple) -> None:
             numbers = waiting.pop(shape)
@@ -237,25 +237,25 @@ class Predictor:
 
         loaded = map(partial(try_on_image, _loaded), images)  # a generator expression would keep the last image
         ahead = map_ahead(partial(try_on_image, self._prepare), loaded, cost=num_bytes, budget=self._ahead_bytes)
-        numbers_of_all = itertools.count()
-        for image, one in ahead:  # enumerate would keep the image while the next one is loaded
-            number = next(numbers_of_all)
-            if isinstance(one, TooLarge):
-                done[number], sizes[number] = one, 0
+        counter = itertools.count()
+        for image, prepared_image in ahead:  # enumerate would keep the image while the next one is loaded
+            number = next(counter)
+            if isinstance(prepared_image, TooLarge):
+                done[number], sizes[number] = prepared_image, 0
                 del image
             else:
-                prepared[number], shape = one, tuple(one.pixel_values.shape)
-                sizes[number] = num_bytes(image) + one.pixel_values.nbytes
-                del image, one
+                prepared[number], shape = prepared_image, tuple(prepared_image.pixel_values.shape)
+                sizes[number] = num_bytes(image) + prepared_image.pixel_values.nbytes
+                del image, prepared_image
                 waiting.setdefault(shape, []).append(number)
                 if len(waiting[shape]) == batch_size:
                     run(shape)
-            while num_given in done or (is_full() and num_given in sizes):
-                if num_given not in done:
-                    run(next(shape for shape, numbers in waiting.items() if numbers[0] == num_given))
-                yield done.pop(num_given)
-                del sizes[num_given]
-                num_given += 1
+            while next_number in done or (is_full() and next_number in sizes):
+                if next_number not in done:
+                    run(next(shape for shape, numbers in waiting.items() if numbers[0] == next_number))
+                yield done.pop(next_number)
+                del sizes[next_number]
+                next_number += 1
         for shape in list(waiting):
             run(shape)
         yield from (done[number] for number in sorted(done))
@@ -356,8 +356,8 @@ def try_on_image(function: Callable, image: Image.Image | TooLarge):
     return TooLarge(reason, image.width, image.height)
 
 
-def _raise_too_large(answers: Iterator[Detections | TooLarge]) -> Iterator[Detections]:
-    for found in answers:
+def _raise_too_large(results: Iterator[Detections | TooLarge]) -> Iterator[Detections]:
+    for found in results:
         if isinstance(found, TooLarge):
             raise DoesNotFit(found.reason)
         yield found

@@ -155,7 +155,7 @@ def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None 
     for parent, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".") and real_path(Path(parent, name)) != exclude]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    _warn_of_other_pictures([file for file in files if _kind(file) is None], text)
+    _warn_about_suffixes([file for file in files if _kind(file) is None], text)
     # A folder that cannot be listed becomes a source that fails when it is read, so the other sources are still processed.
     files = sorted([file for file in files if _kind(file)] + unlisted, key=_natural)
     if not files and root is None:
@@ -163,7 +163,7 @@ def _in_folder(folder: Path, text: str, exclude: Path | None, root: Path | None 
     return [(root or folder, file, "image" if file in unlisted else _kind(file)) for file in files]
 
 
-def _warn_of_other_pictures(files: list[Path], folder: str) -> None:
+def _warn_about_suffixes(files: list[Path], folder: str) -> None:
     """Warn of files that begin like a picture but have another suffix."""
     pictures = [file for file in sorted(files)[:_MOST_CHECKED] if _looks_like_picture(file)]
     if pictures:

@@ -87,11 +87,11 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
                 yield from (try_on_image(partial(Image.Image.crop, box=tile), image) for tile in tiles[1:])
                 del image  # the next image may need its memory
 
-        answers = detect(parts())
-        for whole in answers:
+        results = detect(parts())
+        for whole in results:
             tiles = layouts.popleft()
-            rest = list(itertools.islice(answers, len(tiles) - 1))
-            if too_large := [answer for answer in (whole, *rest) if isinstance(answer, TooLarge)]:
+            rest = list(itertools.islice(results, len(tiles) - 1))
+            if too_large := [result for result in (whole, *rest) if isinstance(result, TooLarge)]:
                 yield too_large[0]
                 continue
             yield merge([whole, *rest], tiles, tuple(overlap * side for side in tile_size)) if rest else whole
@@ -123,19 +123,19 @@ def _starts(side: int, tile: int, overlap: float) -> list[int]:
     return [round(step * (side - tile) / max(1, num_steps)) for step in range(num_steps + 1)]
 
 
-def merge(answers: list[Detections], tiles: list[Tile], overlap: tuple[float, float]) -> Detections:
+def merge(results: list[Detections], tiles: list[Tile], overlap: tuple[float, float]) -> Detections:
     """Merge the detections of the tiles of an image, as `detect_tiled` describes.
 
     Args:
-        answers: detections of each tile, in pixels of the tile.
+        results: detections of each tile, in pixels of the tile.
         tiles: the first tile is the whole image.
         overlap: (width, height) in pixels of the smallest overlap of neighbours.
     """
     width, height = tiles[0][2:]
     boxes, is_complete = [], []
-    for answer, tile in zip(answers, tiles, strict=True):
-        boxes.append(answer.boxes + np.array([tile.x0, tile.y0, tile.x0, tile.y0]))
-        sizes = answer.boxes[:, 2:] - answer.boxes[:, :2]
+    for result, tile in zip(results, tiles, strict=True):
+        boxes.append(result.boxes + np.array([tile.x0, tile.y0, tile.x0, tile.y0]))
+        sizes = result.boxes[:, 2:] - result.boxes[:, :2]
         if tile == tiles[0]:
             is_complete.append((sizes > overlap).any(axis=1))
             continue
@@ -146,8 +146,8 @@ def merge(answers: list[Detections], tiles: list[Tile], overlap: tuple[float, fl
         out = (boxes[-1] - tile) * (-1, -1, 1, 1) > 0
         is_complete.append(~((near | out) & inner).any(axis=1))
     boxes, is_complete = np.concatenate(boxes), np.concatenate(is_complete)
-    scores, labels = (np.concatenate([getattr(answer, name) for answer in answers]) for name in ("scores", "labels"))
-    seen_in = np.repeat(np.array(tiles, dtype=np.float64), [len(answer.scores) for answer in answers], axis=0)
+    scores, labels = (np.concatenate([getattr(result, name) for result in results]) for name in ("scores", "labels"))
+    seen_in = np.repeat(np.array(tiles, dtype=np.float64), [len(result.scores) for result in results], axis=0)
 
     whole = np.flatnonzero(is_complete)
     whole = whole[batched_nms(*(torch.from_numpy(values[whole]) for values in (boxes, scores, labels)), _SAME).numpy()]

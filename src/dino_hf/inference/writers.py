@@ -42,7 +42,7 @@ class PredictionFolder:
     Args:
         settings: settings of the prediction. A resumed prediction must have the same settings.
         categories: class index -> original category id and name.
-        formats: the wanted formats of `FORMATS`.
+        formats: some of `FORMATS`.
         every: every N-th frame of a video is used. The frame rate of the written video is divided by N.
         overwrite: delete the files that the journal of an earlier prediction names. Other files are kept, and links are not
             followed.
@@ -314,18 +314,18 @@ def check_formats(formats: Collection[str]) -> None:
         )
 
 
-def check_folder(folder: str | Path, is_wanted: bool) -> bool:
+def check_folder(folder: str | Path, may_replace: bool) -> bool:
     """Whether a folder holds an earlier prediction.
 
     Args:
-        is_wanted: the earlier prediction may be overwritten or resumed.
+        may_replace: the earlier prediction may be overwritten or resumed.
     Raises:
-        FileExistsError: there is an earlier prediction and `is_wanted` is False, or the folder has other files.
+        FileExistsError: there is an earlier prediction and `may_replace` is False, or the folder has other files.
     """
     folder = expand_home(folder)
     return check_output_folder(
         folder,
-        is_wanted,
+        may_replace,
         _is_prediction,
         "an earlier prediction",
         "replace it with --overwrite, or continue it with --resume",

@@ -76,8 +76,8 @@ def _compare(plain, fused, reference, device, dtype) -> str | None:
             return fused(value, SHAPES, references, points, weights)
 
         found = _outputs(compute, _Inputs(*(None if tensor is None else tensor.to(device) for tensor in inputs)))
-        for name, one, other in zip(_NAMES, found, expected, strict=True):
-            difference = (one.detach().cpu().double() - other).abs().max().item() / other.abs().max().item()
+        for name, actual, exact in zip(_NAMES, found, expected, strict=True):
+            difference = (actual.detach().cpu().double() - exact).abs().max().item() / exact.abs().max().item()
             if not difference <= TOLERANCE[dtype]:  # also true for NaN
                 form = (
                     "plain form"

@@ -101,8 +101,8 @@ class DinoDetrDenoising(nn.Module):
 
     def _noised_labels(self, labels: Tensor) -> Tensor:
         """Replace some labels by a random class, which may be the same class."""
-        chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise
-        return torch.where(chosen, torch.randint_like(labels, self.num_labels), labels)
+        is_replaced = torch.rand(labels.shape, device=labels.device) < self.label_noise
+        return torch.where(is_replaced, torch.randint_like(labels, self.num_labels), labels)
 
     def _noised_boxes(self, boxes: Tensor) -> Tensor:
         """Move the sides of boxes (2, G, T, 4), in units of the noise scale.

@@ -74,15 +74,15 @@ def read_streams(data: Any, output_dir: str, use_cpu: bool) -> Any:
 
 def _shared(parts: dict[str, Any], output_dir: str, use_cpu: bool) -> dict[str, Any]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return _drained(parts)
+        return _drain_streams(parts)
     args = TrainingArguments(output_dir, use_cpu=use_cpu, report_to="none")  # connects the processes
-    own = _drained(parts) if args.local_process_index == 0 else None
+    own = _drain_streams(parts) if args.local_process_index == 0 else None
     gathered: list = [None] * args.world_size
     torch.distributed.all_gather_object(gathered, (socket.gethostname(), own))
     return next(read for host, read in gathered if host == socket.gethostname() and read is not None)
 
 
-def _drained(parts: dict[str, Any]) -> dict[str, Dataset]:
+def _drain_streams(parts: dict[str, Any]) -> dict[str, Dataset]:
     return {name: drain(part) if isinstance(part, IterableDataset) else part for name, part in parts.items()}
 
 
@@ -98,7 +98,7 @@ def data_findings(data: Any, splits: DetectionData, trust_boxes: bool, raw: RawD
     Raises:
         ValueError: with these data, training would stop or learn wrong boxes.
     """
-    report = inspect(_raw_of(splits) if raw is None else raw, check_images=False, trust_boxes=trust_boxes)
+    report = inspect(_to_raw(splits) if raw is None else raw, check_images=False, trust_boxes=trust_boxes)
     name = str(data) if isinstance(data, str | Path) else splits.origin or "The data set"
     advice = "`dino_hf.doctor.inspect(dino_hf.data.read_raw(data))` lists them."
     if isinstance(data, str | Path):
@@ -129,7 +129,7 @@ def _copies_of_training_images(splits: DetectionData) -> list[str]:
     return found
 
 
-def _raw_of(splits: DetectionData) -> RawDataset:
+def _to_raw(splits: DetectionData) -> RawDataset:
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     raw = read_raw(DatasetDict({name: part.dataset for name, part in parts.items() if part is not None}))
     # The rows contain class indices, not the original category ids.

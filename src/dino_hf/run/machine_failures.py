@@ -22,23 +22,23 @@ MACHINE_ERRORS = (SafetensorError, RuntimeError, OSError, MemoryError)
 _DISK_NUMBERS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
-def failure_of_the_machine(error: BaseException, args: TrainingArguments) -> str | None:
+def machine_failure(error: BaseException, args: TrainingArguments) -> str | None:
     """A sentence about the failure that caused an error in training, and what to do. None: the machine is not the cause."""
     texts = list(_texts(error))
     numbers = [getattr(link, "errno", None) for link in _chain(error)]
-    if any(number in _DISK_NUMBERS for number in numbers) or _finds(_DISK, texts):
+    if any(number in _DISK_NUMBERS for number in numbers) or _match_any(_DISK, texts):
         free = shutil.disk_usage(next(path for path in _above(Path(args.output_dir)) if path.exists())).free
         return (
             f"A file in {args.output_dir} could not be written ({texts[0][:160]}). {free / 2**20:.0f} MiB are free there. Make "
             "room, or raise the limit of file sizes, and run again with --resume: whole checkpoints are kept."
         )
-    if _finds(_WORKER, texts):
-        cause = "shared memory is full" if _finds(_SHARED_MEMORY, texts) else "often because memory ran out"
+    if _match_any(_WORKER, texts):
+        cause = "shared memory is full" if _match_any(_SHARED_MEMORY, texts) else "often because memory ran out"
         return (
             f"A process that reads images ended ({texts[0].splitlines()[0][:160]}), {cause}. Run again with --resume and a smaller "
             f"--dataloader-num-workers (now {args.dataloader_num_workers}; 0 reads images in the training process)."
         )
-    if isinstance(error, MemoryError) or errno.ENOMEM in numbers or _finds(_MEMORY, texts):
+    if isinstance(error, MemoryError) or errno.ENOMEM in numbers or _match_any(_MEMORY, texts):
         return memory_sentence(args)
     return None
 
@@ -71,5 +71,5 @@ def _texts(error: BaseException) -> list[str]:
     return [str(link) or type(link).__name__ for link in _chain(error)]
 
 
-def _finds(pattern: re.Pattern, texts: list[str]) -> bool:
+def _match_any(pattern: re.Pattern, texts: list[str]) -> bool:
     return any(pattern.search(text) for text in texts)

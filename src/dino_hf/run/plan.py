@@ -18,7 +18,7 @@ from .progress import BEST_AP
 _MOST_WORKERS = 8
 
 
-def fitted(recipe: Recipe, given: dict[str, Any], image_processor, has_evaluation: bool) -> Recipe:
+def adapt_recipe(recipe: Recipe, given: dict[str, Any], image_processor, has_evaluation: bool) -> Recipe:
     """A recipe adapted to model and data.
 
     Unless sizes are given, training images get the size at which the model predicts. Without held-out data, training does not stop

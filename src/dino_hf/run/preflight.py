@@ -146,7 +146,7 @@ def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | No
     return {
         "origin": str(origin),
         "notes": list(notes),
-        "images": {name: None if one is None else len(one.dataset) for name, one in splits.items()},
+        "images": {name: None if part is None else len(part.dataset) for name, part in splits.items()},
         "classes": {name: int(counts[index]) for index, name in train.id2label.items()},
         "boxes": {
             "all": int((~is_crowd).sum()),

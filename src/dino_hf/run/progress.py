@@ -17,7 +17,7 @@ _SHOWN = (
 )
 
 
-class BestOfBoth(TrainerCallback):
+class BestApMetric(TrainerCallback):
     """Adds the metric `eval_best_AP`, the higher AP of the raw and the averaged weights, by which the best weights are chosen."""
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):

@@ -37,7 +37,7 @@ class RunRecord:
         return bool(self.recorded.get("finished"))
 
     @classmethod
-    def take_up(cls, output_dir: Path, resume: bool) -> "RunRecord":
+    def open(cls, output_dir: Path, resume: bool) -> "RunRecord":
         """Read the record of a folder: empty for a new or empty folder, otherwise the record of the run to resume.
 
         Raises:
@@ -70,8 +70,8 @@ class RunRecord:
             ValueError: the resumed run started from another model.
         """
         before = self.recorded.get("model")
-        given = None if given is None else place(given)
-        if self.is_resumed and given is not None and given != (before and place(before)):
+        given = None if given is None else full_path(given)
+        if self.is_resumed and given is not None and given != (before and full_path(before)):
             raise ValueError(
                 f"The run in {self.output_dir} started from {before or 'no model'}, not from {given}. To resume it, leave out the "
                 "model; or choose another --output-dir."
@@ -158,7 +158,7 @@ def _has_run(folder: Path) -> bool:
     return (folder / RUN_NAME).is_file()
 
 
-def place(source: str | Path) -> str:
+def full_path(source: str | Path) -> str:
     """The full path of a file or folder, so that a run can be resumed from any working directory. Ids are returned unchanged."""
     path = expand_home(source)
     return str(path.resolve()) if path.exists() else str(source)

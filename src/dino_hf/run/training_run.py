@@ -24,9 +24,9 @@ from ..training.run_lock import locked_run
 from ..training.trainer import DinoDetrTrainer
 from .data import read_data
 from .image_check import leave_out_bad_images
-from .machine_failures import MACHINE_ERRORS, failure_of_the_machine, memory_sentence
+from .machine_failures import MACHINE_ERRORS, machine_failure, memory_sentence
 from .memory_forecast import choose_batch_size, forecast_memory, free_memory
-from .plan import Plan, fitted, processes_here
+from .plan import Plan, adapt_recipe, processes_here
 from .preflight import (
     Preflight,
     describe_data,
@@ -38,8 +38,8 @@ from .preflight import (
     image_sizes,
     size_text,
 )
-from .progress import BestOfBoth, TrainingProgress
-from .record import RunRecord, place
+from .progress import BestApMetric, TrainingProgress
+from .record import RunRecord, full_path
 from .results import keep_weights, leave_results
 from .settings import find_trackers, flat_settings, split_settings
 from .starting_model import Start, load_checkpoint, load_start
@@ -139,11 +139,11 @@ def train(
 
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f'batch_size={batch_size!r} must be a number of images, or "auto".')
-    RunRecord.take_up(Path(output_dir), resume)  # checks the folder before a lock is written to it
+    RunRecord.open(Path(output_dir), resume)  # checks the folder before a lock is written to it
     with nullcontext() if dry_run else locked_run(Path(output_dir), os.environ.get("RANK", "0") == "0"):
-        record = RunRecord.take_up(Path(output_dir), resume)
+        record = RunRecord.open(Path(output_dir), resume)
         record.choose_model(model)
-        record.values["source"] = place(data) if isinstance(data, str | Path) else record.recorded.get("source")
+        record.values["source"] = full_path(data) if isinstance(data, str | Path) else record.recorded.get("source")
         record.choose(
             {
                 "recipe": recipe,
@@ -190,7 +190,7 @@ def _train(
             raise OSError(f"There is no run in {output_dir} to resume, and a new one cannot start. {error}") from error
         raise
     findings += _random_weights_warning(start, recipe)
-    recipe = fitted(recipe, given, start.image_processor, splits.validation is not None)
+    recipe = adapt_recipe(recipe, given, start.image_processor, splits.validation is not None)
     recipe.configure(start.model)
     arguments = others | {"seed": record.values["seed"], "report_to": record.values["report_to"] or "none"}
     plan = Plan(recipe, arguments, record.output_dir, splits)
@@ -320,7 +320,7 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
             train=plan.splits.train,
             held_out=plan.splits.validation,
             image_processor=start.image_processor,
-            callbacks=[BestOfBoth(), progress],
+            callbacks=[BestApMetric(), progress],
             doctor=record.values["training_doctor"],
             on_bad_image=record.values["on_bad_image"],
         )
@@ -338,7 +338,7 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
         except torch.OutOfMemoryError as error:
             raise ValueError(memory_sentence(args)) from error
         except MACHINE_ERRORS as error:
-            if (sentence := failure_of_the_machine(error, args)) is None:
+            if (sentence := machine_failure(error, args)) is None:
                 raise
             raise ValueError(sentence) from error
         finally:

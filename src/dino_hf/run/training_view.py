@@ -8,7 +8,7 @@ from ..data import load_data
 from ..training.augmentation import Augmentation
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
-from .plan import fitted
+from .plan import adapt_recipe
 from .record import RUN_NAME, RunRecord
 from .settings import RUN_DEFAULTS, flat_settings, split_settings
 from .starting_model import image_processor_of
@@ -41,7 +41,7 @@ def view_training(
         ValueError, OSError: the data or the record of the run cannot be used.
     """
     folder = Path(source)
-    record = RunRecord.take_up(folder, resume=True) if is_regular(folder / RUN_NAME) else RunRecord(folder, {})
+    record = RunRecord.open(folder, resume=True) if is_regular(folder / RUN_NAME) else RunRecord(folder, {})
     before = record.recorded
     given = flat_settings(settings or {})
     run_settings = RUN_DEFAULTS | before
@@ -62,7 +62,7 @@ def view_training(
     parts = load_data(data, validation_fraction=fraction, seed=run_settings["seed"], **reading)
     if parts.train is None:
         raise ValueError(f"{data} has no images to train on.")
-    augmentation = fitted(changed_recipe, given, image_processor, has_evaluation=True).augmentation
+    augmentation = adapt_recipe(changed_recipe, given, image_processor, has_evaluation=True).augmentation
     return TrainingView(parts.train, augmentation, image_processor, others.get("data_seed") or seed)
 
 

@@ -150,7 +150,7 @@ class CardData(_Part):
     digest: str | None = field(default=None, init=False)
 
     @classmethod
-    def of(cls, provenance: Any, digest: str | None = None) -> "CardData":
+    def from_provenance(cls, provenance: Any, digest: str | None = None) -> "CardData":
         """Read `config.provenance`, which may have any form."""
         unread: list[str] = []
         record = ({} if provenance is None else _read_dict(provenance, "provenance", unread)) or {}

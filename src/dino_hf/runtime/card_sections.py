@@ -204,13 +204,13 @@ def _classes(config) -> str:
         text = "The 80 categories of COCO, ordered by their ids."
         if ids == coco[1]:
             text += " A number in parentheses is the COCO id (`config.category_ids`)."
-    shown = [index for index, name in names.items() if name != "N/A"]
+    indices = [index for index, name in names.items() if name != "N/A"]
     listed = [
         escape_markdown(one_line(names[index]))
         + (f" ({ids[index]})" if ids is not None and ids[index] != index else "")
-        for index in shown[:_MAX_CLASSES]
+        for index in indices[:_MAX_CLASSES]
     ]
-    more = len(shown) - len(listed)
+    more = len(indices) - len(listed)
     return f"{text}\n\n{', '.join(listed)}{f', and {more} more in `config.id2label`' if more > 0 else ''}"
 
 

@@ -37,7 +37,7 @@ def model_card(
         weights: digest of the weights that the card describes. Without it, the record is taken to be about these weights.
         folder: where the card will be. Recorded pictures in this folder are shown.
     """
-    data = CardData.of(config.provenance, weights)
+    data = CardData.from_provenance(config.provenance, weights)
     folder = None if folder is None else Path(folder)
     has_code = config.saves_code and not (folder is not None and is_checkpoint(folder))
     body = card_body(data, config, num_parameters, name, folder, has_code)
@@ -48,7 +48,9 @@ def model_card(
 
 def digest_to_compare(model, state_dict: dict | None = None) -> str | None:
     """`weights_digest` of a model if its record has a digest to compare it with, otherwise None without computing it."""
-    return weights_digest(model, state_dict) if CardData.of(model.config.provenance).recorded_digest else None
+    return (
+        weights_digest(model, state_dict) if CardData.from_provenance(model.config.provenance).recorded_digest else None
+    )
 
 
 def card_hook(model, folder: Path, state_dict: dict | None) -> Callable[..., None]:

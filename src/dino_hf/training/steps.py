@@ -66,10 +66,10 @@ class StepCallback(TrainerCallback):
 
     def _set_rates(self, args, optimizer, lr_scheduler) -> None:
         """Set the learning rates and weight decay of this recipe. Trainer has loaded the checkpoint's values before."""
-        wanted = self.trainer.recipe.make_optimizer(self.trainer.model, args).param_groups
+        recipe_groups = self.trainer.recipe.make_optimizer(self.trainer.model, args).param_groups
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
-        scheduler.base_lrs = [group["lr"] for group in wanted]
-        for group, new, factor in zip(optimizer.param_groups, wanted, scheduler.lr_lambdas, strict=True):
+        scheduler.base_lrs = [group["lr"] for group in recipe_groups]
+        for group, new, factor in zip(optimizer.param_groups, recipe_groups, scheduler.lr_lambdas, strict=True):
             group.update({name: new[name] for name in ("weight_decay", "betas", "eps")})
             group["initial_lr"] = new["lr"]
             group["lr"] = new["lr"] * factor(scheduler.last_epoch)
