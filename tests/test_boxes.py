@@ -78,7 +78,7 @@ def test_a_cleaned_copy_keeps_them_and_says_so_but_for_a_request(tmp_path):
     count = len(raw.splits["train"].annotations)
     kept = write_cleaned_copy(raw, report, tmp_path / "kept")
     assert (kept.num_boxes["train"], kept.changes) == (count, [])
-    assert [text.split(",")[0] for text in kept.kept] == ["1 box of train nearly repeats another one of the same class"]
+    assert [text.split(",")[0] for text in kept.kept] == ["1 box of train nearly repeats another box of the same class"]
     dropped = write_cleaned_copy(raw, report, tmp_path / "dropped", drop_near_copies=True)
     assert dropped.num_boxes["train"] == count - 1
     assert [(change.kind, change.where) for change in dropped.changes] == [

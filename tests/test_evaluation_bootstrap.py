@@ -150,7 +150,7 @@ def test_a_class_without_detections_or_without_objects():
 @pytest.mark.parametrize("num_bootstrap", [10_001, 10**9])
 def test_more_resamples_than_help_are_refused(num_bootstrap):
     bootstrap.check_num_bootstrap(10_000)
-    with pytest.raises(ValueError, match=rf"num_bootstrap={num_bootstrap} is above 10000.*; choose 1000"):
+    with pytest.raises(ValueError, match=rf"num_bootstrap={num_bootstrap} is above 10000.*; use 1000"):
         bootstrap.check_num_bootstrap(num_bootstrap)
 
 

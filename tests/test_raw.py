@@ -38,7 +38,7 @@ def test_other_numbers_are_changed_by_name():
     ids, categories, notes = merged(split_of(1, 2, 3), own)
     assert ids == [3, 1, 2]
     assert {entry["id"]: entry["name"] for entry in categories} == {1: "cat", 2: "dog", 3: "cow"}
-    assert "val.json: the class ids differ from those of the first split" in notes[0]
+    assert "val.json: the class ids differ from the first split" in notes[0]
 
 
 def test_an_unknown_number_does_not_become_a_class_of_the_first_split():

@@ -73,7 +73,7 @@ def outline(
 
     Args:
         box: (x0, y0, x1, y1) in pixels of the image that the axes show.
-        width: of the coloured line, in points.
+        width: width of the coloured line, in points.
         clip: width and height in pixels of a part of the axes; nothing is drawn outside.
     """
     x0, y0, x1, y1 = box

@@ -33,8 +33,8 @@ VIDEO_SUFFIXES = frozenset((
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
     ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
 ))  # fmt: skip
-MAX_PIXELS = 500_000_000  # of one image; Pillow holds 4 bytes per RGB pixel, so 2 GB
-MAX_BYTES = 2**31  # of one file
+MAX_PIXELS = 500_000_000  # pixels of one image; Pillow holds 4 bytes per RGB pixel, so 2 GB
+MAX_BYTES = 2**31  # size of one file
 _STRIP_PIXELS = 2**22  # pixels converted at once, so that a large image is never copied as a whole
 _WHITE = (255, 255, 255)
 _NO_MEMORY = "There is not enough memory to read it; scale it down, or end other programs."

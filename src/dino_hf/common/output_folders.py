@@ -62,9 +62,9 @@ def check_output_folder(
 
     Args:
         overwrite: results of an earlier run may be replaced.
-        is_ours: tells whether a folder holds results of the same command.
+        is_ours: folder -> whether it holds results of the same command.
         results: name of the results in messages, such as "an evaluation".
-        cure: tells the user how to replace the results.
+        cure: the way to replace the results, for the message.
         ignored: name of a file that may be in the folder, such as a lock.
     Returns:
         whether the folder holds results of an earlier run.

@@ -98,7 +98,8 @@ def is_detection(content) -> bool:
 def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
     """Read a json, or a folder with jsons at any depth. None: no json is in COCO format.
 
-    The name of a json, or of a folder between it and `source`, tells its split. A single json that tells no split is "train".
+    The split of a json is in its name, or in the name of a folder between it and `source`. A single json without a split in these
+    names is "train".
 
     Raises:
         ValueError: the given json cannot be read.
@@ -178,7 +179,8 @@ def _split_word(source: Path, path: Path, names: SplitNames) -> str | None:
 
 
 def _name_splits(source: Path, paths: list[Path], names: SplitNames, problems: list[Problem]) -> dict[str, Path]:
-    """Map each split to its json. If two jsons tell the same split, the second keeps its own name; except for test, a problem."""
+    """Map each split to its json. If two jsons name the same split, the second keeps its own name. Except for test, this is a
+    problem."""
     words = {path: _split_word(source, path, names) for path in paths}
     if len(paths) == 1:
         return {words[paths[0]] or "train": paths[0]}

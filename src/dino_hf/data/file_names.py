@@ -1,4 +1,4 @@
-"""Interpret names of files and folders: which split they tell, and which image a listed name means."""
+"""Interpret names of files and folders: find the split that they name, and the image that a listed name means."""
 
 import os
 import re
@@ -313,7 +313,7 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _differ_in_image_set(listed: Sequence[str], found: Sequence[str], split: str | None) -> bool:
-    """Whether the last two folders that differ are both names of different sets of images."""
+    """Whether the last folders that differ name different sets of images."""
     if not listed or not found or listed[-1] in _GENERIC or found[-1] in _GENERIC:
         return False
     return (split is None or split_in(listed[-1], at_end=True) != split) and split_in(found[-1]) is None

@@ -103,9 +103,9 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def only_usable(raw: RawDataset, files: DataFolder | None = None) -> RawDataset:
-    """Leave out images whose names are not valid text or whose files may not be read, with their annotations. Each is a problem.
+    """Leave out images whose names are not valid text or whose files may not be read, with their annotations.
 
-    A class name that is not valid text is changed, and is also a problem.
+    Each left-out image is recorded as a `Problem`. A class name that is not valid text is changed and also recorded.
 
     Args:
         files: files of the data set. None: do not check where the images are.

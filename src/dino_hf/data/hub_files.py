@@ -78,7 +78,7 @@ def _check_lines(path: Path) -> None:
 def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[str]]:
     """Map the word of each split to its rows. The notes name skipped files, which have no images or boxes.
 
-    The name of a file, or its nearest folder, tells its split. Without such a name, it is train.
+    The split of a file is in its name, or in the name of the nearest folder. Without a split in these names, it is train.
 
     Raises:
         ValueError: no file has images and boxes, or files of one split have different columns.
@@ -287,7 +287,7 @@ def drain(stream: IterableDataset) -> Dataset:
         stream = stream.decode(False)
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(cache)  # of processes that were killed
+    remove_leftovers(cache)  # files of processes that were killed
     folder = new_scratch(cache / "stream")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Dataset.from_generator(_Rows(stream), features=stream.features, cache_dir=str(folder))

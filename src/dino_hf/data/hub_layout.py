@@ -134,7 +134,7 @@ def join_rows(first: Dataset, second: Dataset, needed: Collection[str]) -> Datas
 
 
 def _merge(first, second):
-    """A type that holds the values of both. None: no such type exists."""
+    """A type that holds the values of both. None: there is no common type."""
     if first == second or _is_null(second):
         return first
     if _is_null(first):

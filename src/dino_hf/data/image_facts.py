@@ -31,7 +31,7 @@ _MAX_DIFFERENCE = 24
 _MAX_MEAN_DIFFERENCE = 2.5
 _MAX_SHARPENED_DIFFERENCE = 6.0  # mean for a sharpened copy; sharpening raises the differences at all edges
 _MAX_PEAK = 14.0  # largest difference of a sharpened copy, as a multiple of the mean
-_MIN_CORRELATION = 0.985  # of a sharpened copy
+_MIN_CORRELATION = 0.985  # lowest correlation of a sharpened copy
 MIN_CONTRAST = 4.0  # standard deviation; images with less contrast all look alike
 MAX_ASPECT_RATIO = 1.02  # largest ratio of the aspect ratios of two copies
 
@@ -52,9 +52,9 @@ class ImageFacts(NamedTuple):
     orientation: int = 1  # EXIF's; 5 to 8 swap width and height
     mode: str | None = None  # Pillow's
     format: str | None = None  # Pillow's: "JPEG", "PNG", ...
-    digest: bytes | None = None  # of the file's bytes
+    digest: bytes | None = None  # digest of the file's bytes
     thumbnail: np.ndarray | None = None  # (THUMBNAIL_SIDE, THUMBNAIL_SIDE) uint8, grey
-    values: tuple[int, int] | None = None  # lowest and highest, of images of more than 8 bits
+    values: tuple[int, int] | None = None  # lowest and highest value, only for images of more than 8 bits
     other_frames: str | None = None  # "pages" or "frames" that are not read
 
     @property

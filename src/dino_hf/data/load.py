@@ -50,9 +50,9 @@ def load_data(
 ) -> DetectionData:
     """Load a data set in COCO, YOLO, Pascal VOC or Hugging Face format. The format is recognised by the files.
 
-    A data set without validation data loses a part of its training images, in which each class has its share. Test data are never
-    used for validation. Exact and near copies of an image stay on one side of that split. Near copies are searched for among at
-    most 5,000 images. If the annotations do not state the size of an image, it is read from the file.
+    Without validation data, a part of the training images is held out, with the same share of each class. Test data are never
+    used for validation. This split does not separate exact and near copies of an image. Near copies are searched for among at most
+    5,000 images. If the annotations do not state the size of an image, it is read from the file.
 
     Classes are numbered 0 to K - 1 in the order of their original ids, which stay in `category_ids`. All parts have the same
     classes. If parts use different ids, classes of the same name are merged. A category without objects is left out if it is the
@@ -66,7 +66,7 @@ def load_data(
         box_format: layout of the boxes of a Hugging Face data set, as in `read_raw`.
         allow_outside: also read files outside the data set's folder, as in `read_raw`.
         trust_boxes: do not check the layout of the boxes against the sizes of the images.
-        only: load only this part, "train", "validation" or "test", and the part from which it must be split off.
+        only: load only this part, "train", "validation" or "test", and, if it must be held out, the part that it comes from.
     Raises:
         ValueError, OSError: no format is recognised, or the data have an error. The message names the entry.
     """

@@ -145,7 +145,9 @@ class RawDataset(NamedTuple):
     format: str  # "coco", "yolo", "voc", "huggingface"
     origin: Path | str
     splits: dict[str, RawSplit]
-    categories: list[dict]  # of all splits: id, name, supercategory?; ids as in the first split that has the class
+    categories: list[
+        dict
+    ]  # categories of all splits: id, name, supercategory?; ids as in the first split that has the class
     problems: list[Problem]
     notes: list[str] = []  # noqa: RUF012  decisions made while reading; never changed in place
 
@@ -330,9 +332,7 @@ def merge_categories(categories: list[dict], split: RawSplit, own: list[dict]) -
         new_id_of[category_id] = category_id if category_id not in name_of else -1 - abs(category_id)
     new_ids = np.array([new_id_of[category_id] for category_id in used.tolist()], dtype=np.int64)[inverse]
     changed = {old: new for old, new in new_id_of.items() if old != new}
-    note = (
-        f"{split.origin}: the class ids differ from those of the first split, so they were changed by name: {changed}."
-    )
+    note = f"{split.origin}: the class ids differ from the first split, so they were changed by name: {changed}."
     return split._replace(annotations=replace(split.annotations, category_id=new_ids)), [note]
 
 

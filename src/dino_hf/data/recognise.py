@@ -113,7 +113,8 @@ def find_yaml(source: Path, files: DataFolder | None = None) -> Path | None:
     Args:
         files: files of the folder. None: `source` is a yaml that the user named.
     Raises:
-        ValueError: several yaml files do, and none is called data.yaml or dataset.yaml; or the given yaml does not.
+        ValueError: several yaml files describe a YOLO data set, and none is called data.yaml or dataset.yaml; or the given yaml
+            does not describe one.
     """
     files = files or DataFolder(source, allow_outside=True)
     if not source.is_dir():

@@ -83,9 +83,8 @@ def darknet_lists(folder: Path, files: DataFolder) -> SplitLists | None:
             split = canonical_split(key.lower())
             if split in SPLITS and value and (found := _beside(path.parent, folder, posix(value), files)):
                 lists[split] = [found]
-        if lists.get("validation") == lists.get(
-            "train"
-        ):  # Darknet demands one, so data without validation images name the training list twice
+        # Darknet requires a validation list. If there are no validation images, its files name the training list twice.
+        if lists.get("validation") == lists.get("train"):
             lists.pop("validation", None)
         if lists:
             return SplitLists(lists, path.name)

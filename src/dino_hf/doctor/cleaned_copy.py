@@ -22,7 +22,7 @@ class CleanedCopy(NamedTuple):
     kept: list[str]  # one sentence for each decision that is left to the owner of the data
     num_images: dict[str, int]  # by split
     num_boxes: dict[str, int]
-    num_original_images: int  # of all splits
+    num_original_images: int  # images of all splits in the original
     num_original_boxes: int
 
     def __repr__(self) -> str:
@@ -159,7 +159,7 @@ def _write_splits(
 
 
 def unused(name: str, taken: set[str]) -> str:
-    """A name that is not in `taken`, and add it to `taken`. Case is ignored, as in some file systems."""
+    """Return a name that is not in `taken`, and add it to `taken`. Case is ignored, as in some file systems."""
     free = next(
         candidate
         for candidate in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))

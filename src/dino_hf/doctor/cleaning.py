@@ -132,14 +132,14 @@ class Cleaner:
         num_all = sum(copy.kind == "near-leak" for copy in copies)
         if num_all and not self.drop_near_copies:
             self.kept.append(
-                f"{count_text(num_all, 'image')} look like one in another split and are still there. Look at them; "
+                f"{count_text(num_all, 'image')} look like an image in another split and are kept. Look at them; "
                 "--drop-near-copies leaves them out."
             )
         num_near = Counter(copy.split for copy in copies if copy.kind == "near-leak")
         staying = {name for name, count in num_near.items() if count > _MOST_NEAR * len(facts[name])}
         self.kept += [
-            f"{count_text(num_near[name], 'image')} of {name} look like one in another split and are most of it, as with a fixed "
-            "camera: they are still there; split by scene, not by frame."
+            f"{count_text(num_near[name], 'image')} of {name} look like an image in another split. They are most of {name}, as "
+            "with a fixed camera, so they are kept; split by scene, not by frame."
             for name in sorted(staying if self.drop_near_copies else ())
         ]
         for copy in copies:
@@ -285,7 +285,7 @@ class Cleaner:
         return annotations
 
     def _near_repeats(self, name: str, table: BoxTable) -> np.ndarray:
-        """(N,) whether a box is left out because it nearly repeats another one. All False unless requested."""
+        """(N,) whether a box is left out because it nearly repeats another box. All False unless requested."""
         if not self.report.readings[name].is_as_read and not self.report.readings[name].is_sure:
             return np.zeros(len(table.boxes), dtype=bool)  # the boxes are not in pixels
         pairs = near_repeats(table)
@@ -293,7 +293,7 @@ class Cleaner:
         if count and not self.drop_near_copies:
             repeat, are, them = ("repeats", "is", "it") if count == 1 else ("repeat", "are", "them")
             self.kept.append(
-                f"{count_text(count, 'box')} of {name} nearly {repeat} another one of the same class, and {are} still there. Look "
+                f"{count_text(count, 'box')} of {name} nearly {repeat} another box of the same class, and {are} kept. Look "
                 f"at {them}; --drop-near-copies leaves {them} out."
             )
         return ~without_near_repeats(pairs if self.drop_near_copies else pairs[:0], len(table.boxes))

@@ -18,7 +18,7 @@ MAX_RESAMPLES = 10_000
 _MAX_BYTES = 2**31  # memory of all resamples
 _MIN_RESAMPLES = 40  # with 40, one lies below the middle 95 % and one above
 MIN_IMAGES = 2  # images with objects that an interval needs: a single image is the same in each resample
-_MAX_ELEMENTS = 2**22  # of an array (resamples, detections), so that temporary arrays take tens of megabytes
+_MAX_ELEMENTS = 2**22  # numbers in an array (resamples, detections), so that temporary arrays take tens of megabytes
 AP75_INDEX = int(np.argmin(np.abs(IOU_THRESHOLDS - 0.75)))
 
 
@@ -88,7 +88,7 @@ def _class_statistics(matches: ClassMatches, weights: np.ndarray) -> np.ndarray:
 def precision_at_recalls(matches: ClassMatches, weights: np.ndarray, area: int) -> np.ndarray:
     """The `precision` of pycocotools for one class and one range of sizes. With weights of 1, it is equal bit by bit.
 
-    Only right detections are looked at: recall grows only there, and precision has its local maxima there.
+    Only true positives are visited: recall rises only at a true positive, and precision has its local maxima there.
 
     Args:
         weights: (B, I) number of times each image counts.
@@ -124,7 +124,7 @@ def precision_at_recalls(matches: ClassMatches, weights: np.ndarray, area: int) 
         # The formula of pycocotools, which keeps a precision of 1 slightly below 1.
         values = num_true / (num_ranked + np.spacing(1))
         values = np.maximum.accumulate(values[:, ::-1], axis=1)[:, ::-1]
-        # Number of recalls that each right detection is the first to reach.
+        # For each true positive, the number of recall levels that are reached there first.
         reached = np.searchsorted(RECALLS, num_true / num_objects, side="right")
         times = np.diff(reached, axis=1, prepend=0, append=len(RECALLS))
         values = np.concatenate([values, np.zeros((len(values), 1))], axis=1)
@@ -141,8 +141,8 @@ def mean_over_classes(samples: np.ndarray) -> np.ndarray:
 def centre(samples: np.ndarray, estimate: float) -> np.ndarray:
     """Drop samples without objects, and shift the others so that their mean is the estimate. (B,) -> (up to B,).
 
-    AP is too high for few objects: its precision is the highest one at this recall or above, which gains by chance. A resample has
-    fewer different objects than the data, so its AP gains once more and would be too high.
+    With few objects, AP is biased upwards: its precision is a maximum over all higher recalls, and chance raises a maximum. A
+    resample has fewer distinct objects than the data, so its AP is biased further upwards.
     """
     samples = samples[~np.isnan(samples)]
     return samples if not samples.size else samples + (estimate - samples.mean())

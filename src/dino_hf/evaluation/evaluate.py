@@ -129,7 +129,7 @@ def evaluate_model(
         num_bootstrap: number of resamples of the images for the 95 % intervals, at least 40; 0: no intervals.
         seed: seed of the resamples.
         max_detections: number of detections that count for an image and class, at least 100; the highest scores count. None: 100
-            as in COCO, or the largest number of objects of a class in an image. A note says if it is not 100, or is too small.
+            as in COCO, or the largest number of objects of a class in an image. If it is not 100, or is too small, a note says so.
         progress: called with the stage ("images", "classes" or "resampled classes"), the number done, and the total.
     Raises:
         ValueError: model and data have no class in common, or an image has another size than annotated. Any error that an image

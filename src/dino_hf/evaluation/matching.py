@@ -33,7 +33,7 @@ class ClassMatches(NamedTuple):
     objects: list[np.ndarray]  # A arrays (G,): index of the image of each object that counts
 
     def is_true(self, iou_index: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each detection is right, and whether it counts, for objects of all sizes. Two arrays (D,) of bool."""
+        """Whether each detection is a true positive, and whether it counts, for objects of all sizes. Two arrays (D,) of bool."""
         hits = self.hits[0][iou_index]
         is_true, counts = np.zeros(len(self.scores), dtype=bool), np.ones(len(self.scores), dtype=bool)
         is_true[hits.positions] = hits.counted

@@ -25,7 +25,7 @@ def report_folder(model: str) -> Path:
 
 
 def measured_threshold(model: str) -> MeasuredThreshold | None:
-    """The best score threshold of a model, from the report that training wrote beside it, or else from that of `dino-hf eval`.
+    """The best score threshold of a model, from the report that training wrote beside it, else from the report of `dino-hf eval`.
 
     Args:
         model: folder or id on the Hub. A report that names another model is ignored.

@@ -70,7 +70,7 @@ def find_mistakes(truth: Columns, detections: Columns, threshold: float, limit: 
     Detections with a score above the threshold are matched as in pycocotools: within a class, highest score first, with the free
     object of highest IoU. The kind of a false positive is the first that applies:
 
-    - *duplicate*: an object of its class with an IoU of at least 0.5, which a higher score has taken
+    - *duplicate*: an object of its class with an IoU of at least 0.5, which is matched with a detection of higher score
     - *wrong class*: an object of another class with an IoU of at least 0.5
     - *poor localisation*: an object of its class with an IoU of 0.1 to 0.5
     - *background*: none of these

@@ -20,7 +20,7 @@ _TITLES = {
     "wrong class": "Wrong class: an object of another class (IoU of at least 0.5)",
     "poor localisation": "Poor localisation: the right class, but an IoU of 0.1 to 0.5",
     "duplicate": "Duplicate: another detection of the object has a higher score",
-    "background": "Background: no such object there",
+    "background": "Background: no object there (IoU below 0.1)",
     "miss": "Missed: the largest objects that were not found",
 }
 _TRUE, _FOUND = COLOURS[0], COLOURS[1]

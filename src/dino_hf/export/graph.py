@@ -23,7 +23,7 @@ from .comparison import TOLERANCES, check_difference, compare_predictions
 # Height and width of the traced images. At strides 4 to 64, their maps are not multiples of a Swin's window, so the graph contains
 # its padding. For sizes that need none, the graph pads by zero.
 _EXAMPLE = 577, 961
-_OTHER = 256, 320  # multiples of all strides; a graph that is valid for one size only would fail
+_CHECKED = 256, 320  # size of a second image, which a graph that is valid for one size only would refuse
 
 
 class _Predictions(nn.Module):
@@ -96,7 +96,7 @@ def _drop_assertions(program: ExportedProgram) -> None:
 
 def _check(program: ExportedProgram, predictions: _Predictions) -> None:
     """Compare the program with the model, on a padded image of another size than the traced one."""
-    config, (height, width) = predictions.model.config, _OTHER
+    config, (height, width) = predictions.model.config, _CHECKED
     dtype, device = predictions.model.dtype, predictions.model.device
     pixel_values = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
     mask = torch.ones(1, height, width, dtype=torch.long, device=device)
@@ -113,7 +113,7 @@ def _check(program: ExportedProgram, predictions: _Predictions) -> None:
 
 @contextmanager
 def _any_size(model: nn.Module) -> Iterator[None]:
-    """Within, backbones can be traced for images of any size.
+    """Inside the context, backbones can be traced for images of any size.
 
     They always pad, if necessary by zero, because a branch would fix the size in the graph. Swin uses plain operators for
     attention: the tracer records the memory layout of PyTorch's CPU kernel, and the ONNX exporter, which assumes another layout,

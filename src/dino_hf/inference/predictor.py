@@ -91,7 +91,8 @@ class Predictor:
             the device cannot be used.
     """
 
-    _takes_limit, _num_queries = False, 0  # of the image processor and the model
+    _takes_limit = False  # whether the image processor takes a limit of detections
+    _num_queries = 0  # number of queries of a DINO model
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class Failure(NamedTuple):
 
 
 class End(NamedTuple):
-    """Follows the last frame of a video that was read to its end, or to `max_frames`."""
+    """Mark that a video was read to its end, or to `max_frames`. It follows the last frame."""
 
     source: Source
 

@@ -20,7 +20,7 @@ Detect = Callable[[Iterable[Image.Image | TooLarge]], Iterator[Detections | TooL
 
 # Boxes with a higher overlap belong to one object: IoU, or intersection over the smaller box if a box may be a part of the other.
 _SAME = 0.5
-_BORDER = 0.01  # of a tile's side, at least 2 pixels: a box this close to the border of its tile may be cut off
+_BORDER = 0.01  # share of a tile's side, at least 2 pixels: a box this close to the border of its tile may be cut off
 
 
 class Tile(NamedTuple):

@@ -14,11 +14,11 @@ from ..common.installation import missing
 from ..common.regular_files import is_regular
 
 _TIMEOUT = 20.0  # seconds without an answer from an address
-_MOST_PIXELS = 2**27  # of a frame; the largest cameras have half as many
+_MOST_PIXELS = 2**27  # pixels of a frame; the largest cameras have half as many
 _DECODER_BYTES = 2**29  # memory for frames in the threads of the decoder
 _LONGEST_SIDE = 4096  # pixels of a written video; graphics cards and most players support this size
 _TICKS = 60_000  # time units per second of a written video; a multiple of 24, 25, 30, 50, 60 and 30000/1001 frames per second
-_LONGEST_PAUSE = 3600 * _TICKS  # between two frames; an MP4 cannot store a pause of a day
+_LONGEST_PAUSE = 3600 * _TICKS  # longest time between two frames; an MP4 cannot store a pause of a day
 
 
 class Frame(NamedTuple):

@@ -24,7 +24,7 @@ def read_data(data: Any, record: RunRecord, use_cpu: bool) -> tuple[DetectionDat
 
     Args:
         data: the argument of `train`.
-        record: has the settings of reading.
+        record: record of the run, with the settings for reading data.
         use_cpu: setting of the run, needed to connect its processes.
     Returns:
         the data; warnings of the doctor.
@@ -59,8 +59,8 @@ def read_data(data: Any, record: RunRecord, use_cpu: bool) -> tuple[DetectionDat
 def read_streams(data: Any, output_dir: str, use_cpu: bool) -> Any:
     """Replace each `IterableDataset` by a `Dataset`. Other data are returned unchanged.
 
-    A stream may yield other rows each time. So only the first process of a machine reads it, and the others open the Arrow files
-    that the first one wrote.
+    A stream may yield different rows each time. So only the first process of a machine reads it. The others open the Arrow files
+    that the first process wrote.
 
     Args:
         output_dir, use_cpu: settings of the run, needed to connect its processes.

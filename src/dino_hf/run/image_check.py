@@ -12,7 +12,7 @@ MOST_DECODED = 2000  # images decoded by default: each takes about 10 ms
 _CHUNK = 100  # image files in memory at once
 _SHOWN = 3  # bad images named in messages
 _MODES_OF_UNKNOWN_RANGE = ("I", "F")  # Pillow modes whose range of values is only known from the pixels
-_BYTES_PER_PIXEL = 8  # of the decoded image and its RGB copy
+_BYTES_PER_PIXEL = 8  # memory of the decoded image and its RGB copy
 _room = DecodingRoom(2**30)  # for all threads
 
 
@@ -20,7 +20,8 @@ def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: b
     """Check all images and remove bad images from the data.
 
     The start of each file is always read: format, size and orientation. Validation and test images are also decoded, which finds
-    truncated files. Training images are decoded if there are up to 2,000. `ReadableImages` finds the other bad ones in training.
+    truncated files. Training images are decoded if there are up to 2,000. In larger data sets, training finds truncated files
+    later (`ReadableImages`).
 
     Args:
         on_bad_image: "skip": remove bad images; "raise": stop.
@@ -28,7 +29,7 @@ def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: b
     Returns:
         the data without bad images; warnings.
     Raises:
-        ValueError: there is a bad image and `on_bad_image` is "raise", or most of a part are bad.
+        ValueError: there is a bad image and `on_bad_image` is "raise", or more than half of the images of a part are bad.
     """
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     decode = decode_all or (splits.train is not None and len(splits.train.dataset) <= MOST_DECODED)

@@ -32,7 +32,7 @@ class MemoryForecast(NamedTuple):
 
     weights: int  # parameters and buffers
     fixed: int  # weights, gradients, moments of the optimizer, average of the weights
-    per_image: int  # autograd graph of one image, and the most that backward needs beside it
+    per_image: int  # autograd graph of one image, and the peak of backward's temporary tensors
     size: tuple[int, int]  # largest (height, width) in pixels that images are padded to
     num_boxes: int  # boxes of the image with the most boxes
 
@@ -139,7 +139,7 @@ def _measure(model: nn.Module, args: TrainingArguments, size: tuple[int, int], n
 
 @contextmanager
 def _unchanged(model: nn.Module, device: torch.device):
-    """Restore what a step without an optimizer changes: gradients, statistics, the training mode, random generators."""
+    """After the context, restore the state that a step without optimizer changes: gradients, buffers, mode, random generators."""
     was_training, buffers = model.training, [buffer.clone() for buffer in model.buffers()]
     with forked_random_numbers(device):
         try:

@@ -19,10 +19,9 @@ _MOST_WORKERS = 8
 
 
 def adapt_recipe(recipe: Recipe, given: dict[str, Any], image_processor, has_evaluation: bool) -> Recipe:
-    """A recipe adapted to model and data.
+    """Adapt a recipe to model and data.
 
-    Unless sizes are given, training images get the size at which the model predicts. Without held-out data, training does not stop
-    early.
+    By default, training images get the sizes of the model's image processor. Without held-out data, early stopping is off.
 
     Args:
         given: settings from the user.
@@ -104,7 +103,7 @@ def _strategies(given: dict[str, Any], has_evaluation: bool) -> dict[str, Any]:
     """Arguments for evaluations and checkpoints. Both happen at the same steps, so that the best weights are saved.
 
     Raises:
-        ValueError: the given settings want other steps.
+        ValueError: the given settings ask for different steps.
     """
     steps = given.get("eval_steps", given.get("save_steps"))
     default = "epoch" if steps is None else "steps"

@@ -149,7 +149,7 @@ class _Timer:
 
     def mean(self, name: str) -> float | None:
         count, total, first = self._laps.get(name, (0, 0.0, 0.0))
-        # The first step also builds kernels and starts workers, so it only counts as long as it is the only one.
+        # The first step also builds kernels and starts workers. It is left out as soon as there is a second step.
         if name == "step" and count > 1:
             count, total = count - 1, total - first
         return total / count if count else None

@@ -59,12 +59,12 @@ class RunRecord:
             ) from error
 
     def choose(self, given: dict[str, Any]) -> None:
-        """Choose the settings in `RUN_DEFAULTS`: the given value, else the recorded one, else the default. None is not given."""
+        """Choose the settings in `RUN_DEFAULTS`: the given value unless it is None, else the recorded value, else the default."""
         for name, value in given.items():
             self.values[name] = self.recorded.get(name, RUN_DEFAULTS[name]) if value is None else value
 
     def choose_model(self, given: str | Path | None) -> None:
-        """Choose the model to start from: the given one, else the recorded one.
+        """Choose the model to start from: the given model, else the recorded model.
 
         Raises:
             ValueError: the resumed run started from another model.

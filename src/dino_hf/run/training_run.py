@@ -52,8 +52,10 @@ class TrainingRun(NamedTuple):
 
     output_dir: Path
     preflight: Preflight
-    evaluation: Evaluation | None  # of the weights in `output_dir`, on the held-out images; only in the first process
-    test: Evaluation | None  # the same on test images; None without test images
+    evaluation: (
+        Evaluation | None
+    )  # evaluation of the weights in `output_dir` on held-out images; only in the first process
+    test: Evaluation | None  # their evaluation on test images; None without test images
     trainer: DinoDetrTrainer | None  # None if nothing was trained: a dry run, or a run that was already finished
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ class TrainingView(NamedTuple):
     data: CocoData  # to train on
     augmentation: Augmentation
     image_processor: object
-    seed: int  # of the augmentation
+    seed: int  # random seed of the augmentation
 
 
 def view_training(

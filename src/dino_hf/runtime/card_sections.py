@@ -31,9 +31,9 @@ _METRICS = {
 }
 _OF_CLASS = "AP_class_"
 _MAX_CLASSES = 400  # in the list of classes
-_MAX_ROWS = 400  # of a table
+_MAX_ROWS = 400  # rows of a table
 _MAX_NAMES = 50  # in a sentence
-_THRESHOLD = 0.4  # in the example, if the best one is unknown
+_THRESHOLD = 0.4  # threshold in the example, if the best threshold is unknown
 _URL = re.compile(r"https?://[\w.~:/?#@!$&'()*+,;=%-]+", re.ASCII)  # no character that ends a link or starts HTML
 
 

@@ -81,7 +81,7 @@ def write_model_card(
 
     Args:
         config: `DinoDetrConfig`.
-        name: what the code in the card loads; by default the name of the folder.
+        name: folder or repository that the code in the card loads; by default the name of the folder.
         weights: digest of the weights in the folder, see `digest_to_compare`.
     Returns:
         whether the card was written.
@@ -128,7 +128,7 @@ def write_card_for_upload(
 
 
 def read_card(folder: str | Path) -> str | None:
-    """The text of README.md with its own line ends, or None without such a file."""
+    """The text of README.md with its own line ends, or None if the file does not exist."""
     file = Path(folder) / FILE_NAME
     return file.read_bytes().decode("utf-8-sig", errors="replace") if file.is_file() else None
 

@@ -51,8 +51,8 @@ def transfer_classes(
         id2label: class index, 0 to K - 1, -> name, as in `load_coco(...).id2label`.
         category_ids: original category id of each class, as in `load_coco(...).category_ids`. None: no ids.
     Raises:
-        ValueError: the model is another one or does not fit its configuration; `id2label` does not have K different names; or
-            `category_ids` are not K different integers. Then the model is not changed.
+        ValueError: the model is not a DINO detector, is wrapped or does not fit its configuration; `id2label` does not have K
+            different names; or `category_ids` are not K different integers. Then the model is not changed.
     """
     detector = base_detector(model, _WRAPPED)
     config = copy.deepcopy(model.config)

@@ -110,7 +110,7 @@ class ModelEma:
         return Path(folder) / "adapter" if _is_peft(self.module) else Path(folder)
 
     def load(self, folder: str | Path) -> None:
-        """Load an average exactly as `save` wrote it. The decay stays that of this object.
+        """Load an average exactly as `save` wrote it. This object keeps its own decay.
 
         Raises:
             FileNotFoundError: the folder has no average.

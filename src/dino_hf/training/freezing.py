@@ -40,8 +40,8 @@ def freeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
     Returns:
         the parameters that were trainable before.
     Raises:
-        ValueError: the model is another one, or an entry of `what` is not a part, stage or pattern of the model. Then nothing is
-            changed.
+        ValueError: the model is not a DINO detector or is wrapped, or an entry of `what` is not a part, stage or pattern of the
+            model. Then nothing is changed.
     """
     return _set_trainable(model, what, False)
 
@@ -50,7 +50,7 @@ def unfreeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
     """Include frozen parameters in training again, also stages that are frozen in a loaded model.
 
     Backbone stages after the last used feature map stay frozen: no gradient reaches them, and distributed training would wait for
-    one.
+    their gradients.
 
     Arguments and errors are the same as in `freeze`.
 

@@ -32,7 +32,7 @@ def lora_config(
         settings: fields of `peft.LoraConfig`, which replace the defaults here, e.g. `target_modules=[]`.
     Raises:
         ImportError: peft is not installed.
-        ValueError: the model is another one, or a module that must be trained in full is quantized.
+        ValueError: the model is not a DINO detector or is wrapped, or a module that must be trained in full is quantised.
     """
     try:
         from peft import LoraConfig

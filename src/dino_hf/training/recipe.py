@@ -60,8 +60,8 @@ _SET_BY_RECIPE = (
 class Recipe:
     """How a detector is trained, as data. The methods build what `Trainer` needs.
 
-    The defaults are those of the original release on COCO (DINO app. D.3), for every backbone. R50 and Swin-L have the same recipe;
-    they differ in the frozen stages of the backbone, see `DinoDetrConfig.num_frozen_backbone_stages`. A recipe does not set the
+    The defaults are the settings of the original release on COCO (DINO app. D.3). They are the same for R50 and Swin-L, which
+    differ only in the frozen stages of the backbone, see `DinoDetrConfig.num_frozen_backbone_stages`. A recipe does not set the
     architecture, the classes or the frozen parts of a model.
 
     Args:

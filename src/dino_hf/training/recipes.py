@@ -11,9 +11,9 @@ RECIPES: dict[str, Recipe] = {
         Recipe("paper-12ep", 12, lr_drop_epochs=(11,)),
         Recipe("paper-24ep", 24, lr_drop_epochs=(20,)),
         Recipe("paper-36ep", 36, lr_drop_epochs=(30,)),
-        # detrex: AP 50.0 instead of 49.2 with an R50 in 12 epochs. detrex keeps a class weight of 1 for denoising. Here one
-        # weight is for both, as in mmdetection's "improved" (AP 50.1), which also trains all but the backbone and the sampling
-        # offsets at 2e-4.
+        # detrex: AP 50.0 instead of 49.2 with an R50 in 12 epochs. detrex keeps a class weight of 1 for denoising. Here the class
+        # weight is the same for both, as in mmdetection's "improved" (AP 50.1). That configuration also trains all parts except
+        # the backbone and the sampling offsets at 2e-4.
         Recipe(
             "better-hyper",
             12,
@@ -24,7 +24,7 @@ RECIPES: dict[str, Recipe] = {
         # For a few hundred to a few thousand images and weights trained on COCO. Not measured on a benchmark.
         # - 8 images per step, for one GPU. The learning rates of the release are scaled linearly to them.
         # - Warm-up: new class heads start at random. Their first gradients should not disturb the pretrained weights.
-        # - Cosine and early stopping: the best number of epochs for a small data set is not known beforehand. 50 are plenty.
+        # - Cosine and early stopping: the best number of epochs for a small data set is not known beforehand. 50 epochs are enough.
         # - EMA over about 500 steps: the release's 0.9997 averages over 3,300 steps, more than a small run may have.
         Recipe(
             "finetune",
