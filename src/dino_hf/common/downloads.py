@@ -4,7 +4,9 @@ import ipaddress
 import socket
 import string
 import threading
+from collections.abc import Callable
 from http.client import HTTPException
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -12,6 +14,7 @@ LARGEST_DOWNLOAD = 100 * 2**20  # bytes
 _TIMEOUT = 20.0  # seconds without any data
 _LONGEST = 30.0  # seconds for a whole transfer
 _PIECE = 2**16
+T = TypeVar("T")
 
 
 def download(address: str) -> bytes:
@@ -21,28 +24,48 @@ def download(address: str) -> bytes:
         OSError, ValueError: the transfer fails, takes more than 30 seconds or has more than 100 MiB; or a public server redirects
             to a server in the local network.
     """
-    found: list[bytes | BaseException] = []
     stop = threading.Event()
-    # A separate thread, because a server can send its header byte by byte, and reading a header has no total time limit.
-    thread = threading.Thread(target=_try_fetch, args=(address, found, stop), daemon=True)
+    try:
+        return within(_LONGEST, lambda: _fetch(address, stop))
+    except OutOfTime:
+        raise ValueError(
+            f"It was not fetched completely within {_LONGEST:.0f} seconds; download it yourself."
+        ) from None
+    except HTTPException as error:  # the answer is not HTTP
+        raise ValueError(f"Its server does not answer in HTTP, {type(error).__name__}.") from error
+    finally:
+        stop.set()
+
+
+class OutOfTime(Exception):
+    """A function did not return in time."""
+
+
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """Call a function in a thread, and return its result or raise its error.
+
+    For servers that send their header byte by byte: reading a header has no limit on the total time.
+
+    Raises:
+        OutOfTime: the function takes longer. Its thread goes on, and does not keep the process alive.
+    """
+    found: list[tuple[bool, T | BaseException]] = []
+
+    def run() -> None:
+        try:
+            found.append((True, function()))
+        except BaseException as error:  # raised below, in the thread of the caller
+            found.append((False, error))
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(_LONGEST)
-    stop.set()
+    thread.join(seconds)
     if not found:
-        raise ValueError(f"It was not fetched completely within {_LONGEST:.0f} seconds; download it yourself.")
-    (result,) = found
-    if isinstance(result, BaseException):
+        raise OutOfTime
+    ((is_result, result),) = found
+    if not is_result:
         raise result
     return result
-
-
-def _try_fetch(address: str, found: list, stop: threading.Event) -> None:
-    try:
-        found.append(_fetch(address, stop))
-    except HTTPException as error:  # the answer is not HTTP
-        found.append(ValueError(f"Its server does not answer in HTTP, {type(error).__name__}."))
-    except Exception as error:  # `download` raises it
-        found.append(error)
 
 
 def _fetch(address: str, stop: threading.Event) -> bytes:

@@ -6,6 +6,7 @@ files or to parent folders, and texts that fill the memory.
 
 import codecs
 import gc
+import hashlib
 import json
 import os
 import stat
@@ -101,6 +102,12 @@ def read_bytes(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> bytes:
     if left <= 0:
         raise OSError(f"{path} has more bytes than the limit of {largest:,} for this kind of file.")
     return b"".join(parts)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a regular file of any size, in hexadecimal digits."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: str | os.PathLike, largest: int = LARGEST_TEXT) -> str:

@@ -1,7 +1,6 @@
 """Read and write checkpoint files of other projects. Code in a file is never run."""
 
 import argparse
-import hashlib
 import pickle
 import re
 import zipfile
@@ -227,9 +226,3 @@ def _is_checkpoint(path: Path) -> bool:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError):
         return False
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from ..common.console import make_console
 from ..common.progress import ProgressBar
+from ..common.regular_files import file_sha256
 from ..common.text import first_line, printable
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from ..runtime.weights_digest import weights_digest
 from .architecture import build_config, to_release_names
-from .checkpoint_files import Checkpoint, load_checkpoint, sha256
+from .checkpoint_files import Checkpoint, load_checkpoint
 from .class_names import class_space
 from .convert_back import convert_back
 from .errors import ConversionError
@@ -173,7 +174,7 @@ def _provenance(checkpoint: Checkpoint, project: Project, row: Published | None,
     converted_from = {
         "project": project.name,
         "file": checkpoint.path.name,
-        "sha256": sha256(checkpoint.path),
+        "sha256": file_sha256(checkpoint.path),
         "assumed": assumed,
     }
     if row is None:
