@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .export import export_onnx
     from .inference import predict
+    from .inference.loading import from_published, pipeline
     from .model.attention_backends import BackendUnavailable, use_backend
     from .model.configuration_dino_detr import DinoDetrConfig
     from .model.image_processing_dino_detr import DinoDetrImageProcessor
@@ -45,8 +46,10 @@ _NAMES = {
     "DinoDetrPreTrainedModel": "model.modeling_dino_detr",
     "evaluate": "evaluation",
     "export_onnx": "export",
+    "from_published": "inference.loading",
     "ms_deform_attn": "model.ms_deform_attn",
     "ms_deform_attn_fused": "model.ms_deform_attn",
+    "pipeline": "inference.loading",
     "predict": "inference",
     "train": "run",
     "use_backend": "model.attention_backends",
@@ -90,8 +93,10 @@ __all__ = [
     "__version__",
     "evaluate",
     "export_onnx",
+    "from_published",
     "ms_deform_attn",
     "ms_deform_attn_fused",
+    "pipeline",
     "predict",
     "train",
     "use_backend",

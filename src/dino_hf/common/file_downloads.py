@@ -29,7 +29,7 @@ _FIRST_ANSWER = 60.0  # seconds until the header of the file is complete, with a
 _STALL_SECONDS, _STALL_BYTES = 60.0, 2**17  # a connection that brings fewer bytes in this time is given up
 _MOST_FAILURES = 4  # in a row, each with less progress than _PROGRESS bytes
 _PROGRESS = 2**20
-_LONGEST_WAIT = 120.0  # seconds before another attempt
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 120.0  # seconds before another attempt
 _MOST_REDIRECTS = 10
 _PIECE = 2**20  # bytes
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
@@ -95,7 +95,8 @@ def download_file(
             num_failures = 1 if part.size - before >= _PROGRESS else num_failures + 1
             if num_failures == _MOST_FAILURES:
                 raise DownloadError(f"{failure}, at {num_failures} attempts") from failure
-            wait = min(2.0 ** (num_failures - 1) if failure.wait is None else failure.wait, _LONGEST_WAIT)
+            wait = _FIRST_WAIT * 2 ** (num_failures - 1) if failure.wait is None else failure.wait
+            wait = min(wait, _LONGEST_WAIT)
             logger.warning("The download of %s stopped: %s. It continues in %.0f s.", path.name, failure, wait)
             time.sleep(wait)
     found = file_sha256(part.path)

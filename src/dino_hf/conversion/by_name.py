@@ -27,7 +27,7 @@ from ..common.progress import ProgressBar
 from ..common.regular_files import file_sha256, read_settings
 from .errors import ConversionError
 from .messages import collect_messages
-from .published import lookup_published
+from .published import find_published
 from .published_row import Published
 
 logger = logging.getLogger(__name__)
@@ -76,11 +76,10 @@ def fetch(name: str, mirror: str | None = None) -> Path:
         mirror: address of a folder that has the file as PROJECT/FILE. None: the environment variable DINO_HF_MIRROR, or else the
             addresses of the project.
     Raises:
-        ConversionError: the backbone is not supported, or the file is not this checkpoint.
-        OSError: there is no published checkpoint of this name; the file cannot be downloaded or written. The message tells how to
-            download it by hand.
+        ConversionError: there is no checkpoint of this name, its backbone is not supported, or the file is not this checkpoint.
+        OSError: the file cannot be downloaded or written. The message tells how to download it by hand.
     """
-    row = _find(name)
+    row = find_published(name)
     folder = cached_folder(row)
     if is_cached(row):
         return folder
@@ -107,7 +106,7 @@ def store(file: Path, name: str) -> Path:
     Raises:
         ConversionError, OSError: see `fetch`.
     """
-    row = _find(name)
+    row = find_published(name)
     _check_supported(row)
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}.")
@@ -118,13 +117,6 @@ def store(file: Path, name: str) -> Path:
     with _only_one(row):
         _keep(row, file, row.url)
     return cached_folder(row)
-
-
-def _find(name: str) -> Published:
-    row = lookup_published(name)
-    if row is None:
-        raise FileNotFoundError(f"{name!r} is not the name of a published checkpoint.")
-    return row
 
 
 def _check_supported(row: Published) -> None:
@@ -221,6 +213,8 @@ def _download(row: Published, addresses: list[str], file: Path) -> str:
 def _keep(row: Published, file: Path, address: str) -> None:
     """Convert a file, check the result, and put it into the cache."""
     # Imported here: `is_cached` must not wait for torch.
+    import torch
+
     from .convert_checkpoint import convert
     from .verify_conversion import verify
 
@@ -229,11 +223,12 @@ def _keep(row: Published, file: Path, address: str) -> None:
     console.print(f"Converting and checking {row.title}", soft_wrap=True, highlight=False)
     with folder_beside(folder) as new:
         try:
-            with collect_messages() as report:
+            # Building a model draws random numbers. The caller's must be the same with and without a conversion.
+            with collect_messages() as report, torch.random.fork_rng(devices=[]):
                 model = convert(file, new, published=row.title)
                 converted_from = model.config.provenance["converted_from"]
                 del model
-                is_equal = verify(file, new)
+                is_equal = verify(file, new, show_detections=False)
         except ConversionError as error:
             if not isinstance(error.__cause__, OSError):  # OSError: for example, the disk is full
                 _discard(file)

@@ -31,9 +31,16 @@ def find_published(title: str | None) -> Published | None:
     return row
 
 
+def similar_titles(name: str) -> list[str]:
+    """Titles that resemble a wrong name, best first. The name may lack the project."""
+    near = get_close_matches(name[:200], _BY_TITLE, n=3)
+    by_name = {title.partition("/")[2]: title for title in _BY_TITLE}
+    return near or [by_name[one] for one in get_close_matches(name[:200], by_name, n=3)]
+
+
 def _suggestion(title: str) -> str:
     """A sentence with similar titles, or with the command that lists all."""
-    similar = get_close_matches(title, _BY_TITLE, n=3)
+    similar = similar_titles(title)
     start = f" Did you mean {' or '.join(similar)}?" if similar else ""
     return f"{start} `dino-hf models` lists all names."
 

@@ -276,9 +276,13 @@ def print_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return not unequal
 
 
-def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None = None) -> bool:
+def verify(
+    checkpoint: Path, folder: Path, ema: bool = False, image: Path | None = None, show_detections: bool = True
+) -> bool:
     """Compare a folder with its source checkpoint: tensors, computation, image processor. Print some detections.
 
+    Args:
+        image: picture to compare on. None: a drawn one.
     Returns:
         whether all are equal.
     """
@@ -293,7 +297,8 @@ def verify(checkpoint: Path, folder: Path, ema: bool = False, image: Path | None
         f"{checkpoint}"
     )
     equal = report(Model(folder), source, picture) and check_processor(folder)
-    print_detections(folder, picture, "the drawn test picture" if image is None else str(image))
+    if show_detections:
+        print_detections(folder, picture, "the drawn test picture" if image is None else str(image))
     return equal and not lost
 
 

@@ -1,8 +1,12 @@
-"""Load detectors and image processors from folders and the Hub. Each error is one sentence with the reason."""
+"""Load detectors and image processors: from folders, by names of published checkpoints, and from the Hub.
+
+Each error is one sentence with the reason.
+"""
 
 import os
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -20,6 +24,8 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..common.text import first_line
+from ..conversion.by_name import fetch
+from ..conversion.published import lookup_published, similar_titles
 from ..data.hub_access import reach_hub
 
 # Errors that damaged files raise: in json, in settings, in the shapes or the format of weights.
@@ -36,14 +42,58 @@ _DAMAGES = (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def from_published(name: str, mirror: str | None = None) -> tuple[PreTrainedModel, Any]:
+    """Load a published checkpoint of DINO by its name. The first call downloads and converts it into the cache.
+
+        model, image_processor = dino_hf.from_published("detrex/dino_r50_4scale_12ep")
+
+    `dino-hf models` lists the names.
+
+    Args:
+        name: PROJECT/NAME.
+        mirror: address of a folder that has the file as PROJECT/FILE. None: the environment variable DINO_HF_MIRROR, or else the
+            addresses of the project.
+    Returns:
+        the model in evaluation mode, in float32 on the CPU, and its image processor.
+    Raises:
+        ValueError: there is no published checkpoint of this name, its backbone is not supported, or the file is not this
+            checkpoint.
+        OSError: the file cannot be downloaded or written. The message tells how to download it by hand.
+    """
+    folder = fetch(name, mirror)
+    return _with_name(load_detector(folder), name).eval(), load_image_processor(folder)
+
+
+def pipeline(model: str | Path, **settings):
+    """The pipeline "object-detection" of transformers with a detector and its image processor.
+
+        detector = dino_hf.pipeline("mmdet/dino-4scale_r50_8xb2-12e_coco")
+        detector("street.jpg", threshold=0.4)
+
+    Args:
+        model: folder, name of a published checkpoint, or id on the Hub.
+        settings: arguments of `transformers.pipeline`, such as `device`.
+    Raises:
+        ValueError, OSError: see `load_detector`.
+    """
+    from transformers import pipeline as make_pipeline
+
+    settings = {"model": load_detector(model), **settings}
+    if "image_processor" not in settings:
+        settings["image_processor"] = load_image_processor(model)
+    return make_pipeline("object-detection", **settings)
+
+
 def load_detector(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a detector with `AutoModelForObjectDetection`, on the CPU. Code in the repository is never run.
 
+    Args:
+        source: see `find_model`.
     Raises:
         FileNotFoundError: the folder or repository does not exist.
         ValueError: the model is not a detector, its files are damaged, or weights are missing.
     """
-    source = _find(source)
+    name, source = str(source), find_model(source)
     config = _load(AutoConfig, source, CONFIG_NAME)
     if config.model_type not in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
         raise ValueError(f"{source} is a model of type {config.model_type!r}, which is not an object detector.")
@@ -55,7 +105,7 @@ def load_detector(source: str | Path, dtype: torch.dtype = torch.float32) -> Pre
             f"{source} lacks weights of the detector: {len(missing)} are missing, the first is {missing[0]}; save the whole "
             "detector with save_pretrained."
         )
-    return model
+    return _with_name(model, name)
 
 
 def load_image_processor(source: str | Path):
@@ -65,7 +115,7 @@ def load_image_processor(source: str | Path):
         FileNotFoundError: the folder or repository does not exist, or has no image processor.
         ValueError: the file is damaged, or the image processor is not made for detectors.
     """
-    source = _find(source)
+    source = find_model(source)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         raise FileNotFoundError(
@@ -77,9 +127,35 @@ def load_image_processor(source: str | Path):
     return processor
 
 
-def _find(source: str | Path) -> str:
-    """An existing folder, or a text that may be an id on the Hub: "name" or "owner/name"."""
-    folder = expand_home(source)
+def _with_name(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """A model that records the name of a published checkpoint as its source, instead of a folder in the cache."""
+    if _is_published(name):
+        model.name_or_path = model.config._name_or_path = lookup_published(name).title
+    return model
+
+
+def _is_published(source: str | Path) -> bool:
+    """Whether a text is the name of a published checkpoint, and not of an existing file or folder."""
+    return lookup_published(str(source)) is not None and not Path(source).exists()
+
+
+def fetch_published(source: str | Path) -> str | Path:
+    """The folder of a published checkpoint, if `source` is the name of one. Other sources are returned unchanged."""
+    return fetch(str(source)) if _is_published(source) else source
+
+
+def find_model(source: str | Path) -> str:
+    """Find a model: first a folder, then the name of a published checkpoint, then an id on the Hub.
+
+    A published checkpoint is downloaded and converted if it is not in the cache.
+
+    Returns:
+        an existing folder, or a text that may be an id on the Hub: "name" or "owner/name".
+    Raises:
+        FileNotFoundError, ValueError: the source is none of these.
+        OSError: a published checkpoint cannot be downloaded or written.
+    """
+    folder = expand_home(fetch_published(source))
     if folder.is_dir():
         if not (folder / CONFIG_NAME).is_file():
             newest = get_last_checkpoint(folder)
@@ -93,6 +169,12 @@ def _find(source: str | Path) -> str:
     if (isinstance(source, Path) and source.parts[:-2]) or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
         raise FileNotFoundError(f"There is no folder {source}; give the folder of a model, or an id on the Hub.")
     return text
+
+
+def _similar(name: str | Path) -> str:
+    """A sentence with names of published checkpoints that resemble a wrong name."""
+    titles = similar_titles(str(name))
+    return f" Published checkpoints have similar names: {', '.join(titles)}." if titles else ""
 
 
 def _has_weights(folder: Path) -> bool:
@@ -114,7 +196,7 @@ def _load(auto_class, source: str, file: str, **settings):
                 ) from error
             raise FileNotFoundError(f"{source} has no readable {file}: {_reason(error)}") from error
         raise FileNotFoundError(
-            f"There is no folder {source}, and the Hub gives no model of that name: {_reason(error)}"
+            f"There is no folder {source}, and the Hub gives no model of that name: {_reason(error)}{_similar(source)}"
         ) from error
     except UnpicklingError as error:  # its own message advises to load the file without checks
         raise ValueError(

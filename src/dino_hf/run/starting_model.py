@@ -22,7 +22,7 @@ from transformers.utils import (
 from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..data.hub_access import reach_hub
-from ..inference.loading import load_detector, load_image_processor
+from ..inference.loading import fetch_published, load_detector, load_image_processor
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
@@ -48,18 +48,18 @@ def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
     """A detector with the classes of the data. The random generators are unchanged.
 
     Args:
-        source: folder or Hub id of a DINO detector. A folder with a configuration but no weights gives random weights. None: R50
-            with 4 scales and the backbone `microsoft/resnet-50`.
+        source: folder, name of a published checkpoint, or Hub id of a DINO detector. A folder with a configuration but no weights
+            gives random weights. None: R50 with 4 scales and the backbone `microsoft/resnet-50`.
         seed: of random weights.
     Raises:
         FileNotFoundError, OSError: the model does not exist or cannot be downloaded.
         ValueError: the model is not a DINO detector. The message names its type.
     """
+    folder = None if source is None else expand_home(fetch_published(source))
     with _seeded(seed):
-        if source is None:
+        if folder is None:
             return _default(data)
-        _check_kind(source)
-        folder = expand_home(source)
+        _check_kind(folder if folder.is_dir() else source)
         if folder.is_dir() and not any((folder / name).is_file() for name in _WEIGHTS):
             return _from_configuration(folder, data)
         model = load_detector(source)

@@ -263,7 +263,8 @@ def card_metadata(data: CardData, name: str, tags: Sequence[str]) -> ModelCardDa
         identifier = data.license.lower()
         is_identifier = re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", identifier)
         optional |= {"license": identifier} if is_identifier else {"license": "other", "license_name": data.license}
-    if data.base_model and _is_repository(data.base_model):
+    published = data.converted_from and data.converted_from.published  # looks like a repository, but is none
+    if data.base_model and _is_repository(data.base_model) and data.base_model != published:
         optional["base_model"] = data.base_model
     if data.training is not None and (dataset := data.training.dataset) and _is_repository(dataset):
         optional["datasets"] = [dataset]
