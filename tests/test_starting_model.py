@@ -3,20 +3,20 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from urllib.error import URLError
 
 import pytest
 import torch
-from transformers import ResNetBackbone, ResNetConfig
+from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
 from data_layouts import draw_splits, write_layout
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.data import CocoData, hub_access
 from dino_hf.run import starting_model
 from dino_hf.run import training_run as run
+from dino_hf.run.record import RunRecord
 from dino_hf.run.starting_model import load_checkpoint, load_start
-from helpers import RESNET, tiny_config
+from helpers import RESNET, randomize, tiny_config
 
 DATA = CocoData(None, {0: "cat", 1: "dog", 2: "emu"}, [4, 9, 11])
 
@@ -97,23 +97,52 @@ def test_a_configuration_alone_starts_from_random_weights_of_the_seed(tmp_path):
     assert first.image_processor.size == DinoDetrImageProcessor().size
 
 
-def test_without_a_model_the_published_backbone_is_put_in(monkeypatch):
-    def published(name, out_features):
-        torch.manual_seed(7)
-        assert name == "microsoft/resnet-50"
-        settings = {name: value for name, value in RESNET.items() if name != "model_type"}
-        return ResNetBackbone(ResNetConfig(**settings, out_features=out_features))
+@pytest.fixture
+def backbone(tmp_path, monkeypatch):
+    """A folder with a ResNet classifier of other pixel statistics; new detectors are tiny."""
+    settings = {name: value for name, value in RESNET.items() if name != "model_type"}
+    classifier = ResNetForImageClassification(ResNetConfig(**settings))
+    randomize(classifier)
+    classifier.save_pretrained(tmp_path / "backbone")
+    ConvNextImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]).save_pretrained(tmp_path / "backbone")
 
-    monkeypatch.setattr(hub_access, "is_offline_mode", lambda: True)
-    monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", published)
-    monkeypatch.setattr(starting_model, "DinoDetrConfig", partial(tiny_config, num_labels=3))
-    start = load_start(None, DATA, seed=0)
-    expected = weights(published("microsoft/resnet-50", start.model.config.backbone_config.out_features))
-    backbone = weights(start.model.model.backbone.model)
-    assert len(backbone) > 20
-    assert all(torch.equal(value, expected[name]) for name, value in backbone.items())
-    assert start.model.config.provenance["start"] == "random weights, except the backbone of microsoft/resnet-50"
-    assert start.model.config.id2label == DATA.id2label
+    @staticmethod
+    def tiny(**settings):
+        return tiny_config(num_labels=len(settings["id2label"]), **settings)
+
+    monkeypatch.setattr(starting_model.DinoDetrForObjectDetection, "config_class", tiny)
+    return tmp_path / "backbone", classifier.resnet.state_dict()
+
+
+@pytest.mark.parametrize("is_default", [True, False])
+def test_a_new_detector_gets_the_weights_and_the_pixels_of_its_backbone(monkeypatch, backbone, is_default):
+    folder, expected = backbone
+    if is_default:
+        monkeypatch.setattr(starting_model, "BACKBONE", str(folder))
+    start = load_start(None, DATA, seed=0, backbone=None if is_default else str(folder))
+    weights_here = weights(start.model.model.backbone.model)
+    assert len(weights_here) > 20
+    assert all(torch.equal(value, expected[name]) for name, value in weights_here.items())
+    assert start.model.config.provenance == {"start": f"random weights, except the backbone of {folder}"}
+    assert start.source == f"random weights, except the backbone of {folder}"
+    assert (start.model.config.id2label, start.model.config.category_ids) == (DATA.id2label, DATA.category_ids)
+    processor = start.image_processor
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    assert processor.size == DinoDetrImageProcessor().size
+
+
+def test_the_rest_of_a_new_detector_follows_the_seed(backbone):
+    folder, _ = backbone
+    heads = [
+        load_start(None, DATA, seed, str(folder)).model.model.encoder.layers[0].mlp.fc1.weight for seed in (3, 4, 3)
+    ]
+    assert torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[0], heads[1])
+
+
+def test_a_backbone_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"There is no folder .*nothing, and the Hub gives no backbone of this name"):
+        load_start(None, DATA, 0, str(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize("source", [None, "someone/model"])
@@ -136,10 +165,9 @@ def test_without_a_network_the_cure_is_named(monkeypatch):
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
     monkeypatch.setattr(hub_access, "is_offline_mode", lambda: True)
-    monkeypatch.setattr(starting_model.ResNetBackbone, "from_pretrained", offline)
+    monkeypatch.setattr(starting_model.PreTrainedConfig, "get_config_dict", offline)
     with pytest.raises(OSError, match=r"microsoft/resnet-50 of the Hub, which cannot be downloaded .*--model"):
         load_start(None, DATA, seed=0)
-    monkeypatch.setattr(starting_model.PreTrainedConfig, "get_config_dict", offline)
     with pytest.raises(FileNotFoundError, match="no folder someone/model, and the Hub has no readable model"):
         load_start("someone/model", DATA, seed=0)
 
@@ -200,3 +228,35 @@ def test_a_run_that_is_not_there_is_named_before_the_backbone_that_a_new_one_lac
     with pytest.raises(OSError, match=r"^Without a model"):
         run.train(tmp_path / "data", output_dir=tmp_path / "gone", use_cpu=True, report_to="none")
     assert not (tmp_path / "gone").exists()
+
+
+def test_a_run_on_a_backbone_shows_it_and_refuses_a_model_beside_it(tmp_path, backbone):
+    folder, _ = backbone
+    data = write_layout("coco", draw_splits(tmp_path / "drawn", train=4, validation=3, test=2), tmp_path / "data")
+    settings = {"use_cpu": True, "report_to": "none", "batch_size": 2, "output_dir": tmp_path / "out"}
+    with pytest.raises(ValueError, match=r"--model .* has a backbone of its own: leave out --backbone"):
+        run.train(data, model=tmp_path, backbone=folder, **settings)
+    plan = run.train(data, backbone=folder, dry_run=True, **settings)
+    assert plan.preflight.model["from"] == f"random weights, except the backbone of {folder}"
+
+
+def test_a_resumed_run_keeps_its_backbone(tmp_path):
+    record = RunRecord(tmp_path, {"model": None, "backbone": "microsoft/resnet-50", "settings": {}})
+    record.choose_start(None, None)
+    assert (record.values["model"], record.values["backbone"]) == (None, "microsoft/resnet-50")
+    record.choose_start(None, "microsoft/resnet-50")
+    with pytest.raises(
+        ValueError, match=r"started from microsoft/resnet-50, not from timm/resnet18.*leave out the backbone"
+    ):
+        record.choose_start(None, "timm/resnet18")
+    with pytest.raises(ValueError, match="started from no model, not from someone/dino"):
+        record.choose_start("someone/dino", None)
+    new = RunRecord(tmp_path, {})
+    new.choose_start(None, tmp_path)
+    assert (new.values["model"], new.values["backbone"]) == (None, str(tmp_path))
+
+
+def test_the_card_of_an_untrained_detector_names_its_backbone(tmp_path, backbone):
+    load_start(None, DATA, 0, str(backbone[0])).model.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "They are random weights, except the backbone of" in card

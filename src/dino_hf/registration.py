@@ -118,9 +118,16 @@ def _prepare_kernels(module: ModuleType) -> None:
 
 def _prepare_additions(module: ModuleType) -> None:
     import_module("dino_hf.runtime.model_card")  # saved models get a card
+    loader = import_module("dino_hf.runtime.pretrained_backbones").load_pretrained_backbone
+    module.DinoDetrForObjectDetection.backbone_loader = staticmethod(loader)
     cpu_speed = "dino_hf.runtime.cpu_speed"
     if importlib.util.find_spec(cpu_speed) is not None:  # without this file, the models compute the same, slower
         import_module(cpu_speed)  # built models get faster layers
+
+
+def _prepare_pixels(module: ModuleType) -> None:
+    reader = import_module("dino_hf.runtime.pretrained_backbones").pixel_settings
+    module.DinoDetrProcessingMixin.pixel_reader = staticmethod(reader)
 
 
 # What to call when a module has been imported.
@@ -131,6 +138,7 @@ _AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "transformers.pipelines": _prepare_pipelines,
     "dino_hf.model.attention_backends": _prepare_kernels,
     "dino_hf.model.modeling_dino_detr": _prepare_additions,
+    "dino_hf.model.image_processing_mixin": _prepare_pixels,
 }
 
 

@@ -30,7 +30,14 @@ def train(
         str | None,
         typer.Option(
             help="Folder or Hub id to start from.",
-            show_default="untrained, on a pretrained R50",
+            show_default="untrained, on a pretrained backbone",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder, Hub id or timm name of the backbone, without --model.",
+            show_default="microsoft/resnet-50",
         ),
     ] = None,
     recipe: Annotated[
@@ -118,6 +125,7 @@ def train(
         train(
             dataset,
             model=model,
+            backbone=backbone,
             recipe=recipe,
             output_dir=output_dir,
             resume=resume,

@@ -13,16 +13,17 @@ from transformers.utils import CONFIG_NAME
 _SECONDS = 10  # time limit for the first answer of the Hub
 
 
-def reach_hub(name: str, is_dataset: bool = False) -> None:
+def reach_hub(name: str, is_dataset: bool = False, file: str = CONFIG_NAME) -> None:
     """Check that the Hub answers, unless `name` is in the cache. Without it, huggingface_hub tries half a minute per file.
 
     Args:
         name: id of a model or data set.
+        file: file of a model that is in the cache if the model is.
     Raises:
         ConnectionError: the Hub does not answer, and `name` is not in the cache.
     """
     try:
-        if is_offline_mode() or _is_cached(name, is_dataset):
+        if is_offline_mode() or _is_cached(name, is_dataset, file):
             return
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_SECONDS).close()
     except HFValidationError:
@@ -35,7 +36,7 @@ def reach_hub(name: str, is_dataset: bool = False) -> None:
         raise ConnectionError(f"{constants.ENDPOINT} does not answer") from error
 
 
-def _is_cached(name: str, is_dataset: bool) -> bool:
+def _is_cached(name: str, is_dataset: bool, file: str) -> bool:
     if is_dataset:
         return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists()
-    return isinstance(try_to_load_from_cache(name, CONFIG_NAME), str)
+    return isinstance(try_to_load_from_cache(name, file), str)

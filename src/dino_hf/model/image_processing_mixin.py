@@ -25,6 +25,20 @@ class DinoDetrProcessingMixin(CarriesCode):
 
     do_convert_rgb = True
     auto_map_entries = ("AutoImageProcessor",)
+    # Reads the pixel statistics of a backbone by name. The installed package sets it (pretrained_backbones.py).
+    pixel_reader = None
+
+    @classmethod
+    def from_backbone(cls, name: str, **settings):
+        """An image processor that normalises images as in the training of a backbone, otherwise with the default settings.
+
+        Args:
+            name: see `DinoDetrForObjectDetection.from_backbone`.
+            settings: of the image processor. They take precedence.
+        """
+        if cls.pixel_reader is None:
+            raise ImportError("Backbones are read by name only where dino_hf is installed: pip install dino_hf.")
+        return cls(**cls.pixel_reader(name) | settings)
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoImageProcessor"):

@@ -18,9 +18,9 @@ from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
 from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
 from .query_selection import DinoDetrQuerySelection
-from .run_mode import carries_gradient, is_traced
+from .run_mode import carries_gradient
 from .sharing import is_shipped, saving_hooks
-from .targets import Targets, collect_targets, mask_from_sizes, targets_and_mask
+from .targets import Targets, check_inputs, collect_targets, targets_and_mask
 
 
 @dataclass
@@ -207,7 +207,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             pixel_mask: (B, h, w) 1 on the image, 0 on padding; None if no image is padded, or if `labels` have `size`.
             labels: see `DinoDetrForObjectDetection.forward`. Used for denoising in training, and for a missing mask.
         """
-        pixel_mask = _check_inputs(pixel_values, pixel_mask, labels)
+        pixel_mask = check_inputs(pixel_values, pixel_mask, labels)
         # A replica of nn.DataParallel has tensors instead of parameters.
         is_replica = getattr(self, "_is_replica", False)
         pixel_values = pixel_values.to(self.encoder.level_embed.weight.dtype if is_replica else self.dtype)
@@ -259,45 +259,48 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
         )
 
 
-def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, labels=None) -> Tensor | None:
-    """Check the inputs and return the mask as bool, True on the image, or None if no padding is known."""
-    if pixel_values.ndim != 4:
-        raise ValueError(
-            f"pixel_values have shape {tuple(pixel_values.shape)}, expected (batch, channels, height, width); "
-            "DinoDetrImageProcessor makes them, a single image needs pixel_values[None]."
-        )
-    if pixel_values.shape[1] != 3:
-        raise ValueError(
-            f"pixel_values have shape {tuple(pixel_values.shape)}, but a DINO detector takes 3 channels, RGB: (batch, 3, height, "
-            "width). DinoDetrImageProcessor makes them of any image."
-        )
-    if (
-        pixel_mask is None and labels is not None and not isinstance(labels, Targets)
-    ):  # otherwise done by the outer model
-        pixel_mask = mask_from_sizes(labels, pixel_values)
-    if pixel_mask is None:
-        return None
-    batch_size, _, height, width = pixel_values.shape
-    if pixel_mask.shape != (batch_size, height, width):
-        raise ValueError(
-            f"pixel_mask has shape {tuple(pixel_mask.shape)}, expected {(batch_size, height, width)} for pixel_values of "
-            f"shape {tuple(pixel_values.shape)}: 1 on the image, 0 on padding."
-        )
-    pixel_mask = pixel_mask.bool()
-    # On a CPU, checking for an all-ones mask is cheap. On a GPU it would synchronise, and a traced graph must accept any mask.
-    if pixel_mask.device.type == "cpu" and not is_traced() and type(pixel_mask) is Tensor and pixel_mask.all():
-        return None
-    return pixel_mask
-
-
 class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
     """The DINO detector with its loss, for `Trainer` and `pipeline("object-detection")`."""
+
+    # Loads a backbone by name. The installed package sets it (pretrained_backbones.py).
+    backbone_loader: ClassVar[Callable | None] = None
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__(config)
         self.model = DinoDetrModel(config)
         self.criterion = DinoDetrLoss(config)
         self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str | Path,
+        *,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
+        **settings,
+    ) -> "DinoDetrForObjectDetection":
+        """A detector on a pretrained backbone. All other weights have their initial values: seed torch before.
+
+            model = DinoDetrForObjectDetection.from_backbone("microsoft/resnet-50", id2label={0: "cat", 1: "dog"})
+            processor = DinoDetrImageProcessor.from_backbone("microsoft/resnet-50")
+
+        Args:
+            name: folder of a backbone or classifier, id on the Hub, or timm name such as "resnet50.a1_in1k".
+            out_features, out_indices: maps of the backbone to use, finest first. None: those of strides 8, 16 and 32.
+            settings: of `DinoDetrConfig`.
+        Raises:
+            OSError: there is no backbone of this name, or it cannot be downloaded.
+            ImportError: timm or the package dino_hf is needed and not installed.
+            ValueError: the model is no backbone, or has no maps of these strides.
+        """
+        if cls.backbone_loader is None:
+            raise ImportError("Backbones are loaded by name only where dino_hf is installed: pip install dino_hf.")
+        config, weights = cls.backbone_loader(name, out_features, out_indices)
+        settings.setdefault("provenance", {"start": f"random weights, except the backbone of {name}"})
+        model = cls(cls.config_class(backbone_config=config, **settings))
+        model.model.backbone.model.load_state_dict(weights)
+        return model
 
     @property
     def loss_function(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .run_mode import is_traced
+
 PADDING_LABEL = -100
 
 
@@ -224,3 +226,34 @@ def _check_values(targets: Targets, num_labels: int) -> None:
         f"{where}: {values} is not (cx, cy, w, h) in [0, 1]. Divide pixels by the image's width and height, turn corners "
         "into centre and size, or let DinoDetrImageProcessor prepare COCO annotations."
     )
+
+
+def check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, labels=None) -> Tensor | None:
+    """Check the inputs and return the mask as bool, True on the image, or None if no padding is known."""
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pixel_values have shape {tuple(pixel_values.shape)}, expected (batch, channels, height, width); "
+            "DinoDetrImageProcessor makes them, a single image needs pixel_values[None]."
+        )
+    if pixel_values.shape[1] != 3:
+        raise ValueError(
+            f"pixel_values have shape {tuple(pixel_values.shape)}, but a DINO detector takes 3 channels, RGB: (batch, 3, height, "
+            "width). DinoDetrImageProcessor makes them of any image."
+        )
+    if (
+        pixel_mask is None and labels is not None and not isinstance(labels, Targets)
+    ):  # otherwise done by the outer model
+        pixel_mask = mask_from_sizes(labels, pixel_values)
+    if pixel_mask is None:
+        return None
+    batch_size, _, height, width = pixel_values.shape
+    if pixel_mask.shape != (batch_size, height, width):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}, expected {(batch_size, height, width)} for pixel_values of "
+            f"shape {tuple(pixel_values.shape)}: 1 on the image, 0 on padding."
+        )
+    pixel_mask = pixel_mask.bool()
+    # On a CPU, checking for an all-ones mask is cheap. On a GPU it would synchronise, and a traced graph must accept any mask.
+    if pixel_mask.device.type == "cpu" and not is_traced() and type(pixel_mask) is Tensor and pixel_mask.all():
+        return None
+    return pixel_mask

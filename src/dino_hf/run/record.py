@@ -63,20 +63,26 @@ class RunRecord:
         for name, value in given.items():
             self.values[name] = self.recorded.get(name, RUN_DEFAULTS[name]) if value is None else value
 
-    def choose_model(self, given: str | Path | None) -> None:
-        """Choose the model to start from: the given model, else the recorded model.
+    def choose_start(self, model: str | Path | None, backbone: str | Path | None) -> None:
+        """Choose the model and the backbone to start from: the given values, else the recorded values.
 
         Raises:
-            ValueError: the resumed run started from another model.
+            ValueError: both are given, or the resumed run started from others.
         """
-        before = self.recorded.get("model")
-        given = None if given is None else full_path(given)
-        if self.is_resumed and given is not None and given != (before and full_path(before)):
+        if model is not None and backbone is not None:
             raise ValueError(
-                f"The run in {self.output_dir} started from {before or 'no model'}, not from {given}. To resume it, leave out the "
-                "model; or choose another --output-dir."
+                f"--model {model} has a backbone of its own: leave out --backbone {backbone} (in Python, backbone=...), or leave "
+                "out the model to train a new detector on this backbone."
             )
-        self.values["model"] = before if given is None else given
+        for name, given in (("model", model), ("backbone", backbone)):
+            before = self.recorded.get(name)
+            given = None if given is None else full_path(given)
+            if self.is_resumed and given is not None and given != (before and full_path(before)):
+                raise ValueError(
+                    f"The run in {self.output_dir} started from {before or f'no {name}'}, not from {given}. To resume it, leave "
+                    f"out the {name}; or choose another --output-dir."
+                )
+            self.values[name] = before if given is None else given
 
     def add_settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """Add settings of this call to the recorded ones.

@@ -1,4 +1,4 @@
-"""The model that training starts from: a DINO detector, random weights, or an R50 with a published backbone."""
+"""The model that training starts from: a DINO detector, random weights, or random weights on a pretrained backbone."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, ResNetBackbone
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -44,13 +44,14 @@ class Start(NamedTuple):
     notes: list[str]  # kept and new classes, as text
 
 
-def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
+def load_start(source: str | Path | None, data: CocoData, seed: int, backbone: str | None = None) -> Start:
     """A detector with the classes of the data. The random generators are unchanged.
 
     Args:
         source: folder, name of a published checkpoint, or Hub id of a DINO detector. A folder with a configuration but no weights
-            gives random weights. None: R50 with 4 scales and the backbone `microsoft/resnet-50`.
+            gives random weights. None: 4 scales and random weights on a pretrained backbone.
         seed: of random weights.
+        backbone: name of the backbone, see `DinoDetrForObjectDetection.from_backbone`. None: `microsoft/resnet-50`.
     Raises:
         FileNotFoundError, OSError: the model does not exist or cannot be downloaded.
         ValueError: the model is not a DINO detector. The message names its type.
@@ -58,7 +59,7 @@ def load_start(source: str | Path | None, data: CocoData, seed: int) -> Start:
     folder = None if source is None else expand_home(fetch_published(source))
     with _seeded(seed):
         if folder is None:
-            return _default(data)
+            return _on_backbone(backbone, data)
         _check_kind(folder if folder.is_dir() else source)
         if folder.is_dir() and not any((folder / name).is_file() for name in _WEIGHTS):
             return _from_configuration(folder, data)
@@ -95,22 +96,32 @@ def load_checkpoint(folder: str | Path, source: str, notes: list[str]) -> Start:
     return Start(model, load_image_processor(folder), source, notes)
 
 
-def _default(data: CocoData) -> Start:
-    config = DinoDetrConfig(id2label=data.id2label, category_ids=data.category_ids)
-    stages = config.backbone_config.out_features
+def _on_backbone(backbone: str | None, data: CocoData) -> Start:
+    name = backbone or BACKBONE
     try:
-        reach_hub(BACKBONE)
-        backbone = ResNetBackbone.from_pretrained(BACKBONE, out_features=stages)
+        _reach_backbone(name)
+        model = DinoDetrForObjectDetection.from_backbone(name, id2label=data.id2label, category_ids=data.category_ids)
+        image_processor = DinoDetrImageProcessor.from_backbone(name)
     except OSError as error:
+        if backbone is not None and not isinstance(error, ConnectionError):
+            raise
+        training = "Without a model, training" if backbone is None else "Training"
         raise OSError(
-            f"Without a model, training starts from the backbone {BACKBONE} of the Hub, which cannot be downloaded "
-            f"({type(error).__name__}). Connect to the internet once, or name a folder with a detector by --model (in Python, "
-            "model=...)."
+            f"{training} starts from the backbone {name} of the Hub, which cannot be downloaded "
+            f"({type(error).__name__}). Connect to the internet once, name a folder with a backbone by "
+            "--backbone, or a folder with a detector by --model (in Python, backbone=... or model=...)."
         ) from error
-    model = DinoDetrForObjectDetection(config)
-    model.model.backbone.model.load_state_dict(backbone.state_dict())
-    source = f"random weights, except the backbone of {BACKBONE}"
-    return _random_start(model, DinoDetrImageProcessor(), source)
+    return _random_start(model, image_processor, f"random weights, except the backbone of {name}")
+
+
+def _reach_backbone(name: str) -> None:
+    """Check quickly that the Hub answers if a backbone is to be downloaded."""
+    if not expand_home(name).exists():
+        is_timm = "/" not in name or name.startswith("timm/")  # timm reads no configuration from the Hub
+        reach_hub(
+            f"timm/{name.removeprefix('timm/')}" if is_timm else name,
+            file=SAFE_WEIGHTS_NAME if is_timm else CONFIG_NAME,
+        )
 
 
 def _from_configuration(folder: Path, data: CocoData) -> Start:

@@ -79,6 +79,7 @@ def train(
     data: Any,
     *,
     model: str | Path | None = None,
+    backbone: str | Path | None = None,
     recipe: str | None = None,
     output_dir: str | Path = "outputs/train",
     resume: bool = False,
@@ -112,7 +113,9 @@ def train(
     Args:
         data: anything that `dino_hf.data.load_data` reads, its result, or a pair of `CocoData`: training and held-out data.
         model: folder or id on the Hub of a DINO detector. Classes that it knows by name keep their weights. A folder with a
-            configuration and no weights starts from random weights. None: R50 with 4 scales and a published backbone.
+            configuration and no weights starts from random weights. None: a new detector with 4 scales on a pretrained backbone.
+        backbone: folder, id on the Hub, or timm name of the backbone of a new detector; not together with `model`. Images are
+            normalised as in the backbone's training. None: "microsoft/resnet-50".
         recipe: a name of `RECIPES`; None: "finetune".
         output_dir: a new or empty folder, or the folder of the run to resume.
         resume: continue from the newest whole checkpoint. Settings that are not given are taken from the earlier run. Without a
@@ -144,7 +147,7 @@ def train(
     RunRecord.open(Path(output_dir), resume)  # checks the folder before a lock is written to it
     with nullcontext() if dry_run else locked_run(Path(output_dir), os.environ.get("RANK", "0") == "0"):
         record = RunRecord.open(Path(output_dir), resume)
-        record.choose_model(model)
+        record.choose_start(model, backbone)
         record.values["source"] = full_path(data) if isinstance(data, str | Path) else record.recorded.get("source")
         record.choose(
             {
@@ -238,7 +241,7 @@ def _load(record: RunRecord, train: CocoData) -> Start:
             check_checkpoint(Path(checkpoint))
         start = load_checkpoint(checkpoint, record.recorded["start"], record.recorded["start_notes"])
     else:
-        start = load_start(record.values["model"], train, record.values["seed"])
+        start = load_start(record.values["model"], train, record.values["seed"], record.values["backbone"])
         record.values |= {"start": start.source, "start_notes": start.notes}
     return start
 

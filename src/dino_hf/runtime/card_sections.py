@@ -77,6 +77,8 @@ def _weights(data: CardData) -> str:
     if data.training is None:
         if base:
             sentences.append(f"The record says that they were made from {base}.")
+        if data.start and not sentences:
+            sentences.append(f"The weights are not trained. They are {escape_markdown(data.start)}.")
         return " ".join(sentences) or "There is no record of where the weights come from. They may be random."
     start = base or (
         "the converted weights" if conversion else escape_markdown(data.start or "weights without a record")
