@@ -177,7 +177,7 @@ def test_without_a_network_the_cure_is_named(monkeypatch):
     [
         (
             {"model_type": "dinov2"},
-            r"encoder of type 'dinov2', as of the self-supervised DINO, .* does not detect objects",
+            r"encoder of type 'dinov2', .*self-supervised DINO, .* does not detect objects",
         ),
         ({"model_type": "vit"}, "self-supervised DINO"),
         ({"model_type": "rt_detr"}, "another detector, of type 'rt_detr', which can be evaluated"),
