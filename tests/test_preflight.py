@@ -25,7 +25,6 @@ from dino_hf.run.preflight import (
     few_queries,
     find_warnings,
     image_sizes,
-    size_text,
 )
 from dino_hf.training import get_recipe, load_coco
 from helpers import QUIET, tiny_config
@@ -165,15 +164,6 @@ def test_all_is_shown_on_narrow_screens():
     assert json.loads(json.dumps(preflight.as_dict())) == json.loads(json.dumps(preflight.as_dict(), allow_nan=False))
 
 
-def test_sizes_have_units():
-    assert [size_text(size) for size in (500, 3 * 2**20, 1.5 * 2**30, 300 * 2**30)] == [
-        "0 KiB",
-        "3.0 MiB",
-        "1.5 GiB",
-        "300 GiB",
-    ]
-
-
 @pytest.mark.parametrize(("num_queries", "is_warned"), [(12, True), (13, False)])
 def test_few_queries_are_warned_of_below_a_tenth_of_the_tokens(num_queries, is_warned):
     """64 x 96 pixels, strides 8, 16 and 32: 96 + 24 + 6 = 126 tokens."""
@@ -218,14 +208,3 @@ def test_up_to_200_images_are_opened_for_their_sizes(count, num_opened):
     sizes = image_sizes(SimpleNamespace(dataset=Rows()))
     assert len(sizes) == len(opened) == num_opened
     assert (opened[0], opened[-1]) == (0, count - 1)
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"),
-    [
-        (2**20 - 1, "1024 KiB"), (2**20, "1.0 MiB"), (2**30 - 2**20, "1023 MiB"), (2**30, "1.0 GiB"),
-        (99.9 * 2**20, "99.9 MiB"), (100 * 2**20, "100 MiB"), (100.5 * 2**30, "100 GiB"),
-    ],
-)  # fmt: skip
-def test_a_size_has_the_largest_unit_and_a_decimal_below_100(num_bytes, text):
-    assert size_text(num_bytes) == text

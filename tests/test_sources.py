@@ -639,7 +639,7 @@ def test_an_image_for_which_memory_is_lacking_is_named_and_skipped(tree, monkeyp
         assert isinstance(item, Picture)
     else:
         assert item.reason.startswith(
-            "It has 50 x 30 pixels, which need about 0.0 GiB of memory, and 0.0 GiB are free; scale"
+            "It has 50 x 30 pixels, which need about 23 KiB of memory, and 23 KiB are free; scale"
         )
     monkeypatch.setattr(image_origins, "_LARGE", 50 * 30)
     assert isinstance(read(tree / "10.png")[0], Picture)  # too small to ask

@@ -20,6 +20,7 @@ from dino_hf.common.text import (
     one_line,
     printable,
     shorten,
+    size_text,
 )
 
 ATTACKS = [
@@ -193,3 +194,14 @@ def test_the_first_line_of_an_error_is_never_empty():
     assert first_line(ValueError("\n  bad\nmore")) == "bad"
     assert first_line(ValueError()) == "ValueError"
     assert first_line(OSError("x" * 400)) == "x" * 299 + "…"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (2**20 - 1, "1024 KiB"), (2**20, "1.0 MiB"), (2**30 - 2**20, "1023 MiB"), (2**30, "1.0 GiB"),
+        (99.9 * 2**20, "99.9 MiB"), (100 * 2**20, "100 MiB"), (100.5 * 2**30, "100 GiB"),
+    ],
+)  # fmt: skip
+def test_a_size_has_the_largest_unit_and_a_decimal_below_100(num_bytes, text):
+    assert size_text(num_bytes) == text

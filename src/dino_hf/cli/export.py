@@ -7,6 +7,7 @@ import typer
 
 from ..common.console import make_console
 from ..common.paths import expand_home
+from ..common.text import size_text
 from .command_errors import Debug, one_sentence_errors
 from .options import AllowOutside, BoxFormat, Split, TrustBoxes
 
@@ -107,8 +108,7 @@ def export(
         )
         if report.ap is not None:
             console.print(f"AP of the model {report.ap[0]:.4f}, of the file {report.ap[1]:.4f}.")
-        megabytes = report.num_bytes / 2**20
-        console.print(f"{report.path}: {megabytes:.1f} MiB, {report.dtype}, opset {report.opset}.")
+        console.print(f"{report.path}: {size_text(report.num_bytes)}, {report.dtype}, opset {report.opset}.")
         console.print(
             "Inputs: pixel_values (batch, 3, height, width) float32, pixel_mask (batch, height, width) int64."
         )

@@ -9,6 +9,7 @@ from . import images
 from .downloads import download
 from .free_memory import free_main_memory
 from .images import open_image
+from .text import size_text
 
 _LARGE = 2**24  # pixels; smaller images fit anywhere
 # Peak memory of reading and resizing, per pixel. Measured with 16-bit grey, which takes most.
@@ -43,6 +44,6 @@ def _check_memory(origin: Path | bytes) -> None:
     needed = _BYTES_PER_PIXEL * num_pixels
     if num_pixels > _LARGE and needed > (free := free_main_memory()):
         raise OSError(
-            f"It has {size} pixels, which need about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
+            f"It has {size} pixels, which need about {size_text(needed)} of memory, and {size_text(free)} are free; "
             "scale it down, or cut it into parts."
         )

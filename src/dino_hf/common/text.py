@@ -68,6 +68,14 @@ def count_text(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
+def size_text(num_bytes: float) -> str:
+    """A number of bytes in GiB, MiB or KiB."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}" if num_bytes < 100 * size else f"{num_bytes / size:.0f} {unit}"
+    return f"{num_bytes / 2**10:.0f} KiB"
+
+
 def first_line(error: BaseException, limit: int = 300) -> str:
     """First line of an error's message, at most `limit` characters. An error without a message gives its type's name."""
     lines = (line.strip() for line in str(error).splitlines())

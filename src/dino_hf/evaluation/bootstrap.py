@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..common.text import size_text
 from .matching import IOU_THRESHOLDS, RECALLS, SIZES, ClassMatches
 
 # The numbers that are resampled for each class. Their means over classes have the same names.
@@ -42,7 +43,7 @@ def check_memory(num_bootstrap: int, num_images: int, num_classes: int) -> None:
         fit = max(_MIN_RESAMPLES, _MAX_BYTES // per_resample // 100 * 100)
         raise ValueError(
             f"{num_bootstrap} resamples of {num_images} images and {num_classes} classes need "
-            f"{num_bootstrap * per_resample / 2**30:.1f} GiB; choose num_bootstrap {fit}, or 0 for no intervals."
+            f"{size_text(num_bootstrap * per_resample)}; choose num_bootstrap {fit}, or 0 for no intervals."
         )
 
 

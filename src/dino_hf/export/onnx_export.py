@@ -14,6 +14,7 @@ from PIL import Image
 from ..common.output_folders import check_output_file, scratch_folder
 from ..common.paths import expand_home
 from ..common.scenes import draw_scene
+from ..common.text import size_text
 from ..inference.loading import DTYPES, load_detector, load_image_processor
 from ..inference.predictor import Predictor
 from ..inference.sources import Failure, Picture, Source, find_sources, read_sources
@@ -42,7 +43,7 @@ class ExportReport(NamedTuple):
     ap: tuple[float, float] | None  # AP of the model and of the file, in [0, 1]; None without data
 
     def __repr__(self) -> str:
-        size, difference = f"{self.num_bytes / 2**20:.1f} MiB", self.difference
+        size, difference = size_text(self.num_bytes), self.difference
         return (
             f"ExportReport({str(self.path)!r:.200}: {size}, {self.dtype}, opset {self.opset}; scores differ by at most "
             f"{difference.score:.1g}, boxes by {difference.box:.1g})"

@@ -8,6 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
+from ..common.text import size_text
+
 # Libraries raise these errors with different types. Some name the cause only in their text.
 _DISK = re.compile(
     r"No space left|File too large|os error (28|27|122)|Disk quota|PytorchStreamWriter failed|"
@@ -29,7 +31,7 @@ def machine_failure(error: BaseException, args: TrainingArguments) -> str | None
     if any(number in _DISK_NUMBERS for number in numbers) or _match_any(_DISK, texts):
         free = shutil.disk_usage(next(path for path in _above(Path(args.output_dir)) if path.exists())).free
         return (
-            f"A file in {args.output_dir} could not be written ({texts[0][:160]}). {free / 2**20:.0f} MiB are free there. Make "
+            f"A file in {args.output_dir} could not be written ({texts[0][:160]}). {size_text(free)} are free there. Make "
             "room, or raise the limit of file sizes, and run again with --resume: whole checkpoints are kept."
         )
     if _match_any(_WORKER, texts):

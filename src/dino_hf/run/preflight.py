@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedConfig, TrainingArguments
 
-from ..common.text import count_text, list_some
+from ..common.text import count_text, list_some, size_text
 from ..model.attention_backends import choose_backend
 from ..training.coco_data import CocoData
 from ..training.departures import find_departures
@@ -300,11 +300,3 @@ def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings:
             "--max-denoising-queries."
         )
     return warnings
-
-
-def size_text(num_bytes: float) -> str:
-    """A number of bytes in GiB, MiB or KiB."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.1f} {unit}" if num_bytes < 100 * size else f"{num_bytes / size:.0f} {unit}"
-    return f"{num_bytes / 2**10:.0f} KiB"

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..common.output_folders import write_beside
+from ..common.text import size_text
 from ..evaluation import Evaluation
 from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
 from ..training.coco_data import CocoData
@@ -36,7 +37,6 @@ from .preflight import (
     few_queries,
     find_warnings,
     image_sizes,
-    size_text,
 )
 from .progress import BestApMetric, TrainingProgress
 from .record import RunRecord, full_path
