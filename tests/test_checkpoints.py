@@ -17,8 +17,8 @@ from dino_hf.training.checkpoint_files import (
     check_checkpoint,
     check_moments,
     checkpoints_by_age,
-    flush,
-    loaded_from,
+    describe_load_errors,
+    sync_to_disk,
     write_checksums,
 )
 from dino_hf.training.checkpoints import WholeCheckpointTrainer
@@ -143,7 +143,7 @@ def test_moments_of_other_shapes_do_not_reach_a_kernel(change, message):
 def test_what_does_not_fit_is_one_sentence_with_the_file(tmp_path, error):
     checkpoint = make(tmp_path, 3)
     damaged = pytest.raises(ValueError, match=r"optimizer.pt is damaged \(.*Delete the folder")
-    with damaged as caught, loaded_from(checkpoint, "optimizer.pt"):
+    with damaged as caught, describe_load_errors(checkpoint, "optimizer.pt"):
         raise error
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700 + len(str(tmp_path)) * 2
@@ -173,7 +173,7 @@ def test_files_are_flushed_by_a_descriptor_that_can_write(tmp_path, monkeypatch)
         flushed.append(is_folder)
 
     monkeypatch.setattr(checkpoint_files.os, "fsync", fsync)
-    flush(checkpoint)
+    sync_to_disk(checkpoint)
     assert sorted(flushed) == [False, False, False, True]
 
 

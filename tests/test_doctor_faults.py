@@ -15,7 +15,7 @@ from broken_data import make_picture
 from dino_hf.data import load_data, read_raw
 from dino_hf.data.rows import MOST_PIXELS
 from dino_hf.doctor.checks import inspect
-from dino_hf.doctor.cleaned_copy import unused, write_cleaned_copy
+from dino_hf.doctor.cleaned_copy import unique_name, write_cleaned_copy
 from dino_hf.doctor.cleaning import portable_name
 
 ROTATED = 6  # EXIF's orientation of a phone that was held upright
@@ -255,7 +255,7 @@ def test_names_of_the_copy_are_names_below_its_folder(name, expected):
 
 def test_splits_of_one_portable_name_get_two_folders():
     taken = {"changes.txt"}
-    assert [unused(name, taken) for name in ("a", "A", "a", "CHANGES.txt")] == ["a", "A_2", "a_3", "CHANGES.txt_2"]
+    assert [unique_name(name, taken) for name in ("a", "A", "a", "CHANGES.txt")] == ["a", "A_2", "a_3", "CHANGES.txt_2"]
 
 
 def test_a_split_called_dot_dot_stays_below_the_copy(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from dino_hf.evaluation.classes import map_classes
-from dino_hf.evaluation.columns import found_columns, image_name
+from dino_hf.evaluation.columns import detection_columns, image_name
 from evaluation_toys import ReadyPredictor, draw_blocks, noisy_answers
 
 
@@ -34,7 +34,7 @@ class Recording(ReadyPredictor):
 
 def columns_of(predictor, data, **settings):
     classes = map_classes(predictor.id2label, None, data, "toy")
-    return found_columns(predictor, data, classes, 3, lambda *step: None, **settings)
+    return detection_columns(predictor, data, classes, 3, lambda *step: None, **settings)
 
 
 def test_an_evaluation_wants_detections_of_every_score(data):

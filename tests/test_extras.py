@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dino_hf.common import installation
-from dino_hf.common.installation import install_command, missing
+from dino_hf.common.installation import install_command, with_install_command
 
 SCRIPT = Path(__file__).parent / "scripts/without_packages.py"
 PACKAGES = {
@@ -77,7 +77,7 @@ def test_the_cure_fits_how_the_package_was_installed(noted, command, monkeypatch
 
 def test_the_error_of_another_package_stays():
     error = ImportError("no libx", name="libx.sub")
-    assert missing(error, "av", "videos", "video") is error
-    assert str(missing(ImportError("", name="av.error"), "av", "videos", "video")).startswith(
+    assert with_install_command(error, "av", "videos", "video") is error
+    assert str(with_install_command(ImportError("", name="av.error"), "av", "videos", "video")).startswith(
         "av is not installed, but videos need it: pip"
     )

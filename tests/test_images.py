@@ -330,11 +330,11 @@ def test_more_than_pillow_takes_for_an_attack_is_read(monkeypatch):
 
 
 def test_only_a_bounded_number_of_bytes_is_decoded_at_once():
-    room, running, most, lock = images.DecodingRoom(10), 0, 0, threading.Lock()
+    room, running, most, lock = images.DecodingBudget(10), 0, 0, threading.Lock()
 
     def work(num_bytes):
         nonlocal running, most
-        with room.take(num_bytes):
+        with room.reserve(num_bytes):
             with lock:
                 running += min(num_bytes, 10)
                 most = max(most, running)

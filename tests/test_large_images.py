@@ -95,7 +95,7 @@ def test_the_turn_of_a_worker_that_was_killed_is_free(tmp_path):
 
 def test_the_check_before_training_decodes_as_many_images_as_fit_into_its_room(tmp_path, monkeypatch):
     data = write_images(tmp_path / "data", [(300, 200)] * 6)
-    monkeypatch.setattr(image_check, "_room", image_check.DecodingRoom(2 * 8 * 300 * 200))
+    monkeypatch.setattr(image_check, "_budget", image_check.DecodingBudget(2 * 8 * 300 * 200))
     lock, now, most = threading.Lock(), [0], [0]
 
     def load(image):

@@ -40,7 +40,7 @@ def test_better_is_blue_worse_is_orange_and_what_may_be_noise_is_grey(figures):
 
 @pytest.mark.parametrize(("length", "text"), [(5, "abcde"), (4, "…cde"), (3, "…de")])
 def test_the_end_of_a_long_name_is_kept(length, text):
-    assert plots.tail("abcde", length) == text
+    assert plots.path_end("abcde", length) == text
 
 
 @pytest.mark.parametrize(

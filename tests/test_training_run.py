@@ -26,7 +26,7 @@ from dino_hf.inference import Predictor
 from dino_hf.run import plan as plan_module
 from dino_hf.run import results
 from dino_hf.run.results import _best
-from dino_hf.run.training_run import _sharing, train
+from dino_hf.run.training_run import _processes_per_device, train
 from dino_hf.runtime.model_card import is_ours
 from dino_hf.runtime.weights_digest import weights_digest
 from dino_hf.training import get_recipe, run_lock
@@ -366,7 +366,7 @@ def test_workers_are_counted_by_usable_cores(folder, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert (plan_module._usable_cores(), plan_module.processes_here(args)) == (5, 2)
     on_gpu = SimpleNamespace(device=torch.device("cuda"), world_size=2)
-    assert (_sharing(args), _sharing(on_gpu)) == (2, 1)  # each process has its own GPU
+    assert (_processes_per_device(args), _processes_per_device(on_gpu)) == (2, 1)  # each process has its own GPU
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.delattr(plan_module.os, "sched_getaffinity")
     monkeypatch.setattr(plan_module.os, "cpu_count", lambda: None)

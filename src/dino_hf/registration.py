@@ -121,7 +121,7 @@ def _prepare_additions(module: ModuleType) -> None:
     loader = import_module("dino_hf.runtime.pretrained_backbones").load_pretrained_backbone
     module.DinoDetrForObjectDetection.backbone_loader = staticmethod(loader)
     cpu_speed = "dino_hf.runtime.cpu_speed"
-    if importlib.util.find_spec(cpu_speed) is not None:  # without this file, the models compute the same, slower
+    if importlib.util.find_spec(cpu_speed) is not None:  # without this file, models give the same results, but slower
         import_module(cpu_speed)  # built models get faster layers
 
 
@@ -130,7 +130,7 @@ def _prepare_pixels(module: ModuleType) -> None:
     module.DinoDetrProcessingMixin.pixel_reader = staticmethod(reader)
 
 
-# What to call when a module has been imported.
+# Module -> the function to call after its import.
 _AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _prepare_configs,
     "transformers.models.auto.modeling_auto": _prepare_models,

@@ -34,7 +34,7 @@ import dino_hf  # noqa: E402
 from dino_hf.cli.app import app  # noqa: E402
 from dino_hf.common.output_folders import folder_beside  # noqa: E402
 from dino_hf.run.plan import _usable_cores  # noqa: E402
-from dino_hf.training.checkpoint_files import flush  # noqa: E402
+from dino_hf.training.checkpoint_files import sync_to_disk  # noqa: E402
 
 names = [one.name for one in pkgutil.walk_packages(dino_hf.__path__, "dino_hf.") if not one.name.endswith("__main__")]
 for name in names:
@@ -64,4 +64,4 @@ call("env")
 assert _usable_cores() >= 1
 with folder_beside(FOLDER / "out") as scratch:
     (scratch / "a").touch()
-flush(FOLDER / "scenes")
+sync_to_disk(FOLDER / "scenes")

@@ -5,7 +5,7 @@ Exit codes of all commands:
     1    an error: the command line or the input is wrong, or the work failed; the message says how far it came
     2    `doctor` found errors in the data
     3    `predict` skipped sources that it could not read
-    130  stopped by Ctrl-C; 143: by SIGTERM; 129: by SIGHUP
+    130, 143, 129  stopped by Ctrl-C, SIGTERM or SIGHUP
 """
 
 import errno
@@ -37,7 +37,7 @@ _CURES = {
     errno.EFBIG: "the file would be larger than this machine allows (ulimit -f).",
     errno.ENOMEM: "there is not enough memory; choose smaller batches or images, or end other programs.",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n).",
-    errno.ENAMETOOLONG: "the name is too long; choose a shorter one.",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter name.",
     errno.ENOENT: "it does not exist; was it moved or deleted meanwhile?",
     errno.EACCES: "access is denied; check its permissions.",
     errno.EROFS: "it cannot be written, because its disk is read-only; choose another place.",
@@ -113,7 +113,7 @@ def _show(sentence: str, error: BaseException, with_traceback: bool) -> None:
 
 
 def _let_first_process_report() -> None:
-    """Under torchrun, wrong data fails in all processes. The others wait: the first one reports, then torchrun ends them."""
+    """Under torchrun, wrong data fails in all processes. The others wait until the first has reported. Then torchrun ends them."""
     rank = os.environ.get("RANK", "0")
     if rank.isdecimal() and int(rank) > 0:
         time.sleep(_PATIENCE)

@@ -70,7 +70,7 @@ def export(
 ) -> None:
     """Export a detector to an ONNX file for images of any size.
 
-    The file is written only if its detections in ONNX Runtime match those of the model.
+    The file is written only if ONNX Runtime finds the same detections with it as the model.
 
     \b
     Example: dino-hf export outputs/train --output detector.onnx --data my-data

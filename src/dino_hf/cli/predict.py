@@ -179,7 +179,7 @@ def predict(
 
 
 def _line(text: str, limit: int) -> str:
-    """A text in one line: a line feed in a file name could fake another message."""
+    """A text in one line, because a line feed in a file name could fake another message."""
     from ..common.text import shorten
 
     return shorten(text.replace("\n", "\\n").replace("\t", "\\t"), limit)
@@ -232,7 +232,7 @@ def _hint(model: str, threshold: float | None) -> str | None:
         return None
     return (
         f"The best threshold of this model is {found.threshold:.3f}, as measured in {found.path}. The default is {_THRESHOLD}; to "
-        f"use the best one: --threshold {found.threshold:.3f}"
+        f"use the best threshold: --threshold {found.threshold:.3f}"
     )
 
 

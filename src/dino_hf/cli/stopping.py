@@ -22,7 +22,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def stop_like_ctrl_c() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise `Terminated` in the main thread. A second one ends the process at once.
+    """Inside the context, SIGTERM and SIGHUP raise `Terminated` in the main thread. A second signal ends the process at once.
 
     In other threads it does nothing, because they cannot set handlers. Existing handlers are kept.
     """

@@ -239,8 +239,8 @@ def _unknown_range(image: Image.Image) -> str:
     return f"It has 32 bits per pixel, mode {image.mode!r}, of unknown range; save it with 8 or 16 bits."
 
 
-class DecodingRoom:
-    """Limits the memory of images that threads decode at once. An image that needs more than the limit is decoded alone.
+class DecodingBudget:
+    """Limits the memory of images that threads decode at the same time. An image that needs more than the limit is decoded alone.
 
     Args:
         num_bytes: limit for all images together.
@@ -251,7 +251,7 @@ class DecodingRoom:
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, num_bytes: int) -> Iterator[None]:
+    def reserve(self, num_bytes: int) -> Iterator[None]:
         """Wait until `num_bytes` are free, and hold them inside the context."""
         num_bytes = min(num_bytes, self._all)
         with self._changed:

@@ -14,7 +14,7 @@ def install_command(extra: str) -> str:
     return f"pip install {_source(extra)}"
 
 
-def missing(error: ImportError, package: str, purpose: str, extra: str) -> ImportError:
+def with_install_command(error: ImportError, package: str, purpose: str, extra: str) -> ImportError:
     """An error with the command that installs `package`, if `error` says that it is missing. Else `error` itself.
 
     Args:

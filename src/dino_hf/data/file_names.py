@@ -201,7 +201,7 @@ class ImageFinder:
         folders_of: dict[str, set[str]] = {}  # last part of a listed name -> its listed folders
         for name in set(listed):
             folder, _, last = posix(name).rpartition("/")
-            folders_of.setdefault(alike(last), set()).add(folder)
+            folders_of.setdefault(comparable_name(last), set()).add(folder)
         self._in_several_folders = {last for last, folders in folders_of.items() if len(folders) > 1}
 
     def of_split(self, json_file: Path, split: str) -> Callable[[str], Path]:
@@ -243,7 +243,7 @@ class ImageFinder:
         if self._paths is None:
             paths = list(image_files(self.root, self.files))
             self._paths, self._split_names = TailIndex(self.root, paths), SplitNames(self.root, paths)
-        found = self._paths.find(name, split, alike(name.rpartition("/")[2]) in self._in_several_folders)
+        found = self._paths.find(name, split, comparable_name(name.rpartition("/")[2]) in self._in_several_folders)
         found = [path for path in found if self._may_be_of(path, split)]
         in_bases = [path for base in bases for path in found if path.parent == base]
         if len(found) == 1 or in_bases:
@@ -274,7 +274,7 @@ class TailIndex:
 
     def _parts(self, name: str) -> tuple[str, ...]:
         name = name if self.with_suffix else os.path.splitext(name)[0]
-        return tuple(alike(part) for part in name.split("/") if part not in ("", ".", "..")) or ("",)
+        return tuple(comparable_name(part) for part in name.split("/") if part not in ("", ".", "..")) or ("",)
 
     def find(self, name: str, split: str | None = None, needs_folder: bool = False) -> list[Path]:
         """Files with the longest common end of their path and a listed path. Empty if their other folders contradict.
@@ -331,7 +331,7 @@ def _words_of(stem: str, split: str) -> list[str]:
     return [word for word in tails if canonical_split(word) == split]
 
 
-def alike(name: str) -> str:
+def comparable_name(name: str) -> str:
     """A form that is equal for names that Windows or macOS treat as equal: Windows ignores case, and macOS splits "é"."""
     return unicodedata.normalize("NFC", name).casefold()
 

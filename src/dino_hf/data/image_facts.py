@@ -36,7 +36,7 @@ MIN_CONTRAST = 4.0  # standard deviation; images with less contrast all look ali
 MAX_ASPECT_RATIO = 1.02  # largest ratio of the aspect ratios of two copies
 
 _BYTES_PER_PIXEL = 8  # decoded, and as RGB
-_room = images.DecodingRoom(2**30)  # memory for decoding in all threads
+_budget = images.DecodingBudget(2**30)  # memory for decoding in all threads
 _PAIRS = 10_000  # pairs compared at once
 _CHUNK = 64  # images between two calls of `progress`
 
@@ -141,7 +141,7 @@ def _inspect_file(file: BinaryIO) -> ImageFacts:
         others = images.other_frames(opened)
         # A JPEG decodes faster at 1/8 of its size. The whole file is still read.
         opened.draft("RGB", (4 * THUMBNAIL_SIDE, 4 * THUMBNAIL_SIDE))
-        with _room.take(_BYTES_PER_PIXEL * opened.width * opened.height):
+        with _budget.reserve(_BYTES_PER_PIXEL * opened.width * opened.height):
             images.load(opened)
             values = _values(opened)
             thumbnail = _thumbnail(opened)

@@ -146,7 +146,7 @@ def _write_splits(
     num_done, num_images = 0, sum(len(split.images) for split in splits.values())
     taken = {"fixes.json", "changes.txt"}
     for name, split in splits.items():
-        target = folder / unused(portable_name(name), taken)
+        target = folder / unique_name(portable_name(name), taken)
         for image, source in zip(split.images, split.sources, strict=True):
             path = target / image["file_name"]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def _write_splits(
         _write_text(target / ANNOTATION_FILE, json.dumps(content, ensure_ascii=False))
 
 
-def unused(name: str, taken: set[str]) -> str:
+def unique_name(name: str, taken: set[str]) -> str:
     """Return a name that is not in `taken`, and add it to `taken`. Case is ignored, as in some file systems."""
     free = next(
         candidate

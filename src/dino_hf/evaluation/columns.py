@@ -38,7 +38,7 @@ def image_name(data: CocoData, index: int) -> str:
     return name or f"image {data.dataset['image_id'][index]}"
 
 
-def found_columns(
+def detection_columns(
     predictor: Predictor,
     data: CocoData,
     classes: ClassMap,

@@ -33,7 +33,7 @@ from .coco import (
     of_class,
     summarize,
 )
-from .columns import Progress, found_columns, truth_columns
+from .columns import Progress, detection_columns, truth_columns
 from .curves import Best, make_curves
 from .matching import SIZES, ClassMatches, class_matches
 from .mistakes import NUM_MISTAKES, confusion_matrix, find_mistakes
@@ -145,7 +145,7 @@ def evaluate_model(
     limit, limit_notes = _detection_limit(truth, max_detections)
     for note in limit_notes:
         logger.warning(note)
-    found, left_out = found_columns(predictor, data, classes, batch_size, progress, num_kept(limit))
+    found, left_out = detection_columns(predictor, data, classes, batch_size, progress, num_kept(limit))
     class_names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
     check_columns(truth, "reference", class_names)
     check_columns(found, "prediction", class_names)

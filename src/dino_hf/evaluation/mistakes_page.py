@@ -13,7 +13,7 @@ from ..common.text import abbreviate
 from ..data.rows import CocoData
 from .columns import image_name
 from .mistakes import KINDS, NUM_MISTAKES, Mistake
-from .plots import tail
+from .plots import path_end
 from .result import Evaluation
 
 _TITLES = {
@@ -56,7 +56,9 @@ def save_mistakes(path: Path, evaluation: Evaluation, data: CocoData) -> None:
         for number, mistake in enumerate(mistakes):
             index = index_of[mistake.image_id]
             _draw_pair(grid[2 * number : 2 * number + 2], mistake, evaluation, data, index)
-    title = f"{tail(evaluation.model)}: annotations left, detections with scores above {evaluation.threshold:.3f} right"
+    title = (
+        f"{path_end(evaluation.model)}: annotations left, detections with scores above {evaluation.threshold:.3f} right"
+    )
     figure.suptitle(title, x=0.005, ha="left", fontsize=10)
     figure.savefig(path, facecolor="white")
 

@@ -147,7 +147,7 @@ def readable_on(colour: tuple[float, ...]) -> str:
 def save_ap_per_class(path: Path, evaluation: Evaluation) -> None:
     """Plot the AP of each class with its interval, best first, and classes without objects last."""
     everything = sorted(evaluation.per_class, key=lambda row: -row["AP"])
-    rows = _ends(everything)
+    rows = _first_and_last(everything)
     figure, axes = _figure_for_rows(len(rows))
     labels = [f"{abbreviate(row['name'], 30)}  ({row['num_objects']})" for row in rows]
     _bars(axes, labels, [row["AP"] for row in rows], [row["intervals"].get("AP") for row in rows])
@@ -177,7 +177,7 @@ def save_comparison_plot(path: Path, comparison: Comparison) -> None:
     """Plot differences with intervals. B is better to the right of zero."""
     fixed = [entry for entry in comparison.differences if not entry.name.startswith("AP_class_")]
     classes = sorted(comparison.differences[len(fixed) :], key=lambda entry: -entry.difference)
-    drawn = _ends(classes)
+    drawn = _first_and_last(classes)
     rows = [*fixed, *drawn]
     figure, axes = _figure_for_rows(len(rows))
     for y, entry in enumerate(rows):
@@ -199,12 +199,12 @@ def save_comparison_plot(path: Path, comparison: Comparison) -> None:
     if left_out := len(classes) - len(drawn):
         label += f"; {left_out} classes in between are left out"
     axes.set(xlabel=label, xlim=(min(bounds) - margin, max(bounds) + margin))
-    title = [comparison.verdict, f"A: {tail(comparison.model_a)}", f"B: {tail(comparison.model_b)}"]
+    title = [comparison.verdict, f"A: {path_end(comparison.model_a)}", f"B: {path_end(comparison.model_b)}"]
     figure.suptitle("\n".join(title), x=0.01, ha="left", fontsize=10)
     figure.savefig(path, facecolor="white")
 
 
-def tail(name: str, length: int = 70) -> str:
+def path_end(name: str, length: int = 70) -> str:
     """The end of a long path, which says more than its beginning."""
     return name if len(name) <= length else "…" + name[-length + 1 :]
 
@@ -255,7 +255,7 @@ def _legend(axes: Axes, title: str) -> None:
     )
 
 
-def _ends(rows: list) -> list:
+def _first_and_last(rows: list) -> list:
     """The part of a sorted list that fits into a picture: all rows, or the first and the last."""
     return rows if len(rows) <= _MOST_ROWS else rows[: _MOST_ROWS // 2] + rows[-(_MOST_ROWS // 2) :]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from ..common.installation import missing
+from ..common.installation import with_install_command
 from ..common.paths import expand_home
 from ..common.text import first_line
 from ..inference.predictor import Predictor
@@ -60,7 +60,7 @@ def import_onnx() -> ModuleType:
         import onnxruntime
         import onnxscript
     except ImportError as error:
-        raise missing(error, (error.name or "").partition(".")[0], "ONNX files", "onnx") from error
+        raise with_install_command(error, (error.name or "").partition(".")[0], "ONNX files", "onnx") from error
     del onnx, onnxscript
     return onnxruntime
 

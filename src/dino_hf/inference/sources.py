@@ -109,7 +109,7 @@ def find_sources(sources, exclude: Path | None = None) -> list[Source]:
             if origin in seen:
                 continue
             seen.add(origin)
-        plans.append(Source(unused(name, names), origin, kind))
+        plans.append(Source(unique_name(name, names), origin, kind))
     return plans
 
 
@@ -242,7 +242,7 @@ def _name_of(origin, kind: str, number: int) -> str:
     return f"image-{number}"
 
 
-def unused(name: str, names: set[str]) -> str:
+def unique_name(name: str, names: set[str]) -> str:
     """A name that is not in `names`. It is added to `names`. "a.jpg" and "a.jpg" become "a.jpg" and "a-2.jpg".
 
     Case is ignored, as some file systems do.

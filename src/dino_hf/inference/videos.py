@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..common.installation import missing
+from ..common.installation import with_install_command
 from ..common.regular_files import is_regular
 
 _TIMEOUT = 20.0  # seconds without an answer from an address
@@ -95,7 +95,7 @@ def _av():
     try:
         import av
     except ImportError as error:
-        raise missing(error, "av", "videos and cameras", "video") from error
+        raise with_install_command(error, "av", "videos and cameras", "video") from error
     return av
 
 

@@ -14,7 +14,7 @@ from .formats import write_coco, yolo_lines
 from .journal import JOURNAL, MEMORY, Journal, as_line, describe, identity
 from .pictures import draw_detections, save_picture
 from .predictor import Detections
-from .sources import Picture, Source, unused
+from .sources import Picture, Source, unique_name
 from .videos import VideoWriter, video_info
 
 FORMATS = ("images", "coco", "csv", "yolo")
@@ -237,7 +237,7 @@ class PredictionFolder:
             if kind != "images" or path.suffix.lower() not in _KEPT_SUFFIXES:
                 short = path.with_suffix(suffix)
                 path = path.with_name(path.name + suffix) if str(short).lower() in self._taken else short
-            self._paths[kind, name] = path_below(self.folder, unused(str(path), self._taken))
+            self._paths[kind, name] = path_below(self.folder, unique_name(str(path), self._taken))
         return self._paths[kind, name]
 
     def _draw(self, picture: Picture, detections: Detections) -> None:

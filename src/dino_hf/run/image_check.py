@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ..common.images import DecodingRoom, load, open_image, to_rgb, upright_size
+from ..common.images import DecodingBudget, load, open_image, to_rgb, upright_size
 from ..data import DetectionData
 from ..data.rows import CocoData, check_image_size
 
@@ -13,7 +13,7 @@ _CHUNK = 100  # image files in memory at once
 _SHOWN = 3  # bad images named in messages
 _MODES_OF_UNKNOWN_RANGE = ("I", "F")  # Pillow modes whose range of values is only known from the pixels
 _BYTES_PER_PIXEL = 8  # memory of the decoded image and its RGB copy
-_room = DecodingRoom(2**30)  # for all threads
+_budget = DecodingBudget(2**30)  # for all threads
 
 
 def leave_out_bad_images(splits: DetectionData, on_bad_image: str, decode_all: bool) -> tuple[DetectionData, list[str]]:
@@ -87,7 +87,7 @@ def _problem(row: Mapping, decode: bool) -> str | None:
         with open_image(path if content is None else content) as image:
             check_image_size(row["image_id"], _Sized(upright_size(image)), (row["width"], row["height"]))
             if decode or image.mode.startswith(_MODES_OF_UNKNOWN_RANGE):
-                with _room.take(_BYTES_PER_PIXEL * image.width * image.height):
+                with _budget.reserve(_BYTES_PER_PIXEL * image.width * image.height):
                     load(image)
                     if image.mode.startswith(_MODES_OF_UNKNOWN_RANGE):
                         to_rgb(image)

@@ -29,7 +29,7 @@ def machine_failure(error: BaseException, args: TrainingArguments) -> str | None
     texts = list(_texts(error))
     numbers = [getattr(link, "errno", None) for link in _chain(error)]
     if any(number in _DISK_NUMBERS for number in numbers) or _match_any(_DISK, texts):
-        free = shutil.disk_usage(next(path for path in _above(Path(args.output_dir)) if path.exists())).free
+        free = shutil.disk_usage(next(path for path in _with_parents(Path(args.output_dir)) if path.exists())).free
         return (
             f"A file in {args.output_dir} could not be written ({texts[0][:160]}). {size_text(free)} are free there. Make "
             "room, or raise the limit of file sizes, and run again with --resume: whole checkpoints are kept."
@@ -55,7 +55,7 @@ def memory_sentence(args: TrainingArguments) -> str:
     )
 
 
-def _above(path: Path) -> list[Path]:
+def _with_parents(path: Path) -> list[Path]:
     path = path.absolute()
     return [path, *path.parents]
 

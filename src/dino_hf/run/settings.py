@@ -166,10 +166,12 @@ def _closest(name: str, as_option: bool = False) -> str:
         (_NAMES - set(_FALLBACKS)) | _TRAIN_ARGUMENTS,
         key=lambda name: (name not in _TRAIN_ARGUMENTS | _RECIPE_SETTINGS, name),
     )
-    alike = difflib.get_close_matches(name, names, n=3)
+    matches = difflib.get_close_matches(name, names, n=3)
     # --lr, --epochs: initials, or one word of the name.
-    alike += [setting for setting in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", setting), *setting.split("_"))]
-    close = list(dict.fromkeys(alike))[:3]
+    matches += [
+        setting for setting in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", setting), *setting.split("_"))
+    ]
+    close = list(dict.fromkeys(matches))[:3]
     if as_option:
         close = [f"--{setting.replace('_', '-')}" for setting in close]
     if close:

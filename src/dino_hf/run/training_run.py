@@ -265,7 +265,7 @@ def _prepare(
     data = describe_data(splits.origin, splits.notes, parts)
     probe = plan.training_arguments()
     forecast = forecast_memory(model, recipe, probe, set(image_sizes(splits.train)), data["boxes"]["most_in_an_image"])
-    free = _minimum(free_memory(probe.device) // _sharing(probe), probe)
+    free = _minimum(free_memory(probe.device) // _processes_per_device(probe), probe)
     if batch_size != "auto":
         record.values["batch_size"] = int(batch_size)
     elif "batch_size" not in record.recorded:
@@ -301,7 +301,7 @@ def _steps_done(output_dir: Path) -> int:
     return 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
 
 
-def _sharing(args: TrainingArguments) -> int:
+def _processes_per_device(args: TrainingArguments) -> int:
     """Number of processes of this run that share the memory of a device."""
     return 1 if args.device.type == "cuda" else processes_here(args)
 

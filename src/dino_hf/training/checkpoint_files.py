@@ -103,7 +103,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 
 @contextmanager
-def loaded_from(checkpoint: Path, name: str) -> Iterator[None]:
+def describe_load_errors(checkpoint: Path, name: str) -> Iterator[None]:
     """Turn any error of loading a file into one sentence that names the file.
 
     Args:
@@ -241,7 +241,7 @@ def was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:
     """
     state = read_json(Path(checkpoint) / TRAINER_STATE_NAME, _LARGEST_JSON)
     stoppers = (state.get("stateful_callbacks") or {}).get(EarlyStoppingCallback.__name__, [])
-    with loaded_from(Path(checkpoint), TRAINER_STATE_NAME):
+    with describe_load_errors(Path(checkpoint), TRAINER_STATE_NAME):
         return any(
             stopper["attributes"]["early_stopping_patience_counter"]
             >= (patience or stopper["args"]["early_stopping_patience"])
@@ -249,7 +249,7 @@ def was_stopped_early(checkpoint: str | Path, patience: int | None) -> bool:
         )
 
 
-def discard(checkpoint: Path) -> None:
+def delete_checkpoint(checkpoint: Path) -> None:
     """Delete a checkpoint. Its name disappears in one step, so a killed run leaves no half-deleted checkpoint."""
     doomed = checkpoint.parent / UNFINISHED / f"discarded-{checkpoint.name}"
     doomed.parent.mkdir(exist_ok=True)
@@ -257,7 +257,7 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def flush(folder: Path) -> None:
+def sync_to_disk(folder: Path) -> None:
     """Write all files of a folder to the disk. Call it before the folder is renamed to its final name.
 
     Otherwise a power failure could leave a folder with its final name and incomplete files.

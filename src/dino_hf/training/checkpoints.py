@@ -18,9 +18,9 @@ from .checkpoint_files import (
     UNFINISHED,
     check_moments,
     checkpoints_by_age,
-    discard,
-    flush,
-    loaded_from,
+    delete_checkpoint,
+    describe_load_errors,
+    sync_to_disk,
     write_checksums,
 )
 from .detector import find_detector
@@ -71,9 +71,9 @@ class WholeCheckpointTrainer(Trainer):
             if self._doctor is not None:
                 self._doctor.save(unfinished / name)
             write_checksums(unfinished / name)
-            flush(unfinished / name)
+            sync_to_disk(unfinished / name)
             if (run_dir / name).exists():
-                discard(run_dir / name)
+                delete_checkpoint(run_dir / name)
             (unfinished / name).rename(run_dir / name)
             self._rotate_checkpoints(run_dir)
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -89,12 +89,12 @@ class WholeCheckpointTrainer(Trainer):
             torch.save({device.type: state}, Path(output_dir) / self._device_state_name())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with nullcontext() if checkpoint is None else loaded_from(Path(checkpoint), "rng_state.pth"):
+        with nullcontext() if checkpoint is None else describe_load_errors(Path(checkpoint), "rng_state.pth"):
             super()._load_rng_state(checkpoint)
         device, name = self.args.device, self._device_state_name()
         if checkpoint is None or device.type not in _OWN_RANDOM_STATE or not (Path(checkpoint) / name).is_file():
             return
-        with loaded_from(Path(checkpoint), name):
+        with describe_load_errors(Path(checkpoint), name):
             states = torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
             if device.type in states:  # otherwise the run has moved from another type of device
                 torch.get_device_module(device).set_rng_state(states[device.type])
@@ -122,14 +122,14 @@ class WholeCheckpointTrainer(Trainer):
         has_best = len(others) < len(checkpoints) - 1
         num_kept = max(0, limit - 1 - has_best)  # besides the newest and the best, which are always kept
         for checkpoint in others[: len(others) - num_kept]:
-            discard(checkpoint)
+            delete_checkpoint(checkpoint)
 
     def _finalize_training(self, trial, *args, **kwargs):
         best = self.state.best_model_checkpoint
         if self.args.save_total_limit == 1 and best is not None and self.args.should_save:
             for checkpoint in checkpoints_by_age(Path(self._get_output_dir(trial)), self.state.global_step):
                 if not os.path.samefile(checkpoint, best):
-                    discard(checkpoint)
+                    delete_checkpoint(checkpoint)
             shutil.rmtree(Path(self._get_output_dir(trial)) / UNFINISHED, ignore_errors=True)
         return super()._finalize_training(trial, *args, **kwargs)
 
@@ -139,7 +139,7 @@ class WholeCheckpointTrainer(Trainer):
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        with loaded_from(Path(checkpoint), OPTIMIZER_NAME):
+        with describe_load_errors(Path(checkpoint), OPTIMIZER_NAME):
             super()._load_optimizer_and_scheduler(checkpoint)
             check_moments(self.optimizer)
 
@@ -179,7 +179,7 @@ class WholeCheckpointTrainer(Trainer):
             logger.warning("%s has no averaged weights: a new average starts from its weights.", checkpoint)
             self.ema.restart()
             return
-        with loaded_from(Path(checkpoint), EMA_FOLDER):
+        with describe_load_errors(Path(checkpoint), EMA_FOLDER):
             self.ema.load(folder)
         if (folder / CONFIG_NAME).is_file():  # adapters have no configuration
             config = read_settings(folder / CONFIG_NAME)

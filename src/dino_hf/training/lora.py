@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from ..common.installation import missing
+from ..common.installation import with_install_command
 from .detector import check_detector
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def lora_config(
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise missing(error, "peft", "LoRA adapters", "lora") from error
+        raise with_install_command(error, "peft", "LoRA adapters", "lora") from error
     check_detector(
         model,
         "DinoDetrForObjectDetection",
