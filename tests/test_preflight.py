@@ -164,8 +164,8 @@ def test_all_is_shown_on_narrow_screens():
     assert json.loads(json.dumps(preflight.as_dict())) == json.loads(json.dumps(preflight.as_dict(), allow_nan=False))
 
 
-@pytest.mark.parametrize(("num_queries", "is_warned"), [(12, True), (13, False)])
-def test_few_queries_are_warned_of_below_a_tenth_of_the_tokens(num_queries, is_warned):
+@pytest.mark.parametrize(("num_queries", "is_warned"), [(12, True), (13, False), (126, False), (127, True)])
+def test_queries_are_warned_of_below_a_tenth_of_the_tokens_and_above_all(num_queries, is_warned):
     """64 x 96 pixels, strides 8, 16 and 32: 96 + 24 + 6 = 126 tokens."""
     config = SimpleNamespace(
         num_queries=num_queries,

@@ -236,24 +236,24 @@ def test_a_run_on_a_backbone_shows_it_and_refuses_a_model_beside_it(tmp_path, ba
     settings = {"use_cpu": True, "report_to": "none", "batch_size": 2, "output_dir": tmp_path / "out"}
     with pytest.raises(ValueError, match=r"--model .* has a backbone of its own: leave out --backbone"):
         run.train(data, model=tmp_path, backbone=folder, **settings)
-    plan = run.train(data, backbone=folder, dry_run=True, **settings)
+    plan = run.train(data, backbone=folder, num_queries=33, dry_run=True, **settings)
     assert plan.preflight.model["from"] == f"random weights, except the backbone of {folder}"
 
 
 def test_a_resumed_run_keeps_its_backbone(tmp_path):
     record = RunRecord(tmp_path, {"model": None, "backbone": "microsoft/resnet-50", "settings": {}})
-    record.choose_start(None, None)
+    record.choose_start(None, None, None)
     assert (record.values["model"], record.values["backbone"]) == (None, "microsoft/resnet-50")
-    record.choose_start(None, "microsoft/resnet-50")
-    with pytest.raises(
-        ValueError, match=r"started from microsoft/resnet-50, not from timm/resnet18.*leave out the backbone"
-    ):
-        record.choose_start(None, "timm/resnet18")
-    with pytest.raises(ValueError, match="started from no model, not from someone/dino"):
-        record.choose_start("someone/dino", None)
+    record.choose_start(None, "microsoft/resnet-50", None)
+    with pytest.raises(ValueError, match=r"backbone microsoft/resnet-50, not with timm/resnet18.*leave out backbone"):
+        record.choose_start(None, "timm/resnet18", None)
+    with pytest.raises(ValueError, match="model not set, not with someone/dino"):
+        record.choose_start("someone/dino", None, None)
+    with pytest.raises(ValueError, match="num_queries not set, not with 40"):
+        record.choose_start(None, None, 40)
     new = RunRecord(tmp_path, {})
-    new.choose_start(None, tmp_path)
-    assert (new.values["model"], new.values["backbone"]) == (None, str(tmp_path))
+    new.choose_start(None, tmp_path, 40)
+    assert (new.values["model"], new.values["backbone"], new.values["num_queries"]) == (None, str(tmp_path), 40)
 
 
 def test_the_card_of_an_untrained_detector_names_its_backbone(tmp_path, backbone):

@@ -387,7 +387,7 @@ def test_a_folder_that_is_not_free_is_refused(finished, folder, copy, tmp_path):
     data = folder / "data"
     with pytest.raises(FileExistsError, match=r"has a run in it; choose another folder, or continue it by --resume"):
         train(data, output_dir=copy)
-    with pytest.raises(ValueError, match=r"started from .*untrained, not from other"):
+    with pytest.raises(ValueError, match=r"started with model .*untrained, not with other"):
         train(data, output_dir=copy, model="other", resume=True)
     message = "had 10 training images and 5 held-out images of 5 classes. These data have 5 and None, of 5 classes"
     with pytest.raises(ValueError, match=message):

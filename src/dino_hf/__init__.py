@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .model.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
     from .run import train
+    from .training import set_num_queries
 
 __version__ = version("dino_hf")
 
@@ -51,6 +52,7 @@ _NAMES = {
     "ms_deform_attn_fused": "model.ms_deform_attn",
     "pipeline": "inference.loading",
     "predict": "inference",
+    "set_num_queries": "training",
     "train": "run",
     "use_backend": "model.attention_backends",
 }
@@ -98,6 +100,7 @@ __all__ = [
     "ms_deform_attn_fused",
     "pipeline",
     "predict",
+    "set_num_queries",
     "train",
     "use_backend",
 ]

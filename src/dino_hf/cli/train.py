@@ -40,6 +40,13 @@ def train(
             show_default="microsoft/resnet-50",
         ),
     ] = None,
+    num_queries: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of queries, the most objects that the model finds in an image.",
+            show_default="of the model, or 900",
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +133,7 @@ def train(
             dataset,
             model=model,
             backbone=backbone,
+            num_queries=num_queries,
             recipe=recipe,
             output_dir=output_dir,
             resume=resume,

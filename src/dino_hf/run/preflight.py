@@ -267,7 +267,7 @@ def describe_disk(model: nn.Module, recipe: Recipe, args: TrainingArguments, out
 
 
 def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
-    """A warning if an image has many more tokens than queries, because only selected tokens train the encoder's heads.
+    """A warning if images have fewer tokens than queries, or many more: only selected tokens train the encoder's heads.
 
     Args:
         size: (height, width) of the largest training images in pixels. Their tokens are estimated from the usual strides.
@@ -277,6 +277,11 @@ def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
     first = 2 ** (int(stage[0]) + 1) if stage else 8
     strides = [first * 2**level for level in range(config.num_feature_levels)]
     tokens = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides)
+    if config.num_queries > tokens:
+        return [
+            f"num_queries={config.num_queries} is more than the about {tokens:,} tokens of the largest training images. The model "
+            "gives at most one detection for each token. Use fewer queries, or larger images."
+        ]
     if config.num_queries >= _SHARE_OF_TOKENS * tokens:
         return []
     return [

@@ -63,26 +63,27 @@ class RunRecord:
         for name, value in given.items():
             self.values[name] = self.recorded.get(name, RUN_DEFAULTS[name]) if value is None else value
 
-    def choose_start(self, model: str | Path | None, backbone: str | Path | None) -> None:
-        """Choose the model and the backbone to start from: the given values, else the recorded values.
+    def choose_start(self, model: str | Path | None, backbone: str | Path | None, num_queries: int | None) -> None:
+        """Choose the model or backbone to start from, and its number of queries: the given values, else the recorded values.
 
         Raises:
-            ValueError: both are given, or the resumed run started from others.
+            ValueError: model and backbone are given, or the resumed run started from others.
         """
         if model is not None and backbone is not None:
             raise ValueError(
                 f"--model {model} has a backbone of its own: leave out --backbone {backbone} (in Python, backbone=...), or leave "
                 "out the model to train a new detector on this backbone."
             )
-        for name, given in (("model", model), ("backbone", backbone)):
+        for name, given in (("model", model), ("backbone", backbone), ("num_queries", num_queries)):
             before = self.recorded.get(name)
-            given = None if given is None else full_path(given)
-            if self.is_resumed and given is not None and given != (before and full_path(before)):
+            if isinstance(given, str | Path):
+                given, before = full_path(given), before and full_path(before)
+            if self.is_resumed and given is not None and given != before:
                 raise ValueError(
-                    f"The run in {self.output_dir} started from {before or f'no {name}'}, not from {given}. To resume it, leave "
-                    f"out the {name}; or choose another --output-dir."
+                    f"The run in {self.output_dir} started with {name} {before or 'not set'}, not with {given}. To resume it, "
+                    f"leave out {name}; or choose another --output-dir."
                 )
-            self.values[name] = before if given is None else given
+            self.values[name] = self.recorded.get(name) if given is None else given
 
     def add_settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """Add settings of this call to the recorded ones.

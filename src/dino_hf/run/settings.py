@@ -33,7 +33,17 @@ RUN_DEFAULTS = {
     "trust_boxes": False,
     "training_doctor": True,
 }
-_TRAIN_ARGUMENTS = {*RUN_DEFAULTS, "model", "backbone", "output_dir", "resume", "batch_size", "dry_run", "check_images"}
+_TRAIN_ARGUMENTS = {
+    *RUN_DEFAULTS,
+    "model",
+    "backbone",
+    "num_queries",
+    "output_dir",
+    "resume",
+    "batch_size",
+    "dry_run",
+    "check_images",
+}
 # Training arguments that a run sets itself, and what to use instead.
 _FALLBACKS = {
     "output_dir": "--output-dir (in Python, output_dir) names the folder",

@@ -19,6 +19,7 @@ from ..evaluation import Evaluation
 from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
 from ..training.coco_data import CocoData
 from ..training.departures import save_recipe
+from ..training.num_queries import set_num_queries
 from ..training.readable_images import TooManyBadImages
 from ..training.recipe import Recipe
 from ..training.run_lock import locked_run
@@ -80,6 +81,7 @@ def train(
     *,
     model: str | Path | None = None,
     backbone: str | Path | None = None,
+    num_queries: int | None = None,
     recipe: str | None = None,
     output_dir: str | Path = "outputs/train",
     resume: bool = False,
@@ -116,6 +118,7 @@ def train(
             configuration and no weights starts from random weights. None: a new detector with 4 scales on a pretrained backbone.
         backbone: folder, id on the Hub, or timm name of the backbone of a new detector; not together with `model`. Images are
             normalised as in the backbone's training. None: "microsoft/resnet-50".
+        num_queries: number of queries, see `set_num_queries`. None: the number of the model, 900 in a new detector.
         recipe: a name of `RECIPES`; None: "finetune".
         output_dir: a new or empty folder, or the folder of the run to resume.
         resume: continue from the newest whole checkpoint. Settings that are not given are taken from the earlier run. Without a
@@ -147,7 +150,7 @@ def train(
     RunRecord.open(Path(output_dir), resume)  # checks the folder before a lock is written to it
     with nullcontext() if dry_run else locked_run(Path(output_dir), os.environ.get("RANK", "0") == "0"):
         record = RunRecord.open(Path(output_dir), resume)
-        record.choose_start(model, backbone)
+        record.choose_start(model, backbone, num_queries)
         record.values["source"] = full_path(data) if isinstance(data, str | Path) else record.recorded.get("source")
         record.choose(
             {
@@ -242,6 +245,9 @@ def _load(record: RunRecord, train: CocoData) -> Start:
         start = load_checkpoint(checkpoint, record.recorded["start"], record.recorded["start_notes"])
     else:
         start = load_start(record.values["model"], train, record.values["seed"], record.values["backbone"])
+        if (num_queries := record.values["num_queries"]) is not None:
+            start.notes.append(f"{num_queries} queries instead of {start.model.config.num_queries}")
+            set_num_queries(start.model, num_queries)
         record.values |= {"start": start.source, "start_notes": start.notes}
     return start
 

@@ -8,6 +8,7 @@ from .departures import find_departures
 from .diagnosis import TrainingDoctor
 from .freezing import freeze, unfreeze
 from .lora import add_lora, lora_config
+from .num_queries import set_num_queries
 from .optimizer import make_optimizer, parameter_groups
 from .recipe import Recipe
 from .recipes import RECIPES, get_recipe
@@ -35,6 +36,7 @@ __all__ = [
     "make_optimizer",
     "parameter_groups",
     "record_training",
+    "set_num_queries",
     "transfer_classes",
     "unfreeze",
 ]
