@@ -765,7 +765,7 @@ def test_the_average_of_an_earlier_run_does_not_pass_for_this_ones(data, tmp_pat
     second.train()
     second.save_model()
     assert not (tmp_path / "ema").exists()
-    assert "ema holds the averaged weights of an earlier run. It is deleted" in caplog.text
+    assert "ema contains the averaged weights of an earlier run. It is deleted" in caplog.text
     second.save_model(tmp_path / "other")
     assert (tmp_path / "other/ema/mine.txt").is_file()
 
