@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.conversion import convert_checkpoint
 from dino_hf.conversion.architecture import build_config
 from dino_hf.conversion.backbones import output_norms
 from dino_hf.conversion.checkpoint_files import load_checkpoint
@@ -23,8 +22,7 @@ from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert, main
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.mmdet import merging_from_unfold, merging_to_unfold
-from dino_hf.conversion.projects import PROJECTS, recognise
-from dino_hf.conversion.published_match import find_by_name
+from dino_hf.conversion.projects import PROJECTS
 from dino_hf.conversion.rules import Rule, renamed, translate, translate_back
 from dino_hf.conversion.verify_conversion import main as compare_command
 from dino_hf.conversion.verify_conversion import verify
@@ -326,7 +324,7 @@ HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 )
 def test_a_round_trip_through_another_project_keeps_every_tensor(project, backbone, of_project, tmp_path):
     path = of_project(project, backbone)
-    first = convert(path, tmp_path / "first", chosen=HEADS)
+    first = convert(path, tmp_path / "first", chosen=HEADS, assume_positions=True)
     convert_back(tmp_path / "first", project, tmp_path / "again.pth")
     one, two = (load_checkpoint(file).tensors for file in (path, tmp_path / "again.pth"))
     assert one.keys() == two.keys()
@@ -340,7 +338,7 @@ def test_a_round_trip_through_another_project_keeps_every_tensor(project, backbo
 
 
 def test_what_the_projects_publish_differently_is_in_the_config(of_project, tmp_path, capsys):
-    detrex = convert(of_project("detrex"), tmp_path / "detrex", chosen=HEADS).config
+    detrex = convert(of_project("detrex"), tmp_path / "detrex", chosen=HEADS, assume_positions=True).config
     assert (detrex.position_temperature, detrex.position_offset, detrex.pred_boxes_eps) == (10000, -0.5, 1e-3)
     assert (detrex.num_frozen_backbone_stages, detrex.projection_bias) == (1, True)
     said = capsys.readouterr().out.split("not in the file, set to the defaults of detrex")[1]
@@ -358,28 +356,6 @@ def test_the_command_asks_for_the_positions_of_a_file_of_detrex(of_project, tmp_
     main([*arguments, "--set", "position_temperature=20", "--set", "position_offset=0"])
     config = DinoDetrForObjectDetection.from_pretrained(tmp_path / "out").config
     assert (config.position_temperature, config.position_offset) == (20, 0)
-
-
-def test_a_published_file_of_detrex_is_known_by_its_name(of_project, tmp_path, monkeypatch):
-    """Three of them were trained with the release's positions, which no tensor tells."""
-    file = of_project("detrex")
-    heads = [part for name in HEADS for part in ("--set", f"{name}=4")]
-    named = file.rename(tmp_path / "dino_r50_4scale_24ep.pth")
-    arguments = ["--checkpoint", str(named), "--output", str(tmp_path / "out"), *heads]
-    # The toy has the name only: it is refused, for it would be called by the published AP.
-    message = r"The file is not detrex/dino_r50_4scale_24ep, which has .*leave --published out, and rename a file"
-    with pytest.raises(SystemExit, match=message):
-        main(arguments)
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(convert_checkpoint, "check_published", lambda row, project, config: None)
-    main(arguments)
-    config = DinoDetrForObjectDetection.from_pretrained(tmp_path / "out").config
-    assert (config.position_temperature, config.position_offset) == (20, 0)
-    assert config.provenance["converted_from"]["published"] == "detrex/dino_r50_4scale_24ep"
-    # A name says nothing of the files of other projects, which save their settings.
-    torch.save({"model": original_tensors(), "args": settings()}, tmp_path / "dino_r50_4scale_12ep.pth")
-    original = recognise(load_checkpoint(tmp_path / "dino_r50_4scale_12ep.pth").tensors)
-    assert find_by_name(original, "dino_r50_4scale_12ep.pth") is None
 
 
 def test_mmdetections_configuration_is_read_from_the_file(of_project, tmp_path):
@@ -542,7 +518,7 @@ def test_what_another_project_cannot_compute_is_refused(save, of_project, tmp_pa
     convert(save({"model": original_tensors(), "args": settings()}), tmp_path / "biased")
     with pytest.raises(ConversionError, match=r"have a bias \(up to .*which mmdetection's neck does not"):
         convert_back(tmp_path / "biased", "mmdet", tmp_path / "b.pth")
-    convert(of_project("detrex"), tmp_path / "detrex", chosen=HEADS)
+    convert(of_project("detrex"), tmp_path / "detrex", chosen=HEADS, assume_positions=True)
     with pytest.raises(ConversionError, match=r"position_offset=-0.5, and the original release has no such setting"):
         convert_back(tmp_path / "detrex", "original", tmp_path / "c.pth")
     convert(save({"model": original_tensors(), "args": settings(use_dn=False)}), tmp_path / "without")
@@ -863,13 +839,13 @@ def test_a_processor_with_other_colours_is_told(save, tmp_path, capsys):
         (["--published", "original/r50"], "is not the name of a published checkpoint"),
         (
             ["--published", "original/r50_4scale_12ep"],
-            r"The file is not original/r50_4scale_12ep, which has \{'depths'",
+            r"The file is not original/r50_4scale_12ep: it has depths \[2, 1, 1, 1\] instead of \[3, 4, 6, 3\]",
         ),
         (["--set", "id2label={}"], r"--set cannot set \['id2label'\]"),
         (["--set", 'backbone_config={"model_type": "swin"}'], r"--set cannot set \['backbone_config'\]"),
         (
             ["--published", "detrex/dino_vitdet_4scale_12ep"],
-            "has the backbone ViTDet-B, which is not supported; this is another",
+            "The file is not detrex/dino_vitdet_4scale_12ep: it has backbone 'resnet' instead of 'ViTDet-B'",
         ),
         (["--set", "encoder_attention_heads=many"], "encoder_attention_heads='many' is not a number of heads"),
         (["--set", "encoder_attention_heads=0"], "encoder_attention_heads=0 is not a number of heads"),

@@ -37,7 +37,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "converted"
             torch.save(make_checkpoint(variant), Path(scratch) / "checkpoint.pth")
-            convert(Path(scratch) / "checkpoint.pth", folder)
+            convert(Path(scratch) / "checkpoint.pth", folder, assume_positions=True)
             for backend in ("cpu", "reference"):
                 measure(variant, folder, backend)
 

@@ -45,7 +45,7 @@ def folder(variant, tmp_path_factory):
     """A converted checkpoint of the project."""
     root = tmp_path_factory.mktemp(variant.replace("/", "_"))
     torch.save(make_checkpoint(variant), root / "checkpoint.pth")
-    convert(root / "checkpoint.pth", root / "converted")
+    convert(root / "checkpoint.pth", root / "converted", assume_positions=True)
     return root / "converted"
 
 

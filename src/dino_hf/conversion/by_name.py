@@ -228,7 +228,9 @@ def _keep(row: Published, file: Path, address: str) -> None:
                 model = convert(file, new, published=row.title)
                 converted_from = model.config.provenance["converted_from"]
                 del model
-                is_equal = verify(file, new, show_detections=False)
+                if "published" not in converted_from:  # it has other classes
+                    raise ConversionError(f"It is not {row.title}. {' '.join(report)}")
+                is_equal = verify(file, new, show_detections=False, published=row.title)
         except ConversionError as error:
             if not isinstance(error.__cause__, OSError):  # OSError: for example, the disk is full
                 _discard(file)

@@ -27,12 +27,14 @@ class Checkpoint:
         tensors: by the project's names, without prefixes of wrappers.
         settings: settings of the training: `args` of the release, or the configuration in mmdetection's `meta`.
         class_names: names of the classes, if the file has them.
+        note: which of the raw and the averaged weights `tensors` are, if there is a choice.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     settings: dict = field(default_factory=dict)
     class_names: list[str] | None = None
+    note: str = ""
 
 
 class UnreadObject:
@@ -59,7 +61,7 @@ _HARMLESS = [
 ]
 
 
-def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
+def load_checkpoint(path: Path, ema: bool = False, prefer_ema: bool = False) -> Checkpoint:
     """Read a `.pth` or `.safetensors` file of any project.
 
     The only class that is created is `argparse.Namespace`. Other objects that trainings are known to save become placeholders.
@@ -67,6 +69,7 @@ def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
 
     Args:
         ema: read the averaged weights.
+        prefer_ema: read the averaged weights if the file has them beside others.
     Raises:
         ConversionError: the file is missing, damaged, not a checkpoint, or may contain code.
     """
@@ -83,10 +86,23 @@ def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
         raise ConversionError(f"{path} holds nothing.")
     content = _plain(content)
     settings, class_names = settings_of(content, path)
-    tensors = _tensors_of(content, ema, path)
+    average = next((name for name in _AVERAGES if name in content), None)
+    is_average = ema or (prefer_ema and average is not None)
+    tensors = _tensors_of(content, is_average, path)
     for name, value in tensors.items():
         _check_tensor(name, value)
-    return Checkpoint(path, tensors, settings, class_names)
+    return Checkpoint(path, tensors, settings, class_names, _note_on_average(average, is_average, ema, prefer_ema))
+
+
+def _note_on_average(average: str | None, is_average: bool, ema: bool, prefer_ema: bool) -> str:
+    """Say which weights were read. `average` is the name of the averaged weights in the file, if it has them."""
+    if is_average and not ema:
+        return f"the averaged weights ({average!r}) are converted, because the published AP is theirs"
+    if average is not None and not is_average:
+        return f"the raw weights are converted; the file also has averaged weights ({average!r}), which --ema converts"
+    if prefer_ema and average is None:
+        return "the file has one set of weights, which is converted; the published AP is that of averaged weights"
+    return ""
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,9 +1,10 @@
 """Convert a DINO checkpoint of another project into a folder that `from_pretrained` loads, and back.
 
-    dino-hf convert checkpoint0011_4scale.pth dino-r50-4scale --verify
-    dino-hf convert dino-r50-4scale checkpoint.pth --to original
+    dino-hf convert checkpoint0011_4scale.pth --output dino-r50-4scale --verify
+    dino-hf convert dino-r50-4scale --output checkpoint.pth --to original
 
-Settings that a file does not contain get the defaults of the project, and are printed. `--published` and `--set` change them.
+A published file is recognised, and gets its settings. Other settings that a file does not contain get the defaults of the project,
+and are printed. `--published` and `--set` change them.
 docs/checkpoints.md has a command for every published file.
 """
 
@@ -26,7 +27,7 @@ from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from ..runtime.weights_digest import weights_digest
 from .architecture import build_config, to_release_names
-from .checkpoint_files import Checkpoint, load_checkpoint
+from .checkpoint_files import Checkpoint
 from .class_names import class_space
 from .convert_back import convert_back
 from .errors import ConversionError
@@ -35,9 +36,7 @@ from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
 from .project import Project
 from .projects import PROJECTS, find_project, recognise
-from .published import find_published
-from .published_match import check_published, check_settings, find_by_name
-from .published_row import Published
+from .published_match import Candidate, Match, check_positions, match_published, read_checkpoint
 from .release_names import rules_for
 from .release_tensors import fill_label_rows
 from .rules import UnknownName, translate
@@ -55,7 +54,7 @@ def convert(
     size: tuple[int, int] | None = None,
     label_names: Path | None = None,
     force: bool = False,
-    ask: bool = False,
+    assume_positions: bool = False,
 ) -> DinoDetrForObjectDetection:
     """Convert a file, and write the folder completely or not at all.
 
@@ -64,29 +63,26 @@ def convert(
         output_dir: new or empty folder.
         source: name of the project, or "auto" to recognise it by the tensors.
         ema: convert the averaged weights.
-        published: title of the published checkpoint that this file is. It gives the settings and the AP.
+        published: title of the published checkpoint that this file is. It gives the settings and the AP. "none": it is none. By
+            default, the file is recognised by its SHA-256 or its name.
         chosen: fields of the configuration that no tensor shows.
         size: shortest edge, and limit of the longest edge, of images at evaluation, in pixels.
         label_names: file with the names of the classes.
         force: replace an output folder that holds only a model.
-        ask: refuse a file if its position settings are unknown and not given, instead of using the project's defaults.
+        assume_positions: use the project's defaults if the position settings are unknown. Wrong positions give wrong boxes.
     Raises:
-        ConversionError: the file cannot be converted, or the folder cannot be written.
+        ConversionError: the file cannot be converted, its position settings are unknown, or the folder cannot be written.
     """
-    row = find_published(published)
     if size is not None and not 0 < size[0] <= size[1]:
         raise ConversionError(
             f"The image size is {size[0]} to {size[1]}, but must be a shortest edge and a longest edge that is not shorter."
         )
     named = None if source == "auto" else find_project(source)
     with scratch_beside(output_dir, force, [path for path in (checkpoint, label_names) if path]) as scratch:
-        loaded = load_checkpoint(checkpoint, ema)
+        loaded, candidate = read_checkpoint(checkpoint, ema, published)
         project = named or recognise(loaded.tensors) or next(iter(PROJECTS.values()))
-        row = row or find_by_name(project, checkpoint.name)
-        if ask and row is None:
-            _check_positions(loaded, project, chosen or {})
         try:
-            model, processor = _convert(loaded, project, row, chosen or {}, size, label_names)
+            model, processor = _convert(loaded, project, candidate, chosen or {}, size, label_names, assume_positions)
         except ConversionError:
             raise
         except (
@@ -101,43 +97,27 @@ def convert(
     return model
 
 
-_POSITIONS = ("position_temperature", "position_offset")
-
-
-def _check_positions(loaded: Checkpoint, project: Project, chosen: dict[str, Any]) -> None:
-    """
-    Raises:
-        ConversionError: the file does not contain its position settings, and the user does not give them.
-    """
-    if (
-        not project.saves_settings
-        and project.recognises(loaded.tensors)
-        and not all(name in chosen for name in _POSITIONS)
-    ):
-        defaults = " ".join(f"--set {name}={project.defaults[name]:g}" for name in _POSITIONS)
-        raise ConversionError(
-            f"{loaded.path} is a file of {project.name}, which does not tell its position settings. Wrong positions give wrong "
-            "boxes. Name the published checkpoint by --published, or copy the settings from its configuration: "
-            f"{defaults} is the default of {project.name}, --set position_temperature=20 --set position_offset=0 the original "
-            "release's."
-        )
-
-
 def _convert(
     loaded: Checkpoint,
     project: Project,
-    row: Published | None,
+    candidate: Candidate | None,
     chosen: dict[str, Any],
     size: tuple[int, int] | None,
     label_names: Path | None,
+    assume_positions: bool,
 ) -> tuple[DinoDetrForObjectDetection, DinoDetrImageProcessor]:
     tensors, dropped = to_release_names(loaded, project)
     has = "with" if loaded.settings else "without"
     say(f"{loaded.path}: {len(loaded.tensors)} tensors of {project.name}, {has} the settings of its training")
+    if loaded.note:
+        say(f"  {loaded.note}")
     from_file = project.fields_from_settings(loaded.settings)
-    check_settings(row, from_file)
-    config, assumed = build_config(tensors, project, from_file, {**(row.settings if row else {}), **chosen})
-    check_published(row, project, config)
+    config, assumed = build_config(tensors, project, from_file, chosen)
+    match = match_published(candidate, project, config, from_file)
+    if match is not None:
+        config, assumed = build_config(tensors, project, from_file, match.settings | chosen)
+    elif not assume_positions:
+        check_positions(loaded.path, project, from_file | chosen)
     _print_architecture(config)
     id2label, category_ids, origin = class_space(
         config.num_labels, loaded.class_names, label_names, project.data_set(loaded.settings)
@@ -150,7 +130,7 @@ def _convert(
     if not known_size:
         assumed |= {"image size": f"{processor.size['shortest_edge']} to {processor.size['longest_edge']}"}
     if assumed:
-        advice = "" if row else " (change them by --published, --set and --image-size)"
+        advice = "" if match else " (change them by --published, --set and --image-size)"
         values = ", ".join(f"{name}={value}" for name, value in assumed.items())
         say(f"  not in the file, set to the defaults of {project.name}{advice}: {values}")
     tensors, num_added = fill_label_rows(tensors, config.num_labels)
@@ -158,7 +138,7 @@ def _convert(
         say(
             f"  the label embedding had {num_added} rows fewer than classes; the mean fills them (used in training only)"
         )
-    config.provenance = _provenance(loaded, project, row, assumed)
+    config.provenance = _provenance(loaded, project, match, assumed)
     model, num_renamed, more_dropped = _build_model(config, tensors)
     # the model card uses the digest to notice changed weights
     config.provenance["converted_from"]["weights"] = weights_digest(model)
@@ -169,7 +149,7 @@ def _convert(
     return model, processor
 
 
-def _provenance(checkpoint: Checkpoint, project: Project, row: Published | None, assumed: dict[str, Any]) -> dict:
+def _provenance(checkpoint: Checkpoint, project: Project, match: Match | None, assumed: dict[str, Any]) -> dict:
     """Origin of the weights, for the model card."""
     converted_from = {
         "project": project.name,
@@ -177,8 +157,9 @@ def _provenance(checkpoint: Checkpoint, project: Project, row: Published | None,
         "sha256": file_sha256(checkpoint.path),
         "assumed": assumed,
     }
-    if row is None:
+    if match is None or not match.is_same:
         return {"converted_from": converted_from}
+    row = match.row
     converted_from |= {"published": row.title, "published_ap": row.ap, "url": row.url}
     return {"converted_from": converted_from} | ({"license": row.license} if row.license else {})
 
@@ -279,9 +260,8 @@ def run(
             size=image_size,
             label_names=label_names,
             force=force,
-            ask=True,
         )
-        is_equal = not verify_result or verify(checkpoint, output, ema, image)
+        is_equal = not verify_result or verify(checkpoint, output, ema, image, published)
     if not is_equal:
         raise ConversionError("The result does not compute the same as its source (see above).")
 
@@ -291,7 +271,7 @@ def _parse(arguments: list[str] | None) -> dict[str, Any]:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help=".pth or .safetensors file; with --to, a folder of dino_hf"
     )
-    parser.add_argument("--output", type=Path, required=True, help="new folder; with --to, a new .pth file")
+    parser.add_argument("--output", type=Path, required=True, help=HELP["output"])
     parser.add_argument("--source", choices=["auto", *PROJECT_NAMES], default="auto", help=HELP["source"])
     parser.add_argument("--to", choices=PROJECT_NAMES, help=HELP["to"])
     parser.add_argument("--ema", action="store_true", help=HELP["ema"])

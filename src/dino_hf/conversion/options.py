@@ -6,10 +6,11 @@ from typing import Any
 PROJECT_NAMES = ("original", "detrex", "mmdet")
 
 HELP = {
+    "output": "New folder; with --to, a new .pth file.",
     "source": f"Project of the file: auto, {', '.join(PROJECT_NAMES)}.",
     "to": f"Convert back: write a checkpoint file for this project ({', '.join(PROJECT_NAMES)}).",
     "ema": "Convert the averaged weights.",
-    "published": "Name of the published checkpoint that this file is.",
+    "published": "Name of the published checkpoint that this file is, or none. By default, it is recognised.",
     "label_names": "Class names: COCO json, json list or dictionary, or a text file with one name per line.",
     "image_size": "Shortest and longest edge of images at evaluation.",
     "set": "Set a field of the configuration. May be repeated.",
@@ -38,8 +39,15 @@ def check_options(options: dict[str, Any]) -> None:
     """Check that options go together. They have the names of HELP.
 
     Raises:
-        ValueError: an option has no effect.
+        ValueError: an option has no effect, or the output is missing.
     """
+    if options["output"] is None:
+        names = ("to", "source", "ema", "label_names", "image_size", "set", "force", "verify", "image")
+        if any(options[name] and options[name] != "auto" for name in names) or options["published"] in (None, "none"):
+            raise ValueError(
+                "Name the output: dino-hf convert FILE --output FOLDER. Only a published file goes without, into the cache: "
+                "dino-hf convert FILE --published PROJECT/NAME."
+            )
     if options["to"]:
         names = ("source", "ema", "published", "label_names", "image_size", "set")
         given = [name for name in names if options[name] and options[name] != "auto"]

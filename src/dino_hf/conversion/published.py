@@ -48,7 +48,7 @@ def _suggestion(title: str) -> str:
 def command(row: Published) -> str:
     """Commands that download, convert and verify a checkpoint. Some files have no address and are downloaded by hand."""
     lines = [f"curl -LO {row.address} &&"] if row.address else []
-    lines += [f"dino-hf convert {row.file} {row.output}", f"--published {row.title} --verify"]
+    lines += [f"dino-hf convert {row.file} --output {row.output}", f"--published {row.title} --verify"]
     return " \\\n    ".join(lines)
 
 

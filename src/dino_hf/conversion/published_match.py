@@ -1,34 +1,141 @@
-"""Check whether a checkpoint file is a published one."""
+"""Find out whether a checkpoint file is a published one, and which settings follow.
 
+A file is recognised by its SHA-256, or else by its name. The name alone does not show whether the file was trained further, so
+its architecture is compared too.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..common.regular_files import file_sha256
 from ..model.configuration_dino_detr import DinoDetrConfig
+from .checkpoint_files import Checkpoint, load_checkpoint
 from .errors import ConversionError
+from .messages import say
 from .project import Project
-from .published import PUBLISHED
+from .published import PUBLISHED, find_published
 from .published_row import Published
 
-# Advice for a file that --published, or its name, takes for another published file.
-_ADVICE = "leave --published out, and rename a file that has the name of a published one"
+NONE = "none"  # value of --published for a file that is no published one
+_POSITIONS = ("position_temperature", "position_offset")
+_SIZES_OF_HEADS = {"classes", "queries"}  # change when a model is trained on other data
 
 
-def find_by_name(project: Project, file: str) -> Published | None:
-    """The published checkpoint with this file name. Only for projects whose files do not contain their settings."""
-    if project.saves_settings:
-        return None
-    return next((row for row in PUBLISHED if row.project == project.name and row.file == file), None)
+class Candidate(NamedTuple):
+    """A published checkpoint that a file may be.
 
-
-def check_published(row: Published | None, project: Project, config: DinoDetrConfig) -> None:
-    """Check that a file has the architecture of a published checkpoint.
-
-    Raises:
-        ConversionError: it has another one.
+    Attributes:
+        by: why: "--published", "SHA-256" or "name".
+        digest: SHA-256 of the file.
     """
-    if row is None:
-        return
-    if not row.is_supported:
-        raise ConversionError(
-            f"{row.title} has the backbone {row.backbone}, which is not supported; this is another file: {_ADVICE}."
+
+    row: Published
+    by: str
+    digest: str
+
+
+class Match(NamedTuple):
+    """A published checkpoint whose settings a file needs.
+
+    Attributes:
+        is_same: whether the file is the published one. Otherwise it was trained further from it, so its AP is another one.
+        settings: fields of the configuration.
+    """
+
+    row: Published
+    is_same: bool
+    settings: dict[str, Any]
+
+
+def read_checkpoint(path: Path, ema: bool, published: str | None) -> tuple[Checkpoint, Candidate | None]:
+    """Read a checkpoint file, and find the published checkpoint that it may be.
+
+    Args:
+        ema: read the averaged weights. A file whose published AP is that of averaged weights gives them anyway, if it has them.
+        published: title of the published checkpoint, NONE, or None to find it.
+    Raises:
+        ConversionError: the file cannot be read, or there is no published checkpoint of this title.
+    """
+    named = None if published == NONE else find_published(published)
+    digest = file_sha256(path) if path.is_file() else ""
+    candidate = Candidate(named, "--published", digest) if named else None
+    if published is None:
+        candidate = _find(path.name, digest)
+    return load_checkpoint(path, ema, prefer_ema=candidate is not None and candidate.row.is_averaged), candidate
+
+
+def _find(name: str, digest: str) -> Candidate | None:
+    """The published checkpoint with this SHA-256, or else with this file name."""
+    for row in PUBLISHED:
+        if row.sha256 and digest.startswith(row.sha256):
+            return Candidate(row, "SHA-256", digest)
+    stem = _plain_stem(name)
+    for row in PUBLISHED:
+        if _plain_stem(row.file) == stem:
+            return Candidate(row, "name", digest)
+    return None
+
+
+# What browsers, file managers, downloaders and Google Drive add to the name of a file.
+_ADDED = re.compile(r"(\s*\(\d+\)|[\s_-]+copy(\s*\(?\d+\)?)?|-00\d)$")
+
+
+def _plain_stem(name: str) -> str:
+    """A file name in lower case, without its suffix and without the marks of copies, such as " (1)"."""
+    stem = re.sub(r"\.(pth|pt|bin|ckpt|safetensors)(\.\d+)?$", "", name.strip().lower())
+    while (shorter := _ADDED.sub("", stem)) != stem:
+        stem = shorter
+    return stem
+
+
+def match_published(
+    candidate: Candidate | None, project: Project, config: DinoDetrConfig, from_file: dict[str, Any]
+) -> Match | None:
+    """Compare a file with the published checkpoint that it may be. Print the result.
+
+    Args:
+        config: configuration of the file, with any settings.
+        from_file: settings that the file contains.
+    Returns:
+        the published checkpoint; None if the file is another one.
+    Raises:
+        ConversionError: the user named a published checkpoint, and the file cannot be it.
+    """
+    if candidate is None:
+        return None
+    row = candidate.row
+    settings = {name: project.defaults[name] for name in _POSITIONS} | row.settings
+    others = _differences(row, project, config)
+    told = {name: from_file[name] for name in settings if name in from_file and from_file[name] != settings[name]}
+    is_fine_tuned = set(others) <= _SIZES_OF_HEADS
+    if candidate.by != "name" and (not is_fine_tuned or told):
+        raise ConversionError(f"The file is not {row.title}: {_describe(others, told)}. Leave --published out.")
+    if not is_fine_tuned:
+        say(
+            f"  the file has the name of {row.title}, but {_describe(others, {})}: it is taken as an unknown file; rename it"
         )
+        return None
+    settings = {name: value for name, value in settings.items() if name not in from_file}
+    is_other_file = candidate.by == "name" and row.sha256 and not candidate.digest.startswith(row.sha256)
+    is_same = not (others or told or is_other_file)
+    values = ", ".join(f"{name}={value}" for name, value in settings.items()) or "none, the file has its own"
+    decline = "" if candidate.by == "--published" else f"; decline by --published {NONE}"
+    if is_same:
+        say(f"  this is {row.title}, found by its {candidate.by.removeprefix('--')}{decline}; settings: {values}")
+    else:
+        reason = _describe(others, told) if others or told else f"its SHA-256 does not start with {row.sha256[:8]}"
+        say(
+            f"  taken as {row.title} that was trained further, because {reason}: the published AP is not its AP, and its settings "
+            f"are used{decline}; settings: {values}"
+        )
+    return Match(row, is_same, settings)
+
+
+def _differences(row: Published, project: Project, config: DinoDetrConfig) -> dict[str, tuple[Any, Any]]:
+    """Properties in which a file differs from a published one: name -> values of the file and of the published one."""
+    if not row.is_supported:
+        return {"backbone": (config.backbone_config.model_type, row.backbone)}
     backbone = config.backbone_config
     is_swin = backbone.model_type == "swin"
     found = {
@@ -41,21 +148,29 @@ def check_published(row: Published | None, project: Project, config: DinoDetrCon
         "queries": config.num_queries,
         "classes": config.num_labels,
     }
-    expected = row.architecture()
-    if others := {name: value for name, value in found.items() if value != expected[name]}:
-        raise ConversionError(
-            f"The file is not {row.title}, which has { ({name: expected[name] for name in others}) }: it has {others}; {_ADVICE}."
-        )
+    return {name: (found[name], value) for name, value in row.architecture().items() if found[name] != value}
 
 
-def check_settings(row: Published | None, from_file: dict) -> None:
-    """Check that the settings in a file match a published checkpoint.
+def _describe(others: dict[str, tuple[Any, Any]], told: dict[str, Any]) -> str:
+    """What differs, as a clause."""
+    parts = [f"it has {name} {value!r} instead of {expected!r}" for name, (value, expected) in others.items()]
+    return " and ".join([*parts, *([f"it says {told}"] if told else [])])
 
+
+def check_positions(path: Path, project: Project, known: dict[str, Any]) -> None:
+    """Check that the settings of position embeddings are known.
+
+    Args:
+        known: fields of the configuration from the file, from the user and from a published checkpoint.
     Raises:
-        ConversionError: they differ.
+        ConversionError: they are not, and the project's files do not contain them.
     """
-    settings = row.settings if row else {}
-    if others := {
-        name: from_file[name] for name in settings if name in from_file and from_file[name] != settings[name]
-    }:
-        raise ConversionError(f"The file is not {row.title}, which has {settings}: it says {others}; {_ADVICE}.")
+    if project.saves_settings or all(name in known for name in _POSITIONS):
+        return
+    defaults = " ".join(f"--set {name}={project.defaults[name]:g}" for name in _POSITIONS)
+    raise ConversionError(
+        f"{path} is a file of {project.name}, which does not tell its position settings. Wrong positions give wrong boxes. Name "
+        "the published checkpoint by --published (`dino-hf models` lists them), or copy the settings from its configuration: "
+        f"{defaults} is the default of {project.name}, --set position_temperature=20 --set position_offset=0 the original "
+        "release's."
+    )

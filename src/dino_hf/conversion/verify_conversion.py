@@ -26,11 +26,11 @@ from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from .architecture import build_config, to_release_names
-from .checkpoint_files import load_checkpoint
 from .convert_back import load_folder, to_release
 from .errors import ConversionError
 from .messages import say
 from .projects import PROJECTS, recognise
+from .published_match import match_published, read_checkpoint
 from .release_names import rules_for
 from .release_tensors import cut_label_rows, fill_label_rows, separate_heads
 from .rules import translate
@@ -51,12 +51,16 @@ class Model:
         run: function that runs it on pixels (B, 3, h, w) and a mask (B, h, w), and returns a `Trace`.
     """
 
-    def __init__(self, path: Path, ema: bool = False, fallback: DinoDetrConfig | None = None):
+    def __init__(
+        self, path: Path, ema: bool = False, fallback: DinoDetrConfig | None = None, published: str | None = None
+    ):
         """
         Args:
             path: folder of dino_hf, or checkpoint file.
             ema: read the averaged weights of a checkpoint.
-            fallback: configuration for settings that a checkpoint does not contain. By default, the project's defaults.
+            fallback: configuration for settings that a checkpoint does not contain. By default, the settings of the published
+                checkpoint that it is, or else the project's defaults.
+            published: title of the published checkpoint that it is, "none", or None to recognise it.
         """
         if path.is_dir():
             model = load_folder(path).float()
@@ -64,12 +68,14 @@ class Model:
             self.tensors = separate_heads(to_release(model.state_dict(), model.config), model.config)
             self.run = lambda *inputs: trace_of(model, *inputs)
             return
-        checkpoint = load_checkpoint(path, ema)
+        checkpoint, candidate = read_checkpoint(path, ema, published)
         project = recognise(checkpoint.tensors) or next(iter(PROJECTS.values()))
         self.tensors, _ = to_release_names(checkpoint, project)
         from_file = project.fields_from_settings(checkpoint.settings)
         values = {} if fallback is None else fallback.to_dict()
         self.config, _ = build_config(self.tensors, project, from_file, {}, values)
+        if fallback is None and (match := match_published(candidate, project, self.config, from_file)):
+            self.config, _ = build_config(self.tensors, project, from_file, match.settings)
         self.tensors, _ = fill_label_rows(self.tensors, self.config.num_labels)
         self.run = self.arithmetic().run
 
@@ -277,18 +283,24 @@ def print_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def verify(
-    checkpoint: Path, folder: Path, ema: bool = False, image: Path | None = None, show_detections: bool = True
+    checkpoint: Path,
+    folder: Path,
+    ema: bool = False,
+    image: Path | None = None,
+    show_detections: bool = True,
+    published: str | None = None,
 ) -> bool:
     """Compare a folder with its source checkpoint: tensors, computation, image processor. Print some detections.
 
     Args:
+        ema, published: as in the conversion.
         image: picture to compare on. None: a drawn one.
     Returns:
         whether all are equal.
     """
     picture = open_picture(image)
     model = load_folder(folder)
-    source = Model(checkpoint, ema, model.config)
+    source = Model(checkpoint, ema, model.config, published)
     state, _ = translate(source.tensors.items(), rules_for(model.config))
     saved = model.state_dict()
     lost = [name for name, tensor in saved.items() if name not in state or not torch.equal(tensor, state[name])]
