@@ -112,11 +112,12 @@ def _convert(
     if loaded.note:
         say(f"  {loaded.note}")
     from_file = project.fields_from_settings(loaded.settings)
-    config, assumed = build_config(tensors, project, from_file, chosen)
+    likely = candidate.row.settings if candidate else {}
+    config, assumed = build_config(tensors, project, from_file, likely | chosen)
     match = match_published(candidate, project, config, from_file)
-    if match is not None:
-        config, assumed = build_config(tensors, project, from_file, match.settings | chosen)
-    elif not assume_positions:
+    if candidate is not None:
+        config, assumed = build_config(tensors, project, from_file, (match.settings if match else {}) | chosen)
+    if match is None and not assume_positions:
         check_positions(loaded.path, project, from_file | chosen)
     _print_architecture(config)
     id2label, category_ids, origin = class_space(
