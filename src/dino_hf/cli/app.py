@@ -13,6 +13,7 @@ from .doctor import doctor
 from .env import env
 from .eval import evaluate
 from .export import export
+from .models import models
 from .predict import predict
 from .scenes import scenes
 from .train import CONTEXT as ANY_FIELD
@@ -72,6 +73,7 @@ app.command("eval", rich_help_panel=_MODELS)(evaluate)
 app.command("predict", rich_help_panel=_MODELS)(predict)
 app.command("export", rich_help_panel=_MODELS)(export)
 app.command("convert", rich_help_panel=_MODELS)(convert)
+app.command("models", rich_help_panel=_MODELS)(models)
 app.command("env", rich_help_panel=_OTHER)(env)
 
 
