@@ -6,14 +6,17 @@ from typing import Annotated
 import typer
 
 from .command_errors import Debug, one_sentence_errors
-from .options import DATA, AllowOutside, BoxFormat, Split, TrustBoxes
+from .options import DATA, AllowOutside, BoxFormat, Mirror, Split, TrustBoxes
 
 _MOST_CLASSES = 100  # rows of a table; the files have all classes
 _OUTPUT, _SETTINGS = "Output", "Settings"
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of any object detector.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(help="Detector: folder, name from `dino-hf models`, or Hub id.", show_default=False),
+    ],
     dataset: Annotated[
         str,
         typer.Argument(help="Folder, json, yaml or parquet file, or Hub id of annotated images.", show_default=False),
@@ -66,6 +69,7 @@ def evaluate(
         str | None,
         typer.Option(help="Device: cuda, cpu, ...", show_default="the best available", rich_help_panel=_SETTINGS),
     ] = None,
+    mirror: Mirror = None,
     debug: Debug = False,
 ) -> None:
     """Evaluate any detector: COCO AP with 95 % intervals, AP per class and size, plots, and the worst mistakes.

@@ -9,14 +9,17 @@ from ..common.console import make_console
 from ..common.paths import expand_home
 from ..common.text import size_text
 from .command_errors import Debug, one_sentence_errors
-from .options import AllowOutside, BoxFormat, Split, TrustBoxes
+from .options import AllowOutside, BoxFormat, Mirror, Split, TrustBoxes
 
 _FILE, _COMPARISON = "File", "Comparison with the model"
 _FORMATS = ("onnx",)
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a DINO detector.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(help="DINO detector: folder, name from `dino-hf models`, or Hub id.", show_default=False),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(help="File to write.", show_default="<model name>.onnx", rich_help_panel=_FILE),
@@ -66,6 +69,7 @@ def export(
             rich_help_panel=_COMPARISON,
         ),
     ] = None,
+    mirror: Mirror = None,
     debug: Debug = False,
 ) -> None:
     """Export a detector to an ONNX file for images of any size.

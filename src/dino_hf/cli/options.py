@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -22,3 +23,23 @@ TrustBoxes = Annotated[
     bool, typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=DATA)
 ]
 Split = Annotated[str, typer.Option(help="Part of the data set: train, validation or test.", rich_help_panel=DATA)]
+
+
+MIRROR = "DINO_HF_MIRROR"  # environment variable that the conversion reads
+
+
+def _use_mirror(address: str | None) -> None:
+    if address is not None:
+        os.environ[MIRROR] = address
+
+
+Mirror = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Download published checkpoints from ADDRESS/PROJECT/FILE.",
+        show_default=f"{MIRROR}, or the addresses of the projects",
+        callback=_use_mirror,
+        rich_help_panel="Other",
+    ),
+]

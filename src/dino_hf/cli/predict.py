@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .command_errors import SOME_SKIPPED, Debug, one_sentence_errors
+from .options import Mirror
 
 _RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
 _THRESHOLD = 0.5
@@ -14,7 +15,9 @@ _MOST_CLASSES = 100  # rows of the table at the end
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a detector.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="Detector: folder, name from `dino-hf models`, or Hub id.", show_default=False)
+    ],
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -112,6 +115,7 @@ def predict(
     dtype: Annotated[
         str, typer.Option(help="Data type of the computation: float32, bfloat16 or float16.", rich_help_panel=_SPEED)
     ] = "float32",
+    mirror: Mirror = None,
     debug: Debug = False,
 ) -> None:
     """Detect objects in images, videos, folders and cameras. Draws them, and writes COCO JSON, CSV and YOLO files.
@@ -119,7 +123,9 @@ def predict(
     Sources that cannot be read are skipped with a message. The exit code is then 3.
 
     \b
-    Example: dino-hf predict outputs/train photos/ clip.mp4 --save found
+    Examples:
+    dino-hf predict outputs/train photos/ clip.mp4 --save found
+    dino-hf predict detrex/dino_r50_4scale_12ep street.jpg
     """
     with one_sentence_errors(debug), warnings.catch_warnings():
         # Imported here, because they take seconds and `--help` does not need them.

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .command_errors import Debug, one_sentence_errors
-from .options import DATA, AllowOutside, BoxFormat, TrustBoxes
+from .options import DATA, AllowOutside, BoxFormat, Mirror, TrustBoxes
 
 # For `app.command`. The 150 fields of recipes and TrainingArguments are accepted without being parameters of `train`.
 CONTEXT = {
@@ -29,7 +29,7 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder or Hub id to start from.",
+            help="Detector to start from: folder, name from `dino-hf models`, or Hub id.",
             show_default="untrained, on a pretrained backbone",
         ),
     ] = None,
@@ -111,6 +111,7 @@ def train(
             rich_help_panel=_RUN,
         ),
     ] = False,
+    mirror: Mirror = None,
     debug: Debug = False,
 ) -> None:
     """Fine-tune a detector. Writes its best weights, AP, curves and a model card.
@@ -118,7 +119,7 @@ def train(
     Every field of a recipe and of TrainingArguments is an option too: --num-train-epochs 20 --learning-rate 1e-4 --bf16.
 
     \b
-    Example: dino-hf train my-data --model dino-r50-4scale --output-dir birds
+    Example: dino-hf train my-data --model detrex/dino_r50_4scale_12ep --output-dir birds
     """
     with one_sentence_errors(debug):
         if dataset.startswith("-"):

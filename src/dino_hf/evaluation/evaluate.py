@@ -67,8 +67,8 @@ def evaluate(
         print(evaluation.metrics["AP"], evaluation.intervals["AP"])
 
     Args:
-        model: folder, id on the Hub, or a detector that `AutoModelForObjectDetection` loads; or a `Predictor` with its own image
-            processor and device. Its classes are matched with the data's classes by name.
+        model: folder, name of a published checkpoint, id on the Hub, or a detector that `AutoModelForObjectDetection` loads; or
+            a `Predictor` with its own image processor and device. Its classes are matched with the data's classes by name.
         data: anything that `dino_hf.data.load_data` reads, its result, or the `CocoData` to evaluate on.
         split: "train", "validation" or "test". It is ignored for a `CocoData`. If the data have no validation images, the images
             held out by the model's training run are used. If there are none, a fifth of the training images is used, chosen by

@@ -28,7 +28,7 @@ def measured_threshold(model: str) -> MeasuredThreshold | None:
     """The best score threshold of a model, from the report that training wrote beside it, else from the report of `dino-hf eval`.
 
     Args:
-        model: folder or id on the Hub. A report that names another model is ignored.
+        model: folder, name of a published checkpoint, or id on the Hub. A report that names another model is ignored.
     """
     for folder in (expand_home(model), report_folder(model)):
         try:

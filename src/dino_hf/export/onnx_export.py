@@ -76,7 +76,8 @@ def export_onnx(
     image processor. The file gets its name only if it passes the comparison.
 
     Args:
-        model: folder or id on the Hub of a DINO detector, or the model itself, which is not changed.
+        model: folder, name of a published checkpoint, or id on the Hub of a DINO detector; or the model itself, which is not
+            changed.
         opset: ONNX opset, 18 to 23. More runtimes read older opsets.
         dtype: dtype of the weights, "float32" or "float16". Inputs and outputs are float32 in both cases.
         images: files, folders or PIL images for the comparison. None: drawn scenes. The first image is run alone, the others in
@@ -193,7 +194,7 @@ def _load(model: str | Path | DinoDetrForObjectDetection, image_processor) -> tu
         model = copy.deepcopy(model).to("cpu", torch.float32)
     elif not isinstance(model, str | Path):
         raise ValueError(
-            f"A {type(model).__name__} cannot be exported, only a DinoDetrForObjectDetection, or its folder or id on the Hub."
+            f"A {type(model).__name__} cannot be exported, only a DinoDetrForObjectDetection, or its folder, name or id on the Hub."
         )
     else:
         name, model = str(model), load_detector(model)

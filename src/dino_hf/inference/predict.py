@@ -81,7 +81,8 @@ def predict(
     Sources that cannot be read are left out with a warning.
 
     Args:
-        model: folder or Hub id of any model for object detection, the model itself, or a `Predictor`.
+        model: folder, name of a published checkpoint, or Hub id of any model for object detection; the model itself; or a
+            `Predictor`.
         sources: one source or several; see `find_sources`.
         save: folder for results; see `PredictionFolder`.
         formats: some of "images", "coco", "csv", "yolo".

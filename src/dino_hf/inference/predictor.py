@@ -82,7 +82,7 @@ class Predictor:
     shape, so images are not padded: padding would change the features near the border.
 
     Args:
-        model: folder, Hub id, or a detector. The detector is put into evaluation mode.
+        model: folder, name of a published checkpoint, Hub id, or a detector. The detector is put into evaluation mode.
         image_processor: None: the image processor saved beside the model.
         device: "cuda", "cuda:1", "mps", "cpu", ... None: the device of a given model; else CUDA or Apple's GPU if available.
         dtype: "float32", "bfloat16", "float16" or a torch dtype. None: the dtype of a given model, or float32.

@@ -114,8 +114,9 @@ def train(
 
     Args:
         data: anything that `dino_hf.data.load_data` reads, its result, or a pair of `CocoData`: training and held-out data.
-        model: folder or id on the Hub of a DINO detector. Classes that it knows by name keep their weights. A folder with a
-            configuration and no weights starts from random weights. None: a new detector with 4 scales on a pretrained backbone.
+        model: folder, name of a published checkpoint, or id on the Hub of a DINO detector. Classes that it knows by name keep
+            their weights. A folder with a configuration and no weights starts from random weights. None: a new detector with 4
+            scales on a pretrained backbone.
         backbone: folder, id on the Hub, or timm name of the backbone of a new detector; not together with `model`. Images are
             normalised as in the backbone's training. None: "microsoft/resnet-50".
         num_queries: number of queries, see `set_num_queries`. None: the number of the model, 900 in a new detector.
