@@ -348,3 +348,25 @@ def test_a_killed_process_leaves_a_part_that_the_next_one_continues(server, toys
     assert server.ranges == [None, f"bytes={half}-"]
     assert is_cached(server.rows["detrex"])
     assert entries(tmp_path / "cache/downloads") == set()
+
+
+# -- commands
+
+
+def test_a_mirror_by_option_and_a_file_fetched_by_hand(server, toys, tmp_path, monkeypatch):
+    monkeypatch.setenv(by_name.MIRROR, "http://127.0.0.1:1")
+    noise(90, 60).save(tmp_path / "a.png")
+    arguments = ["predict", "mmdet/toy", str(tmp_path / "a.png"), "--save", str(tmp_path / "found")]
+    result = CliRunner().invoke(app, [*arguments, "--mirror", server.address])
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path / "cache") not in (tmp_path / "found/predictions.csv").read_text()
+    assert os.environ[by_name.MIRROR] == server.address
+
+    result = CliRunner().invoke(app, ["convert", str(toys[0] / "detrex.pth"), "--published", "detrex/toy"])
+    assert result.exit_code == 0, result.output
+    assert is_cached(server.rows["detrex"])
+    assert len(server.requests) == 1
+    for arguments, reason in (([], "--published"), (["--published", "detrex/toy", "--ema"], "--ema needs")):
+        result = CliRunner().invoke(app, ["convert", str(toys[0] / "detrex.pth"), *arguments])
+        assert result.exit_code == 1
+        assert reason in result.output

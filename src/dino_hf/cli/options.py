@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..conversion.options import MIRROR
+
 DATA = "Data set"  # the panel of these options in `--help`
 
 BoxFormat = Annotated[
@@ -23,9 +25,6 @@ TrustBoxes = Annotated[
     bool, typer.Option("--trust-boxes", help="Do not check the layout of the boxes.", rich_help_panel=DATA)
 ]
 Split = Annotated[str, typer.Option(help="Part of the data set: train, validation or test.", rich_help_panel=DATA)]
-
-
-MIRROR = "DINO_HF_MIRROR"  # environment variable that the conversion reads
 
 
 def _use_mirror(address: str | None) -> None:

@@ -27,12 +27,12 @@ from ..common.progress import ProgressBar
 from ..common.regular_files import file_sha256, read_settings
 from .errors import ConversionError
 from .messages import collect_messages
+from .options import MIRROR
 from .published import find_published
 from .published_row import Published
 
 logger = logging.getLogger(__name__)
 
-MIRROR = "DINO_HF_MIRROR"  # environment variable: address from which files are downloaded instead
 RECORD = "dino_hf_conversion.json"  # in the folder of a converted model
 _FORMAT = 1  # of the record; higher if conversions must be made again
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 PROJECT_NAMES = ("original", "detrex", "mmdet")
+MIRROR = "DINO_HF_MIRROR"  # environment variable: address from which published checkpoints are downloaded
 
 HELP = {
     "output": "New folder; with --to, a new .pth file.",
