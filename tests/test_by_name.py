@@ -366,7 +366,7 @@ def test_a_mirror_by_option_and_a_file_fetched_by_hand(server, toys, tmp_path, m
     assert result.exit_code == 0, result.output
     assert is_cached(server.rows["detrex"])
     assert len(server.requests) == 1
-    for arguments, reason in (([], "--published"), (["--published", "detrex/toy", "--ema"], "--ema needs")):
+    for arguments, reason in (([], "--published"), (["--published", "detrex/toy", "--ema"], "--output FOLDER")):
         result = CliRunner().invoke(app, ["convert", str(toys[0] / "detrex.pth"), *arguments])
         assert result.exit_code == 1
         assert reason in result.output
