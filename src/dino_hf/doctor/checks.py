@@ -21,7 +21,7 @@ from .image_checks import (
     check_files,
     check_image_entries,
     fit_sizes,
-    is_not_here,
+    has_no_files,
     repeated_places,
 )
 
@@ -336,7 +336,7 @@ def _check_counts(found: FindingCollector, name: str, facts: list[ImageFacts]) -
         found.add("no-images", [Offender(name, str(split.origin), None, f"split {name!r}")])
         return
     if not split.annotations:
-        if is_not_here(split, facts):
+        if has_no_files(split, facts):
             return
         is_all = not any(other.annotations for other in found.raw.splits.values())
         if name == next(iter(found.raw.splits)) or not is_all:

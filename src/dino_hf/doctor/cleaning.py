@@ -14,7 +14,7 @@ from ..data.raw import BoxTable, RawDataset, area_text, count_boxes, make_box_ta
 from .boxes import CleanedBoxes, ImageGeometry, clean_boxes, near_repeats, repeated_boxes, without_near_repeats
 from .checks import Report, images_in_other_splits, wrong_layout_kind
 from .findings import box_text
-from .image_checks import find_copies, is_not_here
+from .image_checks import find_copies, has_no_files
 
 ANNOTATION_FILE = "_annotations.coco.json"
 _LONGEST_NAME = 200  # bytes of a file or folder name
@@ -154,7 +154,7 @@ class Cleaner:
 
     def clean(self, name: str) -> CleanedSplit:
         split = self.raw.splits[name]
-        if is_not_here(split, self.report.facts[name]):
+        if has_no_files(split, self.report.facts[name]):
             images = f"{len(split.images)} images"
             self._note("split-not-here", "left out", name, str(split.origin), None, images)
             return CleanedSplit([], [], [])

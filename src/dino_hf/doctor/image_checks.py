@@ -130,7 +130,7 @@ def repeated_places(values: list) -> list[int]:
     return repeated
 
 
-def is_not_here(split: RawSplit, facts: list[ImageFacts]) -> bool:
+def has_no_files(split: RawSplit, facts: list[ImageFacts]) -> bool:
     """Whether a test split has only a list of images and no image files, as in COCO's downloads."""
     return split.name == "test" and not split.annotations and bool(facts) and all(fact.is_missing for fact in facts)
 
@@ -146,7 +146,7 @@ def check_files(found: FindingCollector, name: str, facts: list[ImageFacts], fit
         text = f"{size[0]} x {size[1]}, stated {stated[place][0]:g} x {stated[place][1]:g}"
         return text if orientation == 1 else f"{text}, EXIF orientation {orientation}"
 
-    if is_not_here(found.raw.splits[name], facts):
+    if has_no_files(found.raw.splits[name], facts):
         found.add(
             "split-not-here",
             [Offender(name, str(found.raw.splits[name].origin), None, count_text(len(images), "image"))],

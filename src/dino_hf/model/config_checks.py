@@ -24,18 +24,18 @@ LARGEST = {
     "num_extra_label_embeddings": 100_000,
 }
 MOST_CLASSES = 100_000
-_MOST_PARAMETERS = 10**10  # 40 GB in float32
-_MOST_LOGITS = 10**8  # for one image and layer, 400 MB in float32
+_MAX_PARAMETERS = 10**10  # 40 GB in float32
+_MAX_LOGITS = 10**8  # for one image and layer, 400 MB in float32
 
-_LARGEST_OF_BACKBONE = 131_072  # limit of any size
-_MOST_LAYERS_OF_BACKBONE = 1_000  # in all stages together
+_MAX_BACKBONE_SIZE = 131_072  # limit of any size
+_MAX_BACKBONE_LAYERS = 1_000  # in all stages together
 _MOST_STAGES = 64
 _LARGEST_PATCH, _LARGEST_WINDOW = 1_024, 256
 _LARGEST_RATIO = 64
-_MOST_SQUARED_WIDTHS = 10**9  # summed over layers; a layer has about twelve times as many parameters
+_MAX_SQUARED_WIDTHS = 10**9  # summed over layers; a layer has about twelve times as many parameters
 _WIDTHS = ("hidden_size", "hidden_sizes", "embed_dim", "embed_dims", "embedding_size", "intermediate_size", "channels")
 _SIZES = ("size", "sizes", "dim", "dims", "heads", "channels", "groups", "stages", "ratio", "ratios", "windows")
-_MOST_POSITIONS = 10**9  # numbers in a position embedding
+_MAX_POSITIONS = 10**9  # numbers in a position embedding
 
 # Settings of similar models that DINO does not have or calls by another name, each with a hint.
 _OF_SIBLINGS = {
@@ -108,16 +108,16 @@ def check_sizes(config) -> None:
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}={value} must be a finite number.")
-    if (logits := config.num_queries * len(config.id2label)) > _MOST_LOGITS:
+    if (logits := config.num_queries * len(config.id2label)) > _MAX_LOGITS:
         raise ValueError(
             f"num_queries={config.num_queries} and {len(config.id2label)} classes make {logits} logits for each image and layer, "
-            f"more than the limit of {_MOST_LOGITS}; use fewer queries."
+            f"more than the limit of {_MAX_LOGITS}; use fewer queries."
         )
-    if (size := num_parameters(config)) > _MOST_PARAMETERS:
+    if (size := num_parameters(config)) > _MAX_PARAMETERS:
         raise ValueError(
             f"The sizes d_model={config.d_model}, encoder_layers={config.encoder_layers}, decoder_layers={config.decoder_layers}, "
             f"encoder_ffn_dim={config.encoder_ffn_dim}, decoder_ffn_dim={config.decoder_ffn_dim} and others make about {size:.0e} "
-            f"parameters, more than the limit of {_MOST_PARAMETERS:.0e}."
+            f"parameters, more than the limit of {_MAX_PARAMETERS:.0e}."
         )
 
 
@@ -165,9 +165,9 @@ def check_backbone_sizes(settings: Mapping) -> None:
         is_depth = _is_depth(name)
         if not (is_depth or name.endswith(_SIZES)):
             continue
-        largest = _LARGEST_OF_BACKBONE
+        largest = _MAX_BACKBONE_SIZE
         if is_depth:
-            largest = _MOST_LAYERS_OF_BACKBONE
+            largest = _MAX_BACKBONE_LAYERS
         elif name.endswith(("ratio", "ratios")):
             largest = _LARGEST_RATIO
         elif "window" in name:
@@ -176,22 +176,20 @@ def check_backbone_sizes(settings: Mapping) -> None:
             largest = _LARGEST_PATCH
         elif name.endswith("stages"):
             largest = _MOST_STAGES
-        if isinstance(value, list | tuple) and len(value) > _MOST_LAYERS_OF_BACKBONE:
-            raise ValueError(
-                f"backbone_config has {name} of {len(value)} entries, more than {_MOST_LAYERS_OF_BACKBONE}."
-            )
+        if isinstance(value, list | tuple) and len(value) > _MAX_BACKBONE_LAYERS:
+            raise ValueError(f"backbone_config has {name} of {len(value)} entries, more than {_MAX_BACKBONE_LAYERS}.")
         numbers = list(_numbers(value))
-        least = 0 if is_depth or "window" in name or name.endswith(("ratio", "ratios")) else 1
+        lowest = 0 if is_depth or "window" in name or name.endswith(("ratio", "ratios")) else 1
         for number in numbers:
-            if not least <= number <= largest:
+            if not lowest <= number <= largest:
                 raise ValueError(
-                    f"backbone_config has {name}={value!r:.100}; allowed are sizes in [{least}, {largest}]."
+                    f"backbone_config has {name}={value!r:.100}; allowed are sizes in [{lowest}, {largest}]."
                 )
         if is_depth and not sum(numbers) and value is not None:
             raise ValueError(f"backbone_config has {name}={value!r:.100}, so it has no layers.")
-        if is_depth and sum(numbers) > _MOST_LAYERS_OF_BACKBONE:
+        if is_depth and sum(numbers) > _MAX_BACKBONE_LAYERS:
             raise ValueError(
-                f"backbone_config has {name}={value!r:.100}, more than {_MOST_LAYERS_OF_BACKBONE} layers together."
+                f"backbone_config has {name}={value!r:.100}, more than {_MAX_BACKBONE_LAYERS} layers together."
             )
     _check_products(settings)
 
@@ -216,14 +214,14 @@ def _check_products(settings: Mapping) -> None:
         if len(depth_list) == len(width_list) > 1
     ]
     size = max(1.0, factor) * (max(pairs) if pairs else max(1, num_layers) * squared)
-    if size > _MOST_SQUARED_WIDTHS:
+    if size > _MAX_SQUARED_WIDTHS:
         raise ValueError(
             f"backbone_config has {num_layers} layers of widths up to {max(widest, default=0)}: together above the limit. "
             "Its sizes may be damaged."
         )
     sides = list(_numbers(settings.get("image_size")))
     patches = [side for side in _numbers(settings.get("patch_size")) if side] or [16]
-    if sides and (max(sides) / min(patches)) ** 2 * max([1, *widest]) > _MOST_POSITIONS:
+    if sides and (max(sides) / min(patches)) ** 2 * max([1, *widest]) > _MAX_POSITIONS:
         raise ValueError(
             f"backbone_config has image_size={settings['image_size']!r:.100} and patch_size={patches[0]}: "
             "more positions than the limit."
