@@ -92,3 +92,27 @@ def hard_columns(seed: int, num_images: int = 7) -> tuple[dict[str, np.ndarray],
     image_id, boxes, scores = zip(*found, strict=True)
     found = {"image_id": np.array(image_id), "boxes": np.array(boxes), "scores": np.array(scores)}
     return truth, found | {"labels": np.ones(len(scores), dtype=int)}
+
+
+def draw_crowded(folder: Path) -> Path:
+    """Three images: 130 and 105 objects of two classes, a few objects, and none. Returns the annotation file."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    annotations = []
+    for image_id, category, count in ((4, 7, 130), (4, 9, 105), (2, 7, 3), (2, 8, 1)):
+        for _ in range(count):
+            x, y = rng.uniform(0, (150, 90)).round(1).tolist()
+            w, h = rng.choice([4.0, 9.0, 33.0], 2).tolist()
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category}
+            annotations.append(entry | {"bbox": [x, y, w, h], "area": w * h, "iscrowd": int(rng.random() < 0.05)})
+    sizes = {4: (190, 130), 2: (185, 140), 5: (50, 70)}
+    for image_id, size in sizes.items():
+        Image.new("RGB", size, (image_id, 0, 0)).save(folder / f"{image_id}.png")
+    images = [
+        {"id": image_id, "file_name": f"{image_id}.png", "width": width, "height": height}
+        for image_id, (width, height) in sizes.items()
+    ]
+    categories = [{"id": index, "name": name} for index, name in ((7, "cell"), (8, "fibre"), (9, "grain"))]
+    path = folder / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path

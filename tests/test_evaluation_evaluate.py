@@ -12,11 +12,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from coco_reference import by_pycocotools
+from dino_hf.cli.eval import _show
+from dino_hf.common.console import make_console
 from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.evaluation import evaluate, evaluate_model, load_split, report
 from dino_hf.evaluation.coco import NAMES
 from dino_hf.training import load_coco
-from evaluation_toys import ReadyPredictor, draw_blocks, noisy_answers
+from evaluation_toys import ReadyPredictor, draw_blocks, draw_crowded, noisy_answers
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +262,34 @@ def test_more_objects_than_coco_counts_are_counted_and_said(tmp_path):
     assert as_coco.notes[-1].endswith("AP counts only the best 100 detections, as max_detections says.")
     with pytest.raises(ValueError, match="max_detections=99 must be at least 100, COCO's own limit"):
         evaluate_model(predictor, data, max_detections=99)
+
+
+@pytest.mark.parametrize("limit", [100, 120, 130, 900])
+def test_any_limit_of_detections_gives_pycocotools_numbers(limit, tmp_path):
+    path = draw_crowded(tmp_path / "data")
+    data = load_coco(path, path.parent)
+    answers = noisy_answers(data, noise=0.5, num_false=260)
+    found = evaluate_model(ReadyPredictor(data.id2label, answers), data, num_bootstrap=0, max_detections=limit)
+    rows = [
+        (entry["image_id"], [x, y, x + w, y + h], entry["category_id"], entry["score"])
+        for entry in found.detections
+        for x, y, w, h in [entry["bbox"]]
+    ]
+    expected = by_pycocotools(path, rows, limit=limit)
+    assert found.metrics == expected
+    assert (f"AR_{limit}" in found.metrics, found.max_detections) == (True, limit)
+    if limit > 100:
+        assert found.metrics[f"AR_{limit}"] > found.metrics["AR_100"]
+
+
+def test_the_printed_ap_and_the_results_name_the_limit(tmp_path, capsys):
+    path = draw_crowded(tmp_path / "data")
+    data = load_coco(path, path.parent)
+    predictor = ReadyPredictor(data.id2label, noisy_answers(data))
+    for limit, text in ((900, " of 900 detections per image and class, AR_900 0."), (100, None)):
+        found = evaluate_model(predictor, data, num_bootstrap=0, max_detections=limit)
+        _show(make_console(width=200), found)
+        title = capsys.readouterr().out.splitlines()[0]
+        assert (text in title) if text else ("detections" not in title)
+        assert found.as_dict()["max_detections"] == limit
+        assert ("AR_900" in found.as_dict()["metrics"]) == (limit == 900)

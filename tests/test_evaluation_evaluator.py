@@ -1,6 +1,7 @@
 """The evaluator of a Trainer gives pycocotools' numbers, batch by batch or at once, and refuses other data."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from coco_reference import by_pycocotools
 from dino_hf import DinoDetrImageProcessor
 from dino_hf.common.scenes import make_scenes
 from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco
+from evaluation_toys import draw_crowded
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +270,50 @@ def test_an_evaluation_that_was_broken_off_does_not_count_in_the_next(scenes):
     unknown = {name: values[:1] for name, values in labels.items()} | {"image_id": np.array([99])}
     with pytest.raises(ValueError, match=r"images \[99\] are not in the data"):
         evaluate(evaluator, logits[:1], boxes[:1], unknown)
+
+
+@pytest.mark.parametrize("limit", [None, 100, 120, 900])
+def test_any_limit_of_detections_gives_pycocotools_numbers(limit, tmp_path):
+    path = draw_crowded(tmp_path / "data")
+    data = load_coco(path, path.parent)
+    logits, boxes, labels = crowded_predictions(data)
+    evaluator = CocoEvaluator(data, PROCESSOR, max_detections=limit)
+    most = max(
+        Counter(
+            (entry["image_id"], entry["category_id"])
+            for entry in json.loads(path.read_text())["annotations"]
+            if not entry["iscrowd"]
+        ).values()
+    )
+    counted = limit or most
+    assert most > 100
+    assert evaluator.top_k == (300 if counted == 100 else max(300, 3 * counted))
+    rows = []
+    for index, image_id in enumerate(labels["image_id"].tolist()):
+        outputs = SimpleNamespace(logits=torch.tensor(logits[index, None]), pred_boxes=torch.tensor(boxes[index, None]))
+        size = labels["orig_size"][index, None]
+        found = PROCESSOR.post_process_object_detection(outputs, -1.0, size, top_k=evaluator.top_k)[0]
+        columns = (found[name].tolist() for name in ("boxes", "labels", "scores"))
+        rows += [(image_id, box, data.category_ids[label], score) for box, label, score in zip(*columns, strict=True)]
+    assert evaluate(evaluator, logits, boxes, labels) == by_pycocotools(path, rows, limit=counted)
+
+
+def crowded_predictions(data, num_queries=1000):
+    """Predictions near the objects of `draw_crowded` and elsewhere, and labels."""
+    samples = data.dataset.with_transform(DetectionTransform(PROCESSOR))[:]
+    rows = [{"pixel_values": image, "labels": labels} for image, labels in zip(*samples.values(), strict=True)]
+    labels = {name: values.numpy() for name, values in DetectionCollator()(rows)["labels"].items()}
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(len(rows), num_queries, len(data.category_ids), generator=generator)
+    boxes = 0.2 + 0.6 * torch.rand(len(rows), num_queries, 4, generator=generator)
+    for index, row in enumerate(rows):
+        count = min(len(row["labels"]["boxes"]), num_queries)
+        boxes[index, :count] = row["labels"]["boxes"][:count]
+        logits[index, torch.arange(count), row["labels"]["class_labels"][:count]] += 3
+    return logits.numpy(), boxes.numpy(), labels
+
+
+def test_a_limit_below_coco_is_refused(scenes):
+    path, _ = scenes
+    with pytest.raises(ValueError, match="max_detections=99 must be at least 100"):
+        CocoEvaluator(load_coco(path, path.parent), PROCESSOR, max_detections=99)

@@ -60,7 +60,7 @@ def evaluate(
     max_detections: Annotated[
         int | None,
         typer.Option(
-            help="Number of detections that count per image and class.",
+            help="Number of detections that count per image and class, from 100.",
             show_default="100 as in COCO, or the most objects of a class in an image",
             rich_help_panel=_SETTINGS,
         ),
@@ -139,9 +139,12 @@ def _show(console, evaluation) -> None:
     from rich.table import Table
 
     from ..common.text import shorten
+    from ..evaluation.coco import COCO_LIMIT
 
     counts = evaluation.counts
     title = f"{evaluation.model:.200}: AP {_number(evaluation.metrics['AP'], evaluation.intervals.get('AP'))}"
+    if (limit := evaluation.max_detections) > COCO_LIMIT:
+        title += f" of {limit} detections per image and class, AR_{limit} {_number(evaluation.metrics[f'AR_{limit}'])}"
     table = Table()
     left_out = counts["detections_left_out"]
     caption = (

@@ -32,14 +32,22 @@ Columns = dict[str, np.ndarray]  # one row per box, over all images: image_id, l
 ClassResult = tuple[np.ndarray, np.ndarray]  # precision (T, R, 1, A, M) and recall (T, 1, A, M) of pycocotools
 
 
-def coco_scores(predictions: list[dict], references: list[dict], class_names: dict[int, str]) -> dict[str, float]:
+def coco_scores(
+    predictions: list[dict],
+    references: list[dict],
+    class_names: dict[int, str],
+    max_detections: int | None = None,
+) -> dict[str, float]:
     """The 12 COCO numbers, and `AP_class_<name>` for each class. They equal the numbers of pycocotools bit by bit.
+
+    If more than 100 detections count, also `AR_<number>`.
 
     Args:
         predictions: per image {"image_id", "boxes" (N, 4) as (x0, y0, x1, y1) in pixels, "scores" (N,), "labels" (N,)}.
         references: per image {"image_id", "boxes" (T, 4) as (x, y, width, height) in pixels, "labels" (T,), "area" (T,),
             "iscrowd" (T,)}.
         class_names: category id -> name. All labels must be among these ids.
+        max_detections: number of detections that count per image and class, at least 100. None: see `detection_limit`.
     Returns:
         numbers in [0, 1], or -1 if there is no ground truth.
     Raises:
@@ -54,7 +62,8 @@ def coco_scores(predictions: list[dict], references: list[dict], class_names: di
     detections = join_images(predictions, "prediction", DETECTION_TYPES)
     check_columns(truth, "reference", class_names)
     check_columns(detections, "prediction", class_names)
-    return summarize(evaluate_classes(truth, detections, sorted(class_names), detection_limit(truth)), class_names)
+    limit = detection_limit(truth, max_detections)
+    return summarize(evaluate_classes(truth, detections, sorted(class_names), limit), class_names, limit)
 
 
 def _unique_image_ids(images: list[dict]) -> set[int]:
@@ -114,11 +123,19 @@ def check_columns(columns: Columns, kind: str, class_names: dict[int, str]) -> N
         )
 
 
-def detection_limit(truth: Columns) -> int:
-    """The number of detections that count per image and class: COCO's 100, or the most objects of one class in an image.
+def detection_limit(truth: Columns, max_detections: int | None = None) -> int:
+    """The number of detections that count per image and class.
 
-    With 100, a perfect detector would have an AP of 0.25 on an image with 400 cells.
+    Args:
+        max_detections: number that the user chose. None: COCO's 100, or the most objects of one class in an image. With 100, a
+            perfect detector would have an AP of 0.25 on an image with 400 cells.
+    Raises:
+        ValueError: it is below 100.
     """
+    if max_detections is not None:
+        if max_detections < COCO_LIMIT:
+            raise ValueError(f"max_detections={max_detections} must be at least {COCO_LIMIT}, COCO's own limit.")
+        return max_detections
     pairs = np.stack([truth["image_id"], truth["labels"]], axis=1)[truth["iscrowd"] == 0]
     return max([COCO_LIMIT, *np.unique(pairs, axis=0, return_counts=True)[1].tolist()])
 
@@ -197,16 +214,22 @@ def _index(image_ids: np.ndarray, **columns: np.ndarray) -> COCO:
     return coco
 
 
-def summarize(results: dict[int, ClassResult], class_names: dict[int, str]) -> dict[str, float]:
+def summarize(
+    results: dict[int, ClassResult], class_names: dict[int, str], limit: int = COCO_LIMIT
+) -> dict[str, float]:
     """The 12 COCO numbers and `AP_class_<name>` of each class, in [0, 1]. A number without ground truth is -1.
 
     Args:
         results: category id -> result of `evaluate_classes`.
+        limit: number of detections that counted per image and class. Above 100, there is also `AR_<limit>`; then AP, and AP and
+            AR of each size, are of this number.
     """
     category_ids = sorted(results)
     precision = np.concatenate([results[category_id][0] for category_id in category_ids], axis=2)
     recall = np.concatenate([results[category_id][1] for category_id in category_ids], axis=1)
     scores = dict(zip(NAMES, _twelve_numbers(precision, recall), strict=True))
+    if limit > COCO_LIMIT:
+        scores[f"AR_{limit}"] = mean_or_absent(recall[..., 0, -1])
     for index, category_id in enumerate(category_ids):
         # (T, R): all areas, and the highest limit of detections
         scores[f"AP_class_{class_names[category_id]}"] = mean_or_absent(precision[:, :, index, 0, -1])

@@ -156,7 +156,7 @@ def evaluate_model(
     samples = resample(matches, weights, lambda done, total: progress("resampled classes", done, total))
     curves = make_curves(matches, np.stack([results[category_id][0][0, :, 0, 0, -1] for category_id in class_names]))
     threshold = FALLBACK_THRESHOLD if curves.best is None else curves.best.threshold
-    metrics = summarize(results, class_names)
+    metrics = summarize(results, class_names, limit)
     intervals = _intervals(mean_over_classes(samples), metrics, num_images_of(matches))
     per_class = [
         _class_row(category_id, name, results[category_id], matches[index], samples[:, index], curves.class_best[index])
@@ -186,11 +186,9 @@ def evaluate_model(
 
 def _detection_limit(truth: Columns, max_detections: int | None) -> tuple[int, list[str]]:
     """The number of detections that count per image and class, and notes for the user."""
-    most = detection_limit(truth)
-    if max_detections is not None and max_detections < COCO_LIMIT:
-        raise ValueError(f"max_detections={max_detections} must be at least {COCO_LIMIT}, COCO's own limit.")
+    most, limit = detection_limit(truth), detection_limit(truth, max_detections)
     if most == COCO_LIMIT:
-        return max_detections or COCO_LIMIT, []
+        return limit, []
     many = f"An image has {most} objects of one class"
     if max_detections is None:
         note = (

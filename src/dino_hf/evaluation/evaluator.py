@@ -13,7 +13,6 @@ from ..data.rows import CocoData
 from ..model.box_ops import xyxy_to_cxcywh
 from ..model.targets import PADDING_LABEL
 from .coco import (
-    COCO_LIMIT,
     TRUTH_TYPES,
     ClassResult,
     Columns,
@@ -47,9 +46,11 @@ class CocoEvaluator:
     Args:
         data: the evaluation data. Detections are scored under their original category ids.
         image_processor: its `top_detections` turns predictions into detections.
+        max_detections: number of detections that count per image and class, at least 100. Then 3 times as many are kept of each
+            image, over all classes. None: 100 as in COCO, or the most objects of a class in an image.
     """
 
-    def __init__(self, data: CocoData, image_processor):
+    def __init__(self, data: CocoData, image_processor, max_detections: int | None = None):
         self.category_ids = np.array(data.category_ids)
         self.class_names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
         self.image_processor = image_processor
@@ -57,13 +58,9 @@ class CocoEvaluator:
         self.detections: dict[int, dict[str, np.ndarray]] = {}
         rows = data.dataset.select_columns(["image_id", "width", "height", "objects"])
         self.rows = {row["image_id"]: row for row in rows}
-        pairs = Counter(
-            (row["image_id"], category)
-            for row in rows
-            for category, is_crowd in zip(row["objects"]["category"], row["objects"]["iscrowd"], strict=True)
-            if not is_crowd
-        )
-        self.top_k = num_kept(max([COCO_LIMIT, *pairs.values()]))
+        self.max_detections = max_detections
+        truth = join_images([self._reference(image_id) for image_id in self.rows], "reference", TRUTH_TYPES)
+        self.top_k = num_kept(detection_limit(truth, max_detections))
 
     def keep_top(self, predictions: tuple, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """`preprocess_logits_for_metrics` for `Trainer`: keep the best 300 detections of each image.
@@ -76,7 +73,7 @@ class CocoEvaluator:
         Returns:
             `scores` (B, N) float32 in [0, 1], highest first; `labels` (B, N) int32 in [0, K), or -100 for padding, because
             small images have fewer queries; `boxes` (B, N, 4) float32 as (x0, y0, x1, y1) in pixels of the original image.
-            N is 300, but at most Q * K. It is larger if an image has more than 100 objects of one class.
+            N is 300, but at most Q * K. It is larger if more than 100 detections count per image and class.
         Raises:
             ValueError: the labels do not come from `DetectionCollator`.
         """
@@ -140,8 +137,9 @@ class CocoEvaluator:
         }
         check_columns(detections, "prediction", self.class_names)
         truth = join_images([self._reference(image_id) for image_id in found], "reference", TRUTH_TYPES)
-        results = _evaluate_in_parts(truth, detections, sorted(self.class_names), detection_limit(truth))
-        return summarize(results, self.class_names)
+        limit = detection_limit(truth, self.max_detections)
+        results = _evaluate_in_parts(truth, detections, sorted(self.class_names), limit)
+        return summarize(results, self.class_names, limit)
 
     def _reference(self, image_id: int) -> dict:
         objects = self.rows[image_id]["objects"]

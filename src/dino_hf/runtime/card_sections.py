@@ -142,12 +142,18 @@ def _training(data: CardData, folder: Path | None) -> list[str]:
     return [*sections, *_scores(evaluation), *(_pictures(evaluation, folder) if data.is_measured else [])]
 
 
+def _recall_label(key: str) -> str:
+    """The label of AR_<number of detections>. Other keys are their own label."""
+    number = key.removeprefix("AR_")
+    return f"AR with {number} detections per image" if number != key and number.isdecimal() else key
+
+
 def _scores(evaluation: Evaluated) -> list[str]:
     """Tables of metrics, and sentences on the threshold and the test images."""
     sections, metrics, intervals = [], evaluation.metrics, evaluation.intervals
     of_class = [key for key in metrics if key.startswith(_OF_CLASS)]
     known = [key for key in _METRICS if key in metrics]  # JSON may have changed their order
-    labels = {key: _METRICS.get(key, key) for key in [*known, *metrics] if key not in of_class}
+    labels = {key: _METRICS.get(key) or _recall_label(key) for key in [*known, *metrics] if key not in of_class}
     if not evaluation.objects:  # otherwise the classes have their own table
         labels |= {key: f"AP of {key.removeprefix(_OF_CLASS)}" for key in of_class}
     rows = [(label, f"{metrics[key]:.3f}", _interval(intervals, key)) for key, label in labels.items()]
