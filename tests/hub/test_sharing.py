@@ -23,6 +23,7 @@ from dino_hf import (
     use_backend,
 )
 from dino_hf.model.sharing import AUTO_MAP
+from dino_hf.run.publish import publish
 from helpers import randomize, tiny_config, tiny_images, tiny_labels
 
 FLOOR = {file.name for file in (Path(dino_hf.__file__).parent / "model").glob("*.py")} - {"__init__.py"}
@@ -311,6 +312,40 @@ resumed.train(resume_from_checkpoint=str(work / "training/checkpoint-2"))
 found["steps"] = resumed.state.global_step
 print(json.dumps(found))
 """
+
+
+LOAD = """
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+import torch
+
+images, names = torch.load(sys.argv[1] + "/images.pt"), []
+for auto in (AutoImageProcessor, AutoModelForObjectDetection):
+    loaded = auto.from_pretrained(sys.argv[1], trust_remote_code=True)
+    names.append(type(loaded).__module__.partition(".")[0])
+with torch.no_grad():
+    print(json.dumps({"names": names, "logits": loaded.eval()(**images).logits.tolist()}))
+"""
+
+
+def test_what_push_uploads_loads_without_dino_hf(machine, tmp_path):
+    model = randomize(DinoDetrForObjectDetection(tiny_config()), scale=0.1).eval()
+    model.save_pretrained(tmp_path / "saved")
+    DinoDetrImageProcessor().save_pretrained(tmp_path / "saved")
+    uploaded = tmp_path / "uploaded"
+    uploaded.mkdir()
+
+    def copy(publication):
+        for name, path in publication.files.items():
+            shutil.copyfile(path, uploaded / name)
+
+    publish(tmp_path / "saved", "someone/birds", show=copy)
+    pixel_values, pixel_mask = tiny_images()
+    torch.save({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, uploaded / "images.pt")
+    found = machine(LOAD, ABSENT, uploaded)
+    assert found["names"] == ["transformers_modules", "transformers_modules"]
+    with torch.no_grad():
+        expected = model(pixel_values, pixel_mask).logits
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=0, atol=1e-5)
 
 
 def test_a_folder_trains_without_dino_hf(machine, shared):

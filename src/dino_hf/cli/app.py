@@ -15,6 +15,7 @@ from .eval import evaluate
 from .export import export
 from .models import models
 from .predict import predict
+from .push import push
 from .scenes import scenes
 from .train import CONTEXT as ANY_FIELD
 from .train import train
@@ -74,6 +75,7 @@ app.command("predict", rich_help_panel=_MODELS)(predict)
 app.command("export", rich_help_panel=_MODELS)(export)
 app.command("convert", rich_help_panel=_MODELS)(convert)
 app.command("models", rich_help_panel=_MODELS)(models)
+app.command("push", rich_help_panel=_MODELS)(push)
 app.command("env", rich_help_panel=_OTHER)(env)
 
 
