@@ -262,7 +262,7 @@ def run(
             label_names=label_names,
             force=force,
         )
-        is_equal = not verify_result or verify(checkpoint, output, ema, image, published)
+        is_equal = not verify_result or verify(checkpoint, output, ema, image, published=published)
     if not is_equal:
         raise ConversionError("The result does not compute the same as its source (see above).")
 
