@@ -17,10 +17,10 @@ def set_num_queries(model: PreTrainedModel, num_queries: int) -> None:
         model = DinoDetrForObjectDetection.from_pretrained("dino-r50-4scale")
         dino_hf.set_num_queries(model, 2000)
 
-    DINO takes the boxes of its queries from the best tokens of the encoder, sorted by score, so their number is free. Only the
-    learnt content has a row for each query, in the order of the tokens. Fewer queries keep the first rows. More queries repeat the
-    second half of the rows, which belongs to weaker tokens, as the new ones are. The model detects without training; fine-tuning
-    adapts the new rows.
+    DINO takes the boxes of its queries from the best tokens of the encoder, sorted by score. So any number of queries is possible.
+    Only the learnt content has a row for each query, in the order of the tokens. With fewer queries, the first rows are kept. With
+    more queries, the second half of the rows is repeated: these rows belong to tokens with low scores, like the new queries. The
+    model detects without further training. Fine-tuning adapts the new rows.
 
     An image gives at most as many detections as its feature maps have cells: about 22,000 for 800 x 1333 pixels at 4 scales, 85 for
     64 x 64. `Predictor`, `pipeline` and `dino-hf predict` keep as many detections as there are queries, and at least 300. The image
@@ -33,8 +33,8 @@ def set_num_queries(model: PreTrainedModel, num_queries: int) -> None:
         model: `DinoDetrForObjectDetection` or `DinoDetrModel`. Its configuration gets the new number too.
         num_queries: number of queries, at least 1.
     Raises:
-        ValueError: the model is another one, or the number is not a whole number from 1 to the limit of the configuration. Then the
-            model is not changed.
+        ValueError: the model is not a DINO detector or is wrapped, or the number is not a whole number from 1 to the limit of the
+            configuration. Then the model is not changed.
     """
     detector = base_detector(model, _WRAPPED)
     if isinstance(num_queries, bool) or not isinstance(num_queries, int):
