@@ -24,6 +24,7 @@ from data_layouts import draw_splits, write_coco, write_hub
 from dino_hf.cli.app import app
 from dino_hf.common.scenes import draw_data
 from dino_hf.conversion import convert_checkpoint, verify_conversion
+from dino_hf.inference import loading
 from dino_hf.training import Recipe
 from inference_toys import noise, save_toy_detector
 
@@ -134,6 +135,8 @@ def desk(stand_ins, tmp_path, monkeypatch) -> Path:
         )
 
     monkeypatch.setattr(Recipe, "training_arguments", two_steps)
+    # Names of published checkpoints find a stand-in instead of a download.
+    monkeypatch.setattr(loading, "fetch", lambda name, mirror=None: tmp_path / "desk" / "dino-r50-4scale")
     return tmp_path / "desk"
 
 
