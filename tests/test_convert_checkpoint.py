@@ -350,7 +350,7 @@ def test_the_command_asks_for_the_positions_of_a_file_of_detrex(of_project, tmp_
     arguments = ["--checkpoint", str(of_project("detrex")), "--output", str(tmp_path / "out")]
     arguments += [part for name in HEADS for part in ("--set", f"{name}=4")]
     for more in ([], ["--set", "position_offset=0"]):
-        with pytest.raises(SystemExit, match="does not tell its position settings"):
+        with pytest.raises(SystemExit, match="does not contain its position settings"):
             main([*arguments, *more])
     assert not (tmp_path / "out").exists()
     main([*arguments, "--set", "position_temperature=20", "--set", "position_offset=0"])

@@ -200,7 +200,7 @@ def test_all_ways_find_the_settings(way, files, tmp_path, monkeypatch, capsys):
 def test_all_ways_can_decline(way, files, tmp_path, monkeypatch):
     with_toy_width(ROW, monkeypatch)
     file = shutil.copy(files / "same.pth", tmp_path / ROW.file)
-    with pytest.raises(SystemExit, match="does not tell its position settings"):
+    with pytest.raises(SystemExit, match="does not contain its position settings"):
         way(file, tmp_path / "out", "--published", "none")
     assert not (tmp_path / "out").exists()
 
@@ -208,7 +208,7 @@ def test_all_ways_can_decline(way, files, tmp_path, monkeypatch):
 @every_way
 def test_no_way_uses_wrong_positions_for_a_file_of_another_architecture(way, files, tmp_path, capsys):
     file = shutil.copy(files / "same.pth", tmp_path / ROW.file)  # its width is a toy's
-    with pytest.raises(SystemExit, match="does not tell its position settings"):
+    with pytest.raises(SystemExit, match="does not contain its position settings"):
         way(file, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -54,6 +54,8 @@ def convert(
     Without --output, a file named by --published is kept in the cache, where its name finds it.
     """
     with one_sentence_errors(debug):
+        if output is not None and second is not None:
+            raise ValueError(f"There are two outputs, {output} and {second}; name one.")
         output = output or second
         options = {"source": source, "to": to, "ema": ema, "published": published, "label_names": label_names}
         options |= {"image_size": image_size, "force": force, "image": image}

@@ -169,7 +169,7 @@ def check_positions(path: Path, project: Project, known: dict[str, Any]) -> None
         return
     defaults = " ".join(f"--set {name}={project.defaults[name]:g}" for name in _POSITIONS)
     raise ConversionError(
-        f"{path} is a file of {project.name}, which does not tell its position settings. Wrong positions give wrong boxes. Name "
+        f"{path} is a file of {project.name}, which does not contain its position settings. Wrong positions give wrong boxes. Name "
         "the published checkpoint by --published (`dino-hf models` lists them), or copy the settings from its configuration: "
         f"{defaults} is the default of {project.name}, --set position_temperature=20 --set position_offset=0 the original "
         "release's."
