@@ -60,7 +60,7 @@ def evaluate(
     max_detections: Annotated[
         int | None,
         typer.Option(
-            help="Number of detections that count per image and class, from 100.",
+            help="Number of detections that count per image and class, at least 100.",
             show_default="100 as in COCO, or the most objects of a class in an image",
             rich_help_panel=_SETTINGS,
         ),

@@ -18,7 +18,7 @@ def models(
             metavar="[WORD]...", help="List only rows that have all words, such as swin.", show_default=False
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print all that is known of each checkpoint as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print all details of each checkpoint as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
     """List the published checkpoints. Their names are accepted wherever a model is.

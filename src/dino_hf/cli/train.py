@@ -43,8 +43,8 @@ def train(
     num_queries: Annotated[
         int | None,
         typer.Option(
-            help="Number of queries, the most objects that the model finds in an image.",
-            show_default="of the model, or 900",
+            help="Number of queries. The model finds at most this many objects in an image.",
+            show_default="the model's number, or 900",
         ),
     ] = None,
     recipe: Annotated[
