@@ -109,11 +109,13 @@ def test_a_fine_tuned_copy_keeps_the_settings_but_not_the_ap(row, capsys):
     said = capsys.readouterr().out
     assert f"it has queries 333 instead of 900 and it has classes 3 instead of {row.num_labels}" in said
     assert "the published AP is not its AP" in said
+    assert f"taken as {row.title} that was trained further (found by its name; decline by --published none)" in said
 
 
 @every_supported_row
-def test_a_name_on_other_contents_is_not_believed(row, capsys):
-    match = match_published(Candidate(row, "name", "f" * 64), PROJECTS[row.project], toy_config(row), {})
+@pytest.mark.parametrize("by", ["name", "--published"])
+def test_a_name_on_other_contents_is_not_believed(row, by, capsys):
+    match = match_published(Candidate(row, by, "f" * 64), PROJECTS[row.project], toy_config(row), {})
     assert match.is_same == (not row.sha256)
     assert (f"its SHA-256 does not start with {row.sha256[:8]}" in capsys.readouterr().out) == bool(row.sha256)
 

@@ -107,27 +107,29 @@ def match_published(
     row = candidate.row
     settings = {name: project.defaults[name] for name in _POSITIONS} | row.settings
     others = _differences(row, project, config)
-    told = {name: from_file[name] for name in settings if name in from_file and from_file[name] != settings[name]}
+    conflicts = {name: from_file[name] for name in settings if name in from_file and from_file[name] != settings[name]}
     is_fine_tuned = set(others) <= _SIZES_OF_HEADS
-    if candidate.by != "name" and (not is_fine_tuned or told):
-        raise ConversionError(f"The file is not {row.title}: {_describe(others, told)}. Leave --published out.")
+    if candidate.by != "name" and (not is_fine_tuned or conflicts):
+        raise ConversionError(f"The file is not {row.title}: {_describe(others, conflicts)}. Leave --published out.")
     if not is_fine_tuned:
         say(
             f"  the file has the name of {row.title}, but {_describe(others, {})}: it is taken as an unknown file; rename it"
         )
         return None
     settings = {name: value for name, value in settings.items() if name not in from_file}
-    is_other_file = candidate.by == "name" and row.sha256 and not candidate.digest.startswith(row.sha256)
-    is_same = not (others or told or is_other_file)
+    has_other_bytes = bool(row.sha256) and not candidate.digest.startswith(row.sha256)
+    is_same = not (others or conflicts or has_other_bytes)
     values = ", ".join(f"{name}={value}" for name, value in settings.items()) or "none, the file has its own"
+    reason = f"named by {candidate.by}" if candidate.by == "--published" else f"found by its {candidate.by}"
     decline = "" if candidate.by == "--published" else f"; decline by --published {NONE}"
     if is_same:
-        say(f"  this is {row.title}, found by its {candidate.by.removeprefix('--')}{decline}; settings: {values}")
+        say(f"  this is {row.title}, {reason}{decline}; settings: {values}")
     else:
-        reason = _describe(others, told) if others or told else f"its SHA-256 does not start with {row.sha256[:8]}"
+        other_bytes = f"its SHA-256 does not start with {row.sha256[:8]}"
+        difference = _describe(others, conflicts) if others or conflicts else other_bytes
         say(
-            f"  taken as {row.title} that was trained further, because {reason}: the published AP is not its AP, and its settings "
-            f"are used{decline}; settings: {values}"
+            f"  taken as {row.title} that was trained further ({reason}{decline}), because {difference}: the published AP is not "
+            f"its AP, and its settings are used: {values}"
         )
     return Match(row, is_same, settings)
 
@@ -151,10 +153,10 @@ def _differences(row: Published, project: Project, config: DinoDetrConfig) -> di
     return {name: (found[name], value) for name, value in row.architecture().items() if found[name] != value}
 
 
-def _describe(others: dict[str, tuple[Any, Any]], told: dict[str, Any]) -> str:
+def _describe(others: dict[str, tuple[Any, Any]], conflicts: dict[str, Any]) -> str:
     """What differs, as a clause."""
     parts = [f"it has {name} {value!r} instead of {expected!r}" for name, (value, expected) in others.items()]
-    return " and ".join([*parts, *([f"it says {told}"] if told else [])])
+    return " and ".join([*parts, *([f"it says {conflicts}"] if conflicts else [])])
 
 
 def check_positions(path: Path, project: Project, known: dict[str, Any]) -> None:
