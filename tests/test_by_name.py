@@ -22,7 +22,11 @@ from dino_hf.conversion.by_name import RECORD, cached_folder, fetch, is_cached, 
 from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.published_row import Published
+from dino_hf.data import CocoData
 from dino_hf.inference.loading import find_model, load_detector
+from dino_hf.run.starting_model import load_start
+from dino_hf.runtime.card_data import CardData
+from dino_hf.runtime.card_sections import card_metadata
 from file_server import serve
 from inference_toys import noise
 from processes import SCRIPTS, environment_of_scripts
@@ -117,6 +121,26 @@ def test_a_folder_goes_before_a_name(server, tmp_path, monkeypatch):
     assert find_model("detrex/toy") == "detrex/toy"
     assert Path(load_detector("detrex/toy").name_or_path) == Path("detrex/toy")
     assert len(server.requests) == 1
+
+
+def test_training_starts_from_a_name_as_from_its_folder(server):
+    data = CocoData(None, {0: "cat", 1: "dog", 2: "emu"}, [4, 9, 11])
+    first = load_start("mmdet/toy", data, seed=3)  # downloads and converts
+    second = load_start("mmdet/toy", data, seed=3)
+    folder = load_start(cached_folder(server.rows["mmdet"]), data, seed=3)
+    assert first.source == second.source == "mmdet/toy"
+    state = first.model.state_dict()
+    for other in (second, folder):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in other.model.state_dict().items())
+    assert first.model.config._name_or_path == "mmdet/toy"
+    assert first.image_processor.size == folder.image_processor.size
+
+
+def test_a_name_is_no_repository_in_a_model_card(server):
+    model = load_detector("detrex/toy")
+    data = CardData.from_provenance(model.config.provenance | {"base_model": model.name_or_path})
+    assert data.converted_from.published == data.base_model == "detrex/toy"
+    assert card_metadata(data, "mine", []).base_model is None
 
 
 def test_random_numbers_of_the_caller_do_not_change(server):

@@ -230,15 +230,12 @@ def _keep(row: Published, file: Path, address: str) -> None:
                 del model
                 if "published" not in converted_from:  # it has other classes
                     raise ConversionError(f"It is not {row.title}. {' '.join(report)}")
-                is_equal = verify(file, new, show_detections=False, published=row.title)
+                if not verify(file, new, show_detections=False, published=row.title):
+                    raise ConversionError(f"The result does not compute the same as the file. {' '.join(report)}")
         except ConversionError as error:
             if not isinstance(error.__cause__, OSError):  # OSError: for example, the disk is full
                 _discard(file)
-            raise ConversionError(f"The file from {_without_password(address)} was not converted. {error}") from error
-        if not is_equal:
-            raise ConversionError(
-                f"{row.title} was not kept: the result does not compute the same as the file. {report}"
-            )
+            raise ConversionError(f"{row.title} was not converted. {error}") from error
         _write_record(new, row, address, converted_from, report)
     console.print(f"Ready in {folder} after {time.monotonic() - start:.0f} s.", soft_wrap=True, highlight=False)
 
