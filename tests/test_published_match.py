@@ -107,7 +107,7 @@ def test_a_fine_tuned_copy_keeps_the_settings_but_not_the_ap(row, capsys):
     match = match_published(Candidate(row, "name", "f" * 64), PROJECTS[row.project], config, {})
     assert (match.is_same, match.settings) == (False, positions(row) | row.settings)
     said = capsys.readouterr().out
-    assert f"it has queries 333 instead of 900 and it has classes 3 instead of {row.num_labels}" in said
+    assert f"it has queries 333 instead of 900, classes 3 instead of {row.num_labels}" in said
     assert "the published AP is not its AP" in said
     assert f"taken as {row.title} that was trained further (found by its name; decline by --published none)" in said
 

@@ -155,8 +155,8 @@ def _differences(row: Published, project: Project, config: DinoDetrConfig) -> di
 
 def _describe(others: dict[str, tuple[Any, Any]], conflicts: dict[str, Any]) -> str:
     """What differs, as a clause."""
-    parts = [f"it has {name} {value!r} instead of {expected!r}" for name, (value, expected) in others.items()]
-    return " and ".join([*parts, *([f"it says {conflicts}"] if conflicts else [])])
+    has = ", ".join(f"{name} {value!r} instead of {expected!r}" for name, (value, expected) in others.items())
+    return " and ".join([*([f"it has {has}"] if has else []), *([f"it says {conflicts}"] if conflicts else [])])
 
 
 def check_positions(path: Path, project: Project, known: dict[str, Any]) -> None:
