@@ -1,6 +1,7 @@
 """The one progress bar. It is shown on terminals only, so that logs stay short."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -56,3 +57,18 @@ class ProgressBar:
         for done, item in enumerate(items, start=1):
             yield item
             self(stage, done, total)
+
+
+@contextmanager
+def hide_library_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers while it reads and writes files."""
+    # Imported here: the bar above is also for commands that need not wait for transformers.
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    were_shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            enable_progress_bar()

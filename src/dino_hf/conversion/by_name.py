@@ -23,7 +23,7 @@ from ..common.console import make_console
 from ..common.file_downloads import DownloadError, download_file
 from ..common.output_folders import folder_beside, write_beside
 from ..common.paths import cache_dir
-from ..common.progress import ProgressBar
+from ..common.progress import ProgressBar, hide_library_bars
 from ..common.regular_files import file_sha256, read_settings
 from .errors import ConversionError
 from .messages import collect_messages
@@ -206,7 +206,7 @@ def _download(row: Published, addresses: list[str], file: Path) -> str:
                 )
             return address
         except DownloadError as error:
-            failures.append(f"{shown}: {error}.")
+            failures.append(f"{urlsplit(shown).netloc if shown == row.url else shown}: {error}.")
     raise DownloadError(f"{row.title} cannot be downloaded. {' '.join(failures)} {by_hand(row)} Then this name works.")
 
 
@@ -224,7 +224,7 @@ def _keep(row: Published, file: Path, address: str) -> None:
     with folder_beside(folder) as new:
         try:
             # Building a model draws random numbers. The caller's must be the same with and without a conversion.
-            with collect_messages() as report, torch.random.fork_rng(devices=[]):
+            with hide_library_bars(), collect_messages() as report, torch.random.fork_rng(devices=[]):
                 model = convert(file, new, published=row.title)
                 converted_from = model.config.provenance["converted_from"]
                 del model

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..common.output_folders import write_beside
+from ..common.progress import hide_library_bars
 from ..common.text import size_text
 from ..evaluation import Evaluation
 from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
@@ -63,19 +63,7 @@ class TrainingRun(NamedTuple):
         return f"TrainingRun({str(self.output_dir)!r:.100}: validation {self.evaluation!r}, test {self.test!r})"
 
 
-@contextmanager
-def _no_library_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers while it reads and writes files."""
-    were_shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_shown:
-            enable_progress_bar()
-
-
-@_no_library_bars()
+@hide_library_bars()
 def train(
     data: Any,
     *,
