@@ -97,7 +97,9 @@ def make_recipe(**changes):
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 
 
-def make_trainer(data, folder, recipe=None, model=None, held_out=True, **changes) -> DinoDetrTrainer:
+def make_trainer(
+    data, folder, recipe=None, model=None, held_out=True, max_detections=None, **changes
+) -> DinoDetrTrainer:
     train = data[0]
     recipe = recipe or make_recipe()
     set_seed(0)
@@ -112,7 +114,12 @@ def make_trainer(data, folder, recipe=None, model=None, held_out=True, **changes
     }
     args = recipe.training_arguments(folder, **QUIET | settings | changes)
     return DinoDetrTrainer(
-        model, args, recipe=recipe, train=train, held_out=data[1] if held_out else None, image_processor=PROCESSOR
+        *(model, args),
+        recipe=recipe,
+        train=train,
+        held_out=data[1] if held_out else None,
+        image_processor=PROCESSOR,
+        max_detections=max_detections,
     )
 
 
@@ -165,6 +172,15 @@ def test_the_recipe_is_what_trains(data, tmp_path):
     )
     # 7 images in batches of 3: three steps in an epoch
     assert history(trainer, "learning_rate") == pytest.approx([2e-4, 2e-4, 2e-4, 2e-5, 2e-5])
+
+
+def test_more_detections_count_on_request(data, tmp_path):
+    trainer = make_trainer(data, tmp_path, max_detections=150)
+    assert (trainer.evaluator.max_detections, trainer.evaluator.top_k) == (150, 450)
+    scores = trainer.evaluate()
+    assert {"eval_AP", "eval_AR_100", "eval_AR_150"} <= set(scores)
+    with pytest.raises(ValueError, match="max_detections=10 must be at least 100"):
+        make_trainer(data, tmp_path, max_detections=10)
 
 
 def test_departures_are_logged_once_and_kept_with_the_recipe(data, tmp_path, caplog):

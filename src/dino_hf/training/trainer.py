@@ -78,6 +78,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         doctor: log the findings of `TrainingDoctor`, and save its matches in `training_doctor.json` of each checkpoint.
         on_bad_image: "skip": another image takes the place of one that cannot be read, see `ReadableImages`. "raise": training
             stops with one sentence. None: training stops with the error of the data set.
+        max_detections: number of detections that count in evaluation, see `CocoEvaluator`.
 
     Attributes:
         ema: `ModelEma`, or None.
@@ -100,6 +101,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         callbacks: list[TrainerCallback] | None = None,
         doctor: bool = True,
         on_bad_image: str | None = None,
+        max_detections: int | None = None,
     ):
         sets = _held_out_sets(held_out)
         check_trainer(model, args, recipe, train, sets)
@@ -108,7 +110,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         self.recipe = recipe
         self._data_seed = args.seed if args.data_seed is None else args.data_seed
         self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed)
-        self._evaluators = {name: CocoEvaluator(data, image_processor) for name, data in sets.items()}
+        self._evaluators = {name: CocoEvaluator(data, image_processor, max_detections) for name, data in sets.items()}
         self.evaluator = next(iter(self._evaluators.values()), None)
         read_lock, transform = ReadLock(), DetectionTransform(image_processor)
         held_out_rows = {
