@@ -86,7 +86,7 @@ def test_settings_go_to_the_recipe_and_to_the_arguments():
         ({"learningrate": 1}, "no setting 'learningrate'; did you mean learning_rate"),
         ({"resume_from_checkpoint": True}, "resume=True"),
         ({"per_device_train_batch_size": 2}, "--batch-size"),
-        ({"push_to_hub": True}, "hf upload"),
+        ({"push_to_hub": True}, "dino-hf push FOLDER"),
         ({"ema_decay": 3}, "ema_decay=3 must lie between 0 and 1"),
         ({"short_sides": "large"}, "short_sides='large'"),
     ],

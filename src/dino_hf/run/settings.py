@@ -49,7 +49,7 @@ _FALLBACKS = {
     "output_dir": "--output-dir (in Python, output_dir) names the folder",
     "resume_from_checkpoint": "--resume (in Python, resume=True) continues from the newest checkpoint in the output folder",
     "per_device_train_batch_size": "--batch-size (in Python, batch_size) sets the images of a batch",
-    "push_to_hub": "share the finished folder: hf upload NAME FOLDER. During training, it would have no results",
+    "push_to_hub": "share the finished folder: dino-hf push FOLDER OWNER/NAME. During training, it would have no results",
 }
 
 
