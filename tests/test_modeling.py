@@ -227,8 +227,8 @@ def test_no_mask_is_a_mask_without_padding(backbone, monkeypatch):
     without = model(pixel_values).logits
     assert torch.equal(without, model(pixel_values, ones).logits)
     assert torch.equal(without, model(pixel_values, ones.bool()).logits)
-    # as on a GPU and in compiled code, where nobody looks whether the mask says anything
-    monkeypatch.setattr("dino_hf.model.modeling_dino_detr.is_traced", lambda: True)
+    # as on a GPU and in compiled code, which does not look at the mask
+    monkeypatch.setattr("dino_hf.model.targets.is_traced", lambda: True)
     assert torch.equal(without, model(pixel_values, ones).logits)
 
 
