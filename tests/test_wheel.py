@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.conversion.convert_back import convert_back
+from dino_hf.conversion.published import lookup_published
+from dino_hf.model.attention_backends import ENVIRONMENT_VARIABLE
+from file_server import serve
 from helpers import needs_compiler
+from inference_toys import noise
 from toy_checkpoints import original_tensors, settings
 
 pytestmark = needs_compiler
@@ -89,3 +95,33 @@ def test_the_installed_command_converts_a_checkpoint(environment, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "the two compute the same" in run.stdout
     assert (tmp_path / "converted/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme_runs_from_nothing_but_the_wheel_and_a_server(environment, tmp_path):
+    """With a file of the published architecture and random weights: 190 MB."""
+    name = "detrex/dino_r50_4scale_12ep"
+    command = f"predict {name} street.jpg --save found"
+    assert f"dino-hf {command}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    row = lookup_published(name)
+    config = DinoDetrConfig(num_labels=80, share_decoder_heads=False, num_extra_label_embeddings=0)
+    DinoDetrForObjectDetection(config).save_pretrained(tmp_path / "random")
+    DinoDetrImageProcessor().save_pretrained(tmp_path / "random")
+    convert_back(tmp_path / "random", "detrex", tmp_path / row.file)
+    noise(120, 80).save(tmp_path / "street.jpg")
+    with serve() as server:
+        server.files[f"/detrex/{row.file}"] = (tmp_path / row.file).read_bytes()
+        variables = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DINO_HF_MIRROR": server.address}
+        for options in ([], ["--overwrite"]):
+            run = subprocess.run(
+                [environment / "bin/python", "-m", "dino_hf", *command.split(), *options],
+                cwd=tmp_path,
+                env=variables | {ENVIRONMENT_VARIABLE: "torch", "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+            )
+            assert run.returncode == 0, run.stderr
+            assert "Results are in found" in run.stdout
+        assert len(server.requests) == 1
+    assert (tmp_path / "found/predictions.json").is_file()
+    assert (tmp_path / f".cache/dino_hf/models/{row.title}/model.safetensors").is_file()
