@@ -37,7 +37,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Also evaluate this model, and show which model is better.",
+            help="Evaluate this model too, and compare the two.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
@@ -60,8 +60,8 @@ def evaluate(
     max_detections: Annotated[
         int | None,
         typer.Option(
-            help="Number of detections that count per image and class, at least 100.",
-            show_default="100 as in COCO, or the most objects of a class in an image",
+            help="Detections that count per image and class, at least 100.",
+            show_default="as needed",
             rich_help_panel=_SETTINGS,
         ),
     ] = None,

@@ -37,7 +37,7 @@ Mirror = Annotated[
     typer.Option(
         metavar="ADDRESS",
         help="Download published checkpoints from ADDRESS/PROJECT/FILE.",
-        show_default=f"{MIRROR}, or the addresses of the projects",
+        show_default=f"${MIRROR}",
         callback=_use_mirror,
         rich_help_panel="Other",
     ),
