@@ -122,5 +122,5 @@ def test_a_dry_run_from_the_command_line(tmp_path):
 def test_help_is_short_and_ends_with_an_example():
     done = invoke("--help")
     assert done.exit_code == 0
-    assert "Example: dino-hf train my-data --model dino-r50-4scale" in " ".join(done.output.split())
-    assert len(done.output.splitlines()) < 60
+    assert "Example: dino-hf train my-data --model detrex/dino_r50_4scale_12ep" in " ".join(done.output.split())
+    assert len(done.output.splitlines()) < 72
