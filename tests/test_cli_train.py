@@ -38,6 +38,8 @@ def test_options_and_fields_of_training_arguments_and_recipes_reach_training(cal
     assert data == "my-data"
     expected = {
         "model": "dino",
+        "backbone": None,
+        "num_queries": None,
         "recipe": "paper-12ep",
         "batch_size": 4,
         "seed": 3,

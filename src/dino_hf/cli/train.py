@@ -36,15 +36,15 @@ def train(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Folder, Hub id or timm name of the backbone, without --model.",
+            help="Backbone instead of --model.",
             show_default="microsoft/resnet-50",
         ),
     ] = None,
     num_queries: Annotated[
         int | None,
         typer.Option(
-            help="Number of queries. The model finds at most this many objects in an image.",
-            show_default="the model's number, or 900",
+            help="Number of queries.",
+            show_default="the model's",
         ),
     ] = None,
     recipe: Annotated[
