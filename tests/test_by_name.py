@@ -171,8 +171,10 @@ def test_a_near_miss_tells_the_names_that_are_near(name, monkeypatch):
     with pytest.raises(ConversionError, match=r"Did you mean .*detrex/dino_r50_4scale"):
         dino_hf.from_published(name)
     monkeypatch.setattr("dino_hf.inference.loading.reach_hub", _no_hub)
-    with pytest.raises(FileNotFoundError, match=r"similar names: .*detrex/dino_r50_4scale"):
-        load_detector(name)
+    monkeypatch.setattr("dino_hf.run.starting_model.reach_hub", _no_hub)
+    for load in (load_detector, lambda name: load_start(name, None, seed=0)):
+        with pytest.raises(FileNotFoundError, match=r"similar names: .*detrex/dino_r50_4scale"):
+            load(name)
 
 
 def _no_hub(name):

@@ -171,7 +171,7 @@ def find_model(source: str | Path) -> str:
     return text
 
 
-def _similar(name: str | Path) -> str:
+def similar_names(name: str | Path) -> str:
     """A sentence with names of published checkpoints that resemble a wrong name."""
     titles = similar_titles(str(name))
     return f" Published checkpoints have similar names: {', '.join(titles)}." if titles else ""
@@ -196,7 +196,7 @@ def _load(auto_class, source: str, file: str, **settings):
                 ) from error
             raise FileNotFoundError(f"{source} has no readable {file}: {_reason(error)}") from error
         raise FileNotFoundError(
-            f"There is no folder {source}, and the Hub gives no model of that name: {_reason(error)}{_similar(source)}"
+            f"There is no folder {source}, and the Hub gives no model of that name ({_reason(error)}).{similar_names(source)}"
         ) from error
     except UnpicklingError as error:  # its own message advises to load the file without checks
         raise ValueError(

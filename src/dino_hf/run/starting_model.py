@@ -22,7 +22,7 @@ from transformers.utils import (
 from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..data.hub_access import reach_hub
-from ..inference.loading import fetch_published, load_detector, load_image_processor
+from ..inference.loading import fetch_published, load_detector, load_image_processor, similar_names
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
@@ -180,7 +180,7 @@ def _check_kind(source: str | Path) -> None:
     except OSError as error:
         raise FileNotFoundError(
             f"There is no folder {source}, and the Hub has no readable model of this name ({type(error).__name__}). Use the folder "
-            "or the Hub id of a DINO detector."
+            f"or the Hub id of a DINO detector.{similar_names(source)}"
         ) from error
     except RecursionError as error:
         raise ValueError(f"The {CONFIG_NAME} of {source} is nested too deeply; use another model.") from error
