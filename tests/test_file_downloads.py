@@ -204,6 +204,11 @@ def test_redirects_lead_not_from_a_public_server_to_the_local_network(server, tm
     assert len(server.requests) == 1
 
 
+def test_redirects_do_not_leave_https():
+    with pytest.raises(DownloadError, match="from https to http"):
+        file_downloads._check_redirect("https://weights.example/a.pth", "http://weights.example/a.pth")
+
+
 def test_redirects_that_lead_in_a_circle_end(server, tmp_path):
     server.plans = [("redirect", "/file.pth")] * 40
     with pytest.raises(DownloadError, match="more than 10 times"):

@@ -230,10 +230,19 @@ def _open(session: requests.Session, address: str, headers: dict[str, str]) -> r
 
 
 def _check_redirect(origin: str, target: str) -> None:
-    """Servers in the local network may trust this machine, so a public server must not lead to them."""
+    """Check that a redirect may be followed.
+
+    Servers in the local network may trust this machine, so a public server must not lead to them. Without https, others on the way
+    could exchange the file.
+
+    Raises:
+        DownloadError: it may not.
+    """
     host = urlsplit(target).hostname or ""
     if urlsplit(target).scheme not in ("http", "https") or not host:
         raise DownloadError(f"the server leads to {target!r:.200}, which is not a web address")
+    if urlsplit(origin).scheme == "https" and urlsplit(target).scheme == "http":
+        raise DownloadError(f"the server leads from https to http, {target!r:.200}, which is not followed")
     if is_local(host) and not is_local(urlsplit(origin).hostname or ""):
         raise DownloadError(f"the server leads to {host!r:.200} in the local network, which is not followed")
 
