@@ -62,7 +62,9 @@ def ms_deform_attn_gather(value: Tensor, shapes: Shapes, locations: Tensor, weig
     batch, tokens, heads, _ = value.shape
     dtype = torch.promote_types(value.dtype, locations.dtype)
     # `full` keeps the sizes variable in a traced graph. A tensor made from numbers would be a constant in it.
-    sides = [torch.full((), side, device=value.device) for height, width in shapes for side in (width, height)]
+    # The dtype is given, because the ONNX exporter of torch 2.11 writes float32 without it.
+    whole = {"dtype": torch.int64, "device": value.device}
+    sides = [torch.full((), side, **whole) for height, width in shapes for side in (width, height)]
     sizes = torch.stack(sides).view(-1, 2)  # (L, 2)
     locations = finite_locations(locations).to(dtype)
     # Coordinates in cells, with the centre of the first cell at 0. Each point has a lower and an upper neighbour on either axis.

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 from ..common.images import DecodingBudget, load, open_image, to_rgb, upright_size
 from ..data import DetectionData
@@ -84,14 +85,14 @@ def _problem(row: Mapping, decode: bool) -> str | None:
     if content is None and not path:
         return f"{name} has neither bytes nor a path."
     try:
-        with open_image(path if content is None else content) as image:
+        with closing(open_image(path if content is None else content)) as image:
             check_image_size(row["image_id"], _Sized(upright_size(image)), (row["width"], row["height"]))
             if decode or image.mode.startswith(_MODES_OF_UNKNOWN_RANGE):
                 with _budget.reserve(_BYTES_PER_PIXEL * image.width * image.height):
                     load(image)
                     if image.mode.startswith(_MODES_OF_UNKNOWN_RANGE):
                         to_rgb(image)
-                    image.close()  # frees its pixels
+                    image.close()  # free its pixels within the budget
     except (OSError, ValueError) as error:
         sentence = str(error).rstrip(".")
         return f"{sentence}." if isinstance(error, ValueError) else f"{name}: {sentence}."
