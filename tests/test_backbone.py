@@ -212,7 +212,7 @@ def test_leading_stages_of_a_resnet_are_frozen(num_stages, frozen):
 
 @pytest.mark.parametrize(
     ("name", "num_stages", "message"),
-    [("timm", 1, "stages of TimmBackbone are not known here.*Use 0"), ("resnet", 6, "has 5 with its stem")],
+    [("timm", 1, "does not work with TimmBackbone.*Use 0"), ("resnet", 6, "has 5 with its stem")],
 )
 def test_stages_that_are_not_known_cannot_be_frozen(name, num_stages, message):
     with pytest.raises(ValueError, match=f"num_frozen_backbone_stages={num_stages}.*{message}"):

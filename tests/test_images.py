@@ -1,5 +1,6 @@
 """One reading of an image file: every mode of Pillow, in training, evaluation, prediction, the pipeline and the doctor."""
 
+import inspect as inspect_module
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -62,6 +64,8 @@ FILES = {
     "I;16.tif": deep(),
     "I.tif": deep(np.int32),
 }
+if int(PIL.__version__.partition(".")[0]) < 13:
+    del FILES["YCbCr.tif"]  # Pillow before 13 cannot read what it wrote
 IN_MEMORY = {mode: cut_out().convert("RGBA" if mode == "RGBa" else "LA").convert(mode) for mode in ("RGBa", "La")} | {
     "HSV": shades().convert("HSV"),
     "I;16B": Image.new("I;16B", SIZE, 65535),
@@ -141,6 +145,8 @@ def test_transparent_colour_of_grey_and_rgb(tmp_path):
 def test_composition_is_that_of_transformers():
     from transformers.image_transforms import convert_to_rgb
 
+    if "return_numpy" not in inspect_module.signature(convert_to_rgb).parameters:
+        pytest.skip("this version of transformers does not composite transparency")
     pixels = np.random.default_rng(1).integers(0, 256, (*SIZE[::-1], 4), dtype=np.uint8)
     for image in (Image.fromarray(pixels), Image.fromarray(pixels).convert("LA")):
         np.testing.assert_array_equal(np.asarray(images.to_rgb(image)), convert_to_rgb(image, return_numpy=True))

@@ -58,7 +58,7 @@ def test_a_replica_computes_what_the_model_does(training):
 
 def test_a_replica_refuses_labels_that_were_cut_to_pieces():
     model = DinoDetrForObjectDetection(tiny_config())
-    with pytest.raises(ValueError, match="one process for each GPU by torchrun, or pass labels as one dictionary"):
+    with pytest.raises(ValueError, match="one process for each GPU with torchrun, or pass labels as one dictionary"):
         replicate(model)(*tiny_images(), tiny_labels(2, 1))
 
 

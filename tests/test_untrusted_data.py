@@ -166,7 +166,7 @@ def test_images_without_xml_and_photos_that_are_not_read_are_told(tmp_path):
     (tmp_path / "JPEGImages/phone.HEIC").touch()
     notes = " ".join(read_raw(tmp_path).notes)
     assert "1 images have no xml and are skipped" in notes
-    assert "1 file is of a kind that is not read" in notes
+    assert "1 file is skipped, because this format is not supported" in notes
     assert "phone.HEIC" in notes
 
 

@@ -205,7 +205,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     result = Image.new("RGB", image.size)
     height = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, height):
-        strip = image.crop((0, top, image.width, min(top + height, image.height)))
+        with _pillow_limit():  # Pillow before 13 applies its limit to a part too
+            strip = image.crop((0, top, image.width, min(top + height, image.height)))
         result.paste(convert(strip), (0, top))
     return result
 

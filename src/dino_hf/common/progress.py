@@ -35,7 +35,8 @@ class ProgressBar:
         self.close()
 
     def close(self) -> None:
-        self._bar.stop()
+        if self._tasks and not self._bar.disable:  # otherwise rich before 14.3 prints an empty line
+            self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int | None, title: str | None = None, note: str = "") -> None:
         """Show how much of a stage is done. Each stage has a line of its own.
