@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.published_row import Published
 from dino_hf.data import CocoData
+from dino_hf.inference import loading
 from dino_hf.inference.loading import find_model, load_detector
 from dino_hf.run.starting_model import load_start
 from dino_hf.runtime.card_data import CardData
@@ -133,6 +134,9 @@ def test_a_folder_goes_before_a_name(server, entry, tmp_path, monkeypatch):
     assert find_model("detrex/toy") == "detrex/toy"
     assert Path(load_detector("detrex/toy").name_or_path) == Path("detrex/toy")
     assert server.requests == []
+    model, _ = dino_hf.from_published("detrex/toy")  # takes only names
+    assert model.name_or_path == model.config._name_or_path == "detrex/toy"
+    assert len(server.requests) == 1
 
 
 def test_training_starts_from_a_name_as_from_its_folder(server):
@@ -175,6 +179,24 @@ def test_a_near_miss_tells_the_names_that_are_near(name, monkeypatch):
     for load in (load_detector, lambda name: load_start(name, None, seed=0)):
         with pytest.raises(FileNotFoundError, match=r"similar names: .*detrex/dino_r50_4scale"):
             load(name)
+
+
+@pytest.mark.parametrize("name", ["DETREX/DINO_R50_4SCALE_12EP", "DINO_R50_4SCALE_12EP"])
+def test_a_name_in_another_case_tells_the_name(name):
+    with pytest.raises(ConversionError, match=r"Did you mean detrex/dino_r50_4scale_12ep"):
+        fetch(name)
+
+
+def test_a_name_with_a_slash_at_its_end_tells_the_name():
+    with pytest.raises(FileNotFoundError, match=r"no folder .*similar names: detrex/dino_r50_4scale_12ep"):
+        find_model("detrex/dino_r50_4scale_12ep/")
+
+
+def test_a_name_may_be_a_path_of_windows(entry, monkeypatch):
+    assert find_model(Path("detrex/toy")) == str(entry)
+    monkeypatch.setattr(loading, "Path", PureWindowsPath)
+    monkeypatch.setattr(PureWindowsPath, "exists", lambda path: False, raising=False)
+    assert loading.fetch_published(PureWindowsPath("detrex/toy")) == entry
 
 
 def _no_hub(name):
@@ -238,6 +260,37 @@ def test_a_password_of_a_mirror_is_not_shown(server, monkeypatch, capfd):
         fetch("detrex/toy")
     assert "secret" not in str(caught.value) + "".join(capfd.readouterr())
     assert "127.0.0.1:1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        "someone:secret@host/x",
+        "ftp://someone:secret@host",
+        "http://someone:secret@",
+        "http://someone:sec/secret@host",
+        "http://someone:secret@host:port",
+        "http://[host",
+        "mirror/x",
+    ],
+)
+def test_a_mirror_that_is_no_address_is_refused_without_its_password(mirror, server, capfd):
+    with pytest.raises(DownloadError, match="is not an address such as") as caught:
+        fetch("detrex/toy", mirror)
+    assert "secret" not in str(caught.value) + "".join(capfd.readouterr())
+    assert ("@" in mirror) != (mirror in str(caught.value))
+
+
+def test_a_password_with_an_at_sign_is_not_shown_and_not_kept(server, capfd, monkeypatch):
+    server.plans = [("cut", 1000), *[("status", 503)] * 3]
+    mirror = server.address.replace("//", "//someone:one@secret@")
+    with pytest.raises(DownloadError) as caught:
+        fetch("detrex/toy", mirror)
+    folder = by_name._downloads()
+    assert "secret" not in str(caught.value) + "".join(capfd.readouterr())
+    assert "secret" not in (folder / "detrex--toy.pth.part.json").read_text()
+    assert "secret" not in (fetch("detrex/toy", mirror) / RECORD).read_text()
+    assert server.ranges[-1] == "bytes=1000-"
 
 
 def test_a_file_that_only_a_web_page_gives_says_so(server, monkeypatch):
@@ -333,6 +386,18 @@ def test_a_cache_that_cannot_be_written_says_so(server, tmp_path, monkeypatch):
     monkeypatch.setenv("DINO_HF_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match="DINO_HF_CACHE"):
         fetch("detrex/toy")
+
+
+def test_a_cache_in_an_unknown_home_folder_says_so(server, monkeypatch):
+    monkeypatch.setenv("DINO_HF_CACHE", "~no-such-user-here/cache")
+    with pytest.raises(ValueError, match="Set DINO_HF_CACHE"):
+        fetch("detrex/toy")
+
+
+def test_a_cached_checkpoint_needs_no_library_for_downloads():
+    code = "import sys, dino_hf.conversion.by_name; print('requests' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 # -- several at once

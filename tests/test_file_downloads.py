@@ -266,6 +266,15 @@ def test_another_content_than_the_file_is_refused(name, value, reason, server, t
         download(server, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"), [("Content_Type", "Text/HTML", "web page"), ("Content_Encoding", "gzip", "compressed")]
+)
+def test_another_content_than_the_rest_of_the_file_is_refused(name, value, reason, server, tmp_path):
+    server.plans = [("cut", 20_000), ("header", name, value)]
+    with pytest.raises(DownloadError, match=reason):
+        download(server, tmp_path)
+
+
 def test_a_full_disk_is_noticed_before_the_transfer(server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         file_downloads.shutil, "disk_usage", lambda folder: file_downloads.shutil._ntuple_diskusage(9, 9, 100_000)
@@ -287,6 +296,28 @@ def test_an_answer_that_is_not_http_is_an_error(server, tmp_path):
 def test_addresses_that_cannot_be_reached_are_errors(address, tmp_path):
     with pytest.raises(DownloadError):
         download_file(address, tmp_path / "file.pth")
+
+
+def test_a_server_that_cannot_be_reached_is_not_tried_again(tmp_path, caplog):
+    for address in ("http://127.0.0.1:1/file.pth", "http://no-such-server.invalid/file.pth"):
+        with pytest.raises(DownloadError, match="cannot be reached"):
+            download_file(address, tmp_path / "file.pth")
+    assert caplog.records == []
+
+
+def test_a_server_that_is_gone_later_is_tried_again(server, tmp_path, monkeypatch):
+    """After the first attempt, the network is known to work."""
+    session, failures = file_downloads.requests.Session.get, [file_downloads.NewConnectionError(None, "gone")]
+
+    def get(*arguments, **settings):
+        if server.requests and failures:
+            raise file_downloads.requests.ConnectionError(failures.pop())
+        return session(*arguments, **settings)
+
+    monkeypatch.setattr(file_downloads.requests.Session, "get", get)
+    server.plans = [("cut", 20_000)]
+    assert download(server, tmp_path) == DIGEST
+    assert failures == []
 
 
 def test_a_proxy_of_the_environment_is_used(server, tmp_path, monkeypatch):

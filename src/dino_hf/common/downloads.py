@@ -1,4 +1,4 @@
-"""Download images, with limits on the time and size of the whole transfer."""
+"""Download images, with limits on the time and size of the whole transfer; and what other downloads share."""
 
 import ipaddress
 import socket
@@ -35,6 +35,16 @@ def download(address: str) -> bytes:
         raise ValueError(f"Its server does not answer in HTTP, {type(error).__name__}.") from error
     finally:
         stop.set()
+
+
+class DownloadError(OSError):
+    """A file cannot be downloaded. The message is the reason, without a full stop."""
+
+
+def without_password(address: str) -> str:
+    """A valid address without the user name and password that it may have."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 class OutOfTime(Exception):

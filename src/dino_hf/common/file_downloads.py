@@ -13,10 +13,10 @@ from typing import BinaryIO, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, NewConnectionError
 from urllib3.util import Retry
 
-from .downloads import OutOfTime, is_local, within
+from .downloads import DownloadError, OutOfTime, is_local, within, without_password
 from .output_folders import write_beside
 from .regular_files import file_sha256, read_settings
 from .text import first_line
@@ -33,14 +33,11 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 120.0  # seconds before another attempt
 _MOST_REDIRECTS = 10
 _PIECE = 2**20  # bytes
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
+_NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
 
 Progress = Callable[
     [int, int | None], None
 ]  # called with the number of bytes that are here, and the total if it is known
-
-
-class DownloadError(OSError):
-    """A file cannot be downloaded. The message is the reason, without a full stop."""
 
 
 class _Interrupted(Exception):
@@ -53,6 +50,10 @@ class _Interrupted(Exception):
     def __init__(self, reason: str, wait: float | None = None):
         super().__init__(reason)
         self.wait = wait
+
+
+class _Unreachable(_Interrupted):
+    """No connection to the server could be made."""
 
 
 def download_file(
@@ -68,8 +69,8 @@ def download_file(
 
     The bytes first come to a file beside `path`, with ".part" appended to its name. If it is there from an interrupted transfer and
     the server still has the same file, only the missing bytes are transferred. Proxies are taken from the environment. A broken
-    transfer is tried again, after the time that the server asks for, or after 1, 2, 4 seconds. Only one process at a time may
-    download to a path.
+    transfer is tried again, after the time that the server asks for, or after 1, 2, 4 seconds. If the first connection cannot be
+    made, there is no second attempt. Only one process at a time may download to a path.
 
     Args:
         sha256: start of the SHA-256 of the file, in lower-case hexadecimal digits.
@@ -85,13 +86,15 @@ def download_file(
     """
     part = _Part(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    num_failures = 0
+    num_failures = 0  # in a row; never 0 again after the first failure
     while True:
         before = part.size
         try:
             _transfer(address, part, size, spare, progress or _silent)
             break
         except _Interrupted as failure:
+            if isinstance(failure, _Unreachable) and num_failures == 0:  # probably there is no network
+                raise DownloadError(str(failure)) from failure
             num_failures = 1 if part.size - before >= _PROGRESS else num_failures + 1
             if num_failures == _MOST_FAILURES:
                 raise DownloadError(f"{failure}, at {num_failures} attempts") from failure
@@ -128,7 +131,7 @@ class _Part:
         """The version of the file that this part is of, if it came from this address."""
         with suppress(OSError, ValueError, LookupError, TypeError):  # no record, or a damaged one
             record = read_settings(self._record)
-            if record["address"] == address and isinstance(record["version"], str):
+            if record["address"] == without_password(address) and isinstance(record["version"], str):
                 return record["version"]
         return None
 
@@ -136,7 +139,7 @@ class _Part:
         """Open an empty part for writing."""
         file = self.path.open("wb")
         with write_beside(self._record) as scratch:
-            scratch.write_text(json.dumps({"address": address, "version": version}), encoding="utf-8")
+            scratch.write_text(json.dumps({"address": without_password(address), "version": version}), encoding="utf-8")
         return file
 
     def delete(self) -> None:
@@ -217,7 +220,8 @@ def _open(session: requests.Session, address: str, headers: dict[str, str]) -> r
     except requests.exceptions.SSLError as error:
         raise DownloadError(f"no secure connection to the server is possible ({_reason(error)})") from error
     except (requests.ConnectionError, requests.Timeout, HTTPError) as error:
-        raise _Interrupted(f"the server cannot be reached ({_reason(error)})") from error
+        kind = _Unreachable if isinstance(_innermost(error), _NO_CONNECTION) else _Interrupted
+        raise kind(f"the server cannot be reached ({_reason(error)})") from error
     except requests.RequestException as error:  # a wrong address, or an answer that is not HTTP
         raise DownloadError(f"the address cannot be requested ({_reason(error)})") from error
     if response.status_code in (200, 206, 416):
@@ -264,11 +268,12 @@ def _read_header(response: requests.Response, part: _Part, start: int, version: 
     found_version = header.get("ETag") or header.get("Last-Modified")
     if found_version is not None and found_version.startswith("W/"):  # two files may share a weak tag
         found_version = header.get("Last-Modified")
-    if response.status_code == 200:
-        if header.get("Content-Encoding", "identity") != "identity":
+    if response.status_code != 416:
+        if header.get("Content-Encoding", "identity").lower() != "identity":
             raise DownloadError(f"the server sends the file compressed ({header['Content-Encoding']!r:.40})")
-        if header.get("Content-Type", "").startswith("text/html"):
+        if header.get("Content-Type", "").lower().startswith("text/html"):
             raise DownloadError("the server answers with a web page instead of the file")
+    if response.status_code == 200:
         return _Answer(0, _number(header.get("Content-Length")), found_version)
     first, total = _read_range(header.get("Content-Range", ""))
     if response.status_code == 416 and total == start:
@@ -323,8 +328,14 @@ def _read_body(
             window_start, window_bytes = time.monotonic(), 0
 
 
-def _reason(error: BaseException) -> str:
-    """Type and first line of the innermost cause: requests and urllib3 wrap errors several times."""
+def _innermost(error: BaseException) -> BaseException:
+    """The innermost cause of an error: requests and urllib3 wrap errors several times."""
     while (inner := getattr(error, "reason", None) or next(iter(error.args), None)) and isinstance(inner, Exception):
         error = inner
-    return f"{type(error).__name__}, {first_line(error, 150)}"
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """Type and first line of the innermost cause."""
+    cause = _innermost(error)
+    return f"{type(cause).__name__}, {first_line(cause, 150)}"

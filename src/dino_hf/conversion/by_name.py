@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import is_offline_mode
 
 from ..common.console import make_console
-from ..common.file_downloads import DownloadError, download_file
+from ..common.downloads import DownloadError, without_password
 from ..common.output_folders import folder_beside, write_beside
 from ..common.paths import cache_dir
 from ..common.progress import ProgressBar, hide_library_bars
@@ -41,7 +41,14 @@ _SETTINGS = ("config.json", "preprocessor_config.json")
 
 def cached_folder(row: Published) -> Path:
     """The place of a converted checkpoint in the cache. It may not be there yet."""
-    return cache_dir() / "models" / row.project / row.name
+    return _cache() / "models" / row.project / row.name
+
+
+def _cache() -> Path:
+    try:
+        return cache_dir()
+    except RuntimeError as error:
+        raise ValueError(f"There is no folder for the cache ({error}) Set DINO_HF_CACHE to a folder.") from error
 
 
 def is_cached(row: Published) -> bool:
@@ -141,22 +148,29 @@ def _addresses(row: Published, mirror: str | None) -> list[str]:
         raise DownloadError(f"{row.title} is not in the cache, and offline mode is on. {by_hand(row)}")
     mirror = mirror or os.environ.get(MIRROR)
     if mirror:
-        if urlsplit(mirror).scheme not in ("http", "https"):
-            raise DownloadError(f"The mirror {_without_password(mirror)!r} must begin with http:// or https://.")
+        _check_mirror(mirror)
         return [f"{mirror.rstrip('/')}/{row.project}/{quote(row.file)}"]
     if not row.addresses:
         raise DownloadError(f"{row.title} can only be downloaded with a browser. {by_hand(row)} Then this name works.")
     return list(row.addresses)
 
 
-def _without_password(address: str) -> str:
-    """An address without the user name and password that it may have."""
-    before, at, rest = address.partition("@")
-    return f"{before.partition('//')[0]}//{rest}" if at and "/" not in before.partition("//")[2] else address
+def _check_mirror(mirror: str) -> None:
+    """Raise DownloadError if the address of a mirror is not valid. The message never has a password."""
+    try:
+        parts = urlsplit(mirror)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or a bracket is missing
+        is_valid = False
+    if not is_valid:
+        shown = "" if "@" in mirror else f" {mirror!r:.200}"  # before an @ may be a password
+        raise DownloadError(
+            f"The mirror{shown} is not an address such as http://mirror:8000 or https://user:password@mirror."
+        )
 
 
 def _downloads() -> Path:
-    return cache_dir() / "downloads"
+    return _cache() / "downloads"
 
 
 @contextmanager
@@ -187,11 +201,14 @@ def _download(row: Published, addresses: list[str], file: Path) -> str:
     Returns:
         the address.
     """
+    # Imported here: requests takes a third of a second, which a cached checkpoint need not wait for.
+    from ..common.file_downloads import download_file
+
     if file.is_file():  # an earlier process was stopped before the conversion
         return addresses[0]
     failures = []
     for address in addresses:
-        shown = _without_password(address)
+        shown = without_password(address)
         console = make_console(stderr=True)
         console.print(f"Downloading {row.title} from {shown}", soft_wrap=True, highlight=False)
         try:
@@ -255,7 +272,7 @@ def _write_record(folder: Path, row: Published, address: str, converted_from: di
     record = {
         "format": _FORMAT,
         "name": row.title,
-        "address": _without_password(address),
+        "address": without_password(address),
         "file": row.file,
         "sha256": converted_from["sha256"],
         "dino_hf": version("dino_hf"),

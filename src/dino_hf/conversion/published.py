@@ -32,10 +32,12 @@ def find_published(title: str | None) -> Published | None:
 
 
 def similar_titles(name: str) -> list[str]:
-    """Titles that resemble a wrong name, best first. The name may lack the project."""
-    near = get_close_matches(name[:200], _BY_TITLE, n=3)
-    by_name = {title.partition("/")[2]: title for title in _BY_TITLE}
-    return near or [by_name[one] for one in get_close_matches(name[:200], by_name, n=3)]
+    """Titles that resemble a wrong name, best first. The name may lack the project or be in another case."""
+    name = name[:200].lower()
+    by_title = {title.lower(): title for title in _BY_TITLE}
+    by_name = {title.partition("/")[2]: full for title, full in by_title.items()}
+    near = [by_title[one] for one in get_close_matches(name, by_title, n=3)]
+    return near or [by_name[one] for one in get_close_matches(name, by_name, n=3)]
 
 
 def _suggestion(title: str) -> str:

@@ -25,7 +25,7 @@ from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..common.text import first_line
 from ..conversion.by_name import fetch
-from ..conversion.published import lookup_published, similar_titles
+from ..conversion.published import find_published, lookup_published, similar_titles
 from ..data.hub_access import reach_hub
 
 # Errors that damaged files raise: in json, in settings, in the shapes or the format of weights.
@@ -61,7 +61,7 @@ def from_published(name: str, mirror: str | None = None) -> tuple[PreTrainedMode
         OSError: the file cannot be downloaded or written. The message tells how to download it by hand.
     """
     folder = fetch(name, mirror)
-    return _with_name(load_detector(folder), name).eval(), load_image_processor(folder)
+    return _with_title(load_detector(folder), name).eval(), load_image_processor(folder)
 
 
 def pipeline(model: str | Path, **settings):
@@ -93,7 +93,8 @@ def load_detector(source: str | Path, dtype: torch.dtype = torch.float32) -> Pre
         FileNotFoundError: the folder or repository does not exist.
         ValueError: the model is not a detector, its files are damaged, or weights are missing.
     """
-    name, source = str(source), find_model(source)
+    title = _title(source) if _is_published(source) else None
+    source = find_model(source)
     config = _load(AutoConfig, source, CONFIG_NAME)
     if config.model_type not in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
         raise ValueError(f"{source} is a model of type {config.model_type!r}, which is not an object detector.")
@@ -105,7 +106,7 @@ def load_detector(source: str | Path, dtype: torch.dtype = torch.float32) -> Pre
             f"{source} lacks weights of the detector: {len(missing)} are missing, the first is {missing[0]}; save the whole "
             "detector with save_pretrained."
         )
-    return _with_name(model, name)
+    return _with_title(model, title) if title else model
 
 
 def load_image_processor(source: str | Path):
@@ -127,21 +128,25 @@ def load_image_processor(source: str | Path):
     return processor
 
 
-def _with_name(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """A model that records the name of a published checkpoint as its source, instead of a folder in the cache."""
-    if _is_published(name):
-        model.name_or_path = model.config._name_or_path = lookup_published(name).title
+def _with_title(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Record a published checkpoint as the source of a model, instead of a folder in the cache."""
+    model.name_or_path = model.config._name_or_path = find_published(name).title
     return model
+
+
+def _title(source: str | Path) -> str:
+    """A source as a name of a published checkpoint, which has a "/" on all systems."""
+    return source.as_posix() if isinstance(source, Path) else source
 
 
 def _is_published(source: str | Path) -> bool:
     """Whether a text is the name of a published checkpoint, and not of an existing file or folder."""
-    return lookup_published(str(source)) is not None and not Path(source).exists()
+    return lookup_published(_title(source)) is not None and not Path(source).exists()
 
 
 def fetch_published(source: str | Path) -> str | Path:
     """The folder of a published checkpoint, if `source` is the name of one. Other sources are returned unchanged."""
-    return fetch(str(source)) if _is_published(source) else source
+    return fetch(_title(source)) if _is_published(source) else source
 
 
 def find_model(source: str | Path) -> str:
@@ -167,7 +172,9 @@ def find_model(source: str | Path) -> str:
     if folder.exists():
         raise ValueError(f"{source} is a file; give its folder.")
     if (isinstance(source, Path) and source.parts[:-2]) or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
-        raise FileNotFoundError(f"There is no folder {source}; give the folder of a model, or an id on the Hub.")
+        raise FileNotFoundError(
+            f"There is no folder {source}; give the folder of a model, or an id on the Hub.{similar_names(source)}"
+        )
     return text
 
 
