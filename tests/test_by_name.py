@@ -69,8 +69,8 @@ def entry(server, toys, tmp_path):
 
 
 def entries(folder: Path) -> set[str]:
-    """Names in a folder, without locks."""
-    return {path.name for path in folder.iterdir() if path.suffix != ".lock"} if folder.is_dir() else set()
+    """Names of files in a folder and its folders, without locks."""
+    return {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -103,6 +103,7 @@ def test_the_record_and_the_configuration_tell_the_origin(server):
     assert record["name"] == origin["published"] == "mmdet/toy"
     assert record["sha256"] == origin["sha256"]
     assert record["sha256"].startswith(server.rows["mmdet"].sha256)
+    assert record["file"] == origin["file"] == "toy.pth"
     assert record["address"] == f"{server.address}/mmdet/toy.pth"
     assert set(record["files"]) == {"config.json", "preprocessor_config.json", "model.safetensors"}
     assert any("the two compute the same" in line for line in record["report"])
@@ -286,9 +287,9 @@ def test_a_password_with_an_at_sign_is_not_shown_and_not_kept(server, capfd, mon
     mirror = server.address.replace("//", "//someone:one@secret@")
     with pytest.raises(DownloadError) as caught:
         fetch("detrex/toy", mirror)
-    folder = by_name._downloads()
+    folder = by_name._downloads(server.rows["detrex"])
     assert "secret" not in str(caught.value) + "".join(capfd.readouterr())
-    assert "secret" not in (folder / "detrex--toy.pth.part.json").read_text()
+    assert "secret" not in (folder / "toy.pth.part.json").read_text()
     assert "secret" not in (fetch("detrex/toy", mirror) / RECORD).read_text()
     assert server.ranges[-1] == "bytes=1000-"
 
@@ -362,6 +363,24 @@ def test_a_damaged_entry_is_made_again(damage, server, entry):
     assert len(server.requests) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of this kind")
+def test_other_users_can_read_the_weights(entry):
+    """Several users may share a cache."""
+    modes = {path.stat().st_mode for path in entry.iterdir() if path.is_file()}
+    assert len(modes) == 1
+
+
+def test_a_cache_that_is_read_only_works(server, entry, tmp_path, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(by_name, "FileLock", refuse)
+    assert load_detector("detrex/toy").name_or_path == "detrex/toy"
+    with pytest.raises(OSError, match="DINO_HF_CACHE"):
+        load_detector("mmdet/toy")
+
+
 def test_a_copied_cache_is_still_good(server, entry):
     """A copy has other times. Then the content decides."""
     for path in entry.iterdir():
@@ -433,7 +452,7 @@ def test_a_killed_process_leaves_a_part_that_the_next_one_continues(server, toys
     half, release = len(server.files["/detrex/toy.pth"]) // 2, threading.Event()
     server.plans = [("held", half, release)]
     process = start(server, toys, tmp_path)
-    part = tmp_path / "cache/downloads/detrex--toy.pth.part"
+    part = tmp_path / "cache/downloads/detrex/toy.pth.part"
     try:
         for _ in range(3000):
             if part.is_file() and part.stat().st_size == half:

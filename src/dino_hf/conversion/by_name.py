@@ -1,8 +1,8 @@
 """Published checkpoints by name: downloaded and converted once, then kept in the cache.
 
 The cache has two folders. `models/PROJECT/NAME` is a converted model, as `from_pretrained` loads it, with a record of its origin.
-`downloads` holds files while they are transferred and converted. A file is deleted after its conversion: it would double the space,
-and the record has its SHA-256.
+`downloads/PROJECT` holds files while they are transferred and converted. They have the published names, because the converted model
+records the name. A file is deleted after its conversion: it would double the space, and the record has its SHA-256.
 """
 
 import json
@@ -95,7 +95,7 @@ def fetch(name: str, mirror: str | None = None) -> Path:
     with _only_one(row):
         if is_cached(row):
             return folder
-        file = _downloads() / f"{row.project}--{row.file}"
+        file = _downloads(row) / row.file
         address = _download(row, addresses, file)
         _keep(row, file, address)
         file.unlink()
@@ -169,17 +169,17 @@ def _check_mirror(mirror: str) -> None:
         )
 
 
-def _downloads() -> Path:
-    return _cache() / "downloads"
+def _downloads(row: Published) -> Path:
+    return _cache() / "downloads" / row.project
 
 
 @contextmanager
 def _only_one(row: Published) -> Iterator[None]:
     """Wait until no other process or thread works on a checkpoint."""
-    folder = _downloads()
+    folder = _downloads(row)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{row.project}--{row.name}.lock")
+        lock = FileLock(folder / f"{row.name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -251,15 +251,15 @@ def _keep(row: Published, file: Path, address: str) -> None:
                     raise ConversionError(f"The result does not compute the same as the file. {' '.join(report)}")
         except ConversionError as error:
             if not isinstance(error.__cause__, OSError):  # OSError: for example, the disk is full
-                _discard(file)
+                _discard(row, file)
             raise ConversionError(f"{row.title} was not converted. {error}") from error
         _write_record(new, row, address, converted_from, report)
     console.print(f"Ready in {folder} after {time.monotonic() - start:.0f} s.", soft_wrap=True, highlight=False)
 
 
-def _discard(file: Path) -> None:
+def _discard(row: Published, file: Path) -> None:
     """Delete a file in the folder of downloads. A user's own file stays."""
-    if file.parent == _downloads():
+    if file.parent == _downloads(row):
         file.unlink()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
+from transformers.utils import CONFIG_NAME
 
 from ..common.console import make_console
 from ..common.progress import ProgressBar
@@ -93,8 +94,16 @@ def convert(
             raise ConversionError(f"{checkpoint} cannot be converted: {first_line(error)}") from error
         model.save_pretrained(scratch)
         processor.save_pretrained(scratch)
+        _use_mode_of_settings(scratch)
     say(f"  written to {output_dir}")
     return model
+
+
+def _use_mode_of_settings(folder: Path) -> None:
+    """Let the users read the weights who can read the configuration. safetensors writes files that only their owner can read."""
+    mode = (folder / CONFIG_NAME).stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def _convert(
