@@ -122,8 +122,8 @@ def test_a_download_has_100_mib_30_seconds_and_20_without_an_answer(monkeypatch)
             return self.pieces.pop() if self.pieces else b""
 
     class Thread:
-        def __init__(self, target, args, daemon):
-            self.work = lambda: target(*args)
+        def __init__(self, target, daemon):
+            self.work = target
 
         def start(self):
             self.work()

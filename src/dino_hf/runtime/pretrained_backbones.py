@@ -97,7 +97,11 @@ def _load_from_transformers(name: str | Path, maps: dict[str, list]) -> Pretrain
     logging.set_verbosity_error()  # otherwise the library reports the weights of the class head, which are not used
     try:
         backbone, loading = kind.from_pretrained(
-            expand_home(name), config=config, dtype=torch.float32, output_loading_info=True
+            expand_home(name),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except OSError as error:
         raise _not_loaded(name, error) from error
