@@ -473,6 +473,54 @@ def test_a_killed_process_leaves_a_part_that_the_next_one_continues(server, toys
 # -- commands
 
 
+def draw_data(folder: Path) -> Path:
+    """Three images in COCO format, as training and validation data. Two have an object of the toy model's classes."""
+    images = [{"id": n, "file_name": f"{n}.png", "width": 70, "height": 40} for n in (1, 2, 3)]
+    boxes = [{"id": n, "image_id": n, "category_id": n, "bbox": [9 * n, 8, 20, 15], "area": 300} for n in (1, 2)]
+    content = {"images": images, "annotations": [{**box, "iscrowd": 0} for box in boxes]}
+    content["categories"] = [{"id": n + 1, "name": f"LABEL_{n}"} for n in range(6)]
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        for image in images:
+            noise(70, 40, seed=image["id"] + 3 * (split == "val")).save(folder / split / image["file_name"])
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_eval_compares_names(server, entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, options = str(draw_data(tmp_path / "data")), ["--device", "cpu", "--num-bootstrap", "40"]
+    result = CliRunner().invoke(app, ["eval", "detrex/toy", data, "--compare", "detrex/other", *options])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "outputs/eval/detrex--toy"
+    assert json.loads((folder / "results.json").read_text())["model"] == "detrex/toy"
+    assert not any(str(tmp_path / "cache") in path.read_text() for path in folder.glob("*.json"))
+    assert server.requests == []
+
+
+def test_augment_takes_a_name(server, entry, tmp_path):
+    data, picture = str(draw_data(tmp_path / "data")), tmp_path / "augmented.png"
+    options = ["--model", "detrex/toy", "--num-images", "1", "--num-samples", "1", "--output", str(picture)]
+    result = CliRunner().invoke(app, ["augment", data, *options])
+    assert result.exit_code == 0, result.output
+    assert picture.is_file()
+
+
+def test_export_takes_a_name(server, entry, tmp_path, monkeypatch):
+    """Without the export itself, which takes long."""
+    pytest.importorskip("onnx")
+    from dino_hf import export
+    from dino_hf.export import onnx_export
+
+    given = []
+    monkeypatch.setattr(export, "export_onnx", lambda *arguments, **settings: given.append(arguments) or 1 / 0)
+    CliRunner().invoke(app, ["export", "detrex/toy"])
+    assert given == [("detrex/toy", Path("toy.onnx"))]
+    predictor, name = onnx_export._load("detrex/toy", None)
+    assert name == "detrex/toy"
+    assert predictor.image_processor.size == {"shortest_edge": 800, "longest_edge": 1333}
+
+
 def test_a_mirror_by_option_and_a_file_fetched_by_hand(server, toys, tmp_path, monkeypatch):
     monkeypatch.setenv(by_name.MIRROR, "http://127.0.0.1:1")
     noise(90, 60).save(tmp_path / "a.png")

@@ -18,7 +18,7 @@ import torch
 from PIL import ExifTags, Image
 from transformers import AutoBackbone, YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
-from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor, set_num_queries
 from dino_hf.common.installation import install_command
 from dino_hf.common.scenes import make_scenes
 from dino_hf.export import ExportReport, export_onnx, onnx_export, onnx_file
@@ -222,6 +222,18 @@ def test_given_images_and_a_given_model_are_used(exported, quick_export):
 def test_an_image_processor_that_pads_nothing_is_no_hindrance(exported, quick_export):
     processor = DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 120}, do_pad=False)
     assert quick_export(exported.model, image_processor=processor).difference.num_images == 3
+
+
+def test_the_program_of_a_model_with_more_queries_has_all_of_them(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "torch")
+    model = small_detector(num_queries=5, decoder_layers=1).eval()
+    set_num_queries(model, 12)
+    program = export_program(model)
+    inputs = padded_batch(2, 65, 104)
+    with torch.no_grad():
+        expected, (logits, boxes) = model(*inputs), program.module()(*inputs)
+    assert logits.shape[:2] == boxes.shape[:2] == (2, 12)
+    torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)  # other orders of the same sums
 
 
 def test_weights_that_do_not_fit_into_one_file_lie_beside_it(exported, monkeypatch, tmp_path):
