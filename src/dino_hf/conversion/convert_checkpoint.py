@@ -5,7 +5,7 @@
 
 A published file is recognised, and gets its settings. Other settings that a file does not contain get the defaults of the project,
 and are printed. `--published` and `--set` change them.
-docs/checkpoints.md has a command for every published file.
+docs/checkpoints.md lists the published files.
 """
 
 import argparse

@@ -47,15 +47,8 @@ def _suggestion(title: str) -> str:
     return f"{start} `dino-hf models` lists all names."
 
 
-def command(row: Published) -> str:
-    """Commands that download, convert and verify a checkpoint. Some files have no address and are downloaded by hand."""
-    lines = [f"curl -LO {row.address} &&"] if row.address else []
-    lines += [f"dino-hf convert {row.file} --output {row.output}", f"--published {row.title} --verify"]
-    return " \\\n    ".join(lines)
-
-
 def table() -> str:
-    """The list of files in docs/checkpoints.md: for each project, a table and a command for each file."""
+    """The list of files in docs/checkpoints.md: a table for each project."""
     lines = []
     for project in PROJECT_NAMES:
         rows = [row for row in PUBLISHED if row.project == project]
@@ -67,9 +60,8 @@ def table() -> str:
         ]
         for row in rows:
             note = "" if row.is_supported else ", [not supported](#not-supported)"
-            lines += [f"| {row.name} | {row.backbone}{note} | {row.num_levels} | {row.ap} | [{row.file}]({row.url}) |"]
+            lines += [
+                f"| `{row.title}` | {row.backbone}{note} | {row.num_levels} | {row.ap} | [{row.file}]({row.url}) |"
+            ]
         lines += [""]
-        for row in rows:
-            if row.is_supported:
-                lines += [f"{row.name}:", "", "```bash", command(row), "```", ""]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -12,7 +12,7 @@ def _row(name: str, ap: float, backbone: str, num_levels: int, file: str, drive_
         drive_id: id of the file, if known. Then the page is that of the file, else of the folder.
     """
     page = f"https://drive.google.com/file/d/{drive_id}/view" if drive_id else _FOLDER
-    return Published("original", name, ap, backbone, num_levels, file, page=page, num_labels=91, prefix="dino-", **more)
+    return Published("original", name, ap, backbone, num_levels, file, page=page, num_labels=91, **more)
 
 
 # The number in a file name is the epoch, counted from 0. It need not be the last epoch of the training.

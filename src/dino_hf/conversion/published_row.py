@@ -41,7 +41,6 @@ class Published(NamedTuple):
         aliases: other names of the model.
         license: license of the weights; None if the host does not state it.
         num_labels, num_queries: sizes of the heads.
-        prefix: start of the name of the converted folder; by default "dino-<project>-".
     """
 
     project: str
@@ -61,7 +60,6 @@ class Published(NamedTuple):
     license: str | None = "apache-2.0"
     num_labels: int = 80
     num_queries: int = 900
-    prefix: str = ""
 
     @property
     def title(self) -> str:
@@ -92,12 +90,6 @@ class Published(NamedTuple):
     def url(self) -> str:
         """Where the project publishes the file: its address, or else the web page."""
         return self.address or self.page
-
-    @property
-    def output(self) -> str:
-        """Name for the converted folder."""
-        name = self.name.removeprefix("dino-").removeprefix("dino_").replace("_", "-")
-        return (self.prefix or f"dino-{self.project}-") + name
 
     def architecture(self) -> dict:
         """Properties that a file must have to be this checkpoint."""
