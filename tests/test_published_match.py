@@ -129,7 +129,7 @@ def test_settings_in_the_file_come_first(row):
         name: value for name, value in (positions(row) | row.settings).items() if name != "position_temperature"
     }
     for by in ("SHA-256", "--published"):
-        with pytest.raises(ConversionError, match=r"it says {'position_temperature': 123.0}. Leave --published out"):
+        with pytest.raises(ConversionError, match=r"it says {'position_temperature': 123.0}.*--published none"):
             match_published(Candidate(row, by, row.sha256), PROJECTS[row.project], toy_config(row), from_file)
 
 

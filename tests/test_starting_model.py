@@ -115,7 +115,7 @@ def backbone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("is_default", [True, False])
-def test_a_new_detector_gets_the_weights_and_the_pixels_of_its_backbone(monkeypatch, backbone, is_default):
+def test_a_new_detector_gets_the_weights_and_the_pixels_of_its_backbone(monkeypatch, backbone, tmp_path, is_default):
     folder, expected = backbone
     if is_default:
         monkeypatch.setattr(starting_model, "BACKBONE", str(folder))
@@ -123,8 +123,10 @@ def test_a_new_detector_gets_the_weights_and_the_pixels_of_its_backbone(monkeypa
     weights_here = weights(start.model.model.backbone.model)
     assert len(weights_here) > 20
     assert all(torch.equal(value, expected[name]) for name, value in weights_here.items())
-    assert start.model.config.provenance == {"start": f"random weights, except the backbone of {folder}"}
+    assert start.model.config.provenance == {"start": "random weights, except the backbone of backbone"}
     assert start.source == f"random weights, except the backbone of {folder}"
+    start.model.save_pretrained(tmp_path / "saved")
+    assert not any(str(folder) in path.read_text() for path in (tmp_path / "saved").glob("*.[jm]*"))  # it is private
     assert (start.model.config.id2label, start.model.config.category_ids) == (DATA.id2label, DATA.category_ids)
     processor = start.image_processor
     assert (list(processor.image_mean), list(processor.image_std)) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])

@@ -128,7 +128,7 @@ class _Part:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def version(self, address: str) -> str | None:
-        """The version of the file that this part is of, if it came from this address."""
+        """The version of the file when this part came from it. None: unknown, or the part is from another address."""
         with suppress(OSError, ValueError, LookupError, TypeError):  # no record, or a damaged one
             record = read_settings(self._record)
             if record["address"] == without_password(address) and isinstance(record["version"], str):
@@ -155,7 +155,7 @@ class _Part:
 
 
 class _Answer(NamedTuple):
-    """What the header of an answer says."""
+    """Facts in the header of an answer."""
 
     start: int  # number of bytes of the part that are kept
     total: int | None  # bytes of the whole file
@@ -166,7 +166,7 @@ def _transfer(address: str, part: _Part, size: int | None, spare: float, progres
     """Transfer the missing bytes of a part.
 
     Raises:
-        _Interrupted: the transfer broke off. What has come is kept.
+        _Interrupted: the transfer broke off. The received bytes are kept.
         DownloadError, OSError: another attempt is useless.
     """
     start, version = part.size, part.version(address)

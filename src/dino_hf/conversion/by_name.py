@@ -107,7 +107,7 @@ def store(file: Path, name: str) -> Path:
 
     Args:
         file: is not changed.
-        name: PROJECT/NAME of the published checkpoint that it is.
+        name: PROJECT/NAME of the published checkpoint in this file.
     Returns:
         the folder in the cache.
     Raises:

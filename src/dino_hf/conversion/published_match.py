@@ -110,7 +110,10 @@ def match_published(
     conflicts = {name: from_file[name] for name in settings if name in from_file and from_file[name] != settings[name]}
     is_fine_tuned = set(others) <= _SIZES_OF_HEADS
     if candidate.by != "name" and (not is_fine_tuned or conflicts):
-        raise ConversionError(f"The file is not {row.title}: {_describe(others, conflicts)}. Leave --published out.")
+        raise ConversionError(
+            f"The file is not {row.title}: {_describe(others, conflicts)}. `dino-hf convert` with --published {NONE} converts it "
+            "as an unknown file."
+        )
     if not is_fine_tuned:
         say(
             f"  the file has the name of {row.title}, but {_describe(others, {})}: it is taken as an unknown file; rename it"

@@ -297,7 +297,8 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         if cls.backbone_loader is None:
             raise ImportError("Backbones are loaded by name only where dino_hf is installed: pip install dino_hf.")
         config, weights = cls.backbone_loader(name, out_features, out_indices)
-        settings.setdefault("provenance", {"start": f"random weights, except the backbone of {name}"})
+        origin = Path(name).name if Path(name).expanduser().exists() else name  # the rest of a path is private
+        settings.setdefault("provenance", {"start": f"random weights, except the backbone of {origin}"})
         model = cls(cls.config_class(backbone_config=config, **settings))
         model.model.backbone.model.load_state_dict(weights)
         return model

@@ -111,7 +111,8 @@ def _on_backbone(backbone: str | None, data: CocoData) -> Start:
             f"({type(error).__name__}). Connect to the internet once, name a folder with a backbone by "
             "--backbone, or a folder with a detector by --model (in Python, backbone=... or model=...)."
         ) from error
-    return _random_start(model, image_processor, f"random weights, except the backbone of {name}")
+    source = f"random weights, except the backbone of {name}"
+    return _random_start(model, image_processor, source, model.config.provenance["start"])
 
 
 def _reach_backbone(name: str) -> None:
@@ -128,14 +129,18 @@ def _from_configuration(folder: Path, data: CocoData) -> Start:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.set_classes(data.id2label, data.category_ids)
     model = DinoDetrForObjectDetection(config)
-    return _random_start(
-        model, image_processor_of(folder), f"random weights: {folder} has a configuration but no weights"
-    )
+    source = f"random weights: {folder} has a configuration but no weights"
+    return _random_start(model, image_processor_of(folder), source, "random weights")
 
 
-def _random_start(model: PreTrainedModel, image_processor, source: str) -> Start:
+def _random_start(model: PreTrainedModel, image_processor, source: str, published_source: str) -> Start:
+    """A start from random weights.
+
+    Args:
+        published_source: `source` without paths of this machine, for the model card.
+    """
     model.config._name_or_path = ""
-    model.config.provenance = {"start": source.partition(":")[0]}
+    model.config.provenance = {"start": published_source}
     num_classes = len(model.config.id2label)
     note = f"All {num_classes} classes start" if num_classes > 1 else "The class starts"
     return Start(model, image_processor, source, [f"{note} from random weights"])

@@ -110,7 +110,8 @@ def _load_from_transformers(name: str | Path, maps: dict[str, list]) -> Pretrain
     # A classifier has no norms for the maps of Swin or ConvNeXt. They start as in a new backbone.
     if missing := sorted(key for key in loading["missing_keys"] if "norm" not in key):
         raise ValueError(f"{name} lacks {len(missing)} weights of a {kind.__name__}, for example {missing[0]}.")
-    backbone.config._name_or_path = str(name)
+    # Of a path, only the last part is saved: the rest is private.
+    backbone.config._name_or_path = Path(name).name if expand_home(name).exists() else str(name)
     return PretrainedBackbone(backbone.config, backbone.state_dict())
 
 
