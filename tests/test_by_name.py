@@ -193,8 +193,15 @@ def test_a_name_with_a_slash_at_its_end_tells_the_name():
         find_model("detrex/dino_r50_4scale_12ep/")
 
 
+@pytest.mark.parametrize("name", [None, 5, Path("nothing/here")])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(ConversionError, match=f"{name}.* is not the name of a published checkpoint"):
+        dino_hf.from_published(name)
+
+
 def test_a_name_may_be_a_path_of_windows(entry, monkeypatch):
     assert find_model(Path("detrex/toy")) == str(entry)
+    assert dino_hf.from_published(Path("detrex/toy"))[0].name_or_path == "detrex/toy"
     monkeypatch.setattr(loading, "Path", PureWindowsPath)
     monkeypatch.setattr(PureWindowsPath, "exists", lambda path: False, raising=False)
     assert loading.fetch_published(PureWindowsPath("detrex/toy")) == entry

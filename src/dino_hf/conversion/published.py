@@ -18,16 +18,14 @@ def lookup_published(title: str) -> Published | None:
     return _BY_TITLE.get(title)
 
 
-def find_published(title: str | None) -> Published | None:
-    """The published checkpoint with this title or alias, PROJECT/NAME; None for None.
+def find_published(title: str) -> Published:
+    """The published checkpoint with this title or alias, PROJECT/NAME.
 
     Raises:
         ConversionError: there is no checkpoint of this name.
     """
-    if title is None:
-        return None
     if (row := lookup_published(title)) is None:
-        raise ConversionError(f"{title!r} is not the name of a published checkpoint.{_suggestion(title)}")
+        raise ConversionError(f"{title!r} is not the name of a published checkpoint.{_suggestion(str(title))}")
     return row
 
 

@@ -57,7 +57,7 @@ def read_checkpoint(path: Path, ema: bool, published: str | None) -> tuple[Check
     Raises:
         ConversionError: the file cannot be read, or there is no published checkpoint of this title.
     """
-    named = None if published == NONE else find_published(published)
+    named = None if published in (None, NONE) else find_published(published)
     digest = file_sha256(path) if path.is_file() else ""
     candidate = Candidate(named, "--published", digest) if named else None
     if published is None:

@@ -59,8 +59,8 @@ class Model:
             path: folder of dino_hf, or checkpoint file.
             ema: read the averaged weights of a checkpoint.
             fallback: configuration for settings that a checkpoint does not contain. By default, the settings of the published
-                checkpoint that it is, or else the project's defaults.
-            published: title of the published checkpoint that it is, "none", or None to recognise it.
+                checkpoint in the file, or else the project's defaults.
+            published: title of the published checkpoint in the file, "none", or None to recognise it.
         """
         if path.is_dir():
             model = load_folder(path).float()

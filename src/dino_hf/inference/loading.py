@@ -42,7 +42,7 @@ _DAMAGES = (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def from_published(name: str, mirror: str | None = None) -> tuple[PreTrainedModel, Any]:
+def from_published(name: str | Path, mirror: str | None = None) -> tuple[PreTrainedModel, Any]:
     """Load a published checkpoint of DINO by its name. The first call downloads and converts it into the cache.
 
         model, image_processor = dino_hf.from_published("detrex/dino_r50_4scale_12ep")
@@ -60,6 +60,7 @@ def from_published(name: str, mirror: str | None = None) -> tuple[PreTrainedMode
             checkpoint.
         OSError: the file cannot be downloaded or written. The message tells how to download it by hand.
     """
+    name = _title(name)
     folder = fetch(name, mirror)
     return _with_title(load_detector(folder), name).eval(), load_image_processor(folder)
 
