@@ -260,7 +260,7 @@ def test_a_file_whose_ap_is_of_averaged_weights_gives_them(averaged, files):
     for ema in (False, True):
         found, note = weight(averaged, ema)
         assert torch.equal(found, raw * 1.01)
-        assert ("('ema_state') are converted, because the published AP is theirs" in note) == (not ema)
+        assert ("('ema_state') are converted, because the published AP was measured with them" in note) == (not ema)
     found, note = weight(averaged, False, "none")
     assert torch.equal(found, raw)
     assert "the file also has averaged weights ('ema_state'), which --ema converts" in note

@@ -97,11 +97,13 @@ def load_checkpoint(path: Path, ema: bool = False, prefer_ema: bool = False) -> 
 def _note_on_average(average: str | None, is_average: bool, ema: bool, prefer_ema: bool) -> str:
     """Say which weights were read. `average` is the name of the averaged weights in the file, if it has them."""
     if is_average and not ema:
-        return f"the averaged weights ({average!r}) are converted, because the published AP is theirs"
+        return f"the averaged weights ({average!r}) are converted, because the published AP was measured with them"
     if average is not None and not is_average:
         return f"the raw weights are converted; the file also has averaged weights ({average!r}), which --ema converts"
     if prefer_ema and average is None:
-        return "the file has one set of weights, which is converted; the published AP is that of averaged weights"
+        return (
+            "the file has one set of weights, which is converted; the published AP was measured with averaged weights"
+        )
     return ""
 
 

@@ -100,7 +100,7 @@ def convert(
 
 
 def _use_mode_of_settings(folder: Path) -> None:
-    """Let the users read the weights who can read the configuration. safetensors writes files that only their owner can read."""
+    """Give the weights the permissions of the configuration. safetensors writes files that only their owner can read."""
     mode = (folder / CONFIG_NAME).stat().st_mode
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)

@@ -52,7 +52,8 @@ def read_checkpoint(path: Path, ema: bool, published: str | None) -> tuple[Check
     """Read a checkpoint file, and find the published checkpoint that it may be.
 
     Args:
-        ema: read the averaged weights. A file whose published AP is that of averaged weights gives them anyway, if it has them.
+        ema: read the averaged weights. If the published AP was measured with averaged weights and the file has them, they are
+            read without `ema` too.
         published: title of the published checkpoint, NONE, or None to find it.
     Raises:
         ConversionError: the file cannot be read, or there is no published checkpoint of this title.

@@ -9,7 +9,7 @@ def _row(name: str, ap: float, backbone: str, num_levels: int, file: str, drive_
     """A file in the Google Drive folder of the release.
 
     Args:
-        drive_id: id of the file, if known. Then the page is that of the file, else of the folder.
+        drive_id: id of the file, if known. Otherwise, the page shows the folder with all files.
     """
     page = f"https://drive.google.com/file/d/{drive_id}/view" if drive_id else _FOLDER
     return Published("original", name, ap, backbone, num_levels, file, page=page, num_labels=91, **more)

@@ -1,4 +1,4 @@
-"""`Published`: what is known of a published checkpoint file. Nothing here imports torch."""
+"""`Published`: the facts about a published checkpoint file. Nothing here imports torch."""
 
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ class Published(NamedTuple):
         sha256: the first hexadecimal digits of the file's SHA-256, in lower case: 8 or all 64. Empty if unknown.
         size: size of the file in bytes; None if unknown.
         settings: fields of the configuration that differ from the project's defaults.
-        is_averaged: whether `ap` is that of the averaged weights. The file may have other weights too.
+        is_averaged: whether `ap` was measured with the averaged weights. The file may have other weights too.
         aliases: other names of the model.
         license: license of the weights; None if the host does not state it.
         num_labels, num_queries: sizes of the heads.
@@ -80,11 +80,6 @@ class Published(NamedTuple):
     def addresses(self) -> tuple[str, ...]:
         """Addresses of the file, in the order to try them."""
         return (*((self.address,) if self.address else ()), *self.mirrors)
-
-    @property
-    def has_address(self) -> bool:
-        """Whether a program can download the file."""
-        return bool(self.addresses)
 
     @property
     def url(self) -> str:
