@@ -24,6 +24,7 @@ from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.published_row import Published
 from dino_hf.data import CocoData
+from dino_hf.evaluation.measured import report_folder
 from dino_hf.inference import loading
 from dino_hf.inference.loading import find_model, load_detector
 from dino_hf.run.starting_model import load_start
@@ -279,6 +280,7 @@ def test_a_password_of_a_mirror_is_not_shown(server, monkeypatch, capfd):
         "http://someone:sec/secret@host",
         "http://someone:secret@host:port",
         "http://[host",
+        "http://host/?token=secret",
         "mirror/x",
     ],
 )
@@ -286,7 +288,7 @@ def test_a_mirror_that_is_no_address_is_refused_without_its_password(mirror, ser
     with pytest.raises(DownloadError, match="is not an address such as") as caught:
         fetch("detrex/toy", mirror)
     assert "secret" not in str(caught.value) + "".join(capfd.readouterr())
-    assert ("@" in mirror) != (mirror in str(caught.value))
+    assert ("secret" in mirror) != (mirror in str(caught.value))
 
 
 def test_a_password_with_an_at_sign_is_not_shown_and_not_kept(server, capfd, monkeypatch):
@@ -323,6 +325,18 @@ def test_offline_is_one_sentence_with_the_address_and_the_command(server, monkey
     assert f"{server.address}/detrex/toy.pth" in str(caught.value)
     assert "dino-hf convert toy.pth --published detrex/toy" in str(caught.value)
     assert server.requests == []
+
+
+def test_offline_a_finished_download_is_converted(server, toys, monkeypatch):
+    """A process was stopped between download and conversion."""
+    monkeypatch.setattr(by_name, "is_offline_mode", lambda: True)
+    row = server.rows["detrex"]
+    file = by_name._downloads(row) / row.file
+    file.parent.mkdir(parents=True)
+    shutil.copy(toys[0] / "detrex.pth", file)
+    record = json.loads((fetch("detrex/toy", "http://mirror:1") / RECORD).read_text())
+    assert record["address"] == row.url
+    assert not file.exists()
 
 
 def test_offline_a_cached_checkpoint_works(server, entry, monkeypatch):
@@ -545,3 +559,8 @@ def test_a_mirror_by_option_and_a_file_fetched_by_hand(server, toys, tmp_path, m
         result = CliRunner().invoke(app, ["convert", str(toys[0] / "detrex.pth"), *arguments])
         assert result.exit_code == 1
         assert reason in result.output
+
+
+def test_an_alias_and_its_title_share_a_report():
+    alias, title = "detrex/dino_r50_4scale_12ep", "detrex/dino_r50_4scale_12ep_49_2AP"
+    assert report_folder(alias) == report_folder(title) == Path("outputs/eval/detrex--dino_r50_4scale_12ep_49_2AP")

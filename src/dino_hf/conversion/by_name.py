@@ -91,12 +91,13 @@ def fetch(name: str, mirror: str | None = None) -> Path:
     if is_cached(row):
         return folder
     _check_supported(row)
-    addresses = _addresses(row, mirror)
+    file = _downloads(row) / row.file
+    if not file.is_file():
+        _addresses(row, mirror)  # raises before anything is written
     with _only_one(row):
         if is_cached(row):
             return folder
-        file = _downloads(row) / row.file
-        address = _download(row, addresses, file)
+        address = _download(row, mirror, file)
         _keep(row, file, address)
         file.unlink()
     return folder
@@ -159,11 +160,12 @@ def _check_mirror(mirror: str) -> None:
     """Raise DownloadError if the address of a mirror is not valid. The message never has a password."""
     try:
         parts = urlsplit(mirror)
-        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        has_path_only = not (parts.query or parts.fragment)  # the name of the file is appended
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and has_path_only
     except ValueError:  # the port is no number, or a bracket is missing
         is_valid = False
     if not is_valid:
-        shown = "" if "@" in mirror else f" {mirror!r:.200}"  # before an @ may be a password
+        shown = "" if set("@?") & set(mirror) else f" {mirror!r:.200}"  # it may have a password or a token
         raise DownloadError(
             f"The mirror{shown} is not an address such as http://mirror:8000 or https://user:password@mirror."
         )
@@ -195,19 +197,19 @@ def _only_one(row: Published) -> Iterator[None]:
         lock.release()
 
 
-def _download(row: Published, addresses: list[str], file: Path) -> str:
+def _download(row: Published, mirror: str | None, file: Path) -> str:
     """Download the file of a checkpoint from the first address that gives it.
 
     Returns:
-        the address.
+        the address; the published one if an earlier process, which was stopped, has downloaded the file.
     """
+    if file.is_file():
+        return row.url
     # Imported here: requests takes a third of a second, which a cached checkpoint need not wait for.
     from ..common.file_downloads import download_file
 
-    if file.is_file():  # an earlier process was stopped before the conversion
-        return addresses[0]
     failures = []
-    for address in addresses:
+    for address in _addresses(row, mirror):
         shown = without_password(address)
         console = make_console(stderr=True)
         console.print(f"Downloading {row.title} from {shown}", soft_wrap=True, highlight=False)

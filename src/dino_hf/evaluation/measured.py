@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ..common.paths import expand_home
 from ..common.regular_files import read_json
+from ..conversion.published import lookup_published
 
 RESULTS = "results.json"
 EVALUATIONS = Path("outputs/eval")  # default output folder of `dino-hf eval`
@@ -20,7 +21,7 @@ class MeasuredThreshold(NamedTuple):
 def report_folder(model: str) -> Path:
     """The default output folder of `dino-hf eval`. Its name is the Hub id of the model, or the last part of its folder."""
     path = expand_home(model)
-    parts = [path.resolve().name] if path.exists() else model.split("/")[-2:]
+    parts = [path.resolve().name] if path.exists() else _title(model).split("/")[-2:]
     return EVALUATIONS / (re.sub(r"[^\w.-]+", "_", "--".join(parts)).strip(".-_")[:100] or "model")
 
 
@@ -43,4 +44,10 @@ def measured_threshold(model: str) -> MeasuredThreshold | None:
 
 
 def _same(one: str, other: str) -> bool:
-    return one == other or expand_home(one).resolve() == expand_home(other).resolve()
+    return _title(one) == _title(other) or expand_home(one).resolve() == expand_home(other).resolve()
+
+
+def _title(model: str) -> str:
+    """The title of a published checkpoint, which may be named by an alias. Other names are returned unchanged."""
+    row = lookup_published(model)
+    return model if row is None else row.title
