@@ -136,7 +136,7 @@ def while_writing(trainer: DinoDetrTrainer, step: int) -> None:
 
 def before_naming(trainer: DinoDetrTrainer, step: int) -> None:
     """All is written, under another name."""
-    checkpoints.flush = lambda folder: kill() if trainer.state.global_step == step else None
+    checkpoints.sync_to_disk = lambda folder: kill() if trainer.state.global_step == step else None
 
 
 def while_deleting(trainer: DinoDetrTrainer, step: int) -> None:
