@@ -39,7 +39,7 @@ def models(
 
 
 def _rows() -> list[dict[str, Any]]:
-    """What is known of each published checkpoint."""
+    """The facts about each published checkpoint, for a table or JSON."""
     # Imported here: other commands need not wait for it.
     from ..conversion.by_name import cached_folder, is_cached
     from ..conversion.published import PUBLISHED

@@ -19,7 +19,7 @@ from urllib3.util import Retry
 from .downloads import DownloadError, OutOfTime, is_local, within, without_password
 from .output_folders import write_beside
 from .regular_files import file_sha256, read_settings
-from .text import first_line
+from .text import first_line, size_text
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,8 @@ _PIECE = 2**20  # bytes
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
 
-Progress = Callable[
-    [int, int | None], None
-]  # called with the number of bytes that are here, and the total if it is known
+# Called with the number of received bytes, and with the total if it is known.
+Progress = Callable[[int, int | None], None]
 
 
 class _Interrupted(Exception):
@@ -74,7 +73,7 @@ def download_file(
 
     Args:
         sha256: start of the SHA-256 of the file, in lower-case hexadecimal digits.
-        size: of the file, in bytes.
+        size: size of the file, in bytes.
         spare: disk space that must be left free, as a multiple of the size of the file.
         progress: called after each piece.
     Returns:
@@ -262,7 +261,7 @@ def _read_header(response: requests.Response, part: _Part, start: int, version: 
     """Read the header of an answer with status 200, 206 or 416. None: the part is already complete.
 
     Args:
-        start, version: of the part.
+        start, version: size and version of the part.
     """
     header = response.headers
     found_version = header.get("ETag") or header.get("Last-Modified")
@@ -299,7 +298,7 @@ def _check_space(folder: Path, found: _Answer, spare: float) -> None:
         return
     needed, free = found.total - found.start + int(spare * found.total), shutil.disk_usage(folder).free
     if needed > free:
-        raise DownloadError(f"{needed / 1e6:,.0f} MB are needed in {folder}, and only {free / 1e6:,.0f} MB are free")
+        raise DownloadError(f"{size_text(needed)} are needed in {folder}, and only {size_text(free)} are free")
 
 
 def _read_body(

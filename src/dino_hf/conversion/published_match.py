@@ -17,7 +17,7 @@ from .project import Project
 from .published import PUBLISHED, find_published
 from .published_row import Published
 
-NONE = "none"  # value of --published for a file that is no published one
+NONE = "none"  # value of --published for a file that is not published
 _POSITIONS = ("position_temperature", "position_offset")
 _SIZES_OF_HEADS = {"classes", "queries"}  # change when a model is trained on other data
 
@@ -117,7 +117,7 @@ def match_published(
         )
     if not is_fine_tuned:
         say(
-            f"  the file has the name of {row.title}, but {_describe(others, {})}: it is taken as an unknown file; rename it"
+            f"  the file has the name of {row.title}, but {_describe(others, {})}: it is converted as an unknown file; rename it"
         )
         return None
     settings = {name: value for name, value in settings.items() if name not in from_file}
