@@ -47,7 +47,7 @@ def test_the_last_word_of_a_list_of_annotations_tells_its_split(name, split):
 def split_names(*paths, files_name_splits=False):
     root = Path("data")
     names = SplitNames(root, [root / path for path in paths], files_name_splits)
-    return names, [names.of_file(root / path) for path in paths]
+    return names, [names.split_of_file(root / path) for path in paths]
 
 
 def test_names_that_differ_only_in_the_split_tell_it():

@@ -12,7 +12,7 @@ import torch
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.cli.command_errors import script_errors
 from dino_hf.common import output_folders
-from dino_hf.common.output_folders import folder_beside, is_leftover, scratch_folder, write_beside
+from dino_hf.common.output_folders import is_leftover, replace_file, replace_folder, scratch_folder
 from dino_hf.conversion import convert_checkpoint, verify_conversion
 from dino_hf.conversion.checkpoint_files import save_checkpoint
 from dino_hf.conversion.convert_back import convert_back
@@ -104,11 +104,11 @@ def test_names_of_scratch_are_found_again_whatever_the_name(tmp_path, monkeypatc
     """A leftover that is not recognised stays for ever."""
     monkeypatch.setattr(output_folders, "_start_of", lambda process: None)  # no process has this number
     for name in ("a", "a.b", ".a", "a.b-c d", "a..b", "ä.ö", "a.partial", "a\nb.c", "x.tar.gz", "-.-"):
-        with write_beside(tmp_path / name) as scratch:
+        with replace_file(tmp_path / name) as scratch:
             scratch.touch()
             assert is_leftover(scratch), name
         (tmp_path / name).unlink()
-        with folder_beside(tmp_path / name) as scratch:
+        with replace_folder(tmp_path / name) as scratch:
             assert is_leftover(scratch.parent), name
 
 
@@ -156,7 +156,7 @@ def test_a_folder_that_was_moved_away_by_a_killed_process_comes_back(tmp_path, d
 
 def test_a_checkpoint_of_two_writers_is_whole(tmp_path):
     """A second process of the same output has a scratch file of its own."""
-    ours = write_beside(tmp_path / "a.pth")
+    ours = replace_file(tmp_path / "a.pth")
     with ours as scratch:
         assert str(os.getpid()) in scratch.name
         scratch.write_text("ours")

@@ -12,11 +12,11 @@ from dino_hf.common import output_folders
 from dino_hf.common.output_folders import (
     check_output_file,
     check_output_folder,
-    folder_beside,
     is_leftover,
     new_scratch,
     read_manifest,
-    write_beside,
+    replace_file,
+    replace_folder,
     write_manifest,
 )
 
@@ -70,7 +70,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path, target = tmp_path / "a.b.png", tmp_path / "target"
     target.write_text("mine")
     path.symlink_to(target)
-    with write_beside(path) as scratch:
+    with replace_file(path) as scratch:
         assert scratch.suffix == ".png"
         assert scratch.name.startswith(".")
         scratch.write_text("new")
@@ -78,7 +78,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert (path.read_text(), path.is_symlink(), target.read_text()) == ("new", False, "mine")
 
     def stop():
-        with write_beside(path) as scratch:
+        with replace_file(path) as scratch:
             scratch.write_text("half")
             raise KeyboardInterrupt
 
@@ -91,13 +91,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "deep" / "model"
     for content in ("one", "two"):
-        with folder_beside(folder) as scratch:
+        with replace_folder(folder) as scratch:
             assert scratch.name == "model"
             (scratch / content).touch()
         assert names(folder) == [content]
 
     def fail():
-        with folder_beside(folder) as scratch:
+        with replace_folder(folder) as scratch:
             (scratch / "three").touch()
             raise ValueError("full")
 
@@ -121,7 +121,7 @@ def fail_to_rename_to(folder, monkeypatch) -> list:
 
 
 def replace_by(folder, content):
-    with folder_beside(folder) as scratch:
+    with replace_folder(folder) as scratch:
         (scratch / content).touch()
 
 
@@ -223,7 +223,7 @@ def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
     ]
     for path in (*left, *kept):
         path.touch()
-    with write_beside(tmp_path / "results.json") as scratch:
+    with replace_file(tmp_path / "results.json") as scratch:
         scratch.write_text("new")
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
@@ -273,7 +273,7 @@ def test_a_process_that_is_not_in_proc_is_found_by_its_time(monkeypatch):
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".json", "é" * 120 + ".jpg", "a." + "y" * 200])
 def test_the_longest_names_are_written(tmp_path, name):
-    with write_beside(tmp_path / name) as scratch:
+    with replace_file(tmp_path / name) as scratch:
         scratch.write_text("new")
         assert scratch.name != name
     assert names(tmp_path) == [name]
@@ -282,7 +282,7 @@ def test_the_longest_names_are_written(tmp_path, name):
 def test_a_folder_of_a_killed_process_is_deleted(tmp_path):
     left = tmp_path / scratch_name("model", dead_process())
     (left / "model").mkdir(parents=True)
-    with folder_beside(tmp_path / "model") as scratch:
+    with replace_folder(tmp_path / "model") as scratch:
         (scratch / "a").touch()
     assert names(tmp_path) == ["model"]
 

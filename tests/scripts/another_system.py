@@ -32,7 +32,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 import dino_hf  # noqa: E402
 from dino_hf.cli.app import app  # noqa: E402
-from dino_hf.common.output_folders import folder_beside  # noqa: E402
+from dino_hf.common.output_folders import replace_folder  # noqa: E402
 from dino_hf.run.plan import _usable_cores  # noqa: E402
 from dino_hf.training.checkpoint_files import sync_to_disk  # noqa: E402
 
@@ -62,6 +62,6 @@ call("doctor", FOLDER / "scenes", "--fix", FOLDER / "fixed")
 call("augment", FOLDER / "scenes", "--output", FOLDER / "a.png", "--num-images", 2, "--num-samples", 2)
 call("env")
 assert _usable_cores() >= 1
-with folder_beside(FOLDER / "out") as scratch:
+with replace_folder(FOLDER / "out") as scratch:
     (scratch / "a").touch()
 sync_to_disk(FOLDER / "scenes")

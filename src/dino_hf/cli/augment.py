@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..common.output_folders import check_output_file, write_beside
+from ..common.output_folders import check_output_file, replace_file
 from ..common.text import printable
 from .command_errors import Debug, one_sentence_errors
 from .options import AllowOutside, BoxFormat, TrustBoxes
@@ -70,7 +70,7 @@ def augment(
 
         reading = {"box_format": box_format, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
         view = view_training(dataset, recipe, model, seed, parse_settings(context.args), **reading)
-        with write_beside(output) as path:
+        with replace_file(output) as path:
             save_augmentation_grid(
                 path, view.data, view.augmentation, num_images, num_samples, view.seed, view.image_processor
             )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..common.output_folders import check_output_folder, read_manifest, write_beside, write_manifest
+from ..common.output_folders import check_output_folder, read_manifest, replace_file, write_manifest
 from ..common.paths import remove_files
 from ..common.regular_files import open_regular
 from ..common.text import printable
@@ -134,5 +134,5 @@ def _write_findings(path: Path, content: dict) -> None:
     if path.exists() and not path.is_file():  # do not replace a pipe or a device, such as /dev/stdout, by a file
         path.write_text(text, **encoding)
         return
-    with write_beside(path) as scratch:
+    with replace_file(path) as scratch:
         scratch.write_text(text, **encoding)

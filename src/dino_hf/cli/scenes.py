@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..common.output_folders import check_output_folder, folder_beside
+from ..common.output_folders import check_output_folder, replace_folder
 from .command_errors import Debug, one_sentence_errors
 
 
@@ -27,7 +27,7 @@ def scenes(
         check_output_folder(folder, False, lambda _: False, "drawn scenes")
         from ..common.scenes import UNTRAINED, draw_data
 
-        with folder_beside(folder) as scratch:
+        with replace_folder(folder) as scratch:
             draw_data(scratch, num_train, num_validation, seed)
         print(
             f"{folder} has {num_train} training and {num_validation} validation images, and a model in {folder / UNTRAINED}."

@@ -17,7 +17,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, Ne
 from urllib3.util import Retry
 
 from .downloads import DownloadError, OutOfTime, is_local, within, without_password
-from .output_folders import write_beside
+from .output_folders import replace_file
 from .regular_files import file_sha256, read_settings
 from .text import first_line, size_text
 
@@ -137,7 +137,7 @@ class _Part:
     def restart(self, address: str, version: str | None) -> BinaryIO:
         """Open an empty part for writing."""
         file = self.path.open("wb")
-        with write_beside(self._record) as scratch:
+        with replace_file(self._record) as scratch:
             scratch.write_text(json.dumps({"address": without_password(address), "version": version}), encoding="utf-8")
         return file
 

@@ -101,7 +101,7 @@ def check_writable(folder: Path) -> None:
 
 def write_manifest(folder: Path, command: str, names: Iterable[str]) -> None:
     """Record the files that a command wrote into a folder, so that a later run replaces only them."""
-    with write_beside(folder / MANIFEST) as path:
+    with replace_file(folder / MANIFEST) as path:
         path.write_text(json.dumps({"command": command, "files": sorted(names)}, ensure_ascii=False), encoding="utf-8")
 
 
@@ -122,7 +122,7 @@ def read_manifest(folder: Path, command: str) -> list[str] | None:
 
 
 @contextmanager
-def write_beside(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """Yield a hidden path in the same folder. At the end, the file written there replaces `path` in one step.
 
     After an error or an interruption, `path` is unchanged and the hidden file is deleted. If `path` is a link, the link itself is
@@ -141,7 +141,7 @@ def write_beside(path: Path) -> Iterator[Path]:
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `path`. At the end, the folder and its content are deleted.
 
-    A file or folder can be moved from there to its place in one step. The scratch folder is kept if `folder_beside` left the
+    A file or folder can be moved from there to its place in one step. The scratch folder is kept if `replace_folder` left the
     earlier folder in it.
     """
     path = path.absolute()
@@ -167,7 +167,7 @@ def new_scratch(path: Path) -> Path:
 
 
 @contextmanager
-def folder_beside(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `folder`. At the end, it replaces `folder`.
 
     An existing folder is moved away first and deleted last. If replacing it fails, it is put back. If that fails too, both folders
@@ -205,7 +205,7 @@ def _take_back(folder: Path, old: Path, error: BaseException) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete hidden files and folders that killed processes left in `write_beside`, `scratch_folder` or `folder_beside`."""
+    """Delete hidden files and folders that killed processes left in `replace_file`, `scratch_folder` or `replace_folder`."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in list(entries):
             if not is_leftover(Path(entry)):
@@ -241,7 +241,7 @@ def _remove_leftovers_once(folder: str) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a path is a hidden file or folder of `write_beside` or `scratch_folder` whose process has ended."""
+    """Whether a path is a hidden file or folder of `replace_file` or `scratch_folder` whose process has ended."""
     found = _SCRATCH.fullmatch(path.name)
     if found is None or path.is_symlink():
         return False

@@ -21,7 +21,7 @@ from huggingface_hub import is_offline_mode
 
 from ..common.console import make_console
 from ..common.downloads import DownloadError, without_password
-from ..common.output_folders import folder_beside, write_beside
+from ..common.output_folders import replace_file, replace_folder
 from ..common.paths import cache_dir
 from ..common.progress import ProgressBar, hide_library_bars
 from ..common.regular_files import file_sha256, read_settings
@@ -240,7 +240,7 @@ def _keep(row: Published, file: Path, address: str) -> None:
     start, folder = time.monotonic(), cached_folder(row)
     console = make_console(stderr=True)
     console.print(f"Converting and checking {row.title}", soft_wrap=True, highlight=False)
-    with folder_beside(folder) as new:
+    with replace_folder(folder) as new:
         try:
             # Building a model draws random numbers. The caller's must be the same with and without a conversion.
             with hide_library_bars(), collect_messages() as report, torch.random.fork_rng(devices=[]):
@@ -281,5 +281,5 @@ def _write_record(folder: Path, row: Published, address: str, converted_from: di
         "files": files,
         "report": report,
     }
-    with write_beside(folder / RECORD) as scratch:
+    with replace_file(folder / RECORD) as scratch:
         scratch.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..common.output_folders import write_beside
+from ..common.output_folders import replace_file
 from ..common.text import first_line
 from .errors import ConversionError
 from .file_checks import check_pickle_file, check_safetensors_file
@@ -228,7 +228,7 @@ def save_checkpoint(content: dict, path: Path, force: bool = False) -> None:
         raise ConversionError(f"{path} is not a file of torch.save, so it is not replaced; choose another output.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_beside(path) as scratch, scratch.open("xb") as file:
+        with replace_file(path) as scratch, scratch.open("xb") as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         reason = error if isinstance(error, OSError) else "is the disk full?"

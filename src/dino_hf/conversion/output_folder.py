@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..common.output_folders import folder_beside
+from ..common.output_folders import replace_folder
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.sharing import shipped_files
 from ..runtime.model_card import is_ours, read_card
@@ -76,7 +76,7 @@ def scratch_beside(folder: Path, force: bool, inputs: list[Path]) -> Iterator[Pa
     """
     check_output(folder, force, inputs)
     try:
-        with folder_beside(folder) as scratch:
+        with replace_folder(folder) as scratch:
             yield scratch
             check_output(folder, force, inputs)  # the folder may have changed meanwhile
     except (OSError, SafetensorError) as error:

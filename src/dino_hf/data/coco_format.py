@@ -126,7 +126,7 @@ def read_coco(source: Path, allow_outside: bool = False) -> RawDataset | None:
     names = SplitNames(source, contents if source.is_dir() else (), files_name_splits=True)
     for name, path in _name_splits(source, list(contents), names, problems).items():
         split, own_categories, own_problems, own_notes = read_split(
-            contents.pop(path), path, name, finder.of_split(path, name)
+            contents.pop(path), path, name, finder.for_split(path, name)
         )
         for image in split.images:
             if image["path"] in finder.candidates:
@@ -171,7 +171,7 @@ def _image_root(source: Path) -> Path:
 
 def _split_word(source: Path, path: Path, names: SplitNames) -> str | None:
     """The split in the name of a json, else in the name of its nearest folder with a split."""
-    if split := names.of_file(path) if source.is_dir() else split_in(path.stem, at_end=True):
+    if split := names.split_of_file(path) if source.is_dir() else split_in(path.stem, at_end=True):
         return split
     # The folder above may have any name, so only the exact name of a split counts.
     name = canonical_split((source if source.is_dir() else source.parent).absolute().name)

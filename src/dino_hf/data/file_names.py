@@ -116,18 +116,18 @@ class SplitNames:
         self._of_folder: dict[Path, str | None] = {}
         self._unclear: dict[Path, str] = {}  # folder -> the split that its name may mean
 
-    def of_file(self, path: Path) -> str | None:
+    def split_of_file(self, path: Path) -> str | None:
         """The split that the name of a file gives, if names of files count; else the split of the nearest folder with one."""
         if self.files_name_splits and (split := split_in(path.stem, at_end=True) or self._by_contrast(path.stem)):
             return split
         folder = path.parent
         while folder != self.root:
-            if split := self.of_folder(folder):
+            if split := self.split_of_folder(folder):
                 return split
             folder = folder.parent
         return None
 
-    def of_folder(self, folder: Path) -> str | None:
+    def split_of_folder(self, folder: Path) -> str | None:
         """The split that the name of a folder gives."""
         if folder not in self._of_folder:
             self._of_folder[folder] = self._find_split(folder)
@@ -204,7 +204,7 @@ class ImageFinder:
             folders_of.setdefault(comparable_name(last), set()).add(folder)
         self._in_several_folders = {last for last, folders in folders_of.items() if len(folders) > 1}
 
-    def of_split(self, json_file: Path, split: str) -> Callable[[str], Path]:
+    def for_split(self, json_file: Path, split: str) -> Callable[[str], Path]:
         """A function from file_name to an absolute path. If the file is missing, it is the first path that was tried."""
         words = dict.fromkeys([*_words_of(json_file.stem, split), split, "val", "valid"])
         words = [word for word in words if canonical_split(word) == split]
@@ -253,7 +253,7 @@ class ImageFinder:
     def _may_be_of(self, path: Path, split: str) -> bool:
         """Whether a file is not in the folder of another split. Two splits may use the same file names."""
         folders = [folder for folder in path.parents if folder.is_relative_to(self.root) and folder != self.root]
-        splits = set(filter(None, map(self._split_names.of_folder, folders)))
+        splits = set(filter(None, map(self._split_names.split_of_folder, folders)))
         return not splits or split in splits
 
 

@@ -88,7 +88,7 @@ def load_folder(folder: Path, files: DataFolder) -> tuple[dict[str, Part], list[
     paths = list(files.files(folder, set(FILE_KINDS)))
     names = SplitNames(folder, paths, files_name_splits=True)
     for path in paths:
-        groups.setdefault((names.of_file(path) or "train", *_kind(path)), []).append(path)
+        groups.setdefault((names.split_of_file(path) or "train", *_kind(path)), []).append(path)
     parts: dict[str, Part] = {}
     first: dict[str, tuple[Path, Layout]] = {}
     passed_over, reasons = [], []

@@ -169,7 +169,7 @@ class _Reader:
         find, candidates = None, {}
         if self.files is not None and self.folder is not None:
             finder = ImageFinder(self.files, self.files.folder, names)
-            find, candidates = finder.of_split(self.folder / "rows", split), finder.candidates
+            find, candidates = finder.for_split(self.folder / "rows", split), finder.candidates
         for entry, name in zip(images, names, strict=True):
             entry["file_name"] = name
             if is_address(name):

@@ -50,7 +50,7 @@ def read_voc(source: Path, files: DataFolder) -> RawDataset | None:
         if unlisted:
             notes.append(f"{folder}: {len(unlisted)} xml files are in no list of {lists.where} and are skipped.")
         for path in group:
-            splits_of_path = splits_of.get(path, []) if lists else [names.of_file(path) or _own_split(source)]
+            splits_of_path = splits_of.get(path, []) if lists else [names.split_of_file(path) or _own_split(source)]
             if splits_of_path and (entry := reader.read(path)):
                 for split in splits_of_path:
                     found.setdefault(split, []).append(entry)

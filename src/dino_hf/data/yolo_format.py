@@ -279,7 +279,7 @@ def read_yolo_without_yaml(folder: Path, files: DataFolder) -> RawDataset | None
         lists, missing = None, []
     split_names, of_split = SplitNames(root, paths), {}
     for path in paths:
-        for split in splits_of.get(path, []) if lists else [split_names.of_file(path) or "train"]:
+        for split in splits_of.get(path, []) if lists else [split_names.split_of_file(path) or "train"]:
             of_split.setdefault(split, []).append(path)
     problems = [
         Problem(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..common.output_folders import check_writable, folder_beside
+from ..common.output_folders import check_writable, replace_folder
 from ..common.text import count_text
 from ..data.raw import RawDataset, image_file
 from .checks import Report
@@ -101,7 +101,7 @@ def write_cleaned_copy(
     num_boxes = {name: len(split.annotations) for name, split in splits.items()}
     originals = [sum(len(entries) for entries in column) for column in zip(*_entries(raw), strict=True)]
     result = CleanedCopy(folder, cleaner.changes, cleaner.kept, num_images, num_boxes, *originals)
-    with folder_beside(folder) as beside:
+    with replace_folder(folder) as beside:
         _write_splits(raw, beside, splits, cleaner.categories, progress)
         _write_changes(beside, str(raw.origin), result)
         check_target(raw, folder)  # another process may have written to it

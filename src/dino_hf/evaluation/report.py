@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..common.drawing import plot_style
-from ..common.output_folders import check_output_folder, write_beside
+from ..common.output_folders import check_output_folder, replace_file
 from ..common.paths import remove_files
 from ..common.regular_files import read_json
 from ..common.text import csv_cell
@@ -127,7 +127,7 @@ def _write_all(folder: Path, writers: dict[str, Callable[[Path], None]]) -> list
     """Write all files under other names, then rename them. After a failure, an earlier report is unchanged."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack, plot_style():
-        drafts = [stack.enter_context(write_beside(folder / name)) for name in reversed(writers)]
+        drafts = [stack.enter_context(replace_file(folder / name)) for name in reversed(writers)]
         for draft, write in zip(reversed(drafts), writers.values(), strict=True):
             write(draft)
     return [folder / name for name in writers]

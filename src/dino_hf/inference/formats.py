@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..common.output_folders import write_beside
+from ..common.output_folders import replace_file
 from .predictor import Detections
 
 
@@ -34,7 +34,7 @@ def write_coco(path: Path, records: Iterator[dict], categories: Mapping[int, tup
     """
     num_annotations = 0
     with (
-        write_beside(path) as new,
+        replace_file(path) as new,
         open(new, "w", encoding="utf-8") as file,
         tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as annotations,
     ):

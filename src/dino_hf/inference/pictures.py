@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..common.drawing import draw_boxes
-from ..common.output_folders import write_beside
+from ..common.output_folders import replace_file
 from ..common.text import abbreviate
 from .predictor import Detections
 
@@ -33,5 +33,5 @@ def draw_detections(
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Save a picture as PNG if its name ends in .png, else as JPEG. A half-written file is never left behind."""
     is_png = path.suffix.lower() == ".png"
-    with write_beside(path) as new:
+    with replace_file(path) as new:
         picture.save(new, format="PNG" if is_png else "JPEG", **({"compress_level": 3} if is_png else {"quality": 92}))

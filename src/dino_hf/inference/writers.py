@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from ..common.output_folders import check_output_folder, remove_leftovers, write_beside
+from ..common.output_folders import check_output_folder, remove_leftovers, replace_file
 from ..common.paths import expand_home, path_below, remove_files
 from ..common.text import csv_cell
 from .formats import write_coco, yolo_lines
@@ -136,7 +136,7 @@ class PredictionFolder:
         if "yolo" in self.formats:
             path = self._path("labels", picture.source.name, picture.frame)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with write_beside(path) as new:
+            with replace_file(path) as new:
                 new.write_text(yolo_lines(detections, picture.image.size))
         if self._table is not None:
             self._write_rows(record)
@@ -161,7 +161,7 @@ class PredictionFolder:
 
     def _open_files(self) -> None:
         """Start the journal with the kept lines of the earlier one, and the table with their rows."""
-        with write_beside(self.folder / JOURNAL) as new, open(new, "w", encoding="utf-8") as file:
+        with replace_file(self.folder / JOURNAL) as new, open(new, "w", encoding="utf-8") as file:
             file.write(as_line({"settings": self.settings}))
             kept = self._records(with_ends=True) if self._finished else ()
             file.writelines(as_line(record) for record in kept if identity(record) in self._finished)
@@ -175,7 +175,7 @@ class PredictionFolder:
         if "yolo" in self.formats:
             names = [self.categories.get(index, (index, "-"))[1] for index in range(max(self.categories) + 1)]
             text = "".join(f"{' '.join(name.split())}\n" for name in names)
-            with write_beside(self.folder / _CLASSES) as new:
+            with replace_file(self.folder / _CLASSES) as new:
                 new.write_text(text, encoding="utf-8")
         for record in self._records():
             self._paths_of(record)  # later results must not use these names

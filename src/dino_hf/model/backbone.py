@@ -11,7 +11,7 @@ from .configuration_dino_detr import DinoDetrConfig
 from .feature_levels import resize_mask
 from .frozen_batch_norm import drop_unused_keys, freeze_batch_norm
 from .layers import build_layer, xavier
-from .run_mode import carries_gradient, is_traced
+from .run_mode import is_traced, require_gradient
 from .timm_backbones import prepare_timm_backbone, refuse_size, timm_side_multiple
 
 
@@ -100,7 +100,7 @@ class DinoDetrBackbone(nn.Module):
         """
         pixel_values, pixel_mask = self._pad(pixel_values, pixel_mask)
         if any(parameter.requires_grad for parameter in self.model.parameters()):
-            pixel_values = carries_gradient(pixel_values, self.model)
+            pixel_values = require_gradient(pixel_values, self.model)
         try:
             outputs = self._run(pixel_values)
         except (RuntimeError, AssertionError, ValueError) as error:

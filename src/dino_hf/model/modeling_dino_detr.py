@@ -18,7 +18,7 @@ from .denoising import DinoDetrDenoising
 from .encoder import DinoDetrEncoder
 from .feature_levels import describe_levels, describe_whole_levels, flatten_maps
 from .query_selection import DinoDetrQuerySelection
-from .run_mode import carries_gradient
+from .run_mode import require_gradient
 from .sharing import is_shipped, saving_hooks
 from .targets import Targets, check_inputs, collect_targets, targets_and_mask
 
@@ -219,7 +219,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
 
         feature_maps, masks = self.backbone(pixel_values, pixel_mask)  # L x (B, C, h_l, w_l), L x (B, h_l, w_l)
         levels = describe_whole_levels(feature_maps) if masks is None else describe_levels(masks)
-        tokens = carries_gradient(flatten_maps(feature_maps), self.encoder.layers)
+        tokens = require_gradient(flatten_maps(feature_maps), self.encoder.layers)
         memory, encoder_states, encoder_points = self.encoder(tokens, levels, *requested)  # (B, S, C)
         proposals = self.query_selection(memory, levels)
         queries, references, num_denoising, attention_mask = proposals.content, proposals.references, 0, None
@@ -233,7 +233,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel):
             references = torch.cat([denoising.references.to(device), references], dim=1)  # (B, N + Q, 4)
             num_denoising, attention_mask = denoising.content.shape[1], denoising.attention_mask
 
-        queries = carries_gradient(queries, self.decoder.layers)
+        queries = require_gradient(queries, self.decoder.layers)
         decoded, decoder_states = self.decoder(
             queries, references, memory, levels, num_denoising, attention_mask, *requested
         )

@@ -9,7 +9,7 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def carries_gradient(x: Tensor, layers: nn.Module) -> Tensor:
+def require_gradient(x: Tensor, layers: nn.Module) -> Tensor:
     """Return x, with `requires_grad` set if the checkpointing of `layers` needs it.
 
     Re-entrant checkpointing computes gradients only if an input of the layer requires a gradient. Behind frozen layers (LoRA,

@@ -5,7 +5,7 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..common.output_folders import check_output_folder, write_beside
+from ..common.output_folders import check_output_folder, replace_file
 from ..common.paths import expand_home
 from ..common.regular_files import read_settings
 from ..training.coco_data import CocoData
@@ -138,7 +138,7 @@ class RunRecord:
     def write(self) -> None:
         """Replace run.json in one step: a killed run has the old file or the new one."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        with write_beside(self.output_dir / RUN_NAME) as path:
+        with replace_file(self.output_dir / RUN_NAME) as path:
             path.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
 
 

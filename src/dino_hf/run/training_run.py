@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
-from ..common.output_folders import write_beside
+from ..common.output_folders import replace_file
 from ..common.progress import hide_library_bars
 from ..common.text import size_text
 from ..evaluation import Evaluation
@@ -208,7 +208,7 @@ def _train(
             torch.distributed.barrier()  # all processes have read the folder
         if is_first:
             record.write()
-            with write_beside(output_dir / PREFLIGHT_NAME) as path:
+            with replace_file(output_dir / PREFLIGHT_NAME) as path:
                 path.write_text(json.dumps(preflight.as_dict(), indent=2) + "\n", encoding="utf-8")
         trainer = _run_trainer(plan, start, args, record, console)
     if not is_first:

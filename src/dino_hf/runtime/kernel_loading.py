@@ -21,7 +21,7 @@ from types import ModuleType
 
 import torch
 
-from ..common.output_folders import new_scratch, remove_leftovers, write_beside
+from ..common.output_folders import new_scratch, remove_leftovers, replace_file
 from ..common.paths import cache_dir
 from ..common.text import first_line
 from ..model import ms_deform_attn  # noqa: F401  (registers PyTorch's backends, so that the kernels come before them)
@@ -222,7 +222,7 @@ def _remember_failure(folder: Path | None, state: str, reason: str) -> None:
         return
     with contextlib.suppress(OSError):  # disk full: the next process tries again
         content = {"compiler": state, "time": time.time(), "reason": reason}
-        with write_beside(_failure_file(folder)) as scratch:
+        with replace_file(_failure_file(folder)) as scratch:
             scratch.touch(0o600)
             scratch.write_text(json.dumps(content), encoding="utf-8")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, TrainingArguments
 
-from ..common.output_folders import write_beside
+from ..common.output_folders import replace_file
 from ..common.regular_files import read_settings
 from .augmentation import Augmentation
 from .optimizer import BETAS, EPS, images_per_step, planned_steps
@@ -127,7 +127,7 @@ def save_recipe(folder: Path, recipe: Recipe, departures: list[str], is_resumed:
             old, new = ({name: fields.get(name) for name in changed} for fields in (before, content["recipe"]))
             logger.warning("The resumed run had another recipe: %s. It continues with %s.", old, new)
     folder.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as unfinished:
+    with replace_file(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..common.output_folders import write_beside
+from ..common.output_folders import replace_file
 from ..common.regular_files import is_regular, read_json
 from ..model.box_ops import cxcywh_to_xyxy, generalized_iou
 from ..model.matcher import Matches, match
@@ -72,7 +72,7 @@ class MatchHistory:
     def save(self, folder: Path) -> None:
         """Write the file into a checkpoint, one row for each box."""
         rows = [[*key, match.query, *match.anchor] for key, match in self.matches.items()]
-        with write_beside(folder / HISTORY_NAME) as path:
+        with replace_file(folder / HISTORY_NAME) as path:
             path.write_text(json.dumps(rows), encoding="utf-8")
 
     def load(self, folder: Path | None) -> None:

@@ -12,17 +12,17 @@ from .detector import base_detector
 _WRAPPED = "Freeze parameters before the model is wrapped for distributed training, compilation or PEFT."
 
 
-class Changed(NamedTuple):
+class ParameterChange(NamedTuple):
     """Parameters that `freeze` or `unfreeze` changed."""
 
     names: list[str]  # as in `model.named_parameters()`
     num_parameters: int  # total number of values in them
 
     def __repr__(self) -> str:
-        return f"Changed({len(self.names)} tensors, {self.num_parameters:,} parameters)"
+        return f"ParameterChange({len(self.names)} tensors, {self.num_parameters:,} parameters)"
 
 
-def freeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
+def freeze(model: PreTrainedModel, what: str | Iterable[str]) -> ParameterChange:
     """Exclude parameters from training.
 
     Create the optimizer, and wrap the model for distributed training or peft, after this call. Frozen parts are not saved: in a
@@ -46,7 +46,7 @@ def freeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
     return _set_trainable(model, what, False)
 
 
-def unfreeze(model: PreTrainedModel, what: str | Iterable[str]) -> Changed:
+def unfreeze(model: PreTrainedModel, what: str | Iterable[str]) -> ParameterChange:
     """Include frozen parameters in training again, also stages that are frozen in a loaded model.
 
     Backbone stages after the last used feature map stay frozen: no gradient reaches them, and distributed training would wait for
@@ -72,7 +72,7 @@ def backbone_stages(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {"backbone.stem": stem} | {f"backbone.stage{number}": stage for number, stage in enumerate(stages, 1)}
 
 
-def _set_trainable(model: PreTrainedModel, what: str | Iterable[str], trainable: bool) -> Changed:
+def _set_trainable(model: PreTrainedModel, what: str | Iterable[str], trainable: bool) -> ParameterChange:
     patterns = list(what) if isinstance(what, Iterable) and not isinstance(what, str) else [what]
     matched = [parameter for pattern in patterns for parameter in _find(model, pattern)]
     was_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -84,7 +84,7 @@ def _set_trainable(model: PreTrainedModel, what: str | Iterable[str], trainable:
         backbone.freeze_stages()  # with num_frozen_stages=0, it only freezes stages that no gradient reaches
         backbone.num_frozen_stages = num_stages
     changed = {name: p for name, p in model.named_parameters() if p.requires_grad != was_trained[name]}
-    return Changed(list(changed), sum(parameter.numel() for parameter in changed.values()))
+    return ParameterChange(list(changed), sum(parameter.numel() for parameter in changed.values()))
 
 
 def _find(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]:
