@@ -20,7 +20,7 @@ from dino_hf.conversion.checkpoint_files import UnreadObject, load_checkpoint, s
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.pickle_checks import TooLarge, check_pickle
 from dino_hf.conversion.plain_values import Unreadable, plain_value
-from dino_hf.conversion.projects import PROJECTS
+from dino_hf.conversion.projects.registry import PROJECTS
 from toy_checkpoints import original_tensors, settings
 
 

@@ -21,8 +21,8 @@ from dino_hf.conversion.class_names import read_label_names
 from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert, main
 from dino_hf.conversion.errors import ConversionError
-from dino_hf.conversion.mmdet import merging_from_unfold, merging_to_unfold
-from dino_hf.conversion.projects import PROJECTS
+from dino_hf.conversion.projects.mmdet import merging_from_unfold, merging_to_unfold
+from dino_hf.conversion.projects.registry import PROJECTS
 from dino_hf.conversion.rules import Rule, renamed, translate, translate_back
 from dino_hf.conversion.verify_conversion import main as compare_command
 from dino_hf.conversion.verify_conversion import verify

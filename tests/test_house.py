@@ -189,12 +189,13 @@ def module_parts(file: Path) -> tuple[str, ...]:
 
 
 def imports_inside(room: str) -> dict[str, set[str]]:
-    """File of a room -> files of the same room that it imports."""
+    """File of a room -> files of the same room that it imports. Files have their paths below the room."""
     found = {}
     for file in sorted((FOLDER / room).rglob("*.py")):
         parts = module_parts(file)
         names = [one for one in own_imports(parts, file.read_text(encoding="utf-8")) if one[:1] == (room,)]
-        found[parts[-1]] = {one[1] if len(one) > 1 else "__init__" for one in names}
+        files = [(*one, "__init__") if FOLDER.joinpath(*one).is_dir() else one for one in names]
+        found["/".join(parts[1:])] = {"/".join(one[1:]) for one in files}
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 import dino_hf.conversion
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.options import PROJECT_NAMES
-from dino_hf.conversion.projects import PROJECTS, find_project, recognise
+from dino_hf.conversion.projects.registry import PROJECTS, find_project, recognise
 from toy_checkpoints import original_tensors
 
 FOLDER = Path(dino_hf.conversion.__file__).parent
@@ -35,10 +35,10 @@ def test_the_options_name_every_project():
 @pytest.mark.parametrize("name", PROJECT_NAMES)
 def test_a_published_checkpoint_belongs_to_its_project(name):
     assert {row.project for row in import_module(f"dino_hf.conversion.published_{name}").PUBLISHED} == {name}
-    assert (FOLDER / f"{name}.py").is_file()
+    assert (FOLDER / "projects" / f"{name}.py").is_file()
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(FOLDER.rglob("*.py")), ids=lambda file: file.stem)
 def test_no_file_compares_the_name_of_a_project(file):
     assert compared_names(file.read_text(encoding="utf-8")) == set()
 

@@ -17,7 +17,7 @@ from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
-from dino_hf.conversion.projects import recognise
+from dino_hf.conversion.projects.registry import recognise
 from dino_hf.conversion.published import PUBLISHED, find_published, table
 from dino_hf.conversion.published_row import BACKBONES
 from toy_checkpoints import convnext_shapes

@@ -12,7 +12,7 @@ from dino_hf.conversion import published_match
 from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert, main
 from dino_hf.conversion.errors import ConversionError
-from dino_hf.conversion.projects import PROJECTS
+from dino_hf.conversion.projects.registry import PROJECTS
 from dino_hf.conversion.published import PUBLISHED, find_published
 from dino_hf.conversion.published_match import Candidate, match_published, read_checkpoint
 from dino_hf.conversion.published_row import BACKBONES

@@ -19,7 +19,7 @@ from dino_hf import use_backend
 from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert
-from dino_hf.conversion.projects import PROJECTS
+from dino_hf.conversion.projects.registry import PROJECTS
 from dino_hf.conversion.release_names import rules_for
 from dino_hf.conversion.rules import renamed
 from dino_hf.conversion.verify_conversion import Model

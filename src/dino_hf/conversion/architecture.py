@@ -15,8 +15,8 @@ from ..model.configuration_dino_detr import DinoDetrConfig
 from .backbones import backbone_settings, check_supported
 from .checkpoint_files import Checkpoint
 from .errors import ConversionError
-from .project import Project
-from .projects import recognise
+from .projects.project import Project
+from .projects.registry import recognise
 from .release_tensors import check_tensors, num_extra_label_rows
 from .rules import UnknownName, count_indices
 

@@ -12,7 +12,7 @@ from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from .backbones import backbone_settings, unusual_settings
 from .checkpoint_files import save_checkpoint
 from .errors import ConversionError
-from .projects import find_project
+from .projects.registry import find_project
 from .release_names import rules_for
 from .rules import UnknownName, translate_back
 

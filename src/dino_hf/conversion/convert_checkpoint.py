@@ -35,8 +35,8 @@ from .errors import ConversionError
 from .messages import say
 from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
-from .project import Project
-from .projects import PROJECTS, find_project, recognise
+from .projects.project import Project
+from .projects.registry import PROJECTS, find_project, recognise
 from .published_match import Candidate, Match, check_positions, match_published, read_checkpoint
 from .release_names import rules_for
 from .release_tensors import fill_label_rows

@@ -13,7 +13,7 @@ from ..model.configuration_dino_detr import DinoDetrConfig
 from .checkpoint_files import Checkpoint, load_checkpoint
 from .errors import ConversionError
 from .messages import say
-from .project import Project
+from .projects.project import Project
 from .published import PUBLISHED, find_published
 from .published_row import Published
 

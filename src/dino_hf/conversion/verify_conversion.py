@@ -29,7 +29,7 @@ from .architecture import build_config, to_release_names
 from .convert_back import load_folder, to_release
 from .errors import ConversionError
 from .messages import say
-from .projects import PROJECTS, recognise
+from .projects.registry import PROJECTS, recognise
 from .published_match import match_published, read_checkpoint
 from .release_names import rules_for
 from .release_tensors import cut_label_rows, fill_label_rows, separate_heads

@@ -5,18 +5,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ..model.configuration_dino_detr import DinoDetrConfig
-from .backbones import BODY, position_indices
-from .project import Project
-from .release_names import neck_rules, numbered_heads
-from .release_tensors import (
+from ...model.configuration_dino_detr import DinoDetrConfig
+from ..backbones import BODY, position_indices
+from ..release_names import neck_rules, numbered_heads
+from ..release_tensors import (
     cut_label_rows,
     separate_heads,
     with_decoder_copies,
     with_projection_bias,
     without_decoder_copies,
 )
-from .rules import Rule, translate, translate_back
+from ..rules import Rule, translate, translate_back
+from .project import Project
 
 _ENCODER, _DECODER = "transformer.encoder.layers.{i}.", "transformer.decoder.layers.{i}."
 

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.configuration_dino_detr import DinoDetrConfig
-from .backbones import position_indices
-from .errors import ConversionError
-from .project import Project
-from .release_tensors import (
+from ...model.configuration_dino_detr import DinoDetrConfig
+from ..backbones import position_indices
+from ..errors import ConversionError
+from ..release_tensors import (
     heads_are_equal,
     separate_heads,
     with_decoder_copies,
     with_projection_bias,
     without_decoder_copies,
 )
+from .project import Project
 
 # Settings of the release that dino_hf does not have: name in `args` -> supported values.
 _REQUIRED_ARGS = {

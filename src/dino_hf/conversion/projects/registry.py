@@ -1,12 +1,13 @@
 """The projects whose checkpoints can be converted.
 
-To add a project, write a subclass of `Project` in a file of its own, and list it here and in options.py.
+To add a project, write a subclass of `Project` in a file of its own, and list it here and in
+conversion/options.py.
 """
 
 from collections.abc import Iterable
 
+from ..errors import ConversionError
 from .detrex import Detrex
-from .errors import ConversionError
 from .mmdet import Mmdet
 from .original import Original
 from .project import Project

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..model.configuration_dino_detr import DinoDetrConfig
-from .errors import ConversionError
-from .rules import Rule, count_indices, translate
+from ...model.configuration_dino_detr import DinoDetrConfig
+from ..errors import ConversionError
+from ..rules import Rule, count_indices, translate
 
 
 class Project:
     """How a project names, saves and configures its models.
 
-    Each project is a subclass in a file of its own, and is listed in projects.py. The attributes and methods below are
+    Each project is a subclass in a file of its own, and is listed in registry.py. The attributes and methods below are
     the ones that projects override. Tensors have the names of the original release unless stated otherwise.
 
     Attributes:

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.configuration_dino_detr import DinoDetrConfig
-from .backbones import BODY, position_indices
-from .errors import ConversionError
+from ...model.configuration_dino_detr import DinoDetrConfig
+from ..backbones import BODY, position_indices
+from ..errors import ConversionError
+from ..release_names import neck_rules, numbered_heads
+from ..release_tensors import cut_label_rows, separate_heads
+from ..rules import Rule, count_indices, translate_back
 from .project import Project
-from .release_names import neck_rules, numbered_heads
-from .release_tensors import cut_label_rows, separate_heads
-from .rules import Rule, count_indices, translate_back
 
 # Field of the configuration -> path in mmdetection's configuration.
 _SETTINGS = {
