@@ -395,6 +395,11 @@ def test_classes_with_gaps_in_their_numbers_are_refused():
         ({"encoder_ffn_dim": 0}, "encoder_ffn_dim=0 must be at least 1"),
         ({"focal_alpha": 2}, r"focal_alpha=2 must lie in \[0, 1\]"),
         ({"position_temperature": 0}, "position_temperature=0 must be positive"),
+        ({"class_loss": "align"}, r"class_loss='align' must be one of focal, .*align_detr.*mean 'align_detr'"),
+        ({"queries_per_box": 0, "class_loss": "align_detr"}, "queries_per_box=0 must be at least 1"),
+        ({"queries_per_box": 2}, "queries_per_box=2 needs class_loss='align_detr'.*class_loss='focal'"),
+        ({"negative_noise_start": -1}, "negative_noise_start=-1 must not be negative"),
+        ({"denoising_cls_loss_coefficient": -1}, "denoising_cls_loss_coefficient=-1 must not be negative"),
         ({"class_cost": -1}, "class_cost=-1 must not be negative"),
         ({"backbone_config": {"model_type": "bert"}}, "BertConfig, which AutoBackbone builds no backbone from"),
     ],
@@ -402,6 +407,24 @@ def test_classes_with_gaps_in_their_numbers_are_refused():
 def test_values_without_sense_are_refused(changes, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         DinoDetrConfig(**changes)
+
+
+def test_settings_of_losses_are_saved_only_where_they_are_not_those_of_dino(tmp_path):
+    tiny_config().save_pretrained(tmp_path / "dino")
+    saved = json.loads((tmp_path / "dino" / "config.json").read_text())
+    fields = {
+        "class_loss",
+        "queries_per_box",
+        "encoder_fusion",
+        "negative_noise_start",
+        "denoising_cls_loss_coefficient",
+    }
+    assert not fields & set(saved)
+    settings = {"class_loss": "stable_dino", "encoder_fusion": True, "negative_noise_start": 0.0}
+    tiny_config(**settings, denoising_cls_loss_coefficient=1.0).save_pretrained(tmp_path / "other")
+    saved = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert {name: saved.get(name) for name in settings} == settings
+    assert DinoDetrConfig.from_pretrained(tmp_path / "other").denoising_cls_loss_coefficient == 1
 
 
 @pytest.mark.parametrize(
@@ -412,12 +435,14 @@ def test_values_without_sense_are_refused(changes, message):
         ("decoder_layers", 200),
         ("encoder_ffn_dim", 131_072),
         ("num_feature_levels", 32),
+        ("queries_per_box", 100),
     ],
 )
 def test_sizes_that_no_machine_has_room_for_are_refused_before_anything_is_built(name, largest):
-    assert getattr(tiny_config(**{name: largest}), name) == largest
+    loss = {"class_loss": "align_detr"} if name == "queries_per_box" else {}
+    assert getattr(tiny_config(**{name: largest}, **loss), name) == largest
     with pytest.raises(StrictDataclassError, match=f"{name}={largest + 1} is larger than"):
-        tiny_config(**{name: largest + 1})
+        tiny_config(**{name: largest + 1}, **loss)
 
 
 @pytest.mark.parametrize(

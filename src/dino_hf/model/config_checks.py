@@ -22,7 +22,9 @@ LARGEST = {
     "num_feature_levels": 32,
     "num_denoising": 100_000,
     "num_extra_label_embeddings": 100_000,
+    "queries_per_box": 100,
 }
+CLASS_LOSSES = ("focal", "quality_focal", "align_detr", "stable_dino", "varifocal", "matchability_aware")
 MOST_CLASSES = 100_000
 _MAX_PARAMETERS = 10**10  # 40 GB in float32
 _MAX_LOGITS = 10**8  # for one image and layer, 400 MB in float32
@@ -121,6 +123,32 @@ def check_sizes(config) -> None:
         )
 
 
+def check_loss(config) -> None:
+    """Check the settings of the loss and of the noise of denoising queries."""
+    if config.class_loss not in CLASS_LOSSES:
+        close = difflib.get_close_matches(config.class_loss, CLASS_LOSSES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"class_loss={config.class_loss[:100]!r} must be one of {', '.join(CLASS_LOSSES)}.{hint}")
+    if config.queries_per_box < 1:
+        raise ValueError(f"queries_per_box={config.queries_per_box} must be at least 1; Align-DETR has 2.")
+    if config.queries_per_box > 1 and config.class_loss != "align_detr":
+        raise ValueError(
+            f"queries_per_box={config.queries_per_box} needs class_loss='align_detr', which weighs the queries of a box; "
+            f"with class_loss={config.class_loss!r}, use 1."
+        )
+    if not 0 <= config.focal_alpha <= 1:
+        raise ValueError(
+            f"focal_alpha={config.focal_alpha} must lie in [0, 1]: it is the share of positives in the loss."
+        )
+    if not 0 <= config.label_noise_ratio <= 2:
+        raise ValueError(
+            f"label_noise_ratio={config.label_noise_ratio} must lie in [0, 2]: half of it is the share of labels redrawn."
+        )
+    for name in ("box_noise_scale", "negative_noise_start"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name}={getattr(config, name)} must not be negative; 0 turns it off.")
+
+
 def num_parameters(config) -> int:
     """Approximate number of parameters of the transformer, without the backbone."""
     width, heads = config.d_model, 1 if config.share_decoder_heads else config.decoder_layers
@@ -132,7 +160,9 @@ def num_parameters(config) -> int:
     decoder = deformable(config.decoder_attention_heads, config.decoder_n_points) + 2 * width * config.decoder_ffn_dim
     rows = config.num_queries + config.num_extra_label_embeddings + len(config.id2label) * (heads + 2)
     levels = 9 * width**2 * max(0, config.num_feature_levels - 3)
-    return config.encoder_layers * encoder + config.decoder_layers * (decoder + 4 * width**2) + rows * width + levels
+    fusion = config.encoder_fusion * (config.encoder_layers + 1) * width**2
+    layers = config.encoder_layers * encoder + config.decoder_layers * (decoder + 4 * width**2)
+    return layers + rows * width + levels + fusion
 
 
 def _numbers(value, depth: int = 0) -> Iterator[int | float]:

@@ -9,6 +9,7 @@ from .backbone_stages import backbone_from_dict, warn_of_one_coarse_map, with_de
 from .coco_classes import coco_id2label
 from .config_checks import (
     check_backbone_sizes,
+    check_loss,
     check_num_labels,
     check_sizes,
     checked_category_ids,
@@ -21,6 +22,11 @@ from .sharing import CarriesCode
 
 # Backbone settings of older configurations of similar models.
 _OLD_BACKBONE_SETTINGS = ("backbone", "backbone_kwargs", "dilation", "use_pretrained_backbone", "use_timm_backbone")
+# Variants of DINO set these fields. A detector without them is saved as before they existed.
+_SETTINGS_OF_VARIANTS = (
+    *("class_loss", "queries_per_box", "denoising_cls_loss_coefficient"),
+    *("negative_noise_start", "encoder_fusion"),
+)
 _CLASS_SETTINGS = ("id2label", "label2id", "num_labels")
 
 
@@ -45,6 +51,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         d_model: width C of the transformer. It is at least 64, a multiple of 32 (group norm), and a multiple of both numbers of
             attention heads.
         encoder_layers, decoder_layers: number of layers.
+        encoder_fusion: whether the result of the encoder is a normalised linear function of its input and of the outputs of all its
+            layers, as in Stable-DINO, instead of the output of the last layer.
         encoder_attention_heads, decoder_attention_heads: heads of every attention.
         encoder_ffn_dim, decoder_ffn_dim: inner width of the feed-forward blocks.
         encoder_n_points, decoder_n_points: sampling points of deformable attention, per head and level.
@@ -67,9 +75,17 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         label_noise_ratio: twice the share of denoising queries that get a random label; in [0, 2].
         box_noise_scale: noise of denoising boxes, in half box sizes. The release's launch scripts set 1.0, and its checkpoints
             were trained with it. Its configuration files and the paper's table say 0.4.
+        negative_noise_start: smallest noise of denoising negatives, in half box sizes times `box_noise_scale`. The largest is 1
+            more. 1 in DINO: negatives are noisier than positives, whose noise is 0 to 1. 0 in Stable-DINO: both
+            have the same noise.
+        class_loss: class loss and its matching, see `quality_losses.py`: "focal" (DINO), "quality_focal" (Co-DINO), "align_detr",
+            "stable_dino", "varifocal" (RT-DETR) or "matchability_aware" (DEIM).
+        queries_per_box: for "align_detr": number of queries matched with each box by the encoder and all decoder layers except the
+            last, which always matches one. 2 in Align-DETR.
         class_cost, bbox_cost, giou_cost: weights of the matching cost.
         cls_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses.
-        focal_alpha: weight of positives in the focal loss and in the matching cost.
+        denoising_cls_loss_coefficient: weight of the class loss of denoising queries. None: `cls_loss_coefficient`.
+        focal_alpha: weight of positives in the focal loss, in the class loss "stable_dino" and in the matching cost.
         mixed_query_selection: True: the content of queries is learnt (sec. 3.4). False: it is the selected encoder tokens (pure
             query selection). For ablations.
         look_forward_twice: whether the box loss of a layer also trains the layer before (sec. 3.5). For ablations.
@@ -124,6 +140,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
     encoder_attention_heads: int = 8
     encoder_ffn_dim: int = 2048
     encoder_n_points: int = 4
+    encoder_fusion: bool = False
     decoder_layers: int = 6
     decoder_attention_heads: int = 8
     decoder_ffn_dim: int = 2048
@@ -139,12 +156,16 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
     num_extra_label_embeddings: int = 1
     label_noise_ratio: float | int = 0.5
     box_noise_scale: float | int = 1.0
+    negative_noise_start: float | int = 1.0
+    class_loss: str = "focal"
+    queries_per_box: int = 1
     class_cost: float | int = 2.0
     bbox_cost: float | int = 5.0
     giou_cost: float | int = 2.0
     cls_loss_coefficient: float | int = 1.0
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0
+    denoising_cls_loss_coefficient: float | int | None = None
     focal_alpha: float | int = 0.25
     mixed_query_selection: bool = True
     look_forward_twice: bool = True
@@ -210,8 +231,13 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         return loaded
 
     def to_diff_dict(self) -> dict:
-        """As in `PreTrainedConfig`, but always with the classes. The library would leave out LABEL_0 and LABEL_1, its default."""
-        return super().to_diff_dict() | {"id2label": copy.copy(self.id2label)}
+        """As in `PreTrainedConfig`, but always with the classes, and without settings of variants that have their default.
+
+        The library would leave out LABEL_0 and LABEL_1, its default classes.
+        """
+        settings = super().to_diff_dict() | {"id2label": copy.copy(self.id2label)}
+        is_default = {name: getattr(self, name) == getattr(type(self), name) for name in _SETTINGS_OF_VARIANTS}
+        return {name: value for name, value in settings.items() if not is_default.get(name)}
 
     def set_classes(self, id2label: dict[int, str], category_ids: list[int] | None = None) -> None:
         """Set names and category ids of the classes. To change the classes of a model, use `dino_hf.training.transfer_classes`.
@@ -277,10 +303,10 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in (
             *("num_denoising", "num_extra_label_embeddings", "num_frozen_backbone_stages"),
-            *("class_cost", "bbox_cost", "giou_cost"),
+            *("class_cost", "bbox_cost", "giou_cost", "denoising_cls_loss_coefficient"),
             *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
         ):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 turns it off.")
         if self.max_denoising_queries is not None and self.max_denoising_queries < 2:
             raise ValueError(
@@ -290,15 +316,6 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         if not 0 < self.pred_boxes_eps < 0.5:
             raise ValueError(f"pred_boxes_eps={self.pred_boxes_eps} must lie between 0 and 0.5; the release has 0.001.")
         checked_category_ids(self.category_ids, self.id2label)
-        if not 0 <= self.focal_alpha <= 1:
-            raise ValueError(
-                f"focal_alpha={self.focal_alpha} must lie in [0, 1]: it is the share of positives in the loss."
-            )
+        check_loss(self)
         if self.position_temperature <= 0:
             raise ValueError(f"position_temperature={self.position_temperature} must be positive; the release has 20.")
-        if not 0 <= self.label_noise_ratio <= 2:
-            raise ValueError(
-                f"label_noise_ratio={self.label_noise_ratio} must lie in [0, 2]: half of it is the share of labels redrawn."
-            )
-        if self.box_noise_scale < 0:
-            raise ValueError(f"box_noise_scale={self.box_noise_scale} must not be negative; 0 means no noise.")
