@@ -430,7 +430,7 @@ def test_a_cache_that_cannot_be_written_says_so(server, tmp_path, monkeypatch):
 
 def test_a_cache_in_an_unknown_home_folder_says_so(server, monkeypatch):
     monkeypatch.setenv("DINO_HF_CACHE", "~no-such-user-here/cache")
-    with pytest.raises(ValueError, match="Set DINO_HF_CACHE"):
+    with pytest.raises(ValueError, match="set DINO_HF_CACHE"):
         fetch("detrex/toy")
 
 

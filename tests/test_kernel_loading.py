@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from dino_hf.cli import app as cli
+from dino_hf.common.paths import NoCacheFolder
 from dino_hf.model.attention_backends import BackendUnavailable
 from dino_hf.runtime import kernel_loading
 from helpers import needs_compiler
@@ -111,14 +112,14 @@ def test_a_home_that_cannot_be_written_builds_for_this_process(tmp_path, caplog,
 
 def test_a_user_without_a_home_builds_for_this_process_too(tmp_path, monkeypatch, caplog):
     def homeless():
-        raise RuntimeError("Could not determine home directory.")
+        raise NoCacheFolder("The home folder is unknown.")
 
     class Builder:
         build_variant = staticmethod(lambda project, folder, native, mode, scratch=None: folder)
 
     monkeypatch.setattr(kernel_loading, "cache_dir", homeless)
     assert kernel_loading._build(Builder, tmp_path, "identity", native=False).is_dir()
-    assert "Could not determine home directory" in caplog.text
+    assert "The home folder is unknown" in caplog.text
 
 
 FROM_FOUR_THREADS = """
@@ -517,7 +518,7 @@ def test_what_a_killed_process_leaves_goes_at_the_next_start(
 
     assert leftovers()
     if when == "temporary":
-        monkeypatch.setattr(kernel_loading, "cache_dir", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        monkeypatch.setattr(kernel_loading, "cache_dir", lambda: (_ for _ in ()).throw(NoCacheFolder("no home")))
         atexit_calls = []
         monkeypatch.setattr(
             kernel_loading.atexit, "register", lambda *call, **settings: atexit_calls.append((call, settings))

@@ -1,8 +1,10 @@
 """Paths of home folders and below a folder: never through a link."""
 
 import pytest
+from typer.testing import CliRunner
 
-from dino_hf.common.paths import expand_home, path_below, remove_files
+from dino_hf.cli.app import app
+from dino_hf.common.paths import NoCacheFolder, cache_dir, expand_home, path_below, remove_files
 
 
 def names(folder):
@@ -15,6 +17,17 @@ def test_unknown_home_folders_are_a_sentence(monkeypatch):
     assert str(expand_home("a/~b")) == "a/~b"
     with pytest.raises(ValueError, match="~no-such-user-here is not a home folder of this machine"):
         expand_home("~no-such-user-here/x")
+
+
+@pytest.mark.parametrize("variable", ["DINO_HF_CACHE", "XDG_CACHE_HOME"])
+def test_a_cache_below_an_unknown_home_is_a_sentence(variable, monkeypatch):
+    monkeypatch.delenv("DINO_HF_CACHE", raising=False)
+    monkeypatch.setenv(variable, "~no-such-user-here/x")
+    with pytest.raises(NoCacheFolder, match=r"~no-such-user-here/x .* set DINO_HF_CACHE to a folder"):
+        cache_dir()
+    shown = CliRunner().invoke(app, ["env"])
+    assert shown.exit_code == 0, shown.output
+    assert "cache         none: ~no-such-user-here/x" in shown.output
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/a", "b/../../a", "", ".", "a\0b"])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from transformers import (
 
 import dino_hf
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.common import hub_access
 from dino_hf.model.package_warning import DinoDetrWarning
 from dino_hf.runtime import pretrained_backbones
 from dino_hf.runtime.pretrained_backbones import load_pretrained_backbone, pixel_settings
@@ -104,6 +106,27 @@ def test_what_is_no_backbone_is_refused(tmp_path):
     save_file(weights, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"lacks 1 weights of a ResNetBackbone, for example {dropped}"):
         load_pretrained_backbone(tmp_path / "partial")
+
+
+@pytest.mark.parametrize("name", ["", " ", None, 5])
+def test_a_name_that_is_empty_or_no_text_is_refused(name):
+    with pytest.raises(ValueError, match=rf"The name of a backbone is {name!r}; give a folder"):
+        DinoDetrForObjectDetection.from_backbone(name)
+
+
+@pytest.mark.parametrize("name", ["someone/nothing", "nothing-of-this-name"])
+def test_a_hub_that_does_not_answer_is_asked_once_and_quickly(name, monkeypatch):
+    asked = []
+
+    def fail(request, timeout):
+        asked.append(timeout)
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(hub_access, "urlopen", fail)
+    monkeypatch.setattr(hub_access, "is_offline_mode", lambda: False)
+    with pytest.raises(OSError, match=rf"^There is no folder {name}, and the Hub gives no backbone.*ConnectionError"):
+        DinoDetrForObjectDetection.from_backbone(name)
+    assert asked == [10]
 
 
 @pytest.mark.parametrize("name", ["someone/nothing", "nothing-of-this-name"])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.cli.app import app
-from dino_hf.data import hub_access
+from dino_hf.common import hub_access
 from dino_hf.model.sharing import shipped_files
 from dino_hf.run import publish as publishing
 from dino_hf.run.publish import describe, publish

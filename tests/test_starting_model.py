@@ -11,7 +11,8 @@ from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageCla
 
 from data_layouts import draw_splits, write_layout
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.data import CocoData, hub_access
+from dino_hf.common import hub_access
+from dino_hf.data import CocoData
 from dino_hf.run import starting_model
 from dino_hf.run import training_run as run
 from dino_hf.run.record import RunRecord

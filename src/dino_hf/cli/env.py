@@ -30,7 +30,7 @@ def _print_environment() -> None:
     # Imported here, because `--help` does not need them and they take seconds.
     import torch
 
-    from ..common.paths import cache_dir
+    from ..common.paths import NoCacheFolder, cache_dir
     from ..model.attention_backends import ENVIRONMENT_VARIABLE, choose_backend, describe_backends
 
     print(f"Python        {platform.python_version()} on {platform.platform()}")
@@ -45,7 +45,10 @@ def _print_environment() -> None:
         print(f"CUDA          {torch.cuda.get_device_name(index)}, compute {torch.cuda.get_device_capability(index)}")
     if not torch.cuda.is_available():
         print("CUDA          no device")
-    print(f"cache         {cache_dir()}")
+    try:
+        print(f"cache         {cache_dir()}")
+    except NoCacheFolder as error:
+        print(f"cache         none: {error}")
 
     print("\nBackends of deformable attention")
     for name, reason in sorted(describe_backends().items()):

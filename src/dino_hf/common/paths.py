@@ -61,12 +61,23 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
                     (folder / parent).rmdir()
 
 
+class NoCacheFolder(ValueError):
+    """The user has no home folder, and no environment variable names a folder for the cache."""
+
+
 def cache_dir() -> Path:
     """The folder of built kernels and published checkpoints: $DINO_HF_CACHE, or dino_hf in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        RuntimeError: the user has no home folder.
+        NoCacheFolder: there is no such home folder.
     """
-    if folder := os.environ.get("DINO_HF_CACHE"):
-        return Path(folder).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve() / "dino_hf"
+    named = os.environ.get("DINO_HF_CACHE")
+    folder = named or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        place = Path(folder).expanduser().resolve()
+    except RuntimeError:
+        raise NoCacheFolder(
+            f"{folder} is not a folder of this machine, because its home folder is unknown; set DINO_HF_CACHE to a folder for "
+            "built kernels and converted checkpoints."
+        ) from None
+    return place if named else place / "dino_hf"

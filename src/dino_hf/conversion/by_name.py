@@ -41,14 +41,7 @@ _SETTINGS = ("config.json", "preprocessor_config.json")
 
 def cached_folder(row: Published) -> Path:
     """The place of a converted checkpoint in the cache. It may not be there yet."""
-    return _cache() / "models" / row.project / row.name
-
-
-def _cache() -> Path:
-    try:
-        return cache_dir()
-    except RuntimeError as error:
-        raise ValueError(f"There is no folder for the cache ({error}) Set DINO_HF_CACHE to a folder.") from error
+    return cache_dir() / "models" / row.project / row.name
 
 
 def is_cached(row: Published) -> bool:
@@ -172,7 +165,7 @@ def _check_mirror(mirror: str) -> None:
 
 
 def _downloads(row: Published) -> Path:
-    return _cache() / "downloads" / row.project
+    return cache_dir() / "downloads" / row.project
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..common import regular_files
+from ..common.hub_access import reach_hub
 from ..common.output_folders import new_scratch, remove_leftovers
 from ..common.regular_files import (
     LARGEST_YAML,
@@ -29,7 +30,6 @@ from ..common.text import abbreviate
 from ..common.values import short_repr
 from .file_names import SplitNames, split_in
 from .files import DataFolder, is_saved_dataset
-from .hub_access import reach_hub
 from .hub_layout import Layout, dtype_name, find_layout, join_rows
 
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}

@@ -21,12 +21,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..common.hub_access import reach_hub
 from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..common.text import first_line
 from ..conversion.by_name import fetch
 from ..conversion.published import find_published, lookup_published, similar_titles
-from ..data.hub_access import reach_hub
 
 # Errors that damaged files raise: in json, in settings, in the shapes or the format of weights.
 _DAMAGES = (

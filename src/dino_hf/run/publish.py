@@ -12,10 +12,10 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..common.hub_access import reach_hub
 from ..common.paths import expand_home
 from ..common.regular_files import read_settings
 from ..common.text import first_line, list_some, size_text
-from ..data.hub_access import reach_hub
 from ..inference.loading import load_detector, load_image_processor
 from ..model.sharing import is_checkpoint
 from ..runtime.card_data import CardData

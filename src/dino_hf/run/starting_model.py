@@ -19,9 +19,9 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
+from ..common.hub_access import reach_hub
 from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
-from ..data.hub_access import reach_hub
 from ..inference.loading import fetch_published, load_detector, load_image_processor, similar_names
 from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor

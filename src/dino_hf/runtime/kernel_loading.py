@@ -22,7 +22,7 @@ from types import ModuleType
 import torch
 
 from ..common.output_folders import new_scratch, remove_leftovers, replace_file
-from ..common.paths import cache_dir
+from ..common.paths import NoCacheFolder, cache_dir
 from ..common.text import first_line
 from ..model import ms_deform_attn  # noqa: F401  (registers PyTorch's backends, so that the kernels come before them)
 from ..model.attention_backends import Backend, BackendUnavailable, register_backend
@@ -104,7 +104,7 @@ def _load_or_build(builder: ModuleType, project: Path, identity: str, native: bo
     """Load the kernel from the cache. If the cached build does not load, delete it and build once more."""
     try:
         folder = _cache_folder(identity)
-    except RuntimeError:
+    except NoCacheFolder:
         folder = None
     if folder is not None and folder.exists():
         remove_leftovers(folder)
@@ -148,7 +148,7 @@ def _cache_folder(identity: str) -> Path:
     """Folder of a build in the cache. Its name contains the kernel id, the versions of torch and libc, and the system.
 
     Raises:
-        RuntimeError: the user has no home folder.
+        NoCacheFolder: the user has no home folder.
     """
     return cache_dir() / "kernels" / f"{identity}-torch{torch.__version__}-{sys.platform}{_libc()}"
 
@@ -172,7 +172,7 @@ def _build(builder: ModuleType, project: Path, identity: str, native: bool) -> P
             return builder.build_variant(project, folder, native, mode=0o700, scratch=scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, NoCacheFolder) as error:
         if isinstance(error, OSError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         temporary = Path(tempfile.gettempdir())

@@ -11,6 +11,7 @@ from transformers import AutoConfig, ImageProcessingMixin, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, is_timm_available, logging
 
+from ..common.hub_access import reach_hub
 from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..common.text import first_line
@@ -40,7 +41,7 @@ def load_pretrained_backbone(
     Raises:
         OSError: there is no backbone of this name, or it cannot be downloaded.
         ImportError: the backbone needs timm, which is not installed.
-        ValueError: the model is no backbone, has no maps of these strides, or lacks weights.
+        ValueError: the name is empty or no text, or the model is no backbone, has no maps of these strides, or lacks weights.
     """
     maps = {"out_features": out_features, "out_indices": out_indices}
     maps = {key: list(value) for key, value in maps.items() if value is not None}
@@ -144,6 +145,11 @@ def _load_from_timm(name: str | Path, timm_name: str, maps: dict[str, list]) -> 
 
 def _find_timm_name(name: str | Path) -> str | None:
     """The name by which `timm.create_model` knows a backbone. None: it is not a timm model."""
+    if not (isinstance(name, str | Path) and str(name).strip()):
+        raise ValueError(
+            f"The name of a backbone is {name!r:.100}; give a folder, an id on the Hub such as 'microsoft/resnet-50', or a timm "
+            "name."
+        )
     folder, text = expand_home(name), str(name)
     if folder.is_dir():
         if not (folder / CONFIG_NAME).is_file():
@@ -171,6 +177,7 @@ def _find_timm_name(name: str | Path) -> str | None:
 def _is_timm_config(name: str | Path) -> bool:
     """Whether config.json is timm's. A classifier of transformers names `architectures`, timm an `architecture`."""
     try:
+        _check_reachable(name)
         settings, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
         raise _not_loaded(name, error) from error
@@ -194,11 +201,18 @@ def _timm_record(timm_name: str) -> dict[str, Any]:
 
 def _read_config(name: str | Path) -> PreTrainedConfig:
     try:
+        _check_reachable(name)
         return AutoConfig.from_pretrained(expand_home(name), trust_remote_code=False)
     except OSError as error:
         raise _not_loaded(name, error) from error
     except (ValueError, KeyError) as error:
         raise ValueError(f"The {CONFIG_NAME} of {name} is not one of a backbone: {first_line(error)}") from error
+
+
+def _check_reachable(name: str | Path) -> None:
+    """Raise ConnectionError if the Hub is needed and does not answer."""
+    if not expand_home(name).is_dir():
+        reach_hub(str(name))
 
 
 def _no_default(name: str | Path) -> str:

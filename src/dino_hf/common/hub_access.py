@@ -5,7 +5,6 @@ from ssl import SSLError
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import datasets
 from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers.utils import CONFIG_NAME
@@ -38,5 +37,7 @@ def reach_hub(name: str, is_dataset: bool = False, file: str = CONFIG_NAME) -> N
 
 def _is_cached(name: str, is_dataset: bool, file: str) -> bool:
     if is_dataset:
+        import datasets  # slow to import, and models do not need it
+
         return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists()
     return isinstance(try_to_load_from_cache(name, file), str)
