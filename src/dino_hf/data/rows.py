@@ -71,6 +71,16 @@ class CocoData(NamedTuple):
         return f"CocoData({self.name!r:.100}: {len(self.dataset)} images, {len(self.id2label)} classes)"
 
 
+def box_columns(data: CocoData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class, crowd flag and place of the image in the data set of each box, three arrays (N,)."""
+    columns = data.dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
+    crowds, categories = columns.field("iscrowd"), columns.field("category")
+    counts = np.diff(crowds.offsets.to_numpy(zero_copy_only=False))
+    is_crowd = crowds.flatten().to_numpy(zero_copy_only=False).astype(bool)
+    image = np.repeat(np.arange(len(counts)), counts)
+    return categories.flatten().to_numpy(zero_copy_only=False).astype(np.int64), is_crowd, image
+
+
 class ClassSpace(NamedTuple):
     id2label: dict[int, str]  # class index of the model, 0 to K - 1, -> name
     category_ids: list[int]  # class index -> original category id

@@ -13,9 +13,9 @@ from ..data import DetectionData, RawDataset, read_raw
 from ..data.hub_files import drain
 from ..data.image_digests import image_digests
 from ..data.load import load_raw
+from ..data.rows import box_columns
 from ..doctor.checks import inspect
 from ..training.coco_data import CocoData
-from .preflight import box_columns
 from .record import RunRecord
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, TrainingArguments
 
 from ..common.text import count_text, list_some, size_text
+from ..data.rows import box_columns
 from ..model.attention_backends import choose_backend
 from ..training.coco_data import CocoData
 from ..training.departures import find_departures
@@ -140,7 +141,8 @@ def _memory_line(memory: dict[str, Any]) -> str:
 def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | None]) -> dict[str, Any]:
     """`Preflight.data` of data sets by split: train, validation, test."""
     train = splits["train"]
-    categories, is_crowd, per_image = box_columns(train)
+    categories, is_crowd, image = box_columns(train)
+    per_image = np.bincount(image[~is_crowd], minlength=len(train.dataset))
     counts = np.bincount(categories[~is_crowd], minlength=len(train.id2label))
     sizes = np.array(image_sizes(train))  # (I, 2)
     return {
@@ -159,17 +161,6 @@ def describe_data(origin: str, notes: list[str], splits: dict[str, CocoData | No
             for name, values in (("height", sizes[:, 0]), ("width", sizes[:, 1]))
         },
     }
-
-
-def box_columns(data: CocoData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class and crowd flag of each box (N,), and the number of boxes of each image without crowds (I,)."""
-    columns = data.dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
-    crowds, categories = columns.field("iscrowd"), columns.field("category")
-    counts = np.diff(crowds.offsets.to_numpy(zero_copy_only=False))
-    is_crowd = crowds.flatten().to_numpy(zero_copy_only=False).astype(bool)
-    image = np.repeat(np.arange(len(counts)), counts)
-    per_image = np.bincount(image[~is_crowd], minlength=len(counts))
-    return categories.flatten().to_numpy(zero_copy_only=False).astype(np.int64), is_crowd, per_image
 
 
 def image_sizes(data: CocoData) -> list[tuple[int, int]]:
