@@ -264,8 +264,9 @@ def test_the_focal_loss_without_focus_is_half_the_cross_entropy():
     torch.testing.assert_close(focal_losses(logits, labels, matches, alpha=0.5, gamma=0), expected)
 
 
+@pytest.mark.parametrize("class_weights", [None, torch.tensor([0.5, 1, 3, 1, 7]).double()])
 @pytest.mark.parametrize("gamma", [0.0, 2.0, 3.0])
-def test_the_focal_loss_and_its_gradient_are_those_of_the_plain_formula(gamma):
+def test_the_focal_loss_and_its_gradient_are_those_of_the_plain_formula(gamma, class_weights):
     logits = 4 * torch.randn(3, 2, 7, NUM_LABELS, dtype=torch.float64)
     logits[0, 0, :2] = torch.tensor([[-80.0], [80.0]])  # far out, where a probability is 0 or 1
     matches = Matches(*torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1], [2, 1, 6, 2]]).T)
@@ -274,17 +275,35 @@ def test_the_focal_loss_and_its_gradient_are_those_of_the_plain_formula(gamma):
     def plain(x, target):
         prob = x.sigmoid()
         error = (prob - target).abs()
-        weight = (0.3 * target + 0.7 * (1 - target)) * error**gamma
+        of_class = torch.ones(NUM_LABELS) if class_weights is None else class_weights  # of positives only
+        weight = (0.3 * target * of_class + 0.7 * (1 - target)) * error**gamma
         return (weight * binary_cross_entropy_with_logits(x, target, reduction="none")).sum((1, 2, 3))
 
     target = torch.zeros_like(logits)
     for layer, image, query, index in zip(*(part.tolist() for part in matches), strict=True):
         target[layer, image, query, labels[index]] = 1
-    for loss in (lambda x: plain(x, target), lambda x: focal_losses(x, labels, matches, 0.3, gamma)):
+    for loss in (lambda x: plain(x, target), lambda x: focal_losses(x, labels, matches, 0.3, gamma, class_weights)):
         x = logits.clone().requires_grad_()
         values = loss(x)
         results.append((values.detach(), *torch.autograd.grad((values * torch.tensor([1.0, -2, 0.5])).sum(), x)))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_class_weights_scale_the_class_loss_of_layers_and_denoising_queries():
+    config, counts = tiny_config(), (2, 0)
+    targets = random_targets(*counts)
+    arguments = (*random_predictions(4, 2, 5), targets, random_denoising(counts))
+    loss, logs = DinoDetrLoss(config)(*arguments)
+    same, _ = DinoDetrLoss(config)(*arguments, class_weights=torch.ones(NUM_LABELS))
+    assert torch.equal(loss, same)
+    weights = torch.ones(NUM_LABELS)
+    weights[targets.class_labels] = 2.0
+    _, doubled = DinoDetrLoss(config)(*arguments, class_weights=weights)
+    for name, value in logs.items():
+        if name.startswith("loss_ce"):
+            assert value < doubled[name] < 2 * value, name  # matched queries count twice, others once
+        else:
+            assert torch.equal(value, doubled[name]), name
 
 
 def test_gradients_of_the_losses_are_those_of_differences():

@@ -36,8 +36,10 @@ class _FocalLosses(torch.autograd.Function):
     """Focal loss and its gradient in one pass. Autograd would keep one tensor of the size of the logits for each operation."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, place: tuple[Tensor, ...], alpha: float, gamma: float) -> Tensor:
-        """logits: (D, B, Q, K); place: positions where the target is 1, as one index for each axis."""
+    def forward(
+        ctx, logits: Tensor, place: tuple[Tensor, ...], alpha: float, gamma: float, weights: Tensor | None
+    ) -> Tensor:
+        """logits: (D, B, Q, K); place: positions where the target is 1, as one index for each axis; weights: (M,) of them."""
         # Only three tensors of the size of the logits are allocated: allocating more takes longer than the arithmetic.
         prob = logits.sigmoid()
         # Cost of a negative, -log(1 - p) = log(1 + exp(-abs(x))) + max(x, 0). For very negative x it rounds to 0, but there p to
@@ -51,24 +53,41 @@ class _FocalLosses(torch.autograd.Function):
         weight[place] = 0
         loss = cost.mul_(weight)
         result = loss.sum(dim=(1, 2, 3)).mul_(1 - alpha)
-        result.index_add_(0, place[0], alpha * rest**gamma * positive)
+        share = alpha if weights is None else alpha * weights
+        result.index_add_(0, place[0], share * rest**gamma * positive)
         if ctx.needs_input_grad[0]:
             # d/dx p = p (1 - p), d/dx -log(1 - p) = p
             slope = loss.addcmul_(loss, prob, value=-1).mul_(gamma).add_(weight.mul_(prob)).mul_(1 - alpha)
-            slope[place] = -alpha * rest**gamma * (gamma * matched_prob * positive + rest)
+            slope[place] = -share * rest**gamma * (gamma * matched_prob * positive + rest)
             ctx.save_for_backward(slope)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * gradient[:, None, None, None], None, None, None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.saved_tensors[0] * gradient[:, None, None, None], None, None, None, None
 
 
-def focal_losses(logits: Tensor, labels: Tensor, matches: Matches, alpha: float, gamma: float = 2.0) -> Tensor:
-    """Sigmoid focal loss (arXiv:1708.02002) of each layer, summed. logits: (D, B, Q, K), labels: (T,) -> (D,)."""
-    place = (matches.layer, matches.image, matches.query, labels[matches.target])
-    return _FocalLosses.apply(logits, place, alpha, gamma)
+def focal_losses(
+    logits: Tensor,
+    labels: Tensor,
+    matches: Matches,
+    alpha: float,
+    gamma: float = 2.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Sigmoid focal loss (arXiv:1708.02002) of each layer, summed.
+
+    Args:
+        logits: (D, B, Q, K), labels: (T,).
+        class_weights: (K,) factors of the losses of matched queries, by the class of their target. None: no factors.
+    Returns:
+        (D,)
+    """
+    classes = labels[matches.target]  # (M,)
+    place = (matches.layer, matches.image, matches.query, classes)
+    weights = None if class_weights is None else class_weights[classes]
+    return _FocalLosses.apply(logits, place, alpha, gamma, weights)
 
 
 def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,11 +130,17 @@ def class_error(logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
 
 
 def set_losses(
-    logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches, normalizer: Tensor, alpha: float
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    matches: Matches,
+    normalizer: Tensor,
+    alpha: float,
+    class_weights: Tensor | None = None,
 ) -> SetLosses:
     """All losses of D layers; (D, B, Q, K) and (D, B, Q, 4) -> (D,) each."""
     center, size, giou = box_losses(boxes, targets.boxes, matches)
-    focal = focal_losses(logits, targets.class_labels, matches, alpha)
+    focal = focal_losses(logits, targets.class_labels, matches, alpha, class_weights=class_weights)
     return SetLosses(
         loss_ce=focal / normalizer,
         loss_bbox=(center + size) / normalizer,
@@ -174,6 +199,7 @@ class DinoDetrLoss:
         denoising: DenoisingPredictions | None = None,
         num_items_in_batch: Tensor | int | None = None,
         skip_non_finite: bool = False,
+        class_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Args:
@@ -186,11 +212,15 @@ class DinoDetrLoss:
             skip_non_finite: how to treat NaN and infinite predictions. False: raise `NonFinitePredictionsError`. True: leave
                 this layer of this image out of the logged losses, and return a loss of NaN. Then all gradients are NaN in
                 every process, and `dino_hf.training.DinoDetrTrainer` or a gradient scaler skips the step.
+            class_weights: (K,) factors of the class loss of matched and denoising queries, by the class of their target. None:
+                all are 1. The loss of unmatched queries is not weighted.
         Returns:
             the loss (), and raw losses and values for logs, each () and detached.
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits, boxes = logits.float(), boxes.float()
+            if class_weights is not None:
+                class_weights = class_weights.to(logits.device, non_blocking=True)
             is_finite = None
             if denoising is not None:
                 denoising = denoising._replace(logits=denoising.logits.float(), boxes=denoising.boxes.float())
@@ -210,7 +240,7 @@ class DinoDetrLoss:
             if skips:
                 is_left_out = is_left_out.to(logits.device, non_blocking=True)
                 logits = silence(logits, is_left_out)
-            losses = set_losses(logits, boxes, targets, matches, num_boxes, self.alpha)
+            losses = set_losses(logits, boxes, targets, matches, num_boxes, self.alpha, class_weights)
             last = len(logits) - 2
             names = ["_interm", *(f"_{layer}" for layer in range(last)), ""]
             loss, logs = self._weighted_sum(losses), name_losses(losses, names)
@@ -223,7 +253,7 @@ class DinoDetrLoss:
                     kept = ~is_left_out[1:][matches.layer, matches.image]
                     matches = Matches(*(index[kept] for index in matches))
                 normalizer = num_boxes * denoising.targets.num_groups * denoising.targets.share
-                losses = set_losses(logits, denoising.boxes, targets, matches, normalizer, self.alpha)
+                losses = set_losses(logits, denoising.boxes, targets, matches, normalizer, self.alpha, class_weights)
                 loss = loss + self._weighted_sum(losses)
                 logs |= name_losses(losses, [*(f"_dn_{layer}" for layer in range(last)), "_dn"])
             if skips:
