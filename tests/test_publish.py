@@ -131,6 +131,12 @@ def test_an_unknown_licence_is_warned_of_and_can_be_named(folder):
     assert json.loads(texts["config.json"])["provenance"]["license"] == "apache-2.0"
 
 
+@pytest.mark.parametrize("license", ["Apache 2.0", "", "MIT", "apache_2.0\n"])
+def test_a_licence_that_is_no_identifier_is_refused_in_the_dry_run(folder, license):
+    with pytest.raises(ValueError, match="is not an identifier of a licence"):
+        publishing.publish(folder, "someone/birds", license=license)
+
+
 def test_pictures_of_the_card_go_with_it_and_only_they(tmp_path):
     evaluation = {
         "metrics": {"AP": 0.5},

@@ -26,6 +26,7 @@ _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|gh[pousr]_[A
 _LOCAL_PATH = re.compile(
     r"(?:^|[\s\"'(])(/(?:home|Users|root|mnt|data|tmp|scratch)/[^\s\"']+|~/[^\s\"']+|[A-Z]:\\[^\s\"']+)"
 )
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _IMAGES_OF_DATA = "mistakes.png"
 
 
@@ -70,11 +71,17 @@ def publish(
     Returns:
         the address of the commit; None after a dry run.
     Raises:
-        ValueError, FileNotFoundError: the folder is no whole detector, the name is not valid, or a file contains a secret.
+        ValueError, FileNotFoundError: the folder is no whole detector, the name or the licence is not valid, or a file
+            contains a secret.
         ConnectionError: the Hub does not answer.
         PermissionError: there is no login, or it may not write to the repository.
     """
     _check_name(repo_id)
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise ValueError(
+            f"{license!r:.100} is not an identifier of a licence. The Hub knows them in lower case and without spaces: apache-2.0, "
+            "mit, cc-by-4.0, or other."
+        )
     with TemporaryDirectory() as staged:
         publication = _stage(expand_home(folder), repo_id, license, Path(staged))
         if show is not None:
