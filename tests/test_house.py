@@ -26,7 +26,7 @@ FLOORS = [
         "sharing",
     },
     {"backbone_stages"},
-    {"configuration_dino_detr", "attention_operators", "heads", "matcher"},
+    {"configuration_dino_detr", "attention_operators", "heads", "matcher", "nms"},
     {"ms_deform_attn"},
     {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "image_processing_mixin"},
     {"modeling_dino_detr", "image_processing_dino_detr", "image_processing_pil_dino_detr"},

@@ -93,6 +93,11 @@ def warn_of_unknown_names(given: Iterable[str], settings: Iterable[str]) -> None
         warnings.warn(message.rstrip(".") + ("" if message.endswith("?") else "."), DinoDetrWarning, stacklevel=5)
 
 
+def is_number(value) -> bool:
+    """Whether a value is a finite int or float. True and False are not numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_num_labels(num_labels) -> None:
     """Check the number of classes, before a name is made for each class."""
     if num_labels is None:

@@ -9,7 +9,9 @@ from .image_processing_mixin import DinoDetrProcessingMixin
 
 
 class DinoDetrImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=False):
-    """The settings of Deformable DETR's image processor."""
+    """The settings of Deformable DETR's image processor, and `nms`: non-maximum suppression of detections, see `read_nms`."""
+
+    nms: dict | None
 
 
 class DinoDetrImageProcessor(DinoDetrProcessingMixin, DeformableDetrImageProcessor):

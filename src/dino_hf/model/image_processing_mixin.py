@@ -1,7 +1,7 @@
 """Differences between the image processors of DINO and Deformable DETR, for both image backends."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from transformers.image_utils import ImageType, SizeDict, get_image_type
 from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
+from .config_checks import is_number
+from .nms import NmsSettings, read_nms, suppress
 from .sharing import CarriesCode, is_shipped
+from .targets import PADDING_LABEL
 
 _LONGEST_SIDE = 16_384
 _MOST_PIXELS = 10**8  # 1.2 GB for each image
@@ -24,9 +27,14 @@ class DinoDetrProcessingMixin(CarriesCode):
     """Mixin for the library's image processors: checks of images, labels relative to the unpadded image, top 300 detections."""
 
     do_convert_rgb = True
+    nms: dict | None = None  # non-maximum suppression of detections, see `read_nms`; None: none, as in DINO
     auto_map_entries = ("AutoImageProcessor",)
     # Reads the pixel statistics of a backbone by name. The installed package sets it (pretrained_backbones.py).
     pixel_reader = None
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        read_nms(self.nms)
 
     @classmethod
     def from_backbone(cls, name: str, **settings):
@@ -60,8 +68,9 @@ class DinoDetrProcessingMixin(CarriesCode):
             _check_sides(name, dict(kwargs.get(name) or {}))
         for name in ("image_mean", "image_std"):
             _check_statistics(name, kwargs.get(name))
+        read_nms(kwargs.get("nms"))
         factor = kwargs.get("rescale_factor")
-        if factor is not None and not (_is_number(factor) and factor > 0):
+        if factor is not None and not (is_number(factor) and factor > 0):
             raise ValueError(f"rescale_factor={factor!r:.50} must be a positive number; 1 / 255 for bytes.")
         return super()._validate_preprocess_kwargs(**kwargs)
 
@@ -149,33 +158,44 @@ class DinoDetrProcessingMixin(CarriesCode):
         return super().prepare_annotation(image, target, *args, **kwargs)
 
     def top_detections(
-        self, outputs, target_sizes: Tensor | Sequence[tuple[int, int]] | None = None, top_k: int = 300
+        self,
+        outputs,
+        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        top_k: int = 300,
+        nms: Mapping | bool | None = None,
     ) -> dict[str, Tensor]:
         """The best pairs of a query and a class, as tensors with one row per image, on the device of the outputs.
 
         The detections of an image are bit-for-bit independent of the other images in the batch.
 
         Args:
-            outputs, target_sizes, top_k: as in `post_process_object_detection`.
+            outputs, target_sizes, top_k, nms: as in `post_process_object_detection`.
         Returns:
             `scores` (B, N) in [0, 1], highest first; `labels` (B, N) int64 in [0, K); `boxes` (B, N, 4) as (x0, y0, x1, y1),
-            float32. N is top_k, or Q * K if that is less.
+            float32. N is top_k, or Q * K if that is less. Where non-maximum suppression leaves fewer detections, the last rows
+            have the label -100, the score 0 and an empty box.
         Raises:
-            ValueError: target_sizes is not one (height, width) per image, or top_k is below 1.
+            ValueError: target_sizes is not one (height, width) per image, top_k is below 1, or nms is wrong.
         """
         logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
         if top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1; a high threshold leaves detections out.")
-        num_labels = logits.shape[-1]
+        nms = read_nms(self.nms if nms is None else nms)
+        num_queries, num_labels = logits.shape[1:]
         # Image by image: on a CPU, the last bit of a sigmoid depends on the position in the tensor, so also on the batch.
         scores = torch.stack([image.sigmoid() for image in logits.flatten(1)])  # (B, Q * K)
-        scores, index = scores.topk(min(top_k, scores.shape[1]), dim=1)  # (B, N)
-        query = (index // num_labels)[..., None].expand(-1, -1, 4)
-        boxes = cxcywh_to_xyxy(boxes).gather(1, query)  # (B, N, 4)
+        num_kept = min(top_k, scores.shape[1])
+        num_candidates = num_kept if nms is None else min(nms.candidates or num_queries, scores.shape[1])
+        scores, index = scores.topk(num_candidates, dim=1)  # (B, N)
+        labels = index % num_labels
+        boxes = cxcywh_to_xyxy(boxes).gather(1, (index // num_labels)[..., None].expand(-1, -1, 4))  # (B, N, 4)
+        if nms is not None:
+            images = [_suppressed(nms, num_kept, *image) for image in zip(scores, labels, boxes, strict=True)]
+            scores, labels, boxes = map(torch.stack, zip(*images, strict=True))
         if target_sizes is not None:
             height, width = _read_sizes(target_sizes, len(logits)).to(boxes.device).unbind(1)
             boxes = boxes * torch.stack([width, height, width, height], dim=1)[:, None]
-        return {"scores": scores, "labels": index % num_labels, "boxes": boxes}
+        return {"scores": scores, "labels": labels, "boxes": boxes}
 
     def post_process_object_detection(
         self,
@@ -184,29 +204,33 @@ class DinoDetrProcessingMixin(CarriesCode):
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
         top_k: int = 300,
         config: PreTrainedConfig | None = None,
+        nms: Mapping | bool | None = None,
     ) -> list[dict[str, Tensor | list[str]]]:
-        """The best pairs of a query and a class. DETR models need no non-maximum suppression.
+        """The best pairs of a query and a class, after non-maximum suppression if `nms` is set. DINO needs none.
 
         Args:
             outputs: with `logits` (B, Q, K) and `pred_boxes` (B, Q, 4).
             threshold: only detections with a higher score are returned; in [0, 1].
             target_sizes: (B, 2) tensor or B pairs of (height, width): the size that boxes are scaled to, usually the size of the
                 original image. None: boxes stay in [0, 1].
-            top_k: largest number of detections per image, at least 1.
+            top_k: largest number of detections per image, at least 1. With non-maximum suppression there are at most as many as
+                its `candidates`.
             config: configuration of the model; adds class names and category ids to the result.
+            nms: non-maximum suppression, a dictionary with `method` and other fields of `NmsSettings`. It also clamps boxes to
+                the image. None: the setting of this image processor. False: no suppression.
         Returns:
             for each image `scores` (N,) in [0, 1], highest first; `labels` (N,) in [0, K); `boxes` (N, 4) as
             (x0, y0, x1, y1), float32. With `config` also `text_labels`, a list of N names, and, if it has category ids,
             `category_ids` (N,), int64, as in the training annotations.
         Raises:
-            ValueError: target_sizes is not one (height, width) per image, top_k is below 1, or the number of classes differs
-                between config and logits.
+            ValueError: target_sizes is not one (height, width) per image, top_k is below 1, nms is wrong, or the number of classes
+                differs between config and logits.
         """
         _check_classes(config, outputs.logits.shape[-1])
-        detections = self.top_detections(outputs, target_sizes, top_k)
+        detections = self.top_detections(outputs, target_sizes, top_k, nms)
         results = [
             {name: values[image, keep] for name, values in detections.items()}
-            for image, keep in enumerate(detections["scores"] > threshold)
+            for image, keep in enumerate((detections["scores"] > threshold) & (detections["labels"] != PADDING_LABEL))
         ]
         if config is not None:
             category_ids = getattr(config, "category_ids", None)
@@ -238,13 +262,27 @@ def pad_images(images: Sequence[Tensor], masks: Sequence[Tensor] | None = None) 
     return pixel_values, pixel_mask
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _suppressed(
+    nms: NmsSettings, num_rows: int, scores: Tensor, labels: Tensor, boxes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Detections of one image after non-maximum suppression, highest score first, filled up to `num_rows` rows.
+
+    Args:
+        scores, labels, boxes: (N,), (N,), (N, 4) corners relative to the image, highest score first.
+    """
+    clamped = boxes.clamp(0, 1)
+    # Co-DINO clamps boxes to the image before soft NMS, Stable-DINO after hard NMS. The IoU of two boxes depends on it.
+    kept, kept_scores = suppress(nms, scores, labels, clamped if nms.method == "soft" else boxes)
+    count = min(len(kept), num_rows)
+    rows = scores.new_zeros(num_rows), labels.new_full((num_rows,), PADDING_LABEL), boxes.new_zeros(num_rows, 4)
+    for row, values in zip(rows, (kept_scores, labels[kept], clamped[kept]), strict=True):
+        row[:count] = values[:count]
+    return rows
 
 
 def _check_sides(name: str, sides: dict) -> None:
     for side, value in sides.items():
-        if value is not None and not (_is_number(value) and 1 <= value <= _LONGEST_SIDE):
+        if value is not None and not (is_number(value) and 1 <= value <= _LONGEST_SIDE):
             raise ValueError(f"{name} has {side}={value!r:.50}; a side must lie in [1, {_LONGEST_SIDE}] pixels.")
     for pair in (("height", "width"), ("max_height", "max_width"), ("shortest_edge", "longest_edge")):
         first, second = map(sides.get, pair)
@@ -260,7 +298,7 @@ def _check_statistics(name: str, value) -> None:
     numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if isinstance(value, Sequence) and len(numbers) != 3:
         raise ValueError(f"{name}={value!r:.100} has {len(numbers)} numbers; give three, for red, green and blue.")
-    if not all(map(_is_number, numbers)):
+    if not all(map(is_number, numbers)):
         raise ValueError(f"{name}={value!r:.100} must be finite numbers.")
     if name == "image_std" and min(numbers) <= 0:
         raise ValueError(f"{name}={value!r:.100} must be positive: pixels are divided by it.")

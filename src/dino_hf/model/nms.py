@@ -1,0 +1,155 @@
+"""Non-maximum suppression: the detections of a class that overlap a better detection lose their score (soft) or go (hard)."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.utils import is_torchvision_available
+
+from .config_checks import is_number
+
+if is_torchvision_available():
+    from torchvision.ops import batched_nms
+
+_BLOCK = 2048  # number of detections compared at the same time; more are compared class by class
+
+
+class NmsSettings(NamedTuple):
+    """How detections of one class that overlap are treated. The defaults are those of Co-DINO and Stable-DINO."""
+
+    method: str  # "soft": overlapping detections get a lower score (arXiv:1704.04503, linear); "hard": they are dropped
+    iou_threshold: float = 0.8  # in (0, 1]: detections with this IoU (soft) or a higher IoU (soft, hard) overlap
+    min_score: float = 1e-3  # in [0, 1]: soft NMS drops detections with a lower score, except the best of the image
+    candidates: int | None = (
+        None  # number of best pairs of query and class before suppression; None: the number of queries
+    )
+
+
+def read_nms(setting: Mapping | bool | None) -> NmsSettings | None:
+    """Check a setting of non-maximum suppression.
+
+    Args:
+        setting: the fields of `NmsSettings` as a dictionary, such as {"method": "soft", "iou_threshold": 0.8}. Only "method" is
+            needed. None or False: no suppression.
+    Raises:
+        ValueError: the setting is not a dictionary, has unknown fields, or a value is out of range.
+    """
+    if setting is None or setting is False:
+        return None
+    if not isinstance(setting, Mapping):
+        raise ValueError(
+            f'nms={setting!r:.100} must be a dictionary, such as {{"method": "soft", "iou_threshold": 0.8}}.'
+        )
+    if unknown := sorted(map(str, setting.keys() - set(NmsSettings._fields))):
+        raise ValueError(
+            f"nms has the unknown fields {unknown!s:.200}; its fields are {', '.join(NmsSettings._fields)}."
+        )
+    if setting.get("method") not in ("soft", "hard"):
+        raise ValueError(f'nms has method={setting.get("method")!r:.50}; it must be "soft" or "hard".')
+    if setting["method"] == "hard" and "min_score" in setting:
+        raise ValueError('nms has min_score, which only method="soft" uses, because only soft NMS changes scores.')
+    found = NmsSettings(**setting)
+    if not (is_number(found.iou_threshold) and 0 < found.iou_threshold <= 1):
+        raise ValueError(
+            f"nms has iou_threshold={found.iou_threshold!r:.50}; it must be a number above 0 and at most 1."
+        )
+    if not (is_number(found.min_score) and 0 <= found.min_score <= 1):
+        raise ValueError(f"nms has min_score={found.min_score!r:.50}; it must be a number in [0, 1].")
+    if found.candidates is not None and not (type(found.candidates) is int and found.candidates >= 1):
+        raise ValueError(f"nms has candidates={found.candidates!r:.50}; it must be a whole number above 0, or null.")
+    return found
+
+
+def suppress(settings: NmsSettings, scores: Tensor, labels: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply non-maximum suppression to the detections of one image. Only detections of the same class suppress each other.
+
+    Args:
+        scores: (N,) highest first. A NaN is kept and suppresses nothing.
+        labels: (N,)
+        boxes_xyxy: (N, 4) float32, in any unit.
+    Returns:
+        index (M,) of the detections that are kept, and their new scores (M,), highest first.
+    Raises:
+        ImportError: hard suppression without torchvision.
+    """
+    if settings.method == "hard":
+        if not is_torchvision_available():
+            raise ImportError(
+                'Hard NMS needs torchvision: pip install torchvision. Soft NMS, {"method": "soft"}, does not.'
+            )
+        # torchvision separates classes by moving their boxes apart. In float32 this would cost the last digits of the boxes.
+        exact = torch.float32 if boxes_xyxy.device.type == "mps" else torch.float64
+        kept = batched_nms(boxes_xyxy.to(exact), scores.to(exact), labels, settings.iou_threshold)
+        return kept, scores[kept]
+    scores = soft_scores(scores, labels, boxes_xyxy, settings.iou_threshold, settings.min_score)
+    scores, order = scores.sort(descending=True, stable=True)
+    is_kept = ~(scores < settings.min_score)
+    is_kept[:1] = True
+    return order[is_kept], scores[is_kept]
+
+
+def soft_scores(scores: Tensor, labels: Tensor, boxes_xyxy: Tensor, iou_threshold: float, min_score: float) -> Tensor:
+    """Scores after linear soft NMS (arXiv:1704.04503), in the order of the input.
+
+    In order of falling score, each detection multiplies the scores of all worse detections that overlap it by 1 - IoU. A
+    detection whose score falls below `min_score` no longer takes part. All classes are treated at the same time.
+
+    Args:
+        scores: (N,)
+        labels: (N,)
+        boxes_xyxy: (N, 4)
+        iou_threshold: detections of one class with at least this IoU overlap.
+    Returns:
+        (N,)
+    """
+    scores = scores.clone()
+    if len(scores) <= _BLOCK:
+        groups = [torch.arange(len(scores), device=scores.device)]
+    else:
+        groups = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    for group in groups:
+        iou = _pairwise_iou(boxes_xyxy[group])  # (n, n)
+        overlaps = (iou >= iou_threshold) & (labels[group] == labels[group, None])
+        overlaps &= ~scores[group].isnan()
+        overlaps.fill_diagonal_(False)
+        involved = overlaps.any(dim=1).nonzero()[:, 0]  # (m,), usually few
+        pairs = involved[:, None], involved
+        members = group[involved]
+        scores[members] = _decay(scores[members], overlaps[pairs], 1 - iou[pairs], min_score)
+    return scores
+
+
+def _decay(scores: Tensor, overlaps: Tensor, factors: Tensor, min_score: float) -> Tensor:
+    """Multiply scores by the factors of all better detections that overlap.
+
+    Scores only fall. So a detection that is better than all others that overlap it and still wait has its final score. All
+    these detections are finished in one round, instead of one detection after the other.
+
+    Args:
+        scores: (m,); of equal scores, the first counts as better.
+        overlaps: (m, m) bool: the row overlaps the column, which may decay it.
+        factors: (m, m)
+    """
+    index = torch.arange(len(scores), device=scores.device)
+    is_earlier = index < index[:, None]  # (m, m): the column comes before the row
+    waits = ~(scores < min_score)
+    while waits.any():
+        is_better = (scores > scores[:, None]) | ((scores == scores[:, None]) & is_earlier)
+        is_blocked = (overlaps & waits & is_better).any(dim=1)
+        done = waits & ~is_blocked
+        waits &= is_blocked
+        factor = torch.where(overlaps & done, factors, 1.0).prod(dim=1)
+        scores = torch.where(waits, scores * factor, scores)
+        waits &= ~(scores < min_score)
+    return scores
+
+
+def _pairwise_iou(boxes_xyxy: Tensor) -> Tensor:
+    """Intersection over union of all pairs, (N, 4) -> (N, N). NaN for pairs of empty boxes, which overlap nothing."""
+    x0, y0, x1, y1 = boxes_xyxy.unbind(-1)
+    areas = (x1 - x0) * (y1 - y0)
+    width = (torch.minimum(x1, x1[:, None]) - torch.maximum(x0, x0[:, None])).clamp(min=0)
+    height = (torch.minimum(y1, y1[:, None]) - torch.maximum(y0, y0[:, None])).clamp(min=0)
+    overlap = width * height
+    return overlap / (areas + areas[:, None] - overlap)
