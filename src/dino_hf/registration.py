@@ -18,8 +18,11 @@ def _register_config() -> None:
     from transformers import AutoConfig
 
     from .model.configuration_dino_detr import DinoDetrConfig
+    from .model.own_backbones import OWN_MODEL_TYPES, backbone_config_class
 
     AutoConfig.register(DinoDetrConfig.model_type, DinoDetrConfig, exist_ok=True)
+    for model_type in OWN_MODEL_TYPES:
+        AutoConfig.register(model_type, backbone_config_class(model_type), exist_ok=True)
 
 
 @cache
@@ -31,6 +34,16 @@ def _register_models() -> None:
 
     AutoModel.register(DinoDetrConfig, DinoDetrModel, exist_ok=True)
     AutoModelForObjectDetection.register(DinoDetrConfig, DinoDetrForObjectDetection, exist_ok=True)
+
+
+@cache
+def _register_backbones() -> None:
+    from transformers import AutoBackbone
+
+    from .model.own_backbones import OWN_MODEL_TYPES, backbone_config_class, own_backbone_class
+
+    for model_type in OWN_MODEL_TYPES:
+        AutoBackbone.register(backbone_config_class(model_type), own_backbone_class(model_type), exist_ok=True)
 
 
 @cache
@@ -100,6 +113,7 @@ def _prepare_configs(module: ModuleType) -> None:
 def _prepare_models(module: ModuleType) -> None:
     _fill_when_read(module.MODEL_MAPPING, _register_models)
     _fill_when_read(module.MODEL_FOR_OBJECT_DETECTION_MAPPING, _register_models)
+    _fill_when_read(module.MODEL_FOR_BACKBONE_MAPPING, _register_backbones)
     # The pipeline checks the name of a model's class against this table. Without an entry it prints the table as an error.
     module.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault("dino_detr", "DinoDetrForObjectDetection")
 

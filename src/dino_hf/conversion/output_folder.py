@@ -63,7 +63,9 @@ def _is_of_a_model(entry: Path, config: dict) -> bool:
     if name == "README.md":
         return is_ours(read_card(entry.parent) or "")
     if name.endswith(".py"):  # saved with the model, if the model says so
-        return "auto_map" in config and name in {file.name for file in shipped_files()}
+        backbone = config.get("backbone_config")
+        backbone_type = backbone.get("model_type") if isinstance(backbone, dict) else None
+        return "auto_map" in config and name in {file.name for file in shipped_files(backbone_type)}
     return name in _MODEL_FILES or (name.startswith("model-") and name.endswith(".safetensors"))
 
 

@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone
 from transformers.utils import ModelOutput
 
 from .backbone_trials import unused_parameters
@@ -11,21 +10,18 @@ from .configuration_dino_detr import DinoDetrConfig
 from .feature_levels import resize_mask
 from .frozen_batch_norm import drop_unused_keys, freeze_batch_norm
 from .layers import build_layer, xavier
+from .own_backbones import build_backbone
 from .run_mode import is_traced, require_gradient
 from .timm_backbones import prepare_timm_backbone, refuse_size, timm_side_multiple
 
 
 class DinoDetrBackbone(nn.Module):
-    """Any backbone of `AutoBackbone`, and a projection of its maps to L levels of width C (DINO sec. 4.1, app. D.1)."""
+    """Any backbone of `AutoBackbone` or of ours, and a projection of its maps to L levels of width C (DINO sec. 4.1, app. D.1)."""
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
         kind = config.backbone_config.model_type
-        # A backbone that supports "sdpa" uses it by default. A backbone without attention refuses the name.
-        attention = config.backbone_config._attn_implementation
-        self.model = AutoBackbone.from_config(
-            config.backbone_config, attn_implementation=None if attention == "sdpa" else attention
-        )
+        self.model = build_backbone(config.backbone_config)
         is_timm = kind == "timm_backbone"
         if is_timm:
             prepare_timm_backbone(self.model)

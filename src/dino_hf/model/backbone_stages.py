@@ -4,9 +4,9 @@ import copy
 import warnings
 
 from transformers import PreTrainedConfig
-from transformers.models.auto import CONFIG_MAPPING
 
 from .config_checks import check_backbone_sizes
+from .own_backbones import OWN_MODEL_TYPES, backbone_config_class
 from .package_warning import DinoDetrWarning
 
 # Pyramids whose last three maps do not have the strides 8, 16 and 32. FocalNet returns maps after the downsampling of a stage, and
@@ -19,19 +19,21 @@ def backbone_from_dict(settings: dict) -> PreTrainedConfig:
 
     Raises:
         ValueError: transformers does not know the type, a size is far too large, or there are no default stages.
+        ImportError: the type is one of this package, but its code is not beside the model.
     """
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
+    config_class = backbone_config_class(model_type)
+    if config_class is None:
         raise ValueError(
             f"backbone_config has model_type={model_type!r}, which transformers does not know; use 'resnet', 'swin', "
-            "'convnext', 'timm_backbone' or another type that AutoBackbone builds."
+            f"'convnext', 'timm_backbone', another type that AutoBackbone builds, or one of {', '.join(OWN_MODEL_TYPES)}."
         )
     check_backbone_sizes(settings)
     names_maps = any(settings.get(name) is not None for name in ("out_features", "out_indices"))
     if model_type == "timm_backbone" and not names_maps:
         settings["out_indices"] = [-3, -2, -1]
-    config = CONFIG_MAPPING[model_type](**settings)
+    config = config_class(**settings)
     if isinstance(getattr(config, "hidden_sizes", None), tuple):  # ConvNeXt's default; its backbone needs a list
         config.hidden_sizes = list(config.hidden_sizes)
     if names_maps or getattr(config, "stage_names", None) is None:
@@ -62,7 +64,12 @@ def with_default_stages(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def default_stages(config: PreTrainedConfig) -> list[str] | None:
-    """The stages of a pyramid that have the strides 8, 16 and 32. None: there are no such stages, as in a plain transformer."""
+    """The stages that a detector uses by default. None: there are none, as in a plain transformer.
+
+    These are the stages of strides 8, 16 and 32 of a pyramid, or what the configuration of one of our backbones names.
+    """
+    if (named := getattr(config, "default_out_features", None)) is not None:
+        return list(named)
     stages = [stage for stage in getattr(config, "stage_names", None) or [] if stage != "stem"]
     is_pyramid = getattr(config, "depths", None) is not None and 3 < len(stages) < 6
     return _STAGES.get(config.model_type, stages[-3:]) if is_pyramid else None

@@ -10,7 +10,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
 
-_TOP = "dino_detr"  # the file that imports all others
+from .own_backbones import top_file
+
+_TOP = "dino_detr"  # the file that imports all others, except the backbones of this package (own_backbones.py)
 AUTO_MAP: dict[str, str | dict[str, str]] = {
     "AutoConfig": f"{_TOP}.DinoDetrConfig",
     # A saved detector and a saved base model have the same tensors: either folder gives both.
@@ -33,11 +35,25 @@ def is_shipped(cls: type) -> bool:
     return cls.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
 
 
-def shipped_files() -> list[Path]:
-    """The code files of the model, in the package or in the cache of remote code. Found by path, not by import: this file stands
-    below the top file."""
-    top = Path(__file__).with_name(f"{_TOP}.py")
+def shipped_files(backbone_type: str | None = None) -> list[Path]:
+    """The code files of a model, in the package or in the cache of remote code. Found by path, not by import: this file stands
+    below the top file.
+
+    Args:
+        backbone_type: `model_type` of the model's backbone. The code of a backbone of this package is among the files only if it is
+            named here.
+    """
+    top = Path(__file__).with_name(f"{top_file(backbone_type)}.py")
     return sorted({Path(file) for file in get_relative_import_files(top)} | {top})
+
+
+def auto_map_for(backbone_type: str | None) -> dict[str, str | dict[str, str]]:
+    """`AUTO_MAP` for a model on a backbone of this type. The configuration and the models are loaded with the backbone's code."""
+    top = top_file(backbone_type)
+    return {
+        name: entry.replace(f"{_TOP}.", f"{top}.") if isinstance(entry, str) else entry
+        for name, entry in AUTO_MAP.items()
+    }
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -54,6 +70,11 @@ class CarriesCode:
 
     saves_code = True
     auto_map_entries = tuple(AUTO_MAP)  # the entries written to this object's JSON
+
+    @property
+    def _backbone_type(self) -> str | None:
+        """`model_type` of the backbone of a configuration. None: an image processor, which needs no code of a backbone."""
+        return getattr(getattr(self, "backbone_config", None), "model_type", None)
 
     @classmethod
     def register_for_auto_class(cls, *args, **kwargs) -> None:
@@ -76,10 +97,11 @@ class CarriesCode:
         auto_map, ours = {}, set()
         if is_shipped(type(self)) and self.saves_code and not is_checkpoint(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for file in shipped_files():
+            for file in shipped_files(self._backbone_type):
                 shutil.copyfile(file, folder / file.name)
                 ours.add(file.stem)
-            auto_map = {name: AUTO_MAP[name] for name in self.auto_map_entries}
+            auto_map = auto_map_for(self._backbone_type)
+            auto_map = {name: auto_map[name] for name in self.auto_map_entries}
         for name, entry in (getattr(self, "auto_map", None) or {}).items():
             modules = _modules(entry)
             if modules.isdisjoint(ours) and all((folder / f"{module}.py").is_file() for module in modules):
@@ -93,7 +115,7 @@ class CarriesCode:
         """As in `PushToHubMixin`, but the code files always count as modified, and a repository without a model card gets none
         here. The library would upload an empty template, which the model's own card could not replace."""
         if files_timestamps:
-            code = {file.name for file in shipped_files()}
+            code = {file.name for file in shipped_files(self._backbone_type)}
             files_timestamps = {name: time for name, time in files_timestamps.items() if name not in code}
         elif read_remote_card(repo_id, kwargs.get("token")) is None:  # push_to_hub, in a folder of the library's own
             (Path(working_dir) / "README.md").unlink(missing_ok=True)

@@ -18,7 +18,14 @@ _PROJECTS = {
     "detrex": "detrex (https://github.com/IDEA-Research/detrex)",
     "mmdet": "MMDetection (https://github.com/open-mmlab/mmdetection)",
 }
-_BACKBONES = {"resnet": "ResNet", "swin": "Swin", "convnext": "ConvNeXt", "bit": "BiT", "timm_backbone": "timm"}
+_BACKBONES = {
+    "resnet": "ResNet",
+    "swin": "Swin",
+    "convnext": "ConvNeXt",
+    "bit": "BiT",
+    "dino_detr_focalnet": "FocalNet",
+    "timm_backbone": "timm",
+}
 _METRICS = {
     "AP": "AP, mean over IoU 0.50 to 0.95",
     "AP50": "AP at IoU 0.50",

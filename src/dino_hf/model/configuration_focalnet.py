@@ -1,0 +1,13 @@
+"""Configuration of the FocalNet of published DINO detectors."""
+
+from transformers import FocalNetConfig
+
+
+class DinoDetrFocalNetConfig(FocalNetConfig):
+    """FocalNet (arXiv:2203.11926) as a backbone with the maps before the downsampling, each with a LayerNorm.
+
+    All settings are those of `transformers.FocalNetConfig`. The maps "stage1" to "stage4" have the strides 4, 8, 16 and 32 and the
+    widths `embed_dim`, 2 `embed_dim`, 4 `embed_dim` and 8 `embed_dim`; `hidden_sizes` is not used.
+    """
+
+    model_type = "dino_detr_focalnet"
