@@ -35,6 +35,18 @@ TIMM = {
     "out_indices": [2, 3, 4],
     "use_pretrained_backbone": False,
 }
+FOCALNET = {
+    "model_type": "dino_detr_focalnet",
+    "embed_dim": 8,
+    "depths": [1, 1, 2, 1],
+    "focal_levels": [2, 2, 2, 2],
+    "focal_windows": [3, 3, 3, 3],
+    "use_conv_embed": True,
+    "use_post_layernorm": True,
+    "use_layerscale": True,
+}
+# Small forms of the backbones that this package adds to those of transformers.
+OWN_BACKBONES = {"dino_detr_focalnet": FOCALNET}
 
 # Arguments of a Trainer that says nothing and stays on the CPU.
 QUIET = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, "use_cpu": True}

@@ -9,10 +9,11 @@ import pytest
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import dino_hf
-from dino_hf.model.sharing import AUTO_MAP
+from dino_hf.model.own_backbones import OWN_MODEL_TYPES
+from dino_hf.model.sharing import AUTO_MAP, auto_map_for, shipped_files
 
 FLOORS = [
-    {"package_warning", "backend_trial", "backbone_trials", "run_mode", "frozen_batch_norm"},
+    {"package_warning", "backend_trial", "backbone_trials", "run_mode", "frozen_batch_norm", "own_backbones"},
     {
         "box_ops",
         "position_embedding",
@@ -26,11 +27,13 @@ FLOORS = [
         "sharing",
     },
     {"backbone_stages"},
-    {"configuration_dino_detr", "attention_operators", "heads", "matcher", "nms"},
+    {"configuration_dino_detr", "configuration_focalnet", "attention_operators", "heads", "matcher", "nms"},
     {"ms_deform_attn"},
     {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "image_processing_mixin"},
+    {"backbone_focalnet"},
     {"modeling_dino_detr", "image_processing_dino_detr", "image_processing_pil_dino_detr"},
     {"dino_detr"},
+    set(OWN_MODEL_TYPES),
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PACKAGES = {"torch", "torchvision", "transformers", "huggingface_hub"} | sys.stdlib_module_names
@@ -99,11 +102,25 @@ def test_no_line_of_text_looks_like_an_import(file):
     assert lines <= statements
 
 
+def code_of_own_backbones(*model_types: str) -> set[str]:
+    names = [model_type.removeprefix("dino_detr_") for model_type in model_types]
+    return {f"{part}_{name}" for name in names for part in ("dino_detr", "configuration", "backbone")}
+
+
 def test_auto_map_names_one_file_that_imports_all_others():
     """The loader of the Hub copies what it finds from that file on."""
     assert {reference.split(".")[0] for reference in REFERENCES} == {"dino_detr"}
     found = {Path(name).stem for name in get_relative_import_files(MODEL / "dino_detr.py")} | {"dino_detr"}
-    assert found == set(FLOOR_OF)
+    assert found == set(FLOOR_OF) - code_of_own_backbones(*OWN_MODEL_TYPES)
+
+
+@pytest.mark.parametrize("model_type", OWN_MODEL_TYPES)
+def test_a_detector_on_an_own_backbone_ships_the_code_of_this_backbone_only(model_type):
+    shared = {file.stem for file in shipped_files()}
+    assert {file.stem for file in shipped_files(model_type)} - shared == code_of_own_backbones(model_type)
+    auto_map = auto_map_for(model_type)
+    assert auto_map.keys() == AUTO_MAP.keys()
+    assert {auto_map[name].split(".")[0] for name in AUTO_MAP if name != "AutoImageProcessor"} == {model_type}
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.rglob("*.py")), ids=lambda file: str(file.relative_to(FOLDER)))

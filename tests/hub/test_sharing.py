@@ -22,11 +22,18 @@ from dino_hf import (
     DinoDetrModel,
     use_backend,
 )
+from dino_hf.model.own_backbones import OWN_MODEL_TYPES
 from dino_hf.model.sharing import AUTO_MAP
 from dino_hf.run.publish import publish
-from helpers import randomize, tiny_config, tiny_images, tiny_labels
+from helpers import OWN_BACKBONES, randomize, tiny_config, tiny_images, tiny_labels
 
-FLOOR = {file.name for file in (Path(dino_hf.__file__).parent / "model").glob("*.py")} - {"__init__.py"}
+FOLDER = Path(dino_hf.__file__).parent / "model"
+OWN_CODE = {
+    f"{part}_{model_type.removeprefix('dino_detr_')}.py": model_type
+    for model_type in OWN_MODEL_TYPES
+    for part in ("dino_detr", "configuration", "backbone")
+}
+FLOOR = {file.name for file in FOLDER.glob("*.py")} - {"__init__.py"} - OWN_CODE.keys()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -239,6 +246,77 @@ def test_a_folder_infers_without_dino_hf_scipy_triton_and_kernels(machine, share
             assert auto_map(work / name, "preprocessor_config.json") == {
                 "AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]
             }
+
+
+LOAD_AND_SAVE = """
+from pathlib import Path
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+
+work, found = Path(sys.argv[1]), {}
+images = torch.load(work / "images.pt")
+for name in sorted(path.name for path in work.iterdir() if path.is_dir() and path.name.startswith("dino_detr")):
+    def load(auto, place):
+        return auto.from_pretrained(place, trust_remote_code=True)
+
+    model = load(AutoModelForObjectDetection, work / name).eval()
+    load(AutoImageProcessor, work / name).save_pretrained(work / f"again {name}")
+    model.save_pretrained(work / f"again {name}")
+    load(AutoConfig, work / name).save_pretrained(work / f"config {name}")
+    with torch.no_grad():
+        logits = model(**images).logits
+        same = torch.equal(load(AutoModelForObjectDetection, work / f"again {name}").eval()(**images).logits, logits)
+        base = load(AutoModel, work / name).eval()(**images).intermediate_logits[:, -1]
+    parts = (model, model.config.backbone_config, model.model.backbone.model)
+    modules = [type(part).__module__.split(".")[0] for part in parts]
+    found[name] = {"logits": logits.tolist(), "same": same and torch.equal(base, logits), "modules": modules}
+print(json.dumps(found))
+"""
+
+
+def test_detectors_on_own_backbones_infer_without_dino_hf(machine, tmp_path):
+    torch.manual_seed(0)
+    pixel_values, pixel_mask = tiny_images()
+    images = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+    torch.save(images, tmp_path / "images.pt")
+    expected = {}
+    for model_type, settings in OWN_BACKBONES.items():
+        model = randomize(DinoDetrForObjectDetection(tiny_config(backbone_config=dict(settings))).eval(), 0.1)
+        DinoDetrImageProcessor().save_pretrained(tmp_path / model_type)
+        model.save_pretrained(tmp_path / model_type)
+        with torch.no_grad(), use_backend("torch"):
+            expected[model_type] = model(**images).logits
+    found = machine(LOAD_AND_SAVE, ABSENT, tmp_path)
+    assert found.keys() == expected.keys() == set(OWN_MODEL_TYPES)
+    for model_type, logits in expected.items():
+        assert found[model_type]["same"] is True
+        assert found[model_type]["modules"] == ["transformers_modules"] * 3
+        torch.testing.assert_close(torch.tensor(found[model_type]["logits"]), logits, rtol=1e-4, atol=1e-4)
+        own = {file for file, owner in OWN_CODE.items() if owner == model_type}
+        for name in (model_type, f"again {model_type}", f"config {model_type}"):
+            assert code_in(tmp_path / name) == FLOOR | own
+            assert dangling(tmp_path / name) == []
+
+
+WITHOUT_CODE = """
+from transformers import AutoModelForObjectDetection
+
+try:
+    AutoModelForObjectDetection.from_pretrained(sys.argv[1], trust_remote_code=True)
+except ImportError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+def test_a_config_that_was_edited_to_an_own_backbone_is_refused_in_words(machine, tmp_path):
+    DinoDetrForObjectDetection(tiny_config()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["backbone_config"] = OWN_BACKBONES["dino_detr_focalnet"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    error = machine(WITHOUT_CODE, ABSENT, tmp_path)["error"]
+    assert "dino_detr_focalnet" in error
+    assert "configuration_focalnet.py" in error
+    assert "pip install dino_hf" in error
 
 
 WITHOUT_TORCHVISION = """

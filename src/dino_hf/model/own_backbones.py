@@ -45,7 +45,9 @@ def backbone_config_class(model_type: str | None) -> type[PreTrainedConfig] | No
     """
     if model_type in OWN_MODEL_TYPES:
         return _own_class(model_type, "configuration", 0)
-    return CONFIG_MAPPING.get(model_type)
+    if model_type not in CONFIG_MAPPING:  # its `get` finds nothing: it loads its entries when they are read
+        return None
+    return CONFIG_MAPPING[model_type]
 
 
 def own_backbone_class(model_type: str) -> type:
