@@ -402,10 +402,12 @@ def test_a_cache_that_is_read_only_works(server, entry, tmp_path, monkeypatch):
         load_detector("mmdet/toy")
 
 
-def test_a_copied_cache_is_still_good(server, entry):
-    """A copy has other times. Then the content decides."""
-    for path in entry.iterdir():
+def test_a_copied_cache_is_good_and_its_content_is_read_once(server, entry, monkeypatch):
+    folder = cached_folder(server.rows["detrex"])
+    for path in folder.iterdir():
         os.utime(path, ns=(1, 1))
+    assert is_cached(server.rows["detrex"])
+    monkeypatch.setattr(by_name, "file_sha256", lambda path: pytest.fail(f"{path} was read again"))
     assert is_cached(server.rows["detrex"])
 
 

@@ -47,23 +47,33 @@ def cached_folder(row: Published) -> Path:
 def is_cached(row: Published) -> bool:
     """Whether a converted checkpoint is in the cache and undamaged. Nothing is downloaded.
 
-    Sizes and times of the files are compared with the record. The content of a file is read only if its time differs.
+    Sizes and times of the files are compared with the record. The content of a file is read only if its time differs. If it is
+    the recorded content, as in a copied cache, the new time is recorded.
     """
     folder = cached_folder(row)
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # no record, or a damaged one
         record = read_settings(folder / RECORD)
         files = record["files"]
-        return (
-            record["format"] == _FORMAT and bool(files) and all(_is_same(folder / name, files[name]) for name in files)
-        )
+        if record["format"] != _FORMAT or not files:
+            return False
+        times = {name: _time_if_same(folder / name, files[name]) for name in files}
+        if None in times.values():
+            return False
+        if any(files[name]["time"] != time for name, time in times.items()):
+            record["files"] = {name: entry | {"time": times[name]} for name, entry in files.items()}
+            with suppress(OSError):  # the cache may be read-only; then the content is read at each call
+                _save_record(folder, record)
+        return True
     return False
 
 
-def _is_same(path: Path, recorded: dict[str, Any]) -> bool:
+def _time_if_same(path: Path, recorded: dict[str, Any]) -> int | None:
+    """The time of a file that has the recorded content. None: it has another content."""
     status = path.stat()
     if status.st_size != recorded["size"]:
-        return False
-    return status.st_mtime_ns == recorded["time"] or file_sha256(path) == recorded["sha256"]
+        return None
+    is_same = status.st_mtime_ns == recorded["time"] or file_sha256(path) == recorded["sha256"]
+    return status.st_mtime_ns if is_same else None
 
 
 def fetch(name: str, mirror: str | None = None) -> Path:
@@ -274,5 +284,9 @@ def _write_record(folder: Path, row: Published, address: str, converted_from: di
         "files": files,
         "report": report,
     }
+    _save_record(folder, record)
+
+
+def _save_record(folder: Path, record: dict[str, Any]) -> None:
     with replace_file(folder / RECORD) as scratch:
         scratch.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
