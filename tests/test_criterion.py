@@ -12,10 +12,10 @@ from dino_hf.model.criterion import (
     box_losses,
     cardinality_errors,
     class_error,
-    focal_losses,
     mean_over_processes,
 )
 from dino_hf.model.matcher import CostWeights, DenoisingTargets, Matches, NonFinitePredictionsError, match
+from dino_hf.model.quality_losses import focal_losses
 from dino_hf.model.targets import collect_targets
 from helpers import NUM_LABELS, tiny_config, tiny_labels
 from loss import their_loss

@@ -28,7 +28,7 @@ FLOORS = [
     },
     {"backbone_stages"},
     {"configuration_dino_detr", "configuration_focalnet", "attention_operators", "heads", "matcher", "nms"},
-    {"ms_deform_attn"},
+    {"ms_deform_attn", "quality_losses"},
     {"backbone", "encoder", "query_selection", "denoising", "decoder", "criterion", "image_processing_mixin"},
     {"backbone_focalnet"},
     {"modeling_dino_detr", "image_processing_dino_detr", "image_processing_pil_dino_detr"},

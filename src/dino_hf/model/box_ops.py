@@ -16,6 +16,12 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of pairs of xyxy boxes, in [0, 1]. a, b: (..., 4), broadcast against each other -> (...)."""
+    overlap, union = _overlap_and_union(a.unbind(-1), b.unbind(-1))
+    return overlap / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized intersection over union (arXiv:1902.09630) of xyxy boxes, in [-1, 1].
 
@@ -26,18 +32,23 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (...)
     """
-
-    def area(x0: Tensor, y0: Tensor, x1: Tensor, y1: Tensor) -> Tensor:
-        return (x1 - x0).clamp(min=0) * (y1 - y0).clamp(min=0)
-
     # Coordinates are computed one by one: sums and products over an axis of two are several times slower.
     a, b = a.unbind(-1), b.unbind(-1)  # each x0, y0, x1, y1
-    overlap = area(*map(torch.maximum, a[:2], b[:2]), *map(torch.minimum, a[2:], b[2:]))
-    hull = area(*map(torch.minimum, a[:2], b[:2]), *map(torch.maximum, a[2:], b[2:]))  # smallest enclosing box
-    union = area(*a) + area(*b) - overlap
+    overlap, union = _overlap_and_union(a, b)
+    hull = _area(*map(torch.minimum, a[:2], b[:2]), *map(torch.maximum, a[2:], b[2:]))  # smallest enclosing box
     # Two empty boxes at one position would give 0 / 0. A predicted and an annotated box can both be empty.
     tiny = torch.finfo(union.dtype).tiny
     return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
+def _area(x0: Tensor, y0: Tensor, x1: Tensor, y1: Tensor) -> Tensor:
+    return (x1 - x0).clamp(min=0) * (y1 - y0).clamp(min=0)
+
+
+def _overlap_and_union(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Areas of two boxes, each as (x0, y0, x1, y1)."""
+    overlap = _area(*map(torch.maximum, a[:2], b[:2]), *map(torch.minimum, a[2:], b[2:]))
+    return overlap, _area(*a) + _area(*b) - overlap
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:  # DINO: 1e-3 (its siblings in transformers use 1e-5)

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .box_ops import cxcywh_to_xyxy, generalized_iou
 from .configuration_dino_detr import DinoDetrConfig
 from .matcher import CostWeights, DenoisingTargets, Matches, finite_images, match, repeat_matches
+from .quality_losses import CLASS_LOSSES, ClassLoss, class_losses, rank_weights, soft_targets
 from .targets import Targets
 
 
@@ -32,69 +32,14 @@ class DenoisingPredictions(NamedTuple):
     targets: DenoisingTargets
 
 
-class _FocalLosses(torch.autograd.Function):
-    """Focal loss and its gradient in one pass. Autograd would keep one tensor of the size of the logits for each operation."""
-
-    @staticmethod
-    def forward(
-        ctx, logits: Tensor, place: tuple[Tensor, ...], alpha: float, gamma: float, weights: Tensor | None
-    ) -> Tensor:
-        """logits: (D, B, Q, K); place: positions where the target is 1, as one index for each axis; weights: (M,) of them."""
-        # Only three tensors of the size of the logits are allocated: allocating more takes longer than the arithmetic.
-        prob = logits.sigmoid()
-        # Cost of a negative, -log(1 - p) = log(1 + exp(-abs(x))) + max(x, 0). For very negative x it rounds to 0, but there p to
-        # the power of gamma makes it negligible. (softplus and log1p are not vectorised on CPUs.)
-        cost = logits.abs().neg_().exp_().add_(1).log_()
-        weight = logits.clamp(min=0)
-        cost += weight
-        matched_prob = prob[place]
-        positive, rest = cost[place] - logits[place], 1 - matched_prob  # positive: cost of a positive, -log(p)
-        torch.pow(prob, gamma, out=weight)
-        weight[place] = 0
-        loss = cost.mul_(weight)
-        result = loss.sum(dim=(1, 2, 3)).mul_(1 - alpha)
-        share = alpha if weights is None else alpha * weights
-        result.index_add_(0, place[0], share * rest**gamma * positive)
-        if ctx.needs_input_grad[0]:
-            # d/dx p = p (1 - p), d/dx -log(1 - p) = p
-            slope = loss.addcmul_(loss, prob, value=-1).mul_(gamma).add_(weight.mul_(prob)).mul_(1 - alpha)
-            slope[place] = -share * rest**gamma * (gamma * matched_prob * positive + rest)
-            ctx.save_for_backward(slope)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return ctx.saved_tensors[0] * gradient[:, None, None, None], None, None, None, None
-
-
-def focal_losses(
-    logits: Tensor,
-    labels: Tensor,
-    matches: Matches,
-    alpha: float,
-    gamma: float = 2.0,
-    class_weights: Tensor | None = None,
-) -> Tensor:
-    """Sigmoid focal loss (arXiv:1708.02002) of each layer, summed.
-
-    Args:
-        logits: (D, B, Q, K), labels: (T,).
-        class_weights: (K,) factors of the losses of matched queries, by the class of their target. None: no factors.
-    Returns:
-        (D,)
-    """
-    classes = labels[matches.target]  # (M,)
-    place = (matches.layer, matches.image, matches.query, classes)
-    weights = None if class_weights is None else class_weights[classes]
-    return _FocalLosses.apply(logits, place, alpha, gamma, weights)
-
-
-def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
+def box_losses(
+    boxes: Tensor, target_boxes: Tensor, matches: Matches, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """L1 loss of centres, L1 loss of sizes and GIoU loss of each layer, summed.
 
     Args:
         boxes: (D, B, Q, 4), target_boxes: (T, 4), both cxcywh in [0, 1].
+        weights: (M,) weight of each pair; None: 1.
     Returns:
         three tensors (D,)
     """
@@ -103,9 +48,10 @@ def box_losses(boxes: Tensor, target_boxes: Tensor, matches: Matches) -> tuple[T
     distance = (predicted - expected).abs()
     giou = 1 - generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(expected))  # (M,)
     per_layer = boxes.new_zeros(len(boxes))
-    return tuple(
-        per_layer.index_add(0, matches.layer, part) for part in (distance[:, :2].sum(-1), distance[:, 2:].sum(-1), giou)
-    )
+    parts = distance[:, :2].sum(-1), distance[:, 2:].sum(-1), giou
+    if weights is not None:
+        parts = tuple(weights * part for part in parts)
+    return tuple(per_layer.index_add(0, matches.layer, part) for part in parts)
 
 
 @torch.no_grad()
@@ -137,12 +83,22 @@ def set_losses(
     normalizer: Tensor,
     alpha: float,
     class_weights: Tensor | None = None,
+    kind: ClassLoss = CLASS_LOSSES["focal"],
+    is_ranked: bool = False,
 ) -> SetLosses:
-    """All losses of D layers; (D, B, Q, K) and (D, B, Q, 4) -> (D,) each."""
-    center, size, giou = box_losses(boxes, targets.boxes, matches)
-    focal = focal_losses(logits, targets.class_labels, matches, alpha, class_weights=class_weights)
+    """All losses of D layers; (D, B, Q, K) and (D, B, Q, 4) -> (D,) each.
+
+    Args:
+        class_weights: see `DinoDetrLoss`.
+        is_ranked: whether several queries may be matched with a box. Then each is weighted by its rank.
+    """
+    soft, box = soft_targets(logits.detach(), boxes.detach(), targets, matches, kind, alpha)
+    weights = rank_weights(soft, box) if is_ranked else None
+    center, size, giou = box_losses(boxes, targets.boxes, matches, weights)
+    soft = soft if weights is None else weights * soft
+    classes = class_losses(logits, targets.class_labels, matches, kind, alpha, soft, class_weights)
     return SetLosses(
-        loss_ce=focal / normalizer,
+        loss_ce=classes / normalizer,
         loss_bbox=(center + size) / normalizer,
         loss_giou=giou / normalizer,
         loss_xy=center.detach() / normalizer,
@@ -174,7 +130,7 @@ class DinoDetrLoss:
     """The weighted sum of all losses, and each loss by the name of the original release.
 
     Args:
-        config: weights and alpha of loss and matching cost.
+        config: class loss, and weights and alpha of losses and of the matching cost.
     """
 
     def __init__(self, config: DinoDetrConfig):
@@ -183,12 +139,16 @@ class DinoDetrLoss:
     def configure(self, config: DinoDetrConfig) -> None:
         """Take the weights of losses and costs from a configuration."""
         self.alpha = config.focal_alpha
-        self.cost = CostWeights(config.class_cost, config.bbox_cost, config.giou_cost)
+        self.kind = CLASS_LOSSES[config.class_loss]
+        self.queries_per_box = config.queries_per_box
+        self.cost = CostWeights(config.class_cost, config.bbox_cost, config.giou_cost, self.kind.cost_power)
         self.weights = {
             "loss_ce": config.cls_loss_coefficient,
             "loss_bbox": config.bbox_loss_coefficient,
             "loss_giou": config.giou_loss_coefficient,
         }
+        of_denoising = config.denoising_cls_loss_coefficient
+        self.denoising_weights = self.weights | ({} if of_denoising is None else {"loss_ce": of_denoising})
 
     @torch.compiler.disable(reason="scipy computes the assignment, and every shape depends on the number of boxes")
     def __call__(
@@ -234,16 +194,24 @@ class DinoDetrLoss:
             else:
                 num_boxes = torch.full((), max(1.0, float(num_items_in_batch)), device=logits.device)
             matches, is_left_out = match(
-                logits.detach(), boxes.detach(), targets, self.cost, self.alpha, is_finite, skip_non_finite
+                logits.detach(),
+                boxes.detach(),
+                targets,
+                self.cost,
+                self.alpha,
+                is_finite,
+                skip_non_finite,
+                self.queries_per_box,
             )
             skips = bool(is_left_out.any())  # no synchronisation: it is on the host
             if skips:
                 is_left_out = is_left_out.to(logits.device, non_blocking=True)
                 logits = silence(logits, is_left_out)
-            losses = set_losses(logits, boxes, targets, matches, num_boxes, self.alpha, class_weights)
+            settings = self.alpha, class_weights, self.kind
+            losses = set_losses(logits, boxes, targets, matches, num_boxes, *settings, self.queries_per_box > 1)
             last = len(logits) - 2
             names = ["_interm", *(f"_{layer}" for layer in range(last)), ""]
-            loss, logs = self._weighted_sum(losses), name_losses(losses, names)
+            loss, logs = weighted_sum(losses, self.weights), name_losses(losses, names)
             logs["class_error"] = class_error(logits, targets.class_labels, matches)
             if denoising is not None:
                 matches = repeat_matches(denoising.targets.matches, len(denoising.logits))
@@ -253,15 +221,17 @@ class DinoDetrLoss:
                     kept = ~is_left_out[1:][matches.layer, matches.image]
                     matches = Matches(*(index[kept] for index in matches))
                 normalizer = num_boxes * denoising.targets.num_groups * denoising.targets.share
-                losses = set_losses(logits, denoising.boxes, targets, matches, normalizer, self.alpha, class_weights)
-                loss = loss + self._weighted_sum(losses)
+                losses = set_losses(logits, denoising.boxes, targets, matches, normalizer, *settings)
+                loss = loss + weighted_sum(losses, self.denoising_weights)
                 logs |= name_losses(losses, [*(f"_dn_{layer}" for layer in range(last)), "_dn"])
             if skips:
                 loss = loss * torch.nan
         return loss, logs
 
-    def _weighted_sum(self, losses: SetLosses) -> Tensor:
-        return sum(weight * getattr(losses, name).sum() for name, weight in self.weights.items())
+
+def weighted_sum(losses: SetLosses, weights: dict[str, float]) -> Tensor:
+    """Sum of the losses of all layers, each (D,), with the weights of `DinoDetrLoss` -> ()."""
+    return sum(weight * getattr(losses, name).sum() for name, weight in weights.items())
 
 
 def name_losses(losses: SetLosses, suffixes: list[str]) -> dict[str, Tensor]:

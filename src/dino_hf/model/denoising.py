@@ -39,6 +39,7 @@ class DinoDetrDenoising(nn.Module):
         self.masks_padding = config.mask_denoising_padding
         self.label_noise = 0.5 * config.label_noise_ratio
         self.box_noise = config.box_noise_scale
+        self.negative_start = config.negative_noise_start
 
     @torch.compiler.disable(reason="every shape depends on the number of boxes")
     def forward(self, targets: Targets, num_queries: int) -> DenoisingQueries:
@@ -107,13 +108,13 @@ class DinoDetrDenoising(nn.Module):
     def _noised_boxes(self, boxes: Tensor) -> Tensor:
         """Move the sides of boxes (2, G, T, 4), in units of the noise scale.
 
-        Positives move by up to half a box size, negatives by half to one box size.
+        Positives move by up to half a box size, negatives in DINO by half to one box size.
         """
         if not self.box_noise:
             return boxes
         half_size = boxes[..., 2:].repeat(1, 1, 1, 2) / 2  # (2, G, T, 4) along the axis of each side
         shift = torch.rand_like(boxes)
-        shift[1] += 1
+        shift[1] += self.negative_start
         sign = torch.randint_like(boxes, 2) * 2 - 1
         noised = cxcywh_to_xyxy(boxes) + sign * shift * half_size * self.box_noise
         return xyxy_to_cxcywh(noised.clamp(0, 1))

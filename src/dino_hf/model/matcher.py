@@ -46,6 +46,9 @@ class CostWeights(NamedTuple):
     classes: float
     l1: float
     giou: float
+    # Above 0, the class cost of a pair uses its probability times v to this power, where v is (GIoU + 1) / 2 divided by the largest
+    # value of its layer and image: Stable-DINO's position-modulated cost (arXiv:2304.04742), with the power 0.5.
+    position_power: float = 0.0
 
 
 class NonFinitePredictionsError(ValueError):
@@ -99,17 +102,28 @@ def matching_cost(
     cost = boxes.new_empty(num_layers, batch_size, largest + 1, num_queries)
     for start in range(0, num_layers, num_at_once):
         layers = slice(start, start + num_at_once)
+        giou = generalized_iou(corners[layers, :, None].movedim(-2, -1), target_corners)  # (D, B, M, Q)
         prob = class_logits[layers].gather(-2, labels[layers]).sigmoid_()  # (D, B, M, Q)
+        if weights.position_power and largest:
+            prob *= _relative_position(giou, targets) ** weights.position_power
         rest = 1 - prob
         pairs = cost[layers, :, :largest]
         torch.mul((prob + 1e-8).log_(), (rest**gamma).mul_(-alpha * weights.classes), out=pairs)
         pairs += (rest + 1e-8).log_().mul_(prob**gamma).mul_((1 - alpha) * weights.classes)
         for side in range(4):
             pairs.add_((columns[layers, :, None, side] - rows[:, :, side]).abs_(), alpha=weights.l1)
-        giou = generalized_iou(corners[layers, :, None].movedim(-2, -1), target_corners)
         pairs.sub_(giou, alpha=weights.giou)
     cost[:, :, -1] = torch.where(finite_images(logits, boxes), 0.0, torch.nan)[..., None]
     return cost
+
+
+def _relative_position(giou: Tensor, targets: Targets) -> Tensor:
+    """(GIoU + 1) / 2 of all pairs, divided by the largest value of each layer and image; (D, B, M, Q) -> (D, B, M, Q)."""
+    closeness = ((giou + 1) / 2).clamp(min=0)
+    is_target = torch.zeros(giou.shape[1:3], dtype=giou.dtype, device=giou.device)  # (B, M)
+    is_target[targets.image, targets.position] = 1
+    best = (closeness * is_target[..., None]).amax((-2, -1), keepdim=True)  # (D, B, 1, 1)
+    return closeness / (best + 1e-8).clamp(max=1)
 
 
 def match(
@@ -120,13 +134,18 @@ def match(
     alpha: float,
     is_finite: Tensor | None = None,
     skip_non_finite: bool = False,
+    queries_per_box: int = 1,
 ) -> tuple[Matches, Tensor]:
-    """Match queries and targets one to one at minimal cost, for each layer and image. Excess targets stay unmatched.
+    """Match queries and targets at minimal cost, for each layer and image. Excess targets stay unmatched.
+
+    The last layer matches one query with each target. The others match `queries_per_box`, or fewer where an image has so many
+    targets that more than half of its queries would be matched.
 
     Args:
         logits, boxes: (D, B, Q, K) and (D, B, Q, 4), float32.
         is_finite: (D, B) False where predictions of the denoising queries are NaN or infinite.
         skip_non_finite: leave out predictions that are not finite instead of raising an error.
+        queries_per_box: number of queries for each target in all layers but the last, as in Align-DETR (arXiv:2304.07527).
     Returns:
         the matches, and (D, B) on the host, True for layers of images that were left out and have no matches.
     Raises:
@@ -149,10 +168,13 @@ def match(
                     raise NonFinitePredictionsError(layer, image)
                 left_out[layer, image] = True
                 continue
-            target, query = linear_sum_assignment(image_cost[:count])
+            repeats = 1
+            if count and layer + 1 < len(cost):
+                repeats = max(1, min(queries_per_box, image_cost.shape[-1] // (2 * count)))
+            row_of_cost, query = linear_sum_assignment(image_cost[:count].repeat(repeats, axis=0))
             row = torch.empty(4, len(query), dtype=torch.long, device="cpu")  # (4, M_image)
             row[0], row[1] = layer, image
-            row[2], row[3] = torch.from_numpy(query), torch.from_numpy(target) + end - count
+            row[2], row[3] = torch.from_numpy(query), torch.from_numpy(row_of_cost // repeats) + end - count
             rows.append(row)
     index = torch.cat(rows, dim=1) if rows else torch.zeros(4, 0, dtype=torch.long, device="cpu")
     return Matches(*index.to(device, non_blocking=True)), left_out

@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..common.output_folders import replace_file
 from ..common.regular_files import is_regular, read_json
 from ..model.box_ops import cxcywh_to_xyxy, generalized_iou
+from ..model.criterion import DinoDetrLoss
 from ..model.matcher import Matches, match
 from ..model.targets import PADDING_LABEL, collect_targets
 from .detector import find_detector
@@ -179,7 +180,7 @@ class TrainingDoctor(TrainerCallback):
     def _observe(self, is_training: bool, labels, outputs) -> None:
         criterion = self._detector.criterion
         if is_training:
-            losses = weighted_losses(outputs.loss_dict, criterion.weights)  # (4,)
+            losses = weighted_losses(outputs.loss_dict, criterion)  # (4,)
             self._losses = losses if self._losses is None else self._losses + losses
             self._box_predictions = {}  # batches seen since the last evaluation did not belong to an evaluation
         elif isinstance(labels, Mapping) and set(labels) >= _LABEL_NAMES:
@@ -255,20 +256,20 @@ class TrainingDoctor(TrainerCallback):
         self.trainer.log({f"doctor/{name}": value for name, value in values.items()})
 
 
-def weighted_losses(loss_dict: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+def weighted_losses(loss_dict: dict[str, Tensor], criterion: DinoDetrLoss) -> Tensor:
     """(4,) matching and denoising loss of all output sets, then both of the last decoder layer; 0 without denoising."""
     suffixes = [name.removeprefix("loss_ce") for name in loss_dict if name.startswith("loss_ce")]
 
-    def weighted(suffixes: list[str]) -> Tensor:
+    def weighted(suffixes: list[str], weights: dict[str, float]) -> Tensor:
         """(len(suffixes),)"""
         return sum(w * torch.stack([loss_dict[name + suffix] for suffix in suffixes]) for name, w in weights.items())
 
     matching = [suffix for suffix in suffixes if not suffix.startswith("_dn")]
-    losses, last = weighted(matching), matching.index("")
+    losses, last = weighted(matching, criterion.weights), matching.index("")
     if "_dn" not in suffixes:
         return torch.stack([losses.sum(), losses.new_zeros(()), losses[last], losses.new_zeros(())])
     denoising = [suffix for suffix in suffixes if suffix.startswith("_dn")]
-    noised_losses, noised_last = weighted(denoising), denoising.index("_dn")
+    noised_losses, noised_last = weighted(denoising, criterion.denoising_weights), denoising.index("_dn")
     return torch.stack([losses.sum(), noised_losses.sum(), losses[last], noised_losses[noised_last]])
 
 

@@ -7,20 +7,28 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from ..model.criterion import DinoDetrLoss
 from ..model.modeling_dino_detr import DinoDetrModelOutput
 from ..model.targets import PADDING_LABEL, collect_targets
 
 NAMES = ("loss_ce", "loss_bbox", "loss_giou")  # class, L1 and GIoU loss, as the original calls them
 
 
-def weighted_parts(loss_dict: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def weighted_parts(loss_dict: Mapping[str, Tensor], criterion: DinoDetrLoss) -> Tensor:
     """Weighted losses of the last decoder layer, and the whole loss.
 
+    Args:
+        loss_dict: second result of `criterion`.
     Returns:
         (4,) class, L1, GIoU and whole loss.
     """
-    last = [weights[name] * loss_dict[name] for name in NAMES]
-    whole = [weights[name] * value for key, value in loss_dict.items() for name in NAMES if key.startswith(name)]
+    last = [criterion.weights[name] * loss_dict[name] for name in NAMES]
+    whole = [
+        (criterion.denoising_weights if "_dn" in key else criterion.weights)[name] * value
+        for key, value in loss_dict.items()
+        for name in NAMES
+        if key.startswith(name)
+    ]
     return torch.stack([*last, torch.stack(whole).sum()]).detach()
 
 

@@ -146,7 +146,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         first = next(iter(sets), "")
         self._main_prefix = f"eval_{first}" if first else "eval"  # prefix of the metrics of the first held-out data set
         self._training_parts = TrainingParts()
-        self._loss_weights = detector.criterion.weights
+        self._criterion = detector.criterion
         self._images: dict[str, str] | None = None  # digests, see _image_record
         self._stopped_early = False  # whether the resumed run had been stopped early
         self._steps_per_epoch = 1
@@ -295,7 +295,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             error.args = (f"{error} {where} A recipe with on_non_finite='skip' skips these steps.",)
             raise
         if model.training:
-            self._training_parts.add(weighted_parts(outputs["loss_dict"], self._loss_weights))
+            self._training_parts.add(weighted_parts(outputs["loss_dict"], self._criterion))
         return (loss, outputs) if return_outputs else loss
 
     def _loss_in_evaluation(self, model, inputs: dict) -> tuple[Tensor, ModelOutput]:
@@ -307,7 +307,7 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         count = num_own_images(self.accelerator, batch_size)
         own = {name: value[:count] for name, value in labels.items()}
         scored = outputs if count == batch_size else score_first_images(find_detector(model), outputs, labels, count)
-        parts = weighted_parts(scored["loss_dict"], self._loss_weights)
+        parts = weighted_parts(scored["loss_dict"], self._criterion)
         parts[-1] = scored["loss"]  # NaN if predictions were skipped
         self._held_out_loss.add(parts, count_boxes(own))
         return loss / num_boxes.clamp(min=1), outputs
