@@ -45,8 +45,20 @@ FOCALNET = {
     "use_post_layernorm": True,
     "use_layerscale": True,
 }
+VITDET = {
+    "model_type": "vitdet",
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 64,
+    "pretrain_image_size": 48,
+    "use_relative_position_embeddings": True,
+    "window_size": 3,
+    "window_block_indices": [0, 1],
+}
+VIT_PYRAMID = {"model_type": "dino_detr_vit_pyramid", "backbone_config": VITDET, "out_channels": 32}
 # Small forms of the backbones that this package adds to those of transformers.
-OWN_BACKBONES = {"dino_detr_focalnet": FOCALNET}
+OWN_BACKBONES = {"dino_detr_focalnet": FOCALNET, "dino_detr_vit_pyramid": VIT_PYRAMID}
 
 # Arguments of a Trainer that says nothing and stays on the CPU.
 QUIET = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, "use_cpu": True}

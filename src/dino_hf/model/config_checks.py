@@ -196,6 +196,8 @@ def check_backbone_sizes(settings: Mapping) -> None:
     Raises:
         ValueError: a size is negative or far too large, or a product of sizes is far too large.
     """
+    if isinstance(inner := settings.get("backbone_config"), Mapping):  # of the transformer below a pyramid
+        check_backbone_sizes({name: value for name, value in inner.items() if name != "backbone_config"})
     for name, value in settings.items():
         is_depth = _is_depth(name)
         if not (is_depth or name.endswith(_SIZES)):

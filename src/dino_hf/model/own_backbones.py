@@ -28,6 +28,7 @@ _PREFIX = "dino_detr_"
 # Name of the backbone -> its configuration class and its module.
 _CLASSES = {
     "focalnet": ("DinoDetrFocalNetConfig", "DinoDetrFocalNetBackbone"),
+    "vit_pyramid": ("DinoDetrVitPyramidConfig", "DinoDetrVitPyramidBackbone"),
 }
 OWN_MODEL_TYPES = tuple(_PREFIX + name for name in _CLASSES)
 

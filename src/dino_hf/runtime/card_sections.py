@@ -267,6 +267,9 @@ def _backbone(config) -> str:
     kind = _BACKBONES.get(backbone.model_type, backbone.model_type)
     if backbone.model_type == "timm_backbone":
         return f"{kind} {backbone.backbone}"
+    if backbone.model_type == "dino_detr_vit_pyramid":
+        inner = backbone.backbone_config
+        return f"{inner.model_type} of {inner.num_hidden_layers} layers with a feature pyramid"
     depths = getattr(backbone, "depths", None)
     return f"{kind} of depths {'-'.join(map(str, depths))}" if depths else kind
 

@@ -23,7 +23,8 @@ def parameter_groups(
 
     Args:
         model: `DinoDetrForObjectDetection` or `DinoDetrModel`. It may be wrapped by peft, compiled or distributed.
-        learning_rate: learning rate of the group "transformer". The projections of the backbone's feature maps belong to it.
+        learning_rate: learning rate of the group "transformer". The projections of the backbone's feature maps belong to it,
+            and so does the pyramid of a `DinoDetrVitPyramidBackbone`.
         backbone_learning_rate: learning rate of the backbone. None: a tenth of `learning_rate`, for a pretrained backbone.
         sampling_offsets_learning_rate: learning rate of the linear layers that predict the sampling points of deformable
             attention. Deformable DETR trains them at a tenth of the rate (arXiv:2010.04159, sec. 5). None: they belong to
@@ -37,7 +38,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "backbone.model." in name:
+        if "backbone.model." in name and "backbone.model.pyramid." not in name:
             groups["backbone"].append(parameter)
         elif ".sampling_offsets." in name and sampling_offsets_learning_rate is not None:
             groups["sampling_offsets"].append(parameter)
