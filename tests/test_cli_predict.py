@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import dino_hf
 from dino_hf.cli import predict as cli_predict
+from dino_hf.common.values import numbers_by_name
 from dino_hf.inference import Prediction, Predictor, predict, sources
 from dino_hf.inference.predict import find_classes
 from dino_hf.inference.videos import read_frames
@@ -335,12 +336,12 @@ def test_thresholds_of_single_classes(predictor, photos):
         predict("a model that is not looked for", photos / "1.png", class_thresholds={"other": 0.2, name: 2})
     with pytest.raises(ValueError, match="The model has no class 'disk'; the closest are disc"):
         predict(predictor, photos / "1.png", class_thresholds={"disk": 0.3})
-    assert cli_predict._read_thresholds("person=0.3, a=b=1") == {"person": 0.3, "a=b": 1.0}
+    assert numbers_by_name("person=0.3, a=b=1", *cli_predict._CLASS_THRESHOLDS) == {"person": 0.3, "a=b": 1.0}
     for text in ("person", "=0.3", "person=high", ""):
         with pytest.raises(ValueError, match=r"must be like person=0\.3,dog=0\.6"):
-            cli_predict._read_thresholds(text)
-    with pytest.raises(ValueError, match="--class-thresholds names 'disc' twice; give one score for each class"):
-        cli_predict._read_thresholds("disc=0.3,box=0.2, disc=0.6")
+            numbers_by_name(text, *cli_predict._CLASS_THRESHOLDS)
+    with pytest.raises(ValueError, match="--class-thresholds names 'disc' twice"):
+        numbers_by_name("disc=0.3,box=0.2, disc=0.6", *cli_predict._CLASS_THRESHOLDS)
 
 
 def test_a_percentage_for_a_class_names_the_class(model, photos):

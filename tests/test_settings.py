@@ -24,6 +24,9 @@ from dino_hf.training import Augmentation, get_recipe
         ("--short-sides 480 512 --scale-jitter none", {"short_sides": [480, 512], "scale_jitter": None}),
         ("--num-denoising 20 --normalize-over-window false", {"num_denoising": 20, "normalize_over_window": False}),
         ("--eval-strategy steps --eval-steps 10", {"eval_strategy": "steps", "eval_steps": 10.0}),
+        ("--class-weights balanced --repeat-threshold 0.1", {"class_weights": "balanced", "repeat_threshold": 0.1}),
+        ("--class-weights bus=3,dog=0.5", {"class_weights": {"bus": 3.0, "dog": 0.5}}),
+        ("--class-weights none", {"class_weights": None}),
         ("", {}),
     ],
 )
@@ -47,6 +50,8 @@ def test_a_command_line_is_typed_and_only_what_it_says(line, expected):
         ("--learning-rate fast", "--learning-rate: invalid float value: 'fast'"),
         ("--eval-strategy never", "--eval-strategy: invalid choice: 'never'"),
         ("--bf16 maybe", r"--bf16: .*maybe.*[^.]\.$"),
+        ("--class-weights bus=often", "--class-weights 'bus=often' must be like bus=3,person=0.5"),
+        ("--class-weights bus=1,bus=2", "--class-weights names 'bus' twice"),
         ("more-data", "'more-data' does not belong to an option"),
     ],
 )

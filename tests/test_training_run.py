@@ -421,6 +421,20 @@ def test_a_dry_run_tells_and_leaves_nothing(finished, folder, tmp_path):
     assert run.evaluation is run.trainer is None
 
 
+def test_a_dry_run_tells_what_is_done_for_rare_classes(folder, tmp_path):
+    settings = {"model": folder / "untrained", "output_dir": tmp_path / "out", "dry_run": True, "batch_size": 3}
+    options = {"repeat_threshold": 1.0, "class_weights": {"star": 2.5}}
+    run, printed = run_quietly(folder / "data", **settings, **options)
+    repeats = run.preflight.plan["repeats"]
+    assert repeats["images"] == 10 < repeats["images_per_epoch"]
+    assert run.preflight.plan["steps_per_epoch"] == -(-repeats["images_per_epoch"] // 9)
+    assert f"{repeats['images_per_epoch']} images in an epoch instead of 10; images with " in " ".join(printed.split())
+    assert "star 2.5, disc 1, box 1" in printed
+    assert any(line.startswith("repeat_threshold 1, ") for line in run.preflight.plan["departures"])
+    with pytest.raises(ValueError, match="no class 'sun'"):
+        run_quietly(folder / "data", **settings, class_weights={"sun": 2.0})
+
+
 def test_classes_are_carried_over_by_name(finished, folder, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(folder / "data/train", data / "train")

@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from ..common.values import numbers_by_name
 from .command_errors import SOME_SKIPPED, Debug, one_sentence_errors
 from .options import Mirror
 
 _RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
 _THRESHOLD = 0.5
+_CLASS_THRESHOLDS = "--class-thresholds", "person=0.3,dog=0.6: names and scores in [0, 1]"
 _MOST_CLASSES = 100  # rows of the table at the end
 
 
@@ -154,7 +156,9 @@ def predict(
             overwrite=overwrite,
             resume=resume,
             threshold=_THRESHOLD if threshold is None else threshold,
-            class_thresholds=None if class_thresholds is None else _read_thresholds(class_thresholds),
+            class_thresholds=None
+            if class_thresholds is None
+            else numbers_by_name(class_thresholds, *_CLASS_THRESHOLDS),
             max_detections=max_detections,
             all_scores=all_scores,
             classes=None if classes is None else [name for name in classes.split(",") if name.strip()],
@@ -189,24 +193,6 @@ def _line(text: str, limit: int) -> str:
     from ..common.text import shorten
 
     return shorten(text.replace("\n", "\\n").replace("\t", "\\t"), limit)
-
-
-def _read_thresholds(text: str) -> dict[str, float]:
-    """ "person=0.3,dog=0.6" -> {"person": 0.3, "dog": 0.6}"""
-    thresholds = {}
-    for part in text.split(","):
-        name, _, value = part.rpartition("=")
-        if name.strip() in thresholds:
-            raise ValueError(f"--class-thresholds names {name.strip()!r:.100} twice; give one score for each class.")
-        try:
-            thresholds[name.strip()] = float(value)
-        except ValueError:
-            thresholds.clear()
-        if not name.strip() or not thresholds:
-            raise ValueError(
-                f"--class-thresholds {text!r:.200} must be like person=0.3,dog=0.6: names and scores in [0, 1]."
-            )
-    return thresholds
 
 
 def _count_images(sources, every: int, max_frames: int | None) -> int | None:

@@ -19,3 +19,25 @@ class _Short(reprlib.Repr):
 def short_repr(value: Any) -> str:
     """`repr` of any value for a message. Its time and length are bounded."""
     return _Short().repr(value)
+
+
+def numbers_by_name(text: str, option: str, example: str) -> dict[str, float]:
+    """ "person=0.3,dog=0.6" -> {"person": 0.3, "dog": 0.6}, from a command line.
+
+    Args:
+        option, example: for errors, such as "--class-thresholds" and "person=0.3,dog=0.6: names and scores in [0, 1]".
+    Raises:
+        ValueError: the text has another form, or a name twice.
+    """
+    numbers: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.rpartition("="))
+        if name in numbers:
+            raise ValueError(f"{option} names {name!r:.100} twice; give one number for each.")
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ValueError(f"{option} {text!r:.200} must be like {example}.")
+    return numbers

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from ..common.values import short_repr
 from ..data import DetectionData
 from ..training.augmentation import Augmentation
+from ..training.class_balance import images_per_epoch
 from ..training.optimizer import planned_steps
 from ..training.recipe import Recipe
 from .progress import BEST_AP
@@ -72,7 +73,7 @@ class Plan(NamedTuple):
             )
         try:
             args = self.recipe.training_arguments(str(self.output_dir), **settings)
-            planned = planned_steps(args, len(self.splits.train.dataset))
+            planned = planned_steps(args, images_per_epoch(self.splits.train, self.recipe.repeat_threshold))
         except (TypeError, OverflowError) as error:  # values from Python or run.json were not checked before
             raise ValueError(
                 f"One of the settings {short_repr(self.arguments)} has a value of a wrong type: {error}."

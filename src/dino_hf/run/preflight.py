@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from ..common.text import count_text, list_some, size_text
 from ..data.rows import box_columns
 from ..model.attention_backends import choose_backend
+from ..training.class_balance import epoch_length, images_of_classes, repeat_factors, weights_text
 from ..training.coco_data import CocoData
 from ..training.departures import find_departures
 from ..training.optimizer import images_per_step, parameter_groups, planned_steps
@@ -27,6 +28,7 @@ from ..training.recipe import Recipe
 from .memory_forecast import SHARE_OF_FREE, MemoryForecast
 
 _MOST_CLASSES = 12  # classes listed
+_MOST_RAISED = 6  # classes listed whose images are repeated
 _MOST_OPENED = 200  # images opened if the annotations have no sizes
 _SHARE_OF_TOKENS = 0.1  # share of the tokens of an image that should be selected as queries
 _RARE = 10  # a class with fewer training boxes gets a warning
@@ -39,7 +41,8 @@ class Preflight:
     Args:
         data: origin, notes, images of each split, classes with their boxes, boxes and sizes of the training images.
         model: source, kept and new classes, parameters.
-        plan: device, precision, images per step, learning rates, departures from the recipe, epochs, steps, evaluations.
+        plan: device, precision, images per step, repeated images, class weights, learning rates, departures from the
+            recipe, epochs, steps, evaluations.
         memory: forecast for a step and free memory, in bytes; None without a forecast.
         disk: needed and free space, in bytes.
         warnings: sentences.
@@ -102,6 +105,10 @@ class Preflight:
             f"{per['all']} images = {per['of_a_batch']} in a batch x {processes} x {per['accumulated']} accumulated; the recipe "
             f"has {per['of_the_recipe']}",
         )
+        if plan.get("repeats"):
+            yield "Repeats", _repeats_line(plan["repeats"])
+        if plan.get("class_weights"):
+            yield "Class weights", plan["class_weights"]
         yield "Learning rates", ", ".join(f"{name} {rate:g}" for name, rate in plan["learning_rates"].items())
         for line in plan["departures"]:
             yield "", f"departs from {plan['recipe']}: {line}"
@@ -122,6 +129,16 @@ class Preflight:
 
 
 _SPLITS = {"train": "to train on", "validation": "held out", "test": "for the test at the end"}
+
+
+def _repeats_line(repeats: dict[str, Any]) -> str:
+    start = f"{repeats['images_per_epoch']:,} images in an epoch instead of {repeats['images']:,}"
+    raised = [(name, *pair) for name, pair in repeats["images_of_classes"].items() if pair[1] - pair[0] >= 0.5]
+    if not raised:
+        return f"{start}: every class is in more than a share of {repeats['threshold']:g} of the images"
+    raised.sort(key=lambda row: -row[2] / row[1])
+    texts = [f"{name} {before:,} to {after:,.0f}" for name, before, after in raised]
+    return f"{start}; images with {list_some(texts, _MOST_RAISED)}"
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
@@ -174,10 +191,28 @@ def image_sizes(data: CocoData) -> list[tuple[int, int]]:
     return [(image.height, image.width) for image in images]
 
 
+def describe_balance(train: CocoData, recipe: Recipe) -> dict[str, Any]:
+    """Parts of `Preflight.plan` about rare classes: images of an epoch, of all classes and of each class, and class weights."""
+    parts: dict[str, Any] = {"repeats": None, "class_weights": None}
+    if recipe.repeat_threshold is not None:
+        factors = repeat_factors(train, recipe.repeat_threshold)
+        before, after = images_of_classes(train, np.ones_like(factors)), images_of_classes(train, factors)
+        classes = zip(train.id2label.values(), before.tolist(), after.tolist(), strict=True)
+        parts["repeats"] = {
+            "threshold": recipe.repeat_threshold,
+            "images": len(factors),
+            "images_per_epoch": epoch_length(factors),
+            "images_of_classes": {name: [int(once), round(repeated, 1)] for name, once, repeated in classes},
+        }
+    if recipe.class_weights is not None:
+        parts["class_weights"] = weights_text(train, recipe.class_weights)
+    return parts
+
+
 def describe_plan(
     recipe: Recipe, args: TrainingArguments, model: nn.Module, num_images: int, steps_done: int
 ) -> dict[str, Any]:
-    """`Preflight.plan` of a run."""
+    """`Preflight.plan` of a run whose epochs have `num_images` images."""
     steps, per_epoch = planned_steps(args, num_images)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from ..common.values import numbers_by_name
 from ..training.augmentation import Augmentation
 from ..training.recipe import MODEL_SETTINGS, Recipe
 from ..training.recipes import get_recipe
@@ -150,6 +151,8 @@ def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, list) and value == [None]:  # --scale-jitter none
             settings[name] = None
+    if "=" in str(weights := settings.get("class_weights")):
+        settings["class_weights"] = numbers_by_name(weights, "--class-weights", "bus=3,person=0.5: names and factors")
     return settings
 
 

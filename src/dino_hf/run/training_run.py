@@ -17,6 +17,7 @@ from ..common.progress import hide_library_bars
 from ..common.text import size_text
 from ..evaluation import Evaluation
 from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
+from ..training.class_balance import images_per_epoch
 from ..training.coco_data import CocoData
 from ..training.departures import save_recipe
 from ..training.num_queries import set_num_queries
@@ -31,6 +32,7 @@ from .memory_forecast import choose_batch_size, forecast_memory, free_memory
 from .plan import Plan, adapt_recipe, processes_here
 from .preflight import (
     Preflight,
+    describe_balance,
     describe_data,
     describe_disk,
     describe_memory,
@@ -269,7 +271,7 @@ def _prepare(
     accumulation = max(1, round(recipe.total_batch_size / (per_process * probe.world_size)))
     args = plan.training_arguments(per_process, accumulation)
     memory = describe_memory(forecast, free, args)
-    num_images = len(splits.train.dataset)
+    num_images = images_per_epoch(splits.train, recipe.repeat_threshold)
     preflight = Preflight(
         data=data,
         model={
@@ -278,7 +280,8 @@ def _prepare(
             "parameters": model.num_parameters(),
             "image_processor": type(start.image_processor).__name__,
         },
-        plan=describe_plan(recipe, args, model, num_images, _steps_done(plan.output_dir)),
+        plan=describe_plan(recipe, args, model, num_images, _steps_done(plan.output_dir))
+        | describe_balance(splits.train, recipe),
         memory=memory,
         disk=describe_disk(model, recipe, args, plan.output_dir),
         warnings=find_warnings(data, memory, findings + few_queries(model.config, forecast.size) + record.changes()),

@@ -2,6 +2,7 @@
 
 from ..evaluation.evaluator import CocoEvaluator
 from .augmentation import Augmentation
+from .class_balance import RepeatFactorSampler, class_weights, repeat_factors
 from .class_transfer import ClassTransfer, transfer_classes
 from .coco_data import CocoData, DetectionCollator, DetectionTransform, load_coco
 from .departures import find_departures
@@ -26,8 +27,10 @@ __all__ = [
     "DetectionTransform",
     "DinoDetrTrainer",
     "Recipe",
+    "RepeatFactorSampler",
     "TrainingDoctor",
     "add_lora",
+    "class_weights",
     "find_departures",
     "freeze",
     "get_recipe",
@@ -36,6 +39,7 @@ __all__ = [
     "make_optimizer",
     "parameter_groups",
     "record_training",
+    "repeat_factors",
     "set_num_queries",
     "transfer_classes",
     "unfreeze",

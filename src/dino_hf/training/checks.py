@@ -55,6 +55,11 @@ def _check_arguments(args, recipe, has_held_out: bool) -> None:
             "dataloader_drop_last=True would also leave out held-out images, and COCO AP needs all of them. Leave it False: a "
             "smaller last batch is trained on as well."
         )
+    if recipe.repeat_threshold is not None and (order := args.train_sampling_strategy) != "random":
+        raise ValueError(
+            f"repeat_threshold={recipe.repeat_threshold} repeats images in random order, but train_sampling_strategy={order!r} "
+            "asks for another order; leave one of them out."
+        )
     if not has_held_out and args.eval_strategy != "no":
         raise ValueError(
             f"eval_strategy={args.eval_strategy.value!r} needs held_out data. Without them, set eval_strategy='no' (and, in a "

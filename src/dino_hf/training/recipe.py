@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from ..common.values import is_number
 from .augmentation import Augmentation
+from .class_balance import check_class_weights
 from .optimizer import adamw, images_per_step, make_scheduler, parameter_groups, planned_steps
 
 # Values in the release's launch scripts. Its configuration files and the paper's table have a box noise of 0.4.
@@ -36,7 +37,15 @@ RELEASE_SETTINGS = {
 LIMITS = {"max_denoising_queries": None, "mask_denoising_padding": False}
 MODEL_SETTINGS = {*RELEASE_SETTINGS, *LIMITS}
 # Fields that only DinoDetrTrainer reads.
-TRAINER_FIELDS = ("ema_decay", "ema_warmup_steps", "early_stopping_patience", "normalize_over_window", "on_non_finite")
+TRAINER_FIELDS = (
+    "ema_decay",
+    "ema_warmup_steps",
+    "early_stopping_patience",
+    "normalize_over_window",
+    "on_non_finite",
+    "repeat_threshold",
+    "class_weights",
+)
 
 _SCHEDULERS = {
     "step": "constant_with_warmup",
@@ -89,6 +98,10 @@ class Recipe:
         normalize_over_window: with gradient accumulation, divide losses by the number of boxes in all batches of a step, as if they
             were one batch. False: divide the loss of each batch by its own boxes.
         on_non_finite: "raise": stop if predictions, loss or gradient are not finite. "skip": skip this step.
+        repeat_threshold: images with rare classes are repeated in each epoch, by max(1, sqrt(repeat_threshold / share of images
+            with the class)), see `RepeatFactorSampler`. None: each image comes once.
+        class_weights: factors of the class loss of matched queries, by the class of their target: "balanced", or a dictionary of
+            class names and factors, see `class_weights`. None: all classes have the same weight.
 
     Raises:
         ValueError: an invalid value. The message names it and the valid ones.
@@ -113,6 +126,8 @@ class Recipe:
     early_stopping_patience: int | None = None
     normalize_over_window: bool = True
     on_non_finite: str = "raise"
+    repeat_threshold: float | None = None
+    class_weights: str | dict[str, float] | None = None
 
     def __post_init__(self):
         _check_types(self)
@@ -295,7 +310,7 @@ class Recipe:
 
 
 def _check_types(recipe: Recipe) -> None:
-    numbers = ("num_train_epochs", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay")
+    numbers = ("num_train_epochs", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay", "repeat_threshold")
     rates = ("learning_rate", "backbone_learning_rate", "sampling_offsets_learning_rate")
     counts = ("total_batch_size", "ema_warmup_steps", "early_stopping_patience")
     may_be_none = {field.name for field in dataclasses.fields(recipe) if field.default is None}
@@ -337,6 +352,12 @@ def _check_ranges(recipe: Recipe) -> None:
         raise ValueError(f"early_stopping_patience={patience} must be at least 1; None trains to the end.")
     if (decay := recipe.ema_decay) is not None and not 0 < decay < 1:
         raise ValueError(f"ema_decay={decay} must lie between 0 and 1, e.g. 0.9997; None keeps no average.")
+    if (threshold := recipe.repeat_threshold) is not None and not 0 < threshold <= 1:
+        raise ValueError(
+            f"repeat_threshold={threshold} must be a share of the training images in (0, 1], such as 0.05; None repeats no image."
+        )
+    if recipe.class_weights is not None:
+        check_class_weights(recipe.class_weights)
 
 
 def _are_epochs(value: Any) -> bool:

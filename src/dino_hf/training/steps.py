@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from .class_balance import weights_text
+
 logger = logging.getLogger(__name__)
 
 # More skipped steps in a row mean broken weights, not bad data. At the start of float16 training, the loss scale may need 16
@@ -78,12 +80,19 @@ class StepCallback(TrainerCallback):
         record = self.trainer.model.config.provenance["training"]["recipe"]  # from `record_training`
         self.trainer.model.config.provenance["training"]["images"] = self.trainer._image_record()
         record["recipe"], record["schedule"] = self.trainer.recipe.name, self.trainer.recipe.lr_scheduler
+        if (repeats := self.trainer._repeats) is not None:
+            record["repeat_threshold"], record["images_per_epoch"] = self.trainer.recipe.repeat_threshold, len(repeats)
+        if self.trainer.recipe.class_weights is not None:
+            record["class_weights"] = weights_text(self.trainer._train_data, self.trainer.recipe.class_weights)
         if self.trainer.departures:
             record["departures_from_the_recipe"] = "; ".join(self.trainer.departures)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self._record_recipe()  # again, because a user may have called record_training in between
         self.trainer._train_transform.set_epoch(self.epoch)
+        if self.trainer._repeats is not None:
+            # Trainer sets it too, except in several processes that resume in the middle of an epoch.
+            self.trainer._repeats.set_epoch(self.epoch)
         self.epoch += 1
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,7 +13,6 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.utils import ModelOutput
 
 from ..common.random_numbers import forked_random_numbers
-from ..data.image_digests import MOST_DECODED, image_digests, image_fingerprints, pack
 from ..evaluation.evaluator import CocoEvaluator
 from ..model.matcher import NonFinitePredictionsError
 from ..runtime.weights_digest import weights_digest
@@ -27,6 +25,7 @@ from .checkpoint_files import (
 )
 from .checkpoints import WholeCheckpointTrainer
 from .checks import check_sharding, check_trainer
+from .class_balance import RepeatFactorSampler, class_weights, repeat_factors
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
 from .departures import find_departures, save_recipe
 from .detector import find_detector
@@ -38,11 +37,9 @@ from .readable_images import ReadableImages
 from .recipe import Recipe
 from .run_lock import locked_run
 from .steps import StepCallback
-from .training_record import record_training
+from .training_record import record_training, recorded_images
 
 logger = logging.getLogger(__name__)
-
-_MOST_RECORDED = 20_000  # images; each digest takes 7 bytes in the configuration
 
 
 class DinoDetrTrainer(WholeCheckpointTrainer):
@@ -136,18 +133,26 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         )
         self.model_accepts_loss_kwargs = recipe.normalize_over_window
         if detector.loss_function is detector.criterion or isinstance(detector.loss_function, partial):
-            skips = recipe.on_non_finite == "skip"
-            detector.loss_function = partial(detector.criterion, skip_non_finite=skips)
+            options = {"skip_non_finite": recipe.on_non_finite == "skip"}
+            if recipe.class_weights is not None:
+                options["class_weights"] = class_weights(train, recipe.class_weights).to(args.device)
+            detector.loss_function = partial(detector.criterion, **options)
+        elif recipe.class_weights is not None:
+            raise ValueError("class_weights need the loss of the model, but model.loss_function is another one.")
         check_sharding(self, recipe)
+        self._repeats = None
+        if recipe.repeat_threshold is not None:
+            self._repeats = RepeatFactorSampler(repeat_factors(train, recipe.repeat_threshold), self._data_seed)
         if recipe.ema_decay is not None:
             self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
-        self.departures = find_departures(recipe, args, detector.config, len(train.dataset))
+        num_images = len(train.dataset) if self._repeats is None else len(self._repeats)
+        self.departures = find_departures(recipe, args, detector.config, num_images)
         self._train_data, self._held_out = train, sets
         first = next(iter(sets), "")
         self._main_prefix = f"eval_{first}" if first else "eval"  # prefix of the metrics of the first held-out data set
         self._training_parts = TrainingParts()
         self._criterion = detector.criterion
-        self._images: dict[str, str] | None = None  # digests, see _image_record
+        self._images: dict[str, str] | None = None  # digests, see recorded_images
         self._stopped_early = False  # whether the resumed run had been stopped early
         self._steps_per_epoch = 1
         self._image_ids: list[Tensor] = []  # image ids of this step, one tensor per batch
@@ -170,20 +175,8 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             self.add_callback(self._doctor)  # last: after StepCallback has removed the gradients of a skipped step
 
     def _image_record(self) -> dict[str, str]:
-        """Digests and fingerprints of the images, so that `dino_hf.evaluate` recognises training images and copies of them.
-
-        They are not recorded for data sets of more than 20,000 images. Fingerprints are recorded for at most `MOST_DECODED`
-        images, because each image has to be decoded.
-        """
         if self._images is None:
-            parts = {"trained": [self._train_data], "held_out": list(self._held_out.values())}
-            self._images = {
-                name: pack(chain.from_iterable(map(image_digests, sets)))
-                for name, sets in parts.items()
-                if sets and sum(len(data.dataset) for data in sets) <= _MOST_RECORDED
-            }
-            if len(self._train_data.dataset) <= MOST_DECODED:
-                self._images["trained_looks"] = pack(image_fingerprints(self._train_data))
+            self._images = recorded_images(self._train_data, list(self._held_out.values()))
         return self._images
 
     # The recipe
@@ -249,6 +242,14 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         """As in `Trainer`. The order of images depends only on the seed, not on other uses of the random generator."""
         with _seeded((self._data_seed,), self.args.device):
             return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset=None):
+        return super()._get_train_sampler(train_dataset) if self._repeats is None else self._repeats
+
+    def num_examples(self, dataloader) -> int:
+        """As in `Trainer`: the images of an epoch, with repeated ones."""
+        is_repeated = self._repeats is not None and dataloader.dataset is self.train_dataset
+        return len(self._repeats) if is_repeated else super().num_examples(dataloader)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """As in `Trainer`, but counts boxes.

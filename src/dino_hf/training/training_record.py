@@ -2,19 +2,22 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePath
 
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..common.regular_files import read_settings
+from ..data.image_digests import MOST_DECODED, image_digests, image_fingerprints, pack
 from ..runtime.model_card import digest_to_compare, read_card, write_card_for_upload, write_model_card
 from ..runtime.weights_digest import weights_digest
 from .coco_data import CocoData
 
 logger = logging.getLogger(__name__)
 
+_MOST_RECORDED = 20_000  # images; each digest takes 7 bytes in the configuration
 _METRICS = ("AP", "AR_")  # prefixes of the metrics of CocoEvaluator
 
 
@@ -56,6 +59,23 @@ def record_training(
             _write(trainer, [tags] if isinstance(tags, str) else tags or [])
 
     trainer.create_model_card = create_model_card  # on the instance, so any Trainer can be recorded
+
+
+def recorded_images(train: CocoData, held_out: Sequence[CocoData]) -> dict[str, str]:
+    """Digests and fingerprints of the images, so that `dino_hf.evaluate` recognises training images and copies of them.
+
+    They are not recorded for data sets of more than 20,000 images. Fingerprints are recorded for at most `MOST_DECODED` images,
+    because each image has to be decoded.
+    """
+    parts = {"trained": [train], "held_out": held_out}
+    images = {
+        name: pack(chain.from_iterable(map(image_digests, sets)))
+        for name, sets in parts.items()
+        if sets and sum(len(data.dataset) for data in sets) <= _MOST_RECORDED
+    }
+    if len(train.dataset) <= MOST_DECODED:
+        images["trained_looks"] = pack(image_fingerprints(train))
+    return images
 
 
 class _TrainingRecord(TrainerCallback):
