@@ -1,6 +1,7 @@
 """What is predicted on: found, named, and read, whatever users point at; one bad image does not stop the others."""
 
 import gzip
+import http.client
 import http.server
 import os
 import shutil
@@ -408,6 +409,25 @@ def test_addresses_are_read(server, tree):
     assert items[2].reason.startswith("It is not an image")
     assert [item.frame for item in items[3:-1]] == [0, 8]
     assert isinstance(items[-1], End)
+
+
+def test_an_answer_that_is_an_error_or_a_refused_redirect_is_closed(server, tree, monkeypatch):
+    closed = []
+    close = http.client.HTTPResponse.close
+    monkeypatch.setattr(http.client.HTTPResponse, "close", lambda self: closed.append(self.status) or close(self))
+    assert isinstance(read([f"{server}/none.jpg"])[0], Failure)
+    assert closed == [404]
+    monkeypatch.setattr(downloads, "is_local", lambda host: host == "localhost")
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_GET", _redirect)
+    assert "is not followed" in read([f"{server}/1.jpg"])[0].reason
+    assert closed == [404, 302]
+
+
+def _redirect(handler) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", "http://localhost:1/1.jpg")
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
 
 
 def test_an_address_may_have_spaces_and_any_letters(server, tree):

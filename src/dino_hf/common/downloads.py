@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import TypeVar
+from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -82,7 +83,12 @@ def _fetch(address: str, stop: threading.Event) -> bytes:
     address = quote(address, safe=string.punctuation)  # escape spaces and letters of other alphabets, as browsers do
     pieces, num_bytes = [], 0
     request = Request(address, headers={"User-Agent": "dino_hf"})
-    with build_opener(_Redirects).open(request, timeout=_TIMEOUT) as answer:
+    try:
+        opened = build_opener(_Redirects).open(request, timeout=_TIMEOUT)
+    except HTTPError as error:
+        error.close()  # it holds the connection
+        raise
+    with opened as answer:
         while not stop.is_set() and (piece := answer.read1(_PIECE)):
             pieces.append(piece)
             num_bytes += len(piece)
@@ -100,11 +106,14 @@ class _Redirects(HTTPRedirectHandler):
     """
 
     def redirect_request(self, request, answer, code, message, headers, address):
-        target = urlsplit(address)
+        target, refusal = urlsplit(address), None
         if target.scheme not in ("http", "https"):
-            raise ValueError(f"It leads to {address!r:.200}, which is not a web address.")
-        if is_local(target.hostname or "") and not is_local(request.origin_req_host):
-            raise ValueError(f"It leads to {target.hostname!r:.200} in the local network, which is not followed.")
+            refusal = f"It leads to {address!r:.200}, which is not a web address."
+        elif is_local(target.hostname or "") and not is_local(request.origin_req_host):
+            refusal = f"It leads to {target.hostname!r:.200} in the local network, which is not followed."
+        if refusal:
+            answer.close()  # it holds the connection
+            raise ValueError(refusal)
         return super().redirect_request(request, answer, code, message, headers, address)
 
 

@@ -27,8 +27,8 @@ def reach_hub(name: str, is_dataset: bool = False, file: str = CONFIG_NAME) -> N
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_SECONDS).close()
     except HFValidationError:
         return  # not an id; the download reports it
-    except HTTPError:
-        return  # the Hub answered
+    except HTTPError as error:
+        error.close()  # the Hub answered
     except OSError as error:
         if isinstance(getattr(error, "reason", None), SSLError):
             return  # the Hub answered; huggingface_hub decides which certificates it trusts
