@@ -22,6 +22,13 @@ RESNET = {
 }
 SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 3}
 CONVNEXT = {"model_type": "convnext", "depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40]}
+INTERNIMAGE = {
+    "model_type": "dino_detr_internimage",
+    "embed_dim": 16,
+    "depths": [1, 1, 2, 1],
+    "num_groups": [1, 2, 4, 8],
+    "drop_path_rate": 0.0,
+}
 BIT = {
     "model_type": "bit",
     "depths": [1, 1, 1, 1],
