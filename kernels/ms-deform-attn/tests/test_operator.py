@@ -125,7 +125,7 @@ def lanes(request, native):
 
 
 @forms
-@pytest.mark.parametrize(("levels", "points"), [(1, 1), (2, 3), (3, 8), (4, 4), (5, 4), (5, 7)])
+@pytest.mark.parametrize(("levels", "points"), [(1, 1), (1, 9), (2, 3), (3, 8), (4, 4), (5, 4), (5, 7)])
 def test_any_number_of_levels_and_points(native, lanes, form, levels, points):
     compare(native, random_inputs(form, levels, points), lanes)
 

@@ -126,6 +126,9 @@ PROBLEMS = {
     "points, as in the encoder": lambda: scattered(2, 32, 4, 4, queries=9),
     "points, 5 levels, 2 points": lambda: scattered(2, 20, 5, 2, batch=3, queries=4),
     "points, bfloat16 value": lambda: scattered(2, 32, 3, 2, queries=9, **half),
+    "points, as in InternImage": lambda: scattered(2, 16, 1, 9, batch=2, queries=9, heads=3),
+    "points, as in InternImage, bfloat16 value": lambda: scattered(2, 16, 1, 9, queries=9, heads=3, **half),
+    "points, 9 points, heads of 1": lambda: scattered(2, 1, 1, 9, queries=9, heads=3),
     "boxes, as in the decoder": lambda: scattered(4, 32, 4, 4, batch=3, queries=3, heads=1),
     "boxes, heads of 8, 1 level, 8 points": lambda: scattered(4, 8, 1, 8, queries=37),
     "boxes, bfloat16": lambda: scattered(4, 20, 3, 3, dtype=torch.bfloat16, points_dtype=torch.bfloat16),
@@ -404,6 +407,14 @@ def assert_no_spills(compiled, path):
 
 def as_in_the_model(form, dtype):
     return scattered(form, 32, 4, 4, queries=9, heads=8, dtype=dtype, points_dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_kernels_of_internimage_compile_without_spills(dtype, monkeypatch, tmp_path):
+    """One level of 9 points, and 16 channels in each of 10 groups."""
+    made = scattered(2, 16, 1, 9, queries=9, heads=10, dtype=dtype)
+    for name, kernel in zip(("forward", "backward"), record(made, monkeypatch), strict=True):
+        assert_no_spills(kernel.compile(90), tmp_path / f"{name}.ptx")
 
 
 @pytest.mark.parametrize("capability", [75, 80, 90])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 SHAPES = ((3, 5), (2, 4), (1, 3), (2, 1))  # (height, width)
-# All released models have this head dimension and these levels and points, so the trial compiles the kernels they need.
+# The transformers of all released models have this head dimension and these levels and points, so the trial compiles the kernels that
+# they need.
 BATCH, QUERIES, HEADS, LEVELS, POINTS, HEAD_DIM = 2, 5, 8, len(SHAPES), 4, 32
 
 # Largest allowed difference from float64, relative to the largest value. Rounding causes a tenth of this limit. A wrong cell or

@@ -7,7 +7,7 @@ from torch import nn
 
 from dino_hf import DinoDetrForObjectDetection, use_backend
 from dino_hf.model.configuration_internimage import DinoDetrInternImageConfig
-from dino_hf.model.modeling_internimage import (
+from dino_hf.model.backbone_internimage import (
     DinoDetrInternImageBackbone,
     InternImageConv,
     InternImageLayer,
@@ -185,16 +185,16 @@ def autocast_maps(model, pixel_values, dtype):
 
 def test_offsets_of_a_cell_and_a_bit_keep_their_bit_in_bfloat16(monkeypatch):
     """The kernel gets float32 offsets: on the grid of integers, bfloat16 has steps of a 128th of a cell."""
-    from dino_hf.model import modeling_internimage
+    from dino_hf.model import backbone_internimage
 
     seen = {}
-    fused = modeling_internimage.ms_deform_attn_fused
+    fused = backbone_internimage.ms_deform_attn_fused
 
     def spy(value, shapes, references, offsets, logits, backend):
         seen.update(value=value.dtype, references=references, offsets=offsets)
         return fused(value, shapes, references, offsets, logits, backend)
 
-    monkeypatch.setattr(modeling_internimage, "ms_deform_attn_fused", spy)
+    monkeypatch.setattr(backbone_internimage, "ms_deform_attn_fused", spy)
     conv = InternImageConv(6, 3, 2.0, 1e-6, None)
     nn.init.constant_(conv.offsets.bias, 2**-10)
     run_conv(conv.to(torch.bfloat16), torch.randn(2, 4, 7, 6, dtype=torch.bfloat16))
@@ -209,7 +209,8 @@ def test_gradient_checkpointing_changes_nothing(reentrant):
     sum(level.square().mean() for level in model(pixel_values).feature_maps).backward()
     expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
     assert all(layer.gradient_checkpointing for layer in model.modules() if isinstance(layer, InternImageLayer))
     sum(level.square().mean() for level in model(pixel_values).feature_maps).backward()
     found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
