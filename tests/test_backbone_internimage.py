@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dino_hf import DinoDetrForObjectDetection, use_backend
-from dino_hf.model.configuration_internimage import DinoDetrInternImageConfig
+from dino_hf import use_backend
 from dino_hf.model.backbone_internimage import (
     DinoDetrInternImageBackbone,
     InternImageConv,
@@ -14,7 +13,8 @@ from dino_hf.model.backbone_internimage import (
     cell_centers,
     kernel_grid,
 )
-from helpers import INTERNIMAGE, needs_compiler, randomize, tiny_config, tiny_images, tiny_labels
+from dino_hf.model.configuration_internimage import DinoDetrInternImageConfig
+from helpers import INTERNIMAGE, needs_compiler, randomize
 
 BACKENDS = ["reference", "torch", "gather", pytest.param("cpu", marks=needs_compiler)]
 
@@ -76,7 +76,9 @@ def run_conv(conv, x):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("width", "groups", "scale"), [(48, 3, 1.0), (32, 2, 2.0), (6, 3, 2.0), (5, 1, 1.0), (64, 64, 1.5)])
+@pytest.mark.parametrize(
+    ("width", "groups", "scale"), [(48, 3, 1.0), (32, 2, 2.0), (6, 3, 2.0), (5, 1, 1.0), (64, 64, 1.5)]
+)
 def test_the_convolution_and_its_gradients_are_those_of_the_formula(backend, width, groups, scale):
     """Groups of 16 channels, as published, and of 1, 2 and 5."""
     conv, x = make_conv(width, groups, scale), torch.randn(2, 5, 8, width, requires_grad=True)
@@ -92,7 +94,11 @@ def test_the_convolution_and_its_gradients_are_those_of_the_formula(backend, wid
     for (name, _), found, correct in zip([("x", x), *conv.named_parameters()], grads, wanted, strict=True):
         largest = correct.abs().max()  # sums of float32 over 80 cells
         torch.testing.assert_close(
-            found.double() / largest, correct / largest, rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+            found.double() / largest,
+            correct / largest,
+            rtol=0,
+            atol=2e-5,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -238,8 +244,8 @@ def test_initial_values():
     model = DinoDetrInternImageBackbone(tiny(layer_scale_init_value=0.25).config)
     for layer in model.modules():
         if isinstance(layer, InternImageConv):
-            assert not layer.offsets.weight.any() and not layer.offsets.bias.any()
-            assert not layer.weights.weight.any() and not layer.weights.bias.any()
+            new = (layer.offsets.weight, layer.offsets.bias, layer.weights.weight, layer.weights.bias)
+            assert not any(parameter.any() for parameter in new)
             assert layer.input_proj.weight.abs().max() <= (3 / len(layer.input_proj.bias)) ** 0.5
         if isinstance(layer, InternImageLayer):
             assert torch.equal(layer.conv_scale, torch.full_like(layer.conv_scale, 0.25))

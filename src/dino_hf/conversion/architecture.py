@@ -12,6 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..model.configuration_dino_detr import DinoDetrConfig
+from .backbone_internimage import MODEL_TYPE as INTERNIMAGE_TYPE
+from .backbone_internimage import hidden_settings, known_offset_scale
 from .backbones import backbone_settings, check_supported
 from .checkpoint_files import Checkpoint
 from .errors import ConversionError
@@ -20,6 +22,7 @@ from .projects.registry import recognise
 from .release_tensors import check_tensors, num_extra_label_rows
 from .rules import UnknownName, count_indices
 
+_BACKBONE_FIELDS = ("drop_path_rate", "offset_scale")  # settings of backbones that no tensor shows
 _HEADS, _POINTS = 8, 4  # of attention, in all published models
 
 
@@ -80,18 +83,16 @@ def build_config(
     _check_user_fields(from_user, from_tensors)
     _check_counts(from_tensors)
     assumed = {**project.defaults, "num_denoising": 100, "box_noise_scale": 1.0}
-    is_swin = from_tensors["backbone_config"]["model_type"] == "swin"
-    if from_tensors["backbone_config"]["model_type"] == "resnet":
-        assumed["num_frozen_backbone_stages"] = project.frozen_resnet_stages
-    if is_swin:
-        assumed["drop_path_rate"] = 0.2
-    assumed |= {name: value for name, value in fallback.items() if name in assumed}
     known = from_file | from_user
+    backbone = from_tensors["backbone_config"]
+    of_backbone = _hidden_backbone_fields(backbone, project, known)
+    assumed |= of_backbone
+    fallback = fallback.get("backbone_config", {}) | fallback
+    assumed |= {name: value for name, value in fallback.items() if name in assumed}
     assumed |= _attention_sizes(tensors, from_tensors["num_feature_levels"], known, fallback)
     values = {**assumed, **known, **from_tensors}
-    drop_path_rate = values.pop("drop_path_rate", None)
-    if is_swin:
-        values["backbone_config"]["drop_path_rate"] = drop_path_rate
+    given = {name: values.pop(name) for name in _BACKBONE_FIELDS if name in values}
+    values["backbone_config"] = backbone | {name: value for name, value in given.items() if name in of_backbone}
     if project.counts_denoising_pairs and 0 < values["num_denoising"] < 50:
         raise ConversionError(
             f"num_denoising={values['num_denoising']} counts pairs of queries in {project.name}. In dino_hf, as in the original "
@@ -102,7 +103,18 @@ def build_config(
         config = DinoDetrConfig(**values)
     except StrictDataclassError as error:
         raise ConversionError(f"No model has the sizes and settings of this file: {error.__cause__}") from error
+    if known_offset_scale(backbone) is not None:
+        del assumed["offset_scale"]
     return config, {name: value for name, value in assumed.items() if name not in known}
+
+
+def _hidden_backbone_fields(backbone: dict[str, Any], project: Project, known: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a backbone that no tensor shows, with the values of the published models."""
+    if backbone["model_type"] == "resnet":
+        return {"num_frozen_backbone_stages": project.frozen_resnet_stages}
+    if backbone["model_type"] == "swin":
+        return {"drop_path_rate": 0.2}
+    return hidden_settings(backbone, known) if backbone["model_type"] == INTERNIMAGE_TYPE else {}
 
 
 def _fields_from_tensors(tensors: dict[str, Tensor], project: Project) -> dict[str, Any]:
@@ -151,6 +163,7 @@ def _check_counts(from_tensors: dict[str, Any]) -> None:
 _USER_FIELDS = [
     *("position_temperature", "position_offset", "num_frozen_backbone_stages"),
     *("encoder_attention_heads", "encoder_n_points", "decoder_attention_heads", "decoder_n_points"),
+    "offset_scale",
     *("num_denoising", "label_noise_ratio", "box_noise_scale", "focal_alpha"),
     *("class_cost", "bbox_cost", "giou_cost"),
     *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),

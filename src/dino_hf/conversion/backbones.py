@@ -5,6 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .backbone_internimage import INTERNIMAGE, internimage_settings
+from .backbone_internimage import MARK as INTERNIMAGE_MARK
+from .backbone_internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from .errors import ConversionError
 from .rules import Rule, count_indices
 
@@ -72,7 +75,9 @@ CONVNEXT = [
 
 def backbone_rules(backbone_config) -> list[Rule]:
     """Names of the original release -> names of dino_hf."""
-    rules = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT}[backbone_config.model_type]
+    rules = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, INTERNIMAGE_TYPE: INTERNIMAGE}[
+        backbone_config.model_type
+    ]
     stages = [int(name.removeprefix("stage")) - 1 for name in backbone_config.out_features]
     return [*rules, *output_norms(stages)]
 
@@ -94,7 +99,6 @@ _UNSUPPORTED = {
     "transformers returns maps after downsampling, and timm's FocalNet has no norms",
     "backbone.net.": "a plain ViT (ViTDet, EVA). DINO builds its levels from one map by a pyramid of transposed convolutions. "
     "Neither transformers nor timm has a backbone with this pyramid",
-    "backbone.levels.": "InternImage. Neither transformers nor timm has its deformable convolution (DCNv3)",
     ".attn.logit_scale": "Swin v2. No published DINO has it, so an exact conversion cannot be tested",
 }
 
@@ -131,7 +135,7 @@ def backbone_settings(tensors: dict[str, Tensor]) -> dict:
             except KeyError as error:
                 raise ConversionError(f"The backbone lacks the tensor {error.args[0]!r} (release's name).") from error
     raise ConversionError(
-        "The backbone is not a ResNet, Swin or ConvNeXt; its first tensors are "
+        "The backbone is not a ResNet, Swin, ConvNeXt or InternImage; its first tensors are "
         f"{sorted(name for name in tensors if name.startswith('backbone.'))[:3]}."
     )
 
@@ -175,6 +179,7 @@ _READERS = {
     BODY + "conv1.weight": _resnet_settings,
     _PREFIX + "patch_embed.proj.weight": _swin_settings,
     _PREFIX + "downsample_layers.0.0.weight": _convnext_settings,
+    INTERNIMAGE_MARK: internimage_settings,
 }
 
 # Settings of a backbone that change its outputs.
@@ -182,7 +187,7 @@ _COMPUTING = [
     *("model_type", "depths", "hidden_sizes", "out_features", "hidden_act", "layer_norm_eps", "num_channels"),
     *("embedding_size", "layer_type", "downsample_in_first_stage", "downsample_in_bottleneck"),
     *("embed_dim", "num_heads", "window_size", "patch_size", "mlp_ratio", "qkv_bias", "use_absolute_embeddings"),
-    "layer_scale_init_value",
+    *("layer_scale_init_value", "num_groups", "post_norm"),
 ]
 
 

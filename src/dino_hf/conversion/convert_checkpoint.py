@@ -37,7 +37,7 @@ from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
 from .projects.project import Project
 from .projects.registry import PROJECTS, find_project, recognise
-from .published_match import Candidate, Match, check_positions, match_published, read_checkpoint
+from .published_match import Candidate, Match, check_offset_scale, check_positions, match_published, read_checkpoint
 from .release_names import rules_for
 from .release_tensors import fill_label_rows
 from .rules import UnknownName, translate
@@ -128,6 +128,7 @@ def _convert(
         config, assumed = build_config(tensors, project, from_file, (match.settings if match else {}) | chosen)
     if match is None and not assume_positions:
         check_positions(loaded.path, project, from_file | chosen)
+    check_offset_scale(loaded.path, config, chosen, {} if match or assume_positions else assumed)
     _print_architecture(config)
     id2label, category_ids, origin = class_space(
         config.num_labels, loaded.class_names, label_names, project.data_set(loaded.settings)

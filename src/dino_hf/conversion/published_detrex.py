@@ -76,8 +76,8 @@ PUBLISHED = (
     _row("v0.2.1", "dino_vitdet_base_4scale_50ep.pth", 55.0, "ViTDet-B"),
     _row("v0.2.1", "dino_vitdet_large_4scale_12ep.pth", 52.9, "ViTDet-L"),
     _row("v0.2.1", "dino_vitdet_large_4scale_50ep.pth", 57.5, "ViTDet-L"),
-    _row("v0.4.0", "dino_internimage_tiny_4scale_12ep.pth", 52.3, "InternImage-T"),
-    _row("v0.4.0", "dino_internimage_small_4scale_12ep.pth", 53.6, "InternImage-S"),
-    _row("v0.4.0", "dino_internimage_base_4scale_12ep.pth", 54.7, "InternImage-B"),
-    _row("v0.4.0", "dino_internimage_large_4scale_12ep.pth", 57.0, "InternImage-L"),
+    _row("v0.4.0", "dino_internimage_tiny_4scale_12ep.pth", 52.3, "InternImage-T", offset_scale=1.0),
+    _row("v0.4.0", "dino_internimage_small_4scale_12ep.pth", 53.6, "InternImage-S", offset_scale=1.0),
+    _row("v0.4.0", "dino_internimage_base_4scale_12ep.pth", 54.7, "InternImage-B", offset_scale=1.0),
+    _row("v0.4.0", "dino_internimage_large_4scale_12ep.pth", 57.0, "InternImage-L", offset_scale=2.0),
 )

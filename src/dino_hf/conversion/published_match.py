@@ -5,6 +5,7 @@ its architecture is compared too.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +162,31 @@ def _describe(others: dict[str, tuple[Any, Any]], conflicts: dict[str, Any]) -> 
     """What differs, as a clause."""
     has = ", ".join(f"{name} {value!r} instead of {expected!r}" for name, (value, expected) in others.items())
     return " and ".join([*([f"it has {has}"] if has else []), *([f"it says {conflicts}"] if conflicts else [])])
+
+
+def check_offset_scale(
+    path: Path, config: DinoDetrConfig, from_user: dict[str, Any], assumed: Mapping[str, Any]
+) -> None:
+    """Check that the scale of an InternImage's offsets is known.
+
+    Args:
+        from_user: settings that the user chose.
+        assumed: settings that are only assumed.
+    Raises:
+        ConversionError: it is not known, because no published InternImage has the width of this file. Or the user set it for
+            another backbone.
+    """
+    backbone = config.backbone_config
+    if "offset_scale" in from_user and not hasattr(backbone, "offset_scale"):
+        raise ConversionError(
+            f"offset_scale is a setting of InternImage, but the backbone is a {backbone.model_type!r}."
+        )
+    if "offset_scale" in assumed:
+        raise ConversionError(
+            f"The InternImage of {path} has a width of {backbone.embed_dim}, which no published model has, and no tensor shows its "
+            "offset_scale. A wrong one gives wrong boxes. Copy it from the configuration of the model: --set offset_scale=1 (as "
+            "InternImage-T, S and B have) or --set offset_scale=2 (L)."
+        )
 
 
 def check_positions(path: Path, project: Project, known: dict[str, Any]) -> None:

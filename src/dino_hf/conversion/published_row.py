@@ -15,6 +15,10 @@ BACKBONES: dict[str, tuple[str, list[int], int, int | None]] = {
     "ConvNeXt-S": ("convnext", [3, 3, 27, 3], 96, None),
     "ConvNeXt-B": ("convnext", [3, 3, 27, 3], 128, None),
     "ConvNeXt-L": ("convnext", [3, 3, 27, 3], 192, None),
+    "InternImage-T": ("dino_detr_internimage", [4, 4, 18, 4], 64, None),
+    "InternImage-S": ("dino_detr_internimage", [4, 4, 21, 4], 80, None),
+    "InternImage-B": ("dino_detr_internimage", [4, 4, 21, 4], 112, None),
+    "InternImage-L": ("dino_detr_internimage", [5, 5, 22, 5], 160, None),
 }
 
 

@@ -111,21 +111,6 @@ class SourceArithmetic(SourceBackbones):
             start += height * width
         return self.linear(out.flatten(2), f"{name}.output_proj")
 
-    @staticmethod
-    def sample(value: Tensor, height: int, width: int, places: Tensor) -> Tensor:
-        """Bilinear samples, zero outside. (B, h * w, H, D) at (B, Q, H, P, 2) -> (B, Q, H, P, D)."""
-        x, y = places[..., 0] * width - 0.5, places[..., 1] * height - 0.5
-        left, top = x.floor(), y.floor()
-        batch = torch.arange(len(value))[:, None, None, None]
-        head = torch.arange(value.shape[2])[None, None, :, None]
-        total = 0
-        for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
-            share = (1 - (x - column).abs()) * (1 - (y - row).abs())
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
-            total = total + value[batch, index, head] * (share * inside)[..., None]
-        return total
-
     # -- encoder
 
     def num_layers(self, side: str) -> int:

@@ -1,4 +1,4 @@
-"""Layers and backbones for the second implementation of DINO in source_arithmetic.py."""
+"""Backbones for the second implementation of DINO in source_arithmetic.py."""
 
 import math
 
@@ -6,45 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class SourceLayers:
-    """Small layers that take their weights by name. Everything is computed in float32.
-
-    Args:
-        tensors: by the names of the original release.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor]):
-        self.tensors = {
-            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
-        }
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self[f"{name}.weight"], self.tensors.get(f"{name}.bias"))
-
-    def layer_norm(self, x: Tensor, name: str, eps: float = 1e-5) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self[f"{name}.weight"], self[f"{name}.bias"], eps)
-
-    def mlp(self, x: Tensor, name: str, depth: int) -> Tensor:
-        for layer in range(depth):
-            x = self.linear(x, f"{name}.layers.{layer}")
-            x = x.relu() if layer < depth - 1 else x
-        return x
-
-    def conv(self, x: Tensor, name: str, **options) -> Tensor:
-        return F.conv2d(x, self[f"{name}.weight"], self.tensors.get(f"{name}.bias"), **options)
-
-    def channel_norm(self, x: Tensor, name: str, eps: float) -> Tensor:
-        return self.layer_norm(x.movedim(1, -1), name, eps).movedim(-1, 1)
+from .source_internimage import SourceInternImage
 
 
-class SourceBackbones(SourceLayers):
+class SourceBackbones(SourceInternImage):
     """Backbones: (B, 3, h, w) -> maps (B, C, h, w), finest first."""
 
     def backbone(self, pixels: Tensor) -> list[Tensor]:
@@ -52,6 +17,8 @@ class SourceBackbones(SourceLayers):
             maps = self.resnet(pixels)
         elif "backbone.0.patch_embed.proj.weight" in self:
             maps = self.swin(pixels)
+        elif "backbone.0.patch_embed.conv1.weight" in self:
+            maps = self.internimage(pixels)
         else:
             maps = self.convnext(pixels)
         used = 0

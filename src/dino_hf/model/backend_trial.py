@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SHAPES = ((3, 5), (2, 4), (1, 3), (2, 1))  # (height, width)
-# The transformers of all released models have this head dimension and these levels and points, so the trial compiles the kernels that
+# The transformers of all released models have this head dimension and these levels and points, so the trial compiles the kernels
 # they need.
 BATCH, QUERIES, HEADS, LEVELS, POINTS, HEAD_DIM = 2, 5, 8, len(SHAPES), 4, 32
 

@@ -30,7 +30,8 @@ class DinoDetrInternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             tensor of a checkpoint shows it.
         layer_scale_init_value: initial value of the learnt scales of a layer; None: layers have no scales.
         layer_norm_eps: number added to variances.
-        drop_path_rate: stochastic depth in training: probability of the last layer to be skipped. It grows from 0 at the first layer.
+        drop_path_rate: probability that training skips a branch of the last layer (stochastic depth). It grows from 0 at the first
+            layer.
         initializer_range: standard deviation of the initial weights of linear layers.
         ms_deform_attn_backend: implementation of the sampling, see `DinoDetrConfig`.
         out_features, out_indices: stages of the feature maps: "stem", "stage1" to "stage4", or their numbers 0 to 4.

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ...model.configuration_dino_detr import DinoDetrConfig
+from ..backbone_internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from ..backbones import BODY, position_indices
 from ..release_names import neck_rules, numbered_heads
 from ..release_tensors import (
@@ -35,6 +36,7 @@ class Detrex(Project):
     saves_settings = False
     num_classes_setting = "model.num_classes"
     position_setting = "position_embedding"
+    backbones = (*Project.backbones, INTERNIMAGE_TYPE)
 
     def rules(self, num_decoder_layers: int, num_maps: int) -> list[Rule]:
         return [
@@ -67,14 +69,25 @@ class Detrex(Project):
             *neck_rules("norm", num_maps),
             *(Rule(name, name) for name in _UNCHANGED),
             *RESNET,
-            # Swin and ConvNeXt have the release's names, without its list around the backbone.
-            *(Rule(name, "backbone.0." + name.removeprefix("backbone.")) for name in _SWIN_AND_CONVNEXT),
+            # The other backbones have the release's names, without its list around the backbone.
+            *(Rule(name, "backbone.0." + name.removeprefix("backbone.")) for name in _OTHER_BACKBONES),
         ]
 
     def to_release(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Counter]:
         tensors, dropped = without_decoder_copies(tensors)
         tensors, more = translate(tensors.items(), self.rules_for_names(tensors))
         return tensors, dropped + more
+
+    def setting_lines(self, config: DinoDetrConfig) -> list[str]:
+        lines = super().setting_lines(config)
+        backbone = config.backbone_config
+        if backbone.model_type == INTERNIMAGE_TYPE:
+            scale = backbone.layer_scale_init_value
+            lines.append(
+                f"backbone: channels={backbone.embed_dim}, groups={backbone.num_groups}, mlp_ratio={backbone.mlp_ratio:g}, "
+                f"post_norm={backbone.post_norm}, layer_scale={scale}, offset_scale={backbone.offset_scale:g}"
+            )
+        return lines
 
     def file_content(self, tensors: dict[str, Tensor], config: DinoDetrConfig) -> dict[str, Any]:
         tensors = separate_heads(tensors, config) | position_indices(config.backbone_config)
@@ -107,7 +120,7 @@ RESNET = [
     ),
 ]
 
-_SWIN_AND_CONVNEXT = (
+_OTHER_BACKBONES = (
     "backbone.patch_embed.{name}.{p}",
     "backbone.layers.{i}.downsample.{name}.{p}",
     "backbone.layers.{i}.blocks.{j}.attn.relative_position_bias_table",
@@ -119,4 +132,5 @@ _SWIN_AND_CONVNEXT = (
     "backbone.downsample_layers.{i}.{j}.{p}",
     "backbone.stages.{i}.{j}.{name}.{p}",
     "backbone.stages.{i}.{j}.gamma",
+    *("backbone.patch_embed.{name}.1.{p}", "backbone.levels.{tail}"),  # InternImage
 )
