@@ -22,13 +22,6 @@ RESNET = {
 }
 SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 3}
 CONVNEXT = {"model_type": "convnext", "depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40]}
-INTERNIMAGE = {
-    "model_type": "dino_detr_internimage",
-    "embed_dim": 16,
-    "depths": [1, 1, 2, 1],
-    "num_groups": [1, 2, 4, 8],
-    "drop_path_rate": 0.0,
-}
 BIT = {
     "model_type": "bit",
     "depths": [1, 1, 1, 1],
@@ -64,8 +57,19 @@ VITDET = {
     "window_block_indices": [0, 1],
 }
 VIT_PYRAMID = {"model_type": "dino_detr_vit_pyramid", "backbone_config": VITDET, "out_channels": 32}
+INTERNIMAGE = {
+    "model_type": "dino_detr_internimage",
+    "embed_dim": 16,
+    "depths": [1, 1, 2, 1],
+    "num_groups": [1, 2, 4, 8],
+    "drop_path_rate": 0.0,
+}
 # Small forms of the backbones that this package adds to those of transformers.
-OWN_BACKBONES = {"dino_detr_focalnet": FOCALNET, "dino_detr_vit_pyramid": VIT_PYRAMID}
+OWN_BACKBONES = {
+    "dino_detr_focalnet": FOCALNET,
+    "dino_detr_vit_pyramid": VIT_PYRAMID,
+    "dino_detr_internimage": INTERNIMAGE,
+}
 
 # Arguments of a Trainer that says nothing and stays on the CPU.
 QUIET = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, "use_cpu": True}

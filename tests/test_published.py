@@ -29,7 +29,6 @@ OTHERS = [row for row in PUBLISHED if row.backbone not in BACKBONES]
 SAMPLES = {
     "FocalNet": ("backbone.layers.0.blocks.0.modulation.f.weight", "FocalNet"),
     "ViTDet": ("backbone.net.blocks.0.attn.qkv.weight", "a plain ViT"),
-    "InternImage": ("backbone.levels.0.blocks.0.dcn.offset.weight", "InternImage"),
 }
 
 
@@ -38,7 +37,10 @@ def small(row):
     kind, depths, _, _ = BACKBONES[row.backbone]
     stages = ["stage1", "stage2", "stage3", "stage4"][5 - row.num_levels :]
     backbone = {"model_type": kind, "depths": depths, "out_features": stages}
-    if kind == "swin":
+    if kind == "dino_detr_internimage":
+        backbone |= {"embed_dim": 16, "num_groups": [1, 2, 4, 8], "post_norm": row.backbone != "InternImage-T"}
+        backbone |= {"offset_scale": 2.0 if row.backbone == "InternImage-L" else 1.0}
+    elif kind == "swin":
         backbone |= {"embed_dim": 8, "num_heads": [1, 2, 4, 8], "window_size": 12 if "384" in row.backbone else 7}
     else:
         backbone |= {"hidden_sizes": [16, 20, 24, 28]}
@@ -73,10 +75,13 @@ def real_patterns(row):
     project, kind = row.project, BACKBONES[row.backbone][0]
     variants = {"original": "swin_t_4scale", "detrex": "swin_t_4scale", "mmdet": "swin_t_5scale"}
     variant = variants[project] if kind == "swin" else "r50_4scale"
+    variant = "internimage_4scale" if kind == "dino_detr_internimage" else variant
     names = load_manifest(f"{project}/{variant}")["tensors"]
     if kind == "convnext":
         names = [name for name in names if not name.startswith("backbone.")]
         names += [f"backbone.{name}" for name in convnext_shapes([16, 20, 24, 28]) if not name.startswith("norm0")]
+    if row.backbone == "InternImage-T":  # each stage ends with a norm
+        names = [*names, "backbone.levels.0.norm.0.weight", "backbone.levels.0.norm.0.bias"]
     return patterns(names)
 
 
@@ -108,6 +113,10 @@ def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, monkeypatch,
     assert config.num_feature_levels == row.num_levels
     if kind == "swin":
         assert (backbone.window_size, backbone.image_size) == ((12, 384) if "384" in row.backbone else (7, 224))
+    if kind == "dino_detr_internimage":
+        assert backbone.post_norm == (row.backbone != "InternImage-T")
+        assert backbone.offset_scale == (2 if row.backbone == "InternImage-L" else 1)
+        assert backbone.drop_path_rate == (0.4 if row.backbone == "InternImage-L" else 0.1)
     ours = (row.project == "detrex" and "24ep" not in row.name) or "improved" in row.name
     assert (config.position_temperature, config.position_offset) == ((10000, -0.5) if ours else (20, 0))
     assert config.num_denoising == (300 if "300dn" in row.name or "improved" in row.name else 100)

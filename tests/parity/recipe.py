@@ -22,6 +22,7 @@ DATA = Path(__file__).parent / "data"
 VARIANTS = [
     *("original/r50_4scale", "original/r50_5scale", "original/swin_t_4scale"),
     *("detrex/r50_4scale", "detrex/swin_t_4scale", "mmdet/r50_4scale", "mmdet/swin_t_5scale"),
+    "detrex/internimage_4scale",
 ]
 
 

@@ -12,11 +12,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..model.configuration_dino_detr import DinoDetrConfig
-from .backbone_internimage import MODEL_TYPE as INTERNIMAGE_TYPE
-from .backbone_internimage import hidden_settings, known_offset_scale
 from .backbones import backbone_settings, check_supported
 from .checkpoint_files import Checkpoint
 from .errors import ConversionError
+from .internimage import MODEL_TYPE as INTERNIMAGE_TYPE
+from .internimage import hidden_settings, known_offset_scale
 from .projects.project import Project
 from .projects.registry import recognise
 from .release_tensors import check_tensors, num_extra_label_rows

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .backbone_internimage import INTERNIMAGE, internimage_settings
-from .backbone_internimage import MARK as INTERNIMAGE_MARK
-from .backbone_internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from .errors import ConversionError
+from .internimage import INTERNIMAGE, internimage_settings
+from .internimage import MARK as INTERNIMAGE_MARK
+from .internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from .rules import Rule, count_indices
 
 _PREFIX, _OUR_PREFIX = "backbone.0.", "model.backbone.model."

@@ -29,6 +29,7 @@ _PREFIX = "dino_detr_"
 _CLASSES = {
     "focalnet": ("DinoDetrFocalNetConfig", "DinoDetrFocalNetBackbone"),
     "vit_pyramid": ("DinoDetrVitPyramidConfig", "DinoDetrVitPyramidBackbone"),
+    "internimage": ("DinoDetrInternImageConfig", "DinoDetrInternImageBackbone"),
 }
 OWN_MODEL_TYPES = tuple(_PREFIX + name for name in _CLASSES)
 

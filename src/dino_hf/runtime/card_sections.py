@@ -24,6 +24,7 @@ _BACKBONES = {
     "convnext": "ConvNeXt",
     "bit": "BiT",
     "dino_detr_focalnet": "FocalNet",
+    "dino_detr_internimage": "InternImage",
     "timm_backbone": "timm",
 }
 _METRICS = {

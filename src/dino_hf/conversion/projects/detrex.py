@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from ...model.configuration_dino_detr import DinoDetrConfig
-from ..backbone_internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from ..backbones import BODY, position_indices
+from ..internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from ..release_names import neck_rules, numbered_heads
 from ..release_tensors import (
     cut_label_rows,
