@@ -357,7 +357,7 @@ def print_detections(folder: Path, picture: Image.Image, name: str, top: int = 1
     processor = load_processor(folder)
     model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=False).eval()
     inputs = processor(images=picture, return_tensors="pt")
-    outputs = model(inputs["pixel_values"].to(model.dtype), inputs["pixel_mask"])
+    outputs = model(inputs["pixel_values"].to(model.dtype), inputs.get("pixel_mask"))
     size = [(picture.height, picture.width)]
     found = processor.post_process_object_detection(outputs, threshold=-1, target_sizes=size, top_k=top)[0]
     say(f"  the {top} best detections in {name}, {picture.width} x {picture.height}:")

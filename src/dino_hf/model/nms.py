@@ -12,6 +12,7 @@ from .config_checks import is_number
 if is_torchvision_available():
     from torchvision.ops import batched_nms
 
+_USUAL_TOP_K = 300  # detections per image, in the papers of DINO and Co-DINO
 _BLOCK = 2048  # number of detections compared at the same time; more are compared class by class
 
 
@@ -59,6 +60,18 @@ def read_nms(setting: Mapping | bool | None) -> NmsSettings | None:
     if found.candidates is not None and not (type(found.candidates) is int and found.candidates >= 1):
         raise ValueError(f"nms has candidates={found.candidates!r:.50}; it must be a whole number above 0, or null.")
     return found
+
+
+def with_candidates(setting: Mapping | bool | None, top_k: int, num_queries: int) -> dict | None:
+    """The setting with at least `top_k` candidates, for users who ask for more than the usual 300 detections.
+
+    Returns:
+        None if the setting can stay as it is.
+    """
+    nms = read_nms(setting)
+    if nms is None or top_k <= max(_USUAL_TOP_K, nms.candidates or num_queries):
+        return None
+    return {**setting, "candidates": top_k}
 
 
 def suppress(settings: NmsSettings, scores: Tensor, labels: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
