@@ -71,11 +71,11 @@ def with_toy_width(row, monkeypatch):
 
 
 def add_auxiliary_heads(path):
-    """Add the tensors of Co-DETR's auxiliary heads, which a converted model has not."""
+    """Add the tensors of Co-DETR's auxiliary heads, which a converted model has not, and remove its class names."""
     content = torch.load(path, weights_only=False)
     names = load_manifest("codetr/r50_5scale")["tensors"]
     heads = {name: torch.zeros(2, 3) for name in names if AUXILIARY.match(name)}
-    torch.save(content | {"state_dict": content["state_dict"] | heads}, path)
+    torch.save({"state_dict": content["state_dict"] | heads}, path)
 
 
 def patterns(names):
