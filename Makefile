@@ -119,9 +119,12 @@ mutants: $(VENV)/installed $(TOOLS)/installed
 gpu-check: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_check.py
 
-# AP without each of DINO's three ideas, with three seeds each. More than an hour.
+# AP without each of DINO's three ideas, and with other class losses, with three seeds each. Hours; a run that was stopped goes on.
+# ABLATION="--only losses" trains a part of the variants.
+ABLATION ?=
+
 ablation: $(VENV)/installed
-	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/ablation.py $(ABLATION)
 
 # How far the port is from the recordings of the three projects, in numbers.
 parity: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""Measure the AP without each of DINO's three ideas, on the model and data of the demo, for several seeds.
+"""Measure the AP without each of DINO's three ideas, and with other class losses, on the model and data of the demo.
 
 python benchmarks/ablation.py --output-dir outputs/ablation
 
@@ -16,16 +16,31 @@ from pathlib import Path
 from transformers import Trainer, TrainingArguments, set_seed
 
 from common import parse
-from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.scenes import make_scenes, small_config
 from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
 
-VARIANTS = {
+WEIGHT = small_config().cls_loss_coefficient  # of the class loss; times its published weight relative to DINO's, below
+IDEAS = {
     "DINO": {},
     "without denoising": {"num_denoising": 0},
     "pure query selection": {"mixed_query_selection": False},
     "without look forward twice": {"look_forward_twice": False},
 }
+LOSSES = {
+    "quality focal loss (Co-DINO)": {"class_loss": "quality_focal"},
+    "Align-DETR": {"class_loss": "align_detr", "queries_per_box": 2},
+    "Stable-DINO": {
+        "class_loss": "stable_dino",
+        "cls_loss_coefficient": 6 * WEIGHT,
+        "denoising_cls_loss_coefficient": WEIGHT,
+        "negative_noise_start": 0.0,
+        "encoder_fusion": True,
+    },
+    "varifocal loss": {"class_loss": "varifocal"},
+    "matchability-aware loss": {"class_loss": "matchability_aware"},
+}
+VARIANTS = IDEAS | LOSSES
 
 
 @dataclass
@@ -39,6 +54,19 @@ class AblationArguments:
     batch_size: int = field(default=4, metadata={"help": "images per step"})
     learning_rate: float = field(default=7e-4, metadata={"help": "peak learning rate"})
     seeds: int = field(default=3, metadata={"help": "number of runs of each variant"})
+    only: str = field(
+        default="all",
+        metadata={"help": "which variants to train, all of them with DINO", "choices": ["all", "ideas", "losses"]},
+    )
+
+
+def configure(variant: str, **classes) -> DinoDetrConfig:
+    """Configuration of a variant, with the classes of the data."""
+    config = small_config(**classes)
+    for name, value in VARIANTS[variant].items():
+        setattr(config, name, value)
+    config.validate_architecture()
+    return config
 
 
 def load_data(folder: Path, arguments: AblationArguments):
@@ -97,9 +125,7 @@ def run(arguments: AblationArguments, variant: str, seed: int, train, held_out) 
     """Train one variant with one seed, and return its COCO scores."""
     started = time.perf_counter()
     set_seed(seed)
-    config = small_config(id2label=train.id2label, category_ids=train.category_ids)
-    for name, value in VARIANTS[variant].items():
-        setattr(config, name, value)
+    config = configure(variant, id2label=train.id2label, category_ids=train.category_ids)
     trainer = make_trainer(arguments, config, seed, train, held_out)
     trainer.train()
     metrics = trainer.evaluate()
@@ -115,7 +141,7 @@ def run(arguments: AblationArguments, variant: str, seed: int, train, held_out) 
 
 def settings_of(arguments: AblationArguments) -> dict:
     """The settings that compared runs must share."""
-    return {name: value for name, value in vars(arguments).items() if name not in ("output_dir", "seeds")}
+    return {name: value for name, value in vars(arguments).items() if name not in ("output_dir", "seeds", "only")}
 
 
 def table(runs: list[dict]) -> str:
@@ -147,8 +173,9 @@ def main() -> None:
     runs = [one for one in runs if one["settings"] == settings_of(arguments)]
     done = {(one["variant"], one["seed"]) for one in runs}
     train, held_out = load_data(folder, arguments)
+    variants = {"all": VARIANTS, "ideas": IDEAS, "losses": ["DINO", *LOSSES]}[arguments.only]
     for seed in range(arguments.seeds):
-        for variant in VARIANTS:
+        for variant in variants:
             if (variant, seed) in done:
                 continue
             runs.append(run(arguments, variant, seed, train, held_out))

@@ -20,12 +20,15 @@ import image_processing
 import inference
 import loss as loss_benchmark
 import pipeline as pipeline_benchmark
+import rare_classes
 import report
 import scaling
 import training_step
 from common import Timed, parse_size
 from dino_hf import DinoDetrImageProcessor
-from dino_hf.common.scenes import draw_data
+from dino_hf.common.scenes import CATEGORIES, draw_data
+from dino_hf.model.quality_losses import CLASS_LOSSES
+from dino_hf.training import get_recipe
 from helpers import tiny_config
 
 
@@ -315,17 +318,30 @@ def test_a_gpu_that_is_not_there_is_one_sentence():
 def test_the_ablation_trains_every_variant_once_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     settings = {"num_train_images": 6, "num_eval_images": 4, "steps": 2, "batch_size": 2, "learning_rate": 1e-3}
     options = (x for name, value in settings.items() for x in (f"--{name}", str(value)))
-    monkeypatch.setattr("sys.argv", ["ablation", "--output_dir", str(tmp_path), "--seeds", "2", *options])
+    monkeypatch.setattr(
+        "sys.argv", ["ablation", "--output_dir", str(tmp_path), "--seeds", "2", "--only", "ideas", *options]
+    )
     scores = {"seed": 0, "AP": 0.25, "AP50": 0.5}
-    done = [{"variant": name, "settings": settings, **scores} for name in list(ablation.VARIANTS)[:3]]
+    done = [{"variant": name, "settings": settings, **scores} for name in list(ablation.IDEAS)[:3]]
     others = [{"variant": "DINO", "settings": settings | {"steps": 9}, **scores}]
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in done + others))
     ablation.main()
     runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     pairs = [(one["variant"], one["seed"]) for one in runs if one["settings"] == settings]
-    assert sorted(pairs) == sorted((name, seed) for name in ablation.VARIANTS for seed in range(2))
+    assert sorted(pairs) == sorted((name, seed) for name in ablation.IDEAS for seed in range(2))
     table = capsys.readouterr().out.strip().splitlines()[-6:]
-    assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == list(ablation.VARIANTS)
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == list(ablation.IDEAS)
+
+
+def test_the_losses_of_the_ablation_are_those_of_the_recipes():
+    configs = {name: ablation.configure(name) for name in ablation.LOSSES}
+    assert {config.class_loss for config in configs.values()} == set(CLASS_LOSSES) - {"focal"}
+    for name, recipe in (("Align-DETR", "align-detr"), ("Stable-DINO", "stable-dino")):
+        published, plain = get_recipe(recipe), get_recipe("paper-12ep").model_settings
+        changed = {key: value for key, value in published.model_settings.items() if value != plain[key]}
+        for key, value in (changed | published.architecture).items():
+            factor = ablation.WEIGHT if key.endswith("coefficient") else 1
+            assert getattr(configs[name], key) == factor * value, key
 
 
 def test_the_table_of_the_ablation_compares_runs_of_one_seed():
@@ -337,6 +353,38 @@ def test_the_table_of_the_ablation_compares_runs_of_one_seed():
     rows = ablation.table(runs).splitlines()[2:]
     assert rows[0] == "| DINO | 35.0 (30.0 to 40.0) | 70.0 |  |"
     assert rows[1] == "| without denoising | 29.0 (25.0 to 33.0) | 58.0 | -6.0 ± 1.0 |"
+
+
+def test_the_table_of_rare_classes_compares_runs_of_one_seed():
+    def one(variant, seed, ap):
+        return {"variant": variant, "seed": seed, "AP": ap} | dict.fromkeys(CATEGORIES.values(), ap / 2)
+
+    runs = [
+        one("neither", 0, 0.3),
+        one("neither", 1, 0.4),
+        one("class_weights", 0, 0.32),
+        one("class_weights", 1, 0.46),
+    ]
+    rows = rare_classes.table(runs).splitlines()[2:]
+    assert rows[0] == "| neither | 35.0 | " + " | ".join(["17.5"] * 5) + " |"
+    assert rows[1].startswith("| class_weights | 39.0 | 19.5 |")
+    assert rows[2] == "| difference | +4.0 ± 2.0 | " + " | ".join(["+2.0 ± 1.0"] * 5) + " |"
+
+
+@pytest.mark.slow
+def test_rare_classes_are_measured_and_a_stopped_measurement_goes_on(tmp_path, monkeypatch, capsys):
+    numbers = {"num_train_images": 8, "num_eval_images": 4, "steps_before": 1, "steps": 1, "seeds": 1}
+    options = [text for name, number in numbers.items() for text in (f"--{name}", str(number))]
+    monkeypatch.setattr("sys.argv", ["rare_classes", "--output_dir", str(tmp_path), *options])
+    rare_classes.main()
+    runs = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["variant"] for line in runs] == ["neither", "repeat_threshold", "class_weights"]
+    (tmp_path / "runs.jsonl").write_text("\n".join(runs[:2]) + "\n")
+    monkeypatch.setattr(rare_classes, "load_start", lambda *arguments: next(tmp_path.glob("start_*")))
+    rare_classes.main()
+    again = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert again[:2] == runs[:2]
+    assert json.loads(again[2]) == json.loads(runs[2])
 
 
 @pytest.mark.slow

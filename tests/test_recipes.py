@@ -85,6 +85,58 @@ def test_better_hyper_differs_from_the_paper_in_three_numbers():
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "co-dino",
+            {
+                "class_loss": "quality_focal",
+                "learning_rate": 2e-4,
+                "backbone_learning_rate": 2e-5,
+                "nms": {"method": "soft", "iou_threshold": 0.8},
+            },
+        ),
+        ("align-detr", {"class_loss": "align_detr", "queries_per_box": 2}),
+        (
+            "stable-dino",
+            {
+                "class_loss": "stable_dino",
+                "cls_loss_coefficient": 6.0,
+                "denoising_cls_loss_coefficient": 1.0,
+                "negative_noise_start": 0.0,
+                "architecture": {"encoder_fusion": True},
+                "nms": {"method": "hard", "iou_threshold": 0.8},
+            },
+        ),
+    ],
+)
+def test_other_members_of_the_family_differ_from_the_paper_by_their_published_settings(name, expected):
+    ours, paper = get_recipe(name).as_dict(), get_recipe("paper-12ep").as_dict()
+    ours |= ours.pop("model_settings")
+    paper |= paper.pop("model_settings")
+    assert {key: value for key, value in ours.items() if value != paper[key]} == {"name": name} | expected
+    model = DinoDetrForObjectDetection(tiny_config())
+    get_recipe(name).configure(model)
+    assert model.config.class_loss == expected["class_loss"]
+    assert find_departures(get_recipe(name), make_arguments(get_recipe(name), "out"), model.config) == [
+        "images per step 2, the recipe has 16; no scaling of learning rates, linear scaling would give "
+        f"{get_recipe(name).learning_rate / 8:g}"
+    ]
+    get_recipe("paper-12ep").configure(model)  # another recipe sets all of it back
+    assert model.config.class_loss == "focal"
+    assert model.config.negative_noise_start == 1.0
+
+
+def test_a_class_loss_or_nms_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="class_loss"):
+        get_recipe("finetune", model_settings={"class_loss": "dice"}).configure(
+            DinoDetrForObjectDetection(tiny_config())
+        )
+    with pytest.raises(ValueError, match='it must be "soft" or "hard"'):
+        get_recipe("co-dino", nms={"method": "medium"})
+
+
 def test_finetune_warms_up_averages_stops_early_and_scales_the_paper_to_its_batch():
     recipe, paper = get_recipe("finetune"), get_recipe("paper-12ep")
     assert recipe.lr_scheduler == "cosine"
@@ -225,7 +277,7 @@ def test_what_is_counted_is_whole(name):
 
 def test_an_unknown_recipe_is_refused_with_those_that_there_are():
     for name in ("paper", ["finetune"], None):
-        known = r"; there are \['better-hyper', 'finetune', 'paper-12ep'"
+        known = r"; there are \[.*'better-hyper', 'co-dino', 'finetune', 'paper-12ep'"
         with pytest.raises(ValueError, match=f"no recipe {re.escape(repr(name))}{known}"):
             get_recipe(name)
 
@@ -462,6 +514,10 @@ SETTINGS = LIMITS | {
     "bbox_loss_coefficient": 6.0,
     "giou_loss_coefficient": 1.0,
     "focal_alpha": 0.4,
+    "class_loss": "align_detr",
+    "queries_per_box": 2,
+    "denoising_cls_loss_coefficient": 0.5,
+    "negative_noise_start": 0.25,
 }
 
 

@@ -23,6 +23,13 @@ def test_the_same_seed_draws_the_same_files_and_another_seed_others(scenes, tmp_
         assert first == second != third
 
 
+def test_classes_have_the_shares_that_were_asked_for(tmp_path):
+    path = make_scenes(tmp_path / "rare", 40, seed=0, shares=(0.7, 0.3, 0, 0, 0))
+    ids = [entry["category_id"] for entry in json.loads(path.read_text())["annotations"]]
+    assert set(ids) == {3, 7}
+    assert ids.count(3) > 1.4 * ids.count(7)
+
+
 def test_every_difficulty_is_there(scenes):
     _, content = scenes
     annotations, images = content["annotations"], content["images"]

@@ -16,7 +16,8 @@ from dino_hf.data import CocoData
 from dino_hf.run import starting_model
 from dino_hf.run import training_run as run
 from dino_hf.run.record import RunRecord
-from dino_hf.run.starting_model import load_checkpoint, load_start
+from dino_hf.run.starting_model import Start, adapt_start, load_checkpoint, load_start
+from dino_hf.training import get_recipe
 from helpers import RESNET, randomize, tiny_config
 
 DATA = CocoData(None, {0: "cat", 1: "dog", 2: "emu"}, [4, 9, 11])
@@ -132,6 +133,29 @@ def test_a_new_detector_gets_the_weights_and_the_pixels_of_its_backbone(monkeypa
     processor = start.image_processor
     assert (list(processor.image_mean), list(processor.image_std)) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     assert processor.size == DinoDetrImageProcessor().size
+
+
+def test_a_new_detector_has_the_architecture_of_the_recipe_and_its_nms(backbone):
+    folder, _ = backbone
+    recipe = get_recipe("stable-dino")
+    start = load_start(None, DATA, 0, str(folder), recipe.architecture)
+    assert start.model.config.encoder_fusion
+    (note,) = adapt_start(start, recipe)
+    assert "hard NMS" in note
+    assert start.image_processor.nms == recipe.nms
+    assert adapt_start(start, recipe) == []
+    plain = load_start(None, DATA, 0, str(folder))
+    assert any("encoder_fusion stays False" in note for note in adapt_start(plain, recipe))
+
+
+def test_a_trained_detector_is_told_that_its_class_loss_changes(tmp_path):
+    config = tiny_config(class_loss="quality_focal", num_labels=len(DATA.id2label))
+    start = Start(DinoDetrForObjectDetection(config), DinoDetrImageProcessor(), "some/detector", [])
+    (note,) = adapt_start(start, get_recipe("finetune"))
+    assert "changes from quality_focal to focal" in note
+    assert "--class-loss quality_focal" in note
+    assert adapt_start(start, get_recipe("finetune", model_settings={"class_loss": "quality_focal"})) == []
+    assert start.image_processor.nms is None
 
 
 def test_the_rest_of_a_new_detector_follows_the_seed(backbone):

@@ -50,7 +50,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="finetune, paper-12ep, paper-24ep, paper-36ep, better-hyper or scratch.",
+            help="finetune, paper-12ep, paper-24ep, paper-36ep, better-hyper, co-dino, align-detr, stable-dino or scratch.",
             show_default="finetune",
         ),
     ] = None,

@@ -6,6 +6,7 @@ ids with gaps, crowds, and images without objects.
 
 import json
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,18 +23,19 @@ _OVERSAMPLE = 2  # shapes are drawn larger and scaled down, for smooth edges
 _MAX_OBJECTS = 4
 
 
-def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
+def make_scenes(folder: Path, num_images: int, seed: int, shares: Sequence[float] | None = None) -> Path:
     """Draw images and write `annotations.json` beside them. The same arguments give the same files.
 
     Args:
         folder: new folder for the images and the annotations.
+        shares: probability of each of the `CATEGORIES`, with the sum 1. None: all are equally frequent.
     Returns:
         path of the annotations.
     """
     folder.mkdir(parents=True)
 
     def draw(image_id: int) -> tuple[dict, list[dict]]:
-        picture, objects = draw_scene(np.random.default_rng([seed, image_id]))
+        picture, objects = draw_scene(np.random.default_rng([seed, image_id]), shares)
         file_name = f"{image_id:06}.png"
         picture.save(folder / file_name, compress_level=1)
         return {"id": image_id, "file_name": file_name, "width": picture.width, "height": picture.height}, objects
@@ -54,7 +56,7 @@ def make_scenes(folder: Path, num_images: int, seed: int) -> Path:
     return path
 
 
-def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
+def draw_scene(rng: np.random.Generator, shares: Sequence[float] | None = None) -> tuple[Image.Image, list[dict]]:
     """Draw a picture, 88 to 120 pixels wide and high, and return it with its annotations, which have no ids.
 
     One in ten pictures is empty. The others hold 1 to 4 objects of 14 to 64 pixels, which may cover each other. An object is
@@ -66,7 +68,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
     drawn = []
 
     if rng.random() < 0.125:
-        category_id = int(rng.choice(list(CATEGORIES)))
+        category_id = int(rng.choice(list(CATEGORIES), p=shares))
         mask = np.zeros((height, width), dtype=bool)
         cx, cy = rng.uniform(0.3, 0.7, size=2) * (width, height)
         for _ in range(rng.integers(9, 16)):
@@ -79,7 +81,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
 
     num_objects = 0 if rng.random() < 0.1 and not drawn else int(rng.integers(1, _MAX_OBJECTS + 1))
     for _ in range(num_objects):
-        category_id = int(rng.choice(list(CATEGORIES)))
+        category_id = int(rng.choice(list(CATEGORIES), p=shares))
         size = max(14, 64 * math.sqrt(rng.random()))
         x, y = rng.uniform(0.1, 0.9, size=2) * (width, height)
         shape = _shape_mask(rng, category_id, x, y, size, width, height)

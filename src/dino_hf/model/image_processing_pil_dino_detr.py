@@ -9,14 +9,9 @@ from .image_processing_mixin import DinoDetrProcessingMixin
 
 
 class DinoDetrImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=False):
-    """The settings of Deformable DETR's image processor, and two more.
-
-    nms: non-maximum suppression of detections, see `read_nms`.
-    canvas_value: value of the pixels beside the image on a square canvas, see `DinoDetrProcessingMixin.canvas_side`.
-    """
+    """The settings of Deformable DETR's image processor, and `nms`: non-maximum suppression of detections, see `read_nms`."""
 
     nms: dict | None
-    canvas_value: int | None
 
 
 class DinoDetrImageProcessorPil(DinoDetrProcessingMixin, DeformableDetrImageProcessorPil):

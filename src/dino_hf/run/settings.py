@@ -19,7 +19,8 @@ from ..training.recipe import MODEL_SETTINGS, Recipe
 from ..training.recipes import get_recipe
 
 _ARGUMENTS = {argument.name for argument in dataclasses.fields(TrainingArguments) if argument.init}
-_RECIPE_SETTINGS = {field.name for field in dataclasses.fields(Recipe)} - {"name", "augmentation", "model_settings"}
+_NOT_SETTINGS = {"name", "augmentation", "model_settings", "architecture"}
+_RECIPE_SETTINGS = {field.name for field in dataclasses.fields(Recipe)} - _NOT_SETTINGS
 _AUGMENTATION_SETTINGS = {field.name for field in dataclasses.fields(Augmentation)}
 _NAMES = _ARGUMENTS | _RECIPE_SETTINGS | _AUGMENTATION_SETTINGS | MODEL_SETTINGS
 # Arguments of `train` that `run.json` records, and their defaults. A resumed run keeps the recorded values.

@@ -1,10 +1,10 @@
 """The model that training starts from: a DINO detector, random weights, or random weights on a pretrained backbone."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -28,6 +28,7 @@ from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from ..training.class_transfer import transfer_classes
 from ..training.coco_data import CocoData
+from ..training.recipe import Recipe
 
 BACKBONE = "microsoft/resnet-50"
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -44,7 +45,13 @@ class Start(NamedTuple):
     notes: list[str]  # kept and new classes, as text
 
 
-def load_start(source: str | Path | None, data: CocoData, seed: int, backbone: str | None = None) -> Start:
+def load_start(
+    source: str | Path | None,
+    data: CocoData,
+    seed: int,
+    backbone: str | None = None,
+    architecture: Mapping[str, Any] | None = None,
+) -> Start:
     """A detector with the classes of the data. The random generators are unchanged.
 
     Args:
@@ -52,6 +59,7 @@ def load_start(source: str | Path | None, data: CocoData, seed: int, backbone: s
             gives random weights. None: 4 scales and random weights on a pretrained backbone.
         seed: of random weights.
         backbone: name of the backbone, see `DinoDetrForObjectDetection.from_backbone`. None: `microsoft/resnet-50`.
+        architecture: fields of `DinoDetrConfig` for a detector on a backbone.
     Raises:
         FileNotFoundError, OSError: the model does not exist or cannot be downloaded.
         ValueError: the model is not a DINO detector. The message names its type.
@@ -59,7 +67,7 @@ def load_start(source: str | Path | None, data: CocoData, seed: int, backbone: s
     folder = None if source is None else expand_home(fetch_published(source))
     with _seeded(seed):
         if folder is None:
-            return _on_backbone(backbone, data)
+            return _on_backbone(backbone, data, architecture or {})
         _check_kind(folder if folder.is_dir() else source)
         if folder.is_dir() and not any((folder / name).is_file() for name in _WEIGHTS):
             return _from_configuration(folder, data)
@@ -69,6 +77,32 @@ def load_start(source: str | Path | None, data: CocoData, seed: int, backbone: s
             model.config.provenance = {name: value for name, value in provenance.items() if name != "start"}
         transfer = transfer_classes(model, data.id2label, data.category_ids)
         return Start(model, image_processor_of(source), str(source), str(transfer).splitlines())
+
+
+def adapt_start(start: Start, recipe: Recipe) -> list[str]:
+    """Set the recipe's `nms` in the image processor, and say what the recipe changes or cannot change in the detector.
+
+    Returns:
+        notes
+    """
+    config, processor, notes = start.model.config, start.image_processor, []
+    loss = recipe.model_settings.get("class_loss", config.class_loss)
+    if loss != config.class_loss and not start.source.startswith("random weights"):
+        notes.append(
+            f"The class loss changes from {config.class_loss} to {loss}, as in the recipe {recipe.name}; --class-loss "
+            f"{config.class_loss} keeps it"
+        )
+    for name, value in recipe.architecture.items():
+        if getattr(config, name) != value:
+            notes.append(
+                f"{name} stays {getattr(config, name)}; new detectors of the recipe {recipe.name} have {value}"
+            )
+    if recipe.nms is not None and getattr(processor, "nms", recipe.nms) is None:
+        processor.nms = dict(recipe.nms)
+        notes.append(
+            f"Detections get {recipe.nms['method']} NMS, as in the recipe {recipe.name}; --nms none turns it off"
+        )
+    return notes
 
 
 _SEEDING = threading.RLock()
@@ -96,11 +130,12 @@ def load_checkpoint(folder: str | Path, source: str, notes: list[str]) -> Start:
     return Start(model, load_image_processor(folder), source, notes)
 
 
-def _on_backbone(backbone: str | None, data: CocoData) -> Start:
+def _on_backbone(backbone: str | None, data: CocoData, architecture: Mapping[str, Any]) -> Start:
     name = backbone or BACKBONE
     try:
         _reach_backbone(name)
-        model = DinoDetrForObjectDetection.from_backbone(name, id2label=data.id2label, category_ids=data.category_ids)
+        settings = {"id2label": data.id2label, "category_ids": data.category_ids} | dict(architecture)
+        model = DinoDetrForObjectDetection.from_backbone(name, **settings)
         image_processor = DinoDetrImageProcessor.from_backbone(name)
     except OSError as error:
         if backbone is not None and not isinstance(error, ConnectionError):

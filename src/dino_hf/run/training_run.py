@@ -45,7 +45,7 @@ from .progress import BestApMetric, TrainingProgress
 from .record import RunRecord, full_path
 from .results import keep_weights, leave_results
 from .settings import find_trackers, flat_settings, split_settings
-from .starting_model import Start, load_checkpoint, load_start
+from .starting_model import Start, adapt_start, load_checkpoint, load_start
 
 PREFLIGHT_NAME = "preflight.json"
 
@@ -183,7 +183,7 @@ def _train(
     if resume and not record.is_resumed:
         findings.insert(0, f"there is no run in {output_dir} to resume: this one starts from the beginning.")
     try:
-        start = _load(record, splits.train)
+        start = _load(record, splits.train, recipe)
     except OSError as error:
         if resume and not record.is_resumed:
             raise OSError(f"There is no run in {output_dir} to resume, and a new one cannot start. {error}") from error
@@ -227,7 +227,7 @@ def _train(
     return TrainingRun(record.output_dir, preflight, evaluation, test, trainer)
 
 
-def _load(record: RunRecord, train: CocoData) -> Start:
+def _load(record: RunRecord, train: CocoData, recipe: Recipe) -> Start:
     """The model that a run starts from. A resumed run starts from its newest checkpoint, a finished run from its result."""
     checkpoint = str(record.output_dir) if record.is_finished else newest_checkpoint(record.output_dir)
     if record.is_resumed and checkpoint is not None:
@@ -235,11 +235,14 @@ def _load(record: RunRecord, train: CocoData) -> Start:
             check_checkpoint(Path(checkpoint))
         start = load_checkpoint(checkpoint, record.recorded["start"], record.recorded["start_notes"])
     else:
-        start = load_start(record.values["model"], train, record.values["seed"], record.values["backbone"])
+        source, seed, backbone = (record.values[name] for name in ("model", "seed", "backbone"))
+        start = load_start(source, train, seed, backbone, recipe.architecture)
         if (num_queries := record.values["num_queries"]) is not None:
             start.notes.append(f"{num_queries} queries instead of {start.model.config.num_queries}")
             set_num_queries(start.model, num_queries)
+        start.notes.extend(adapt_start(start, recipe))
         record.values |= {"start": start.source, "start_notes": start.notes}
+    start.notes.extend(note for note in adapt_start(start, recipe) if note not in start.notes)
     return start
 
 
@@ -261,10 +264,7 @@ def _prepare(
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     data = describe_data(splits.origin, splits.notes, parts)
     probe = plan.training_arguments()
-    canvas_side = getattr(start.image_processor, "canvas_side", None)
-    forecast = forecast_memory(
-        model, recipe, probe, set(image_sizes(splits.train)), data["boxes"]["most_in_an_image"], canvas_side
-    )
+    forecast = forecast_memory(model, recipe, probe, set(image_sizes(splits.train)), data["boxes"]["most_in_an_image"])
     free = _minimum(free_memory(probe.device) // _processes_per_device(probe), probe)
     if batch_size != "auto":
         record.values["batch_size"] = int(batch_size)

@@ -42,7 +42,7 @@ def find_departures(
         ("adam_betas", (args.adam_beta1, args.adam_beta2), BETAS),
         ("adam_epsilon", args.adam_epsilon, EPS),
     ]
-    for name in ("lr_scheduler", "lr_drop_epochs", "warmup_steps", *TRAINER_FIELDS):
+    for name in ("lr_scheduler", "lr_drop_epochs", "warmup_steps", "nms", *TRAINER_FIELDS):
         pairs.append((name, getattr(recipe, name), getattr(published, name)))
     for name, value in (LIMITS | published.model_settings).items():
         pairs.append((name, getattr(config, name), value))

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..common.values import is_number
+from ..model.nms import read_nms
 from .augmentation import Augmentation
 from .class_balance import check_class_weights
 from .optimizer import adamw, images_per_step, make_scheduler, parameter_groups, planned_steps
@@ -32,6 +33,10 @@ RELEASE_SETTINGS = {
     "bbox_loss_coefficient": 5.0,
     "giou_loss_coefficient": 2.0,
     "focal_alpha": 0.25,
+    "class_loss": "focal",
+    "queries_per_box": 1,
+    "denoising_cls_loss_coefficient": None,
+    "negative_noise_start": 1.0,
 }
 # Settings that bound memory. A recipe may set them; otherwise they stay as they are in the model's configuration.
 LIMITS = {"max_denoising_queries": None, "mask_denoising_padding": False}
@@ -70,7 +75,7 @@ class Recipe:
     """How a detector is trained, as data. The methods build what `Trainer` needs.
 
     The defaults are the settings of the original release on COCO (DINO app. D.3). They are the same for R50 and Swin-L, which
-    differ only in the frozen stages of the backbone, see `DinoDetrConfig.num_frozen_backbone_stages`. A recipe does not set the
+    differ only in the frozen stages of the backbone, see `DinoDetrConfig.num_frozen_backbone_stages`. A recipe does not change the
     architecture, the classes or the frozen parts of a model.
 
     Args:
@@ -90,6 +95,10 @@ class Recipe:
         scale_learning_rate: None: the learning rates do not depend on the images per step. "linear": they are multiplied by the
             ratio of the images per step to `total_batch_size`; "sqrt": by the square root of this ratio.
         model_settings: fields of `DinoDetrConfig` -> value, for fields that hold no parameters, see `configure`.
+        architecture: fields of `DinoDetrConfig` for a new detector: `train` uses them if it builds one on a backbone. Detectors
+            that are loaded keep their architecture.
+        nms: non-maximum suppression of detections with which the recipe was published, see `read_nms`. `train` sets it in the
+            image processor if the processor has none.
         augmentation: augmentation of training images.
         ema_decay: decay of an exponential moving average of the weights. None: no average.
         ema_warmup_steps: the decay at a step is `ema_decay` * (1 - exp(-step / ema_warmup_steps)). 0: it is `ema_decay`.
@@ -120,6 +129,8 @@ class Recipe:
     total_batch_size: int = 16
     scale_learning_rate: str | None = None
     model_settings: dict[str, Any] = field(default_factory=lambda: dict(RELEASE_SETTINGS))
+    architecture: dict[str, Any] = field(default_factory=dict)
+    nms: dict[str, Any] | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     ema_decay: float | None = None
     ema_warmup_steps: int = 0
@@ -319,7 +330,11 @@ def _check_types(recipe: Recipe) -> None:
         (counts, lambda value: is_number(value) and isinstance(value, int), "an int"),
         (("normalize_over_window",), lambda value: isinstance(value, bool), "True or False"),
         (("name",), lambda value: isinstance(value, str), "a string"),
-        (("model_settings",), lambda value: isinstance(value, dict), "a dict, such as {'num_denoising': 50}"),
+        (
+            ("model_settings", "architecture"),
+            lambda value: isinstance(value, dict),
+            "a dict, such as {'num_denoising': 50}",
+        ),
         (("augmentation",), lambda value: isinstance(value, Augmentation), "an Augmentation(...)"),
         (("lr_drop_epochs",), _are_epochs, "a tuple of epochs above 0, each after the one before it, such as (27, 33)"),
     ):
@@ -356,6 +371,7 @@ def _check_ranges(recipe: Recipe) -> None:
         raise ValueError(
             f"repeat_threshold={threshold} must be a share of the training images in (0, 1], such as 0.05; None repeats no image."
         )
+    read_nms(recipe.nms)
     if recipe.class_weights is not None:
         check_class_weights(recipe.class_weights)
 
