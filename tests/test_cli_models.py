@@ -36,11 +36,24 @@ def test_every_checkpoint_is_listed_with_what_is_known():
     assert list(rows) == [row.title for row in PUBLISHED]
     for row in PUBLISHED:
         texts = rows[row.title]
-        assert texts[:3] == [row.backbone, str(row.num_levels), f"{row.ap:.1f}"]
+        ap = "none" if row.ap is None else f"{row.ap:.1f}" + (" LVIS" if "lvis" in row.name else "")
+        assert texts[:4] == [row.backbone, str(row.num_levels), ap, row.post_processing]
         expected = "not supported" if not row.is_supported else "download" if row.addresses else "browser"
         assert texts[-2:] == [row.license or "not stated", expected]
+    assert [rows[f"codetr/co_dino_5scale_{name}"][3] for name in ("r50_1x_coco", "lsj_r50_3x_coco")] == [
+        "soft NMS 0.8",
+        "soft NMS 0.8, canvas 1024",
+    ]
+    assert rows["codetr/co_dino_5scale_swin_large_16e_o365tococo"][2:4] == ["64.1", "soft NMS 0.8, images 1280 to 2048"]
+    assert rows["detrex/dino_r50_4scale_24ep"][3] == "plain"
     assert "2616" in rows["original/swin_l_5scale_36ep"]
     assert "or detrex/dino_r50_4scale_12ep\n" in "\n".join(line.rstrip() for line in output.splitlines()) + "\n"
+
+
+def test_the_link_to_the_wrong_file_is_named_where_its_rows_are_listed():
+    assert "60.7 AP, by mistake" in run("lsj_swin_large_1x")[1]
+    assert "gives the file of 59.3 AP" in run("lsj_swin_large_3x_coco")[1]
+    assert "by mistake" not in run("detrex")[1]
 
 
 def test_words_narrow_the_list():
@@ -69,6 +82,12 @@ def test_json_has_everything():
         assert found["other_names"] == list(row.titles[1:])
         assert found["addresses"] or found["page"]
         assert (found["size"], found["published_ap"], found["license"]) == (row.size, row.ap, row.license)
+        assert (found["ap_data"], found["post_processing"], found["note"] or "") == (
+            row.ap_data,
+            row.post_processing,
+            row.note,
+        )
+        assert found["image_processor"] == row.processor
         assert found["folder"] is None
 
 

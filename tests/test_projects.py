@@ -5,11 +5,16 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import dino_hf.conversion
+from dino_hf.conversion.checkpoint_files import load_checkpoint
+from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.options import PROJECT_NAMES
+from dino_hf.conversion.projects.codetr import square_canvas
 from dino_hf.conversion.projects.registry import PROJECTS, find_project, recognise
+from dino_hf.conversion.published import PUBLISHED
 from toy_checkpoints import original_tensors
 
 FOLDER = Path(dino_hf.conversion.__file__).parent
@@ -32,10 +37,11 @@ def test_the_options_name_every_project():
     assert [project.name for project in PROJECTS.values()] == list(PROJECT_NAMES)
 
 
-@pytest.mark.parametrize("name", PROJECT_NAMES)
+@pytest.mark.parametrize("name", sorted({row.project for row in PUBLISHED}))
 def test_a_published_checkpoint_belongs_to_its_project(name):
     assert {row.project for row in import_module(f"dino_hf.conversion.published_{name}").PUBLISHED} == {name}
     assert (FOLDER / "projects" / f"{name}.py").is_file()
+    assert name in PROJECT_NAMES
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.rglob("*.py")), ids=lambda file: file.stem)
@@ -55,5 +61,67 @@ def test_only_the_own_project_recognises_a_file():
 
 
 def test_an_unknown_project_is_refused_with_the_choices():
-    with pytest.raises(ConversionError, match="no project 'detectron'; choose one of original, detrex, mmdet"):
+    with pytest.raises(
+        ConversionError, match="no project 'detectron'; choose one of original, detrex, aligndetr, mmdet"
+    ):
         find_project("detectron")
+
+
+def test_a_co_deformable_detr_is_refused_in_words(tmp_path):
+    names = ("head_pos_embed.weight", "level_embeds", "pos_trans.weight", "reference_points.weight")
+    torch.save(
+        {"state_dict": {f"query_head.transformer.{name}": torch.zeros(2, 3) for name in names}}, tmp_path / "x.pth"
+    )
+    with pytest.raises(ConversionError, match=r"x\.pth is a Co-Deformable-DETR.*not DINO.*only Co-DINO is converted"):
+        convert(tmp_path / "x.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def settings_of_codetr(folder, meta):
+    torch.save({"state_dict": {}, "meta": meta}, folder / "x.pth")
+    settings = load_checkpoint(folder / "x.pth").settings
+    project = PROJECTS["codetr"]
+    return project.fields_from_settings(settings), project.processor_settings(settings)
+
+
+def test_settings_of_co_detr_are_read_from_a_file_of_sense_x(tmp_path):
+    text = """
+model = dict(type='CoDETR', with_attn_mask=False,
+    backbone=dict(type='ResNet', frozen_stages=1),
+    query_head=dict(type='CoDINOHead',
+        dn_cfg=dict(noise_scale=dict(label=0.3, box=0.4), group_cfg=dict(dynamic=True, num_dn_queries=500)),
+        transformer=dict(
+            encoder=dict(transformerlayers=dict(attn_cfgs=dict(num_heads=4, num_points=2))),
+            decoder=dict(transformerlayers=dict(attn_cfgs=[dict(num_heads=4), dict(num_heads=4, num_points=3)]))),
+        positional_encoding=dict(temperature=20, normalize=True),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0)),
+    train_cfg=[dict(assigner=dict(cls_cost=dict(type='FocalLossCost', weight=2.5)))],
+    test_cfg=[dict(max_per_img=300, nms=dict(type='nms', iou_threshold=0.7))])
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', img_scale=(1024, 1024), transforms=[
+    dict(type='Resize', keep_ratio=True), dict(type='Pad', size=(1024, 1024), pad_val=dict(img=(114, 114, 114)))])]
+"""
+    fields, processor = settings_of_codetr(tmp_path, {"config": text})
+    assert fields["num_denoising"] == 500
+    assert (fields["label_noise_ratio"], fields["box_noise_scale"]) == (0.3, 0.4)
+    assert (fields["encoder_n_points"], fields["decoder_n_points"], fields["decoder_attention_heads"]) == (2, 3, 4)
+    assert (fields["class_cost"], fields["class_loss"]) == (2.5, "quality_focal")
+    assert fields["num_frozen_backbone_stages"] == 2
+    assert processor == square_canvas(1024) | {"nms": {"method": "hard", "iou_threshold": 0.7}}
+
+
+def test_settings_of_co_detr_are_read_from_a_file_of_mmdetection(tmp_path):
+    text = """
+model = dict(type='CoDETR', use_lsj=False, eval_module='detr',
+    query_head=dict(dn_cfg=dict(label_noise_scale=0.5, box_noise_scale=0.4, group_cfg=dict(num_dn_queries=300))),
+    train_cfg=[dict(assigner=dict(match_costs=[dict(type='IoUCost', weight=3.0)]))],
+    test_cfg=[dict(max_per_img=300)])
+test_pipeline = [dict(type='Resize', scale=(2048, 1280), keep_ratio=True)]
+"""
+    fields, processor = settings_of_codetr(tmp_path, {"cfg": text})
+    assert (fields["num_denoising"], fields["box_noise_scale"], fields["giou_cost"]) == (300, 0.4, 3.0)
+    assert processor == {"size": {"shortest_edge": 1280, "longest_edge": 2048}, "nms": None}
+
+
+def test_a_co_detr_that_detects_by_an_auxiliary_head_is_refused(tmp_path):
+    with pytest.raises(ConversionError, match="eval_module='one-stage'; dino_hf supports only 'detr'"):
+        settings_of_codetr(tmp_path, {"cfg": "model = dict(type='CoDETR', eval_module='one-stage')"})

@@ -24,6 +24,9 @@ VARIANTS = [
     *("detrex/r50_4scale", "detrex/swin_t_4scale", "mmdet/r50_4scale", "mmdet/swin_t_5scale"),
     "detrex/internimage_4scale",
 ]
+# Co-DETR and Align-DETR, see test_family.py. They have the shapes of DINO, other names and other losses.
+FAMILY = ["codetr/r50_5scale", "codetr/swin_t_5scale", "aligndetr/r50_4scale"]
+_OF_DETREX = ("detrex", "aligndetr")
 
 
 def project_of(variant: str) -> str:
@@ -35,10 +38,13 @@ def load_manifest(variant: str) -> dict:
 
 
 def load_recorded(variant: str, name: str) -> dict[str, Tensor]:
-    """`eval_outputs` or `eval_intermediates`, with padding masked. detrex does so in training only; what it computes in
-    evaluation, where it takes padding for image, is `eval_outputs_of_padding`."""
-    if project_of(variant) == "detrex":
+    """`eval_outputs` or `eval_intermediates`, with padding masked; `eval_outputs_of_padding`, where padding is taken for image.
+
+    detrex masks padding in training only. Co-DETR does not mask it for models trained with large-scale jittering.
+    """
+    if project_of(variant) in _OF_DETREX:
         name = {"eval_outputs_of_padding": "eval_outputs"}.get(name, f"{name}_masked")
+    name = {"eval_outputs_of_padding": "eval_outputs_nomask"}.get(name, name)
     return load_file(DATA / variant / f"{name}.safetensors")
 
 
@@ -80,8 +86,11 @@ def make_checkpoint(variant: str) -> dict:
             tensors[name] = make_tensor(name, entry["shape"], manifest["salt"])
     if project_of(variant) == "original":
         return {"model": tensors, "args": Namespace(**manifest["config"]), "epoch": 11}
-    if project_of(variant) == "detrex":
+    if project_of(variant) in _OF_DETREX:
         return {"model": tensors, "iteration": 89999}
+    if project_of(variant) == "codetr":  # written by mmdetection 2
+        meta = {"config": f"model = {manifest['config']!r}", "CLASSES": tuple(COCO_CLASSES.values())}
+        return {"meta": meta, "state_dict": tensors}
     meta = {"cfg": f"model = {manifest['config']!r}", "dataset_meta": {"classes": tuple(COCO_CLASSES.values())}}
     return {"state_dict": tensors, "meta": meta}
 

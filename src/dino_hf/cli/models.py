@@ -52,6 +52,9 @@ def _rows() -> list[dict[str, Any]]:
             "is_supported": row.is_supported,
             "scales": row.num_levels,
             "published_ap": row.ap,
+            "ap_data": row.ap_data,
+            "post_processing": row.post_processing,
+            "image_processor": row.processor,
             "size": row.size,
             "license": row.license,
             "folder": str(cached_folder(row)) if row.is_supported and is_cached(row) else None,
@@ -59,6 +62,7 @@ def _rows() -> list[dict[str, Any]]:
             "sha256": row.sha256 or None,
             "addresses": list(row.addresses),
             "page": row.page or None,
+            "note": row.note or None,
         }
         for row in PUBLISHED
     ]
@@ -67,6 +71,7 @@ def _rows() -> list[dict[str, Any]]:
 def _text(row: dict[str, Any]) -> str:
     """The text of a row that words are looked for in, in lower case."""
     texts = [row["name"], *row["other_names"], row["backbone"], row["file"], f"{row['scales']}scale", _state(row)]
+    texts += [row["post_processing"], row["ap_data"]]
     return " ".join(texts).lower()
 
 
@@ -81,9 +86,11 @@ def _state(row: dict[str, Any]) -> str:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
+    from ..conversion.published_row import ap_text
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("name", overflow="fold")
-    for title in ("backbone", "scales", "AP", "MB", "license", "state"):
+    for title in ("backbone", "scales", "AP", "post-processing", "MB", "license", "state"):
         table.add_column(title, justify="right" if title in ("scales", "AP", "MB") else "left")
     for row in rows:
         size = "" if row["size"] is None else f"{row['size'] / 1e6:.0f}"
@@ -92,7 +99,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             "\n  or ".join([row["name"], *row["other_names"]]),
             row["backbone"],
             str(row["scales"]),
-            f"{row['published_ap']:.1f}",
+            ap_text(row["published_ap"], row["ap_data"]),
+            row["post_processing"],
             size,
             license,
             _state(row),
@@ -101,11 +109,17 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     if not console.is_terminal:
         console = make_console(width=_WIDE)
     console.print(table)
+    wraps = not console.is_terminal
     console.print(
-        "\nAP is on COCO val2017, as the project reports it. MB is the size of the file, if it is known. States: here (converted, "
-        "in the cache), download (at the first use), browser (the project gives the file only to a browser), not supported (the "
-        "backbone).",
-        soft_wrap=not console.is_terminal,
+        "\nAP is on COCO val2017 or the named data set, as the project reports it. Post-processing: plain is DINO's, the best 300 "
+        "detections; soft NMS lowers the scores of detections that overlap a better one by the given IoU; canvas is the side in "
+        "pixels of the square that images are padded to; images from 800 to 1333 pixels are not named. MB is the size of the file, "
+        "if it is known. States: here (converted, in the cache), download (at the first use), browser (the project gives the file "
+        "only to a browser), not supported (the backbone).",
+        soft_wrap=wraps,
     )
+    for row in rows:
+        if row["note"]:
+            console.print(f"{row['name']}: {row['note']}", soft_wrap=wraps, highlight=False)
     if usable := next((row["name"] for row in rows if _state(row) in ("here", "download")), None):
         console.print(f"Use a name as a model: dino-hf predict {usable} street.jpg --save found", soft_wrap=True)

@@ -18,7 +18,7 @@ from .errors import ConversionError
 from .internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from .internimage import hidden_settings, known_offset_scale
 from .projects.project import Project
-from .projects.registry import recognise
+from .projects.registry import PROJECTS, recognise
 from .release_tensors import check_tensors, num_extra_label_rows
 from .rules import UnknownName, count_indices
 
@@ -35,6 +35,8 @@ def to_release_names(checkpoint: Checkpoint, project: Project) -> tuple[dict[str
         ConversionError: the checkpoint is not a DINO of this project, or its backbone is not supported.
     """
     names, path = checkpoint.tensors, checkpoint.path
+    for reason in (reason for one in PROJECTS.values() for name, reason in one.refused.items() if name in names):
+        raise ConversionError(f"{path} is {reason}.")
     if not project.recognises(names):
         missing = next(mark for mark in project.marks if mark not in names)
         raise ConversionError(
@@ -167,6 +169,7 @@ _USER_FIELDS = [
     *("num_denoising", "label_noise_ratio", "box_noise_scale", "focal_alpha"),
     *("class_cost", "bbox_cost", "giou_cost"),
     *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
+    *("class_loss", "queries_per_box", "denoising_cls_loss_coefficient"),
 ]
 
 

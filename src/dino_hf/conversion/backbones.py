@@ -99,6 +99,8 @@ _UNSUPPORTED = {
     "transformers returns maps after downsampling, and timm's FocalNet has no norms",
     "backbone.net.": "a plain ViT (ViTDet, EVA). DINO builds its levels from one map by a pyramid of transposed convolutions. "
     "Neither transformers nor timm has a backbone with this pyramid",
+    "backbone.blocks.": "a plain ViT with rotary positions (EVA-02, as in Co-DETR with ViT-L). Neither transformers nor timm has "
+    "it with Co-DETR's pyramid",
     ".attn.logit_scale": "Swin v2. No published DINO has it, so an exact conversion cannot be tested",
 }
 

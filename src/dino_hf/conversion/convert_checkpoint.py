@@ -36,8 +36,17 @@ from .messages import say
 from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
 from .projects.project import Project
-from .projects.registry import PROJECTS, find_project, recognise
-from .published_match import Candidate, Match, check_offset_scale, check_positions, match_published, read_checkpoint
+from .projects.registry import PROJECTS, find_project
+from .published_match import (
+    Candidate,
+    Match,
+    check_offset_scale,
+    check_positions,
+    match_published,
+    project_of_file,
+    read_checkpoint,
+)
+from .published_row import COCO
 from .release_names import rules_for
 from .release_tensors import fill_label_rows
 from .rules import UnknownName, translate
@@ -81,7 +90,7 @@ def convert(
     named = None if source == "auto" else find_project(source)
     with scratch_beside(output_dir, force, [path for path in (checkpoint, label_names) if path]) as scratch:
         loaded, candidate = read_checkpoint(checkpoint, ema, published)
-        project = named or recognise(loaded.tensors) or next(iter(PROJECTS.values()))
+        project = named or project_of_file(candidate, loaded.tensors) or next(iter(PROJECTS.values()))
         try:
             model, processor = _convert(loaded, project, candidate, chosen or {}, size, label_names, assume_positions)
         except ConversionError:
@@ -136,10 +145,8 @@ def _convert(
     say(f"  class names: {origin}")
     if id2label is not None:
         config.set_classes(id2label, category_ids)
-    known_size = {"shortest_edge": size[0], "longest_edge": size[1]} if size else project.image_size(loaded.settings)
-    processor = DinoDetrImageProcessor(size=known_size) if known_size else DinoDetrImageProcessor()
-    if not known_size:
-        assumed |= {"image size": f"{processor.size['shortest_edge']} to {processor.size['longest_edge']}"}
+    processor, assumed_of_images = _make_processor(loaded, project, match, size)
+    assumed |= assumed_of_images
     if assumed:
         advice = "" if match else " (change them by --published, --set and --image-size)"
         values = ", ".join(f"{name}={value}" for name, value in assumed.items())
@@ -160,6 +167,32 @@ def _convert(
     return model, processor
 
 
+def _make_processor(
+    loaded: Checkpoint, project: Project, match: Match | None, size: tuple[int, int] | None
+) -> tuple[DinoDetrImageProcessor, dict[str, Any]]:
+    """Make the image processor.
+
+    Args:
+        size: shortest edge, and limit of the longest edge, from the user.
+    Returns:
+        the image processor, and its settings that come neither from the file, a published checkpoint nor the user.
+    """
+    from_file = project.processor_settings(loaded.settings)
+    settings = {**project.processor, **(match.row.processor if match else {}), **from_file}
+    if size:
+        if settings.get("canvas_value") is not None and size[0] != size[1]:
+            raise ConversionError(
+                f"This model gets its images on a square canvas, so {size[0]} and {size[1]} of --image-size must be equal."
+            )
+        settings |= {"size": {"shortest_edge": size[0], "longest_edge": size[1]}}
+    processor, assumed = DinoDetrImageProcessor(**settings), {}
+    if "size" not in settings:
+        assumed["image size"] = f"{processor.size['shortest_edge']} to {processor.size['longest_edge']}"
+    if not (match or "nms" in from_file) and (nms := project.processor.get("nms")):
+        assumed["detections"] = f"{nms['method']} NMS {nms['iou_threshold']:g}"
+    return processor, assumed
+
+
 def _provenance(checkpoint: Checkpoint, project: Project, match: Match | None, assumed: dict[str, Any]) -> dict:
     """Origin of the weights, for the model card."""
     converted_from = {
@@ -172,6 +205,8 @@ def _provenance(checkpoint: Checkpoint, project: Project, match: Match | None, a
         return {"converted_from": converted_from}
     row = match.row
     converted_from |= {"published": row.title, "published_ap": row.ap, "url": row.url}
+    if row.ap_data != COCO:
+        converted_from["published_ap_data"] = row.ap_data
     return {"converted_from": converted_from} | ({"license": row.license} if row.license else {})
 
 

@@ -4,12 +4,14 @@ from difflib import get_close_matches
 
 from .errors import ConversionError
 from .options import PROJECT_NAMES
+from .published_aligndetr import PUBLISHED as _ALIGNDETR
+from .published_codetr import PUBLISHED as _CODETR
 from .published_detrex import PUBLISHED as _DETREX
 from .published_mmdet import PUBLISHED as _MMDET
 from .published_original import PUBLISHED as _ORIGINAL
-from .published_row import Published
+from .published_row import Published, ap_text
 
-PUBLISHED: tuple[Published, ...] = (*_ORIGINAL, *_DETREX, *_MMDET)
+PUBLISHED: tuple[Published, ...] = (*_ORIGINAL, *_DETREX, *_ALIGNDETR, *_MMDET, *_CODETR)
 _BY_TITLE = {title: row for row in PUBLISHED for title in row.titles}
 
 
@@ -46,20 +48,23 @@ def _suggestion(title: str) -> str:
 
 
 def table() -> str:
-    """The list of files in docs/checkpoints.md: a table for each project."""
+    """The list of files in docs/checkpoints.md: a table for each project. Its column of post-processing needs a row with any."""
     lines = []
     for project in PROJECT_NAMES:
-        rows = [row for row in PUBLISHED if row.project == project]
-        lines += [
-            f"### {project}",
-            "",
-            "| name | backbone | scales | published AP | file |",
-            "| --- | --- | --- | --- | --- |",
-        ]
+        if not (rows := [row for row in PUBLISHED if row.project == project]):
+            continue
+        is_plain = all(row.post_processing == "plain" for row in rows)
+        titles = ["name", "backbone", "scales", "published AP", *([] if is_plain else ["post-processing"]), "file"]
+        lines += [f"### {project}", "", _line(titles), _line(["---"] * len(titles))]
         for row in rows:
             note = "" if row.is_supported else ", [not supported](#not-supported)"
-            lines += [
-                f"| `{row.title}` | {row.backbone}{note} | {row.num_levels} | {row.ap} | [{row.file}]({row.url}) |"
-            ]
-        lines += [""]
+            cells = [f"`{row.title}`", f"{row.backbone}{note}", str(row.num_levels), ap_text(row.ap, row.ap_data)]
+            cells += [] if is_plain else [row.post_processing]
+            lines += [_line([*cells, f"[{row.file}]({row.url})"])]
+        lines += ["", *(f"- `{row.name}`: {row.note}" for row in rows if row.note)]
+        lines += [""] if lines[-1] else []
     return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

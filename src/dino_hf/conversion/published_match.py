@@ -4,8 +4,7 @@ A file is recognised by its SHA-256, or else by its name. The name alone does no
 its architecture is compared too.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ from .checkpoint_files import Checkpoint, load_checkpoint
 from .errors import ConversionError
 from .messages import say
 from .projects.project import Project
+from .projects.registry import find_project, recognise
 from .published import PUBLISHED, find_published
-from .published_row import Published
+from .published_row import Published, plain_stem
 
 NONE = "none"  # value of --published for a file that is not published
 _POSITIONS = ("position_temperature", "position_offset")
@@ -29,11 +29,18 @@ class Candidate(NamedTuple):
     Attributes:
         by: why: "--published", "SHA-256" or "name".
         digest: SHA-256 of the file.
+        has_known_bytes: see `Published.has_known_bytes`.
     """
 
     row: Published
     by: str
     digest: str
+    has_known_bytes: bool = True
+
+    @property
+    def has_other_bytes(self) -> bool:
+        """Whether the file is another one than the file whose SHA-256 is known."""
+        return bool(self.row.sha256) and self.has_known_bytes and not self.digest.startswith(self.row.sha256)
 
 
 class Match(NamedTuple):
@@ -61,9 +68,13 @@ def read_checkpoint(path: Path, ema: bool, published: str | None) -> tuple[Check
     """
     named = None if published in (None, NONE) else find_published(published)
     digest = file_sha256(path) if path.is_file() else ""
-    candidate = Candidate(named, "--published", digest) if named else None
-    if published is None:
-        candidate = _find(path.name, digest)
+    candidate = _find(path.name, digest)
+    if named:
+        if candidate and candidate.by == "SHA-256" and candidate.row != named:
+            raise ConversionError(f"{path} is not {named.title}: its SHA-256 shows that it is {candidate.row.title}.")
+        candidate = Candidate(named, "--published", digest, named.has_known_bytes(path.name))
+    elif published == NONE:
+        candidate = None
     return load_checkpoint(path, ema, prefer_ema=candidate is not None and candidate.row.is_averaged), candidate
 
 
@@ -72,23 +83,11 @@ def _find(name: str, digest: str) -> Candidate | None:
     for row in PUBLISHED:
         if row.sha256 and digest.startswith(row.sha256):
             return Candidate(row, "SHA-256", digest)
-    stem = _plain_stem(name)
+    stem = plain_stem(name)
     for row in PUBLISHED:
-        if _plain_stem(row.file) == stem:
-            return Candidate(row, "name", digest)
+        if stem in map(plain_stem, (row.file, *row.other_files)):
+            return Candidate(row, "name", digest, row.has_known_bytes(name))
     return None
-
-
-# What browsers, file managers, downloaders and Google Drive add to the name of a file.
-_ADDED = re.compile(r"(\s*\(\d+\)|[\s_-]+copy(\s*\(?\d+\)?)?|-00\d)$")
-
-
-def _plain_stem(name: str) -> str:
-    """A file name in lower case, without its suffix and without the marks of copies, such as " (1)"."""
-    stem = re.sub(r"\.(pth|pt|bin|ckpt|safetensors)(\.\d+)?$", "", name.strip().lower())
-    while (shorter := _ADDED.sub("", stem)) != stem:
-        stem = shorter
-    return stem
 
 
 def match_published(
@@ -122,13 +121,14 @@ def match_published(
         )
         return None
     settings = {name: value for name, value in settings.items() if name not in from_file}
-    has_other_bytes = bool(row.sha256) and not candidate.digest.startswith(row.sha256)
-    is_same = not (others or conflicts or has_other_bytes)
+    is_same = not (others or conflicts or candidate.has_other_bytes)
     values = ", ".join(f"{name}={value}" for name, value in settings.items()) or "none, the file has its own"
     reason = f"named by {candidate.by}" if candidate.by == "--published" else f"found by its {candidate.by}"
     decline = "" if candidate.by == "--published" else f"; decline by --published {NONE}"
     if is_same:
         say(f"  this is {row.title}, {reason}{decline}; settings: {values}")
+        if row.note:
+            say(f"  {row.note}")
     else:
         other_bytes = f"its SHA-256 does not start with {row.sha256[:8]}"
         difference = _describe(others, conflicts) if others or conflicts else other_bytes
@@ -152,6 +152,7 @@ def _differences(row: Published, project: Project, config: DinoDetrConfig) -> di
         "width": backbone.embed_dim if is_swin else backbone.hidden_sizes[0],
         "window": backbone.window_size if is_swin else None,
         "levels": config.num_feature_levels,
+        "encoder layers": config.encoder_layers,
         "queries": config.num_queries,
         "classes": config.num_labels,
     }
@@ -189,6 +190,21 @@ def check_offset_scale(
         )
 
 
+def project_of_file(candidate: Candidate | None, names: Iterable[str]) -> Project | None:
+    """The project of a file: the project of the published checkpoint that it may be, if it has its tensors, or else the first
+    project that recognises it.
+
+    Args:
+        names: of the tensors.
+    Returns:
+        None if no project recognises the file.
+    """
+    names = set(names)
+    if candidate is not None and (project := find_project(candidate.row.project)).recognises(names):
+        return project
+    return recognise(names)
+
+
 def check_positions(path: Path, project: Project, known: dict[str, Any]) -> None:
     """Check that the settings of position embeddings are known.
 
@@ -197,7 +213,7 @@ def check_positions(path: Path, project: Project, known: dict[str, Any]) -> None
     Raises:
         ConversionError: they are not, and the project's files do not contain them.
     """
-    if project.saves_settings or all(name in known for name in _POSITIONS):
+    if project.saves_settings or project.has_fixed_positions or all(name in known for name in _POSITIONS):
         return
     defaults = " ".join(f"--set {name}={project.defaults[name]:g}" for name in _POSITIONS)
     raise ConversionError(

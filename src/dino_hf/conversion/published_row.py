@@ -1,5 +1,6 @@
 """`Published`: the facts about a published checkpoint file. Nothing here imports torch."""
 
+import re
 from typing import Any, NamedTuple
 
 # Backbones of published checkpoints: model type, depths of the four stages, width of the first stage, attention window.
@@ -21,6 +22,26 @@ BACKBONES: dict[str, tuple[str, list[int], int, int | None]] = {
     "InternImage-L": ("dino_detr_internimage", [5, 5, 22, 5], 160, None),
 }
 
+COCO = "COCO val2017"
+
+# What browsers, file managers, downloaders and Google Drive add to the name of a file.
+_ADDED = re.compile(r"(\s*\(\d+\)|[\s_-]+copy(\s*\(?\d+\)?)?|-00\d)$")
+
+
+def plain_stem(name: str) -> str:
+    """A file name in lower case, without its suffix and without the marks of copies, such as " (1)"."""
+    stem = re.sub(r"\.(pth|pt|bin|ckpt|safetensors)(\.\d+)?$", "", name.strip().lower())
+    while (shorter := _ADDED.sub("", stem)) != stem:
+        stem = shorter
+    return stem
+
+
+def ap_text(ap: float | None, data_set: str) -> str:
+    """A published AP, with its data set if it is not COCO."""
+    if ap is None:
+        return "none"
+    return f"{ap:.1f}" + ("" if data_set == COCO else f" {data_set.split()[0]}")
+
 
 class Published(NamedTuple):
     """A published checkpoint file.
@@ -31,7 +52,7 @@ class Published(NamedTuple):
     Attributes:
         project: name of the project.
         name: name of the model there.
-        ap: AP on COCO val2017 as the project reports it. We did not measure it.
+        ap: AP as the project reports it, on the data in `ap_data`; None if it reports none. We did not measure it.
         backbone: key of BACKBONES, or the name of an unsupported backbone.
         num_levels: feature levels.
         file: name of the file.
@@ -45,11 +66,16 @@ class Published(NamedTuple):
         aliases: other names of the model.
         license: license of the weights; None if the host does not state it.
         num_labels, num_queries: sizes of the heads.
+        encoder_layers: layers of the encoder.
+        processor: settings of the image processor that differ from its defaults.
+        ap_data: data set of `ap`.
+        other_files: names of other files with the same weights, whose SHA-256 is unknown.
+        note: what a user should know, as a sentence.
     """
 
     project: str
     name: str
-    ap: float
+    ap: float | None
     backbone: str
     num_levels: int
     file: str
@@ -64,6 +90,11 @@ class Published(NamedTuple):
     license: str | None = "apache-2.0"
     num_labels: int = 80
     num_queries: int = 900
+    encoder_layers: int = 6
+    processor: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    ap_data: str = COCO
+    other_files: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def title(self) -> str:
@@ -90,9 +121,25 @@ class Published(NamedTuple):
         """Where the project publishes the file: its address, or else the web page."""
         return self.address or self.page
 
+    def has_known_bytes(self, file_name: str) -> bool:
+        """Whether `sha256` is for files of this name. Other files with the same weights have another SHA-256."""
+        return not self.other_files or plain_stem(file_name) == plain_stem(self.file)
+
+    @property
+    def post_processing(self) -> str:
+        """What happens to images and detections beside the defaults, such as "soft NMS 0.8, canvas 1024", or "plain"."""
+        nms, size = self.processor.get("nms"), self.processor.get("size")
+        parts = [f"{nms['method']} NMS {nms['iou_threshold']:g}"] if nms else []
+        if "canvas_value" in self.processor:
+            parts.append(f"canvas {size['longest_edge']}")
+        elif size:
+            parts.append(f"images {size['shortest_edge']} to {size['longest_edge']}")
+        return ", ".join(parts) or "plain"
+
     def architecture(self) -> dict:
         """Properties that a file must have to be this checkpoint."""
         kind, depths, width, window = BACKBONES[self.backbone]
         backbone = {"backbone": kind, "depths": depths, "width": width, "window": window}
-        sizes = {"levels": self.num_levels, "queries": self.num_queries, "classes": self.num_labels}
+        sizes = {"levels": self.num_levels, "encoder layers": self.encoder_layers}
+        sizes |= {"queries": self.num_queries, "classes": self.num_labels}
         return {"project": self.project, **backbone, **sizes}

@@ -70,6 +70,23 @@ def with_projection_bias(tensors: dict[str, Tensor], config: DinoDetrConfig) -> 
     return tensors | {f"input_proj.{i}.0.bias": torch.zeros_like(tensors[f"input_proj.{i}.1.bias"]) for i in levels}
 
 
+def without_projection_bias(tensors: dict[str, Tensor], project: str) -> dict[str, Tensor]:
+    """Remove the bias of the projections of feature maps.
+
+    Args:
+        project: name of a project whose neck has no bias, for the error.
+    Raises:
+        ConversionError: the bias is not zero.
+    """
+    bias = {name for name in tensors if name.startswith("input_proj.") and name.endswith(".0.bias")}
+    if largest := max((tensors[name].abs().max().item() for name in bias), default=0):
+        raise ConversionError(
+            f"The projections of feature maps have a bias (up to {largest:.2g}), which the neck of {project} does not have. "
+            "detrex and the original release have it."
+        )
+    return {name: tensor for name, tensor in tensors.items() if name not in bias}
+
+
 def num_extra_label_rows(tensors: dict[str, Tensor], num_labels: int) -> int:
     """Number of rows of the label embedding beyond one for each class. See `fill_label_rows` for missing rows."""
     if _LABELS not in tensors:

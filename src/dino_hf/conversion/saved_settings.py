@@ -3,6 +3,7 @@
 import argparse
 import ast
 from pathlib import Path
+from typing import Any
 
 from .errors import ConversionError
 from .plain_values import plain_value
@@ -61,3 +62,13 @@ def _literal(node: ast.expr):
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):
         return None
+
+
+def value_at(settings: Any, path: str) -> Any:
+    """The value at a path such as "train_cfg.0.assigner"; None if there is none. A number is a place in a list."""
+    for name in path.split("."):
+        if isinstance(settings, list) and name.isdecimal():
+            settings = settings[int(name)] if int(name) < len(settings) else None
+        else:
+            settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings

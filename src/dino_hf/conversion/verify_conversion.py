@@ -29,8 +29,8 @@ from .architecture import build_config, to_release_names
 from .convert_back import load_folder, to_release
 from .errors import ConversionError
 from .messages import say
-from .projects.registry import PROJECTS, recognise
-from .published_match import match_published, read_checkpoint
+from .projects.registry import PROJECTS
+from .published_match import match_published, project_of_file, read_checkpoint
 from .release_names import rules_for
 from .release_tensors import cut_label_rows, fill_label_rows, separate_heads
 from .rules import translate
@@ -69,7 +69,7 @@ class Model:
             self.run = lambda *inputs: trace_of(model, *inputs)
             return
         checkpoint, candidate = read_checkpoint(path, ema, published)
-        project = recognise(checkpoint.tensors) or next(iter(PROJECTS.values()))
+        project = project_of_file(candidate, checkpoint.tensors) or next(iter(PROJECTS.values()))
         self.tensors, _ = to_release_names(checkpoint, project)
         from_file = project.fields_from_settings(checkpoint.settings)
         values = {} if fallback is None else fallback.to_dict()
@@ -357,7 +357,7 @@ def print_detections(folder: Path, picture: Image.Image, name: str, top: int = 1
     processor = load_processor(folder)
     model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=False).eval()
     inputs = processor(images=picture, return_tensors="pt")
-    outputs = model(inputs["pixel_values"].to(model.dtype), inputs["pixel_mask"])
+    outputs = model(inputs["pixel_values"].to(model.dtype), inputs.get("pixel_mask"))
     size = [(picture.height, picture.width)]
     found = processor.post_process_object_detection(outputs, threshold=-1, target_sizes=size, top_k=top)[0]
     say(f"  the {top} best detections in {name}, {picture.width} x {picture.height}:")

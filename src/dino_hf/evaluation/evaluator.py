@@ -11,6 +11,7 @@ from transformers import EvalPrediction
 
 from ..data.rows import CocoData
 from ..model.box_ops import xyxy_to_cxcywh
+from ..model.nms import with_candidates
 from ..model.targets import PADDING_LABEL
 from .coco import (
     TRUTH_TYPES,
@@ -79,11 +80,14 @@ class CocoEvaluator:
         """
         _check_labels(labels)
         _, logits, boxes = predictions[:3]
+        nms = with_candidates(self.image_processor.nms, self.top_k, logits.shape[1])
         detections = self.image_processor.top_detections(
             SimpleNamespace(logits=torch.as_tensor(logits), pred_boxes=torch.as_tensor(boxes)),
             labels["orig_size"],
             top_k=self.top_k,
+            nms=nms,
         )
+        del detections["queries"]
         x0, _, x1, _ = detections["boxes"].unbind(-1)
         # `Trainer` pads queries, and later detections, with -100. A padded box has a negative width.
         return detections | {"labels": detections["labels"].int().masked_fill(x1 < x0, PADDING_LABEL)}
@@ -164,7 +168,7 @@ class CocoEvaluator:
             row, kept = self.rows[image_id], classes != PADDING_LABEL
             found, found_boxes = (size, classes[kept].tolist()), boxes[kept].float()
             expected_size = size if row["height"] is None else [row["height"], row["width"]]
-            expected_classes, expected_boxes = _targets(row["objects"], *size)
+            expected_classes, expected_boxes = self._targets(row["objects"], *size)
             # The tolerance of 0.01 is for boxes in half precision.
             if found != (expected_size, expected_classes) or (found_boxes - expected_boxes).abs().gt(0.01).any():
                 raise ValueError(
@@ -172,6 +176,17 @@ class CocoEvaluator:
                     f"this CocoEvaluator, the image with this id has {expected_size}, {expected_classes} or other boxes; each "
                     "data set needs its own evaluator."
                 )
+
+    def _targets(self, objects: dict[str, list], height: int, width: int) -> tuple[list[int], Tensor]:
+        """Class indices and boxes, (T, 4) cxcywh in [0, 1], as the image processor makes them from the objects of an image."""
+        kept = [index for index, iscrowd in enumerate(objects["iscrowd"]) if not iscrowd]
+        boxes = torch.tensor([objects["bbox"][index] for index in kept]).reshape(-1, 4)
+        corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) / torch.tensor([width, height] * 2)
+        sizes = torch.tensor([[height, width]], dtype=torch.float32)
+        shares = sizes / self.image_processor.box_units(sizes)  # (1, 2), below 1 if the image is on a canvas
+        return [objects["category"][index] for index in kept], xyxy_to_cxcywh(corners.clamp(0, 1)) * shares[
+            :, [1, 0, 1, 0]
+        ]
 
 
 def _check_labels(labels) -> None:
@@ -181,14 +196,6 @@ def _check_labels(labels) -> None:
             f"The labels of the evaluation are {found}, but must be a dictionary of {sorted(_LABELS)}: pass DetectionCollator "
             "to Trainer as data_collator, and leave eval_do_concat_batches=True."
         )
-
-
-def _targets(objects: dict[str, list], height: int, width: int) -> tuple[list[int], Tensor]:
-    """Class indices and boxes, (T, 4) cxcywh in [0, 1], as image processors make them from the objects of an image."""
-    kept = [index for index, iscrowd in enumerate(objects["iscrowd"]) if not iscrowd]
-    boxes = torch.tensor([objects["bbox"][index] for index in kept]).reshape(-1, 4)
-    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) / torch.tensor([width, height] * 2)
-    return [objects["category"][index] for index in kept], xyxy_to_cxcywh(corners.clamp(0, 1))
 
 
 def _evaluate_in_parts(

@@ -32,6 +32,8 @@ _PROCESSOR_SETTINGS = (
     "image_mean",
     "image_std",
     "do_pad",
+    "canvas_value",
+    "nms",
 )
 _AXES = {
     "pixel_values": ("batch", 3, "height", "width"),
@@ -41,11 +43,11 @@ _AXES = {
 }
 _TEXTS = {
     "pixel_values": "RGB images, resized, rescaled and normalised as the metadata's image_processor says, padded with zeros at the "
-    "right and bottom",
-    "pixel_mask": "1 on the image, 0 on padding",
+    "right and bottom. If image_processor has canvas_value, the images are padded with it to a square before normalisation",
+    "pixel_mask": "1 on the image, 0 on padding; a canvas is 1 everywhere",
     "logits": "their sigmoid is the score of each class; the 300 best pairs of query and class are the detections, without "
-    "non-maximum suppression; there is no background class",
-    "pred_boxes": "(centre x, centre y, width, height) in [0, 1] of the image without its padding",
+    "non-maximum suppression unless image_processor has nms; there is no background class",
+    "pred_boxes": "(centre x, centre y, width, height) in [0, 1] of the image without its padding, or of the whole canvas",
 }
 
 

@@ -14,10 +14,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import SizeDict
 
 from ..common.free_memory import is_lack_of_memory
 from ..common.images import to_rgb
 from ..model.configuration_dino_detr import DinoDetrConfig
+from ..model.nms import read_nms, with_candidates
 from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
 
@@ -158,6 +160,9 @@ class Predictor:
         scaled._scaled_size = {
             name: max(1, round(scale * side)) for name, side in self._size.items() if side is not None
         }
+        if getattr(self.image_processor, "canvas_side", None):  # boxes are relative to the canvas of this scale
+            scaled.image_processor = copy.copy(self.image_processor)
+            scaled.image_processor.size = SizeDict(**scaled._scaled_size)
         return scaled
 
     def refuses(self, image: Image.Image) -> str | None:
@@ -192,7 +197,8 @@ class Predictor:
             images: images of any mode. Their EXIF orientation is not applied.
             threshold: detections with a score of at most this, in [0, 1], are left out.
             max_detections: limit for one image; the highest scores are kept. None: 300, or the number of queries if that is higher.
-                Image processors of other detectors have their own limits.
+                Image processors of other detectors have their own limits. With non-maximum suppression, the default is the
+                number of its candidates, and a limit above 300 raises that number.
             all_scores: also return the query and all class scores of each detection. For DINO detectors only.
             skip_too_large: yield a `TooLarge` for an image that does not fit into memory, instead of raising `DoesNotFit`.
         Raises:
@@ -209,7 +215,7 @@ class Predictor:
                 f"all_scores is for DINO detectors; {self.name} is a {self._model_type}, and its image processor does "
                 "not return the query of a detection."
             )
-        settings = _Settings(threshold, self.limit(max_detections), all_scores)
+        settings = _Settings({"threshold": threshold, **self._limits(max_detections)}, all_scores)
         found = self._stream(images, batch_size, settings)
         return found if skip_too_large else _raise_too_large(found)
 
@@ -217,7 +223,14 @@ class Predictor:
         """Limit of detections in an image. None: the image processor decides."""
         if not self._takes_limit:
             return None
-        return max_detections or max(TOP_K, self._num_queries)
+        nms = read_nms(getattr(self.image_processor, "nms", None))
+        return max_detections or (nms and nms.candidates) or max(TOP_K, self._num_queries)
+
+    def _limits(self, max_detections: int | None) -> dict:
+        """Arguments of post-processing that limit the number of detections."""
+        limits = {"top_k": self.limit(max_detections)} if self._takes_limit else {}
+        nms = with_candidates(getattr(self.image_processor, "nms", None), max_detections or 0, self._num_queries)
+        return limits if nms is None else {**limits, "nms": nms}
 
     def _stream(
         self, images: Iterable[Image.Image | TooLarge], batch_size: int, settings: "_Settings"
@@ -308,38 +321,31 @@ class Predictor:
                 'dtype="float32" or "bfloat16". If that does not help, the weights are damaged.'
             )
         sizes = torch.tensor([image.size for image in images])  # (B, 2)
-        limit = {} if settings.limit is None else {"top_k": settings.limit}
-        found = self.image_processor.post_process_object_detection(
-            outputs, threshold=settings.threshold, target_sizes=sizes, **limit
-        )
+        found = self.image_processor.post_process_object_detection(outputs, target_sizes=sizes, **settings.options)
         detections = [
             Detections.sorted(*(image[name].cpu().numpy() for name in ("boxes", "scores", "labels"))) for image in found
         ]
         if settings.all_scores:
-            detections = [
-                _with_scores(found, logits, settings.limit)
-                for found, logits in zip(detections, outputs.logits, strict=True)
-            ]
+            options = {name: value for name, value in settings.options.items() if name != "threshold"}
+            queries = self.image_processor.top_detections(outputs, sizes, **options)["queries"].cpu().numpy()
+            detections = [_with_scores(*image) for image in zip(detections, queries, outputs.logits, strict=True)]
         return detections
 
 
 class _Settings(NamedTuple):
-    threshold: float
-    limit: int | None  # largest number of detections in an image
+    options: dict  # arguments of post-processing
     all_scores: bool
 
 
-def _with_scores(found: Detections, logits: Tensor, limit: int) -> Detections:
+def _with_scores(found: Detections, queries: np.ndarray, logits: Tensor) -> Detections:
     """Add the query and all class scores of each detection.
 
     Args:
-        found: detections after post-processing, which keeps the `limit` pairs of query and class with the highest scores.
+        found: N detections above the threshold, highest score first.
+        queries: (M,) queries of these detections, and of others with lower scores.
         logits: (Q, K)
     """
-    best = logits.flatten().sigmoid().topk(min(limit, logits.numel())).indices[: len(found.scores)]  # (N,)
-    queries, labels = (part.cpu().numpy() for part in (best // logits.shape[1], best % logits.shape[1]))
-    if not np.array_equal(labels, found.labels):
-        raise RuntimeError("The image processor does not sort detections by their scores.")
+    queries = queries[: len(found.scores)]
     return found._replace(queries=queries, class_scores=logits.sigmoid().cpu().numpy()[queries])
 
 

@@ -9,9 +9,14 @@ from .image_processing_mixin import DinoDetrProcessingMixin
 
 
 class DinoDetrImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=False):
-    """The settings of Deformable DETR's image processor, and `nms`: non-maximum suppression of detections, see `read_nms`."""
+    """The settings of Deformable DETR's image processor, and two more.
+
+    nms: non-maximum suppression of detections, see `read_nms`.
+    canvas_value: value of the pixels beside the image on a square canvas, see `DinoDetrProcessingMixin.canvas_side`.
+    """
 
     nms: dict | None
+    canvas_value: int | None
 
 
 class DinoDetrImageProcessor(DinoDetrProcessingMixin, DeformableDetrImageProcessor):

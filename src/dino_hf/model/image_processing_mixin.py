@@ -1,20 +1,20 @@
 """Differences between the image processors of DINO and Deformable DETR, for both image backends."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import ImageType, SizeDict, get_image_type
 from transformers.utils import logging
 
-from .box_ops import cxcywh_to_xyxy
+from .canvas import check_canvas, fit_canvas, place_on_canvas
 from .config_checks import is_number
-from .nms import NmsSettings, read_nms, suppress
+from .nms import read_nms
+from .post_processing_mixin import PostProcessingMixin
 from .sharing import CarriesCode, is_shipped
-from .targets import PADDING_LABEL
 
 _LONGEST_SIDE = 16_384
 _MOST_PIXELS = 10**8  # 1.2 GB for each image
@@ -23,11 +23,10 @@ _ABOVE_WHITE = 1.01  # resizing may give values slightly above 1
 logger = logging.get_logger(__name__)
 
 
-class DinoDetrProcessingMixin(CarriesCode):
+class DinoDetrProcessingMixin(PostProcessingMixin, CarriesCode):
     """Mixin for the library's image processors: checks of images, labels relative to the unpadded image, top 300 detections."""
 
     do_convert_rgb = True
-    nms: dict | None = None  # non-maximum suppression of detections, see `read_nms`; None: none, as in DINO
     auto_map_entries = ("AutoImageProcessor",)
     # Reads the pixel statistics of a backbone by name. The installed package sets it (pretrained_backbones.py).
     pixel_reader = None
@@ -35,6 +34,7 @@ class DinoDetrProcessingMixin(CarriesCode):
     def __init__(self, **settings):
         super().__init__(**settings)
         read_nms(self.nms)
+        check_canvas(self.canvas_value, self.size, self.pad_size, self.do_pad)
 
     @classmethod
     def from_backbone(cls, name: str, **settings):
@@ -69,6 +69,7 @@ class DinoDetrProcessingMixin(CarriesCode):
         for name in ("image_mean", "image_std"):
             _check_statistics(name, kwargs.get(name))
         read_nms(kwargs.get("nms"))
+        check_canvas(*map(kwargs.get, ("canvas_value", "size", "pad_size")))
         factor = kwargs.get("rescale_factor")
         if factor is not None and not (is_number(factor) and factor > 0):
             raise ValueError(f"rescale_factor={factor!r:.50} must be a positive number; 1 / 255 for bytes.")
@@ -132,6 +133,44 @@ class DinoDetrProcessingMixin(CarriesCode):
             return numbers.round().clamp(0, 255).to(torch.uint8)
         return numbers.round().clip(0, 255).astype("uint8")
 
+    def _preprocess(self, images, annotations, return_segmentation_masks, masks_path, canvas_value=None, **settings):
+        """As in the library. With `canvas_value`, each image is resized and placed on its canvas before normalisation."""
+        if canvas_value is None:
+            return super()._preprocess(images, annotations, return_segmentation_masks, masks_path, **settings)
+        annotations = [annotations] if isinstance(annotations, dict) else annotations
+        if annotations is not None and len(annotations) != len(images):
+            raise ValueError(f"There are {len(images)} images, but {len(annotations)} annotations.")
+        if return_segmentation_masks:
+            raise ValueError("return_segmentation_masks is not possible with a canvas, because masks would not fit it.")
+        samples = [
+            self._on_canvas(image, annotation, masks_path, canvas_value, **settings)
+            for image, annotation in zip(images, annotations or [None] * len(images), strict=True)
+        ]
+        images = [image for image, _ in samples]
+        batch = super()._preprocess(images, None, None, None, **settings | {"do_resize": False, "do_pad": False})
+        if annotations is not None:
+            tensor_type = settings["return_tensors"]
+            batch["labels"] = [BatchFeature(annotation, tensor_type=tensor_type) for _, annotation in samples]
+        return batch
+
+    def _on_canvas(self, image, annotation, masks_path, value, *, do_resize, size, resample, format, **settings):
+        """Place an image on its canvas, and make labels of its annotation, with boxes relative to the canvas."""
+        side, original = size.longest_edge, tuple(image.shape[-2:])
+        if annotation is not None:
+            annotation = self.prepare_annotation(image, annotation, format, False, masks_path)
+        resized = fit_canvas(*original, side) if do_resize else original
+        if do_resize:
+            image = self.resize(image, SizeDict(height=resized[0], width=resized[1]), resample=resample)
+        is_rescaled = not settings["do_rescale"] and "float" in str(image.dtype)
+        if is_rescaled and max(_as_list(settings["image_mean"])) <= 1:
+            value *= settings["rescale_factor"]  # the image has values in [0, 1]
+        image = place_on_canvas(image, side, value)
+        if annotation is not None:
+            annotation = self.resize_annotation(annotation, original, resized) | {"size": (side, side)}
+            if settings["do_convert_annotations"]:
+                annotation = self.normalize_annotation(annotation, (side, side))
+        return image, annotation
+
     def resize(self, image, size, *args, **kwargs):
         """As in the library, but each side keeps at least one pixel."""
         if size.shortest_edge and size.longest_edge:
@@ -157,91 +196,6 @@ class DinoDetrProcessingMixin(CarriesCode):
             target = {**target, "annotations": [_complete(entry) for entry in target["annotations"]]}
         return super().prepare_annotation(image, target, *args, **kwargs)
 
-    def top_detections(
-        self,
-        outputs,
-        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
-        top_k: int = 300,
-        nms: Mapping | bool | None = None,
-    ) -> dict[str, Tensor]:
-        """The best pairs of a query and a class, as tensors with one row per image, on the device of the outputs.
-
-        The detections of an image are bit-for-bit independent of the other images in the batch.
-
-        Args:
-            outputs, target_sizes, top_k, nms: as in `post_process_object_detection`.
-        Returns:
-            `scores` (B, N) in [0, 1], highest first; `labels` (B, N) int64 in [0, K); `boxes` (B, N, 4) as (x0, y0, x1, y1),
-            float32. N is top_k, or Q * K if that is less. Where non-maximum suppression leaves fewer detections, the last rows
-            have the label -100, the score 0 and an empty box.
-        Raises:
-            ValueError: target_sizes is not one (height, width) per image, top_k is below 1, or nms is wrong.
-        """
-        logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        if top_k < 1:
-            raise ValueError(f"top_k={top_k} must be at least 1; a high threshold leaves detections out.")
-        nms = read_nms(self.nms if nms is None else nms)
-        num_queries, num_labels = logits.shape[1:]
-        # Image by image: on a CPU, the last bit of a sigmoid depends on the position in the tensor, so also on the batch.
-        scores = torch.stack([image.sigmoid() for image in logits.flatten(1)])  # (B, Q * K)
-        num_kept = min(top_k, scores.shape[1])
-        num_candidates = num_kept if nms is None else min(nms.candidates or num_queries, scores.shape[1])
-        scores, index = scores.topk(num_candidates, dim=1)  # (B, N)
-        labels = index % num_labels
-        boxes = cxcywh_to_xyxy(boxes).gather(1, (index // num_labels)[..., None].expand(-1, -1, 4))  # (B, N, 4)
-        if nms is not None:
-            images = [_suppressed(nms, num_kept, *image) for image in zip(scores, labels, boxes, strict=True)]
-            scores, labels, boxes = map(torch.stack, zip(*images, strict=True))
-        if target_sizes is not None:
-            height, width = _read_sizes(target_sizes, len(logits)).to(boxes.device).unbind(1)
-            boxes = boxes * torch.stack([width, height, width, height], dim=1)[:, None]
-        return {"scores": scores, "labels": labels, "boxes": boxes}
-
-    def post_process_object_detection(
-        self,
-        outputs,
-        threshold: float = 0.5,
-        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
-        top_k: int = 300,
-        config: PreTrainedConfig | None = None,
-        nms: Mapping | bool | None = None,
-    ) -> list[dict[str, Tensor | list[str]]]:
-        """The best pairs of a query and a class, after non-maximum suppression if `nms` is set. DINO needs none.
-
-        Args:
-            outputs: with `logits` (B, Q, K) and `pred_boxes` (B, Q, 4).
-            threshold: only detections with a higher score are returned; in [0, 1].
-            target_sizes: (B, 2) tensor or B pairs of (height, width): the size that boxes are scaled to, usually the size of the
-                original image. None: boxes stay in [0, 1].
-            top_k: largest number of detections per image, at least 1. With non-maximum suppression there are at most as many as
-                its `candidates`.
-            config: configuration of the model; adds class names and category ids to the result.
-            nms: non-maximum suppression, a dictionary with `method` and other fields of `NmsSettings`. It also clamps boxes to
-                the image. None: the setting of this image processor. False: no suppression.
-        Returns:
-            for each image `scores` (N,) in [0, 1], highest first; `labels` (N,) in [0, K); `boxes` (N, 4) as
-            (x0, y0, x1, y1), float32. With `config` also `text_labels`, a list of N names, and, if it has category ids,
-            `category_ids` (N,), int64, as in the training annotations.
-        Raises:
-            ValueError: target_sizes is not one (height, width) per image, top_k is below 1, nms is wrong, or the number of classes
-                differs between config and logits.
-        """
-        _check_classes(config, outputs.logits.shape[-1])
-        detections = self.top_detections(outputs, target_sizes, top_k, nms)
-        results = [
-            {name: values[image, keep] for name, values in detections.items()}
-            for image, keep in enumerate((detections["scores"] > threshold) & (detections["labels"] != PADDING_LABEL))
-        ]
-        if config is not None:
-            category_ids = getattr(config, "category_ids", None)
-            for result in results:
-                labels = result["labels"].tolist()
-                result["text_labels"] = [config.id2label[label] for label in labels]
-                if category_ids is not None:
-                    ids = [category_ids[label] for label in labels]
-                    result["category_ids"] = torch.tensor(ids, dtype=torch.int64, device=result["labels"].device)
-        return results
-
 
 def pad_images(images: Sequence[Tensor], masks: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Join images of different sizes to a batch, padded with zeros at the right and bottom.
@@ -260,24 +214,6 @@ def pad_images(images: Sequence[Tensor], masks: Sequence[Tensor] | None = None) 
         pixel_values[index, :, :h, :w] = image
         pixel_mask[index, :h, :w] = 1 if masks is None else masks[index]
     return pixel_values, pixel_mask
-
-
-def _suppressed(
-    nms: NmsSettings, num_rows: int, scores: Tensor, labels: Tensor, boxes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Detections of one image after non-maximum suppression, highest score first, filled up to `num_rows` rows.
-
-    Args:
-        scores, labels, boxes: (N,), (N,), (N, 4) corners relative to the image, highest score first.
-    """
-    clamped = boxes.clamp(0, 1)
-    # Co-DINO clamps boxes to the image before soft NMS, Stable-DINO after hard NMS. The IoU of two boxes depends on it.
-    kept, kept_scores = suppress(nms, scores, labels, clamped if nms.method == "soft" else boxes)
-    count = min(len(kept), num_rows)
-    rows = scores.new_zeros(num_rows), labels.new_full((num_rows,), PADDING_LABEL), boxes.new_zeros(num_rows, 4)
-    for row, values in zip(rows, (kept_scores, labels[kept], clamped[kept]), strict=True):
-        row[:count] = values[:count]
-    return rows
 
 
 def _check_sides(name: str, sides: dict) -> None:
@@ -313,32 +249,6 @@ def _more_than_8_bits(found: str) -> str:
 
 def _as_list(numbers: float | Sequence[float]) -> list[float]:
     return list(numbers) if isinstance(numbers, Sequence) else [numbers]
-
-
-def _check_classes(config: PreTrainedConfig | None, num_labels: int) -> None:
-    if config is None:
-        return
-    num_ids = num_labels if getattr(config, "category_ids", None) is None else len(config.category_ids)
-    if config.num_labels != num_labels or num_ids != num_labels:
-        found = f"names {config.num_labels} classes"
-        if config.num_labels == num_labels:
-            found = f"has {num_ids} category_ids"
-        raise ValueError(
-            f"The logits have {num_labels} classes, but the config {found}; pass the configuration of the same model, "
-            "config=model.config."
-        )
-
-
-def _read_sizes(target_sizes: Tensor | Sequence, num_images: int) -> Tensor:
-    """Convert a tensor, or a list of tuples or tensors, to (B, 2) float32."""
-    try:
-        sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32, device="cpu") for size in target_sizes])
-    except (TypeError, ValueError, RuntimeError):
-        sizes = None
-    if sizes is None or sizes.shape != (num_images, 2):
-        found = f"are {target_sizes!r:.200}" if sizes is None else f"have the shape {tuple(sizes.shape)}"
-        raise ValueError(f"target_sizes must be one (height, width) for each of {num_images} images, but {found}.")
-    return sizes
 
 
 def _complete(entry: dict) -> dict:

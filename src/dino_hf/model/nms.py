@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from transformers.utils import is_torchvision_available
 
+from .box_ops import box_iou
 from .config_checks import is_number
 
 if is_torchvision_available():
     from torchvision.ops import batched_nms
 
+_USUAL_TOP_K = 300  # detections per image, in the papers of DINO and Co-DINO
 _BLOCK = 2048  # number of detections compared at the same time; more are compared class by class
 
 
@@ -59,6 +61,18 @@ def read_nms(setting: Mapping | bool | None) -> NmsSettings | None:
     if found.candidates is not None and not (type(found.candidates) is int and found.candidates >= 1):
         raise ValueError(f"nms has candidates={found.candidates!r:.50}; it must be a whole number above 0, or null.")
     return found
+
+
+def with_candidates(setting: Mapping | bool | None, top_k: int, num_queries: int) -> dict | None:
+    """The setting with at least `top_k` candidates, for users who ask for more than the usual 300 detections.
+
+    Returns:
+        None if the setting can stay as it is.
+    """
+    nms = read_nms(setting)
+    if nms is None or top_k <= max(_USUAL_TOP_K, nms.candidates or num_queries):
+        return None
+    return {**setting, "candidates": top_k}
 
 
 def suppress(settings: NmsSettings, scores: Tensor, labels: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,18 +123,19 @@ def soft_scores(scores: Tensor, labels: Tensor, boxes_xyxy: Tensor, iou_threshol
     else:
         groups = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
     for group in groups:
-        iou = _pairwise_iou(boxes_xyxy[group])  # (n, n)
-        overlaps = (iou >= iou_threshold) & (labels[group] == labels[group, None])
-        overlaps &= ~scores[group].isnan()
-        overlaps.fill_diagonal_(False)
-        involved = overlaps.any(dim=1).nonzero()[:, 0]  # (m,), usually few
-        pairs = involved[:, None], involved
-        members = group[involved]
-        scores[members] = _decay(scores[members], overlaps[pairs], 1 - iou[pairs], min_score)
+        pairs = group[(labels[group] == labels[group, None]).triu(1).nonzero()]  # (P, 2) detections of one class
+        overlap = box_iou(boxes_xyxy[pairs[:, 0]], boxes_xyxy[pairs[:, 1]])  # (P,)
+        is_high = overlap >= iou_threshold
+        involved, places = pairs[is_high].unique(return_inverse=True)  # (m,), usually few; (p, 2)
+        factors = scores.new_ones(len(involved), len(involved))
+        for row, column in (places.T, places.T.flip(0)):
+            factors[row, column] = 1 - overlap[is_high]
+        factors[:, scores[involved].isnan()] = 1
+        scores[involved] = _decay(scores[involved], factors, min_score)
     return scores
 
 
-def _decay(scores: Tensor, overlaps: Tensor, factors: Tensor, min_score: float) -> Tensor:
+def _decay(scores: Tensor, factors: Tensor, min_score: float) -> Tensor:
     """Multiply scores by the factors of all better detections that overlap.
 
     Scores only fall. So a detection that is better than all others that overlap it and still wait has its final score. All
@@ -128,28 +143,16 @@ def _decay(scores: Tensor, overlaps: Tensor, factors: Tensor, min_score: float) 
 
     Args:
         scores: (m,); of equal scores, the first counts as better.
-        overlaps: (m, m) bool: the row overlaps the column, which may decay it.
-        factors: (m, m)
+        factors: (m, m) of the row's score, if the column is better; 1 if they do not overlap.
     """
     index = torch.arange(len(scores), device=scores.device)
     is_earlier = index < index[:, None]  # (m, m): the column comes before the row
     waits = ~(scores < min_score)
     while waits.any():
         is_better = (scores > scores[:, None]) | ((scores == scores[:, None]) & is_earlier)
-        is_blocked = (overlaps & waits & is_better).any(dim=1)
+        is_blocked = ((factors < 1) & waits & is_better).any(dim=1)
         done = waits & ~is_blocked
         waits &= is_blocked
-        factor = torch.where(overlaps & done, factors, 1.0).prod(dim=1)
-        scores = torch.where(waits, scores * factor, scores)
+        scores = torch.where(waits, scores * torch.where(done, factors, 1.0).prod(dim=1), scores)
         waits &= ~(scores < min_score)
     return scores
-
-
-def _pairwise_iou(boxes_xyxy: Tensor) -> Tensor:
-    """Intersection over union of all pairs, (N, 4) -> (N, N). NaN for pairs of empty boxes, which overlap nothing."""
-    x0, y0, x1, y1 = boxes_xyxy.unbind(-1)
-    areas = (x1 - x0) * (y1 - y0)
-    width = (torch.minimum(x1, x1[:, None]) - torch.maximum(x0, x0[:, None])).clamp(min=0)
-    height = (torch.minimum(y1, y1[:, None]) - torch.maximum(y0, y0[:, None])).clamp(min=0)
-    overlap = width * height
-    return overlap / (areas + areas[:, None] - overlap)

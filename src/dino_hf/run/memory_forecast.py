@@ -58,6 +58,7 @@ def forecast_memory(
     args: TrainingArguments,
     image_sizes: Sequence[tuple[int, int]],
     num_boxes: int,
+    canvas_side: int | None = None,
 ) -> MemoryForecast:
     """Run one image forward and backward, and measure the peak of the bytes in living tensors.
 
@@ -72,8 +73,9 @@ def forecast_memory(
         model: `DinoDetrForObjectDetection`, configured by the recipe.
         image_sizes: all distinct (height, width) of the training images.
         num_boxes: largest number of boxes of an image.
+        canvas_side: side in pixels of the canvas that the image processor places images on. None: no canvas.
     """
-    size = largest_training_size(recipe.augmentation, image_sizes)
+    size = (canvas_side, canvas_side) if canvas_side else largest_training_size(recipe.augmentation, image_sizes)
     model.to(args.device)
     if name := next((name for name in _CHECKPOINTING if getattr(args, name, False)), None):
         getattr(model, f"{name}_enable")(getattr(args, f"{name}_kwargs"))

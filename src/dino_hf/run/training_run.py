@@ -264,7 +264,10 @@ def _prepare(
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     data = describe_data(splits.origin, splits.notes, parts)
     probe = plan.training_arguments()
-    forecast = forecast_memory(model, recipe, probe, set(image_sizes(splits.train)), data["boxes"]["most_in_an_image"])
+    canvas_side = getattr(start.image_processor, "canvas_side", None)
+    forecast = forecast_memory(
+        model, recipe, probe, set(image_sizes(splits.train)), data["boxes"]["most_in_an_image"], canvas_side
+    )
     free = _minimum(free_memory(probe.device) // _processes_per_device(probe), probe)
     if batch_size != "auto":
         record.values["batch_size"] = int(batch_size)

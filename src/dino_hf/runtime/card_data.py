@@ -91,6 +91,7 @@ class Conversion(_Part):
     weights: str | None = None  # digest of the converted weights
     published: str | None = None  # name of the published checkpoint
     published_ap: float | None = None
+    published_ap_data: str | None = None  # data set of this AP, if it is not COCO val2017
     assumed: dict = field(default_factory=dict)  # settings that the file does not hold
 
 

@@ -17,6 +17,9 @@ _PROJECTS = {
     "original": "the original release (https://github.com/IDEA-Research/DINO)",
     "detrex": "detrex (https://github.com/IDEA-Research/detrex)",
     "mmdet": "MMDetection (https://github.com/open-mmlab/mmdetection)",
+    "aligndetr": "Align-DETR (https://github.com/FelixCaae/AlignDETR)",
+    "codetr": "Co-DETR (https://github.com/Sense-X/Co-DETR)",
+    "codetr_mmdet": "Co-DETR in MMDetection (https://github.com/open-mmlab/mmdetection/tree/main/projects/CO-DETR)",
 }
 _BACKBONES = {
     "resnet": "ResNet",
@@ -114,8 +117,9 @@ def _conversion(conversion: Conversion, data: CardData) -> list[str]:
         is_address = _URL.fullmatch(conversion.url)
         sentences.append(f"Source: {f'<{conversion.url}>' if is_address else code_span(conversion.url)}.")
     if conversion.published_ap is not None:
+        data_set = f" on {escape_markdown(conversion.published_ap_data)}" if conversion.published_ap_data else ""
         sentences.append(
-            f"**Published AP: {conversion.published_ap}**, reported by its authors and not measured by us."
+            f"**Published AP{data_set}: {conversion.published_ap}**, reported by its authors and not measured by us."
         )
         if is_trained or is_changed:
             sentences.append("It belongs to that file and not to the weights here.")

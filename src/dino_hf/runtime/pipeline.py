@@ -13,6 +13,7 @@ from transformers.pipelines.object_detection import ObjectDetectionPipeline
 from ..common.image_origins import read_image as read_from_anywhere
 from ..common.images import read_image
 from ..model.image_processing_mixin import DinoDetrProcessingMixin
+from ..model.nms import with_candidates
 
 TASK = "object-detection"
 _NO_SCORE = -1e4  # logit of padding queries; their score is 0
@@ -24,7 +25,8 @@ class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
     With our image processor, the model runs on images of equal size together. Nothing is padded, so the scores of an image do not
     depend on its batch. With any other image processor, this is the library's pipeline.
 
-    `top_k` limits the number of detections per image. The default is 300, or the number of queries if that is higher.
+    `top_k` limits the number of detections per image. The default is 300, or the number of queries if that is higher. Non-maximum
+    suppression leaves at most as many detections as it has candidates; a `top_k` above 300 raises that number.
     """
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs):
@@ -45,20 +47,24 @@ class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
             image = _read(image)
         inputs = super().preprocess(image, timeout)
         if self._is_ours():
-            inputs["pixel_values"] = list(inputs["pixel_values"])
-            inputs["pixel_mask"] = list(inputs["pixel_mask"])
+            for name in {
+                "pixel_values",
+                "pixel_mask",
+            } & inputs.keys():  # an image processor with a canvas gives no mask
+                inputs[name] = list(inputs[name])
         return inputs
 
     def _forward(self, model_inputs):
         if not self._is_ours():
             return super()._forward(model_inputs)
-        images, masks = (_flat(model_inputs[name]) for name in ("pixel_values", "pixel_mask"))
+        images = _flat(model_inputs["pixel_values"])
+        masks = _flat(model_inputs["pixel_mask"]) if "pixel_mask" in model_inputs else None
         outputs: dict[int, tuple[Tensor, Tensor]] = {}  # image number -> logits (Q, K), boxes (Q, 4)
         for shape in dict.fromkeys(image.shape for image in images):
             numbers = [number for number, image in enumerate(images) if image.shape == shape]
             found = self.model(
                 pixel_values=torch.stack([images[number] for number in numbers]),
-                pixel_mask=torch.stack([masks[number] for number in numbers]),
+                pixel_mask=None if masks is None else torch.stack([masks[number] for number in numbers]),
             )
             outputs |= dict(zip(numbers, zip(found.logits, found.pred_boxes, strict=True), strict=True))
         logits, boxes = zip(*(outputs[number] for number in range(len(images))), strict=True)
@@ -68,9 +74,11 @@ class DinoDetrObjectDetectionPipeline(ObjectDetectionPipeline):
     def postprocess(self, model_outputs, threshold: float = 0.5, top_k: int | None = None):
         if not self._is_ours():
             return super().postprocess(model_outputs, threshold)
-        top_k = max(300, model_outputs["logits"].shape[1]) if top_k is None else top_k
+        num_queries = model_outputs["logits"].shape[1]
+        nms = None if top_k is None else with_candidates(self.image_processor.nms, top_k, num_queries)
+        top_k = max(300, num_queries) if top_k is None else top_k
         (found,) = self.image_processor.post_process_object_detection(
-            model_outputs, threshold, model_outputs["target_size"], top_k=top_k
+            model_outputs, threshold, model_outputs["target_size"], top_k=top_k, nms=nms
         )
         names = [self.model.config.id2label[label] for label in found["labels"].tolist()]
         boxes = [self._get_bounding_box(box) for box in found["boxes"]]

@@ -105,6 +105,12 @@ class Augmentation:
             jitter_size=scaled((self.jitter_size,))[0],
         )
 
+    def fitted(self, side: int) -> "Augmentation":
+        """The same augmentation, with images that fit into a square of `side` pixels: the canvas of an image processor."""
+        short_sides = tuple(dict.fromkeys(min(size, side) for size in self.short_sides))
+        longest_side, jitter_size = min(self.longest_side, side), min(self.jitter_size, side)
+        return replace(self, short_sides=short_sides, longest_side=longest_side, jitter_size=jitter_size)
+
     def transforms(self) -> v2.Transform:
         """Transforms of torchvision for an image and its boxes. They draw from torch's CPU generator."""
         if self.scale_jitter is not None:

@@ -33,12 +33,15 @@ class DetectionTransform:
     Args:
         image_processor: a `DinoDetrImageProcessor`, or another image processor with its interface.
         augmentation: augmentation of training images. It sets the image size, and the image processor only rescales and
-            normalises. None: the image processor resizes, as in inference.
+            normalises. If the image processor has a canvas, images are at most as large as the canvas and are placed on it. None:
+            the image processor resizes, as in inference.
         seed: random seed of the augmentation.
     """
 
     def __init__(self, image_processor, augmentation: Augmentation | None = None, seed: int = 0):
         self.image_processor = image_processor
+        side = getattr(image_processor, "canvas_side", None)
+        augmentation = augmentation if augmentation is None or side is None else augmentation.fitted(side)
         self.augmentation = augmentation
         self.seed = seed
         self._transforms = None if augmentation is None else augmentation.transforms()
@@ -77,8 +80,8 @@ class DetectionTransform:
         Args:
             rows: columns as lists.
         Returns:
-            `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors: boxes relative to the augmented image, and
-            `orig_size` of the original image. An augmented image may have no boxes.
+            `pixel_values`, each (3, h, w), and `labels`, each a dictionary of tensors: boxes relative to the augmented image, or to
+            the canvas, and `orig_size` of the original image. An augmented image may have no boxes.
         Raises:
             ValueError: the image has another size than annotated, or a box lies outside of it.
         """
@@ -97,7 +100,8 @@ class DetectionTransform:
                     pixel_values, labels = self._process(
                         image_id, pixels, changed, do_resize=False, input_data_format="channels_first"
                     )
-                    labels["size"], labels["orig_size"] = labels["orig_size"], torch.tensor([image.height, image.width])
+                    labels.setdefault("size", labels["orig_size"])  # with a canvas, `size` is its size
+                    labels["orig_size"] = torch.tensor([image.height, image.width])
                     num_inside = _num_inside(
                         image, objects
                     )  # checked on the original image: a box outside of a crop is not an error

@@ -19,8 +19,6 @@ from ..release_tensors import (
 from ..rules import Rule, translate, translate_back
 from .project import Project
 
-_ENCODER, _DECODER = "transformer.encoder.layers.{i}.", "transformer.decoder.layers.{i}."
-
 
 class Detrex(Project):
     """detrex has a head for each decoder layer and saves no settings.
@@ -41,23 +39,7 @@ class Detrex(Project):
     def rules(self, num_decoder_layers: int, num_maps: int) -> list[Rule]:
         return [
             Rule("transformer.level_embeds", "transformer.level_embed"),
-            Rule(_ENCODER + "attentions.0.{name}.{p}", _ENCODER + "self_attn.{name}.{p}"),
-            Rule(_ENCODER + "norms.0.{p}", _ENCODER + "norm1.{p}"),
-            Rule(_ENCODER + "norms.1.{p}", _ENCODER + "norm2.{p}"),
-            Rule(_DECODER + "attentions.0.attn.in_proj_{p}", _DECODER + "self_attn.in_proj_{p}"),
-            Rule(_DECODER + "attentions.0.attn.out_proj.{p}", _DECODER + "self_attn.out_proj.{p}"),
-            Rule(_DECODER + "attentions.1.{name}.{p}", _DECODER + "cross_attn.{name}.{p}"),
-            Rule(_DECODER + "norms.0.{p}", _DECODER + "norm2.{p}"),
-            Rule(_DECODER + "norms.1.{p}", _DECODER + "norm1.{p}"),
-            Rule(_DECODER + "norms.2.{p}", _DECODER + "norm3.{p}"),
-            *(
-                Rule(side + source, side + target)
-                for side in (_ENCODER, _DECODER)
-                for source, target in (
-                    ("ffns.0.layers.0.0.{p}", "linear1.{p}"),
-                    ("ffns.0.layers.1.{p}", "linear2.{p}"),
-                )
-            ),
+            *layer_rules("transformer."),
             *(
                 rule
                 for number, class_head, box_head in numbered_heads(num_decoder_layers)
@@ -70,6 +52,7 @@ class Detrex(Project):
             *(Rule(name, name) for name in _UNCHANGED),
             *RESNET,
             # The other backbones have the release's names, without its list around the backbone.
+            *SWIN,
             *(Rule(name, "backbone.0." + name.removeprefix("backbone.")) for name in _OTHER_BACKBONES),
         ]
 
@@ -120,17 +103,43 @@ RESNET = [
     ),
 ]
 
+SWIN = [
+    Rule(name, "backbone.0." + name.removeprefix("backbone."))
+    for name in (
+        "backbone.patch_embed.{name}.{p}",
+        "backbone.layers.{i}.downsample.{name}.{p}",
+        "backbone.layers.{i}.blocks.{j}.attn.relative_position_bias_table",
+        "backbone.norm{i}.{p}",
+        "backbone.layers.{i}.blocks.{j}.attn.relative_position_index",
+        "backbone.layers.{i}.blocks.{j}.norm{k}.{p}",
+        "backbone.layers.{i}.blocks.{j}.attn.{name}.{p}",
+        "backbone.layers.{i}.blocks.{j}.mlp.{name}.{p}",
+    )
+]
+
 _OTHER_BACKBONES = (
-    "backbone.patch_embed.{name}.{p}",
-    "backbone.layers.{i}.downsample.{name}.{p}",
-    "backbone.layers.{i}.blocks.{j}.attn.relative_position_bias_table",
-    "backbone.norm{i}.{p}",
-    "backbone.layers.{i}.blocks.{j}.attn.relative_position_index",
-    "backbone.layers.{i}.blocks.{j}.norm{k}.{p}",
-    "backbone.layers.{i}.blocks.{j}.attn.{name}.{p}",
-    "backbone.layers.{i}.blocks.{j}.mlp.{name}.{p}",
     "backbone.downsample_layers.{i}.{j}.{p}",
     "backbone.stages.{i}.{j}.{name}.{p}",
     "backbone.stages.{i}.{j}.gamma",
     *("backbone.patch_embed.{name}.1.{p}", "backbone.levels.{tail}"),  # InternImage
 )
+
+
+def layer_rules(prefix: str) -> list[Rule]:
+    """Layers of the encoder and decoder, whose names in detrex and Co-DETR differ only by the prefix of the transformer."""
+    encoder, decoder = "encoder.layers.{i}.", "decoder.layers.{i}."
+    names = [
+        (encoder + "attentions.0.{name}.{p}", encoder + "self_attn.{name}.{p}"),
+        (encoder + "norms.0.{p}", encoder + "norm1.{p}"),
+        (encoder + "norms.1.{p}", encoder + "norm2.{p}"),
+        (decoder + "attentions.0.attn.in_proj_{p}", decoder + "self_attn.in_proj_{p}"),
+        (decoder + "attentions.0.attn.out_proj.{p}", decoder + "self_attn.out_proj.{p}"),
+        (decoder + "attentions.1.{name}.{p}", decoder + "cross_attn.{name}.{p}"),
+        # The original release numbers the norms of the decoder in the order of definition, detrex in the order of use.
+        (decoder + "norms.0.{p}", decoder + "norm2.{p}"),
+        (decoder + "norms.1.{p}", decoder + "norm1.{p}"),
+        (decoder + "norms.2.{p}", decoder + "norm3.{p}"),
+        *((side + "ffns.0.layers.0.0.{p}", side + "linear1.{p}") for side in (encoder, decoder)),
+        *((side + "ffns.0.layers.1.{p}", side + "linear2.{p}") for side in (encoder, decoder)),
+    ]
+    return [Rule(prefix + source, "transformer." + target) for source, target in names]

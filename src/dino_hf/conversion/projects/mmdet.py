@@ -9,8 +9,9 @@ from ...model.configuration_dino_detr import DinoDetrConfig
 from ..backbones import BODY, position_indices
 from ..errors import ConversionError
 from ..release_names import neck_rules, numbered_heads
-from ..release_tensors import cut_label_rows, separate_heads
+from ..release_tensors import cut_label_rows, separate_heads, without_projection_bias
 from ..rules import Rule, count_indices, translate_back
+from ..saved_settings import value_at
 from .project import Project
 
 # Field of the configuration -> path in mmdetection's configuration.
@@ -61,17 +62,7 @@ class Mmdet(Project):
     def rules(self, num_decoder_layers: int, num_maps: int) -> list[Rule]:
         return [
             *TRANSFORMER,
-            *(
-                rule
-                for number, class_head, box_head in numbered_heads(num_decoder_layers)
-                for rule in (
-                    Rule(f"bbox_head.cls_branches.{number}.{{p}}", class_head + ".{p}"),
-                    *(  # a sequence, with activations at 1 and 3
-                        Rule(f"bbox_head.reg_branches.{number}.{2 * part}.{{p}}", f"{box_head}.layers.{part}.{{p}}")
-                        for part in range(3)
-                    ),
-                )
-            ),
+            *branch_rules("bbox_head", num_decoder_layers),
             *neck_rules("gn", num_maps),
             *RESNET,
             *SWIN,
@@ -81,67 +72,78 @@ class Mmdet(Project):
         model = settings.get("model")
         if not isinstance(model, dict):
             return {}
-        for path, wanted in _REQUIRED.items():
-            found = _at(model, path)
-            if found is not None and found != wanted:
-                raise ConversionError(
-                    f"The checkpoint was trained with {path}={found!r}; dino_hf supports only {wanted!r}."
-                )
-        fields = {name: value for name, path in _SETTINGS.items() if isinstance(value := _at(model, path), int | float)}
-        costs = _at(model, "train_cfg.assigner.match_costs")
-        for cost in costs if isinstance(costs, list) else []:
-            if isinstance(cost, dict) and cost.get("type") in _COSTS and isinstance(cost.get("weight"), int | float):
-                fields[_COSTS[cost["type"]]] = cost["weight"]
-        frozen = _at(model, "backbone.frozen_stages")  # counted from the stem, which is 0; -1 for none
-        if isinstance(frozen, int):
-            fields["num_frozen_backbone_stages"] = frozen + 1
-        return fields
+        return read_fields(model, _REQUIRED, _SETTINGS, value_at(model, "train_cfg.assigner.match_costs"))
 
-    def image_size(self, settings: dict) -> dict[str, int] | None:
-        pipeline = settings.get("test_pipeline")
-        for step in pipeline if isinstance(pipeline, list) else []:
-            if not isinstance(step, dict) or step.get("type") not in ("Resize", "FixScaleResize"):
-                continue
-            scale = step.get("scale")
-            if isinstance(scale, list) and len(scale) == 2 and all(type(side) is int and side > 0 for side in scale):
-                return {"shortest_edge": min(scale), "longest_edge": max(scale)}
-        return None
+    def processor_settings(self, settings: dict) -> dict[str, Any]:
+        scale, _ = read_test_pipeline(settings)
+        return {"size": {"shortest_edge": min(scale), "longest_edge": max(scale)}} if scale else {}
 
     def file_content(self, tensors: dict[str, Tensor], config: DinoDetrConfig) -> dict[str, Any]:
         tensors = separate_heads(tensors, config) | position_indices(config.backbone_config)
-        tensors = _without_projection_bias(cut_label_rows(tensors, config.num_labels))
+        tensors = without_projection_bias(cut_label_rows(tensors, config.num_labels), "mmdetection")
         rules = self.rules(config.decoder_layers, len(config.backbone_config.out_features))
         names = tuple(config.id2label[index] for index in range(config.num_labels))
         return {
-            "state_dict": _with_counters(translate_back(tensors, rules)),
+            "state_dict": with_counters(translate_back(tensors, rules)),
             "meta": {"dataset_meta": {"classes": names}},
         }
 
 
-def _at(settings: dict, path: str) -> Any:
-    """The value at a path such as "encoder.num_layers"; None if there is none."""
-    value: Any = settings
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+def read_fields(model: dict, required: dict[str, Any], paths: dict[str, str], costs: Any) -> dict[str, Any]:
+    """Fields of the configuration that mmdetection's configuration of a model contains.
 
-
-def _without_projection_bias(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the bias of the projections of feature maps.
-
+    Args:
+        required: path -> the only value that dino_hf supports.
+        paths: field -> path.
+        costs: dictionaries of the matching costs.
     Raises:
-        ConversionError: the bias is not zero.
+        ConversionError: a required value is another one.
     """
-    bias = {name for name in tensors if name.startswith("input_proj.") and name.endswith(".0.bias")}
-    if largest := max((tensors[name].abs().max().item() for name in bias), default=0):
-        raise ConversionError(
-            f"The projections of feature maps have a bias (up to {largest:.2g}), which mmdetection's neck does not have. detrex "
-            "and the original release have it."
-        )
-    return {name: tensor for name, tensor in tensors.items() if name not in bias}
+    for path, wanted in required.items():
+        found = value_at(model, path)
+        if found is not None and found != wanted:
+            raise ConversionError(
+                f"The checkpoint was trained with {path}={found!r}; dino_hf supports only {wanted!r}."
+            )
+    fields = {name: value for name, path in paths.items() if isinstance(value := value_at(model, path), int | float)}
+    for cost in costs if isinstance(costs, list) else []:
+        if isinstance(cost, dict) and cost.get("type") in _COSTS and isinstance(cost.get("weight"), int | float):
+            fields[_COSTS[cost["type"]]] = cost["weight"]
+    frozen = value_at(model, "backbone.frozen_stages")  # counted from the stem, which is 0; -1 for none
+    if isinstance(frozen, int):
+        fields["num_frozen_backbone_stages"] = frozen + 1
+    return fields
 
 
-def _with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_test_pipeline(settings: dict) -> tuple[list[int] | None, list[int] | None]:
+    """Sizes in the test pipeline of mmdetection 2 or 3.
+
+    Returns:
+        the two limits of the sides of a resized image, and the sides to which every image is padded; None if they are unknown.
+    """
+    scale = padded = None
+    waiting = settings.get("test_pipeline")
+    waiting = list(waiting) if isinstance(waiting, list) else []
+    while waiting:
+        step = waiting.pop(0)
+        if not isinstance(step, dict):
+            continue
+        if isinstance(inner := step.get("transforms"), list):  # mmdetection 2 has the steps inside another step
+            scale = scale or _sides(step.get("img_scale"))
+            waiting = inner + waiting
+        elif step.get("type") in ("Resize", "FixScaleResize"):
+            scale = scale or _sides(step.get("scale"))
+        elif step.get("type") == "Pad":
+            padded = padded or _sides(step.get("size"))
+    return scale, padded
+
+
+def _sides(value: Any) -> list[int] | None:
+    is_pair = isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    return value if is_pair else None
+
+
+def with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add the batch counters of torch's batch norms. Frozen norms do not count, so they are 0."""
     counters = {
         name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
@@ -152,6 +154,22 @@ def _with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 _ENCODER, _DECODER = "encoder.layers.{i}.", "decoder.layers.{i}."
+
+
+def branch_rules(prefix: str, num_decoder_layers: int) -> list[Rule]:
+    """Heads of the decoder layers and of the encoder, which mmdetection and Co-DETR call branches of a module `prefix`."""
+    return [
+        rule
+        for number, class_head, box_head in numbered_heads(num_decoder_layers)
+        for rule in (
+            Rule(f"{prefix}.cls_branches.{number}.{{p}}", class_head + ".{p}"),
+            *(  # a sequence, with activations at 1 and 3
+                Rule(f"{prefix}.reg_branches.{number}.{2 * part}.{{p}}", f"{box_head}.layers.{part}.{{p}}")
+                for part in range(3)
+            ),
+        )
+    ]
+
 
 TRANSFORMER = [
     Rule("level_embed", "transformer.level_embed"),

@@ -1,7 +1,8 @@
 """`Project`: everything that differs between the projects that publish DINO checkpoints."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,9 @@ class Project:
         defaults: fields of the configuration that no tensor shows -> the values that this project uses.
         frozen_resnet_stages: the default of `num_frozen_backbone_stages` for a ResNet, including the stem.
         pred_boxes_eps: bound of the inverse sigmoid of predicted boxes, for which the projects have no setting.
+        has_fixed_positions: whether all models of this project have the position settings in `defaults`.
+        processor: settings of the image processor that differ from its defaults, for files that contain none.
+        refused: name of a tensor -> what a file with this tensor is, and why it cannot be converted.
         saves_settings: whether a file contains the settings of its training.
         saves_class_names: whether a file contains the names of the classes.
         counts_denoising_pairs: whether a `num_denoising` below 50 counts pairs of queries instead of groups.
@@ -35,6 +39,9 @@ class Project:
     defaults: dict[str, Any]
     frozen_resnet_stages: int
     pred_boxes_eps = 1e-3
+    has_fixed_positions = False
+    processor: Mapping[str, Any] = MappingProxyType({})
+    refused: Mapping[str, str] = MappingProxyType({})
     saves_settings = True
     saves_class_names = False
     counts_denoising_pairs = True
@@ -86,9 +93,9 @@ class Project:
         """
         return {}
 
-    def image_size(self, settings: dict) -> dict[str, int] | None:
-        """`size` of the image processor, if the settings in a file contain it."""
-        return None
+    def processor_settings(self, settings: dict) -> dict[str, Any]:
+        """Settings of the image processor that the settings in a file contain."""
+        return {}
 
     def data_set(self, settings: dict) -> str | None:
         """Name of the data set of the training, if the settings in a file contain it."""

@@ -7,13 +7,16 @@ conversion/options.py.
 from collections.abc import Iterable
 
 from ..errors import ConversionError
+from .aligndetr import AlignDetr
+from .codetr import CoDetr, CoDetrMmdet
 from .detrex import Detrex
 from .mmdet import Mmdet
 from .original import Original
 from .project import Project
 
-# The first project that recognises a file is taken. Variants stand before the projects that they extend.
-PROJECTS: dict[str, Project] = {project.name: project for project in (Original(), Detrex(), Mmdet())}
+# The first project that recognises a file is taken. The tensors do not tell Align-DETR and detrex apart.
+_ALL = (Original(), Detrex(), AlignDetr(), Mmdet(), CoDetrMmdet(), CoDetr())
+PROJECTS: dict[str, Project] = {project.name: project for project in _ALL}
 
 
 def recognise(names: Iterable[str]) -> Project | None:
