@@ -63,6 +63,7 @@ def add_toy_rows(setitem, files: dict[str, bytes], address: str) -> dict[str, Pu
             aliases=("other",),
             num_labels=CLASSES,
             num_queries=QUERIES,
+            encoder_layers=LAYERS,
         )
         for title in rows[project].titles:
             setitem(published._BY_TITLE, title, rows[project])
