@@ -99,6 +99,9 @@ def test_inference_waits_for_nothing(settings, is_padded):
         ((60, 2), {}),
         ((3, 1), {"max_denoising_queries": 4, "mask_denoising_padding": True}),
         ((3, 0), {"num_denoising": 0}),
+        ((3, 0), {"class_loss": "align_detr", "queries_per_box": 2}),
+        ((3, 2), {"class_loss": "stable_dino", "encoder_fusion": True}),
+        ((3, 1), {"class_loss": "quality_focal"}),
     ],
 )
 def test_a_training_step_waits_for_the_costs_of_matching_alone(counts, settings):

@@ -62,7 +62,7 @@ def test_only_the_own_project_recognises_a_file():
 
 def test_an_unknown_project_is_refused_with_the_choices():
     with pytest.raises(
-        ConversionError, match="no project 'detectron'; choose one of original, detrex, aligndetr, mmdet"
+        ConversionError, match="no project 'detectron'; choose one of original, stabledino, detrex, aligndetr, mmdet"
     ):
         find_project("detectron")
 

@@ -127,15 +127,20 @@ def test_the_best_pair_of_each_layer_and_image_has_the_target_1():
 
 
 def test_queries_of_a_box_are_weighted_by_their_rank():
-    quality = torch.tensor([0.2, 0.9, 0.5, 0.1, 0.7, 0.3])
-    box = torch.tensor([4, 1, 4, 1, 0, 4])
-    ranks = torch.tensor([2.0, 0, 0, 1, 0, 1])
-    torch.testing.assert_close(rank_weights(quality, box), torch.exp(-ranks / 1.5))
-    assert rank_weights(torch.zeros(0), torch.zeros(0).long()).shape == (0,)
+    quality = torch.tensor([0.2, 0.9, 0.5, 0.1, 0.7, 0.3, 0.7])
+    box = torch.tensor([4, 1, 4, 1, 0, 4, 0])
+    query = torch.tensor([8, 1, 2, 3, 5, 0, 4])
+    ranks = torch.tensor([2.0, 0, 0, 1, 1, 1, 0])  # the last and third but last are equal: the first query is the best
+    torch.testing.assert_close(rank_weights(quality, box, query), torch.exp(-ranks / 1.5))
+    assert rank_weights(torch.zeros(0), *[torch.zeros(0).long()] * 2).shape == (0,)
 
 
 def test_one_query_for_each_box_has_the_weight_1():
-    assert rank_weights(torch.tensor([0.2, 0.9, 0.5]), torch.tensor([2, 0, 1])).tolist() == [1, 1, 1]
+    assert rank_weights(torch.tensor([0.2, 0.9, 0.5]), torch.tensor([2, 0, 1]), torch.tensor([4, 2, 7])).tolist() == [
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(("counts", "repeats"), [((2, 0, 1), (2, 1, 2)), ((3, 1, 4), (1, 2, 1))], ids=str)
@@ -207,7 +212,7 @@ def test_the_whole_loss_is_made_of_its_parts(name, counts):
         soft, box = soft_targets(set_logits, set_boxes, targets, own, CLASS_LOSSES[name], 0.25)
         weights = torch.ones(len(soft))
         if queries_per_box > 1 and "_dn" not in suffix:
-            weights = rank_weights(soft, box)
+            weights = rank_weights(soft, box, own.query)
         classes = class_losses(set_logits, targets.class_labels, own, CLASS_LOSSES[name], 0.25, weights * soft)[layer]
         l1 = (set_boxes[own[:3]] - targets.boxes[own.target]).abs().sum(-1)
         pairs = zip(set_boxes[own[:3]].tolist(), targets.boxes[own.target].tolist(), strict=True)

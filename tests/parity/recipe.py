@@ -24,9 +24,9 @@ VARIANTS = [
     *("detrex/r50_4scale", "detrex/swin_t_4scale", "mmdet/r50_4scale", "mmdet/swin_t_5scale"),
     "detrex/internimage_4scale",
 ]
-# Co-DETR and Align-DETR, see test_family.py. They have the shapes of DINO, other names and other losses.
-FAMILY = ["codetr/r50_5scale", "codetr/swin_t_5scale", "aligndetr/r50_4scale"]
-_OF_DETREX = ("detrex", "aligndetr")
+# Co-DETR, Align-DETR and Stable-DINO, see test_family.py. They have other names and other losses than DINO.
+FAMILY = ["codetr/r50_5scale", "codetr/swin_t_5scale", "aligndetr/r50_4scale", "stabledino/r50_4scale"]
+_OF_DETREX = ("detrex", "aligndetr", "stabledino")
 
 
 def project_of(variant: str) -> str:

@@ -1,4 +1,4 @@
-"""Co-DINO and Align-DETR against recorded numbers of Co-DETR and detrex, by the same conversion that users call.
+"""Co-DINO, Align-DETR and Stable-DINO against recorded numbers of their public code, by the same conversion that users call.
 
 The recordings were made in float32 with another build of torch. The limits of DINO hold (see test_recordings.py).
 """
@@ -94,6 +94,11 @@ def test_the_configuration_has_the_settings_of_the_source(variant, folder):
     config, source = load_model(folder).config, load_manifest(variant)["config"]
     if project_of(variant) == "aligndetr":
         assert (config.class_loss, config.queries_per_box, config.num_denoising) == ("align_detr", 2, 100)
+        assert (config.position_temperature, config.position_offset, config.projection_bias) == (10000, -0.5, True)
+        return
+    if project_of(variant) == "stabledino":
+        assert (config.class_loss, config.encoder_fusion, config.negative_noise_start) == ("stable_dino", True, 0)
+        assert (config.cls_loss_coefficient, config.denoising_cls_loss_coefficient) == (6, 1)
         assert (config.position_temperature, config.position_offset, config.projection_bias) == (10000, -0.5, True)
         return
     head = source["query_head"]

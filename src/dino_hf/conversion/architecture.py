@@ -132,6 +132,7 @@ def _fields_from_tensors(tensors: dict[str, Tensor], project: Project) -> dict[s
         "decoder_layers": count_indices(tensors, r"transformer\.decoder\.layers\.(\d+)\."),
         "encoder_ffn_dim": len(tensors["transformer.encoder.layers.0.linear1.weight"]),
         "decoder_ffn_dim": len(tensors["transformer.decoder.layers.0.linear1.weight"]),
+        "encoder_fusion": "transformer.encoder.fusion_layer.0.weight" in tensors,
         "projection_bias": "input_proj.0.0.bias" in tensors,
         "num_extra_label_embeddings": num_extra_label_rows(tensors, num_labels),
         "pred_boxes_eps": project.pred_boxes_eps,
@@ -169,7 +170,7 @@ _USER_FIELDS = [
     *("num_denoising", "label_noise_ratio", "box_noise_scale", "focal_alpha"),
     *("class_cost", "bbox_cost", "giou_cost"),
     *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
-    *("class_loss", "queries_per_box", "denoising_cls_loss_coefficient"),
+    *("class_loss", "queries_per_box", "denoising_cls_loss_coefficient", "negative_noise_start"),
 ]
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-PROJECT_NAMES = ("original", "detrex", "aligndetr", "mmdet", "codetr_mmdet", "codetr")
+PROJECT_NAMES = ("original", "stabledino", "detrex", "aligndetr", "mmdet", "codetr_mmdet", "codetr")
 MIRROR = "DINO_HF_MIRROR"  # environment variable: address from which published checkpoints are downloaded
 
 HELP = {

@@ -23,6 +23,11 @@ TRANSFORMER = [
     Rule(_ENCODER + "norm1.{p}", _OUR_ENCODER + "self_attn_norm.{p}"),
     Rule(_ENCODER + "norm2.{p}", _OUR_ENCODER + "mlp_norm.{p}"),
     Rule(_ENCODER + "self_attn.{name}.{p}", _OUR_ENCODER + "self_attn.{name}.{p}"),
+    # Stable-DINO only. The release has no fusion, so these are the names of Stable-DINO.
+    *(
+        Rule(f"transformer.encoder.fusion_layer.{number}.{{p}}", f"model.encoder.fusion.{ours}.{{p}}")
+        for number, ours in enumerate(("projection", "norm"))
+    ),
     # The decoder numbers its norms in the order of definition, not of use: norm1 belongs to cross-attention.
     Rule(_DECODER + "norm1.{p}", _OUR_DECODER + "cross_attn_norm.{p}"),
     Rule(_DECODER + "norm2.{p}", _OUR_DECODER + "self_attn_norm.{p}"),

@@ -22,6 +22,7 @@ class Trace(NamedTuple):
     maps: list[Tensor]  # L outputs of the neck
     masks: list[Tensor]  # (B, h, w)
     tokens: list[Tensor]  # input of the encoder and output of each layer, (B, S, C)
+    memory: Tensor  # output of the encoder, (B, S, C)
     proposal_logits: Tensor  # (B, Q, K) of the selected tokens
     proposal_boxes: Tensor  # (B, Q, 4)
     queries: list[Tensor]  # input of the decoder and output of each layer, (B, Q, C)
@@ -131,6 +132,13 @@ class SourceArithmetic(SourceBackbones):
         attended = self.deformable(f"{name}.self_attn", tokens + positions, references, tokens, masks, heads)
         return self.feed_forward(self.layer_norm(tokens + attended, f"{name}.norm1"), name, "norm2")
 
+    def fuse(self, tokens: list[Tensor]) -> Tensor:
+        """Output of the last layer, or in Stable-DINO a function of the states of all layers; (B, S, C) each -> (B, S, C)."""
+        name = "transformer.encoder.fusion_layer"
+        if f"{name}.0.weight" not in self:
+            return tokens[-1]
+        return self.layer_norm(self.linear(torch.cat(tokens, -1), f"{name}.0"), f"{name}.1")
+
     def feed_forward(self, x: Tensor, name: str, norm: str) -> Tensor:
         inner = self.linear(self.linear(x, f"{name}.linear1").relu(), f"{name}.linear2")
         return self.layer_norm(x + inner, f"{name}.{norm}")
@@ -222,13 +230,14 @@ class SourceArithmetic(SourceBackbones):
         tokens, positions = [torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)], self.positions(masks)
         for layer in range(self.num_layers("encoder")):
             tokens.append(self.encoder_layer(layer, tokens[-1], positions, masks))
-        logits, boxes = self.proposals(tokens[-1], masks)
+        memory = self.fuse(tokens)
+        logits, boxes = self.proposals(memory, masks)
         num_queries = min(self.settings.num_queries, logits.shape[1])
         best = logits.amax(-1).topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
         logits, boxes = logits.take_along_dim(best, 1), boxes.take_along_dim(best, 1)
-        trace = Trace(features, maps, masks, tokens, logits, boxes, [self.content(boxes)], [boxes], [], [])
+        trace = Trace(features, maps, masks, tokens, memory, logits, boxes, [self.content(boxes)], [boxes], [], [])
         for layer in range(self.num_layers("decoder")):
-            of_layer = self.decoder_layer(layer, trace.queries[-1], trace.references[-1], tokens[-1], masks)
+            of_layer = self.decoder_layer(layer, trace.queries[-1], trace.references[-1], memory, masks)
             for entries, entry in zip(
                 (trace.queries, trace.logits, trace.boxes, trace.references), of_layer, strict=True
             ):

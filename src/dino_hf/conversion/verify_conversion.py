@@ -92,7 +92,7 @@ class Model:
 
 def trace_of(model: DinoDetrForObjectDetection, pixels: Tensor, pixel_mask: Tensor) -> Trace:
     """Run a model, and record the inputs and outputs of its stages by forward hooks."""
-    features, maps, padding, encoder_inputs, decoder_inputs = [], [], [], [], []
+    features, maps, padding, decoder_inputs = [], [], [], []
 
     def record_backbone(module: nn.Module, inputs: tuple, output) -> None:
         features.extend(output.feature_maps)
@@ -105,10 +105,6 @@ def trace_of(model: DinoDetrForObjectDetection, pixels: Tensor, pixel_mask: Tens
     handles = [
         detector.backbone.model.register_forward_hook(record_backbone),
         detector.backbone.register_forward_hook(record_levels),
-        *(
-            layer.register_forward_pre_hook(lambda _, args: encoder_inputs.append(args))
-            for layer in detector.encoder.layers
-        ),
         *(
             layer.register_forward_pre_hook(lambda _, args: decoder_inputs.append(args))
             for layer in detector.decoder.layers
@@ -123,7 +119,8 @@ def trace_of(model: DinoDetrForObjectDetection, pixels: Tensor, pixel_mask: Tens
         features,
         maps,
         [~mask for mask in padding],
-        [args[0] for args in encoder_inputs] + [outputs.encoder_last_hidden_state],
+        list(outputs.encoder_hidden_states),
+        outputs.encoder_last_hidden_state,
         outputs.enc_topk_logits,
         outputs.enc_topk_bboxes,
         list(outputs.decoder_hidden_states),
@@ -173,7 +170,8 @@ def differences(
         output = second.encoder_layer(layer, first.tokens[layer], positions, masks)
         yield compare(f"encoder, layer {layer + 1}", first.tokens[layer + 1][inside], output[inside])
 
-    memory = first.tokens[-1]
+    memory = first.memory
+    yield compare("encoder, output", memory[inside], second.fuse(first.tokens)[inside])
     logits, boxes = second.proposals(memory, masks)
     same_number("classes", first.proposal_logits.shape[-1], logits.shape[-1])
     # A proposal does not record its token: find the token with the closest logits and, among equal ones, the closest box.

@@ -93,7 +93,7 @@ def set_losses(
         is_ranked: whether several queries may be matched with a box. Then each is weighted by its rank.
     """
     soft, box = soft_targets(logits.detach(), boxes.detach(), targets, matches, kind, alpha)
-    weights = rank_weights(soft, box) if is_ranked else None
+    weights = rank_weights(soft, box, matches.query) if is_ranked else None
     center, size, giou = box_losses(boxes, targets.boxes, matches, weights)
     soft = soft if weights is None else weights * soft
     classes = class_losses(logits, targets.class_labels, matches, kind, alpha, soft, class_weights)

@@ -8,7 +8,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_dino_detr import DinoDetrConfig
 from .feature_levels import FeatureLevels, cell_centers, flatten_maps
-from .layers import FeedForward
+from .layers import FeedForward, linear, xavier_weight
 from .ms_deform_attn import DinoDetrDeformableAttention, SamplingPoints
 from .position_embedding import embed_map, embed_whole_map
 
@@ -44,6 +44,19 @@ class DinoDetrEncoderLayer(GradientCheckpointingLayer):
         return self.mlp_norm(tokens + self.mlp(tokens)), points
 
 
+class DinoDetrEncoderFusion(nn.Module):
+    """Fusion of the states of all encoder layers, as in Stable-DINO (arXiv:2304.04742): (B, S, (layers + 1) C) -> (B, S, C)."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__()
+        num_states = config.encoder_layers + 1  # the input of the first layer is one of them
+        self.projection = linear(num_states * config.d_model, config.d_model, xavier_weight)
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.norm(self.projection(states))
+
+
 class Encoded(NamedTuple):
     """Result of the encoder. The last two are None unless requested."""
 
@@ -53,13 +66,14 @@ class Encoded(NamedTuple):
 
 
 class DinoDetrEncoder(nn.Module):
-    """Position embedding, level embedding and encoder layers."""
+    """Position embedding, level embedding, encoder layers and, with `encoder_fusion`, the fusion of their outputs."""
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__()
         self.config = config
         self.level_embed = nn.Embedding(config.num_feature_levels, config.d_model)
         self.layers = nn.ModuleList(DinoDetrEncoderLayer(config) for _ in range(config.encoder_layers))
+        self.fusion = DinoDetrEncoderFusion(config) if config.encoder_fusion else None
 
     def forward(
         self, tokens: Tensor, levels: FeatureLevels, output_hidden_states: bool = False, output_attentions: bool = False
@@ -70,9 +84,11 @@ class DinoDetrEncoder(nn.Module):
         hidden_states, points = [tokens], []
         for layer in self.layers:
             tokens, sampled = layer(tokens, position, references, levels, output_attentions)
-            if output_hidden_states:
+            if output_hidden_states or self.fusion is not None:
                 hidden_states.append(tokens)
             points.append(sampled)
+        if self.fusion is not None:  # with `device_map`, layers are on several devices
+            tokens = self.fusion(torch.cat([state.to(tokens.device) for state in hidden_states], dim=-1))
         return Encoded(
             memory=tokens,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,

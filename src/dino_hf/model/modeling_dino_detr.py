@@ -33,7 +33,7 @@ class DinoDetrModelOutput(ModelOutput):
         intermediate_pred_boxes: (B, D, Q, 4) cxcywh in [0, 1] of the unpadded image.
         enc_topk_logits: (B, Q, K) class logits of the selected encoder tokens.
         enc_topk_bboxes: (B, Q, 4) boxes of the selected encoder tokens.
-        encoder_last_hidden_state: (B, S, C)
+        encoder_last_hidden_state: (B, S, C) result of the encoder.
         encoder_hidden_states, decoder_hidden_states: on request, input and output of each layer, (B, S, C) and (B, Q, C). In
             training, denoising queries come first in the decoder.
         encoder_attentions, cross_attentions: on request, weights (B, S or Q, H, L, P) of the sampling points of each layer.

@@ -233,16 +233,18 @@ def soft_targets(
 
 
 @torch.no_grad()
-def rank_weights(quality: Tensor, box: Tensor, tau: float = 1.5) -> Tensor:
+def rank_weights(quality: Tensor, box: Tensor, query: Tensor, tau: float = 1.5) -> Tensor:
     """Weights exp(-rank / tau) of Align-DETR. Rank 0 is the best pair of a box, rank 1 the next.
 
     Args:
-        quality: (M,) a larger value is better.
+        quality: (M,) a larger value is better. Of equal pairs, as without any overlap, the first query is the best.
         box: (M,) index of the box of each pair.
+        query: (M,) query of each pair.
     Returns:
         (M,)
     """
-    order = quality.argsort(descending=True, stable=True)
+    order = query.argsort()
+    order = order[quality[order].argsort(descending=True, stable=True)]
     order = order[box[order].argsort(stable=True)]  # sorted by box, the best pair of each box first
     sorted_box, place = box[order], torch.arange(len(box), device=box.device)
     is_first = torch.ones_like(sorted_box, dtype=torch.bool)

@@ -18,6 +18,7 @@ _PROJECTS = {
     "detrex": "detrex (https://github.com/IDEA-Research/detrex)",
     "mmdet": "MMDetection (https://github.com/open-mmlab/mmdetection)",
     "aligndetr": "Align-DETR (https://github.com/FelixCaae/AlignDETR)",
+    "stabledino": "Stable-DINO (https://github.com/IDEA-Research/Stable-DINO)",
     "codetr": "Co-DETR (https://github.com/Sense-X/Co-DETR)",
     "codetr_mmdet": "Co-DETR in MMDetection (https://github.com/open-mmlab/mmdetection/tree/main/projects/CO-DETR)",
 }

@@ -133,6 +133,10 @@ class DinoDetrEncoderLayer(encoder.DinoDetrEncoderLayer):
     forward = fast_linear(encoder.DinoDetrEncoderLayer.forward)
 
 
+class DinoDetrEncoderFusion(encoder.DinoDetrEncoderFusion):
+    forward = fast_linear(encoder.DinoDetrEncoderFusion.forward)
+
+
 class DinoDetrDecoderLayer(decoder.DinoDetrDecoderLayer):
     forward = fast_linear(decoder.DinoDetrDecoderLayer.forward)
 
@@ -275,6 +279,7 @@ class ReLU(nn.ReLU):
 
 _FASTER = {
     encoder.DinoDetrEncoderLayer: DinoDetrEncoderLayer,
+    encoder.DinoDetrEncoderFusion: DinoDetrEncoderFusion,
     decoder.DinoDetrDecoderLayer: DinoDetrDecoderLayer,
     layers.MLP: MLP,
     heads.DetectionHead: DetectionHead,

@@ -31,6 +31,7 @@ class Project:
         saves_class_names: whether a file contains the names of the classes.
         counts_denoising_pairs: whether a `num_denoising` below 50 counts pairs of queries instead of groups.
         backbones: model types of the backbones that this project has.
+        has_encoder_fusion: whether a file can hold a fusion of the encoder's layers.
         num_classes_setting, position_setting: names of settings, shown to the user by `settings_to_make`.
     """
 
@@ -46,6 +47,7 @@ class Project:
     saves_class_names = False
     counts_denoising_pairs = True
     backbones: tuple[str, ...] = ("resnet", "swin", "convnext")
+    has_encoder_fusion = False
     num_classes_setting = ""
     position_setting = ""
 
@@ -117,6 +119,10 @@ class Project:
         if stages != [f"stage{stage}" for stage in range(5 - len(stages), 5)]:
             raise ConversionError(
                 f"The model uses the stages {stages}; the other projects use the last ones, without a gap."
+            )
+        if config.encoder_fusion and not self.has_encoder_fusion:
+            raise ConversionError(
+                f"The model has encoder_fusion=True, which {self.name} cannot compute; write it for stabledino."
             )
         if config.num_denoising == 0:
             raise ConversionError(

@@ -13,9 +13,11 @@ from .detrex import Detrex
 from .mmdet import Mmdet
 from .original import Original
 from .project import Project
+from .stabledino import StableDino
 
-# The first project that recognises a file is taken. The tensors do not tell Align-DETR and detrex apart.
-_ALL = (Original(), Detrex(), AlignDetr(), Mmdet(), CoDetrMmdet(), CoDetr())
+# The first project that recognises a file is taken: Stable-DINO has all tensors of detrex, and more. The tensors do not tell
+# Align-DETR and detrex apart.
+_ALL = (Original(), StableDino(), Detrex(), AlignDetr(), Mmdet(), CoDetrMmdet(), CoDetr())
 PROJECTS: dict[str, Project] = {project.name: project for project in _ALL}
 
 
