@@ -213,9 +213,9 @@ def _no_hub(name):
 
 
 def test_a_backbone_that_is_not_supported_is_refused_before_the_download(server, monkeypatch):
-    row = Published("detrex", "vit", 50.0, "ViTDet-B", 4, "vit.pth", address=f"{server.address}/detrex/vit.pth")
+    row = Published("detrex", "vit", 50.0, "EVA-01", 4, "vit.pth", address=f"{server.address}/detrex/vit.pth")
     monkeypatch.setitem(published._BY_TITLE, row.title, row)
-    with pytest.raises(ConversionError, match="ViTDet-B, which is not supported"):
+    with pytest.raises(ConversionError, match="EVA-01, which is not supported"):
         load_detector(row.title)
     assert server.requests == []
 

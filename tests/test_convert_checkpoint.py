@@ -845,7 +845,7 @@ def test_a_processor_with_other_colours_is_told(save, tmp_path, capsys):
         (["--set", 'backbone_config={"model_type": "swin"}'], r"--set cannot set \['backbone_config'\]"),
         (
             ["--published", "detrex/dino_vitdet_4scale_12ep"],
-            "The file is not detrex/dino_vitdet_4scale_12ep: it has backbone 'resnet' instead of 'ViTDet-B'",
+            "The file is not detrex/dino_vitdet_4scale_12ep: .*backbone 'resnet' instead of 'dino_detr_vit_pyramid'",
         ),
         (["--set", "encoder_attention_heads=many"], "encoder_attention_heads='many' is not a number of heads"),
         (["--set", "encoder_attention_heads=0"], "encoder_attention_heads=0 is not a number of heads"),

@@ -18,6 +18,7 @@ from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
+from dino_hf.conversion.projects.project import backbone_depths
 from dino_hf.conversion.published import PUBLISHED, find_published, table
 from dino_hf.conversion.published_match import Candidate, project_of_file
 from dino_hf.conversion.published_row import BACKBONES
@@ -27,12 +28,15 @@ PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
 AUXILIARY = re.compile(r"(rpn_head|roi_head|bbox_head|query_head\.downsample|query_head\.transformer\.aux_pos_trans)")
 SUPPORTED = [row for row in PUBLISHED if row.backbone in BACKBONES]
 OTHERS = [row for row in PUBLISHED if row.backbone not in BACKBONES]
-# A tensor of each backbone that cannot be expressed, as detrex names it, and a part of the reason.
-SAMPLES = {
-    "FocalNet": ("backbone.layers.0.blocks.0.modulation.f.weight", "FocalNet"),
-    "ViTDet": ("backbone.net.blocks.0.attn.qkv.weight", "a plain ViT"),
-    "EVA": ("backbone.blocks.0.attn.q_proj.weight", "a plain ViT with rotary positions"),
+# A tensor of each backbone that cannot be expressed, and a part of the reason.
+SAMPLES = {"EVA": ("backbone.blocks.0.attn.q_proj.weight", "a plain ViT with rotary positions")}
+# Such tensors of backbones that no row of the table has.
+UNSUPPORTED = {
+    "backbone.net.blocks.0.attn.q_bias": "EVA",
+    "backbone.net.blocks.0.attn.q_proj.weight": "EVA-02",
+    "backbone.layers.0.blocks.0.attn.logit_scale": "Swin v2",
 }
+FOCALNET, VIT_PYRAMID = "dino_detr_focalnet", "dino_detr_vit_pyramid"
 
 
 def small(row):
@@ -43,6 +47,17 @@ def small(row):
     if kind == "dino_detr_internimage":
         backbone |= {"embed_dim": 16, "num_groups": [1, 2, 4, 8], "post_norm": row.backbone != "InternImage-T"}
         backbone |= {"offset_scale": 2.0 if row.backbone == "InternImage-L" else 1.0}
+    elif kind == FOCALNET:
+        fl4 = row.backbone.endswith("fl4")
+        backbone |= {"embed_dim": 16, "focal_levels": [4 if fl4 else 3] * 4, "focal_windows": [3 if fl4 else 5] * 4}
+        backbone |= {"use_conv_embed": True, "use_layerscale": True, "use_post_layernorm": True}
+    elif kind == VIT_PYRAMID:
+        del backbone["depths"], backbone["out_features"]
+        blocks = {"num_hidden_layers": depths[0], "window_size": 14, "image_size": 1024}
+        every = depths[0] // 4  # the last block of each quarter attends to the whole image
+        blocks |= {"window_block_indices": [block for block in range(depths[0]) if (block + 1) % every]}
+        sizes = {"hidden_size": 16, "num_attention_heads": 2, "use_relative_position_embeddings": True}
+        backbone |= {"backbone_config": {"model_type": "vitdet", **blocks, **sizes}}
     elif kind == "swin":
         backbone |= {"embed_dim": 8, "num_heads": [1, 2, 4, 8], "window_size": 12 if "384" in row.backbone else 7}
     else:
@@ -92,7 +107,8 @@ def real_patterns(row):
         "codetr": "swin_t_5scale",
     }
     variant = variants[project] if kind == "swin" else "r50_5scale" if project == "codetr" else "r50_4scale"
-    variant = "internimage_4scale" if kind == "dino_detr_internimage" else variant
+    own = {"dino_detr_internimage": "internimage_4scale", FOCALNET: "focalnet_4scale", VIT_PYRAMID: "vitdet_4scale"}
+    variant = own.get(kind, variant)
     names = load_manifest(f"{project}/{variant}")["tensors"]
     if kind == "convnext":
         names = [name for name in names if not name.startswith("backbone.")]
@@ -128,7 +144,7 @@ def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, monkeypatch,
     config, expected = converted.config, small(row)
     backbone = config.backbone_config
     kind, depths, _, _ = BACKBONES[row.backbone]
-    assert (backbone.model_type, list(backbone.depths)) == (kind, depths)
+    assert (backbone.model_type, backbone_depths(backbone)) == (kind, depths)
     assert config.num_feature_levels == row.num_levels
     if kind == "swin":
         assert (backbone.window_size, backbone.image_size) == ((12, 384) if "384" in row.backbone else (7, 224))
@@ -232,13 +248,22 @@ def test_a_file_of_sense_x_is_known_by_its_name_although_its_bytes_are_not(tmp_p
 
 
 @pytest.mark.parametrize("row", OTHERS, ids=lambda row: row.title)
-def test_a_backbone_that_cannot_be_expressed_is_refused_with_the_reason(row, tmp_path):
+def test_a_published_backbone_that_cannot_be_expressed_is_refused_with_the_reason(row, tmp_path):
     sample, reason = SAMPLES[row.backbone.split("-")[0]]
     variant = "codetr/r50_5scale" if row.project == "codetr" else "detrex/r50_4scale"
     names = [name for name in load_manifest(variant)["tensors"] if not name.startswith("backbone.")]
     torch.save({"model": {name: torch.zeros(2, 3) for name in [*names, sample]}}, tmp_path / "file.pth")
     with pytest.raises(ConversionError, match=f"The backbone is not supported, because it is {reason}"):
         convert(tmp_path / "file.pth", tmp_path / "out", published=row.title)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("sample", "reason"), UNSUPPORTED.items())
+def test_a_backbone_that_cannot_be_expressed_is_refused_with_the_reason(sample, reason, tmp_path):
+    names = [name for name in load_manifest("detrex/r50_4scale")["tensors"] if not name.startswith("backbone.")]
+    torch.save({"model": {name: torch.zeros(2, 3) for name in [*names, sample]}}, tmp_path / "model.pth")
+    with pytest.raises(ConversionError, match=f"The backbone is not supported, because it is {reason}"):
+        convert(tmp_path / "model.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

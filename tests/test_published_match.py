@@ -40,6 +40,8 @@ def toy_config(row, **changes):
         config.backbone_config.embed_dim = width
     elif kind == "swin":
         config.backbone_config.embed_dim, config.backbone_config.window_size = width, window
+    elif kind == "dino_detr_vit_pyramid":
+        config.backbone_config.backbone_config.hidden_size = width
     else:
         config.backbone_config.hidden_sizes = [width, *config.backbone_config.hidden_sizes[1:]]
     for name, value in changes.items():

@@ -22,7 +22,7 @@ DATA = Path(__file__).parent / "data"
 VARIANTS = [
     *("original/r50_4scale", "original/r50_5scale", "original/swin_t_4scale"),
     *("detrex/r50_4scale", "detrex/swin_t_4scale", "mmdet/r50_4scale", "mmdet/swin_t_5scale"),
-    "detrex/internimage_4scale",
+    *("detrex/focalnet_4scale", "detrex/vitdet_4scale", "detrex/internimage_4scale"),
 ]
 # Co-DETR, Align-DETR and Stable-DINO, see test_family.py. They have other names and other losses than DINO.
 FAMILY = ["codetr/r50_5scale", "codetr/swin_t_5scale", "aligndetr/r50_4scale", "stabledino/r50_4scale"]

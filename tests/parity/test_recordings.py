@@ -26,10 +26,11 @@ from dino_hf.conversion.verify_conversion import Model
 
 
 def limits(variant):
-    """Of logits and boxes: a quarter of what counts as equal (2e-4 and 2e-5), and half of it for two of the Swins. There, float32
-    itself is further off: of the last, the recording differs from the same in float64 by 5.3e-5 and 3.7e-6, the composite by
-    6.5e-5 and 7.8e-6."""
-    return (1e-4, 1e-5) if variant in ("detrex/swin_t_4scale", "mmdet/swin_t_5scale") else (5e-5, 5e-6)
+    """Of logits and boxes: a quarter of what counts as equal (2e-4 and 2e-5), and half of it for two of the Swins and for FocalNet.
+    There, float32 itself is further off: the recording of the last Swin differs from the same in float64 by 5.3e-5 and 3.7e-6, the
+    composite by 6.5e-5 and 7.8e-6; FocalNet's recording by 1.0e-4 and 4.9e-6."""
+    wide = ("detrex/swin_t_4scale", "mmdet/swin_t_5scale", "detrex/focalnet_4scale")
+    return (1e-4, 1e-5) if variant in wide else (5e-5, 5e-6)
 
 
 # One worker does them all, one after the other: training the 5-scale model takes several GiB.
@@ -51,8 +52,9 @@ def folder(variant, tmp_path_factory):
 
 def load_model(folder):
     config = AutoConfig.from_pretrained(folder)
-    if hasattr(config.backbone_config, "drop_path_rate"):
-        config.backbone_config.drop_path_rate = 0.0  # random; the recordings were made without
+    backbone = getattr(config.backbone_config, "backbone_config", config.backbone_config)  # below a pyramid
+    if hasattr(backbone, "drop_path_rate"):
+        backbone.drop_path_rate = 0.0  # random; the recordings were made without
     config.label_noise_ratio = config.box_noise_scale = 0.0  # so were these
     return AutoModelForObjectDetection.from_pretrained(folder, config=config)
 
@@ -221,7 +223,9 @@ def test_gradient_norms_are_the_recorded_ones(variant, trained):
     for key, norm, expected, names in gradient_norms(variant, model):
         # Bilinear sampling has kinks at the borders of cells, and rounding moves up to 3 of 2 million samples of a layer over them
         # (docs/log.md). A single one changes the gradient of that layer's offsets by up to 5.5e-3, and all others by less.
-        limit = 6e-3 if "sampling_offsets" in key else 1e-3
+        # ViTDet's gradients pass six attention layers of the backbone too: its recording differs from float64 by up to 8.4e-4.
+        usual = 2e-3 if key.startswith("backbone.net.") else 1e-3
+        limit = 6e-3 if "sampling_offsets" in key else usual
         assert norm == pytest.approx(expected, rel=limit, abs=1e-6), key
         differences.append(abs(norm - expected) / max(expected, 1e-6))
         seen.update(names)

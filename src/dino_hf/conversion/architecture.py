@@ -15,12 +15,16 @@ from ..model.configuration_dino_detr import DinoDetrConfig
 from .backbones import backbone_settings, check_supported
 from .checkpoint_files import Checkpoint
 from .errors import ConversionError
+from .focalnet import DROP_PATH_RATE
+from .focalnet import MODEL_TYPE as FOCALNET_TYPE
 from .internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from .internimage import hidden_settings, known_offset_scale
 from .projects.project import Project
 from .projects.registry import PROJECTS, recognise
 from .release_tensors import check_tensors, num_extra_label_rows
 from .rules import UnknownName, count_indices
+from .vitdet import MODEL_TYPE as VITDET_TYPE
+from .vitdet import drop_path_rate
 
 _BACKBONE_FIELDS = ("drop_path_rate", "offset_scale")  # settings of backbones that no tensor shows
 _HEADS, _POINTS = 8, 4  # of attention, in all published models
@@ -94,7 +98,10 @@ def build_config(
     assumed |= _attention_sizes(tensors, from_tensors["num_feature_levels"], known, fallback)
     values = {**assumed, **known, **from_tensors}
     given = {name: values.pop(name) for name in _BACKBONE_FIELDS if name in values}
-    values["backbone_config"] = backbone | {name: value for name, value in given.items() if name in of_backbone}
+    given = {name: value for name, value in given.items() if name in of_backbone}
+    if backbone["model_type"] == VITDET_TYPE:
+        given = {"backbone_config": backbone["backbone_config"] | given}
+    values["backbone_config"] = backbone | given
     if project.counts_denoising_pairs and 0 < values["num_denoising"] < 50:
         raise ConversionError(
             f"num_denoising={values['num_denoising']} counts pairs of queries in {project.name}. In dino_hf, as in the original "
@@ -116,6 +123,10 @@ def _hidden_backbone_fields(backbone: dict[str, Any], project: Project, known: d
         return {"num_frozen_backbone_stages": project.frozen_resnet_stages}
     if backbone["model_type"] == "swin":
         return {"drop_path_rate": 0.2}
+    if backbone["model_type"] == FOCALNET_TYPE:
+        return {"drop_path_rate": DROP_PATH_RATE}
+    if backbone["model_type"] == VITDET_TYPE:
+        return {"drop_path_rate": drop_path_rate(backbone)}
     return hidden_settings(backbone, known) if backbone["model_type"] == INTERNIMAGE_TYPE else {}
 
 
@@ -158,7 +169,9 @@ def _check_counts(from_tensors: dict[str, Any]) -> None:
     for name, largest in _LARGEST.items():
         if from_tensors[name] > largest:
             raise ConversionError(f"The tensors show {name}={from_tensors[name]:,}; at most {largest:,} are converted.")
-    if (blocks := sum(from_tensors["backbone_config"]["depths"])) > _MAX_BLOCKS:
+    backbone = from_tensors["backbone_config"]
+    depths = backbone.get("depths") or [backbone["backbone_config"]["num_hidden_layers"]]
+    if (blocks := sum(depths)) > _MAX_BLOCKS:
         raise ConversionError(f"The backbone has {blocks:,} blocks; at most {_MAX_BLOCKS:,} are converted.")
 
 

@@ -6,10 +6,17 @@ import torch
 from torch import Tensor
 
 from .errors import ConversionError
+from .focalnet import FOCALNET, focalnet_settings
+from .focalnet import MARK as FOCALNET_MARK
+from .focalnet import MODEL_TYPE as FOCALNET_TYPE
 from .internimage import INTERNIMAGE, internimage_settings
 from .internimage import MARK as INTERNIMAGE_MARK
 from .internimage import MODEL_TYPE as INTERNIMAGE_TYPE
+from .release_tensors import count_backbone_maps
 from .rules import Rule, count_indices
+from .vitdet import MARK as VITDET_MARK
+from .vitdet import MODEL_TYPE as VITDET_TYPE
+from .vitdet import vitdet_rules, vitdet_settings
 
 _PREFIX, _OUR_PREFIX = "backbone.0.", "model.backbone.model."
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -75,9 +82,16 @@ CONVNEXT = [
 
 def backbone_rules(backbone_config) -> list[Rule]:
     """Names of the original release -> names of dino_hf."""
-    rules = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, INTERNIMAGE_TYPE: INTERNIMAGE}[
-        backbone_config.model_type
-    ]
+    if backbone_config.model_type == VITDET_TYPE:
+        return vitdet_rules(backbone_config)
+    tables = {
+        "resnet": RESNET,
+        "swin": SWIN,
+        "convnext": CONVNEXT,
+        INTERNIMAGE_TYPE: INTERNIMAGE,
+        FOCALNET_TYPE: FOCALNET,
+    }
+    rules = tables[backbone_config.model_type]
     stages = [int(name.removeprefix("stage")) - 1 for name in backbone_config.out_features]
     return [*rules, *output_norms(stages)]
 
@@ -95,12 +109,11 @@ def output_norms(stages: Iterable[int]) -> list[Rule]:
 
 # Part of a tensor name -> why this backbone cannot be converted.
 _UNSUPPORTED = {
-    ".modulation.": "FocalNet. DINO takes the map of each stage before downsampling and normalises it. The FocalNet of "
-    "transformers returns maps after downsampling, and timm's FocalNet has no norms",
-    "backbone.net.": "a plain ViT (ViTDet, EVA). DINO builds its levels from one map by a pyramid of transposed convolutions. "
-    "Neither transformers nor timm has a backbone with this pyramid",
     "backbone.blocks.": "a plain ViT with rotary positions (EVA-02, as in Co-DETR with ViT-L). Neither transformers nor timm has "
     "it with Co-DETR's pyramid",
+    ".attn.q_bias": "EVA. Of the plain ViTs with a feature pyramid, only ViTDet is converted",
+    ".attn.q_proj.": "EVA-02. Of the plain ViTs with a feature pyramid, only ViTDet is converted",
+    ".attn.rope.": "EVA-02. Of the plain ViTs with a feature pyramid, only ViTDet is converted",
     ".attn.logit_scale": "Swin v2. No published DINO has it, so an exact conversion cannot be tested",
 }
 
@@ -126,18 +139,15 @@ def backbone_settings(tensors: dict[str, Tensor]) -> dict:
     Raises:
         ConversionError: it is an unknown backbone, or a tensor is missing.
     """
-    num_maps = 0  # projections of the backbone's maps are 1 x 1, projections of extra levels 3 x 3
-    while (weight := tensors.get(f"input_proj.{num_maps}.0.weight")) is not None and weight.shape[-1] == 1:
-        num_maps += 1
-    stages = [f"stage{stage}" for stage in range(5 - num_maps, 5)]
+    stages = [f"stage{stage}" for stage in range(5 - count_backbone_maps(tensors), 5)]
     for mark, read in _READERS.items():
         if mark in tensors:
             try:
-                return read(tensors) | {"out_features": stages}
+                return {"out_features": stages} | read(tensors)
             except KeyError as error:
                 raise ConversionError(f"The backbone lacks the tensor {error.args[0]!r} (release's name).") from error
     raise ConversionError(
-        "The backbone is not a ResNet, Swin, ConvNeXt or InternImage; its first tensors are "
+        "The backbone is not a ResNet, Swin, ConvNeXt, FocalNet, ViTDet or InternImage; its first tensors are "
         f"{sorted(name for name in tensors if name.startswith('backbone.'))[:3]}."
     )
 
@@ -178,6 +188,8 @@ def _convnext_settings(tensors: dict[str, Tensor]) -> dict:
 
 # A tensor that only this backbone has -> function that reads its settings.
 _READERS = {
+    FOCALNET_MARK: focalnet_settings,  # before Swin, whose mark it has too
+    VITDET_MARK: vitdet_settings,
     BODY + "conv1.weight": _resnet_settings,
     _PREFIX + "patch_embed.proj.weight": _swin_settings,
     _PREFIX + "downsample_layers.0.0.weight": _convnext_settings,
@@ -190,12 +202,21 @@ _COMPUTING = [
     *("embedding_size", "layer_type", "downsample_in_first_stage", "downsample_in_bottleneck"),
     *("embed_dim", "num_heads", "window_size", "patch_size", "mlp_ratio", "qkv_bias", "use_absolute_embeddings"),
     *("layer_scale_init_value", "num_groups", "post_norm"),
+    *("focal_levels", "focal_windows", "use_conv_embed", "use_layerscale", "normalize_modulator"),
+    *("use_post_layernorm", "use_post_layernorm_in_modulation"),
+    *("scale_factors", "add_pooled_level", "out_channels"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "pretrain_image_size", "window_block_indices"),
+    *("residual_block_indices", "use_absolute_position_embeddings", "use_relative_position_embeddings"),
 ]
 
 
 def unusual_settings(ours, usual) -> tuple[dict, dict]:
     """Settings in which two backbone configurations compute differently: the values of `ours` and of `usual`."""
     one, other = ours.to_dict(), usual.to_dict()
+    for settings in (one, other):  # a tuple and a list, and a size once and twice, mean the same
+        settings |= settings.pop("backbone_config", None) or {}
+        for name, value in settings.items():
+            settings[name] = list(value) if isinstance(value, tuple) else value
     names = [name for name in _COMPUTING if one.get(name) != other.get(name)]
     return {name: one.get(name) for name in names}, {name: other.get(name) for name in names}
 

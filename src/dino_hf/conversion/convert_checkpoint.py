@@ -35,7 +35,7 @@ from .errors import ConversionError
 from .messages import say
 from .options import HELP, PROJECT_NAMES, check_options, parse_setting
 from .output_folder import scratch_beside
-from .projects.project import Project
+from .projects.project import Project, backbone_depths
 from .projects.registry import PROJECTS, find_project
 from .published_match import (
     Candidate,
@@ -260,7 +260,7 @@ def _print_architecture(config: DinoDetrConfig) -> None:
     backbone = config.backbone_config
     heads = "one head for all" if config.share_decoder_heads else "a head for each"
     say(
-        f"  {backbone.model_type} {list(backbone.depths)}, {config.num_feature_levels} levels, {config.num_queries} queries, "
+        f"  {backbone.model_type} {backbone_depths(backbone)}, {config.num_feature_levels} levels, {config.num_queries} queries, "
         f"{config.num_labels} classes, {heads} of {config.decoder_layers} decoder layers, "
         f"{config.num_labels + config.num_extra_label_embeddings} label rows"
     )

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers import PreTrainedConfig
+
 from ..common.regular_files import file_sha256
 from ..model.configuration_dino_detr import DinoDetrConfig
 from .checkpoint_files import Checkpoint, load_checkpoint
 from .errors import ConversionError
 from .messages import say
-from .projects.project import Project
+from .projects.project import Project, backbone_depths
 from .projects.registry import find_project, recognise
 from .published import PUBLISHED, find_published
 from .published_row import Published, plain_stem
@@ -144,19 +146,32 @@ def _differences(row: Published, project: Project, config: DinoDetrConfig) -> di
     if not row.is_supported:
         return {"backbone": (config.backbone_config.model_type, row.backbone)}
     backbone = config.backbone_config
-    is_swin = backbone.model_type == "swin"
+    inner = getattr(backbone, "backbone_config", None)  # of the transformer below a pyramid
+    width = (
+        backbone.embed_dim
+        if backbone.model_type == "swin"
+        else inner.hidden_size
+        if inner
+        else backbone.hidden_sizes[0]
+    )
     found = {
         "project": project.name,
         "backbone": backbone.model_type,
-        "depths": list(backbone.depths),
-        "width": backbone.embed_dim if is_swin else backbone.hidden_sizes[0],
-        "window": backbone.window_size if is_swin else None,
+        "depths": backbone_depths(backbone),
+        "width": width,
+        "window": _window(backbone if inner is None else inner),
         "levels": config.num_feature_levels,
         "encoder layers": config.encoder_layers,
         "queries": config.num_queries,
         "classes": config.num_labels,
     }
     return {name: (found[name], value) for name, value in row.architecture().items() if found[name] != value}
+
+
+def _window(backbone: PreTrainedConfig) -> int | None:
+    """Attention window, or the first window of a FocalNet."""
+    windows = getattr(backbone, "focal_windows", None)
+    return windows[0] if windows else getattr(backbone, "window_size", None)
 
 
 def _describe(others: dict[str, tuple[Any, Any]], conflicts: dict[str, Any]) -> str:

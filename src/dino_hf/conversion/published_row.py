@@ -3,7 +3,8 @@
 import re
 from typing import Any, NamedTuple
 
-# Backbones of published checkpoints: model type, depths of the four stages, width of the first stage, attention window.
+# Backbones of published checkpoints: model type, depths of the stages, width of the first stage, attention
+# window or first window of a FocalNet.
 BACKBONES: dict[str, tuple[str, list[int], int, int | None]] = {
     "ResNet-50": ("resnet", [3, 4, 6, 3], 256, None),
     "ResNet-101": ("resnet", [3, 4, 23, 3], 256, None),
@@ -16,6 +17,10 @@ BACKBONES: dict[str, tuple[str, list[int], int, int | None]] = {
     "ConvNeXt-S": ("convnext", [3, 3, 27, 3], 96, None),
     "ConvNeXt-B": ("convnext", [3, 3, 27, 3], 128, None),
     "ConvNeXt-L": ("convnext", [3, 3, 27, 3], 192, None),
+    "FocalNet-L fl3": ("dino_detr_focalnet", [2, 2, 18, 2], 192, 5),
+    "FocalNet-L fl4": ("dino_detr_focalnet", [2, 2, 18, 2], 192, 3),
+    "ViTDet-B": ("dino_detr_vit_pyramid", [12], 768, 14),
+    "ViTDet-L": ("dino_detr_vit_pyramid", [24], 1024, 14),
     "InternImage-T": ("dino_detr_internimage", [4, 4, 18, 4], 64, None),
     "InternImage-S": ("dino_detr_internimage", [4, 4, 21, 4], 80, None),
     "InternImage-B": ("dino_detr_internimage", [4, 4, 21, 4], 112, None),

@@ -13,6 +13,14 @@ _DECODER_COPIES = "heads of the decoder, which are saved a second time"
 _LABELS = "label_enc.weight"
 
 
+def count_backbone_maps(tensors: dict[str, Tensor]) -> int:
+    """Number of the backbone's maps. Their projections are 1 x 1, the projections of extra levels 3 x 3."""
+    number = 0
+    while (weight := tensors.get(f"input_proj.{number}.0.weight")) is not None and weight.shape[-1] == 1:
+        number += 1
+    return number
+
+
 def without_decoder_copies(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Counter]:
     """Drop the second copy of the decoder's heads. A file without duplicates may have only the second copy, which is kept.
 

@@ -6,25 +6,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .release_tensors import count_backbone_maps
+from .source_focalnet import SourceFocalNet
 from .source_internimage import SourceInternImage
+from .source_vitdet import SourceVitDet
 
 
-class SourceBackbones(SourceInternImage):
+class SourceBackbones(SourceInternImage, SourceFocalNet, SourceVitDet):
     """Backbones: (B, 3, h, w) -> maps (B, C, h, w), finest first."""
 
     def backbone(self, pixels: Tensor) -> list[Tensor]:
         if "backbone.0.body.conv1.weight" in self:
             maps = self.resnet(pixels)
+        elif "backbone.0.layers.0.blocks.0.modulation.f.weight" in self:
+            maps = self.focalnet(pixels)
+        elif "backbone.0.net.patch_embed.proj.weight" in self:
+            maps = self.vitdet(pixels)
         elif "backbone.0.patch_embed.proj.weight" in self:
             maps = self.swin(pixels)
         elif "backbone.0.patch_embed.conv1.weight" in self:
             maps = self.internimage(pixels)
         else:
             maps = self.convnext(pixels)
-        used = 0
-        while f"input_proj.{used}.0.weight" in self and self[f"input_proj.{used}.0.weight"].shape[-1] == 1:
-            used += 1
-        return maps[-used:]
+        return maps[-count_backbone_maps(self.tensors) :]
 
     def resnet(self, x: Tensor) -> list[Tensor]:
         prefix = "backbone.0.body."

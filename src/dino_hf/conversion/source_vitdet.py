@@ -23,7 +23,9 @@ class SourceVitDet(SourceLayers):
         side = math.isqrt(table.shape[1])
         table = F.interpolate(table.reshape(1, -1, side, side), size=x.shape[-2:], mode="bicubic", align_corners=False)
         x, block = (x + table).movedim(1, -1), 0  # (B, h, w, C)
-        num_blocks = len({name for name in self.tensors if re.fullmatch(r"backbone\.0\.net\.blocks\.\d+\.norm1\.bias", name)})
+        num_blocks = len(
+            {name for name in self.tensors if re.fullmatch(r"backbone\.0\.net\.blocks\.\d+\.norm1\.bias", name)}
+        )
         whole = self.table_sides(num_blocks - 1)  # the last block attends to the whole image
         for block in range(num_blocks):
             name, sides = f"{_NET}blocks.{block}", self.table_sides(block)
@@ -41,7 +43,9 @@ class SourceVitDet(SourceLayers):
     def pyramid(self, x: Tensor, patch: int) -> list[Tensor]:
         """One map (B, C, h, w) -> maps of several sizes."""
         maps = []
-        numbers = sorted({int(match[1]) for name in self.tensors if (match := re.match(r"backbone\.0\.simfp_(\d+)\.", name))})
+        numbers = sorted(
+            {int(match[1]) for name in self.tensors if (match := re.match(r"backbone\.0\.simfp_(\d+)\.", name))}
+        )
         for number in numbers:
             name, scale, y, layer = f"backbone.0.simfp_{number}.", patch / 2**number, x, 0
             if scale >= 2:

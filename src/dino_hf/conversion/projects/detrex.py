@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...model.configuration_dino_detr import DinoDetrConfig
 from ..backbones import BODY, position_indices
+from ..focalnet import MODEL_TYPE as FOCALNET_TYPE
 from ..internimage import MODEL_TYPE as INTERNIMAGE_TYPE
 from ..release_names import neck_rules, numbered_heads
 from ..release_tensors import (
@@ -17,6 +18,7 @@ from ..release_tensors import (
     without_decoder_copies,
 )
 from ..rules import Rule, translate, translate_back
+from ..vitdet import MODEL_TYPE as VITDET_TYPE
 from .project import Project
 
 
@@ -34,7 +36,7 @@ class Detrex(Project):
     saves_settings = False
     num_classes_setting = "model.num_classes"
     position_setting = "position_embedding"
-    backbones = (*Project.backbones, INTERNIMAGE_TYPE)
+    backbones = (*Project.backbones, FOCALNET_TYPE, VITDET_TYPE, INTERNIMAGE_TYPE)
 
     def rules(self, num_decoder_layers: int, num_maps: int) -> list[Rule]:
         return [
@@ -64,6 +66,17 @@ class Detrex(Project):
     def setting_lines(self, config: DinoDetrConfig) -> list[str]:
         lines = super().setting_lines(config)
         backbone = config.backbone_config
+        if backbone.model_type == FOCALNET_TYPE:
+            lines.append(
+                f"backbone: embed_dim={backbone.embed_dim}, focal_levels={list(backbone.focal_levels)}, "
+                f"focal_windows={list(backbone.focal_windows)}, use_conv_embed=True, use_postln=True, use_layerscale=True"
+            )
+        if backbone.model_type == VITDET_TYPE:
+            net = backbone.backbone_config
+            lines.append(
+                f"backbone.net: img_size={net.image_size}, embed_dim={net.hidden_size}, num_heads={net.num_attention_heads}, "
+                f"window_size={net.window_size}, window_block_indexes={list(net.window_block_indices)}"
+            )
         if backbone.model_type == INTERNIMAGE_TYPE:
             scale = backbone.layer_scale_init_value
             lines.append(
@@ -122,6 +135,8 @@ _OTHER_BACKBONES = (
     "backbone.stages.{i}.{j}.{name}.{p}",
     "backbone.stages.{i}.{j}.gamma",
     *("backbone.patch_embed.{name}.1.{p}", "backbone.levels.{tail}"),  # InternImage
+    *("backbone.layers.{i}.blocks.{j}.gamma_{k}", "backbone.layers.{i}.blocks.{j}.modulation.{tail}"),  # FocalNet
+    *("backbone.net.{tail}", "backbone.simfp_{tail}"),  # ViTDet
 )
 
 

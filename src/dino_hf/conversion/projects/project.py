@@ -6,10 +6,17 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ...model.configuration_dino_detr import DinoDetrConfig
 from ..errors import ConversionError
 from ..rules import Rule, count_indices, translate
+
+
+def backbone_depths(config: PreTrainedConfig) -> list[int]:
+    """Layers in the stages of a backbone; a plain transformer below a pyramid is one stage."""
+    inner = getattr(config, "backbone_config", None)
+    return list(config.depths) if inner is None else [inner.num_hidden_layers]
 
 
 class Project:
@@ -116,13 +123,19 @@ class Project:
                 f"The backbone is a {backbone.model_type!r}; for {self.name}, {' or '.join(self.backbones)} can be written."
             )
         stages = backbone.out_features
-        if stages != [f"stage{stage}" for stage in range(5 - len(stages), 5)]:
+        if stages != backbone.stage_names[-len(stages) :]:
             raise ConversionError(
                 f"The model uses the stages {stages}; the other projects use the last ones, without a gap."
             )
         if config.encoder_fusion and not self.has_encoder_fusion:
             raise ConversionError(
                 f"The model has encoder_fusion=True, which {self.name} cannot compute; write it for stabledino."
+            )
+        inner = getattr(backbone, "backbone_config", None)  # of the transformer below a pyramid
+        if inner is not None and (inner.model_type != "vitdet" or stages != backbone.stage_names):
+            raise ConversionError(
+                f"The backbone is a pyramid with the maps {stages} on a {inner.model_type!r}; for {self.name}, all maps of a "
+                "pyramid on a 'vitdet' can be written."
             )
         if config.num_denoising == 0:
             raise ConversionError(
@@ -138,7 +151,7 @@ class Project:
         """Settings that the configuration of this project needs to compute this model, and notes on what differs."""
         backbone = config.backbone_config
         lines = [
-            f"backbone: {backbone.model_type} of depths {list(backbone.depths)}, maps {', '.join(backbone.out_features)}",
+            f"backbone: {backbone.model_type} of depths {backbone_depths(backbone)}, maps {', '.join(backbone.out_features)}",
             *self.setting_lines(config),
         ]
         if not self.saves_class_names:
