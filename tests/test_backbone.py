@@ -6,9 +6,21 @@ from transformers import AutoBackbone
 from dino_hf import DinoDetrForObjectDetection
 from dino_hf.model.backbone import DinoDetrBackbone
 from dino_hf.model.frozen_batch_norm import FrozenBatchNorm2d, freeze_batch_norm
-from helpers import BIT, CONVNEXT, RESNET, SIZES, SWIN, TIMM, randomize, tiny_config, tiny_images, tiny_labels
+from helpers import (
+    BIT,
+    CONVNEXT,
+    INTERNIMAGE,
+    RESNET,
+    SIZES,
+    SWIN,
+    TIMM,
+    randomize,
+    tiny_config,
+    tiny_images,
+    tiny_labels,
+)
 
-BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT}
+BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "timm": TIMM, "bit": BIT, "internimage": INTERNIMAGE}
 LEVEL_SHAPES = [(8, 13), (4, 7), (2, 4), (1, 2)]  # of 64 x 104 pixels at strides 8, 16, 32, 64
 CONVNEXT_SHAPES = [(8, 13), (4, 6), (2, 3), (1, 2)]  # it leaves out a last odd column
 
@@ -219,7 +231,7 @@ def test_stages_that_are_not_known_cannot_be_frozen(name, num_stages, message):
         DinoDetrBackbone(tiny_config(backbone_config=BACKBONES[name], num_frozen_backbone_stages=num_stages))
 
 
-@pytest.mark.parametrize("name", ["resnet", "swin", "convnext", "bit"])
+@pytest.mark.parametrize("name", ["resnet", "swin", "convnext", "bit", "internimage"])
 def test_nothing_trainable_is_left_without_a_gradient_when_the_last_stage_is_not_used(name):
     settings = {**BACKBONES[name], "out_features": ["stage1", "stage2", "stage3"]}
     backbone = DinoDetrBackbone(tiny_config(backbone_config=settings, num_frozen_backbone_stages=1))
@@ -231,7 +243,7 @@ def test_nothing_trainable_is_left_without_a_gradient_when_the_last_stage_is_not
     assert frozen  # the stem, and what follows the last map
 
 
-@pytest.mark.parametrize("name", ["swin", "convnext", "timm"])
+@pytest.mark.parametrize("name", ["swin", "convnext", "timm", "internimage"])
 def test_nothing_else_is_frozen(name):
     assert all(parameter.requires_grad for parameter in make_backbone(name).parameters())
 

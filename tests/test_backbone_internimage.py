@@ -1,3 +1,4 @@
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -5,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dino_hf import use_backend
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor, use_backend
+from dino_hf.common.scenes import make_scenes
 from dino_hf.model.backbone_internimage import (
     DinoDetrInternImageBackbone,
     InternImageConv,
@@ -14,7 +16,8 @@ from dino_hf.model.backbone_internimage import (
     kernel_grid,
 )
 from dino_hf.model.configuration_internimage import DinoDetrInternImageConfig
-from helpers import INTERNIMAGE, needs_compiler, randomize
+from dino_hf.training import load_coco
+from helpers import INTERNIMAGE, needs_compiler, randomize, small_trainer, tiny_config, tiny_images
 
 BACKENDS = ["reference", "torch", "gather", pytest.param("cpu", marks=needs_compiler)]
 
@@ -65,7 +68,7 @@ def slow_conv(conv: InternImageConv, x):
 
 
 def make_conv(width, groups, scale):
-    conv = randomize(InternImageConv(width, groups, scale, 1e-6, None))
+    conv = randomize(InternImageConv(width, groups, scale, 1e-6))
     nn.init.normal_(conv.offsets.bias)
     return conv
 
@@ -109,7 +112,7 @@ def test_the_gradients_are_those_of_differences():
 
 def test_new_offsets_and_weights_average_the_neighbours():
     """At the initial values, the convolution is a mean over 3 x 3 cells, zero outside of the map."""
-    conv, x = InternImageConv(6, 3, 1.0, 1e-6, None), torch.randn(2, 4, 7, 6)
+    conv, x = InternImageConv(6, 3, 1.0, 1e-6), torch.randn(2, 4, 7, 6)
     expected = conv.output_proj(F.avg_pool2d(conv.input_proj(x).permute(0, 3, 1, 2), 3, 1, 1).permute(0, 2, 3, 1))
     # centres of cells are rounded to float32
     torch.testing.assert_close(run_conv(conv, x), expected, rtol=0, atol=1e-5)
@@ -201,7 +204,7 @@ def test_offsets_of_a_cell_and_a_bit_keep_their_bit_in_bfloat16(monkeypatch):
         return fused(value, shapes, references, offsets, logits, backend)
 
     monkeypatch.setattr(backbone_internimage, "ms_deform_attn_fused", spy)
-    conv = InternImageConv(6, 3, 2.0, 1e-6, None)
+    conv = InternImageConv(6, 3, 2.0, 1e-6)
     nn.init.constant_(conv.offsets.bias, 2**-10)
     run_conv(conv.to(torch.bfloat16), torch.randn(2, 4, 7, 6, dtype=torch.bfloat16))
     assert seen["value"] == torch.bfloat16
@@ -252,7 +255,61 @@ def test_initial_values():
             assert 0.015 < layer.mlp.fc1.weight.std() < 0.025
 
 
+def test_the_detector_chooses_the_implementation():
+    """By its `ms_deform_attn_backend`, which holds for the backbone as for the transformer."""
+    model = DinoDetrForObjectDetection(tiny_config(backbone_config=INTERNIMAGE, ms_deform_attn_backend="reference"))
+    layers = [module for module in model.modules() if isinstance(module, InternImageConv)]
+    assert [layer.attention_backend for layer in layers] == ["reference"] * 5
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_convolution_is_exported_for_all_sizes(scale):
+    conv = make_conv(6, 3, scale).eval()
+    layer = AsModule(conv)
+    axes = dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC)
+    with torch.no_grad(), use_backend("gather"):
+        program = torch.export.export(layer, (torch.randn(2, 7, 11, 6),), dynamic_shapes=(axes,))
+    for shape in ((3, 4, 9, 6), (2, 12, 5, 6)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), run_conv(conv, x), rtol=0, atol=1e-5)
+
+
+class AsModule(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return run_conv(self.conv, x)
+
+
+def test_a_detector_trains_and_is_saved(tmp_path):
+    """Three steps of the Trainer, which move the learnt offsets. The saved detector computes the same."""
+    train = make_scenes(tmp_path / "train", 6, seed=0)
+    train = load_coco(train, train.parent)
+    processor = DinoDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    model = DinoDetrForObjectDetection(tiny_config(backbone_config=INTERNIMAGE, id2label=train.id2label))
+    trainer = small_trainer((train, train), tmp_path, model, processor, max_steps=3, learning_rate=1e-2)
+    assert math.isfinite(trainer.train().training_loss)
+    for layer in model.modules():
+        if isinstance(layer, InternImageConv):
+            assert layer.offsets.weight.any()
+            assert layer.weights.weight.any()
+    trainer.save_model(tmp_path / "saved")
+    loaded, images = DinoDetrForObjectDetection.from_pretrained(tmp_path / "saved").eval(), tiny_images()
+    with torch.no_grad():
+        assert torch.equal(loaded(*images).logits, model.eval()(*images).logits)
+
+
 def test_a_graph_of_torch_compile_gives_the_same():
+    layer, x = AsModule(make_conv(6, 3, 2.0).eval()), torch.randn(2, 4, 7, 6)
+    with torch.no_grad():
+        found = torch.compile(layer, backend="eager", fullgraph=True, dynamic=True)(x)
+        torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_compiled_backbone_gives_the_same():
     model, pixel_values = tiny(), torch.randn(2, 3, 45, 70)
     with torch.no_grad():
         expected = model(pixel_values).feature_maps

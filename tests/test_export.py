@@ -28,7 +28,7 @@ from dino_hf.export.onnx_file import OnnxModel
 from dino_hf.inference import Predictor
 from dino_hf.inference.sources import read_image
 from dino_hf.model.attention_backends import ENVIRONMENT_VARIABLE
-from helpers import BIT, CONVNEXT, RESNET, SWIN, tiny_config
+from helpers import BIT, CONVNEXT, INTERNIMAGE, RESNET, SWIN, tiny_config
 from inference_toys import CATEGORY_IDS, NAMES, excite, noise
 
 SIZES = (
@@ -497,7 +497,9 @@ def test_attention_in_the_windows_of_a_swin_can_be_written(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings", [SWIN, CONVNEXT, {**BIT, "global_padding": "same"}], ids=["swin", "convnext", "bit"]
+    "settings",
+    [SWIN, CONVNEXT, {**BIT, "global_padding": "same"}, INTERNIMAGE],
+    ids=["swin", "convnext", "bit", "internimage"],
 )
 def test_every_backbone_is_exported_for_all_sizes(settings, tmp_path):
     model = small_detector(backbone_config=settings, num_feature_levels=2, decoder_layers=1)

@@ -7,10 +7,10 @@ import torch
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrModel
 from dino_hf.training.freezing import backbone_stages, freeze, unfreeze
-from helpers import BIT, CONVNEXT, RESNET, SWIN, TIMM, randomize, tiny_config, tiny_images, tiny_labels
+from helpers import BIT, CONVNEXT, INTERNIMAGE, RESNET, SWIN, TIMM, randomize, tiny_config, tiny_images, tiny_labels
 from processes import run_processes
 
-BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "bit": BIT}
+BACKBONES = {"resnet": RESNET, "swin": SWIN, "convnext": CONVNEXT, "bit": BIT, "internimage": INTERNIMAGE}
 PREFIXES = {
     "backbone": "backbone.model.",
     "projections": ("backbone.projections.", "backbone.norms."),

@@ -22,6 +22,9 @@ class DinoDetrBackbone(nn.Module):
         super().__init__()
         kind = config.backbone_config.model_type
         self.model = build_backbone(config.backbone_config)
+        for part in self.model.modules():  # the deformable convolutions of InternImage
+            if hasattr(part, "attention_backend"):
+                part.attention_backend = config.ms_deform_attn_backend
         is_timm = kind == "timm_backbone"
         if is_timm:
             prepare_timm_backbone(self.model)

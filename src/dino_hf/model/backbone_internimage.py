@@ -60,11 +60,17 @@ class InternImageConv(nn.Module):
 
     Each cell and group samples the map at 9 points and adds the samples with weights that sum to 1. This is multi-scale deformable
     attention with one level, with groups as heads, and with cell centres as references. So our kernels compute it.
+
+    Attributes:
+        attention_backend: preferred implementation of the sampling; None for an automatic choice. A detector sets it to its
+            `ms_deform_attn_backend`.
     """
 
-    def __init__(self, width: int, num_groups: int, offset_scale: float, eps: float, backend: str | None):
+    attention_backend: str | None = None
+
+    def __init__(self, width: int, num_groups: int, offset_scale: float, eps: float):
         super().__init__()
-        self.num_groups, self.offset_scale, self.backend = num_groups, offset_scale, backend
+        self.num_groups, self.offset_scale = num_groups, offset_scale
         self.local_conv = _conv(width, width, groups=width)
         self.local_norm = nn.LayerNorm(width, eps=eps)
         self.offsets = linear(width, num_groups * _POINTS * 2, zero)
@@ -88,7 +94,7 @@ class InternImageConv(nn.Module):
         logits = self.weights(local).unflatten(-1, (groups, 1, _POINTS))  # (B, h * w, G, 1, 9)
         # Half precision is too coarse for the sum: an offset of 1.01 cells would become 1.008.
         offsets = torch.add(grid * self.offset_scale, offsets.to(grid.dtype), alpha=self.offset_scale)
-        backend = choose_backend(self.backend, value.device.type, value.dtype, value.device.index)
+        backend = choose_backend(self.attention_backend, value.device.type, value.dtype, value.device.index)
         samples = ms_deform_attn_fused(value, [size], centers, offsets, logits, backend)  # (B, h * w, C)
         return self.output_proj(samples).unflatten(1, size)
 
@@ -118,7 +124,7 @@ class InternImageLayer(GradientCheckpointingLayer):
         eps, scale = config.layer_norm_eps, config.layer_scale_init_value
         self.post_norm, self.drop_rate = config.post_norm, drop_rate
         self.conv_norm = nn.LayerNorm(width, eps=eps)
-        self.conv = InternImageConv(width, num_groups, config.offset_scale, eps, config.ms_deform_attn_backend)
+        self.conv = InternImageConv(width, num_groups, config.offset_scale, eps)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
         self.mlp = InternImageFeedForward(width, int(width * config.mlp_ratio), config.initializer_range)
         self.conv_scale = None if scale is None else nn.Parameter(torch.full((width,), float(scale)))

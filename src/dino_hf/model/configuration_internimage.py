@@ -33,7 +33,6 @@ class DinoDetrInternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         drop_path_rate: probability that training skips a branch of the last layer (stochastic depth). It grows from 0 at the first
             layer.
         initializer_range: standard deviation of the initial weights of linear layers.
-        ms_deform_attn_backend: implementation of the sampling, see `DinoDetrConfig`.
         out_features, out_indices: stages of the feature maps: "stem", "stage1" to "stage4", or their numbers 0 to 4.
 
     Raises:
@@ -53,7 +52,6 @@ class DinoDetrInternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     drop_path_rate: float | int = 0.1
     initializer_range: float = 0.02
-    ms_deform_attn_backend: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
