@@ -7,8 +7,9 @@ from urllib.error import URLError
 import pytest
 import torch
 from transformers import (
-    BeitConfig,
-    BeitForImageClassification,
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
     BitConfig,
     BitForImageClassification,
     BitImageProcessor,
@@ -30,7 +31,7 @@ from dino_hf.common import hub_access
 from dino_hf.model.package_warning import DinoDetrWarning
 from dino_hf.runtime import pretrained_backbones
 from dino_hf.runtime.pretrained_backbones import load_pretrained_backbone, pixel_settings
-from helpers import BIT, CONVNEXT, RESNET, SWIN, randomize, tiny_config, tiny_images
+from helpers import BIT, CONVNEXT, RESNET, SWIN, VIT_PYRAMID, randomize, tiny_config, tiny_images
 
 SETTINGS = {
     name: getattr(tiny_config(), name)
@@ -82,12 +83,36 @@ def test_a_saved_backbone_keeps_the_maps_it_names_and_the_user_can_name_others(t
     assert load_pretrained_backbone(tmp_path, out_indices=(1, 4)).config.out_features == ["stage1", "stage4"]
 
 
-def test_a_plain_transformer_needs_named_maps(tmp_path):
-    BeitForImageClassification(BeitConfig(**PLAIN)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"strides 8, 16 and 32.*from_backbone\(.*out_features=\['stage3'\]\)"):
-        DinoDetrForObjectDetection.from_backbone(tmp_path)
-    model = DinoDetrForObjectDetection.from_backbone(str(tmp_path), out_features=["stage3"], **SETTINGS)
-    assert model.config.backbone_config.out_features == ["stage3"]
+@pytest.mark.parametrize("kind", ["beit", "dinov2", "dinov3_vit", "vitdet"])
+def test_a_plain_transformer_gets_a_pyramid_unless_a_map_is_named(kind, tmp_path):
+    settings = PLAIN | ({"image_size": 64, "patch_size": 16} if kind == "beit" else {})
+    published = randomize(AutoModel.from_config(AutoConfig.for_model(kind, **settings)), scale=0.1)
+    published.save_pretrained(tmp_path)
+    model = DinoDetrForObjectDetection.from_backbone(tmp_path, **SETTINGS).eval()
+    config = model.config.backbone_config
+    assert (config.model_type, config.backbone_config.model_type) == ("dino_detr_vit_pyramid", kind)
+    assert config.out_features == ["stage1", "stage2", "stage3", "stage4"]
+    loaded = model.model.backbone.model.backbone.state_dict()
+    values = [tensor for tensor in published.state_dict().values() if tensor.dim() == 2]
+    assert len(values) > 4
+    found = [any(one.shape == value.shape and torch.equal(one, value) for one in loaded.values()) for value in values]
+    assert sum(found) >= len(values) - 2  # a pooler is left out
+    assert model(*tiny_images()).logits.isfinite().all()
+    model.save_pretrained(tmp_path / "detector")
+    again = DinoDetrForObjectDetection.from_pretrained(tmp_path / "detector").model.backbone.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.model.backbone.state_dict().items())
+    named = DinoDetrForObjectDetection.from_backbone(str(tmp_path), out_features=["stage3"], **SETTINGS)
+    assert named.config.backbone_config.model_type == kind
+    assert named.config.backbone_config.out_features == ["stage3"]
+
+
+def test_a_saved_own_backbone_is_found_by_its_folder(tmp_path):
+    settings = dict(VIT_PYRAMID)
+    backbone = randomize(AutoBackbone.from_config(AutoConfig.for_model(**settings)), scale=0.1)
+    backbone.save_pretrained(tmp_path)
+    model = DinoDetrForObjectDetection.from_backbone(tmp_path, **SETTINGS)
+    loaded = model.model.backbone.model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in backbone.state_dict().items())
 
 
 def test_what_is_no_backbone_is_refused(tmp_path):

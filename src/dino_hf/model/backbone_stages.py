@@ -6,7 +6,7 @@ import warnings
 from transformers import PreTrainedConfig
 
 from .config_checks import check_backbone_sizes
-from .own_backbones import OWN_MODEL_TYPES, backbone_config_class
+from .own_backbones import OWN_MODEL_TYPES, PYRAMID_TYPE, backbone_config_class, fits_pyramid
 from .package_warning import DinoDetrWarning
 
 # Pyramids whose last three maps do not have the strides 8, 16 and 32. FocalNet returns maps after the downsampling of a stage, and
@@ -40,9 +40,16 @@ def backbone_from_dict(settings: dict) -> PreTrainedConfig:
         return config
     stages = default_stages(config)
     if stages is None:
+        pyramid = f"{{'model_type': {PYRAMID_TYPE!r}, 'backbone_config': {{'model_type': {model_type!r}, ...}}}}"
         raise ValueError(
             f"backbone_config has no out_features, and the maps of {model_type!r} have no default: they do not have the strides "
-            f"8, 16 and 32. Write backbone_config={{'model_type': {model_type!r}, 'out_features': {config.stage_names[-1:]}, ...}} "
+            "8, 16 and 32. "
+            + (
+                f"Write backbone_config={pyramid} for maps of several strides, or "
+                if fits_pyramid(config)
+                else "Write "
+            )
+            + f"backbone_config={{'model_type': {model_type!r}, 'out_features': {config.stage_names[-1:]}, ...}} "
             "to use the last map, or name other stages."
         )
     config.out_features = stages

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .own_backbones import OWN_MODEL_TYPES, backbone_config_class
+from .own_backbones import OWN_MODEL_TYPES, backbone_config_class, fits_pyramid
 
 # ViTDet-B, as in published DINO detectors. Blocks 2, 5, 8 and 11 attend to the whole image.
 _VITDET_B = {
@@ -94,11 +94,11 @@ def _single_map(config: dict | PreTrainedConfig) -> PreTrainedConfig:
                 "transformer of transformers: 'vitdet', 'dinov3_vit', 'dinov2' or another type with one map."
             )
         config = config_class(**{name: value for name, value in config.items() if name != "model_type"})
-    maps = getattr(config, "out_features", None)
-    is_plain = isinstance(getattr(config, "hidden_size", None), int) and getattr(config, "depths", None) is None
-    if not is_plain or maps is None or len(maps) != 1:
+    if not fits_pyramid(config):
+        maps = getattr(config, "out_features", None)
         raise ValueError(
             f"The backbone_config of dino_detr_vit_pyramid is a {type(config).__name__} with the maps {maps}, but must be a plain "
-            "vision transformer with one map. Backbones with several maps need no pyramid: use them as backbone_config itself."
+            "vision transformer with one map, for images of any size. Backbones with several maps need no pyramid: use them as "
+            "backbone_config itself."
         )
     return config

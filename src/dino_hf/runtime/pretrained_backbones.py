@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, ImageProcessingMixin, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers import AutoConfig, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, is_timm_available, logging
 
 from ..common.hub_access import reach_hub
@@ -16,6 +16,7 @@ from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..common.text import first_line
 from ..model.backbone_stages import default_stages
+from ..model.own_backbones import PYRAMID_TYPE, build_backbone, fits_pyramid
 from ..model.package_warning import DinoDetrWarning
 
 _STRIDES = (8, 16, 32)
@@ -37,7 +38,8 @@ def load_pretrained_backbone(
     Args:
         name: a folder; an id on the Hub, such as "microsoft/resnet-50"; or a timm name, such as "resnet50.a1_in1k" or
             "timm/resnet50.a1_in1k". A folder goes first, then a timm name.
-        out_features, out_indices: maps to use. None: the maps of strides 8, 16 and 32.
+        out_features, out_indices: maps to use. None: the maps of strides 8, 16 and 32. A plain vision transformer, such as
+            DINOv3, has one map; without named maps, it gets a pyramid with initial weights (`DinoDetrVitPyramidConfig`).
     Raises:
         OSError: there is no backbone of this name, or it cannot be downloaded.
         ImportError: the backbone needs timm, which is not installed.
@@ -77,13 +79,15 @@ def pixel_settings(name: str | Path) -> dict[str, Any]:
 def _load_from_transformers(name: str | Path, maps: dict[str, list]) -> PretrainedBackbone:
     config = _read_config(name)
     stages = getattr(config, "stage_names", None)
-    if config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES or not stages:
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING or not stages:
         raise ValueError(
             f"{name} is a model of type {config.model_type!r}, which is no backbone. Use a ResNet, Swin, ConvNeXt or another type "
             "of AutoBackbone, or a timm model."
         )
-    if not maps and list(config.out_features) == stages[-1:]:  # the library's default
-        default = default_stages(config)
+    has_default = not maps and list(config.out_features) == stages[-1:]  # the library's default
+    default = default_stages(config) if has_default else None
+    needs_pyramid = has_default and default is None and fits_pyramid(config)
+    if has_default and not needs_pyramid:
         if default is None:
             raise ValueError(
                 f"{_no_default(name)} Name a map: from_backbone({str(name)!r}, out_features={stages[-1:]})."
@@ -113,7 +117,15 @@ def _load_from_transformers(name: str | Path, maps: dict[str, list]) -> Pretrain
         raise ValueError(f"{name} lacks {len(missing)} weights of a {kind.__name__}, for example {missing[0]}.")
     # Of a path, only the last part is saved: the rest is private.
     backbone.config._name_or_path = Path(name).name if expand_home(name).exists() else str(name)
-    return PretrainedBackbone(backbone.config, backbone.state_dict())
+    return _with_pyramid(backbone) if needs_pyramid else PretrainedBackbone(backbone.config, backbone.state_dict())
+
+
+def _with_pyramid(transformer: PreTrainedModel) -> PretrainedBackbone:
+    """A pyramid with initial weights on a plain vision transformer."""
+    config = AutoConfig.for_model(PYRAMID_TYPE, backbone_config=transformer.config)
+    backbone = build_backbone(config)
+    backbone.backbone.load_state_dict(transformer.state_dict())
+    return PretrainedBackbone(config, backbone.state_dict())
 
 
 def _load_from_timm(name: str | Path, timm_name: str, maps: dict[str, list]) -> PretrainedBackbone:
