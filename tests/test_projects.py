@@ -15,6 +15,7 @@ from dino_hf.conversion.options import PROJECT_NAMES
 from dino_hf.conversion.projects.codetr import square_canvas
 from dino_hf.conversion.projects.registry import PROJECTS, find_project, recognise
 from dino_hf.conversion.published import PUBLISHED
+from helpers import tiny_config
 from toy_checkpoints import original_tensors
 
 FOLDER = Path(dino_hf.conversion.__file__).parent
@@ -75,6 +76,16 @@ def test_a_co_deformable_detr_is_refused_in_words(tmp_path):
     with pytest.raises(ConversionError, match=r"x\.pth is a Co-Deformable-DETR.*not DINO.*only Co-DINO is converted"):
         convert(tmp_path / "x.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_only_stable_dino_has_a_fusion_of_the_encoder():
+    fused = tiny_config(encoder_fusion=True)
+    for name in ("original", "detrex", "aligndetr", "mmdet", "codetr"):
+        with pytest.raises(ConversionError, match=f"encoder_fusion=True, which {name} cannot compute.*for stabledino"):
+            PROJECTS[name].check_expressible(fused)
+    PROJECTS["stabledino"].check_expressible(fused)
+    with pytest.raises(ConversionError, match=r"encoder_fusion=False.*for detrex"):
+        PROJECTS["stabledino"].check_expressible(tiny_config())
 
 
 def settings_of_codetr(folder, meta):

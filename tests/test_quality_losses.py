@@ -10,6 +10,8 @@ from dino_hf.model.denoising import DinoDetrDenoising
 from dino_hf.model.matcher import CostWeights, Matches, match, matching_cost, repeat_matches
 from dino_hf.model.quality_losses import CLASS_LOSSES, Pairs, class_losses, position_target, rank_weights, soft_targets
 from dino_hf.model.targets import Targets, collect_targets
+from dino_hf.training.diagnosis import weighted_losses
+from dino_hf.training.losses import weighted_parts
 from helpers import NUM_LABELS, tiny_config, tiny_labels
 from test_criterion import by_layer, random_denoising, random_predictions, random_targets
 from test_matcher import random_case, slow_cost, slow_giou
@@ -265,6 +267,35 @@ def test_a_batch_is_the_sum_of_its_images():
             for one, size in ((slice(0, 1), 1), (slice(1, 3), 2))
         ]
         torch.testing.assert_close(sum(parts), whole, msg=name)
+
+
+def test_logs_of_training_weigh_denoising_by_its_own_weight():
+    """What is logged as parts adds up to the loss."""
+    loss = DinoDetrLoss(
+        tiny_config(class_loss="stable_dino", cls_loss_coefficient=6.0, denoising_cls_loss_coefficient=0.5)
+    )
+    logits, boxes = random_predictions(4, 2, 6)
+    value, logs = loss(logits, boxes, random_targets(3, 0), random_denoising((3, 0)))
+    parts = weighted_parts(logs, loss)
+    torch.testing.assert_close(parts[-1], value.detach())
+    torch.testing.assert_close(parts[0], 6 * logs["loss_ce"])
+    matching, denoising, last, last_denoising = weighted_losses(logs, loss)
+    torch.testing.assert_close(matching + denoising, value.detach())
+    torch.testing.assert_close(last, parts[:3].sum())
+    expected = 0.5 * logs["loss_ce_dn"] + 5 * logs["loss_bbox_dn"] + 2 * logs["loss_giou_dn"]
+    torch.testing.assert_close(last_denoising, expected)
+
+
+@pytest.mark.parametrize("name", QUALITY)
+def test_class_weights_scale_the_losses_of_pairs(name):
+    logits, boxes, targets = make_case()
+    soft, _ = soft_targets(logits, boxes, targets, MATCHES, CLASS_LOSSES[name], ALPHA)
+    values = [
+        class_losses(logits, targets.class_labels, MATCHES, CLASS_LOSSES[name], ALPHA, soft, weights)
+        for weights in (None, torch.full((NUM_LABELS,), 3.0).double(), torch.zeros(NUM_LABELS).double())
+    ]
+    others = values[2]
+    torch.testing.assert_close(values[1] - others, 3 * (values[0] - others))
 
 
 @pytest.mark.parametrize(("start", "lowest", "highest"), [(1.0, 0.5, 1.0), (0.0, 0.0, 0.5), (0.5, 0.25, 0.75)])
