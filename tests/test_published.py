@@ -163,6 +163,7 @@ def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, monkeypatch,
     assert config.pred_boxes_eps == (1e-5 if row.project == "mmdet" else 1e-3)
     improved = "class_weight_2.0" in row.name or "improved" in row.name
     assert config.cls_loss_coefficient == (2 if improved else 1)
+    assert config.denoising_cls_loss_coefficient == (1 if "class_weight_2.0" in row.name else None)
     if kind == "resnet":
         frozen = {"original": 2, "detrex": 1, "aligndetr": 1, "mmdet": 2, "codetr": 2}[row.project]
         assert config.num_frozen_backbone_stages == (0 if improved else frozen)

@@ -31,9 +31,8 @@ def _row(
 
 
 _CLASS_WEIGHT_2 = "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0"
-# detrex trained these with `freeze_at = -1`: no frozen stage. It kept a class weight of 1 for denoising; dino_hf has one
-# weight for both.
-_BETTER = {"cls_loss_coefficient": 2.0, "num_frozen_backbone_stages": 0}
+# detrex trained these with `freeze_at = -1`: no frozen stage. It kept a class weight of 1 for denoising.
+_BETTER = {"cls_loss_coefficient": 2.0, "denoising_cls_loss_coefficient": 1.0, "num_frozen_backbone_stages": 0}
 
 PUBLISHED = (
     _row("v0.2.0", "dino_r50_4scale_12ep_49_2AP.pth", 49.2, "ResNet-50", alias="dino_r50_4scale_12ep"),
