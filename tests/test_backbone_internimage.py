@@ -255,6 +255,15 @@ def test_initial_values():
             assert 0.015 < layer.mlp.fc1.weight.std() < 0.025
 
 
+def test_a_new_detector_takes_the_weights_of_a_saved_backbone(tmp_path):
+    model = tiny(post_norm=True, offset_scale=2.0)
+    model.save_pretrained(tmp_path)
+    detector = DinoDetrForObjectDetection.from_backbone(tmp_path, id2label={0: "cat", 1: "dog"})
+    assert detector.config.backbone_config.offset_scale == 2
+    found = detector.model.backbone.model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in model.state_dict().items())
+
+
 def test_the_detector_chooses_the_implementation():
     """By its `ms_deform_attn_backend`, which holds for the backbone as for the transformer."""
     model = DinoDetrForObjectDetection(tiny_config(backbone_config=INTERNIMAGE, ms_deform_attn_backend="reference"))

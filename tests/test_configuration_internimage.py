@@ -23,6 +23,8 @@ def test_the_defaults_are_the_tiny_model():
         ({"depths": [1, 0, 1, 1]}, r"depths=\[1, 0, 1, 1\]"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0"),
         ({"offset_scale": 0.0}, "offset_scale=0.0"),
+        ({"offset_scale": float("nan")}, "offset_scale=nan"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps=inf"),
         ({"mlp_ratio": -1}, "mlp_ratio=-1"),
         ({"post_norm": "yes"}, "post_norm"),
         ({"depths": [1, 1, 10**6, 1]}, "depths"),

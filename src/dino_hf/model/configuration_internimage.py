@@ -1,5 +1,7 @@
 """The configuration of an InternImage backbone."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
@@ -86,7 +88,6 @@ class DinoDetrInternImageConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={self.drop_path_rate} must be in [0, 1).")
-        if self.mlp_ratio <= 0 or self.offset_scale <= 0:
-            raise ValueError(
-                f"mlp_ratio={self.mlp_ratio} and offset_scale={self.offset_scale} must be positive numbers."
-            )
+        for name in ("mlp_ratio", "offset_scale", "layer_norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a positive, finite number.")
