@@ -151,10 +151,16 @@ def test_a_new_detector_has_the_architecture_of_the_recipe_and_its_nms(backbone)
 def test_a_trained_detector_is_told_that_its_class_loss_changes(tmp_path):
     config = tiny_config(class_loss="quality_focal", num_labels=len(DATA.id2label))
     start = Start(DinoDetrForObjectDetection(config), DinoDetrImageProcessor(), "some/detector", [])
-    (note,) = adapt_start(start, get_recipe("finetune"))
+    (note,) = adapt_start(start, get_recipe("paper-12ep"))
     assert "changes from quality_focal to focal" in note
     assert "--class-loss quality_focal" in note
-    assert adapt_start(start, get_recipe("finetune", model_settings={"class_loss": "quality_focal"})) == []
+    assert adapt_start(start, get_recipe("paper-12ep", model_settings={"class_loss": "quality_focal"})) == []
+    assert adapt_start(start, get_recipe("finetune")) == []  # keeps the class loss
+    get_recipe("finetune").configure(start.model)
+    assert start.model.config.class_loss == "quality_focal"
+    start.model.config.cls_loss_coefficient = 6.0
+    (note,) = adapt_start(start, get_recipe("finetune"))
+    assert "quality_focal changes from 6 to 1" in note
     assert start.image_processor.nms is None
 
 

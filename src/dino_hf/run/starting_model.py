@@ -86,11 +86,19 @@ def adapt_start(start: Start, recipe: Recipe) -> list[str]:
         notes
     """
     config, processor, notes = start.model.config, start.image_processor, []
-    loss = recipe.model_settings.get("class_loss", config.class_loss)
-    if loss != config.class_loss and not start.source.startswith("random weights"):
+    loss, weight = (
+        recipe.model_settings.get(name, getattr(config, name)) for name in ("class_loss", "cls_loss_coefficient")
+    )
+    is_trained = not start.source.startswith("random weights")
+    if is_trained and loss != config.class_loss:
         notes.append(
             f"The class loss changes from {config.class_loss} to {loss}, as in the recipe {recipe.name}; --class-loss "
             f"{config.class_loss} keeps it"
+        )
+    elif is_trained and loss != "focal" and weight != config.cls_loss_coefficient:
+        notes.append(
+            f"The weight of the class loss {loss} changes from {config.cls_loss_coefficient:g} to {weight:g}, as in the recipe "
+            f"{recipe.name}; --cls-loss-coefficient {config.cls_loss_coefficient:g} keeps it"
         )
     for name, value in recipe.architecture.items():
         if getattr(config, name) != value:

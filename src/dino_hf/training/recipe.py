@@ -33,6 +33,9 @@ RELEASE_SETTINGS = {
     "bbox_loss_coefficient": 5.0,
     "giou_loss_coefficient": 2.0,
     "focal_alpha": 0.25,
+}
+# Settings in which variants of DINO differ. Recipes for any detector leave them out and keep those of the model.
+DINO_LOSS = {
     "class_loss": "focal",
     "queries_per_box": 1,
     "denoising_cls_loss_coefficient": None,
@@ -40,7 +43,7 @@ RELEASE_SETTINGS = {
 }
 # Settings that bound memory. A recipe may set them; otherwise they stay as they are in the model's configuration.
 LIMITS = {"max_denoising_queries": None, "mask_denoising_padding": False}
-MODEL_SETTINGS = {*RELEASE_SETTINGS, *LIMITS}
+MODEL_SETTINGS = {*RELEASE_SETTINGS, *DINO_LOSS, *LIMITS}
 # Fields that only DinoDetrTrainer reads.
 TRAINER_FIELDS = (
     "ema_decay",
@@ -128,7 +131,7 @@ class Recipe:
     max_grad_norm: float = 0.1
     total_batch_size: int = 16
     scale_learning_rate: str | None = None
-    model_settings: dict[str, Any] = field(default_factory=lambda: dict(RELEASE_SETTINGS))
+    model_settings: dict[str, Any] = field(default_factory=lambda: RELEASE_SETTINGS | DINO_LOSS)
     architecture: dict[str, Any] = field(default_factory=dict)
     nms: dict[str, Any] | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)

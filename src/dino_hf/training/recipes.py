@@ -3,7 +3,9 @@
 import dataclasses
 
 from .augmentation import Augmentation
-from .recipe import MODEL_SETTINGS, RELEASE_SETTINGS, Recipe
+from .recipe import DINO_LOSS, MODEL_SETTINGS, RELEASE_SETTINGS, Recipe
+
+_PAPER = RELEASE_SETTINGS | DINO_LOSS
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -19,7 +21,7 @@ RECIPES: dict[str, Recipe] = {
             12,
             lr_drop_epochs=(11,),
             backbone_learning_rate=2e-5,
-            model_settings=RELEASE_SETTINGS | {"num_denoising": 300, "cls_loss_coefficient": 2.0},
+            model_settings=_PAPER | {"num_denoising": 300, "cls_loss_coefficient": 2.0},
         ),
         # Co-DINO's main branch (arXiv:2211.12860): AP 52.1 with an R50 and 5 scales, together with one-to-many heads in training,
         # which are not part of this recipe, and with soft NMS.
@@ -29,7 +31,7 @@ RECIPES: dict[str, Recipe] = {
             lr_drop_epochs=(11,),
             learning_rate=2e-4,
             backbone_learning_rate=2e-5,
-            model_settings=RELEASE_SETTINGS | {"class_loss": "quality_focal"},
+            model_settings=_PAPER | {"class_loss": "quality_focal"},
             nms={"method": "soft", "iou_threshold": 0.8},
         ),
         # Align-DETR (arXiv:2304.07527) in detrex: AP 50.3 with an R50 and 4 scales; 51.4 in 24 epochs, with the drop after 20.
@@ -37,14 +39,14 @@ RECIPES: dict[str, Recipe] = {
             "align-detr",
             12,
             lr_drop_epochs=(11,),
-            model_settings=RELEASE_SETTINGS | {"class_loss": "align_detr", "queries_per_box": 2},
+            model_settings=_PAPER | {"class_loss": "align_detr", "queries_per_box": 2},
         ),
         # Stable-DINO (arXiv:2304.04742): AP 50.4 with an R50 and 4 scales, evaluated with hard NMS.
         Recipe(
             "stable-dino",
             12,
             lr_drop_epochs=(11,),
-            model_settings=RELEASE_SETTINGS
+            model_settings=_PAPER
             | {
                 "class_loss": "stable_dino",
                 "cls_loss_coefficient": 6.0,
@@ -58,6 +60,7 @@ RECIPES: dict[str, Recipe] = {
         # - 8 images per step, for one GPU. The learning rates of the release are scaled linearly to them.
         # - Warm-up: new class heads start at random. Their first gradients should not disturb the pretrained weights.
         # - Cosine and early stopping: the best number of epochs for a small data set is not known beforehand. 50 epochs are enough.
+        # - The class loss stays that of the detector, which differs between DINO and its variants.
         # - EMA over about 500 steps: the release's 0.9997 averages over 3,300 steps, more than a small run may have.
         Recipe(
             "finetune",
@@ -67,6 +70,7 @@ RECIPES: dict[str, Recipe] = {
             learning_rate=5e-5,
             backbone_learning_rate=5e-6,
             total_batch_size=8,
+            model_settings=dict(RELEASE_SETTINGS),
             ema_decay=0.998,
             ema_warmup_steps=100,
             early_stopping_patience=10,
