@@ -24,12 +24,12 @@ from dino_hf.common.scenes import make_scenes
 from dino_hf.export import ExportReport, export_onnx, onnx_export, onnx_file
 from dino_hf.export.comparison import compare_predictions
 from dino_hf.export.graph import _any_size, export_program
-from dino_hf.export.onnx_file import OnnxModel
+from dino_hf.export.onnx_file import OnnxModel, make_metadata
 from dino_hf.inference import Predictor
 from dino_hf.inference.sources import read_image
 from dino_hf.model.attention_backends import ENVIRONMENT_VARIABLE
 from helpers import BIT, CONVNEXT, INTERNIMAGE, RESNET, SWIN, tiny_config
-from inference_toys import CATEGORY_IDS, NAMES, excite, noise
+from inference_toys import CATEGORY_IDS, NAMES, excite, noise, toy_detector
 
 SIZES = (
     (1, 96, 128),
@@ -198,6 +198,14 @@ def test_the_file_has_plain_operators_and_explains_itself(exported):
     # nothing of the machine that it was written on
     for path in (exported.folder, Path(torch.__file__).parent):
         assert str(path).encode() not in exported.report.path.read_bytes()
+
+
+def test_the_metadata_have_nms_and_canvas_of_the_image_processor():
+    nms = {"method": "soft", "iou_threshold": 0.8}
+    processor = DinoDetrImageProcessor(size={"shortest_edge": 72, "longest_edge": 72}, canvas_value=114, nms=nms)
+    metadata = make_metadata(Predictor(toy_detector()[0], processor), "toy")
+    saved = json.loads(metadata["image_processor"])
+    assert (saved["nms"], saved["canvas_value"], saved["size"]["longest_edge"]) == (nms, 114, 72)
 
 
 def test_the_report_tells_what_was_compared(exported):

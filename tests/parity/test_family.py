@@ -8,7 +8,9 @@ import re
 import pytest
 import torch
 from recipe import FAMILY, load_manifest, load_recorded, make_checkpoint, make_images, project_of
+from test_recorded_nms import assert_same_detections
 from test_recordings import assert_near, load_model
+from transformers import AutoImageProcessor
 
 from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.convert_back import convert_back
@@ -74,6 +76,22 @@ def test_padding_that_is_taken_for_image_gives_the_recorded_logits_and_boxes(var
     with torch.no_grad():
         outputs = load_model(folder).eval()(pixels)
     assert_all_layers(outputs, load_recorded(variant, "eval_outputs_of_padding"))
+
+
+def test_detections_after_nms_are_the_recorded_ones(variant, folder, outputs):
+    """With the image processor that the conversion saved. Sense-X takes as many candidates as queries, mmdetection 300."""
+    processor, project = AutoImageProcessor.from_pretrained(folder), project_of(variant)
+    if project == "aligndetr":
+        assert processor.nms is None
+        pytest.skip("its publisher uses no NMS")
+    settings = {"post_nms": {"method": "hard", "iou_threshold": 0.8, "candidates": 300}}
+    if project == "codetr":
+        settings = {"post": None, "post300": {**processor.nms, "candidates": 300}}
+    recorded, sizes = load_recorded(variant, "eval_outputs"), load_manifest(variant)["images"]
+    for name, nms in settings.items():
+        detections = processor.post_process_object_detection(outputs[0], -1, sizes, nms=nms)
+        for image, (found, size) in enumerate(zip(detections, sizes, strict=True)):
+            assert_same_detections(found, recorded, f"{name}.{image}", pixels=BOXES * max(size))
 
 
 def test_the_arithmetic_that_conversions_are_verified_with_gives_them_too(variant, folder):

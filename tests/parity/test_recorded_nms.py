@@ -39,8 +39,12 @@ def load(variant, file):
     return recorded, outputs, sizes
 
 
-def assert_same_detections(found, recorded, name):
-    """Each recorded pair of label and box has its own detection, with the score of the recording."""
+def assert_same_detections(found, recorded, name, pixels=2e-3):
+    """Each recorded pair of label and box has its own detection, with the score of the recording.
+
+    Args:
+        pixels: largest difference of a box.
+    """
     labels, boxes, scores = (recorded[f"{name}.{part}"] for part in ("labels", "boxes", "scores"))
     assert len(found["scores"]) == len(scores)
     for label in labels.unique():
@@ -49,7 +53,7 @@ def assert_same_detections(found, recorded, name):
         distance = torch.cdist(boxes[theirs], found["boxes"][ours], p=torch.inf)  # (n, n)
         nearest = distance.argmin(1)
         assert len(nearest.unique()) == len(nearest)
-        assert distance.amin(1).max() < 2e-3  # pixels
+        assert distance.amin(1).max() < pixels
         assert (scores[theirs] - found["scores"][ours][nearest]).abs().max() < 1e-4
 
 
