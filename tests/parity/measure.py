@@ -1,10 +1,10 @@
-"""Prints how far the port is from the recordings of the three projects (`make parity`): values, where the tests hold limits."""
+"""Prints how far the port is from the recordings of all projects (`make parity`): values, where the tests hold limits."""
 
 import tempfile
 from pathlib import Path
 
 import torch
-from recipe import VARIANTS, load_manifest, load_recorded, make_checkpoint, make_images
+from recipe import FAMILY, VARIANTS, load_manifest, load_recorded, make_checkpoint, make_images, project_of
 from test_recordings import gradient_norms, load_model, losses, train_step
 
 from dino_hf import use_backend
@@ -33,11 +33,11 @@ def main() -> None:
     print(
         f"{'':22} {'attention':10} {'logits':>8} {'boxes':>8} {'losses':>8} {'gradient norms'} (the last two relative)"
     )
-    for variant in VARIANTS:
+    for variant in (*VARIANTS, *FAMILY):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "converted"
             torch.save(make_checkpoint(variant), Path(scratch) / "checkpoint.pth")
-            convert(Path(scratch) / "checkpoint.pth", folder, assume_positions=True)
+            convert(Path(scratch) / "checkpoint.pth", folder, source=project_of(variant), assume_positions=True)
             for backend in ("cpu", "reference"):
                 measure(variant, folder, backend)
 
