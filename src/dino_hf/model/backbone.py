@@ -70,8 +70,8 @@ class DinoDetrBackbone(nn.Module):
             if num_stages:
                 raise ValueError(
                     f"num_frozen_backbone_stages={num_stages} does not work with {type(self.model).__name__}; it works with "
-                    "ResNet, Swin, ConvNeXt and BiT. Use 0, and call requires_grad_(False) on the parameters "
-                    "that you want to freeze."
+                    "ResNet, Swin, ConvNeXt, BiT, FocalNet and InternImage. Use 0, and freeze parameters by name with "
+                    "dino_hf.training.freeze."
                 )
             return
         stages = [stem, *stages]

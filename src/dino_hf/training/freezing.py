@@ -34,7 +34,7 @@ def freeze(model: PreTrainedModel, what: str | Iterable[str]) -> ParameterChange
         model: `DinoDetrForObjectDetection` or `DinoDetrModel`.
         what: one or more of
             - "backbone", "projections" (of its maps), "encoder", "query_selection", "denoising", "decoder";
-            - "backbone.stem", "backbone.stage1", ... of a ResNet, Swin, ConvNeXt or BiT;
+            - "backbone.stem", "backbone.stage1", ... of a ResNet, Swin, ConvNeXt, BiT, FocalNet or InternImage;
             - regular expressions that match the start of parameter names of a `DinoDetrModel`: r"decoder\\.layers\\.[01]\\.",
               r".*\\.sampling_offsets\\.".
     Returns:
