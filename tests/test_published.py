@@ -147,6 +147,7 @@ def test_a_file_of_its_names_and_depths_is_converted(row, tmp_path, monkeypatch,
     assert (backbone.model_type, backbone_depths(backbone)) == (kind, depths)
     assert config.num_feature_levels == row.num_levels
     if kind == "swin":
+        assert backbone.drop_path_rate == (0.3 if row.project == "codetr" else 0.2)
         assert (backbone.window_size, backbone.image_size) == ((12, 384) if "384" in row.backbone else (7, 224))
     if kind == "dino_detr_internimage":
         assert backbone.post_norm == (row.backbone != "InternImage-T")

@@ -122,7 +122,7 @@ def _hidden_backbone_fields(backbone: dict[str, Any], project: Project, known: d
     if backbone["model_type"] == "resnet":
         return {"num_frozen_backbone_stages": project.frozen_resnet_stages}
     if backbone["model_type"] == "swin":
-        return {"drop_path_rate": 0.2}
+        return {"drop_path_rate": project.swin_drop_path_rate}
     if backbone["model_type"] == FOCALNET_TYPE:
         return {"drop_path_rate": DROP_PATH_RATE}
     if backbone["model_type"] == VITDET_TYPE:

@@ -21,7 +21,7 @@ _TRANSFORMER = "query_head.transformer."
 _LABELS_OF_MMDET = "query_head.dn_generator.label_embedding.weight"
 _MMDET_SWIN = "backbone.patch_embed.projection.weight"
 
-# Field of the configuration -> path in the configuration of Co-DETR. Where there are two paths, mmdetection's is the second.
+# Field of the configuration -> path in Sense-X's configuration of Co-DETR.
 _SETTINGS = {
     "position_temperature": "query_head.positional_encoding.temperature",
     "position_offset": "query_head.positional_encoding.offset",
@@ -80,6 +80,7 @@ class CoDetr(Project):
     marks = (_TRANSFORMER + "level_embeds", _TRANSFORMER + "query_embed.weight")
     defaults = {"position_temperature": 20.0, "position_offset": 0.0, "class_loss": "quality_focal"}  # noqa: RUF012
     frozen_resnet_stages = 2
+    swin_drop_path_rate = 0.3
     has_fixed_positions = True
     processor = {"nms": {"method": "soft", "iou_threshold": 0.8}}  # noqa: RUF012
     refused = dict.fromkeys(

@@ -30,6 +30,7 @@ class Project:
         marks: names of tensors. A file that has them all belongs to this project.
         defaults: fields of the configuration that no tensor shows -> the values that this project uses.
         frozen_resnet_stages: the default of `num_frozen_backbone_stages` for a ResNet, including the stem.
+        swin_drop_path_rate: the default of `drop_path_rate` for a Swin.
         pred_boxes_eps: bound of the inverse sigmoid of predicted boxes, for which the projects have no setting.
         has_fixed_positions: whether all models of this project have the position settings in `defaults`.
         processor: settings of the image processor that differ from its defaults, for files that contain none.
@@ -46,6 +47,7 @@ class Project:
     marks: tuple[str, ...]
     defaults: dict[str, Any]
     frozen_resnet_stages: int
+    swin_drop_path_rate = 0.2
     pred_boxes_eps = 1e-3
     has_fixed_positions = False
     processor: Mapping[str, Any] = MappingProxyType({})
