@@ -63,6 +63,7 @@ class Slow:
 
 
 @needs_fork
+@pytest.mark.forks
 @pytest.mark.parametrize("is_large", [True, False])
 def test_processes_read_large_images_one_after_another(is_large, tmp_path):
     pytest.importorskip("fcntl", reason="this system has no fcntl")
@@ -79,6 +80,7 @@ def test_processes_read_large_images_one_after_another(is_large, tmp_path):
 
 
 @needs_fork
+@pytest.mark.forks
 def test_the_turn_of_a_worker_that_was_killed_is_free(tmp_path):
     lock = ReadLock()
 

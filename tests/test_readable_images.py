@@ -88,6 +88,7 @@ def test_where_bad_images_stop_the_first_one_does():
 
 
 @needs_fork
+@pytest.mark.forks
 def test_each_process_knows_the_bad_images_of_all_after_training(tmp_path):
     found = ((2, 5), (), (5, 6))  # by each of three processes
 

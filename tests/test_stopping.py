@@ -58,6 +58,7 @@ def test_handlers_are_put_back_and_those_of_others_stay():
     assert signal.getsignal(signal.SIGHUP) is mine
 
 
+@pytest.mark.forks
 def test_a_forked_worker_dies_of_the_signal_without_cleaning_up(tmp_path):
     with stop_like_ctrl_c():
         child = os.fork()

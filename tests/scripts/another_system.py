@@ -7,6 +7,7 @@ import builtins
 import importlib.util
 import os
 import pkgutil
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ for owner, hidden in ((os, OF_OS), (signal, OF_SIGNAL)):
     for name in hidden:
         if hasattr(owner, name):
             delattr(owner, name)
+
+shutil._use_fd_functions = False  # as on Windows: otherwise `shutil.rmtree` needs what is hidden
 
 for name in names:  # once more, beside the module that is in use: what runs at import needs nothing that is hidden
     spec = importlib.util.find_spec(name)
