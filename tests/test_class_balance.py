@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
 from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerCallback
@@ -105,6 +105,19 @@ def test_processes_share_an_epoch():
     assert len(shards[0]) == len(shards[1]) == 2
     together = [index for batches in zip(*shards, strict=True) for batch in batches for index in batch]
     assert together[: len(sampler)] == list(sampler)
+
+
+def test_several_processes_resume_in_the_middle_of_an_epoch():
+    sampler = RepeatFactorSampler([1.0, 1.0, 2.5, 1.0, 1.5, 1.0, 1.0], seed=1)
+    shard = BatchSamplerShard(BatchSampler(sampler, 2, False), 2, 1)
+    loader = DataLoaderShard(range(7), batch_sampler=shard)
+    loader.set_epoch(3)
+    whole = [batch.tolist() for batch in loader]
+    sampler.set_epoch(0)
+    rest = skip_first_batches(loader, 1)
+    sampler.set_epoch(3)  # `StepCallback` does so, because accelerate does not reach this sampler
+    rest.set_epoch(3)
+    assert [batch.tolist() for batch in rest] == whole[1:]
 
 
 def test_balanced_weights_have_the_mean_one_over_boxes_and_an_upper_limit(counted):
