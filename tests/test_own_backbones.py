@@ -177,7 +177,7 @@ def test_maps_have_the_strides_of_the_scale_factors(settings, strides):
     assert [(128 // level.shape[2], 192 // level.shape[3]) for level in maps] == [
         (stride, stride) for stride in strides
     ]
-    assert [config.strides[name] for name in config.out_features] == strides
+    assert [config.map_strides[name] for name in config.out_features] == strides
 
 
 def test_the_default_is_the_transformer_of_published_detectors():

@@ -70,7 +70,7 @@ class DinoDetrVitPyramidConfig(BackboneConfigMixin, PreTrainedConfig):
         return list(self.stage_names)
 
     @property
-    def strides(self) -> dict[str, int]:
+    def map_strides(self) -> dict[str, int]:
         """Stride of each map in pixels, rounded down."""
         patch_size = self.backbone_config.patch_size
         patch = patch_size if isinstance(patch_size, int) else max(patch_size)

@@ -302,7 +302,7 @@ def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
     stages = getattr(backbone, "out_features", None) or ["stage2"]
     stage = re.search(r"\d+", str(stages[0]))
     usual = 2 ** (int(stage[0]) + 1) if stage else 8
-    first = getattr(backbone, "strides", {}).get(stages[0], usual)
+    first = getattr(backbone, "map_strides", {}).get(stages[0], usual)
     strides = [first * 2**level for level in range(config.num_feature_levels)]
     tokens = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides)
     if config.num_queries > tokens:
