@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SeedableRandomSampler, skip_first_batches
 from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerCallback
@@ -15,6 +15,7 @@ from dino_hf.common.scenes import make_scenes
 from dino_hf.run.preflight import _repeats_line, describe_balance
 from dino_hf.training import RepeatFactorSampler, class_weights, get_recipe, load_coco, repeat_factors
 from dino_hf.training.class_balance import class_repeat_factors, images_of_classes, images_per_epoch
+from dino_hf.training.steps import set_sampler_epoch
 from test_dino_trainer import assert_same, make_recipe, make_trainer, state
 
 NAMES = ["common", "rare", "never"]
@@ -107,17 +108,26 @@ def test_processes_share_an_epoch():
     assert together[: len(sampler)] == list(sampler)
 
 
-def test_several_processes_resume_in_the_middle_of_an_epoch():
-    sampler = RepeatFactorSampler([1.0, 1.0, 2.5, 1.0, 1.5, 1.0, 1.0], seed=1)
-    shard = BatchSamplerShard(BatchSampler(sampler, 2, False), 2, 1)
-    loader = DataLoaderShard(range(7), batch_sampler=shard)
+@pytest.mark.parametrize(
+    "make_sampler",
+    [
+        lambda: RepeatFactorSampler([1.0, 1.0, 2.5, 1.0, 1.5, 1.0, 1.0], seed=1),
+        lambda: SeedableRandomSampler(range(7), data_seed=5),
+    ],
+)
+def test_several_processes_resume_in_the_middle_of_an_epoch(make_sampler):
+    def make_loader():
+        return DataLoaderShard(range(7), batch_sampler=BatchSamplerShard(BatchSampler(make_sampler(), 2, False), 2, 1))
+
+    loader = make_loader()
     loader.set_epoch(3)
     whole = [batch.tolist() for batch in loader]
-    sampler.set_epoch(0)
+    loader = make_loader()
+    set_sampler_epoch(loader, 3)  # `StepCallback` does so, because accelerate does not reach the sampler
     rest = skip_first_batches(loader, 1)
-    sampler.set_epoch(3)  # `StepCallback` does so, because accelerate does not reach this sampler
     rest.set_epoch(3)
     assert [batch.tolist() for batch in rest] == whole[1:]
+    set_sampler_epoch(None, 3)
 
 
 def test_balanced_weights_have_the_mean_one_over_boxes_and_an_upper_limit(counted):

@@ -87,12 +87,10 @@ class StepCallback(TrainerCallback):
         if self.trainer.departures:
             record["departures_from_the_recipe"] = "; ".join(self.trainer.departures)
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         self._record_recipe()  # again, because a user may have called record_training in between
         self.trainer._train_transform.set_epoch(self.epoch)
-        if self.trainer._repeats is not None:
-            # Trainer sets it too, except in several processes that resume in the middle of an epoch.
-            self.trainer._repeats.set_epoch(self.epoch)
+        set_sampler_epoch(train_dataloader, self.epoch)
         self.epoch += 1
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -156,6 +154,20 @@ class StepCallback(TrainerCallback):
         self.num_skipped_in_a_row = 0
         if trainer.ema is not None:
             trainer.ema.update()
+
+
+def set_sampler_epoch(dataloader, epoch: int) -> None:
+    """Set the epoch of the sampler, which determines the order of the images.
+
+    `Trainer` does so too, except in several processes that resume in the middle of an epoch: accelerate does not reach the sampler
+    through the batch samplers that share and skip batches.
+    """
+    sampler = getattr(dataloader, "batch_sampler", None)
+    while hasattr(sampler, "batch_sampler"):
+        sampler = sampler.batch_sampler
+    sampler = getattr(sampler, "sampler", None)
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
 
 
 def _problem(step: _Step) -> str:
