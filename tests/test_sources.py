@@ -568,6 +568,7 @@ def answering(content: bytes):
         thread.join()
 
 
+@contextmanager
 def redirecting(target: str) -> tuple[http.server.HTTPServer, str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -580,7 +581,11 @@ def redirecting(target: str) -> tuple[http.server.HTTPServer, str]:
 
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=found.serve_forever, daemon=True).start()
-    return found, f"http://127.0.0.1:{found.server_port}/a.png"
+    try:
+        yield f"http://127.0.0.1:{found.server_port}/a.png"
+    finally:
+        found.shutdown()
+        found.server_close()
 
 
 @pytest.mark.parametrize(
@@ -594,24 +599,16 @@ def redirecting(target: str) -> tuple[http.server.HTTPServer, str]:
     ],
 )
 def test_a_server_cannot_lead_to_files_or_into_the_local_network(target, reason, monkeypatch):
-    real = downloads.is_local
-    server, address = redirecting(target)
-    seen = []
+    real, seen = downloads.is_local, []
     # The first question is about the target, the second one about where we were: outside.
     monkeypatch.setattr(downloads, "is_local", lambda host: seen.append(host) or (len(seen) == 1 and real(host)))
-    try:
-        with pytest.raises((OSError, ValueError), match=reason):
-            read_image(address)
-    finally:
-        server.shutdown()
+    with redirecting(target) as address, pytest.raises((OSError, ValueError), match=reason):
+        read_image(address)
 
 
 def test_within_the_local_network_servers_may_lead_on(server):
-    leading, address = redirecting(server + "/9.PNG")
-    try:
+    with redirecting(server + "/9.PNG") as address:
         assert read_image(address).size == (50, 30)
-    finally:
-        leading.shutdown()
 
 
 def test_compressed_answers_are_not_unpacked(monkeypatch):
