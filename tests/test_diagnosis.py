@@ -16,7 +16,7 @@ from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.scenes import make_scenes
 from dino_hf.model.box_ops import cxcywh_to_xyxy
 from dino_hf.model.matcher import Matches
-from dino_hf.training import DetectionCollator, DetectionTransform, load_coco
+from dino_hf.training import DetectionCollator, DetectionTransform, diagnosis, load_coco
 from dino_hf.training.diagnosis import (
     BoxPrediction,
     Match,
@@ -557,6 +557,34 @@ def test_the_borders_of_what_the_doctor_counts():
     assert find_dead_classes([answer(label=1, score=0.05), answer(label=2, score=0.0501)]) == [1]
 
 
+CANVAS = {"size": {"shortest_edge": 96, "longest_edge": 96}, "canvas_value": 114}
+
+
+def small_boxes(data, folder, processor):
+    """Key of each held-out box -> whether it counts as small."""
+    trainer = make_trainer(data, folder, max_steps=1, eval_strategy="steps")
+    trainer.processing_class = processor
+    trainer.eval_dataset = data[1].dataset.with_transform(DetectionTransform(processor))
+    doctor, seen = examined(trainer), {}
+
+    class Seen(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **kwargs):
+            seen.update(doctor._box_predictions)
+
+    trainer.add_callback(Seen())
+    trainer.train()
+    return {key: prediction.is_small for key, prediction in seen.items()}
+
+
+def test_small_objects_are_the_same_on_a_canvas(data, tmp_path, monkeypatch):
+    """Boxes of labels are relative to the canvas, and areas count in the original image."""
+    areas = [width * height for objects in data[1].dataset["objects"] for *_, width, height in objects["bbox"]]
+    monkeypatch.setattr(diagnosis, "_SMALL_AREA", 0.97 * max(areas))
+    on_canvas = small_boxes(data, tmp_path, DinoDetrImageProcessor(**CANVAS))
+    assert set(on_canvas.values()) == {False, True}
+    assert on_canvas == small_boxes(data, tmp_path, PROCESSOR)
+
+
 @pytest.mark.parametrize(("height", "is_small"), [(31.9, True), (32.0, False)])
 def test_objects_below_32_x_32_pixels_are_small(height, is_small):
     box = torch.tensor([[[0.5, 0.5, 0.5, height / 128]]])  # of 64 x 128 pixels, width and height
@@ -570,5 +598,5 @@ def test_objects_below_32_x_32_pixels_are_small(height, is_small):
         intermediate_logits=torch.zeros(1, 2, 1, 1), enc_topk_bboxes=box, logits=torch.zeros(1, 1, 1)
     )
     zero = torch.zeros(1, dtype=torch.int64)
-    found = find_box_predictions(labels, outputs, Matches(zero, zero, zero, zero))
+    found = find_box_predictions(labels, outputs, Matches(zero, zero, zero, zero), labels["orig_size"])
     assert found[5, 0].is_small == is_small

@@ -73,7 +73,7 @@ def test_the_paper_sets_on_the_model_what_a_fresh_configuration_has():
     ).model_settings
 
 
-def test_better_hyper_differs_from_the_paper_in_three_numbers():
+def test_better_hyper_differs_from_the_paper_in_the_four_numbers_of_detrex():
     ours, paper = get_recipe("better-hyper").as_dict(), get_recipe("paper-12ep").as_dict()
     ours |= ours.pop("model_settings")
     paper |= paper.pop("model_settings")
@@ -81,6 +81,7 @@ def test_better_hyper_differs_from_the_paper_in_three_numbers():
         "name": "better-hyper",
         "backbone_learning_rate": 2e-5,
         "cls_loss_coefficient": 2.0,
+        "denoising_cls_loss_coefficient": 1.0,
         "num_denoising": 300,
     }
 

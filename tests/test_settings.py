@@ -27,6 +27,8 @@ from dino_hf.training import Augmentation, get_recipe
         ("--class-weights balanced --repeat-threshold 0.1", {"class_weights": "balanced", "repeat_threshold": 0.1}),
         ("--class-weights bus=3,dog=0.5", {"class_weights": {"bus": 3.0, "dog": 0.5}}),
         ("--class-weights none", {"class_weights": None}),
+        ("--nms soft", {"nms": {"method": "soft"}}),
+        ("--nms none", {"nms": None}),
         ("", {}),
     ],
 )

@@ -164,6 +164,24 @@ def test_a_trained_detector_is_told_that_its_class_loss_changes(tmp_path):
     assert start.image_processor.nms is None
 
 
+@pytest.mark.parametrize("before", [None, {"method": "soft", "iou_threshold": 0.8}])
+def test_nms_that_the_user_chooses_replaces_any_other(before):
+    def adapt(recipe, is_nms_chosen):
+        start = Start(model, DinoDetrImageProcessor(nms=before), "some/detector", [])
+        return adapt_start(start, recipe, is_nms_chosen), start.image_processor.nms
+
+    model = DinoDetrForObjectDetection(tiny_config(num_labels=len(DATA.id2label)))
+    hard = {"method": "hard", "iou_threshold": 0.6}
+    notes, nms = adapt(get_recipe("finetune", nms=hard), True)
+    assert nms == hard
+    assert "hard NMS" in notes[0]
+    assert "as you chose" in notes[0]
+    notes, nms = adapt(get_recipe("co-dino", nms=None, model_settings={"class_loss": "focal"}), True)
+    assert nms is None
+    assert ["no longer get soft NMS" in note for note in notes] == ([] if before is None else [True])
+    assert adapt(get_recipe("finetune"), False) == ([], before)  # a Co-DINO that is fine-tuned keeps its own
+
+
 def test_the_rest_of_a_new_detector_follows_the_seed(backbone):
     folder, _ = backbone
     heads = [

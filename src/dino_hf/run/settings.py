@@ -152,6 +152,8 @@ def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, list) and value == [None]:  # --scale-jitter none
             settings[name] = None
+    if (nms := settings.get("nms")) in ("soft", "hard"):
+        settings["nms"] = {"method": nms}
     if "=" in str(weights := settings.get("class_weights")):
         settings["class_weights"] = numbers_by_name(weights, "--class-weights", "bus=3,person=0.5: names and factors")
     return settings

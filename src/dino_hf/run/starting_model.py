@@ -79,9 +79,12 @@ def load_start(
         return Start(model, image_processor_of(source), str(source), str(transfer).splitlines())
 
 
-def adapt_start(start: Start, recipe: Recipe) -> list[str]:
+def adapt_start(start: Start, recipe: Recipe, is_nms_chosen: bool = False) -> list[str]:
     """Set the recipe's `nms` in the image processor, and say what the recipe changes or cannot change in the detector.
 
+    Args:
+        is_nms_chosen: the user chose `nms`, so it replaces the setting of the image processor. Otherwise the image processor
+            keeps its own setting.
     Returns:
         notes
     """
@@ -105,11 +108,14 @@ def adapt_start(start: Start, recipe: Recipe) -> list[str]:
             notes.append(
                 f"{name} stays {getattr(config, name)}; new detectors of the recipe {recipe.name} have {value}"
             )
-    if recipe.nms is not None and getattr(processor, "nms", recipe.nms) is None:
-        processor.nms = dict(recipe.nms)
-        notes.append(
-            f"Detections get {recipe.nms['method']} NMS, as in the recipe {recipe.name}; --nms none turns it off"
-        )
+    before = getattr(processor, "nms", recipe.nms)  # image processors of users may have no NMS
+    if before != recipe.nms and (is_nms_chosen or before is None):
+        processor.nms = recipe.nms and dict(recipe.nms)
+        if recipe.nms is None:
+            notes.append(f"Detections no longer get {before['method']} NMS")
+        else:
+            origin = "as you chose" if is_nms_chosen else f"as in the recipe {recipe.name}"
+            notes.append(f"Detections get {recipe.nms['method']} NMS, {origin}; --nms none turns it off")
     return notes
 
 

@@ -183,7 +183,7 @@ def _train(
     if resume and not record.is_resumed:
         findings.insert(0, f"there is no run in {output_dir} to resume: this one starts from the beginning.")
     try:
-        start = _load(record, splits.train, recipe)
+        start = _load(record, splits.train, recipe, "nms" in given)
     except OSError as error:
         if resume and not record.is_resumed:
             raise OSError(f"There is no run in {output_dir} to resume, and a new one cannot start. {error}") from error
@@ -227,8 +227,12 @@ def _train(
     return TrainingRun(record.output_dir, preflight, evaluation, test, trainer)
 
 
-def _load(record: RunRecord, train: CocoData, recipe: Recipe) -> Start:
-    """The model that a run starts from. A resumed run starts from its newest checkpoint, a finished run from its result."""
+def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: bool) -> Start:
+    """The model that a run starts from. A resumed run starts from its newest checkpoint, a finished run from its result.
+
+    Args:
+        is_nms_chosen: see `adapt_start`.
+    """
     checkpoint = str(record.output_dir) if record.is_finished else newest_checkpoint(record.output_dir)
     if record.is_resumed and checkpoint is not None:
         if not record.is_finished:
@@ -240,9 +244,9 @@ def _load(record: RunRecord, train: CocoData, recipe: Recipe) -> Start:
         if (num_queries := record.values["num_queries"]) is not None:
             start.notes.append(f"{num_queries} queries instead of {start.model.config.num_queries}")
             set_num_queries(start.model, num_queries)
-        start.notes.extend(adapt_start(start, recipe))
+        start.notes.extend(adapt_start(start, recipe, is_nms_chosen))
         record.values |= {"start": start.source, "start_notes": start.notes}
-    start.notes.extend(note for note in adapt_start(start, recipe) if note not in start.notes)
+    start.notes.extend(note for note in adapt_start(start, recipe, is_nms_chosen) if note not in start.notes)
     return start
 
 

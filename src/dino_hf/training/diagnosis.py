@@ -187,7 +187,9 @@ class TrainingDoctor(TrainerCallback):
             targets = collect_targets(labels, len(outputs.logits), outputs.logits.shape[-1], outputs.logits.device)
             layer = outputs.logits.detach().float()[None], outputs.pred_boxes.detach().float()[None]  # one layer
             matches, _ = match(*layer, targets, criterion.cost, criterion.alpha, skip_non_finite=True)
-            for key, prediction in find_box_predictions(labels, outputs, matches).items():
+            box_units = getattr(self.trainer.processing_class, "box_units", None)
+            sizes = labels["orig_size"] if box_units is None else box_units(labels["orig_size"])
+            for key, prediction in find_box_predictions(labels, outputs, matches, sizes).items():
                 self._box_predictions.setdefault(key, prediction)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
@@ -283,20 +285,23 @@ def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
     return norms
 
 
-def find_box_predictions(labels: Mapping[str, Tensor], outputs, matches: Matches) -> dict[BoxKey, BoxPrediction]:
+def find_box_predictions(
+    labels: Mapping[str, Tensor], outputs, matches: Matches, sizes: Tensor
+) -> dict[BoxKey, BoxPrediction]:
     """Predictions of the queries that are matched with the boxes of a batch.
 
     Args:
         labels: from `DetectionCollator`.
         outputs: outputs of the model for these labels.
         matches: matches of the last decoder layer.
+        sizes: (B, 2) height and width that boxes are relative to, of the image or of its canvas, in pixels of the original image.
     """
     _, image, query, target = matches  # (M,)
     is_box = labels["class_labels"] != PADDING_LABEL  # (B, boxes of an image), in the order of the T targets
     place = is_box.nonzero()[target, 1]  # (M,)
     label = labels["class_labels"][is_box][target]  # (M,)
     box = labels["boxes"][is_box][target]  # (M, 4)
-    area = box[:, 2:].prod(-1) * labels["orig_size"][image].prod(-1)  # (M,)
+    area = box[:, 2:].prod(-1) * sizes.to(box.device)[image].prod(-1)  # (M,)
     anchor = outputs.enc_topk_bboxes[image, query].float()  # (M, 4)
     distance = (anchor - box).abs().sum(-1)  # (M,)
     score = outputs.logits[image, query, label].sigmoid()  # (M,)

@@ -101,7 +101,7 @@ class Recipe:
         architecture: fields of `DinoDetrConfig` for a new detector: `train` uses them if it builds one on a backbone. Detectors
             that are loaded keep their architecture.
         nms: non-maximum suppression of detections with which the recipe was published, see `read_nms`. `train` sets it in the
-            image processor if the processor has none.
+            image processor if the processor has none, or if the user chose it.
         augmentation: augmentation of training images.
         ema_decay: decay of an exponential moving average of the weights. None: no average.
         ema_warmup_steps: the decay at a step is `ema_decay` * (1 - exp(-step / ema_warmup_steps)). 0: it is `ema_decay`.
