@@ -437,14 +437,14 @@ def test_gradients_have_the_layout_of_their_weights():
     ],
 )
 def test_channels_last_is_taken_only_where_torch_is_right_in_it(stem, channels_last, monkeypatch):
-    build = plain_backbone.AutoBackbone.from_config
+    build = plain_backbone.build_backbone
 
     def with_stem(*args, **kwargs):
         backbone = build(*args, **kwargs)
         backbone.stem_of_another_project = stem
         return backbone
 
-    monkeypatch.setattr(plain_backbone.AutoBackbone, "from_config", with_stem)
+    monkeypatch.setattr(plain_backbone, "build_backbone", with_stem)
     assert fast_backbone(RESNET)._takes_channels_last == channels_last
 
 

@@ -46,8 +46,8 @@ class CostWeights(NamedTuple):
     classes: float
     l1: float
     giou: float
-    # Above 0, the class cost of a pair uses its probability times v to this power, where v is (GIoU + 1) / 2 divided by the largest
-    # value of its layer and image: Stable-DINO's position-modulated cost (arXiv:2304.04742), with the power 0.5.
+    # Above 0, the class cost of a pair uses its probability times v to this power, where v is its relative GIoU, see
+    # `_position_by_class`: Stable-DINO's position-modulated cost (arXiv:2304.04742), with the power 0.5.
     position_power: float = 0.0
 
 
@@ -98,14 +98,16 @@ def matching_cost(
     target_corners = cxcywh_to_xyxy(target_boxes)[:, :, None]  # (B, M, 1, 4)
 
     # With many pairs, layers are computed one by one: temporary tensors would need gigabytes.
-    num_at_once = max(1, _LARGEST_COST // max(1, batch_size * num_queries * largest))
+    num_columns = max(largest, class_logits.shape[-2] if weights.position_power else 0)
+    num_at_once = max(1, _LARGEST_COST // max(1, batch_size * num_queries * num_columns))
     cost = boxes.new_empty(num_layers, batch_size, largest + 1, num_queries)
     for start in range(0, num_layers, num_at_once):
         layers = slice(start, start + num_at_once)
         giou = generalized_iou(corners[layers, :, None].movedim(-2, -1), target_corners)  # (D, B, M, Q)
         prob = class_logits[layers].gather(-2, labels[layers]).sigmoid_()  # (D, B, M, Q)
         if weights.position_power and largest:
-            prob *= _relative_position(giou, targets) ** weights.position_power
+            position = _position_by_class(corners[layers], class_logits.shape[-2], targets)  # (D, B, K, Q)
+            prob *= position.gather(-2, labels[layers]) ** weights.position_power
         rest = 1 - prob
         pairs = cost[layers, :, :largest]
         torch.mul((prob + 1e-8).log_(), (rest**gamma).mul_(-alpha * weights.classes), out=pairs)
@@ -117,13 +119,24 @@ def matching_cost(
     return cost
 
 
-def _relative_position(giou: Tensor, targets: Targets) -> Tensor:
-    """(GIoU + 1) / 2 of all pairs, divided by the largest value of each layer and image; (D, B, M, Q) -> (D, B, M, Q)."""
-    closeness = ((giou + 1) / 2).clamp(min=0)
-    is_target = torch.zeros(giou.shape[1:3], dtype=giou.dtype, device=giou.device)  # (B, M)
-    is_target[targets.image, targets.position] = 1
-    best = (closeness * is_target[..., None]).amax((-2, -1), keepdim=True)  # (D, B, 1, 1)
-    return closeness / (best + 1e-8).clamp(max=1)
+def _position_by_class(corners: Tensor, num_classes: int, targets: Targets) -> Tensor:
+    """The position factor v of Stable-DINO's class cost, exactly as in its code.
+
+    For each class, v uses the last box of the class in the whole batch, also for other boxes of the class and for other images.
+
+    Args:
+        corners: (D, B, 4, Q) predicted boxes as xyxy.
+    Returns:
+        (D, B, K, Q) (GIoU + 1) / 2, divided by the largest value of each layer and image; 0 for classes without boxes.
+    """
+    labels, boxes = targets.class_labels, cxcywh_to_xyxy(targets.boxes)
+    number = torch.arange(1, len(labels) + 1, device=labels.device)
+    last = number.new_zeros(num_classes).scatter_reduce(0, labels, number, "amax")  # (K,) 0: no box
+    box_of_class = torch.cat([boxes.new_zeros(1, 4), boxes])[last]  # (K, 4)
+    giou = generalized_iou(corners[:, :, None].movedim(-2, -1), box_of_class[:, None])  # (D, B, K, Q)
+    # Rounding can make a GIoU smaller than -1.
+    position = ((giou + 1) / 2).clamp(min=0).masked_fill((last == 0)[:, None], 0)
+    return position / (position.amax((-2, -1), keepdim=True) + 1e-8).clamp(max=1)
 
 
 def match(
@@ -139,7 +152,9 @@ def match(
     """Match queries and targets at minimal cost, for each layer and image. Excess targets stay unmatched.
 
     The last layer matches one query with each target. The others match `queries_per_box`, or fewer where an image has so many
-    targets that more than half of its queries would be matched.
+    targets that more than half of its queries would be matched. As in the code of Align-DETR, the lower number then also holds for
+    the images after it in the batch. (Its code matches nothing if an image has more targets than half of the queries. Here each
+    target still gets a query.)
 
     Args:
         logits, boxes: (D, B, Q, K) and (D, B, Q, 4), float32.
@@ -162,15 +177,15 @@ def match(
     ends = list(itertools.accumulate(targets.counts))
     rows, left_out = [], torch.zeros(cost.shape[:2], dtype=torch.bool, device="cpu")
     for layer, layer_cost in enumerate(cost):
+        repeats = queries_per_box if layer + 1 < len(cost) else 1
         for image, (image_cost, count, end) in enumerate(zip(layer_cost, targets.counts, ends, strict=True)):
             if math.isnan(image_cost[-1, 0]):
                 if not skip_non_finite:
                     raise NonFinitePredictionsError(layer, image)
                 left_out[layer, image] = True
                 continue
-            repeats = 1
-            if count and layer + 1 < len(cost):
-                repeats = max(1, min(queries_per_box, image_cost.shape[-1] // (2 * count)))
+            if count:
+                repeats = max(1, min(repeats, image_cost.shape[-1] // (2 * count)))
             row_of_cost, query = linear_sum_assignment(image_cost[:count].repeat(repeats, axis=0))
             row = torch.empty(4, len(query), dtype=torch.long, device="cpu")  # (4, M_image)
             row[0], row[1] = layer, image
