@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import dino_hf.conversion
+from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.conversion.checkpoint_files import load_checkpoint
+from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.options import PROJECT_NAMES
@@ -131,6 +133,55 @@ test_pipeline = [dict(type='Resize', scale=(2048, 1280), keep_ratio=True)]
     fields, processor = settings_of_codetr(tmp_path, {"cfg": text})
     assert (fields["num_denoising"], fields["box_noise_scale"], fields["giou_cost"]) == (300, 0.4, 3.0)
     assert processor == {"size": {"shortest_edge": 1280, "longest_edge": 2048}, "nms": None}
+
+
+@pytest.mark.parametrize(
+    ("padding", "value"), [({"img": [7, 7, 7]}, 7), ({"img": 9}, 9), ([5, 5, 5], 5), (3, 3), (None, 0)]
+)
+def test_the_value_of_the_canvas_is_that_of_the_padding(padding, value):
+    pad = {"type": "Pad", "size": [640, 640]} | ({} if padding is None else {"pad_val": padding})
+    settings = {"model": {"use_lsj": True}, "test_pipeline": [{"type": "Resize", "scale": [640, 640]}, pad]}
+    assert PROJECTS["codetr"].processor_settings(settings) == square_canvas(640, value)
+
+
+@pytest.mark.parametrize("project", ["codetr", "codetr_mmdet"])
+@pytest.mark.parametrize(
+    ("preprocessor", "candidates"), [({}, None), ({"data_preprocessor": {"pad_mask": True}}, 1000)]
+)
+def test_mmdetection_3_cuts_detections_before_nms(project, preprocessor, candidates):
+    """A file of mmdetection in the table belongs to the project codetr, so the configuration tells, not the project."""
+    settings = {"model": {"test_cfg": [{"max_per_img": 1000, "nms": {"type": "soft_nms", "iou_threshold": 0.7}}]}}
+    settings["model"] |= preprocessor
+    nms = PROJECTS[project].processor_settings(settings)["nms"]
+    assert nms["iou_threshold"] == 0.7
+    assert nms.get("candidates") == (candidates or PROJECTS[project].processor["nms"].get("candidates"))
+
+
+@pytest.mark.parametrize(("project", "canvas"), [("codetr", "with_attn_mask=False"), ("codetr_mmdet", "use_lsj=True")])
+def test_the_way_back_prints_the_settings_of_the_test(project, canvas, tmp_path):
+    model = DinoDetrForObjectDetection(tiny_config(num_feature_levels=5, projection_bias=False))
+    model.save_pretrained(tmp_path / "model")
+    nms = {"method": "soft", "iou_threshold": 0.7, "min_score": 0.01}
+    DinoDetrImageProcessor(**square_canvas(640), nms=nms).save_pretrained(tmp_path / "model")
+    lines = convert_back(tmp_path / "model", project, tmp_path / "back.pth")
+    text = "\n".join(lines)
+    assert canvas in text
+    assert "nms=dict(type='soft_nms', iou_threshold=0.7, min_score=0.01)" in text
+    assert "Pad to (640, 640) with pad_val=(114, 114, 114)" in text
+    text = "\n".join(convert_back(tmp_path / "model", "detrex", tmp_path / "detrex.pth"))
+    assert "canvas of 640" in text
+    assert "'iou_threshold': 0.7" in text
+    DinoDetrImageProcessor().save_pretrained(tmp_path / "model")
+    plain = convert_back(tmp_path / "model", project, tmp_path / "plain.pth")
+    assert "Resize to (1333, 800)" in "\n".join(plain)
+    assert "model.test_cfg[0]: no nms" in plain
+
+
+def test_a_damaged_image_processor_is_named_on_the_way_back(tmp_path):
+    DinoDetrForObjectDetection(tiny_config()).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"nms": {"method": "medium"}}')
+    with pytest.raises(ConversionError, match=r"image processor .* cannot be loaded: .*medium"):
+        convert_back(tmp_path, "detrex", tmp_path.parent / "back.pth")
 
 
 def test_a_co_detr_that_detects_by_an_auxiliary_head_is_refused(tmp_path):

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..common.regular_files import check_model_folder
 from ..common.text import first_line
 from ..model.configuration_dino_detr import DinoDetrConfig
+from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from .backbones import backbone_settings, unusual_settings
 from .checkpoint_files import save_checkpoint
@@ -33,6 +35,7 @@ def convert_back(folder: Path, project: str, output: Path, force: bool = False) 
         raise ConversionError(f"{output} lies in {folder}, the model that is read; choose another output.")
     model = load_folder(folder)
     config = model.config
+    processor = _load_processor(folder)
     target.check_expressible(config)
     try:
         tensors = to_release(model.state_dict(), config)
@@ -41,7 +44,21 @@ def convert_back(folder: Path, project: str, output: Path, force: bool = False) 
     except UnknownName as error:
         raise ConversionError(f"{project} has no name for the tensor {error.name!r} of this model.") from error
     save_checkpoint(content, output, force)
-    return target.settings_to_make(config)
+    return [*target.settings_to_make(config), *(target.test_settings(processor) if processor else [])]
+
+
+def _load_processor(folder: Path) -> DinoDetrImageProcessor | None:
+    """The image processor in a folder; None if there is none.
+
+    Raises:
+        ConversionError: it cannot be loaded.
+    """
+    if not (folder / IMAGE_PROCESSOR_NAME).is_file():
+        return None
+    try:
+        return DinoDetrImageProcessor.from_pretrained(folder)
+    except Exception as error:  # the library raises errors of many types
+        raise ConversionError(f"The image processor of {folder} cannot be loaded: {first_line(error)}") from error
 
 
 def to_release(state: dict[str, Tensor], config: DinoDetrConfig) -> dict[str, Tensor]:

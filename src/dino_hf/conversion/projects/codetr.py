@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from ...model.configuration_dino_detr import DinoDetrConfig
+from ...model.image_processing_dino_detr import DinoDetrImageProcessor
+from ...model.nms import read_nms
 from ..backbones import position_indices
 from ..release_names import neck_rules
 from ..release_tensors import cut_label_rows, separate_heads, without_projection_bias
@@ -93,6 +95,8 @@ class CoDetr(Project):
     position_setting = "query_head.positional_encoding"
     labels = "query_head.label_embedding.weight"
     swin = SWIN_OF_SENSE_X
+    canvas_setting = "with_attn_mask=False"
+    masked_setting = "with_attn_mask=True"
 
     def count_decoder_layers(self, names) -> int:
         return count_indices(names, r"query_head\.transformer\.decoder\.layers\.(\d+)\.")
@@ -146,25 +150,27 @@ class CoDetr(Project):
 
     def processor_settings(self, settings: dict) -> dict[str, Any]:
         model, found = settings.get("model"), {}
-        scale, padded = read_test_pipeline(settings)
+        scale, padded, value = read_test_pipeline(settings)
         is_image_in_padding = value_at(model, "with_attn_mask") is False or value_at(model, "use_lsj") is True
         if is_image_in_padding and padded and padded[0] == padded[1]:
-            found |= square_canvas(padded[0])
+            found |= square_canvas(padded[0], value)
         elif scale:
             found |= {"size": {"shortest_edge": min(scale), "longest_edge": max(scale)}}
         if isinstance(test := value_at(model, "test_cfg.0"), dict):
-            found |= {"nms": self.nms_settings(test)}
+            found |= {"nms": self.nms_settings(model, test)}
         return found
 
-    def nms_settings(self, test: dict) -> dict[str, Any] | None:
-        """`nms` of the image processor, from the settings of the test in a file. None: no suppression."""
+    def nms_settings(self, model: dict, test: dict) -> dict[str, Any] | None:
+        """`nms` of the image processor, from the settings of the model and of its test in a file. None: no suppression."""
         kind, threshold = value_at(test, "nms.type"), value_at(test, "nms.iou_threshold")
         if kind not in _NMS_METHODS or not isinstance(threshold, int | float):
             return None
         found = self.processor["nms"] | {"method": _NMS_METHODS[kind], "iou_threshold": threshold}
         if found["method"] == "soft" and isinstance(min_score := value_at(test, "nms.min_score"), int | float):
             found["min_score"] = min_score
-        return found
+        # mmdetection 3 cuts to `max_per_img` before NMS. Sense-X, on mmdetection 2, keeps as many as queries until then.
+        number, is_mmdet_3 = value_at(test, "max_per_img"), value_at(model, "data_preprocessor") is not None
+        return found | ({"candidates": number} if is_mmdet_3 and type(number) is int and number > 0 else {})
 
     def file_content(self, tensors: dict[str, Tensor], config: DinoDetrConfig) -> dict[str, Any]:
         tensors = separate_heads(tensors, config) | position_indices(config.backbone_config)
@@ -184,6 +190,20 @@ class CoDetr(Project):
             "detects without them. To train with them, take them from the published file",
         ]
 
+    def test_settings(self, processor: DinoDetrImageProcessor) -> list[str]:
+        size, side, nms = dict(processor.size), processor.canvas_side, read_nms(processor.nms)
+        lines = [f"model: {self.masked_setting if side is None else self.canvas_setting}"]
+        if side is not None:
+            value = (processor.canvas_value,) * 3
+            lines.append(f"test_pipeline: Resize to {(side, side)}, Pad to {(side, side)} with pad_val={value}")
+        elif size.keys() == {"shortest_edge", "longest_edge"}:
+            lines.append(f"test_pipeline: Resize to {(size['longest_edge'], size['shortest_edge'])}")
+        if nms is None:
+            return [*lines, "model.test_cfg[0]: no nms"]
+        kind = next(kind for kind, method in _NMS_METHODS.items() if method == nms.method)
+        score = f", min_score={nms.min_score:g}" if nms.method == "soft" else ""
+        return [*lines, f"model.test_cfg[0]: nms=dict(type='{kind}', iou_threshold={nms.iou_threshold:g}{score})"]
+
 
 class CoDetrMmdet(CoDetr):
     """Co-DINO in mmdetection 3, which names the label embedding and Swin in its own way, and keeps 300 detections before NMS."""
@@ -192,6 +212,8 @@ class CoDetrMmdet(CoDetr):
     processor = {"nms": CoDetr.processor["nms"] | {"candidates": 300}}  # noqa: RUF012
     labels = _LABELS_OF_MMDET
     swin = SWIN_OF_MMDET
+    canvas_setting = "use_lsj=True"
+    masked_setting = "use_lsj=False"
 
     def recognises(self, names: Iterable[str]) -> bool:
         names = set(names)
@@ -204,10 +226,10 @@ class CoDetrMmdet(CoDetr):
         return {"dataset_meta": {"classes": names}}
 
 
-def square_canvas(side: int) -> dict[str, Any]:
+def square_canvas(side: int, value: float = 114) -> dict[str, Any]:
     """Settings of the image processor of models trained with large-scale jittering.
 
-    The longest side of an image gets `side` pixels. The image is padded to a square at the right and bottom with the value 114 of
-    255 before normalisation. The model takes the padding for image.
+    The longest side of an image gets `side` pixels. The image is padded to a square at the right and bottom with the value, of
+    255, before normalisation. The model takes the padding for image.
     """
-    return {"size": {"shortest_edge": side, "longest_edge": side}, "canvas_value": 114}
+    return {"size": {"shortest_edge": side, "longest_edge": side}, "canvas_value": value}

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.values import is_number
 from ...model.configuration_dino_detr import DinoDetrConfig
 from ..backbones import BODY, position_indices
 from ..errors import ConversionError
@@ -32,6 +33,7 @@ _SETTINGS = {
     "drop_path_rate": "backbone.drop_path_rate",
 }
 _COSTS = {"FocalLossCost": "class_cost", "BBoxL1Cost": "bbox_cost", "IoUCost": "giou_cost"}
+_PAD_VALUES = ("pad_val.img.0", "pad_val.img", "pad_val.0", "pad_val")
 _REQUIRED = {
     "type": "DINO",
     "with_box_refine": True,
@@ -75,7 +77,7 @@ class Mmdet(Project):
         return read_fields(model, _REQUIRED, _SETTINGS, value_at(model, "train_cfg.assigner.match_costs"))
 
     def processor_settings(self, settings: dict) -> dict[str, Any]:
-        scale, _ = read_test_pipeline(settings)
+        scale, *_ = read_test_pipeline(settings)
         return {"size": {"shortest_edge": min(scale), "longest_edge": max(scale)}} if scale else {}
 
     def file_content(self, tensors: dict[str, Tensor], config: DinoDetrConfig) -> dict[str, Any]:
@@ -115,13 +117,14 @@ def read_fields(model: dict, required: dict[str, Any], paths: dict[str, str], co
     return fields
 
 
-def read_test_pipeline(settings: dict) -> tuple[list[int] | None, list[int] | None]:
+def read_test_pipeline(settings: dict) -> tuple[list[int] | None, list[int] | None, float]:
     """Sizes in the test pipeline of mmdetection 2 or 3.
 
     Returns:
         the two limits of the sides of a resized image, and the sides to which every image is padded; None if they are unknown.
+        Then the value of the padding.
     """
-    scale = padded = None
+    scale, padded, value = None, None, 0
     waiting = settings.get("test_pipeline")
     waiting = list(waiting) if isinstance(waiting, list) else []
     while waiting:
@@ -135,7 +138,8 @@ def read_test_pipeline(settings: dict) -> tuple[list[int] | None, list[int] | No
             scale = scale or _sides(step.get("scale"))
         elif step.get("type") == "Pad":
             padded = padded or _sides(step.get("size"))
-    return scale, padded
+            value = next((value_at(step, path) for path in _PAD_VALUES if is_number(value_at(step, path))), 0)
+    return scale, padded, value
 
 
 def _sides(value: Any) -> list[int] | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ...model.configuration_dino_detr import DinoDetrConfig
+from ...model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..errors import ConversionError
 from ..rules import Rule, count_indices, translate
 
@@ -165,6 +166,18 @@ class Project:
                 f"note: {self.name} bounds the inverse sigmoid of predicted boxes by {self.pred_boxes_eps:g}, this model by "
                 f"{config.pred_boxes_eps:g}; only boxes with a side this close to 0 or 1 differ"
             )
+        return lines
+
+    def test_settings(self, processor: DinoDetrImageProcessor) -> list[str]:
+        """Settings that this project needs to test the model as its image processor does, beyond those of DINO."""
+        lines = []
+        if processor.canvas_side is not None:
+            lines.append(
+                f"note: the model sees images on a square canvas of {processor.canvas_side} pixels with the value "
+                f"{processor.canvas_value}, without a mask; boxes are relative to the canvas"
+            )
+        if processor.nms is not None:
+            lines.append(f"note: detections go through NMS: {dict(processor.nms)}")
         return lines
 
     def setting_lines(self, config: DinoDetrConfig) -> list[str]:
