@@ -82,14 +82,13 @@ def test_every_trainable_parameter_of_a_detector_gets_a_gradient(name, checkpoin
 
 
 @every_own
-def test_one_output_of_a_detector_is_independent_of_the_padding_it_is_told_of(name):
-    """Except for what the backbone itself sees: convolutions and attention of the backbone know no mask."""
+def test_a_mask_of_ones_gives_the_outputs_without_a_mask(name):
     model = DinoDetrForObjectDetection(tiny_config(backbone_config=dict(OWN_BACKBONES[name]))).eval()
     pixel_values = torch.randn(2, 3, 75, 101)
     with torch.no_grad():
-        without = model(pixel_values).logits
-        full = model(pixel_values, torch.ones(2, 75, 101, dtype=torch.long)).logits
-    torch.testing.assert_close(full, without)
+        unmasked = model(pixel_values).logits
+        masked = model(pixel_values, torch.ones(2, 75, 101, dtype=torch.long)).logits
+    torch.testing.assert_close(masked, unmasked)
 
 
 def test_focalnet_gives_the_states_before_the_downsampling_after_a_norm():

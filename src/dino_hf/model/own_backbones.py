@@ -1,6 +1,6 @@
-"""Backbones that this package has and transformers has not: where their code is, and which files a saved detector needs.
+"""Backbones of this package that transformers does not have: their classes, and the files that a saved detector needs.
 
-A backbone `x` of ours is named by `model_type="dino_detr_x"` in `DinoDetrConfig.backbone_config`. It has three files here:
+The backbone `x` has `model_type="dino_detr_x"` in `DinoDetrConfig.backbone_config`. It has three files here:
 
 - `configuration_x.py`: the configuration class, without torch. It derives from `BackboneConfigMixin` and `PreTrainedConfig`, or
   from a configuration of transformers. `out_features` and `out_indices` select maps, as in all backbones. Without them a
@@ -11,7 +11,7 @@ A backbone `x` of ours is named by `model_type="dino_detr_x"` in `DinoDetrConfig
   frozen by `num_frozen_backbone_stages` and by `dino_hf.training.freeze`. A trial run at construction finds and freezes
   parameters that no map depends on.
 - `dino_detr_x.py`: imports the two files and the classes of `dino_detr.py`. The `auto_map` of a detector on this backbone names
-  this file. So a folder or repository has the code of its own backbone only, and loads it with `trust_remote_code=True`.
+  this file. So a folder or repository has the code of only its own backbone, and loads it with `trust_remote_code=True`.
 
 An entry of `_CLASSES` below makes a backbone known: to configurations and models here, to `AutoConfig` and `AutoBackbone` where
 the package is installed (registration.py), and to saving (sharing.py). No other file imports a backbone of ours by name: the
