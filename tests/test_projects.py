@@ -135,6 +135,16 @@ test_pipeline = [dict(type='Resize', scale=(2048, 1280), keep_ratio=True)]
     assert processor == {"size": {"shortest_edge": 1280, "longest_edge": 2048}, "nms": None}
 
 
+@pytest.mark.parametrize("project", ["codetr", "codetr_mmdet"])
+def test_of_two_label_embeddings_that_of_mmdetection_is_taken(project):
+    """A file that mmdetection trained from Sense-X's weights may still have Sense-X's, which mmdetection does not use."""
+    ours, theirs = torch.ones(2, 3), torch.zeros(2, 3)
+    names = "query_head.label_embedding.weight", "query_head.dn_generator.label_embedding.weight"
+    tensors, dropped = PROJECTS[project].to_release(dict(zip(names, (ours, theirs), strict=True)))
+    assert tensors["label_enc.weight"] is theirs
+    assert sum(dropped.values()) == 1
+
+
 @pytest.mark.parametrize(
     ("padding", "value"), [({"img": [7, 7, 7]}, 7), ({"img": 9}, 9), ([5, 5, 5], 5), (3, 3), (None, 0)]
 )

@@ -128,8 +128,9 @@ class CoDetr(Project):
     def rules_for_names(self, names: Iterable[str]) -> list[Rule]:
         names = set(names)
         rules = super().rules_for_names(names)
-        if _LABELS_OF_MMDET in names and self.labels not in names:
+        if _LABELS_OF_MMDET in names:
             rules = [rule._replace(source=_LABELS_OF_MMDET) if rule.source == self.labels else rule for rule in rules]
+            rules.append(Rule(self.labels, None, "label embedding of Sense-X beside mmdetection's, for training only"))
         if _MMDET_SWIN in names:
             rules = [*(rule for rule in rules if rule not in self.swin), *SWIN_OF_MMDET]
         return rules
