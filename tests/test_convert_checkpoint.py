@@ -516,7 +516,7 @@ def test_what_another_project_cannot_compute_is_refused(save, of_project, tmp_pa
     with pytest.raises(ConversionError, match="backbone is a 'convnext'; for mmdet, resnet or swin"):
         convert_back(tmp_path / "convnext", "mmdet", tmp_path / "a.pth")
     convert(save({"model": original_tensors(), "args": settings()}), tmp_path / "biased")
-    with pytest.raises(ConversionError, match=r"have a bias \(up to .*which mmdetection's neck does not"):
+    with pytest.raises(ConversionError, match=r"have a bias \(up to .*which the neck of mmdetection does not"):
         convert_back(tmp_path / "biased", "mmdet", tmp_path / "b.pth")
     convert(of_project("detrex"), tmp_path / "detrex", chosen=HEADS, assume_positions=True)
     with pytest.raises(ConversionError, match=r"position_offset=-0.5, and the original release has no such setting"):

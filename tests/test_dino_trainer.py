@@ -25,6 +25,7 @@ from dino_hf.training.losses import HeldOutLoss, num_own_images
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.steps import StepCallback
 from dino_hf.training.trainer import DinoDetrTrainer
+from dino_hf.training.training_record import recorded_images
 from helpers import QUIET, tiny_config
 from processes import run_processes
 
@@ -679,11 +680,10 @@ def test_the_21st_step_in_a_row_is_not_skipped():
 
 @pytest.mark.parametrize(("count", "is_recorded"), [(20_000, True), (20_001, False)])
 def test_digests_of_up_to_20_000_images_are_recorded(count, is_recorded, monkeypatch):
-    monkeypatch.setattr("dino_hf.training.trainer.image_digests", lambda data: [b"12345"])
-    monkeypatch.setattr("dino_hf.training.trainer.pack", lambda digests: len(list(digests)))
+    monkeypatch.setattr("dino_hf.training.training_record.image_digests", lambda data: [b"12345"])
+    monkeypatch.setattr("dino_hf.training.training_record.pack", lambda digests: len(list(digests)))
     data = SimpleNamespace(dataset=range(count))
-    trainer = SimpleNamespace(_images=None, _train_data=data, _held_out={})
-    assert ("trained" in DinoDetrTrainer._image_record(trainer)) == is_recorded
+    assert ("trained" in recorded_images(data, [])) == is_recorded
 
 
 # Checkpoints

@@ -135,6 +135,15 @@ test_pipeline = [dict(type='Resize', scale=(2048, 1280), keep_ratio=True)]
     assert processor == {"size": {"shortest_edge": 1280, "longest_edge": 2048}, "nms": None}
 
 
+@pytest.mark.parametrize(
+    "nms", [{"type": "soft_nms", "iou_threshold": 0.7, "method": "gaussian"}, {"type": "nms"}, "soft"]
+)
+def test_another_nms_is_named_and_not_set(nms, capsys):
+    settings = {"model": {"test_cfg": [{"nms": nms}]}}
+    assert PROJECTS["codetr"].processor_settings(settings)["nms"] is None
+    assert f"nms={nms!r} for tests, which dino_hf does not have" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("project", ["codetr", "codetr_mmdet"])
 def test_of_two_label_embeddings_that_of_mmdetection_is_taken(project):
     """A file that mmdetection trained from Sense-X's weights may still have Sense-X's, which mmdetection does not use."""

@@ -22,10 +22,7 @@ CHANNELS, TOKENS = 64, 64  # every 64th channel of the maps and every 64th token
 # Tensors of the auxiliary heads, as the recorded model has them.
 AUXILIARY = re.compile(r"(rpn_head|roi_head|bbox_head|query_head\.downsample|query_head\.transformer\.aux_pos_trans)")
 
-every_variant = pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=pytest.mark.xdist_group("parity")) for name in FAMILY], scope="module"
-)
-pytestmark = every_variant
+pytestmark = [pytest.mark.parametrize("variant", FAMILY, scope="module"), pytest.mark.xdist_group("parity")]
 
 
 @pytest.fixture(scope="module")

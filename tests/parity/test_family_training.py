@@ -15,7 +15,10 @@ from dino_hf.conversion.convert_checkpoint import convert
 CLASS_LOSSES = {"codetr": "quality_focal", "aligndetr": "align_detr", "stabledino": "stable_dino"}
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group("parity")) for name in FAMILY])
+pytestmark = pytest.mark.xdist_group("parity")
+
+
+@pytest.fixture(scope="module", params=FAMILY)
 def variant(request):
     return request.param
 

@@ -33,10 +33,12 @@ def limits(variant):
     return (1e-4, 1e-5) if variant in wide else (5e-5, 5e-6)
 
 
-# One worker does them all, one after the other: training the 5-scale model takes several GiB.
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group("parity")) for name in VARIANTS]
-)
+# One worker runs them all, one after the other: training the 5-scale model takes several GiB. The mark is on the module, because
+# pytest-xdist does not see marks of the parameters of a fixture.
+pytestmark = pytest.mark.xdist_group("parity")
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
 def variant(request):
     return request.param
 
@@ -234,7 +236,6 @@ def test_gradient_norms_are_the_recorded_ones(variant, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("parity")
 def test_without_rounding_gradient_norms_are_as_near_as_the_recording_allows(tmp_path):
     """In float64 no sample is on the wrong side of a border: what is left is the recording's own rounding, measured 2.6e-4."""
     variant = "original/r50_4scale"

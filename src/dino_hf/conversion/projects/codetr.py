@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ...common.values import short_repr
 from ...model.configuration_dino_detr import DinoDetrConfig
 from ...model.image_processing_dino_detr import DinoDetrImageProcessor
 from ...model.nms import read_nms
 from ..backbones import position_indices
+from ..messages import say
 from ..release_names import neck_rules
 from ..release_tensors import cut_label_rows, separate_heads, without_projection_bias
 from ..rules import Rule, count_indices, translate_back
@@ -163,8 +165,16 @@ class CoDetr(Project):
 
     def nms_settings(self, model: dict, test: dict) -> dict[str, Any] | None:
         """`nms` of the image processor, from the settings of the model and of its test in a file. None: no suppression."""
-        kind, threshold = value_at(test, "nms.type"), value_at(test, "nms.iou_threshold")
-        if kind not in _NMS_METHODS or not isinstance(threshold, int | float):
+        given = value_at(test, "nms")
+        if given is None:
+            return None
+        kind, threshold = value_at(given, "type"), value_at(given, "iou_threshold")
+        is_known = kind in _NMS_METHODS and value_at(given, "method") in (None, "linear")
+        if not is_known or not isinstance(threshold, int | float):
+            say(
+                f"warning: the settings in the file have nms={short_repr(given)} for tests, which dino_hf does not have, so the "
+                "image processor has no NMS; set its nms yourself"
+            )
             return None
         found = self.processor["nms"] | {"method": _NMS_METHODS[kind], "iou_threshold": threshold}
         if found["method"] == "soft" and isinstance(min_score := value_at(test, "nms.min_score"), int | float):
