@@ -9,6 +9,7 @@ import torch
 
 import dino_hf.conversion
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
+from dino_hf.common.values import short_repr
 from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.convert_back import convert_back
 from dino_hf.conversion.convert_checkpoint import convert
@@ -141,7 +142,7 @@ test_pipeline = [dict(type='Resize', scale=(2048, 1280), keep_ratio=True)]
 def test_another_nms_is_named_and_not_set(nms, capsys):
     settings = {"model": {"test_cfg": [{"nms": nms}]}}
     assert PROJECTS["codetr"].processor_settings(settings)["nms"] is None
-    assert f"nms={nms!r} for tests, which dino_hf does not have" in capsys.readouterr().out
+    assert f"nms={short_repr(nms)} for tests, which dino_hf does not have" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("project", ["codetr", "codetr_mmdet"])
