@@ -1,4 +1,4 @@
-"""Co-DETR, of which Co-DINO is converted: https://github.com/Sense-X/Co-DETR, also a project of mmdetection"""
+"""Co-DINO of Co-DETR (https://github.com/Sense-X/Co-DETR), which mmdetection also has as a project."""
 
 from collections.abc import Iterable
 from typing import Any
