@@ -7,7 +7,6 @@ weights, order of images and noise. Runs recorded in `runs.jsonl` with the same 
 ablation can be continued.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from common import parse
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.scenes import make_scenes, small_config
 from dino_hf.training import CocoEvaluator, DetectionCollator, DetectionTransform, load_coco, make_optimizer
+from repeated_runs import complete_runs, mean_difference, settings_of
 
 WEIGHT = small_config().cls_loss_coefficient  # of the class loss; times its published weight relative to DINO's, below
 IDEAS = {
@@ -130,18 +130,10 @@ def run(arguments: AblationArguments, variant: str, seed: int, train, held_out) 
     trainer.train()
     metrics = trainer.evaluate()
     return {
-        "variant": variant,
-        "seed": seed,
-        "settings": settings_of(arguments),
         "AP": metrics["eval_AP"],
         "AP50": metrics["eval_AP50"],
         "seconds": round(time.perf_counter() - started),
     }
-
-
-def settings_of(arguments: AblationArguments) -> dict:
-    """The settings that compared runs must share."""
-    return {name: value for name, value in vars(arguments).items() if name not in ("output_dir", "seeds", "only")}
 
 
 def table(runs: list[dict]) -> str:
@@ -157,8 +149,7 @@ def table(runs: list[dict]) -> str:
         ]
         against = ""
         if variant != "DINO" and len(differences) > 1:
-            error = statistics.stdev(differences) / len(differences) ** 0.5
-            against = f"{statistics.mean(differences):+.1f} ± {error:.1f}"
+            against = mean_difference(differences)
         spread = f"{statistics.mean(ap):.1f} ({min(ap):.1f} to {max(ap):.1f})"
         lines.append(f"| {variant} | {spread} | {statistics.mean(ap50):.1f} | {against} |")
     return "\n".join(lines)
@@ -168,21 +159,14 @@ def main() -> None:
     arguments = parse(AblationArguments)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "runs.jsonl"
-    runs = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    runs = [one for one in runs if one["settings"] == settings_of(arguments)]
-    done = {(one["variant"], one["seed"]) for one in runs}
     train, held_out = load_data(folder, arguments)
     variants = {"all": VARIANTS, "ideas": IDEAS, "losses": ["DINO", *LOSSES]}[arguments.only]
-    for seed in range(arguments.seeds):
-        for variant in variants:
-            if (variant, seed) in done:
-                continue
-            runs.append(run(arguments, variant, seed, train, held_out))
-            with results.open("a") as file:
-                file.write(json.dumps(runs[-1]) + "\n")
-            print(runs[-1], flush=True)
-    print(table(runs))
+
+    def run_one(variant: str, seed: int) -> dict:
+        return run(arguments, variant, seed, train, held_out)
+
+    settings = settings_of(arguments, left_out=["only"])
+    print(table(complete_runs(folder, settings, variants, arguments.seeds, run_one)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ recorded in `runs.jsonl` with the same settings are not repeated, so an interrup
 import json
 import shutil
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import set_seed
@@ -19,6 +19,7 @@ from common import parse
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.scenes import CATEGORIES, make_scenes, small_config
 from dino_hf.training import Augmentation, CocoData, DinoDetrTrainer, get_recipe, load_coco, transfer_classes
+from repeated_runs import complete_runs, mean_difference, settings_of
 
 SHARES = (0.62, 0.25, 0.08, 0.035, 0.015)  # of CATEGORIES in the training scenes
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 120})
@@ -125,13 +126,7 @@ def run(arguments: RareArguments, variant: str, seed: int, start: Path, data: Co
         **variants(arguments)[variant],
     )
     metrics = trainer.evaluate()
-    scores = {name: metrics[f"eval_AP_class_{name}"] for name in CATEGORIES.values()}
-    return {"variant": variant, "seed": seed, "settings": settings_of(arguments), "AP": metrics["eval_AP"]} | scores
-
-
-def settings_of(arguments: RareArguments) -> dict:
-    """The settings that compared runs must share."""
-    return {name: value for name, value in asdict(arguments).items() if name not in ("output_dir", "seeds")}
+    return {"AP": metrics["eval_AP"]} | {name: metrics[f"eval_AP_class_{name}"] for name in CATEGORIES.values()}
 
 
 def table(runs: list[dict]) -> str:
@@ -150,8 +145,7 @@ def table(runs: list[dict]) -> str:
         cells = []
         for name in columns:
             differences = [100 * (by_seed[seed][name] - scores[PLAIN][seed][name]) for seed in sorted(shared)]
-            error = statistics.stdev(differences) / len(differences) ** 0.5
-            cells.append(f"{statistics.mean(differences):+.1f} ± {error:.1f}")
+            cells.append(mean_difference(differences))
         lines.append(f"| difference | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -160,24 +154,16 @@ def main() -> None:
     arguments = parse(RareArguments)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "runs.jsonl"
-    runs = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    runs = [one for one in runs if one["settings"] == settings_of(arguments)]
-    done = {(one["variant"], one["seed"]) for one in runs}
     annotations = draw(folder / f"train_{arguments.num_train_images}", arguments.num_train_images, 0, SHARES)
     data = load_coco(annotations, annotations.parent)
     held_out = draw(folder / f"eval_{arguments.num_eval_images}", arguments.num_eval_images, 1)
     held_out = load_coco(held_out, held_out.parent, like=data)
     start = load_start(arguments, folder, annotations)
-    for seed in range(arguments.seeds):
-        for variant in variants(arguments):
-            if (variant, seed) in done:
-                continue
-            runs.append(run(arguments, variant, seed, start, data, held_out))
-            with results.open("a") as file:
-                file.write(json.dumps(runs[-1]) + "\n")
-            print(runs[-1], flush=True)
-    print(table(runs))
+
+    def run_one(variant: str, seed: int) -> dict:
+        return run(arguments, variant, seed, start, data, held_out)
+
+    print(table(complete_runs(folder, settings_of(arguments), variants(arguments), arguments.seeds, run_one)))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ INTERNIMAGE = {
     "num_groups": [1, 2, 4, 8],
     "drop_path_rate": 0.0,
 }
-# Small forms of the backbones that this package adds to those of transformers.
+# Small forms of the backbones that this package adds.
 OWN_BACKBONES = {
     "dino_detr_focalnet": FOCALNET,
     "dino_detr_vit_pyramid": VIT_PYRAMID,

@@ -34,7 +34,7 @@ def write(folder, **changes):
 
 @pytest.mark.parametrize("changes", [{}, {"post_norm": True}, {"layer_scale_init_value": None, "mlp_ratio": 2.0}])
 def test_a_file_keeps_every_tensor_in_both_directions(changes, tmp_path, capsys):
-    """It also computes what the second implementation computes, whatever its scale."""
+    """The converted model also agrees with the second implementation, at a scale that no published model has."""
     file, model = write(tmp_path, offset_scale=1.5, **changes)
     converted = convert(file, tmp_path / "out", chosen=CHOSEN | {"offset_scale": 1.5})
     backbone, expected = converted.config.backbone_config, model.config.backbone_config

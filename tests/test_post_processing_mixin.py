@@ -17,7 +17,7 @@ from dino_hf.training import Augmentation, CocoEvaluator, DetectionCollator, Det
 from helpers import tiny_config
 from inference_toys import noise, save_toy_detector, toy_detector
 
-SOFT = {"method": "soft", "iou_threshold": 0.3, "candidates": 40}  # random boxes overlap less than those of a detector
+SOFT = {"method": "soft", "iou_threshold": 0.3, "candidates": 40}  # random boxes overlap less than detections
 SIZE = {"size": {"shortest_edge": 80, "longest_edge": 80}}
 SETTINGS = {
     "nms": {"nms": SOFT},
@@ -92,7 +92,7 @@ def test_a_limit_above_300_raises_the_number_of_candidates(model):
 
 
 def test_each_scale_of_augmented_prediction_has_its_own_canvas(model):
-    """A box of the whole image stays that at each scale, whatever the rounding of the sides."""
+    """At each scale, a box of the whole image is a box of the whole image again, although sides are rounded."""
     predictor = Predictor(model, DinoDetrImageProcessor(**SETTINGS["canvas"]))
     for scale in SCALES:
         scaled = predictor.at_scale(scale)

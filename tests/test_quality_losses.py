@@ -23,7 +23,7 @@ MATCHES = Matches(*torch.tensor([[0, 0, 2, 0], [0, 0, 1, 1], [1, 0, 6, 1], [1, 2
 
 
 def make_case(num_labels=NUM_LABELS, dtype=torch.float64):
-    """Two layers, three images of which the second has no box, seven queries."""
+    """Two layers, three images, seven queries. The second image has no box."""
     logits = 4 * torch.randn(2, 3, 7, num_labels, dtype=dtype)
     boxes = 0.4 + 0.2 * torch.rand(2, 3, 7, 4, dtype=dtype)
     targets = Targets(

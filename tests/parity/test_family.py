@@ -9,7 +9,7 @@ import pytest
 import torch
 from recipe import FAMILY, load_manifest, load_recorded, make_checkpoint, make_images, project_of
 from test_recorded_nms import assert_same_detections
-from test_recordings import assert_near, load_model
+from test_recordings import assert_near, load_model, run_model
 from transformers import AutoImageProcessor
 
 from dino_hf.conversion.checkpoint_files import load_checkpoint
@@ -37,11 +37,7 @@ def folder(variant, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs(variant, folder):
-    model = load_model(folder).eval()
-    stages = {}
-    model.model.backbone.register_forward_hook(lambda module, inputs, output: stages.update(maps=output[0]))
-    with torch.no_grad():
-        return model(*make_images(load_manifest(variant))), stages["maps"]
+    return run_model(variant, folder)
 
 
 def assert_all_layers(outputs, recorded):

@@ -63,6 +63,11 @@ def load_model(folder):
 
 @pytest.fixture(scope="module")
 def outputs(variant, folder):
+    return run_model(variant, folder)
+
+
+def run_model(variant, folder):
+    """The outputs of a converted checkpoint in evaluation, and the maps of its neck."""
     model = load_model(folder).eval()
     stages = {}
     model.model.backbone.register_forward_hook(lambda module, inputs, output: stages.update(maps=output[0]))

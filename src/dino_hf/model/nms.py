@@ -18,7 +18,7 @@ _BLOCK = 2048  # number of detections compared at the same time; more are compar
 
 
 class NmsSettings(NamedTuple):
-    """How detections of one class that overlap are treated. The defaults are those of Co-DINO and Stable-DINO."""
+    """What happens to overlapping detections of one class. Co-DINO and Stable-DINO use the default values."""
 
     method: str  # "soft": overlapping detections get a lower score (arXiv:1704.04503, linear); "hard": they are dropped
     iou_threshold: float = 0.8  # in (0, 1]: detections with this IoU (soft) or a higher IoU (soft, hard) overlap

@@ -200,7 +200,7 @@ def focal_losses(
     gamma: float = 2.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Sigmoid focal loss (arXiv:1708.02002) of each layer, summed. Arguments and result are those of `class_losses`."""
+    """Sigmoid focal loss (arXiv:1708.02002) of each layer, summed. `class_losses` describes arguments and result."""
     kind = CLASS_LOSSES["focal"]._replace(gamma=gamma)
     return class_losses(logits, labels, matches, kind, alpha, None, class_weights)
 

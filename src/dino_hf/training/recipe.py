@@ -34,7 +34,7 @@ RELEASE_SETTINGS = {
     "giou_loss_coefficient": 2.0,
     "focal_alpha": 0.25,
 }
-# Settings in which variants of DINO differ. Recipes for any detector leave them out and keep those of the model.
+# Variants of DINO differ in these settings. Recipes for any detector leave them out: the model keeps its own settings.
 DINO_LOSS = {
     "class_loss": "focal",
     "queries_per_box": 1,

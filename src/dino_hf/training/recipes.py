@@ -61,7 +61,7 @@ RECIPES: dict[str, Recipe] = {
         # - 8 images per step, for one GPU. The learning rates of the release are scaled linearly to them.
         # - Warm-up: new class heads start at random. Their first gradients should not disturb the pretrained weights.
         # - Cosine and early stopping: the best number of epochs for a small data set is not known beforehand. 50 epochs are enough.
-        # - The class loss stays that of the detector, which differs between DINO and its variants.
+        # - The detector keeps its class loss. DINO and its variants have different ones.
         # - EMA over about 500 steps: the release's 0.9997 averages over 3,300 steps, more than a small run may have.
         Recipe(
             "finetune",

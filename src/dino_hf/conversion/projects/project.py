@@ -169,7 +169,7 @@ class Project:
         return lines
 
     def test_settings(self, processor: DinoDetrImageProcessor) -> list[str]:
-        """Settings that this project needs to test the model as its image processor does, beyond those of DINO."""
+        """Test settings by which this project detects as the image processor does, and which DINO does not have."""
         lines = []
         if processor.canvas_side is not None:
             lines.append(
