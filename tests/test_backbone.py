@@ -243,6 +243,16 @@ def test_nothing_trainable_is_left_without_a_gradient_when_the_last_stage_is_not
     assert frozen  # the stem, and what follows the last map
 
 
+@pytest.mark.parametrize("name", ["resnet", "swin", "convnext", "bit", "internimage"])
+def test_stages_that_are_counted_from_the_end_train_as_those_with_names(name):
+    def trained(**maps):
+        backbone = DinoDetrBackbone(tiny_config(backbone_config={**BACKBONES[name], **maps}))
+        return [key for key, value in backbone.named_parameters() if value.requires_grad]
+
+    assert trained(out_indices=[-3, -2, -1]) == trained(out_features=["stage2", "stage3", "stage4"])
+    assert trained(out_indices=[-3, -2]) == trained(out_features=["stage2", "stage3"])
+
+
 @pytest.mark.parametrize("name", ["swin", "convnext", "timm", "internimage"])
 def test_nothing_else_is_frozen(name):
     assert all(parameter.requires_grad for parameter in make_backbone(name).parameters())

@@ -6,8 +6,9 @@ import pytest
 from transformers import BeitConfig, ConvNextConfig, Dinov2Config, FocalNetConfig, ResNetConfig, SwinConfig
 
 from dino_hf import DinoDetrConfig, DinoDetrForObjectDetection
+from dino_hf.model.configuration_vit_pyramid import DinoDetrVitPyramidConfig
 from dino_hf.model.package_warning import DinoDetrWarning
-from helpers import RESNET, tiny_config
+from helpers import RESNET, VIT_PYRAMID, tiny_config
 
 LAST_THREE = ["stage2", "stage3", "stage4"]
 
@@ -26,15 +27,39 @@ def test_a_pyramid_without_named_stages_gives_strides_8_16_and_32(model_type, st
     assert config.backbone_config.out_features == stages
 
 
-@pytest.mark.parametrize("kind", [ResNetConfig, SwinConfig, ConvNextConfig])
-def test_the_librarys_default_of_the_last_stage_is_replaced_in_a_copy(kind):
-    backbone = kind()
+@pytest.mark.parametrize("kind", [ResNetConfig, SwinConfig, ConvNextConfig, FocalNetConfig])
+@pytest.mark.parametrize("named", [{}, {"out_features": ["stage4"]}, {"out_indices": [4]}], ids=str)
+def test_the_librarys_default_of_the_last_stage_is_replaced_in_a_copy_with_a_warning(kind, named):
+    """The library's objects are equal, whether the user names the last stage or nothing."""
+    backbone, stages = kind(**named), LAST_THREE if kind is not FocalNetConfig else ["stage1", "stage2", "stage4"]
+    with pytest.warns(
+        DinoDetrWarning, match=rf"{kind.__name__} .*\['stage4'\].*uses .*{stages[0]}.*out_indices=\[-1\]"
+    ):
+        config = DinoDetrConfig(backbone_config=backbone)
+    assert config.backbone_config.out_features == stages
+    assert backbone.out_features == ["stage4"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        config = DinoDetrConfig(backbone_config=backbone)
-    assert config.backbone_config.out_features == LAST_THREE
+        assert DinoDetrConfig(**config.to_dict()).backbone_config.out_features == stages
+
+
+def test_the_last_stage_alone_can_be_chosen_in_an_object():
+    settings = {name: value for name, value in RESNET.items() if name != "model_type"}
+    backbone = ResNetConfig(**settings, out_indices=[-1])
+    with pytest.warns(DinoDetrWarning, match=r"ResNetConfig.*one map, too coarse"):
+        config = tiny_config(backbone_config=backbone)
+    assert config.backbone_config is backbone
+    model = DinoDetrForObjectDetection(config)
+    assert model.model.backbone.model.channels == RESNET["hidden_sizes"][-1:]
+
+
+def test_a_pyramid_on_a_transformer_keeps_its_last_map():
+    """Its own default is all maps, so the last map alone is the user's choice."""
+    settings = {name: value for name, value in VIT_PYRAMID.items() if name != "model_type"}
+    backbone = DinoDetrVitPyramidConfig(**settings, out_features=["stage4"])
+    with pytest.warns(DinoDetrWarning, match="one map, too coarse"):
+        assert DinoDetrConfig(backbone_config=backbone).backbone_config is backbone
     assert backbone.out_features == ["stage4"]
-    assert DinoDetrConfig(backbone_config=FocalNetConfig()).backbone_config.out_features[0] == "stage1"
 
 
 @pytest.mark.parametrize("stages", [["stage3"], ["stage3", "stage4"], ["stage1", *LAST_THREE]])

@@ -9,9 +9,11 @@ import typer
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 from typer.testing import CliRunner
 
+import dino_hf
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.cli import eval as cli_eval
 from dino_hf.common.scenes import CATEGORIES, make_scenes
+from dino_hf.data import load_data
 from dino_hf.evaluation import measured
 from dino_hf.evaluation.report import COMPARISON_FILES, FILES
 from helpers import tiny_config
@@ -140,3 +142,36 @@ def test_the_table_of_many_classes_has_those_with_most_objects():
     rows = [{"name": str(number), "num_objects": number} for number in range(101)]
     assert cli_eval._shown_classes(rows[:100]) == (rows[:100], 0)
     assert cli_eval._shown_classes(rows) == (rows[1:], 1)
+
+
+def test_a_canvas_and_soft_nms_are_evaluated_as_in_python(folder, tmp_path):
+    """The detections of the report are those of the image processor, and COCO's numbers follow from them."""
+    DinoDetrForObjectDetection.from_pretrained(folder / "a").save_pretrained(tmp_path / "model")
+    nms = {"method": "soft", "iou_threshold": 0.5, "candidates": 60}
+    canvas = {"size": {"shortest_edge": 72, "longest_edge": 72}, "canvas_value": 114}
+    DinoDetrImageProcessor(**canvas, nms=nms).save_pretrained(tmp_path / "model")
+    arguments = (tmp_path / "model", folder / "data", "--num-bootstrap", 0, "--batch-size", 3)
+    result = run(*arguments, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    evaluation = dino_hf.evaluate(tmp_path / "model", folder / "data", num_bootstrap=0, batch_size=1)
+    assert metrics == pytest.approx(evaluation.metrics, abs=1e-3)
+
+    model, processor = (
+        kind.from_pretrained(tmp_path / "model") for kind in (DinoDetrForObjectDetection, DinoDetrImageProcessor)
+    )
+    data = load_data(folder / "data").validation
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    for row in data.dataset:
+        outputs = model.eval()(**processor(images=row["image"], return_tensors="pt"))
+        size = [(row["height"], row["width"])]
+        (expected,) = processor.post_process_object_detection(outputs, 0.0, size, top_k=60)
+        of_image = [entry for entry in found if entry["image_id"] == row["image_id"]]
+        scores = sorted((entry["score"] for entry in of_image), reverse=True)
+        assert len(scores) == len(expected["scores"]) <= 60
+        assert scores == pytest.approx(expected["scores"].tolist(), abs=1e-4)
+        for entry in of_image:
+            x, y, width, height = entry["bbox"]
+            assert min(x, y, width, height) >= -1e-3
+            assert x + width <= row["width"] + 1e-2
+            assert y + height <= row["height"] + 1e-2

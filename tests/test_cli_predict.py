@@ -17,7 +17,9 @@ from transformers import AutoModelForObjectDetection
 from typer.testing import CliRunner
 
 import dino_hf
+from dino_hf import DinoDetrImageProcessor
 from dino_hf.cli import predict as cli_predict
+from dino_hf.common.scenes import make_scenes
 from dino_hf.common.values import numbers_by_name
 from dino_hf.inference import Prediction, Predictor, predict, sources
 from dino_hf.inference.predict import find_classes
@@ -445,3 +447,59 @@ def test_eval_and_predict_give_an_image_the_same_scores(predictor, tmp_path):
         scores = np.sort(evaluation.found["scores"][evaluation.found["image_id"] == image_id])[::-1]
         assert len(scores) > 20
         np.testing.assert_allclose(scores, one.scores[: len(scores)], rtol=0, atol=1e-6)
+
+
+CANVAS = {"size": {"shortest_edge": 64, "longest_edge": 64}, "canvas_value": 114}
+SOFT_NMS = {"method": "soft", "iou_threshold": 0.6, "candidates": 40}
+
+
+@pytest.fixture(scope="module")
+def lsj_model(tmp_path_factory):
+    """A detector whose image processor has a canvas and soft NMS, as models trained with large-scale jitter have."""
+    folder = save_toy_detector(tmp_path_factory.mktemp("lsj_model"))
+    DinoDetrImageProcessor(**CANVAS, nms=SOFT_NMS).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ([], {}),
+        (["--tta"], {"tta": True}),
+        (["--tiles", "48x40"], {"tiles": (48, 40)}),
+        (["--tiles", "48", "--tta", "--max-detections", "7"], {"tiles": 48, "tta": True, "max_detections": 7}),
+    ],
+    ids=str,
+)
+def test_a_canvas_and_soft_nms_give_in_python_what_the_command_saves(lsj_model, options, settings, tmp_path):
+    make_scenes(tmp_path / "scenes", 3, seed=5)
+    scenes = sorted((tmp_path / "scenes").rglob("*.png"))
+    arguments = (lsj_model, *scenes, "--save", tmp_path / "out", "--formats", "coco", "--threshold", THRESHOLD)
+    exit_code, _, errors = run(*arguments, "--batch-size", 1, *options)
+    assert (exit_code, errors) == (0, "")
+    found = predict(lsj_model, scenes, threshold=THRESHOLD, **settings)
+    for one, record in zip(found, journal(tmp_path / "out"), strict=True):
+        assert 0 < len(one.scores) <= settings.get("max_detections", SOFT_NMS["candidates"])
+        assert one.names == [each["label"] for each in record["objects"]]
+        np.testing.assert_allclose(one.boxes, [each["box"] for each in record["objects"]], atol=0.01)
+        np.testing.assert_allclose(one.scores, [each["score"] for each in record["objects"]], atol=1e-5)
+        assert one.boxes.min() >= 0
+        assert (one.boxes <= [*one.image_size] * 2).all()
+        assert (one.boxes[:, 2:] > one.boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.8, 1.25])
+def test_a_scaled_predictor_scales_the_canvas(lsj_model, scale):
+    """Views of test-time augmentation have canvases of other sizes, and boxes relative to them."""
+    image, predictor = noise(90, 60), Predictor(lsj_model)
+    side = round(64 * scale)
+    processor = DinoDetrImageProcessor(
+        size={"shortest_edge": side, "longest_edge": side}, canvas_value=114, nms=SOFT_NMS
+    )
+    with torch.no_grad():
+        outputs = predictor.model(**processor(images=image, return_tensors="pt"))
+    (expected,) = processor.post_process_object_detection(outputs, 0.0, [(60, 90)], top_k=40)
+    (found,) = predictor.at_scale(scale)([image])
+    np.testing.assert_allclose(found.boxes, expected["boxes"], atol=1e-3)
+    np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-5)
+    np.testing.assert_array_equal(found.labels, expected["labels"])

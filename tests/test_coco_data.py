@@ -373,6 +373,37 @@ def test_the_pixels_of_an_object_stay_under_its_box(write):
     assert seen > 10
 
 
+@pytest.mark.parametrize("make", [DinoDetrImageProcessor, DinoDetrImageProcessorPil])
+@pytest.mark.parametrize(
+    ("scales", "jitter_size"), [((0.2, 0.9), 96), ((0.5, 2.0), 96), ((0.5, 1.5), 64), ((0.9, 2.0), 200)]
+)
+def test_jitter_on_a_canvas_has_the_padding_of_inference(make, scales, jitter_size, write):
+    """The images are white, so what is not white is padding: only at the right and bottom, with the value of the canvas."""
+    json_file, folder = write(CONTENT)
+    for image in CONTENT["images"]:
+        Image.new("RGB", (image["width"], image["height"]), "white").save(folder / image["file_name"])
+    data = load_coco(json_file, folder)
+    processor = make(size={"shortest_edge": 96, "longest_edge": 96}, canvas_value=114)
+    grey = DetectionTransform(processor)(data.dataset[:])["pixel_values"][0][:, -1, -1]
+    transform = DetectionTransform(processor, Augmentation(scale_jitter=scales, jitter_size=jitter_size), seed=1)
+    found = set()
+    for epoch in range(12):
+        transform.set_epoch(epoch)
+        samples = transform(data.dataset[:])
+        for pixels, labels in zip(samples["pixel_values"], samples["labels"], strict=True):
+            assert (pixels.shape, labels["size"].tolist()) == ((3, 96, 96), [96, 96])
+            is_grey = (pixels == grey[:, None, None]).all(0)
+            height, width = (int((~is_grey).any(axis).sum()) for axis in (1, 0))
+            assert not is_grey[:height, :width].any()
+            assert is_grey.sum() == 96 * 96 - height * width
+            assert torch.equal(pixels[:, :height, :width], pixels[:, :1, :1].expand(3, height, width))
+            center, size = labels["boxes"].split(2, dim=1)
+            assert ((center + size / 2) * 96 <= torch.tensor([width, height]) + 1e-3).all()
+            found.add((height, width))
+    assert len(found) > 6
+    assert max(max(size) for size in found) <= min(jitter_size, 96)
+
+
 def test_what_a_crop_removed_is_no_error_and_a_sample_may_be_empty(write):
     content = changed(bbox=[0, 0, 2, 2])
     content["annotations"] = content["annotations"][:1]

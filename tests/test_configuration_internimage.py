@@ -4,6 +4,7 @@ from transformers import AutoBackbone, AutoConfig
 
 from dino_hf.model.backbone_internimage import DinoDetrInternImageBackbone
 from dino_hf.model.configuration_internimage import DinoDetrInternImageConfig
+from dino_hf.model.package_warning import DinoDetrWarning
 from helpers import INTERNIMAGE, tiny_config
 
 
@@ -11,7 +12,8 @@ def test_the_defaults_are_the_tiny_model():
     config = DinoDetrInternImageConfig()
     assert (config.hidden_sizes, config.depths) == ([64, 128, 256, 512], [4, 4, 18, 4])
     assert [width / groups for width, groups in zip(config.hidden_sizes, config.num_groups, strict=True)] == [16] * 4
-    assert tiny_config(backbone_config=config).backbone_config.out_features == ["stage2", "stage3", "stage4"]
+    with pytest.warns(DinoDetrWarning, match="stage4"):
+        assert tiny_config(backbone_config=config).backbone_config.out_features == ["stage2", "stage3", "stage4"]
 
 
 @pytest.mark.parametrize(

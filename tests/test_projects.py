@@ -137,12 +137,37 @@ test_pipeline = [dict(type='Resize', scale=(2048, 1280), keep_ratio=True)]
 
 
 @pytest.mark.parametrize(
-    "nms", [{"type": "soft_nms", "iou_threshold": 0.7, "method": "gaussian"}, {"type": "nms"}, "soft"]
+    "nms",
+    [
+        {"type": "soft_nms", "iou_threshold": 0.7, "method": "gaussian"},
+        {"type": "soft_nms", "class_agnostic": True},
+        {"type": "soft_nms", "offset": [1]},
+        {"type": "nms", "iou_threshold": 0.7, "max_num": 100},
+        {"type": ["nms"], "iou_threshold": 0.7},
+        {"type": "nms"},
+        {},
+        "soft",
+    ],
 )
 def test_another_nms_is_named_and_not_set(nms, capsys):
     settings = {"model": {"test_cfg": [{"nms": nms}]}}
     assert PROJECTS["codetr"].processor_settings(settings)["nms"] is None
     assert f"nms={short_repr(nms)} for tests, which dino_hf does not have" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("nms", "expected"),
+    [
+        ({"type": "soft_nms"}, {"method": "soft", "iou_threshold": 0.3}),
+        ({"type": "soft_nms", "min_score": 0.01}, {"method": "soft", "iou_threshold": 0.3, "min_score": 0.01}),
+        ({"type": "soft_nms", "iou_thr": 0.6, "class_agnostic": False}, {"method": "soft", "iou_threshold": 0.6}),
+        ({"iou_threshold": 0.5, "split_thr": 20}, {"method": "hard", "iou_threshold": 0.5}),
+    ],
+)
+def test_settings_that_a_file_leaves_out_have_the_defaults_of_mmcv(nms, expected, capsys):
+    settings = {"model": {"test_cfg": [{"nms": nms}]}}
+    assert PROJECTS["codetr"].processor_settings(settings)["nms"] == expected
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("project", ["codetr", "codetr_mmdet"])

@@ -146,9 +146,14 @@ def test_one_query_for_each_box_has_the_weight_1():
     ]
 
 
-@pytest.mark.parametrize(("counts", "repeats"), [((2, 0, 1), (2, 1, 2)), ((1, 3, 1), (2, 1, 1))], ids=str)
+@pytest.mark.parametrize(
+    ("counts", "repeats"), [((2, 0, 1), (2, 1, 2)), ((1, 3, 1), (2, 1, 1)), ((1, 6, 2), (2, 1, 1))], ids=str
+)
 def test_several_queries_match_a_box_in_all_layers_but_the_last(counts, repeats):
-    """At most half of the 9 queries: for 3 boxes, two queries each would be more. The images after it also have one each."""
+    """At most half of the 9 queries: for 3 boxes, two queries each would be more. The images after it also have one each.
+
+    6 boxes are more than half of the queries. They also have one query each, unlike in the code of Align-DETR.
+    """
     case = random_case(*counts, layers=3, queries=9)
     matches, _ = match(*case, CostWeights(2.0, 5.0, 2.0), 0.25, queries_per_box=2)
     single, _ = match(*case, CostWeights(2.0, 5.0, 2.0), 0.25)

@@ -662,14 +662,17 @@ def test_two_processes_share_a_run_without_being_told_of_the_cpu(folder, tmp_pat
 
 @needs_fork
 @pytest.mark.slow
-def test_a_run_that_was_killed_five_times_ends_with_the_same_weights(folder, tmp_path):
+@pytest.mark.parametrize("recipe", [None, "co-dino", "align-detr", "stable-dino"])
+def test_a_run_that_was_killed_several_times_ends_with_the_same_weights(folder, tmp_path, recipe):
     """In the first epoch, in the second, in the third, while the best weights are saved, in the evaluation at the end."""
     shutil.copytree(folder / "untrained", tmp_path / "untrained")
+    architecture = {} if recipe is None else get_recipe(recipe).architecture
+    tiny_config(num_denoising=5, **architecture).save_pretrained(tmp_path / "untrained")
     for name, num_images, seed in (("train", 14, 0), ("validation", 5, 1)):
         make_scenes(tmp_path / "data" / name, num_images, seed=seed)
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, str(here / "scripts/kill_train.py"), str(tmp_path)],
+        [sys.executable, str(here / "scripts/kill_train.py"), str(tmp_path), *filter(None, [recipe])],
         env=environment_of_scripts(),
         capture_output=True,
         text=True,
@@ -680,3 +683,9 @@ def test_a_run_that_was_killed_five_times_ends_with_the_same_weights(folder, tmp
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     results = [read_json(tmp_path / name / "results.json") for name in ("killed", "whole")]
     assert results[0]["metrics"] == results[1]["metrics"]
+    if recipe is not None:
+        config = AutoModelForObjectDetection.from_pretrained(tmp_path / "killed").config
+        settings = get_recipe(recipe).model_settings | architecture
+        names = ("class_loss", "queries_per_box", "cls_loss_coefficient", "negative_noise_start", *architecture)
+        assert {name: getattr(config, name) for name in names} == {name: settings[name] for name in names}
+        assert read_json(tmp_path / "killed/preprocessor_config.json").get("nms") == get_recipe(recipe).nms

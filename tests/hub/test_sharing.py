@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection, pipeline
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForObjectDetection,
+    pipeline,
+)
+from typer.testing import CliRunner
 
 import dino_hf
 from dino_hf import (
@@ -22,8 +30,12 @@ from dino_hf import (
     DinoDetrModel,
     use_backend,
 )
+from dino_hf.cli.app import app
+from dino_hf.common.scenes import make_scenes
 from dino_hf.model.own_backbones import OWN_MODEL_TYPES
 from dino_hf.model.sharing import AUTO_MAP
+from dino_hf.run import starting_model
+from dino_hf.run.progress import BestApMetric
 from dino_hf.run.publish import publish
 from helpers import OWN_BACKBONES, randomize, tiny_config, tiny_images, tiny_labels
 
@@ -296,6 +308,75 @@ def test_detectors_on_own_backbones_infer_without_dino_hf(machine, tmp_path):
         for name in (model_type, f"again {model_type}", f"config {model_type}"):
             assert code_in(tmp_path / name) == FLOOR | own
             assert dangling(tmp_path / name) == []
+
+
+PREDICT = """
+from transformers import pipeline
+
+detector = pipeline("object-detection", model=sys.argv[1], trust_remote_code=True, device="cpu")
+parts = detector.model, detector.model.config.backbone_config, detector.image_processor
+print(json.dumps({"modules": [type(part).__module__ for part in parts], "found": detector(sys.argv[2], threshold=0.0)}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN_BACKBONES)
+def test_a_run_on_a_saved_own_backbone_resumes_and_its_result_predicts_without_dino_hf(
+    name, machine, tmp_path, monkeypatch
+):
+    """`dino-hf train --backbone FOLDER`, stopped in the middle and resumed. Only the size of the new detector is changed here."""
+    torch.manual_seed(3)
+    backbone = randomize(AutoBackbone.from_config(AutoConfig.for_model(**OWN_BACKBONES[name])), 0.1)
+    backbone.save_pretrained(tmp_path / "backbone")
+    make_scenes(tmp_path / "data/train", 7, seed=0)
+    make_scenes(tmp_path / "data/validation", 2, seed=1)
+    small = staticmethod(lambda **settings: tiny_config(num_labels=len(settings["id2label"]), **settings))
+    monkeypatch.setattr(starting_model.DinoDetrForObjectDetection, "config_class", small)
+
+    def train(folder: str, *options: str):
+        words = "--max-steps 4 --save-steps 2 --eval-steps 2 --batch-size 2 --gradient-accumulation-steps 1 --num-denoising 5"
+        sizes = "--short-sides 48 --longest-side 80 --crop 0 --learning-rate 1e-3 --use-cpu --report-to none"
+        arguments = [
+            "train",
+            tmp_path / "data",
+            "--output-dir",
+            tmp_path / folder,
+            *options,
+            *words.split(),
+            *sizes.split(),
+        ]
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    whole = train("whole", "--backbone", tmp_path / "backbone")
+    assert whole.exit_code == 0, whole.output
+    with monkeypatch.context() as patch:
+        patch.setattr(BestApMetric, "on_step_end", stop)
+        assert train("stopped", "--backbone", tmp_path / "backbone").exit_code != 0
+    assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = train("stopped", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "resumed after step 2" in resumed.output
+    for file in ("model.safetensors", "last/model.safetensors"):
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    model = DinoDetrForObjectDetection.from_pretrained(tmp_path / "stopped")
+    own = {file for file, owner in OWN_CODE.items() if owner == name}
+    assert model.config.backbone_config.model_type == name
+    assert code_in(tmp_path / "stopped") == FLOOR | own
+    image = next((tmp_path / "data/validation").rglob("*.png"))
+    theirs = machine(PREDICT, ABSENT, tmp_path / "stopped", image)
+    assert all(module.startswith("transformers_modules.") for module in theirs["modules"]), theirs["modules"]
+    with use_backend("torch"), torch.no_grad():
+        ours = pipeline("object-detection", model=str(tmp_path / "stopped"), device="cpu")(str(image), threshold=0.0)
+    assert len(theirs["found"]) == len(ours) > 0
+    for first, second in zip(theirs["found"][:5], ours[:5], strict=True):
+        assert first["label"] == second["label"]
+        assert first["score"] == pytest.approx(second["score"], abs=1e-4)
+        assert first["box"] == pytest.approx(second["box"], abs=1)
 
 
 WITHOUT_CODE = """

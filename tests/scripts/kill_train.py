@@ -1,4 +1,4 @@
-"""Runs of `dino_hf.train` that kill themselves with SIGKILL, for test_training_run.py: python kill_train.py <folder with data>.
+"""Runs of `dino_hf.train` that kill themselves with SIGKILL, for test_training_run.py: kill_train.py <folder with data> [recipe].
 
 Each run is a fork of this process, as in kill_run.py.
 """
@@ -62,27 +62,44 @@ CHAIN: list[tuple[Callable[[], None], list[str]]] = [
     (while_saving, []),
     (while_evaluating, []),
 ]
+# A recipe of another detector: 7 batches of 2 images are 7 steps in an epoch, and the learning rates fall in the second one.
+SHORT_CHAIN = [
+    (lambda: after_step(3), ["checkpoint-2"]),
+    (lambda: after_step(9), ["checkpoint-6", "checkpoint-8"]),
+    (while_evaluating, []),
+]
+OF_RECIPES = {
+    "num_train_epochs": 2,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "lr_drop_epochs": [1.2],
+    "save_strategy": "steps",
+    "eval_strategy": "steps",
+    "save_steps": 2,
+    "eval_steps": 2,
+}
 
 
-def fork(data: Path, name: str, prepare: Callable[[], None] | None = None) -> int:
+def fork(data: Path, name: str, settings: dict, prepare: Callable[[], None] | None = None) -> int:
     def call() -> None:
         if prepare is not None:
             prepare()
-        run.train(data / "data", model=data / "untrained", output_dir=data / name, resume=True, **SETTINGS)
+        run.train(data / "data", model=data / "untrained", output_dir=data / name, resume=True, **settings)
 
     return exit_code_of_fork(call)
 
 
-def main(data: Path) -> None:
+def main(data: Path, recipe: str | None = None) -> None:
+    chain, settings = (CHAIN, SETTINGS) if recipe is None else (SHORT_CHAIN, SETTINGS | OF_RECIPES | {"recipe": recipe})
     os.fsync = lambda descriptor: None  # for a machine that stops; here only processes do
-    assert fork(data, "whole") == 0
-    for number, (prepare, expected) in enumerate(CHAIN):
-        assert fork(data, "killed", prepare) == -signal.SIGKILL, number
+    assert fork(data, "whole", settings) == 0
+    for number, (prepare, expected) in enumerate(chain):
+        assert fork(data, "killed", settings, prepare) == -signal.SIGKILL, number
         found = sorted(path.name for path in (data / "killed").glob("checkpoint-*"))
         assert not expected or found == expected, (number, found)
         assert '"finished"' not in (data / "killed/run.json").read_text(), number
-    assert fork(data, "killed") == 0
+    assert fork(data, "killed", settings) == 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -2,6 +2,8 @@
 
 import math
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
-from dino_hf.training import DetectionCollator, load_coco
+from dino_hf.training import DetectionCollator, class_weights, load_coco
 from dino_hf.training.augmentation import Augmentation
 from dino_hf.training.recipes import get_recipe
 from dino_hf.training.trainer import DinoDetrTrainer
@@ -23,7 +25,7 @@ RANK = 0
 
 
 def make_trainer(data, folder, num_denoising=0, augmentation=None, callbacks=None, held_out=None, **settings):
-    names = ("ema_decay", "on_non_finite")
+    names = ("ema_decay", "on_non_finite", "repeat_threshold", "class_weights")
     recipe = get_recipe(
         "finetune",
         learning_rate=1e-3,
@@ -102,6 +104,43 @@ def check_window(data, folder: Path) -> None:
             )
         logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
         assert math.isclose(logged, loss.item(), rel_tol=1e-5)
+
+
+def check_balance(data, folder: Path) -> None:
+    """The images of an epoch, with repeated ones, are shared by two processes, and losses with class weights are those of one."""
+    seen, settings = [], {"num_train_epochs": 2, "max_grad_norm": 0, "augmentation": Augmentation(**SMALL)}
+    options = {"repeat_threshold": 1.0, "class_weights": "balanced"}
+
+    class Seen(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append([int(image) for batch in trainer._image_ids for image in batch])
+
+    trainer = make_trainer(data, folder / "balance", callbacks=[Seen()], **settings, **options)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+    trainer.train()
+    of_processes = [None, None]
+    dist.all_gather_object(of_processes, seen)
+    steps = [first + second for first, second in zip(*of_processes, strict=True)]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    number = {image: index for index, image in enumerate(data.dataset["image_id"])}
+    model = DinoDetrForObjectDetection(trainer.model.config)
+    model.load_state_dict(trainer.model.state_dict())
+    model.loss_function = partial(model.criterion, class_weights=class_weights(data, "balanced"))
+    per_epoch = len(steps) // 2
+    assert len(losses) == len(steps) == 2 * per_epoch, (len(losses), len(steps))
+    for epoch in range(2):
+        trainer._repeats.set_epoch(epoch)
+        trainer._train_transform.set_epoch(epoch)
+        drawn = [data.dataset["image_id"][index] for index in trainer._repeats]
+        assert max(Counter(drawn).values()) > 1, drawn
+        here = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
+        # accelerate fills up the last batches with the first images
+        filled = drawn + drawn[: -len(drawn) % 2]
+        assert Counter(image for step in steps[here] for image in step) == Counter(filled), (drawn, steps[here])
+        for step, loss in zip(steps[here], losses[here], strict=True):
+            images = DetectionCollator()([trainer.train_dataset[number[image]] for image in step])
+            expected = model.train()(**images).loss.item()
+            assert math.isclose(loss, expected, rel_tol=1e-5), (epoch, step, loss, expected)
 
 
 def check_resume(data, held_out, folder: Path) -> None:
@@ -197,6 +236,7 @@ def main(data: Path, folder: Path) -> None:
     RANK = dist.get_rank()
     check_window(uneven, folder)
     check_held_out_loss(uneven, folder)
+    check_balance(train, folder)
     check_resume(train, held_out, folder)
     check_skip(train, folder)
     dist.destroy_process_group()

@@ -79,7 +79,7 @@ class DinoDetrBackbone(nn.Module):
             raise ValueError(
                 f"num_frozen_backbone_stages={num_stages}, but {type(self.model).__name__} has {len(stages)} with its stem."
             )
-        last = max(self.model.out_indices)
+        last = self.model.stage_names.index(self.model.out_features[-1])  # out_indices may be negative
         for stage in stages[:num_stages] + stages[last + 1 :]:
             stage.requires_grad_(False)
         downsample = getattr(stages[last], "downsample", None)

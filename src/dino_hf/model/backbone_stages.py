@@ -57,17 +57,31 @@ def backbone_from_dict(settings: dict) -> PreTrainedConfig:
 
 
 def with_default_stages(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy with the default stages if a pyramid names only its last stage; otherwise the same object.
-
-    The last stage is what the library sets in a configuration without `out_features`.
-    """
-    stages = getattr(config, "stage_names", None)
+    """A copy with the default stages if a pyramid may name its last stage only by default; otherwise the same object."""
     default = default_stages(config)
-    if default is None or list(config.out_features) != stages[-1:]:
+    if default is None or not may_be_default(config):
         return config
+    kind, last = type(config).__name__, list(config.out_features)
+    warnings.warn(
+        f"backbone_config is a {kind} with out_features={last}, which transformers also sets if you name no stage. The detector "
+        f"uses {default}. Name these stages in the {kind} to avoid this warning. To use only {last[0]}, give it out_indices=[-1].",
+        DinoDetrWarning,
+        stacklevel=5,
+    )
     config = copy.deepcopy(config)
     config.out_features = default
     return config
+
+
+def may_be_default(config: PreTrainedConfig) -> bool:
+    """Whether the maps of a configuration may be the library's default, the last stage, and not the user's choice.
+
+    `ResNetConfig()` and `ResNetConfig(out_features=["stage4"])` are equal, so the user's choice of the last stage is not seen,
+    except as `out_indices=[-1]`, which the library keeps as it is. A class with `default_out_features` names these by itself, so
+    its last map alone is the user's choice.
+    """
+    has_own_default = getattr(config, "default_out_features", None) is not None
+    return not has_own_default and list(config.out_indices) == [len(config.stage_names) - 1]
 
 
 def default_stages(config: PreTrainedConfig) -> list[str] | None:
@@ -90,5 +104,5 @@ def warn_of_one_coarse_map(config: PreTrainedConfig) -> None:
             f"backbone_config is a {type(config).__name__} with out_features={stages[-1:]}: one map, too coarse for small "
             f"objects. Give it out_features={default}.",
             DinoDetrWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -40,9 +40,10 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         backbone_config: configuration, or its dictionary, of any backbone that `AutoBackbone` builds; its `out_features`
             (finest first) are the feature maps to use. Default: ResNet-50 with stages 2 to 4. A pyramid (ResNet, Swin, ConvNeXt)
             without `out_features` gets its maps of strides 8, 16 and 32. An object of the library always names a stage, by
-            default the last one, so this also counts as not named. To use only the last stage, give a dictionary with
-            `out_features`. All layers of a plain vision transformer have one stride, so its dictionary must name `out_features`.
-            A configuration loads no weights; `DinoDetrForObjectDetection.from_backbone` does.
+            default the last one, so its last stage alone counts as not named, with a warning. To use only the last stage, give a
+            dictionary with `out_features`, or an object with `out_indices=[-1]`. All layers of a plain vision transformer have one
+            stride, so its dictionary must name `out_features`. A configuration loads no weights;
+            `DinoDetrForObjectDetection.from_backbone` does.
         num_frozen_backbone_stages: number of leading stages of a ResNet, Swin or ConvNeXt that are not trained. The stem counts
             as the first stage. None: 2 for a ResNet (stem and stage 1), as in the release, otherwise 0.
         num_feature_levels: number L of feature maps that enter the transformer: the maps of the backbone, then one 3x3

@@ -153,8 +153,9 @@ def match(
 
     The last layer matches one query with each target. The others match `queries_per_box`, or fewer where an image has so many
     targets that more than half of its queries would be matched. As in the code of Align-DETR, the lower number then also holds for
-    the images after it in the batch. (Its code matches nothing if an image has more targets than half of the queries. Here each
-    target still gets a query.)
+    the images after it in the batch. One case differs. If an image has more targets than half of the queries, that code divides to
+    zero queries for each target: the image and all images after it have no matches, and their queries are trained as background.
+    This is no part of the paper, so here each target still gets a query, and so do the targets of the images after it.
 
     Args:
         logits, boxes: (D, B, Q, K) and (D, B, Q, 4), float32.

@@ -22,7 +22,8 @@ _MOST_WORKERS = 8
 def adapt_recipe(recipe: Recipe, given: dict[str, Any], image_processor, has_evaluation: bool) -> Recipe:
     """Adapt a recipe to model and data.
 
-    By default, training images get the sizes of the model's image processor. Without held-out data, early stopping is off.
+    By default, training images get the sizes of the model's image processor, and large-scale jitter fills its canvas. Without
+    held-out data, early stopping is off.
 
     Args:
         given: settings from the user.
@@ -31,6 +32,9 @@ def adapt_recipe(recipe: Recipe, given: dict[str, Any], image_processor, has_eva
     if not given.keys() & {field.name for field in dataclasses.fields(Augmentation)} and "shortest_edge" in size:
         augmentation = recipe.augmentation.resized(size["shortest_edge"], size["longest_edge"])
         recipe = dataclasses.replace(recipe, augmentation=augmentation)
+    side = getattr(image_processor, "canvas_side", None)
+    if side is not None and recipe.augmentation.scale_jitter is not None and "jitter_size" not in given:
+        recipe = dataclasses.replace(recipe, augmentation=dataclasses.replace(recipe.augmentation, jitter_size=side))
     if not has_evaluation:
         recipe = dataclasses.replace(recipe, early_stopping_patience=None)
     return recipe

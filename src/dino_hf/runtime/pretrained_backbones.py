@@ -15,7 +15,7 @@ from ..common.hub_access import reach_hub
 from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..common.text import first_line
-from ..model.backbone_stages import default_stages
+from ..model.backbone_stages import default_stages, may_be_default
 from ..model.own_backbones import PYRAMID_TYPE, build_backbone, fits_pyramid
 from ..model.package_warning import DinoDetrWarning
 
@@ -84,7 +84,7 @@ def _load_from_transformers(name: str | Path, maps: dict[str, list]) -> Pretrain
             f"{name} is a model of type {config.model_type!r}, which is no backbone. Use a ResNet, Swin, ConvNeXt or another type "
             "of AutoBackbone, or a timm model."
         )
-    has_default = not maps and list(config.out_features) == stages[-1:]  # the library's default
+    has_default = not maps and may_be_default(config)
     default = default_stages(config) if has_default else None
     needs_pyramid = has_default and default is None and fits_pyramid(config)
     if has_default and not needs_pyramid:

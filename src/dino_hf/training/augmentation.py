@@ -37,7 +37,8 @@ class Augmentation:
         scale_jitter: range of the scale of large-scale jitter (arXiv:2012.07177 uses 0.1 to 2.0), which replaces resize and crop.
             The image is resized to fit into a square of `jitter_size` times the scale. Then a square is cut out at a random
             position, or the image is placed at a random position in a square of ImageNet's mean colour. The model sees the whole
-            square as image. None: no jitter.
+            square as image. On the canvas of an image processor, a smaller image is instead at the top left, and the rest has
+            the value of the canvas, as in inference. None: no jitter.
         jitter_size: side of this square in pixels.
         photometric: probability that colours are distorted as in SSD (arXiv:1512.02325): brightness, contrast, saturation, hue and
             order of channels, each with probability 0.5.
@@ -111,14 +112,21 @@ class Augmentation:
         longest_side, jitter_size = min(self.longest_side, side), min(self.jitter_size, side)
         return replace(self, short_sides=short_sides, longest_side=longest_side, jitter_size=jitter_size)
 
-    def transforms(self) -> v2.Transform:
-        """Transforms of torchvision for an image and its boxes. They draw from torch's CPU generator."""
+    def transforms(self, pads_jitter: bool = True) -> v2.Transform:
+        """Transforms of torchvision for an image and its boxes. They draw from torch's CPU generator.
+
+        Args:
+            pads_jitter: whether large-scale jitter pads small images to its square. False: only large images are cut, and the image
+                processor pads them to its canvas.
+        """
         if self.scale_jitter is not None:
             square = (self.jitter_size, self.jitter_size)
-            scaled = [
-                _ScaleJitter(square, self.scale_jitter),
-                v2.RandomCrop(square, pad_if_needed=True, fill=_MEAN_COLOUR),
-            ]
+            crop = (
+                v2.RandomCrop(square, pad_if_needed=True, fill=_MEAN_COLOUR)
+                if pads_jitter
+                else _RandomSizeCrop(*square)
+            )
+            scaled = [_ScaleJitter(square, self.scale_jitter), crop]
         else:
             crop = [_ResizeShortestSide(self.crop_short_sides), _RandomSizeCrop(*self.crop_sizes)]
             scaled = [v2.RandomApply(crop, p=self.crop), _ResizeShortestSide(self.short_sides, self.longest_side)]

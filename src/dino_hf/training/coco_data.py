@@ -33,8 +33,8 @@ class DetectionTransform:
     Args:
         image_processor: a `DinoDetrImageProcessor`, or another image processor with its interface.
         augmentation: augmentation of training images. It sets the image size, and the image processor only rescales and
-            normalises. If the image processor has a canvas, images are at most as large as the canvas and are placed on it. None:
-            the image processor resizes, as in inference.
+            normalises. If the image processor has a canvas, images are at most as large as the canvas, and get the same padding as
+            in inference. None: the image processor resizes, as in inference.
         seed: random seed of the augmentation.
     """
 
@@ -44,7 +44,7 @@ class DetectionTransform:
         augmentation = augmentation if augmentation is None or side is None else augmentation.fitted(side)
         self.augmentation = augmentation
         self.seed = seed
-        self._transforms = None if augmentation is None else augmentation.transforms()
+        self._transforms = None if augmentation is None else augmentation.transforms(pads_jitter=side is None)
         # In shared memory, so that `set_epoch` reaches workers that are running.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

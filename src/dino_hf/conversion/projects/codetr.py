@@ -58,6 +58,9 @@ _REQUIRED = {
 }
 _CLASS_LOSSES = {"QualityFocalLoss": "quality_focal", "FocalLoss": "focal"}
 _NMS_METHODS = {"soft_nms": "soft", "nms": "hard"}
+# Settings of mmcv's NMS that are read or change nothing here, and the values that others must have.
+_NMS_SETTINGS = {"type", "iou_threshold", "iou_thr", "min_score", "sigma", "split_thr"}
+_OTHER_NMS_SETTINGS = {"method": "linear", "class_agnostic": False, "offset": 0}
 
 # Names of tensors that only training uses -> reason for dropping them.
 _AUXILIARY = {
@@ -168,8 +171,13 @@ class CoDetr(Project):
         given = value_at(test, "nms")
         if given is None:
             return None
-        kind, threshold = value_at(given, "type"), value_at(given, "iou_threshold")
-        is_known = kind in _NMS_METHODS and value_at(given, "method") in (None, "linear")
+        settings = given if isinstance(given, dict) else {"type": given}
+        kind = str(
+            settings.get("type", "nms")
+        )  # this default and the next one are those of mmcv; its hard NMS has no threshold
+        threshold = settings.get("iou_threshold", settings.get("iou_thr", 0.3 if kind == "soft_nms" else None))
+        others = {name: value for name, value in settings.items() if name not in _NMS_SETTINGS}
+        is_known = kind in _NMS_METHODS and others.items() <= _OTHER_NMS_SETTINGS.items()
         if not is_known or not isinstance(threshold, int | float):
             say(
                 f"warning: the settings in the file have nms={short_repr(given)} for tests, which dino_hf does not have, so the "
