@@ -155,7 +155,8 @@ def test_a_canvas_and_soft_nms_are_evaluated_as_in_python(folder, tmp_path):
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
     evaluation = dino_hf.evaluate(tmp_path / "model", folder / "data", num_bootstrap=0, batch_size=1)
-    assert metrics == pytest.approx(evaluation.metrics, abs=1e-3)
+    measured_here = {name: None if value == -1 else value for name, value in evaluation.metrics.items()}
+    assert metrics == pytest.approx(measured_here, abs=1e-3)
 
     model, processor = (
         kind.from_pretrained(tmp_path / "model") for kind in (DinoDetrForObjectDetection, DinoDetrImageProcessor)

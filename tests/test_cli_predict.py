@@ -24,6 +24,7 @@ from dino_hf.common.values import numbers_by_name
 from dino_hf.inference import Prediction, Predictor, predict, sources
 from dino_hf.inference.predict import find_classes
 from dino_hf.inference.videos import read_frames
+from dino_hf.model.package_warning import DinoDetrWarning
 from inference_toys import CATEGORY_IDS, NAMES, noise, save_toy_detector
 from test_predictor import PEERS
 from test_sources import write_video
@@ -467,19 +468,20 @@ def lsj_model(tmp_path_factory):
         ([], {}),
         (["--tta"], {"tta": True}),
         (["--tiles", "48x40"], {"tiles": (48, 40)}),
-        (["--tiles", "48", "--tta", "--max-detections", "7"], {"tiles": 48, "tta": True, "max_detections": 7}),
+        (["--tiles", "48", "--tta"], {"tiles": 48, "tta": True}),
     ],
     ids=str,
 )
 def test_a_canvas_and_soft_nms_give_in_python_what_the_command_saves(lsj_model, options, settings, tmp_path):
     make_scenes(tmp_path / "scenes", 3, seed=5)
+    threshold = 0.005 if "tta" in settings else THRESHOLD  # fused scores are means over views
     scenes = sorted((tmp_path / "scenes").rglob("*.png"))
-    arguments = (lsj_model, *scenes, "--save", tmp_path / "out", "--formats", "coco", "--threshold", THRESHOLD)
-    exit_code, _, errors = run(*arguments, "--batch-size", 1, *options)
+    arguments = (lsj_model, *scenes, "--save", tmp_path / "out", "--formats", "coco", "--threshold", threshold)
+    exit_code, _, errors = run(*arguments, *options)
     assert (exit_code, errors) == (0, "")
-    found = predict(lsj_model, scenes, threshold=THRESHOLD, **settings)
+    found = predict(lsj_model, scenes, threshold=threshold, **settings)
+    assert sum(len(one.scores) for one in found) > 4
     for one, record in zip(found, journal(tmp_path / "out"), strict=True):
-        assert 0 < len(one.scores) <= settings.get("max_detections", SOFT_NMS["candidates"])
         assert one.names == [each["label"] for each in record["objects"]]
         np.testing.assert_allclose(one.boxes, [each["box"] for each in record["objects"]], atol=0.01)
         np.testing.assert_allclose(one.scores, [each["score"] for each in record["objects"]], atol=1e-5)
@@ -503,3 +505,11 @@ def test_a_scaled_predictor_scales_the_canvas(lsj_model, scale):
     np.testing.assert_allclose(found.boxes, expected["boxes"], atol=1e-3)
     np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-5)
     np.testing.assert_array_equal(found.labels, expected["labels"])
+
+
+@pytest.mark.parametrize("settings", [{"tta": True}, {"tiles": 48}, {"tiles": 48, "tta": True}], ids=str)
+def test_the_limit_of_detections_is_that_of_the_image_and_not_of_its_tiles_or_views(predictor, settings):
+    with pytest.warns(DinoDetrWarning, match=r"In \d+ image.* 3 detections or more"):
+        (found,) = predict(predictor, noise(110, 90), threshold=0.001, max_detections=3, **settings)
+    assert len(found.scores) == 3
+    assert (np.diff(found.scores) <= 0).all()

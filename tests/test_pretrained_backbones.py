@@ -83,6 +83,20 @@ def test_a_saved_backbone_keeps_the_maps_it_names_and_the_user_can_name_others(t
     assert load_pretrained_backbone(tmp_path, out_indices=(1, 4)).config.out_features == ["stage1", "stage4"]
 
 
+@pytest.mark.parametrize("maps", [{"out_features": ["stage4"]}, {"out_indices": [4]}, {"out_indices": [-1]}], ids=str)
+def test_the_last_map_alone_is_used_if_the_user_names_it(maps, tmp_path):
+    ResNetBackbone(ResNetConfig(**plain(RESNET))).save_pretrained(tmp_path / "backbone")
+    with pytest.warns(DinoDetrWarning, match="one map, too coarse"):
+        model = DinoDetrForObjectDetection.from_backbone(tmp_path / "backbone", **maps, **SETTINGS)
+    assert model.config.backbone_config.out_features == ["stage4"]
+    assert any(parameter.requires_grad for parameter in model.model.backbone.model.parameters())
+    model.save_pretrained(tmp_path / "detector")
+    with pytest.warns(DinoDetrWarning, match="one map, too coarse"):
+        again = DinoDetrForObjectDetection.from_pretrained(tmp_path / "detector")
+    assert again.config.backbone_config.out_features == ["stage4"]
+    assert again(*tiny_images()).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["beit", "dinov2", "dinov3_vit", "vitdet"])
 def test_a_plain_transformer_gets_a_pyramid_unless_a_map_is_named(kind, tmp_path):
     settings = PLAIN | ({"image_size": 64, "patch_size": 16} if kind == "beit" else {})

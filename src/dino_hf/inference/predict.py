@@ -188,7 +188,7 @@ def _run(
                     folder.finish(item.source)
             else:
                 num_predicted += 1
-                found = _inside(found, item.image.size, thresholds)
+                found = limit.cut(_inside(found, item.image.size, thresholds))
                 if folder is not None:
                     folder.add(item, found)
                 prediction = _describe(item, found, categories)
@@ -256,6 +256,13 @@ class _Limit:
             if self._limit is not None and not isinstance(found, TooLarge):
                 self._num_reached += len(found.scores) >= self._limit
             yield found
+
+    def cut(self, found: Detections) -> Detections:
+        """Apply the user's limit to a whole image: several tiles or views may give more detections together."""
+        if self.max_detections is None or len(found.scores) <= self.max_detections:
+            return found
+        self._num_reached += 1
+        return found.keep(np.arange(len(found.scores)) < self.max_detections)
 
     def warn(self) -> None:
         if self._num_reached:

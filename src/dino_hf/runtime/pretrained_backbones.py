@@ -95,6 +95,8 @@ def _load_from_transformers(name: str | Path, maps: dict[str, list]) -> Pretrain
         maps = {"out_features": default}
     for key, value in maps.items():
         setattr(config, key, value)
+    if maps and may_be_default(config):
+        config.out_indices = [-1]  # the user's choice, not the library's default
     if isinstance(getattr(config, "hidden_sizes", None), tuple):  # ConvNeXt's backbone needs a list
         config.hidden_sizes = list(config.hidden_sizes)
     kind = MODEL_FOR_BACKBONE_MAPPING[type(config)]
