@@ -177,6 +177,19 @@ def test_queries_are_warned_of_below_a_tenth_of_the_tokens_and_above_all(num_que
     assert not is_warned or "about 126 tokens" in warnings[0]
 
 
+@pytest.mark.parametrize(("num_queries", "is_warned"), [(899, True), (900, False)])
+def test_the_published_number_of_queries_is_enough_for_large_images(num_queries, is_warned):
+    """800 x 1333 pixels, strides 8 to 64: 16,700 + 4,200 + 1,050 + 273 = 22,223 tokens."""
+    config = SimpleNamespace(
+        num_queries=num_queries,
+        num_feature_levels=4,
+        backbone_config=SimpleNamespace(out_features=["stage2", "stage3", "stage4"]),
+    )
+    warnings = few_queries(config, (800, 1333))
+    assert len(warnings) == is_warned
+    assert not is_warned or "about 22,223 tokens" in warnings[0]
+
+
 def test_twelve_classes_are_listed_and_those_below_ten_boxes_are_told_of():
     def warning_of(counts: dict[str, int]) -> list[str]:
         return find_warnings({"classes": counts}, None, [])

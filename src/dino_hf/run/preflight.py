@@ -31,6 +31,7 @@ _MOST_CLASSES = 12  # classes listed
 _MOST_RAISED = 6  # classes listed whose images are repeated
 _MOST_OPENED = 200  # images opened if the annotations have no sizes
 _SHARE_OF_TOKENS = 0.1  # share of the tokens of an image that should be selected as queries
+_PUBLISHED_QUERIES = 900  # of all published detectors, with up to 30,000 tokens: not warned of
 _RARE = 10  # a class with fewer training boxes gets a warning
 
 
@@ -295,6 +296,8 @@ def describe_disk(model: nn.Module, recipe: Recipe, args: TrainingArguments, out
 def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
     """A warning if images have fewer tokens than queries, or many more: only selected tokens train the encoder's heads.
 
+    900 queries or more are not too few: published detectors learned with them on images of about 20,000 tokens.
+
     Args:
         size: (height, width) of the largest training images in pixels. Their tokens are estimated from the usual strides.
     """
@@ -310,7 +313,7 @@ def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
             f"num_queries={config.num_queries} is more than the about {tokens:,} tokens of the largest training images. The model "
             "gives at most one detection for each token. Use fewer queries, or larger images."
         ]
-    if config.num_queries >= _SHARE_OF_TOKENS * tokens:
+    if config.num_queries >= min(_PUBLISHED_QUERIES, _SHARE_OF_TOKENS * tokens):
         return []
     return [
         f"num_queries={config.num_queries} is less than a tenth of the about {tokens:,} tokens of an image. Only selected tokens "
