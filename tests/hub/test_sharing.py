@@ -34,10 +34,10 @@ from dino_hf.cli.app import app
 from dino_hf.common.scenes import make_scenes
 from dino_hf.model.own_backbones import OWN_MODEL_TYPES
 from dino_hf.model.sharing import AUTO_MAP
-from dino_hf.run import starting_model
 from dino_hf.run.progress import BestApMetric
 from dino_hf.run.publish import publish
 from helpers import OWN_BACKBONES, randomize, tiny_config, tiny_images, tiny_labels
+from test_pretrained_backbones import SETTINGS
 
 FOLDER = Path(dino_hf.__file__).parent / "model"
 OWN_CODE = {
@@ -328,10 +328,12 @@ def test_a_run_on_a_saved_own_backbone_resumes_and_its_result_predicts_without_d
     torch.manual_seed(3)
     backbone = randomize(AutoBackbone.from_config(AutoConfig.for_model(**OWN_BACKBONES[name])), 0.1)
     backbone.save_pretrained(tmp_path / "backbone")
+    DinoDetrImageProcessor().save_pretrained(tmp_path / "backbone")
     make_scenes(tmp_path / "data/train", 7, seed=0)
     make_scenes(tmp_path / "data/validation", 2, seed=1)
-    small = staticmethod(lambda **settings: tiny_config(num_labels=len(settings["id2label"]), **settings))
-    monkeypatch.setattr(starting_model.DinoDetrForObjectDetection, "config_class", small)
+    usual = DinoDetrForObjectDetection.from_backbone
+    small = staticmethod(lambda backbone, **settings: usual(backbone, **SETTINGS, **settings))
+    monkeypatch.setattr(DinoDetrForObjectDetection, "from_backbone", small)
 
     def train(folder: str, *options: str):
         words = "--max-steps 4 --save-steps 2 --eval-steps 2 --batch-size 2 --gradient-accumulation-steps 1 --num-denoising 5"

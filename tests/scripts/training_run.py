@@ -107,8 +107,11 @@ def check_window(data, folder: Path) -> None:
 
 
 def check_balance(data, folder: Path) -> None:
-    """The images of an epoch, with repeated ones, are shared by two processes, and losses with class weights are those of one."""
-    seen, settings = [], {"num_train_epochs": 2, "max_grad_norm": 0, "augmentation": Augmentation(**SMALL)}
+    """The images of an epoch, with repeated ones, are shared by two processes, and losses with class weights are those of one.
+
+    All images have one size, because padding changes group norms.
+    """
+    seen, settings = [], {"num_train_epochs": 2, "max_grad_norm": 0, "augmentation": Augmentation(crop=0.0, **SMALL)}
     options = {"repeat_threshold": 1.0, "class_weights": "balanced"}
 
     class Seen(TrainerCallback):
@@ -236,7 +239,7 @@ def main(data: Path, folder: Path) -> None:
     RANK = dist.get_rank()
     check_window(uneven, folder)
     check_held_out_loss(uneven, folder)
-    check_balance(train, folder)
+    check_balance(uneven, folder)
     check_resume(train, held_out, folder)
     check_skip(train, folder)
     dist.destroy_process_group()
