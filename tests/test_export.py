@@ -16,20 +16,34 @@ import onnx_ir
 import pytest
 import torch
 from PIL import ExifTags, Image
-from transformers import AutoBackbone, YolosConfig, YolosForObjectDetection, YolosImageProcessor
+from transformers import AutoBackbone, AutoConfig, YolosConfig, YolosForObjectDetection, YolosImageProcessor
+from transformers.models.dinov3_vit import modeling_dinov3_vit
+from transformers.models.vitdet import modeling_vitdet
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor, set_num_queries
 from dino_hf.common.installation import install_command
 from dino_hf.common.scenes import make_scenes
 from dino_hf.export import ExportReport, export_onnx, onnx_export, onnx_file
+from dino_hf.export.any_size import any_size
 from dino_hf.export.comparison import compare_predictions
-from dino_hf.export.graph import _any_size, export_program
+from dino_hf.export.graph import export_program
 from dino_hf.export.onnx_file import OnnxModel, make_metadata
 from dino_hf.inference import Predictor
 from dino_hf.inference.sources import read_image
 from dino_hf.model.attention_backends import ENVIRONMENT_VARIABLE
-from helpers import BIT, CONVNEXT, INTERNIMAGE, RESNET, SWIN, tiny_config
+from helpers import (
+    BIT,
+    CONVNEXT,
+    FOCALNET,
+    INTERNIMAGE,
+    RESNET,
+    SWIN,
+    VITDET,
+    randomize,
+    tiny_config,
+)
 from inference_toys import CATEGORY_IDS, NAMES, excite, noise, toy_detector
+from test_own_backbones import DINOV3, pyramid_on
 
 SIZES = (
     (1, 96, 128),
@@ -133,7 +147,11 @@ def test_only_a_detector_of_ours_is_taken():
         export_program(YolosForObjectDetection(YolosConfig(**sizes, image_size=[48, 64])))
 
 
-@pytest.mark.parametrize("settings", [SWIN, BIT, {**BIT, "global_padding": "same"}], ids=["swin", "bit", "bit padded"])
+@pytest.mark.parametrize(
+    "settings",
+    [SWIN, BIT, {**BIT, "global_padding": "same"}, FOCALNET, {**FOCALNET, "use_conv_embed": False}],
+    ids=["swin", "bit", "bit padded", "focalnet", "focalnet without overlap"],
+)
 def test_padding_without_a_question_changes_nothing_and_leaves_no_trace(settings):
     torch.manual_seed(0)
     config = tiny_config(backbone_config=dict(settings)).backbone_config
@@ -143,11 +161,27 @@ def test_padding_without_a_question_changes_nothing_and_leaves_no_trace(settings
         for height, width in ((96, 144), (91, 77), (48, 50)):
             pixels = torch.randn(2, 3, height, width)
             expected = backbone(pixels).feature_maps
-            with _any_size(backbone):
+            with any_size(backbone):
                 assert [set(vars(module)) for module in backbone.modules()] != attributes
                 found = backbone(pixels).feature_maps
             assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
     assert [set(vars(module)) for module in backbone.modules()] == attributes
+
+
+@pytest.mark.parametrize(("inner", "module"), [(VITDET, modeling_vitdet), (DINOV3, modeling_dinov3_vit)])
+def test_positions_of_a_vision_transformer_are_the_same_in_a_graph(inner, module):
+    backbone = AutoBackbone.from_config(AutoConfig.for_model(**pyramid_on(inner)))
+    backbone = randomize(backbone, 0.1).eval()
+    before = dict(vars(module))
+    with torch.no_grad():
+        for height, width in ((96, 144), (91, 77), (64, 64)):  # 64 x 64: the image size of this ViTDet
+            pixels = torch.randn(2, 3, height, width)
+            expected = backbone(pixels).feature_maps
+            with any_size(backbone):
+                assert vars(module) != before
+                found = backbone(pixels).feature_maps
+            assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+    assert vars(module) == before
 
 
 def test_onnx_runtime_agrees_with_the_model_on_any_batch(exported):
@@ -457,7 +491,7 @@ def test_zeros_before_a_maximum_stay_zeros_in_onnx_runtime(tmp_path):
     torch.manual_seed(0)
     stem = AutoBackbone.from_config(tiny_config(backbone_config=dict(BIT)).backbone_config).eval().bit.embedder
     pixels = torch.randn(2, 3, 22, 30)
-    with torch.no_grad(), _any_size(stem):
+    with torch.no_grad(), any_size(stem):
         program = torch.export.export(stem, (pixels,))
         expected = stem(pixels)
     assert (expected == 0).any()  # where all neighbours within the image are negative
@@ -486,7 +520,7 @@ def test_attention_in_the_windows_of_a_swin_can_be_written(tmp_path):
     axes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
     maps = torch.randn(2, 4, 10, 16)
     with torch.no_grad():
-        with _any_size(backbone):
+        with any_size(backbone):
             program = torch.export.export(
                 layer,
                 (torch.randn(2, 7, 11, 16),),

@@ -35,30 +35,25 @@ class SourceBackbones(SourceInternImage, SourceFocalNet, SourceVitDet):
 
         def norm(x: Tensor, name: str) -> Tensor:
             mean, variance, weight, bias = (
-                self[f"{prefix}{name}.{part}"][:, None, None]
-                for part in ("running_mean", "running_var", "weight", "bias")
+                self[f"{name}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
             )
             return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
 
-        x = norm(self.conv(x, prefix + "conv1", stride=2, padding=3), "bn1").relu()
+        x = norm(self.conv(x, prefix + "conv1", stride=2, padding=3), prefix + "bn1").relu()
         x = F.max_pool2d(x, 3, 2, 1)
         maps = []
         for stage in range(1, 5):
-            block = 0
-            while f"{prefix}layer{stage}.{block}.conv1.weight" in self:
-                name = f"layer{stage}.{block}"
+            for block, name in enumerate(self.numbered(f"{prefix}layer{stage}", "conv1.weight")):
                 stride = 2 if stage > 1 and block == 0 else 1
-                strides = [1, stride, 1] if f"{prefix}{name}.conv3.weight" in self else [stride, 1]
+                strides = [1, stride, 1] if f"{name}.conv3.weight" in self else [stride, 1]
                 y = x
                 for part, step in enumerate(strides, 1):
-                    padding = self[f"{prefix}{name}.conv{part}.weight"].shape[-1] // 2
-                    y = norm(
-                        self.conv(y, f"{prefix}{name}.conv{part}", stride=step, padding=padding), f"{name}.bn{part}"
-                    )
+                    padding = self[f"{name}.conv{part}.weight"].shape[-1] // 2
+                    y = norm(self.conv(y, f"{name}.conv{part}", stride=step, padding=padding), f"{name}.bn{part}")
                     y = y.relu() if part < len(strides) else y
-                if f"{prefix}{name}.downsample.0.weight" in self:
-                    x = norm(self.conv(x, f"{prefix}{name}.downsample.0", stride=stride), f"{name}.downsample.1")
-                x, block = (x + y).relu(), block + 1
+                if f"{name}.downsample.0.weight" in self:
+                    x = norm(self.conv(x, f"{name}.downsample.0", stride=stride), f"{name}.downsample.1")
+                x = (x + y).relu()
             maps.append(x)
         return maps
 
@@ -69,12 +64,10 @@ class SourceBackbones(SourceInternImage, SourceFocalNet, SourceVitDet):
         x = self.layer_norm(x, prefix + "patch_embed.norm")
         maps = []
         for stage in range(4):
-            block = 0
-            while f"{prefix}layers.{stage}.blocks.{block}.norm1.weight" in self:
-                name = f"{prefix}layers.{stage}.blocks.{block}"
+            for block, name in enumerate(self.numbered(f"{prefix}layers.{stage}.blocks", "norm1.weight")):
                 x = x + self.window_attention(self.layer_norm(x, f"{name}.norm1"), f"{name}.attn", shift=block % 2 == 1)
                 y = F.gelu(self.linear(self.layer_norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
-                x, block = x + self.linear(y, f"{name}.mlp.fc2"), block + 1
+                x = x + self.linear(y, f"{name}.mlp.fc2")
             if f"{prefix}norm{stage}.weight" in self:
                 maps.append(self.layer_norm(x, f"{prefix}norm{stage}").movedim(-1, 1))
             if stage < 3:
@@ -123,13 +116,10 @@ class SourceBackbones(SourceInternImage, SourceFocalNet, SourceVitDet):
                 x = self.channel_norm(self.conv(x, first, stride=4), second, 1e-6)
             else:
                 x = self.conv(self.channel_norm(x, first, 1e-6), second, stride=2)
-            block = 0
-            while f"{prefix}stages.{stage}.{block}.gamma" in self:
-                name = f"{prefix}stages.{stage}.{block}"
+            for name in self.numbered(f"{prefix}stages.{stage}", "gamma"):
                 y = self.conv(x, f"{name}.dwconv", padding=3, groups=x.shape[1]).movedim(1, -1)
                 y = F.gelu(self.linear(self.layer_norm(y, f"{name}.norm", 1e-6), f"{name}.pwconv1"))
                 x = x + (self[f"{name}.gamma"] * self.linear(y, f"{name}.pwconv2")).movedim(-1, 1)
-                block += 1
             known = f"{prefix}norm{stage}.weight" in self
             maps.append(self.channel_norm(x, f"{prefix}norm{stage}", 1e-6) if known else x)
         return maps

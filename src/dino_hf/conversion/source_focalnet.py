@@ -17,10 +17,10 @@ class SourceFocalNet(SourceLayers):
             self.conv(x, "backbone.0.patch_embed.proj", stride=4, padding=2), "backbone.0.patch_embed.norm", 1e-5
         )
         for stage in range(4):
-            name, block = f"backbone.0.layers.{stage}", 0
+            name = f"backbone.0.layers.{stage}"
             x = x.movedim(1, -1)  # (B, h, w, C)
-            while f"{name}.blocks.{block}.norm1.weight" in self:
-                x, block = self.focalnet_block(x, f"{name}.blocks.{block}"), block + 1
+            for block in self.numbered(f"{name}.blocks", "norm1.weight"):
+                x = self.focalnet_block(x, block)
             has_norm = f"backbone.0.norm{stage}.weight" in self
             maps.append((self.layer_norm(x, f"backbone.0.norm{stage}") if has_norm else x).movedim(-1, 1))
             x = x.movedim(-1, 1)
@@ -41,11 +41,10 @@ class SourceFocalNet(SourceLayers):
         """Focal modulation (arXiv:2203.11926, eq. 4 to 7): (B, h, w, C) -> (B, h, w, C)."""
         width = x.shape[-1]
         query, context, gates = self.linear(x, f"{name}.f").tensor_split((width, 2 * width), dim=-1)
-        context, total, level = context.movedim(-1, 1), 0, 0
-        while f"{name}.focal_layers.{level}.0.weight" in self:
-            layer = f"{name}.focal_layers.{level}.0"
-            padding = self[f"{layer}.weight"].shape[-1] // 2
-            context = F.gelu(self.conv(context, layer, padding=padding, groups=width))
-            total, level = total + context * gates[..., level][:, None], level + 1
-        total = total + F.gelu(context.mean((2, 3), keepdim=True)) * gates[..., level][:, None]
+        context, total = context.movedim(-1, 1), 0
+        for level, layer in enumerate(self.numbered(f"{name}.focal_layers", "0.weight")):
+            padding = self[f"{layer}.0.weight"].shape[-1] // 2
+            context = F.gelu(self.conv(context, f"{layer}.0", padding=padding, groups=width))
+            total = total + context * gates[..., level][:, None]
+        total = total + F.gelu(context.mean((2, 3), keepdim=True)) * gates[..., -1][:, None]
         return self.linear(query * self.conv(total, f"{name}.h").movedim(1, -1), f"{name}.proj")

@@ -18,10 +18,10 @@ class SourceInternImage(SourceLayers):
         x = F.gelu(self.channel_norm(self.conv(x, f"{stem}.conv1", stride=2, padding=1), f"{stem}.norm1.1", _EPS))
         x = self.channel_norm(self.conv(x, f"{stem}.conv2", stride=2, padding=1), f"{stem}.norm2.1", _EPS)
         for stage in range(4):
-            name, block = f"backbone.0.levels.{stage}", 0
+            name = f"backbone.0.levels.{stage}"
             x = x.movedim(1, -1)  # (B, h, w, C)
-            while f"{name}.blocks.{block}.norm1.0.weight" in self:
-                x, block = self.internimage_block(x, f"{name}.blocks.{block}"), block + 1
+            for block in self.numbered(f"{name}.blocks", "norm1.0.weight"):
+                x = self.internimage_block(x, block)
             has_norm = f"{name}.norm.0.weight" in self
             x = (self.layer_norm(x, f"{name}.norm.0", _EPS) if has_norm else x).movedim(-1, 1)
             maps.append(x)

@@ -1,5 +1,8 @@
 """Layers for the second implementation of DINO in source_arithmetic.py."""
 
+from collections.abc import Iterator
+from itertools import count, takewhile
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +25,10 @@ class SourceLayers:
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
+
+    def numbered(self, name: str, mark: str) -> Iterator[str]:
+        """`name.0`, `name.1`, ... as long as they have the tensor `mark`."""
+        return takewhile(lambda part: f"{part}.{mark}" in self, (f"{name}.{number}" for number in count()))
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self[f"{name}.weight"], self.tensors.get(f"{name}.bias"))

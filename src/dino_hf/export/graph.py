@@ -1,23 +1,13 @@
 """Export a detector as one graph of plain operators, for batches and images of any size."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from transformers.models.bit.modeling_bit import BitEmbeddings, DynamicPad2d
-from transformers.models.swin.modeling_swin import (
-    SwinAttention,
-    SwinLayer,
-    SwinPatchEmbeddings,
-    SwinPatchMerging,
-)
 
 from ..common.text import first_line
 from ..model.attention_backends import use_backend
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
+from .any_size import any_size
 from .comparison import TOLERANCES, check_difference, compare_predictions
 
 # Height and width of the traced images. At strides 4 to 64, their maps are not multiples of a Swin's window, so the graph contains
@@ -61,7 +51,7 @@ def export_program(model: DinoDetrForObjectDetection) -> ExportedProgram:
     device = model.device
     try:
         # The graph must run on other machines, so it uses plain operators and ignores the backend in the configuration.
-        with torch.no_grad(), use_backend("gather"), _any_size(model):
+        with torch.no_grad(), use_backend("gather"), any_size(model):
             program = torch.export.export(
                 predictions,
                 (
@@ -109,84 +99,3 @@ def _check(program: ExportedProgram, predictions: _Predictions) -> None:
     # In half precision, rounding changes the detections of random images too much to compare. It is enough that the program runs.
     if dtype == torch.float32:
         check_difference(compare_predictions(expected, found), TOLERANCES[dtype], "the program of torch.export")
-
-
-@contextmanager
-def _any_size(model: nn.Module) -> Iterator[None]:
-    """Inside the context, backbones can be traced for images of any size.
-
-    They always pad, if necessary by zero, because a branch would fix the size in the graph. Swin uses plain operators for
-    attention: the tracer records the memory layout of PyTorch's CPU kernel, and the ONNX exporter, which assumes another layout,
-    fails at a view.
-    """
-    changed, attentions = [], []
-
-    def replace(module: nn.Module, name: str, function: Callable) -> None:
-        setattr(module, name, function.__get__(module))
-        changed.append((module, name))
-
-    try:
-        for module in model.modules():
-            if isinstance(module, SwinAttention):
-                attentions.append((module.config, module.config._attn_implementation))
-                module.config._attn_implementation = "eager"
-            elif isinstance(module, SwinPatchEmbeddings):
-                replace(module, "maybe_pad", _pad_image)
-            elif isinstance(module, SwinPatchMerging):
-                replace(module, "maybe_pad", _pad_to_pairs)
-            elif isinstance(module, SwinLayer):
-                replace(module, "maybe_pad", _pad_to_windows)
-            elif isinstance(module, BitEmbeddings) and isinstance(module.pad, nn.ConstantPad2d):
-                replace(module.pad, "forward", _pad_by_parts)
-            elif isinstance(module, DynamicPad2d):
-                replace(module, "forward", _pad_same)
-        yield
-    finally:
-        for module, name in changed:
-            delattr(module, name)
-        for config, attention in reversed(
-            attentions
-        ):  # layers share one config; the first entry has the original value
-            config._attn_implementation = attention
-
-
-def _missing(size: int, unit: int) -> int:
-    """The padding from a size to the next multiple of a unit. Written as a quotient, for which torch.export can prove more."""
-    return (size + unit - 1) // unit * unit - size
-
-
-def _pad_image(self: SwinPatchEmbeddings, pixel_values: Tensor, height: int, width: int) -> Tensor:
-    rows, columns = self.patch_size
-    return F.pad(pixel_values, (0, _missing(width, columns), 0, _missing(height, rows)))
-
-
-def _pad_to_pairs(self: SwinPatchMerging, maps: Tensor, height: int, width: int) -> Tensor:
-    return F.pad(maps, (0, 0, 0, _missing(width, 2), 0, _missing(height, 2)))
-
-
-def _pad_to_windows(self: SwinLayer, maps: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, ...]]:
-    padding = 0, 0, 0, _missing(width, self.window_size), 0, _missing(height, self.window_size)
-    # The caller removes the padding only if there is any. The returned padding is not zero, so that it always does.
-    return F.pad(maps, padding), (0, 0, 0, 1, 0, 1)
-
-
-def _pad_same(self: DynamicPad2d, maps: Tensor) -> Tensor:
-    padding = []
-    for axis in (1, 0):
-        size, stride = maps.shape[2 + axis], self.stride[axis]
-        reach = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
-        # Never negative: a kernel is at least as long as its stride, except a 1 x 1 kernel.
-        total = 0 if reach == 1 else _missing(size, stride) + reach - stride
-        padding += [total // 2, total - total // 2]
-    return F.pad(maps, padding, value=self.value)
-
-
-def _pad_by_parts(self: nn.ConstantPad2d, maps: Tensor) -> Tensor:
-    """Pad by concatenation. ONNX Runtime merges a `Pad` into the following max pooling, as if it padded with -infinity."""
-    left, right, top, bottom = self.padding
-    batch, channels, _, width = maps.shape
-    rows = [maps.new_full((batch, channels, count, width), self.value) for count in (top, bottom)]
-    maps = torch.cat([rows[0], maps, rows[1]], dim=2)
-    height = maps.shape[2]
-    columns = [maps.new_full((batch, channels, height, count), self.value) for count in (left, right)]
-    return torch.cat([columns[0], maps, columns[1]], dim=3)
