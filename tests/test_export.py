@@ -537,17 +537,19 @@ def test_attention_in_the_windows_of_a_swin_can_be_written(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+SMALL_SIZES = (1, 96, 128), (3, 121, 117), (2, 105, 210), (1, 168, 112)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [SWIN, CONVNEXT, {**BIT, "global_padding": "same"}, INTERNIMAGE],
-    ids=["swin", "convnext", "bit", "internimage"],
+    [SWIN, CONVNEXT, {**BIT, "global_padding": "same"}, INTERNIMAGE, FOCALNET],
+    ids=["swin", "convnext", "bit", "internimage", "focalnet"],
 )
 def test_every_backbone_is_exported_for_all_sizes(settings, tmp_path):
     model = small_detector(backbone_config=settings, num_feature_levels=2, decoder_layers=1)
     program = export_program(model)
-    sizes = (1, 96, 128), (3, 121, 117), (2, 105, 210), (1, 168, 112)
-    assert_same(model, program.module(), sizes)
+    assert_same(model, program.module(), SMALL_SIZES)
     onnx_file.write_onnx(program, tmp_path / "toy.onnx", 18, {})
     onnx_model = OnnxModel(tmp_path / "toy.onnx")
 
@@ -555,7 +557,16 @@ def test_every_backbone_is_exported_for_all_sizes(settings, tmp_path):
         outputs = onnx_model(pixel_values, pixel_mask)
         return outputs.logits, outputs.pred_boxes
 
-    assert_same(model, run_file, sizes)
+    assert_same(model, run_file, SMALL_SIZES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inner", [VITDET, DINOV3], ids=["vitdet", "dinov3"])
+def test_programs_of_pyramids_take_all_sizes(inner):
+    # The maps "stage3" and "stage4" have strides of 16 and 32, so that the images can be small.
+    settings = pyramid_on(inner, scale_factors=[4, 2, 1, 0.5], add_pooled_level=False)
+    model = small_detector(backbone_config=settings, num_feature_levels=2, decoder_layers=1)
+    assert_same(model, export_program(model).module(), SMALL_SIZES)
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ def export_program(model: DinoDetrForObjectDetection) -> ExportedProgram:
     device and shares the model's parameters.
 
     Images must be large enough. The coarsest feature map needs at least two rows and two columns: more than 64 pixels for four
-    levels, or 96 with a ConvNeXt. All maps together need a cell for each of the Q queries: 224 x 224 pixels for 900.
+    levels, more than 96 with a ConvNeXt, and at least 96 with a pyramid on patches of 16 pixels. All maps together need a cell for
+    each of the Q queries: 224 x 224 pixels for 900.
 
     Before it is returned, the program runs on an image of another size. In float32, its detections are compared with the model's.
 
