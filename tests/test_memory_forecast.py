@@ -188,10 +188,11 @@ def test_free_memory_is_what_the_container_has(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
-def test_a_step_takes_what_is_forecast():
+@pytest.mark.parametrize("backbone", ["resnet", "internimage"])
+def test_a_step_takes_what_is_forecast(backbone):
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, str(here / "scripts/step_memory.py")],
+        [sys.executable, str(here / "scripts/step_memory.py"), backbone],
         # Freed memory of more than 64 KiB goes back at once, or the holes in the heap would be measured too.
         env=os.environ
         | {

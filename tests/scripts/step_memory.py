@@ -1,5 +1,9 @@
-"""Bytes that an image more in a batch adds to a training step, as the system sees them and as they are forecast."""
+"""Bytes that one more image in a batch adds to a training step, as the system sees them and as they are forecast.
 
+step_memory.py {resnet,internimage}
+"""
+
+import sys
 from pathlib import Path
 
 import torch
@@ -7,9 +11,10 @@ import torch
 from dino_hf import DinoDetrForObjectDetection
 from dino_hf.run.memory_forecast import forecast_memory
 from dino_hf.training import Augmentation, get_recipe
-from helpers import QUIET, tiny_config
+from helpers import INTERNIMAGE, QUIET, RESNET, tiny_config
 
 SIZE, NUM_BOXES = (352, 480), 20
+BACKBONES = {"resnet": RESNET, "internimage": INTERNIMAGE}
 
 
 def peak() -> int:
@@ -17,9 +22,11 @@ def peak() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def main() -> None:
+def main(backbone: str) -> None:
     torch.manual_seed(0)
-    model = DinoDetrForObjectDetection(tiny_config(d_model=128, num_queries=100)).train()
+    model = DinoDetrForObjectDetection(
+        tiny_config(backbone_config=dict(BACKBONES[backbone]), d_model=128, num_queries=100)
+    ).train()
     augmentation = Augmentation(short_sides=SIZE[:1], longest_side=SIZE[1], crop=0.0)
     recipe = get_recipe("finetune", augmentation=augmentation, ema_decay=None)
     recipe.configure(model)
@@ -40,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
