@@ -19,7 +19,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 help:
 	@sed -n '2,3s/^#   /  /p' Makefile
 
-# What every environment begins with: a Python that is new enough, or one sentence.
+# Each environment is made with $(PYTHON). If it is too old, the error is one sentence.
 define make_environment
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: dino_hf needs Python 3.11 or newer, and \
 	$(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
@@ -31,7 +31,7 @@ $(VENV)/installed: pyproject.toml requirements/locked.txt
 	$(BIN)/python $(PIP) --constraint requirements/locked.txt --editable '.[test]'
 	@touch $@
 
-# The demo needs no extras. In an environment made for the tests, `bitsandbytes` prints notes of its own.
+# The demo needs no extras. With the extras of the tests, `bitsandbytes` would print messages.
 $(VENV)/for-demo: pyproject.toml requirements/locked.txt
 	$(call make_environment,$(VENV))
 	$(BIN)/python $(PIP) --constraint requirements/locked.txt --editable .
@@ -51,8 +51,8 @@ $(DOCS)/installed: requirements/docs.txt
 docs: $(DOCS)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/$(SCRIPTS)/python -m mkdocs build --strict
 
-# Locks what pyproject.toml wants, for every supported Python and system. What is locked stays as it is where that is possible;
-# UPGRADE=--upgrade takes the newest versions: run `make test test-slow` before you keep them.
+# Locks versions of all dependencies in pyproject.toml, for every supported Python and system. Locked versions change only if they
+# must. UPGRADE=--upgrade takes the newest versions: run `make test test-slow` before you commit them.
 UPGRADE ?=
 
 lock: $(TOOLS)/installed
@@ -66,11 +66,11 @@ demo: $(VENV)/for-demo
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
-# Recordings of whole checkpoints, runs that are killed, several processes: each more than 20 seconds.
+# Tests that take more than 20 seconds each: whole checkpoints, killed runs, several processes.
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
-# The same suite with exactly the lower bounds of pyproject.toml, in an environment of its own.
+# The same suite in a second environment, with exactly the lower bounds of pyproject.toml.
 $(OLDEST)/installed: pyproject.toml $(TOOLS)/installed
 	$(call make_environment,$(OLDEST))
 	$(TOOLS)/$(SCRIPTS)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[test]'
@@ -79,7 +79,7 @@ $(OLDEST)/installed: pyproject.toml $(TOOLS)/installed
 test-oldest: $(OLDEST)/installed
 	OMP_NUM_THREADS=1 $(OLDEST)/$(SCRIPTS)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-# And with the newest versions of this day, which are looked up each time.
+# The same suite in a third environment, with the newest versions. Each call looks them up.
 test-newest:
 	$(call make_environment,$(NEWEST))
 	$(NEWEST)/$(SCRIPTS)/python $(PIP) --upgrade --upgrade-strategy eager --editable '.[test]'
@@ -106,9 +106,9 @@ bench: $(VENV)/installed
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 	$(BIN)/python benchmarks/report.py
 
-# Which small changes no test notices, of a sample of each module: make mutants [ROOMS="data export"] [COUNT=40]. A room or a module
-# such as src/dino_hf/inference/tiling.py. A change takes seconds, all rooms take hours; a run that was stopped goes on. Survivors
-# are listed in outputs/mutants/survivors.txt.
+# Lists small changes of the code that no test notices, in outputs/mutants/survivors.txt: make mutants [ROOMS="data export"]
+# [COUNT=40]. ROOMS are rooms, or modules such as src/dino_hf/inference/tiling.py. COUNT is the number of changes tried in each
+# module. A change takes seconds, and all rooms take hours. A stopped run continues with the next call.
 ROOMS :=
 COUNT := 40
 
@@ -119,14 +119,14 @@ mutants: $(VENV)/installed $(TOOLS)/installed
 gpu-check: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_check.py
 
-# AP without each of DINO's three ideas, and with other class losses, with three seeds each. Hours; a run that was stopped goes on.
-# ABLATION="--only losses" trains a part of the variants.
+# AP without each of DINO's three ideas, and with other class losses, with three seeds each. It takes hours. A stopped measurement
+# continues with the next call. ABLATION="--only losses" trains a part of the variants.
 ABLATION ?=
 
 ablation: $(VENV)/installed
 	$(BIN)/python benchmarks/ablation.py $(ABLATION)
 
-# How far the port is from the recordings of the three projects, in numbers.
+# Prints the largest differences from the recordings of the other projects.
 parity: $(VENV)/installed
 	PYTHONPATH=tests/parity $(BIN)/python tests/parity/measure.py
 

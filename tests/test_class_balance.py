@@ -47,9 +47,9 @@ def test_repeat_factors_follow_the_share_of_images_with_the_class(counted):
     rare = math.sqrt(0.5 * 9)  # one of nine images; the crowd does not count
     np.testing.assert_allclose(class_repeat_factors(counted, 0.5), [1, rare, 1])
     np.testing.assert_allclose(repeat_factors(counted, 0.5), [1] * 8 + [rare])
-    all_raised = class_repeat_factors(counted, 1)
-    np.testing.assert_allclose(all_raised, [math.sqrt(9 / 8), 3, 1])
-    np.testing.assert_allclose(repeat_factors(counted, 1), [all_raised[0]] * 4 + [1] + [all_raised[0]] * 3 + [3])
+    all_repeated = class_repeat_factors(counted, 1)
+    np.testing.assert_allclose(all_repeated, [math.sqrt(9 / 8), 3, 1])
+    np.testing.assert_allclose(repeat_factors(counted, 1), [all_repeated[0]] * 4 + [1] + [all_repeated[0]] * 3 + [3])
     np.testing.assert_allclose(images_of_classes(counted, np.ones(9)), [8, 1, 0])
     np.testing.assert_allclose(images_of_classes(counted, repeat_factors(counted, 0.5)), [7 + rare, rare, 0])
     assert images_per_epoch(counted, None) == 9
@@ -170,7 +170,7 @@ def test_recipes_check_the_threshold():
         get_recipe("finetune", repeat_threshold="often")
 
 
-def test_the_plan_shows_what_is_raised(counted):
+def test_the_plan_shows_repeated_classes(counted):
     plan = describe_balance(counted, get_recipe("finetune", repeat_threshold=0.5, class_weights={"rare": 3.0}))
     assert plan["class_weights"] == "rare 3, common 1, never 1"
     assert plan["repeats"]["images_per_epoch"] == 11
@@ -179,9 +179,7 @@ def test_the_plan_shows_what_is_raised(counted):
         "11 images in an epoch instead of 9; images with rare 1 to 2, common 8 to 9"
     )
     unchanged = describe_balance(counted, get_recipe("finetune", repeat_threshold=0.1))["repeats"]
-    assert _repeats_line(unchanged) == (
-        "9 images in an epoch instead of 9: every class is in more than a share of 0.1 of the images"
-    )
+    assert _repeats_line(unchanged) == ("9 images in an epoch instead of 9: no class is repeated at the threshold 0.1")
     assert describe_balance(counted, get_recipe("finetune")) == {"repeats": None, "class_weights": None}
 
 
@@ -228,9 +226,9 @@ def test_a_run_with_repeated_images_resumes_in_the_middle_of_an_epoch(data, tmp_
     assert whole.state.max_steps == whole.state.global_step == per_epoch + 2
     ids = data[0].dataset["image_id"]
     for epoch, steps in enumerate((seen[:per_epoch], seen[per_epoch:])):
-        whole._repeats.set_epoch(epoch)
+        whole._repeat_sampler.set_epoch(epoch)
         drawn = [number for step in steps for number in step]
-        assert drawn == [ids[index] for index in whole._repeats][: len(drawn)]
+        assert drawn == [ids[index] for index in whole._repeat_sampler][: len(drawn)]
     record = whole.model.config.provenance["training"]["recipe"]
     assert (record["repeat_threshold"], record["images_per_epoch"]) == (1.0, length)
     checkpoint = str(tmp_path / f"whole/checkpoint-{per_epoch + 1}")

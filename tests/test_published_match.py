@@ -105,7 +105,10 @@ def test_every_row_gives_its_settings(row, capsys):
     candidate = Candidate(row, "SHA-256" if row.sha256 else "name", row.sha256)
     match = match_published(candidate, PROJECTS[row.project], toy_config(row), {})
     assert (match.row, match.is_same, match.settings) == (row, True, positions(row) | row.settings)
-    assert f"this is {row.title}, found by its {candidate.by}; decline by --published none" in capsys.readouterr().out
+    assert (
+        f"this is {row.title}, found by its {candidate.found_by}; decline by --published none"
+        in capsys.readouterr().out
+    )
 
 
 @every_supported_row

@@ -18,7 +18,7 @@ from .errors import ConversionError
 from .focalnet import DROP_PATH_RATE
 from .focalnet import MODEL_TYPE as FOCALNET_TYPE
 from .internimage import MODEL_TYPE as INTERNIMAGE_TYPE
-from .internimage import hidden_settings, known_offset_scale
+from .internimage import internimage_defaults, known_offset_scale
 from .projects.project import Project
 from .projects.registry import PROJECTS, recognise
 from .release_tensors import check_tensors, num_extra_label_rows
@@ -91,14 +91,14 @@ def build_config(
     assumed = {**project.defaults, "num_denoising": 100, "box_noise_scale": 1.0}
     known = from_file | from_user
     backbone = from_tensors["backbone_config"]
-    of_backbone = _hidden_backbone_fields(backbone, project, known)
-    assumed |= of_backbone
+    backbone_defaults = _backbone_defaults(backbone, project, known)
+    assumed |= backbone_defaults
     fallback = fallback.get("backbone_config", {}) | fallback
     assumed |= {name: value for name, value in fallback.items() if name in assumed}
     assumed |= _attention_sizes(tensors, from_tensors["num_feature_levels"], known, fallback)
     values = {**assumed, **known, **from_tensors}
     given = {name: values.pop(name) for name in _BACKBONE_FIELDS if name in values}
-    given = {name: value for name, value in given.items() if name in of_backbone}
+    given = {name: value for name, value in given.items() if name in backbone_defaults}
     if backbone["model_type"] == VITDET_TYPE:
         given = {"backbone_config": backbone["backbone_config"] | given}
     values["backbone_config"] = backbone | given
@@ -117,8 +117,8 @@ def build_config(
     return config, {name: value for name, value in assumed.items() if name not in known}
 
 
-def _hidden_backbone_fields(backbone: dict[str, Any], project: Project, known: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a backbone that no tensor shows, with the values of the published models."""
+def _backbone_defaults(backbone: dict[str, Any], project: Project, known: dict[str, Any]) -> dict[str, Any]:
+    """Fields that depend on the backbone and that no tensor shows, with the values of the published models."""
     if backbone["model_type"] == "resnet":
         return {"num_frozen_backbone_stages": project.frozen_resnet_stages}
     if backbone["model_type"] == "swin":
@@ -127,7 +127,7 @@ def _hidden_backbone_fields(backbone: dict[str, Any], project: Project, known: d
         return {"drop_path_rate": DROP_PATH_RATE}
     if backbone["model_type"] == VITDET_TYPE:
         return {"drop_path_rate": drop_path_rate(backbone)}
-    return hidden_settings(backbone, known) if backbone["model_type"] == INTERNIMAGE_TYPE else {}
+    return internimage_defaults(backbone, known) if backbone["model_type"] == INTERNIMAGE_TYPE else {}
 
 
 def _fields_from_tensors(tensors: dict[str, Tensor], project: Project) -> dict[str, Any]:

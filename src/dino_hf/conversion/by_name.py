@@ -121,8 +121,8 @@ def store(file: Path, name: str) -> Path:
     _check_supported(row)
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}.")
-    has_known_bytes = row.sha256 and row.has_known_bytes(file.name)
-    if has_known_bytes and not (found := file_sha256(file)).startswith(row.sha256):
+    is_hash_known = row.sha256 and row.sha256_applies(file.name)
+    if is_hash_known and not (found := file_sha256(file)).startswith(row.sha256):
         raise ConversionError(
             f"{file} is not {row.title}: its SHA-256 begins with {found[:8]}, not with {row.sha256[:8]}. Download it again."
         )

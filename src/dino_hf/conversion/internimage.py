@@ -69,15 +69,15 @@ def known_offset_scale(backbone: dict) -> float | None:
     return _OFFSET_SCALES.get(backbone["embed_dim"]) if backbone["model_type"] == MODEL_TYPE else None
 
 
-def hidden_settings(backbone: dict, known: dict) -> dict[str, float]:
-    """Values of the settings that no tensor shows.
+def internimage_defaults(backbone: dict, known: dict) -> dict[str, float]:
+    """Values of `offset_scale` and `drop_path_rate`, which no tensor shows.
 
-    detrex derives all InternImage models from the configuration of L (post-norm, offset_scale 2, drop_path_rate 0.4). T, S and B
-    change these values. Only T has norms before its layers. So for a width that is not published, the values are a guess.
+    For a published width, these are the values of the published model. For another width, they are a guess from detrex's
+    configurations: L has post-norm, offset_scale 2 and drop_path_rate 0.4, and only T has norms before its layers.
 
     Args:
         backbone: see `internimage_settings`.
-        known: settings from the user, with `offset_scale` if it is known.
+        known: settings from the user, which may include `offset_scale`.
     """
     scale = known_offset_scale(backbone) or (2.0 if backbone["post_norm"] else 1.0)
     return {"offset_scale": scale, "drop_path_rate": 0.4 if known.get("offset_scale", scale) == 2 else 0.1}

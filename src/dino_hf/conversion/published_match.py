@@ -1,4 +1,4 @@
-"""Find out whether a checkpoint file is a published one, and which settings follow.
+"""Recognise published checkpoint files, and find their settings.
 
 A file is recognised by its SHA-256, or else by its name. The name alone does not show whether the file was trained further, so
 its architecture is compared too.
@@ -22,34 +22,34 @@ from .published_row import Published, plain_stem
 
 NONE = "none"  # value of --published for a file that is not published
 _POSITIONS = ("position_temperature", "position_offset")
-_SIZES_OF_HEADS = {"classes", "queries"}  # change when a model is trained on other data
+_SIZES_OF_HEADS = {"classes", "queries"}  # differ between models that were trained on different data
 
 
 class Candidate(NamedTuple):
     """A published checkpoint that a file may be.
 
     Attributes:
-        by: why: "--published", "SHA-256" or "name".
+        found_by: "--published", "SHA-256" or "name".
         digest: SHA-256 of the file.
-        has_known_bytes: see `Published.has_known_bytes`.
+        sha256_applies: see `Published.sha256_applies`.
     """
 
     row: Published
-    by: str
+    found_by: str
     digest: str
-    has_known_bytes: bool = True
+    sha256_applies: bool = True
 
     @property
-    def has_other_bytes(self) -> bool:
-        """Whether the file is another one than the file whose SHA-256 is known."""
-        return bool(self.row.sha256) and self.has_known_bytes and not self.digest.startswith(self.row.sha256)
+    def has_other_sha256(self) -> bool:
+        """Whether the SHA-256 of the published file is known and this file has another one."""
+        return bool(self.row.sha256) and self.sha256_applies and not self.digest.startswith(self.row.sha256)
 
 
 class Match(NamedTuple):
-    """A published checkpoint whose settings a file needs.
+    """A published checkpoint from which a file gets its settings.
 
     Attributes:
-        is_same: whether the file is the published one. Otherwise it was trained further from it, so its AP is another one.
+        is_same: whether the file is the published one. Otherwise it was trained further, and its AP is unknown.
         settings: fields of the configuration.
     """
 
@@ -72,9 +72,9 @@ def read_checkpoint(path: Path, ema: bool, published: str | None) -> tuple[Check
     digest = file_sha256(path) if path.is_file() else ""
     candidate = _find(path.name, digest)
     if named:
-        if candidate and candidate.by == "SHA-256" and candidate.row != named:
+        if candidate and candidate.found_by == "SHA-256" and candidate.row != named:
             raise ConversionError(f"{path} is not {named.title}: its SHA-256 shows that it is {candidate.row.title}.")
-        candidate = Candidate(named, "--published", digest, named.has_known_bytes(path.name))
+        candidate = Candidate(named, "--published", digest, named.sha256_applies(path.name))
     elif published == NONE:
         candidate = None
     return load_checkpoint(path, ema, prefer_ema=candidate is not None and candidate.row.is_averaged), candidate
@@ -88,7 +88,7 @@ def _find(name: str, digest: str) -> Candidate | None:
     stem = plain_stem(name)
     for row in PUBLISHED:
         if stem in map(plain_stem, (row.file, *row.other_files)):
-            return Candidate(row, "name", digest, row.has_known_bytes(name))
+            return Candidate(row, "name", digest, row.sha256_applies(name))
     return None
 
 
@@ -98,12 +98,13 @@ def match_published(
     """Compare a file with the published checkpoint that it may be. Print the result.
 
     Args:
-        config: configuration of the file, with any settings.
+        config: configuration of the file. Its settings that no tensor shows are not compared.
         from_file: settings that the file contains.
     Returns:
-        the published checkpoint; None if the file is another one.
+        the published checkpoint, or None if the file is an unknown one.
     Raises:
-        ConversionError: the user named a published checkpoint, and the file cannot be it.
+        ConversionError: the user named a published checkpoint, or its SHA-256 was found, but the file has another architecture
+            or other settings.
     """
     if candidate is None:
         return None
@@ -112,7 +113,7 @@ def match_published(
     others = _differences(row, project, config)
     conflicts = {name: from_file[name] for name in settings if name in from_file and from_file[name] != settings[name]}
     is_fine_tuned = set(others) <= _SIZES_OF_HEADS
-    if candidate.by != "name" and (not is_fine_tuned or conflicts):
+    if candidate.found_by != "name" and (not is_fine_tuned or conflicts):
         raise ConversionError(
             f"The file is not {row.title}: {_describe(others, conflicts)}. `dino-hf convert` with --published {NONE} converts it "
             "as an unknown file."
@@ -123,10 +124,14 @@ def match_published(
         )
         return None
     settings = {name: value for name, value in settings.items() if name not in from_file}
-    is_same = not (others or conflicts or candidate.has_other_bytes)
+    is_same = not (others or conflicts or candidate.has_other_sha256)
     values = ", ".join(f"{name}={value}" for name, value in settings.items()) or "none, the file has its own"
-    reason = f"named by {candidate.by}" if candidate.by == "--published" else f"found by its {candidate.by}"
-    decline = "" if candidate.by == "--published" else f"; decline by --published {NONE}"
+    reason = (
+        f"named by {candidate.found_by}"
+        if candidate.found_by == "--published"
+        else f"found by its {candidate.found_by}"
+    )
+    decline = "" if candidate.found_by == "--published" else f"; decline by --published {NONE}"
     if is_same:
         say(f"  this is {row.title}, {reason}{decline}; settings: {values}")
         if row.note:

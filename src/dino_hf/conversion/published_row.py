@@ -51,8 +51,8 @@ def ap_text(ap: float | None, data_set: str) -> str:
 class Published(NamedTuple):
     """A published checkpoint file.
 
-    To download the file, try `addresses` in order, and check it by `sha256` and `size`. If there are no addresses, a person
-    must download it from `page`.
+    To download the file, try `addresses` in order, and check it by `sha256` and `size`. If there are no addresses, the user
+    must download it from `page` with a browser.
 
     Attributes:
         project: name of the project.
@@ -61,9 +61,9 @@ class Published(NamedTuple):
         backbone: key of BACKBONES, or the name of an unsupported backbone.
         num_levels: feature levels.
         file: name of the file.
-        address: address of the file at its project. Empty if only a web page gives the file.
-        page: web page that gives the file to a person with a browser. Empty if the file has an address.
-        mirrors: further addresses of the same file. Others than the project host them, so a row with mirrors has a `sha256`.
+        address: address from which the project gives the file. Empty if the file is only on a web page.
+        page: web page where the user can download the file with a browser. Empty if the file has an address.
+        mirrors: further addresses of the same file. They belong to other owners, so a row with mirrors has a `sha256`.
         sha256: the first hexadecimal digits of the file's SHA-256, in lower case: 8 or all 64. Empty if unknown.
         size: size of the file in bytes; None if unknown.
         settings: fields of the configuration that differ from the project's defaults.
@@ -126,13 +126,13 @@ class Published(NamedTuple):
         """Where the project publishes the file: its address, or else the web page."""
         return self.address or self.page
 
-    def has_known_bytes(self, file_name: str) -> bool:
-        """Whether `sha256` is for files of this name. Other files with the same weights have another SHA-256."""
+    def sha256_applies(self, file_name: str) -> bool:
+        """Whether a file of this name must have `sha256`. `other_files` have the same weights, but another SHA-256."""
         return not self.other_files or plain_stem(file_name) == plain_stem(self.file)
 
     @property
     def post_processing(self) -> str:
-        """What happens to images and detections beside the defaults, such as "soft NMS 0.8, canvas 1024", or "plain"."""
+        """How image size, canvas and NMS differ from the defaults, such as "soft NMS 0.8, canvas 1024"; "plain" if they do not."""
         nms, size = self.processor.get("nms"), self.processor.get("size")
         parts = [f"{nms['method']} NMS {nms['iou_threshold']:g}"] if nms else []
         if "canvas_value" in self.processor:

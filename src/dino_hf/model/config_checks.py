@@ -40,7 +40,7 @@ _SIZES = ("size", "sizes", "dim", "dims", "heads", "channels", "groups", "stages
 _MAX_POSITIONS = 10**9  # numbers in a position embedding
 
 # Settings of similar models that DINO does not have or calls by another name, each with a hint.
-_OF_SIBLINGS = {
+_SIBLING_HINTS = {
     "dropout": "DINO is trained without dropout",
     "attention_dropout": "DINO is trained without dropout",
     "activation_dropout": "DINO is trained without dropout",
@@ -64,7 +64,7 @@ _OF_SIBLINGS = {
     "position_embedding_type": "the embedding is always DINO's sine",
 }
 # Names that transformers, peft and other libraries put beside the settings.
-_OF_THE_LIBRARY = {
+_LIBRARY_NAMES = {
     *("model_type", "auto_map", "attn_implementation", "name_or_path", "torch_dtype"),
     *("num_labels", "quantization_config", "trust_remote_code", "code_revision", "revision"),
     *("use_cache", "use_bfloat16", "task_specific_params", "custom_pipelines", "experts_implementation"),
@@ -83,9 +83,9 @@ def warn_of_unknown_names(given: Iterable[str], settings: Iterable[str]) -> None
     """
     settings = list(settings)
     for name in given:
-        if name in _OF_THE_LIBRARY or name.startswith("_"):
+        if name in _LIBRARY_NAMES or name.startswith("_"):
             continue
-        hint = _OF_SIBLINGS.get(name)
+        hint = _SIBLING_HINTS.get(name)
         if hint is None:
             close = difflib.get_close_matches(name, settings, n=1, cutoff=0.7)
             hint = f"did you mean {close[0]}?" if close else "its settings are in the docstring of DinoDetrConfig"

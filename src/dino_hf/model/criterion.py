@@ -147,8 +147,8 @@ class DinoDetrLoss:
             "loss_bbox": config.bbox_loss_coefficient,
             "loss_giou": config.giou_loss_coefficient,
         }
-        of_denoising = config.denoising_cls_loss_coefficient
-        self.denoising_weights = self.weights | ({} if of_denoising is None else {"loss_ce": of_denoising})
+        denoising_weight = config.denoising_cls_loss_coefficient
+        self.denoising_weights = self.weights | ({} if denoising_weight is None else {"loss_ce": denoising_weight})
 
     @torch.compiler.disable(reason="scipy computes the assignment, and every shape depends on the number of boxes")
     def __call__(

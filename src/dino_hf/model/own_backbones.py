@@ -33,7 +33,7 @@ _CLASSES = {
 }
 PYRAMID_TYPE = "dino_detr_vit_pyramid"
 # Plain transformers that take images of few sizes only.
-_OF_FEW_SIZES = ("lw_detr_vit", "rf_detr_dinov2", "vitpose_backbone")
+_FIXED_SIZE_TYPES = ("lw_detr_vit", "rf_detr_dinov2", "vitpose_backbone")
 OWN_MODEL_TYPES = tuple(_PREFIX + name for name in _CLASSES)
 
 
@@ -59,7 +59,7 @@ def fits_pyramid(config: PreTrainedConfig) -> bool:
     """Whether a backbone is a plain vision transformer with one map, for images of any size. Then a pyramid can use it."""
     has_one_width = isinstance(getattr(config, "hidden_size", None), int) and getattr(config, "depths", None) is None
     has_one_map = len(getattr(config, "out_features", None) or []) == 1 and hasattr(config, "patch_size")
-    return has_one_width and has_one_map and config.model_type not in _OF_FEW_SIZES
+    return has_one_width and has_one_map and config.model_type not in _FIXED_SIZE_TYPES
 
 
 def own_backbone_class(model_type: str) -> type:

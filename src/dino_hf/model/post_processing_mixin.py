@@ -62,7 +62,7 @@ class PostProcessingMixin:
         labels, queries = index % num_labels, index // num_labels
         boxes = cxcywh_to_xyxy(boxes).gather(1, queries[..., None].expand(-1, -1, 4))  # (B, N, 4)
         if nms is not None:
-            images = [_suppressed(nms, num_kept, *image) for image in zip(scores, labels, boxes, queries, strict=True)]
+            images = [_apply_nms(nms, num_kept, *image) for image in zip(scores, labels, boxes, queries, strict=True)]
             scores, labels, boxes, queries = map(torch.stack, zip(*images, strict=True))
         if target_sizes is not None:
             sizes = _read_sizes(target_sizes, len(logits))
@@ -128,7 +128,7 @@ class PostProcessingMixin:
         return results
 
 
-def _suppressed(
+def _apply_nms(
     nms: NmsSettings, num_rows: int, scores: Tensor, labels: Tensor, boxes: Tensor, queries: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Detections of one image after non-maximum suppression, highest score first, filled up to `num_rows` rows.

@@ -71,13 +71,17 @@ def focal_positive(logit: Tensor, prob: Tensor, cost: Tensor, target: None, alph
     return alpha * rest**gamma * positive, -alpha * rest**gamma * (gamma * prob * positive + rest)
 
 
-def distance_positive(logit: Tensor, prob: Tensor, cost: Tensor, target: Tensor, alpha: Tensor | float, gamma: float):
+def quality_focal_positive(
+    logit: Tensor, prob: Tensor, cost: Tensor, target: Tensor, alpha: Tensor | float, gamma: float
+):
     """Binary cross entropy of a pair, weighted by its squared error: alpha (t - p)^2 bce(p, t)."""
     error, gap = cost - target * logit, target - prob
     return alpha * gap**2 * error, -alpha * gap * (2 * prob * (1 - prob) * error + gap**2)
 
 
-def plain_positive(logit: Tensor, prob: Tensor, cost: Tensor, target: Tensor, alpha: Tensor | float, gamma: float):
+def cross_entropy_positive(
+    logit: Tensor, prob: Tensor, cost: Tensor, target: Tensor, alpha: Tensor | float, gamma: float
+):
     """Binary cross entropy of a pair: alpha bce(p, t)."""
     return alpha * (cost - target * logit), alpha * (prob - target)
 
@@ -87,7 +91,7 @@ def varifocal_positive(logit: Tensor, prob: Tensor, cost: Tensor, target: Tensor
     return alpha * target * (cost - target * logit), alpha * target * (prob - target)
 
 
-def _no_alphas(alpha: float) -> tuple[float, float]:
+def _unit_alphas(alpha: float) -> tuple[float, float]:
     return 1.0, 1.0
 
 
@@ -104,19 +108,19 @@ class ClassLoss(NamedTuple):
 
     positive: Callable  # loss of pairs and its derivative
     target: Callable[[Pairs, float], Tensor] | None = None  # targets of pairs; None: 1
-    alphas: Callable[[float], tuple[float, float]] = _no_alphas  # weights of pairs and of the others
+    alphas: Callable[[float], tuple[float, float]] = _unit_alphas  # weights of pairs and of the others
     gamma: float = 2.0  # exponent of p in the loss of the others
-    is_modulated: bool = True  # whether the factor p^gamma has a gradient
+    factor_has_gradient: bool = True  # whether the factor p^gamma has a gradient
     cost_power: float = 0.0  # see `CostWeights.position_power`
 
 
 CLASS_LOSSES = {
     "focal": ClassLoss(focal_positive, alphas=_focal_alphas),
-    "quality_focal": ClassLoss(distance_positive, iou_target),
-    "align_detr": ClassLoss(plain_positive, alignment_target),
-    "stable_dino": ClassLoss(distance_positive, position_target, _focal_alphas, cost_power=0.5),
-    "varifocal": ClassLoss(varifocal_positive, iou_target, _varifocal_alphas, is_modulated=False),
-    "matchability_aware": ClassLoss(plain_positive, matchability_target, gamma=1.5, is_modulated=False),
+    "quality_focal": ClassLoss(quality_focal_positive, iou_target),
+    "align_detr": ClassLoss(cross_entropy_positive, alignment_target),
+    "stable_dino": ClassLoss(quality_focal_positive, position_target, _focal_alphas, cost_power=0.5),
+    "varifocal": ClassLoss(varifocal_positive, iou_target, _varifocal_alphas, factor_has_gradient=False),
+    "matchability_aware": ClassLoss(cross_entropy_positive, matchability_target, gamma=1.5, factor_has_gradient=False),
 }
 
 
@@ -153,7 +157,7 @@ class _ClassLosses(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # d/dx p = p (1 - p), d/dx -log(1 - p) = p
             slope = weight.mul_(prob)
-            if kind.is_modulated:
+            if kind.factor_has_gradient:
                 slope = loss.addcmul_(loss, prob, value=-1).mul_(kind.gamma).add_(slope)
             slope.mul_(negative_alpha)
             slope[place] = slope_of_pairs

@@ -28,7 +28,7 @@ from ..training.recipe import Recipe
 from .memory_forecast import SHARE_OF_FREE, MemoryForecast
 
 _MOST_CLASSES = 12  # classes listed
-_MOST_RAISED = 6  # classes listed whose images are repeated
+_MOST_REPEATED = 6  # repeated classes that the plan lists
 _MOST_OPENED = 200  # images opened if the annotations have no sizes
 _SHARE_OF_TOKENS = 0.1  # share of the tokens of an image that should be selected as queries
 _PUBLISHED_QUERIES = 900  # of all published detectors, with up to 30,000 tokens: not warned of
@@ -134,12 +134,12 @@ _SPLITS = {"train": "to train on", "validation": "held out", "test": "for the te
 
 def _repeats_line(repeats: dict[str, Any]) -> str:
     start = f"{repeats['images_per_epoch']:,} images in an epoch instead of {repeats['images']:,}"
-    raised = [(name, *pair) for name, pair in repeats["images_of_classes"].items() if pair[1] - pair[0] >= 0.5]
-    if not raised:
-        return f"{start}: every class is in more than a share of {repeats['threshold']:g} of the images"
-    raised.sort(key=lambda row: -row[2] / row[1])
-    texts = [f"{name} {before:,} to {after:,.0f}" for name, before, after in raised]
-    return f"{start}; images with {list_some(texts, _MOST_RAISED)}"
+    repeated = [(name, *pair) for name, pair in repeats["images_of_classes"].items() if pair[1] - pair[0] >= 0.5]
+    if not repeated:
+        return f"{start}: no class is repeated at the threshold {repeats['threshold']:g}"
+    repeated.sort(key=lambda row: -row[2] / row[1])
+    texts = [f"{name} {before:,} to {after:,.0f}" for name, before, after in repeated]
+    return f"{start}; images with {list_some(texts, _MOST_REPEATED)}"
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
@@ -203,7 +203,7 @@ def describe_balance(train: CocoData, recipe: Recipe) -> dict[str, Any]:
             "threshold": recipe.repeat_threshold,
             "images": len(factors),
             "images_per_epoch": epoch_length(factors),
-            "images_of_classes": {name: [int(once), round(repeated, 1)] for name, once, repeated in classes},
+            "images_of_classes": {name: [int(once), round(often, 1)] for name, once, often in classes},
         }
     if recipe.class_weights is not None:
         parts["class_weights"] = weights_text(train, recipe.class_weights)

@@ -80,7 +80,7 @@ class StepCallback(TrainerCallback):
         record = self.trainer.model.config.provenance["training"]["recipe"]  # from `record_training`
         self.trainer.model.config.provenance["training"]["images"] = self.trainer._image_record()
         record["recipe"], record["schedule"] = self.trainer.recipe.name, self.trainer.recipe.lr_scheduler
-        if (repeats := self.trainer._repeats) is not None:
+        if (repeats := self.trainer._repeat_sampler) is not None:
             record["repeat_threshold"], record["images_per_epoch"] = self.trainer.recipe.repeat_threshold, len(repeats)
         if self.trainer.recipe.class_weights is not None:
             record["class_weights"] = weights_text(self.trainer._train_data, self.trainer.recipe.class_weights)

@@ -140,12 +140,12 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
         elif recipe.class_weights is not None:
             raise ValueError("class_weights need the loss of the model, but model.loss_function is another one.")
         check_sharding(self, recipe)
-        self._repeats = None
+        self._repeat_sampler = None
         if recipe.repeat_threshold is not None:
-            self._repeats = RepeatFactorSampler(repeat_factors(train, recipe.repeat_threshold), self._data_seed)
+            self._repeat_sampler = RepeatFactorSampler(repeat_factors(train, recipe.repeat_threshold), self._data_seed)
         if recipe.ema_decay is not None:
             self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
-        num_images = len(train.dataset) if self._repeats is None else len(self._repeats)
+        num_images = len(train.dataset) if self._repeat_sampler is None else len(self._repeat_sampler)
         self.departures = find_departures(recipe, args, detector.config, num_images)
         self._train_data, self._held_out = train, sets
         first = next(iter(sets), "")
@@ -244,12 +244,12 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset=None):
-        return super()._get_train_sampler(train_dataset) if self._repeats is None else self._repeats
+        return super()._get_train_sampler(train_dataset) if self._repeat_sampler is None else self._repeat_sampler
 
     def num_examples(self, dataloader) -> int:
         """As in `Trainer`: the images of an epoch, with repeated ones."""
-        is_repeated = self._repeats is not None and dataloader.dataset is self.train_dataset
-        return len(self._repeats) if is_repeated else super().num_examples(dataloader)
+        is_repeated = self._repeat_sampler is not None and dataloader.dataset is self.train_dataset
+        return len(self._repeat_sampler) if is_repeated else super().num_examples(dataloader)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """As in `Trainer`, but counts boxes.
