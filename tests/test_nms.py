@@ -76,11 +76,12 @@ def as_lists(detections):
     return [values.tolist() for values in detections]
 
 
+CROWDS = {"count": st.integers(0, 60), "num_classes": st.sampled_from([1, 3, 1203]), "seed": st.integers(0, 2**16)}
+
+
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
-    count=st.integers(0, 60),
-    num_classes=st.sampled_from([1, 3, 1203]),
-    seed=st.integers(0, 2**16),
+    **CROWDS,
     spread=st.floats(0, 0.5),
     iou_threshold=st.floats(0.05, 1),
     min_score=st.sampled_from([0, 1e-3, 0.2, 0.99]),
@@ -98,12 +99,7 @@ def test_soft_nms_takes_one_detection_after_the_other(count, num_classes, seed, 
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
-@given(
-    count=st.integers(0, 60),
-    num_classes=st.sampled_from([1, 3, 1203]),
-    seed=st.integers(0, 2**16),
-    iou_threshold=st.floats(0.05, 0.95),
-)
+@given(**CROWDS, iou_threshold=st.floats(0.05, 0.95))
 def test_hard_nms_drops_what_a_better_detection_overlaps(count, num_classes, seed, iou_threshold):
     detections = crowded(count, num_classes, seed)
     kept, scores = suppress(NmsSettings("hard", iou_threshold), *detections)

@@ -1,18 +1,17 @@
-"""Prints how far the port is from the recordings of all projects (`make parity`): values, where the tests hold limits."""
+"""Print the largest differences from the recordings of all projects (`make parity`)."""
 
 import tempfile
 from pathlib import Path
 
 import torch
-from recipe import FAMILY, VARIANTS, load_manifest, load_recorded, make_checkpoint, make_images, project_of
+from recipe import FAMILY, VARIANTS, convert_recorded, load_manifest, load_recorded, make_images, project_of
 from test_recordings import gradient_norms, load_model, losses, train_step
 
 from dino_hf import use_backend
-from dino_hf.conversion.convert_checkpoint import convert
 
 
 def relative(pairs) -> float:
-    """Largest |a - b| / |b|, leaving out what is zero but for rounding."""
+    """Largest |a - b| / |b|. Values b that are zero up to rounding are left out."""
     return max(abs(actual - expected) / abs(expected) for actual, expected in pairs if abs(expected) > 1e-6)
 
 
@@ -35,9 +34,7 @@ def main() -> None:
     )
     for variant in (*VARIANTS, *FAMILY):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "converted"
-            torch.save(make_checkpoint(variant), Path(scratch) / "checkpoint.pth")
-            convert(Path(scratch) / "checkpoint.pth", folder, source=project_of(variant), assume_positions=True)
+            folder = convert_recorded(variant, Path(scratch), source=project_of(variant), assume_positions=True)
             for backend in ("cpu", "reference"):
                 measure(variant, folder, backend)
 

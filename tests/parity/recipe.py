@@ -12,10 +12,12 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.model.coco_classes import COCO_CLASSES
 
 DATA = Path(__file__).parent / "data"
@@ -29,6 +31,16 @@ FAMILY = ["codetr/r50_5scale", "codetr/swin_t_5scale", "aligndetr/r50_4scale", "
 _OF_DETREX = ("detrex", "aligndetr", "stabledino")
 
 
+def each_variant(names: list[str]):
+    """A fixture `variant` that runs the tests of a module on each of these recordings."""
+
+    @pytest.fixture(scope="module", params=names)
+    def variant(request):
+        return request.param
+
+    return variant
+
+
 def project_of(variant: str) -> str:
     return variant.split("/")[0]
 
@@ -38,7 +50,7 @@ def load_manifest(variant: str) -> dict:
 
 
 def load_recorded(variant: str, name: str) -> dict[str, Tensor]:
-    """`eval_outputs` or `eval_intermediates`, with padding masked; `eval_outputs_of_padding`, where padding is taken for image.
+    """`eval_outputs` or `eval_intermediates`, with padding masked; `eval_outputs_of_padding`, without a mask.
 
     detrex masks padding in training only. Co-DETR does not mask it for models trained with large-scale jittering.
     """
@@ -93,6 +105,13 @@ def make_checkpoint(variant: str) -> dict:
         return {"meta": meta, "state_dict": tensors}
     meta = {"cfg": f"model = {manifest['config']!r}", "dataset_meta": {"classes": tuple(COCO_CLASSES.values())}}
     return {"state_dict": tensors, "meta": meta}
+
+
+def convert_recorded(variant: str, root: Path, **options) -> Path:
+    """Write the checkpoint file of a recording, `checkpoint.pth`, and convert it. Returns the new folder beside it."""
+    torch.save(make_checkpoint(variant), root / "checkpoint.pth")
+    convert(root / "checkpoint.pth", root / "converted", **options)
+    return root / "converted"
 
 
 def position_index(window: int) -> Tensor:

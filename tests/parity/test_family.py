@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from recipe import FAMILY, load_manifest, load_recorded, make_checkpoint, make_images, project_of
+from recipe import FAMILY, convert_recorded, each_variant, load_manifest, load_recorded, make_images, project_of
 from test_recorded_nms import assert_same_detections
 from test_recordings import assert_near, load_model, run_model
 from transformers import AutoImageProcessor
@@ -22,17 +22,15 @@ CHANNELS, TOKENS = 64, 64  # every 64th channel of the maps and every 64th token
 # Tensors of the auxiliary heads, as the recorded model has them.
 AUXILIARY = re.compile(r"(rpn_head|roi_head|bbox_head|query_head\.downsample|query_head\.transformer\.aux_pos_trans)")
 
-pytestmark = [pytest.mark.parametrize("variant", FAMILY, scope="module"), pytest.mark.xdist_group("parity")]
+pytestmark = pytest.mark.xdist_group("parity")
+variant = each_variant(FAMILY)
 
 
 @pytest.fixture(scope="module")
 def folder(variant, tmp_path_factory):
     """A converted checkpoint. The project is named for Align-DETR only, whose files have the tensors of detrex."""
     root = tmp_path_factory.mktemp(variant.replace("/", "_"))
-    torch.save(make_checkpoint(variant), root / "checkpoint.pth")
-    source = "aligndetr" if project_of(variant) == "aligndetr" else "auto"
-    convert(root / "checkpoint.pth", root / "converted", source=source)
-    return root / "converted"
+    return convert_recorded(variant, root, source="aligndetr" if project_of(variant) == "aligndetr" else "auto")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +59,7 @@ def test_neck_and_encoder_give_the_recorded_features(variant, outputs):
     assert_near(outputs[0].encoder_last_hidden_state[:, ::TOKENS], recorded["encoder_last_hidden_state"], 1e-4)
 
 
-def test_padding_that_is_taken_for_image_gives_the_recorded_logits_and_boxes(variant, folder):
+def test_unmasked_padding_gives_the_recorded_logits_and_boxes(variant, folder):
     """As Co-DETR does for models of large-scale jittering, and detrex in evaluation."""
     if variant == "codetr/r50_5scale":
         pytest.skip("the selection of queries has near ties without a mask, so it was not recorded")
@@ -138,8 +136,7 @@ def test_the_way_back_gives_the_same_file_without_the_auxiliary_heads(variant, f
 
 
 def test_dropped_tensors_are_counted_by_reason(variant, tmp_path, capsys):
-    torch.save(make_checkpoint(variant), tmp_path / "checkpoint.pth")
-    convert(tmp_path / "checkpoint.pth", tmp_path / "converted", source=project_of(variant))
+    convert_recorded(variant, tmp_path, source=project_of(variant))
     lines = capsys.readouterr().out.splitlines()
     counts = {match[2]: int(match[1]) for line in lines if (match := re.match(r"    (\d+): (.*)", line))}
     dropped = {reason: number for reason, number in counts.items() if "for training only" in reason}

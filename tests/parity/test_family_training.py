@@ -6,30 +6,20 @@ Each model is converted and loaded as users do. Its configuration then has the c
 from statistics import median
 
 import pytest
-import torch
-from recipe import FAMILY, load_manifest, make_checkpoint, project_of
+from recipe import FAMILY, convert_recorded, each_variant, load_manifest, project_of
 from test_recordings import gradient_norms, losses, train_step
-
-from dino_hf.conversion.convert_checkpoint import convert
 
 CLASS_LOSSES = {"codetr": "quality_focal", "aligndetr": "align_detr", "stabledino": "stable_dino"}
 
-
 pytestmark = pytest.mark.xdist_group("parity")
-
-
-@pytest.fixture(scope="module", params=FAMILY)
-def variant(request):
-    return request.param
+variant = each_variant(FAMILY)
 
 
 @pytest.fixture(scope="module")
 def trained(variant, tmp_path_factory):
     """The model with its gradients, and its outputs."""
     root = tmp_path_factory.mktemp(variant.replace("/", "_"))
-    torch.save(make_checkpoint(variant), root / "checkpoint.pth")
-    convert(root / "checkpoint.pth", root / "converted", source=project_of(variant))
-    return train_step(variant, root / "converted")
+    return train_step(variant, convert_recorded(variant, root, source=project_of(variant)))
 
 
 def test_losses_are_the_recorded_ones_by_name_and_value(variant, trained):

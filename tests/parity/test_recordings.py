@@ -11,14 +11,23 @@ from statistics import median
 
 import pytest
 import torch
-from recipe import VARIANTS, load_manifest, load_recorded, make_checkpoint, make_images, make_labels, project_of
+from recipe import (
+    VARIANTS,
+    convert_recorded,
+    each_variant,
+    load_manifest,
+    load_recorded,
+    make_checkpoint,
+    make_images,
+    make_labels,
+    project_of,
+)
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from dino_hf import use_backend
 from dino_hf.conversion.checkpoint_files import load_checkpoint
 from dino_hf.conversion.convert_back import convert_back
-from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.projects.registry import PROJECTS
 from dino_hf.conversion.release_names import rules_for
 from dino_hf.conversion.rules import renamed
@@ -36,20 +45,14 @@ def limits(variant):
 # One worker runs them all, one after the other: training the 5-scale model takes several GiB. The mark is on the module, because
 # pytest-xdist does not see marks of the parameters of a fixture.
 pytestmark = pytest.mark.xdist_group("parity")
-
-
-@pytest.fixture(scope="module", params=VARIANTS)
-def variant(request):
-    return request.param
+variant = each_variant(VARIANTS)
 
 
 @pytest.fixture(scope="module")
 def folder(variant, tmp_path_factory):
     """A converted checkpoint of the project."""
     root = tmp_path_factory.mktemp(variant.replace("/", "_"))
-    torch.save(make_checkpoint(variant), root / "checkpoint.pth")
-    convert(root / "checkpoint.pth", root / "converted", assume_positions=True)
-    return root / "converted"
+    return convert_recorded(variant, root, assume_positions=True)
 
 
 def load_model(folder):
@@ -244,10 +247,8 @@ def test_gradient_norms_are_the_recorded_ones(variant, trained):
 def test_without_rounding_gradient_norms_are_as_near_as_the_recording_allows(tmp_path):
     """In float64 no sample is on the wrong side of a border: what is left is the recording's own rounding, measured 2.6e-4."""
     variant = "original/r50_4scale"
-    torch.save(make_checkpoint(variant), tmp_path / "checkpoint.pth")
-    convert(tmp_path / "checkpoint.pth", tmp_path / "converted")
     with use_backend("reference"):
-        model, _ = train_step(variant, tmp_path / "converted", torch.float64)
+        model, _ = train_step(variant, convert_recorded(variant, tmp_path), torch.float64)
     for key, norm, expected, _ in gradient_norms(variant, model):
         assert norm == pytest.approx(expected, rel=5e-4, abs=1e-6), key
 

@@ -119,11 +119,12 @@ _UNSUPPORTED = {
 
 
 def check_supported(names: Iterable[str]) -> None:
-    """
+    """Check that the converter supports the backbone.
+
     Args:
-        names: of tensors, in any project.
+        names: names of the tensors, in any project.
     Raises:
-        ConversionError: they belong to a backbone that dino_hf does not have.
+        ConversionError: it does not.
     """
     names = [name for name in names if name.startswith("backbone.")]
     for part, reason in _UNSUPPORTED.items():

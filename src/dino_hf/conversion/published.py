@@ -48,7 +48,7 @@ def _suggestion(title: str) -> str:
 
 
 def table() -> str:
-    """The list of files in docs/checkpoints.md: a table for each project. Its column of post-processing needs a row with any."""
+    """The list of files in docs/checkpoints.md: a table for each project, with post-processing if a file of the project has any."""
     lines = []
     for project in PROJECT_NAMES:
         if not (rows := [row for row in PUBLISHED if row.project == project]):

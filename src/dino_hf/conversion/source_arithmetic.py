@@ -1,4 +1,4 @@
-"""A second implementation of DINO, which conversions are verified with.
+"""A second implementation of DINO, to verify conversions.
 
 It computes directly with the tensors of a checkpoint, by the names of the original release. It shares no code with dino_hf, uses
 no kernels and no modules of transformers, and is slow. It runs stage by stage and layer by layer, so the first stage that differs

@@ -46,8 +46,8 @@ class CocoEvaluator:
 
     Args:
         data: the evaluation data. Detections are scored under their original category ids.
-        image_processor: a `DinoDetrImageProcessor`. Its `top_detections` turns predictions into detections, with its setting of
-            non-maximum suppression, which gets more candidates if more than 300 detections are kept.
+        image_processor: a `DinoDetrImageProcessor`. Its `top_detections` turns predictions into detections and applies its
+            non-maximum suppression. If more than 300 detections are kept, the suppression gets more candidates.
         max_detections: number of detections that count per image and class, at least 100. Then 3 times as many are kept of each
             image, over all classes. None: 100 as in COCO, or the most objects of a class in an image.
     """

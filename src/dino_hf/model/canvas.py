@@ -1,4 +1,4 @@
-"""The square canvas of models that were trained with large-scale jitter: the model sees its padding as a part of the image."""
+"""The square canvas of models that were trained with large-scale jitter. Its padding is not masked."""
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +30,12 @@ def check_canvas(value, size, pad_size=None, do_pad: bool | None = True) -> None
             f'{{"shortest_edge": 1024, "longest_edge": 1024}}, but size is {edges!r:.200}.'
         )
     if pad_size is not None or not do_pad:
-        raise ValueError(
-            f"canvas_value={value} pads all images to the square of size; leave out pad_size={dict(pad_size or {})!r:.100} and "
-            f"do_pad={do_pad!r:.20}."
-        )
+        wrong = f"do_pad={do_pad!r:.20}" if pad_size is None else f"pad_size={dict(pad_size)!r:.100}"
+        raise ValueError(f"canvas_value={value} pads all images to a square of the side in size, so leave out {wrong}.")
 
 
 def fit_canvas(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) of an image that is resized so that its longer side is `side`. Sides are rounded as in mmdetection."""
+    """Height and width of an image after it is resized so that its longer side is `side`. Rounded as in mmdetection."""
     scale = side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 

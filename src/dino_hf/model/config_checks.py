@@ -143,11 +143,11 @@ def check_loss(config) -> None:
         )
     if not 0 <= config.focal_alpha <= 1:
         raise ValueError(
-            f"focal_alpha={config.focal_alpha} must lie in [0, 1]: it is the share of positives in the loss."
+            f"focal_alpha={config.focal_alpha} must lie in [0, 1]: it is the weight of positives in the loss."
         )
     if not 0 <= config.label_noise_ratio <= 2:
         raise ValueError(
-            f"label_noise_ratio={config.label_noise_ratio} must lie in [0, 2]: half of it is the share of labels redrawn."
+            f"label_noise_ratio={config.label_noise_ratio} must lie in [0, 2]: half of it is the share of random labels."
         )
     for name in ("box_noise_scale", "negative_noise_start"):
         if getattr(config, name) < 0:
@@ -325,7 +325,7 @@ def invert_names(label2id: dict[str, int]) -> dict[int, str]:
 def requested_names(
     id2label: dict | None, label2id: dict | None, num_labels: int | None, saved: dict[int, str]
 ) -> dict[int, str]:
-    """Class names requested in one of three ways when a configuration is loaded; `saved` without a request."""
+    """Class names given in one of three ways when a configuration is loaded, or `saved` if none is given."""
     if id2label is not None:
         names = checked_names(id2label)
     elif label2id is not None:

@@ -287,7 +287,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
             )
         if not hasattr(self.backbone_config, "out_indices"):
             raise ValueError(
-                f"backbone_config is a {type(self.backbone_config).__name__}, which AutoBackbone builds no backbone from; use "
+                f"backbone_config is a {type(self.backbone_config).__name__}, for which AutoBackbone has no backbone; use "
                 "'resnet', 'swin', 'convnext', 'bit' or 'timm_backbone'."
             )
         maps = list(self.backbone_config.out_indices)  # timm has no out_features

@@ -86,11 +86,15 @@ def set_losses(
     kind: ClassLoss = CLASS_LOSSES["focal"],
     is_ranked: bool = False,
 ) -> SetLosses:
-    """All losses of D layers; (D, B, Q, K) and (D, B, Q, 4) -> (D,) each.
+    """All losses of D layers, each (D,).
 
     Args:
+        logits, boxes: (D, B, Q, K) and (D, B, Q, 4)
+        normalizer: () number by which the losses are divided.
+        alpha: `focal_alpha`
         class_weights: see `DinoDetrLoss`.
-        is_ranked: whether several queries may be matched with a box. Then each is weighted by its rank.
+        kind: the class loss.
+        is_ranked: whether several queries may be matched with a box. Then each query is weighted by its rank.
     """
     soft, box = soft_targets(logits.detach(), boxes.detach(), targets, matches, kind, alpha)
     weights = rank_weights(soft, box, matches.query) if is_ranked else None
@@ -130,7 +134,7 @@ class DinoDetrLoss:
     """The weighted sum of all losses, and each loss by the name of the original release.
 
     Args:
-        config: class loss, and weights and alpha of losses and of the matching cost.
+        config: gives the class loss, `focal_alpha`, and the weights of the losses and of the matching cost.
     """
 
     def __init__(self, config: DinoDetrConfig):
@@ -161,7 +165,8 @@ class DinoDetrLoss:
         skip_non_finite: bool = False,
         class_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """
+        """Match predictions and targets, and compute all losses.
+
         Args:
             logits, boxes: (1 + D, B, Q, K) and (1 + D, B, Q, 4). Layer 0 holds the encoder's proposals, which are matched and
                 scored like a decoder layer.

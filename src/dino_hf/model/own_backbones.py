@@ -32,7 +32,7 @@ _CLASSES = {
     "internimage": ("DinoDetrInternImageConfig", "DinoDetrInternImageBackbone"),
 }
 PYRAMID_TYPE = "dino_detr_vit_pyramid"
-# Plain transformers that take images of few sizes only.
+# Plain vision transformers that take only images of a few sizes.
 _FIXED_SIZE_TYPES = ("lw_detr_vit", "rf_detr_dinov2", "vitpose_backbone")
 OWN_MODEL_TYPES = tuple(_PREFIX + name for name in _CLASSES)
 
@@ -86,11 +86,11 @@ def build_backbone(config: PreTrainedConfig):
     return AutoBackbone.from_config(config, attn_implementation=attention)
 
 
-def _own_class(model_type: str, kind: str, number: int) -> type:
+def _own_class(model_type: str, kind: str, index: int) -> type:
     name = model_type.removeprefix(_PREFIX)
     module = f"{__package__}.{kind}_{name}"
     try:
-        return getattr(import_module(module), _CLASSES[name][number])
+        return getattr(import_module(module), _CLASSES[name][index])
     except ModuleNotFoundError as error:
         if error.name != module:
             raise

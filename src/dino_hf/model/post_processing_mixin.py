@@ -23,9 +23,9 @@ class PostProcessingMixin:
     def canvas_side(self) -> int | None:
         """Side in pixels of the square that images are placed on, as in models trained with large-scale jitter. None: no canvas.
 
-        It is set by `canvas_value` and `size`, whose edges are both the side. An image is resized so that its longer side is that
-        of the canvas, and placed at the top left. The other pixels have `canvas_value` before normalisation. The model sees the
-        whole canvas as image: there is no mask, and boxes are relative to the canvas.
+        It is set by `canvas_value` and `size`, whose edges are both the side. An image is resized until its longer side is as
+        long as the canvas, and placed at the top left. The other pixels have `canvas_value` before normalisation. They are not
+        masked, and boxes are relative to the canvas.
         """
         return None if self.canvas_value is None else self.size.longest_edge
 

@@ -61,8 +61,8 @@ def position_target(pairs: Pairs, alpha: float) -> Tensor:
     return target / (best + 1e-8).clamp(max=1)[pairs.image]
 
 
-# The functions below return the loss of each pair and its derivative by the logit, both (M,). `cost` is -log(1 - p), `alpha` the
-# weight of the pairs, a number or (M,).
+# The functions below return the loss of each pair and its derivative with respect to the logit, both (M,). `cost` is -log(1 - p).
+# `alpha` is the weight of the pairs, a number or (M,).
 
 
 def focal_positive(logit: Tensor, prob: Tensor, cost: Tensor, target: None, alpha: Tensor | float, gamma: float):
@@ -241,7 +241,7 @@ def rank_weights(quality: Tensor, box: Tensor, query: Tensor, tau: float = 1.5) 
     """Weights exp(-rank / tau) of Align-DETR. Rank 0 is the best pair of a box, rank 1 the next.
 
     Args:
-        quality: (M,) a larger value is better. Of equal pairs, as without any overlap, the first query is the best.
+        quality: (M,) a larger value is better. If values are equal, the query with the lower index is better.
         box: (M,) index of the box of each pair.
         query: (M,) query of each pair.
     Returns:

@@ -80,13 +80,13 @@ def load_start(
 
 
 def adapt_start(start: Start, recipe: Recipe, is_nms_chosen: bool = False) -> list[str]:
-    """Set the recipe's `nms` in the image processor, and say what the recipe changes or cannot change in the detector.
+    """Set the recipe's `nms` in the image processor, and list the settings that the recipe changes or cannot change.
 
     Args:
         is_nms_chosen: the user chose `nms`, so it replaces the setting of the image processor. Otherwise the image processor
             keeps its own setting.
     Returns:
-        notes
+        notes for the plan, one sentence each.
     """
     config, processor, notes = start.model.config, start.image_processor, []
     loss, weight = (

@@ -24,12 +24,12 @@ _SHOWN = 12  # class weights in a table
 class RepeatFactorSampler(Sampler[int]):
     """Indices of training images. Images with rare classes are repeated (LVIS, arXiv:1908.03195, app. B).
 
-    An epoch has image i floor(r_i) or ceil(r_i) times, r_i on average, in random order. The factors are rounded with one random
-    number for all images (systematic sampling), so every epoch has the same length and the steps of a run are known. The sum of
-    the factors is rounded up; one random image fills the rest.
+    Each epoch has image i floor(r_i) or ceil(r_i) times, on average r_i times. The order is random. One random number per epoch
+    rounds the factors of all images (systematic sampling). So every epoch has the same length, and the steps of a run are known.
+    The sum of the factors is rounded up, so a random image may be added.
 
-    The indices depend only on factors, seed and epoch. All processes draw the same ones, and accelerate or a distributed batch
-    sampler divides them. An epoch can be repeated, so training can resume in the middle of it. Call `set_epoch` at the start of
+    The indices depend only on factors, seed and epoch. All processes draw the same indices, and accelerate or a distributed batch
+    sampler divides them. An epoch can be drawn again, so training can resume in the middle of it. Call `set_epoch` at the start of
     each epoch, as with torch's `DistributedSampler`; accelerate does so.
 
     Args:
@@ -57,12 +57,14 @@ class RepeatFactorSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng(mix_seeds((self.seed, self.epoch)))
-        order = random.permutation(len(self.factors))  # neighbours would not be repeated independently
+        order = random.permutation(
+            len(self.factors)
+        )  # otherwise, whether neighbours are repeated would depend on each other
         ends = np.cumsum(self.factors[order])
-        # An image is drawn once for each of the points start, start + 1, ... in its part of the line.
+        # Each image has a part of the line from 0 to the sum. It is drawn once for each point in its part.
         points = random.random() + np.arange(len(self))
         drawn = np.searchsorted(ends, points, side="right")
-        drawn[drawn == len(order)] = random.integers(len(order))  # a point behind the last image
+        drawn[drawn == len(order)] = random.integers(len(order))  # a point beyond the parts of all images
         yield from order[random.permutation(drawn)].tolist()
 
 
@@ -102,14 +104,14 @@ def class_repeat_factors(data: CocoData, threshold: float) -> np.ndarray:
 
 
 def images_of_classes(data: CocoData, factors: np.ndarray) -> np.ndarray:
-    """Number of images with each class, (K,), where image i counts `factors[i]` times."""
+    """Number of images with each class, (K,). Image i counts `factors[i]` times."""
     _, is_crowd, image = box_columns(data)
     pairs = np.unique(np.stack([_classes(data), image[~is_crowd]]), axis=1)  # (2, P)
     return np.bincount(pairs[0], factors[pairs[1]], minlength=len(data.id2label))
 
 
 def images_per_epoch(data: CocoData, threshold: float | None) -> int:
-    """Number of images in an epoch. Without a threshold, each image comes once."""
+    """Number of images in an epoch. Without a threshold, an epoch has each image once."""
     return _num_images(data) if threshold is None else epoch_length(repeat_factors(data, threshold))
 
 
@@ -149,9 +151,10 @@ def weights_text(data: CocoData, weights: str | Mapping[str, float]) -> str:
 
 
 def check_class_weights(weights: Any) -> None:
-    """
+    """Check the form of class weights.
+
     Raises:
-        ValueError: not "balanced", and not a dictionary of class names and positive numbers.
+        ValueError: they are neither "balanced" nor a dictionary of class names and positive numbers.
     """
     if isinstance(weights, str) and weights == BALANCED:
         return
@@ -173,7 +176,7 @@ def _classes(data: CocoData) -> np.ndarray:
 def _num_images(data: CocoData) -> int:
     if not hasattr(data.dataset, "__len__"):
         raise ValueError(
-            "The training data are a stream. Its classes can only be counted when all images are read: load it by load_data, "
-            "which keeps it on the disk."
+            "The training data are a stream, so their classes cannot be counted before training. Load them with load_data, which "
+            "writes them to the disk."
         )
     return len(data.dataset)

@@ -34,7 +34,7 @@ RELEASE_SETTINGS = {
     "giou_loss_coefficient": 2.0,
     "focal_alpha": 0.25,
 }
-# Variants of DINO differ in these settings. Recipes for any detector leave them out: the model keeps its own settings.
+# Variants of DINO differ in these settings. The recipes for any detector leave them out, so the model keeps its own values.
 DINO_LOSS = {
     "class_loss": "focal",
     "queries_per_box": 1,
@@ -111,7 +111,7 @@ class Recipe:
             were one batch. False: divide the loss of each batch by its own boxes.
         on_non_finite: "raise": stop if predictions, loss or gradient are not finite. "skip": skip this step.
         repeat_threshold: images with rare classes are repeated in each epoch, by max(1, sqrt(repeat_threshold / share of images
-            with the class)), see `RepeatFactorSampler`. None: each image comes once.
+            with the class)), see `RepeatFactorSampler`. None: each epoch has each image once.
         class_weights: factors of the class loss of matched queries, by the class of their target: "balanced", or a dictionary of
             class names and factors, see `class_weights`. None: all classes have the same weight.
 

@@ -248,7 +248,7 @@ class CoDetrMmdet(CoDetr):
 def square_canvas(side: int, value: float = 114) -> dict[str, Any]:
     """Settings of the image processor of models trained with large-scale jittering.
 
-    The longest side of an image gets `side` pixels. The image is padded to a square at the right and bottom with the value, of
-    255, before normalisation. The model takes the padding for image.
+    The longest side of an image gets `side` pixels. Before normalisation, the image is padded to a square at the right and bottom
+    with the value, in [0, 255]. The padding is not masked.
     """
     return {"size": {"shortest_edge": side, "longest_edge": side}, "canvas_value": value}

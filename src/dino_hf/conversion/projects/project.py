@@ -116,9 +116,10 @@ class Project:
     # -- to a file of this project
 
     def check_expressible(self, config: DinoDetrConfig) -> None:
-        """
+        """Check that this project can compute a model with this configuration.
+
         Raises:
-            ConversionError: this project cannot compute a model with this configuration.
+            ConversionError: it cannot.
         """
         backbone = config.backbone_config
         if backbone.model_type not in self.backbones:

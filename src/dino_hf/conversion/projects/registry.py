@@ -28,9 +28,10 @@ def recognise(names: Iterable[str]) -> Project | None:
 
 
 def find_project(name: str) -> Project:
-    """
+    """The project with this name.
+
     Raises:
-        ConversionError: there is no project of this name.
+        ConversionError: there is none.
     """
     if name not in PROJECTS:
         raise ConversionError(f"There is no project {name!r}; choose one of {', '.join(PROJECTS)}.")
