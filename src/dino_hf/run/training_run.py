@@ -45,7 +45,7 @@ from .progress import BestApMetric, TrainingProgress
 from .record import RunRecord, full_path
 from .results import keep_weights, leave_results
 from .settings import find_trackers, flat_settings, split_settings
-from .starting_model import Start, adapt_start, load_checkpoint, load_start
+from .starting_model import Start, adapt_start, align_memory, load_checkpoint, load_start
 
 PREFLIGHT_NAME = "preflight.json"
 
@@ -247,6 +247,7 @@ def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: boo
         start.notes.extend(adapt_start(start, recipe, is_nms_chosen))
         record.values |= {"start": start.source, "start_notes": start.notes}
     start.notes.extend(note for note in adapt_start(start, recipe, is_nms_chosen) if note not in start.notes)
+    align_memory(start.model)
     return start
 
 
