@@ -70,7 +70,7 @@ PLAIN_TRANSFORMERS = {  # name -> settings and image size
     "vitdet": ({"pretrain_image_size": 64}, (64, 96)),
 }
 REFUSED = {  # name -> settings and part of the message
-    "tipsv2": ({}, "AutoBackbone builds no backbone"),
+    "tipsv2": ({}, "Tipsv2Config.*AutoBackbone"),
     "uvdoc_backbone": ({"out_features": ["stage6"]}, "UVDocBackbone returns maps of the shapes"),
     "vitpose_backbone": (PLAIN | {"image_size": [64, 96]}, "VitPoseBackbone returns maps of the shapes"),
 }

@@ -401,7 +401,7 @@ def test_classes_with_gaps_in_their_numbers_are_refused():
         ({"negative_noise_start": -1}, "negative_noise_start=-1 must not be negative"),
         ({"denoising_cls_loss_coefficient": -1}, "denoising_cls_loss_coefficient=-1 must not be negative"),
         ({"class_cost": -1}, "class_cost=-1 must not be negative"),
-        ({"backbone_config": {"model_type": "bert"}}, "BertConfig, which AutoBackbone builds no backbone from"),
+        ({"backbone_config": {"model_type": "bert"}}, "BertConfig.*AutoBackbone"),
     ],
 )
 def test_values_without_sense_are_refused(changes, message):

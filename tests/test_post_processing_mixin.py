@@ -113,7 +113,7 @@ def test_each_scale_of_augmented_prediction_has_its_own_canvas(model):
 def test_tiles_and_augmented_prediction_run_with_both(model, options):
     processor = DinoDetrImageProcessor(**SETTINGS["both"])
     for found, image in zip(
-        predict(Predictor(model, processor), IMAGES, threshold=0.0, max_detections=300, **options), IMAGES, strict=True
+        predict(Predictor(model, processor), IMAGES, threshold=0.0, max_detections=2000, **options), IMAGES, strict=True
     ):
         assert len(found.scores) > 5
         assert (found.boxes >= 0).all()
