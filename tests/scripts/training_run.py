@@ -132,9 +132,9 @@ def check_balance(data, folder: Path) -> None:
     per_epoch = len(steps) // 2
     assert len(losses) == len(steps) == 2 * per_epoch, (len(losses), len(steps))
     for epoch in range(2):
-        trainer._repeats.set_epoch(epoch)
+        trainer._repeat_sampler.set_epoch(epoch)
         trainer._train_transform.set_epoch(epoch)
-        drawn = [data.dataset["image_id"][index] for index in trainer._repeats]
+        drawn = [data.dataset["image_id"][index] for index in trainer._repeat_sampler]
         assert max(Counter(drawn).values()) > 1, drawn
         here = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
         # accelerate fills up the last batches with the first images
