@@ -145,7 +145,7 @@ def test_the_table_of_many_classes_has_those_with_most_objects():
 
 
 def test_a_canvas_and_soft_nms_are_evaluated_as_in_python(folder, tmp_path):
-    """The detections of the report are those of the image processor, and COCO's numbers follow from them."""
+    """The report has the metrics of `dino_hf.evaluate`. `detections.json` has the detections of the image processor."""
     DinoDetrForObjectDetection.from_pretrained(folder / "a").save_pretrained(tmp_path / "model")
     nms = {"method": "soft", "iou_threshold": 0.5, "candidates": 60}
     canvas = {"size": {"shortest_edge": 72, "longest_edge": 72}, "canvas_value": 114}

@@ -107,7 +107,7 @@ def check_window(data, folder: Path) -> None:
 
 
 def check_balance(data, folder: Path) -> None:
-    """The images of an epoch, with repeated ones, are shared by two processes, and losses with class weights are those of one.
+    """Two processes share the images of an epoch, repeated ones included. Class weights give the losses of one process.
 
     All images have one size, because padding changes group norms.
     """

@@ -31,7 +31,7 @@ _MOST_CLASSES = 12  # classes listed
 _MOST_REPEATED = 6  # repeated classes that the plan lists
 _MOST_OPENED = 200  # images opened if the annotations have no sizes
 _SHARE_OF_TOKENS = 0.1  # share of the tokens of an image that should be selected as queries
-_PUBLISHED_QUERIES = 900  # of all published detectors, with up to 30,000 tokens: not warned of
+_PUBLISHED_QUERIES = 900  # of the published detectors; this number is not warned of
 _RARE = 10  # a class with fewer training boxes gets a warning
 
 

@@ -172,9 +172,8 @@ class CoDetr(Project):
         if given is None:
             return None
         settings = given if isinstance(given, dict) else {"type": given}
-        kind = str(
-            settings.get("type", "nms")
-        )  # this default and the next one are those of mmcv; its hard NMS has no threshold
+        # mmcv has these defaults for the type and for the threshold of soft NMS. Hard NMS has no default threshold there.
+        kind = str(settings.get("type", "nms"))
         threshold = settings.get("iou_threshold", settings.get("iou_thr", 0.3 if kind == "soft_nms" else None))
         others = {name: value for name, value in settings.items() if name not in _NMS_SETTINGS}
         is_known = kind in _NMS_METHODS and others.items() <= _OTHER_NMS_SETTINGS.items()
