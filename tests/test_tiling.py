@@ -1,6 +1,5 @@
 """Tiles and test-time augmentation on detectors whose answers are known: each object comes once, in its place."""
 
-import itertools
 import weakref
 from types import SimpleNamespace
 
@@ -8,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino_hf.common.tiles import Tile, split
 from dino_hf.inference.augmented import augmented_detectors, detect_augmented, fuse, share
 from dino_hf.inference.boxes import overlap
 from dino_hf.inference.predictor import Detections, Predictor
-from dino_hf.inference.tiling import Tile, detect_tiled, merge, read_tiles, split
+from dino_hf.inference.tiling import detect_tiled, merge
 from inference_toys import noise, toy_detector
 
 WIDTH, HEIGHT = 1500, 1100
@@ -138,45 +138,6 @@ def test_an_image_of_one_tile_is_left_to_the_detector():
     assert calls == [(640, 480), (641, 480), (640, 480), (640, 480), (30, 40)]
 
 
-@pytest.mark.parametrize(
-    ("size", "tile"), [((1500, 1100), (480, 400)), ((640, 3000), (640, 640)), ((1001, 333), (500, 400))]
-)
-@pytest.mark.parametrize("least", [0.0, 0.2, 0.9])
-def test_tiles_cover_the_image_and_each_other(size, tile, least):
-    whole, *tiles = split(size, tile, least)
-    assert whole == (0, 0, *size)
-    sides = {(x1 - x0, y1 - y0) for x0, y0, x1, y1 in tiles}
-    assert sides == {tuple(map(min, size, tile))}
-    for axis in (0, 1):
-        starts = sorted({tile[axis] for tile in tiles})
-        side = min(size[axis], tile[axis])
-        assert starts[0] == 0
-        assert starts[-1] + side == size[axis]
-        for before, after in itertools.pairwise(starts):
-            assert before + side - after >= least * side - 1  # whole pixels
-    counts = [len({tile[axis] for tile in tiles}) for axis in (0, 1)]
-    assert len(tiles) == counts[0] * counts[1]
-    assert split((640, 512), (640, 512), least) == [(0, 0, 640, 512)]
-
-
-def test_no_more_tiles_than_needed():
-    # 512 apart: 0, 512, 1024 and 1536 reach 2176
-    assert len(split((2176, 640), (640, 640), 0.2)) == 1 + 4
-    assert len(split((2177, 640), (640, 640), 0.2)) == 1 + 5
-
-
-def test_sizes_of_tiles_are_read():
-    assert read_tiles("640") == (640, 640)
-    assert read_tiles("640X480") == (640, 480)
-    assert read_tiles(640) == read_tiles((640, 640)) == (640, 640)
-    for text in ((0, 640), 12, (1, 2, 3), 64.5, "a", "640x", "640x480x3", "12", "", "-640", "64.5"):
-        with pytest.raises(ValueError, match=r"tiles=.* must be a side, or width x height, of at least 32 pixels"):
-            read_tiles(text)
-    for value in (-0.1, 0.95, float("nan")):
-        with pytest.raises(ValueError, match=r"tile_overlap=.* must be in \[0, 0.9\]"):
-            detect_tiled(lambda images: images, (640, 640), value)
-
-
 def test_a_real_predictor_sees_tiles_where_they_are():
     predictor = Predictor(*toy_detector())
     image = noise(150, 90)
@@ -285,15 +246,6 @@ def test_a_box_is_cut_off_within_a_hundredth_of_the_side(side, margin):
         assert len(merged(whole=[around], left=[inner], tiles=tiles).scores) == count
 
 
-def test_the_smallest_tile_and_the_largest_overlap():
-    assert read_tiles("32x33") == (32, 33)
-    with pytest.raises(ValueError, match="of at least 32 pixels"):
-        read_tiles(31)
-    detect_tiled(lambda images: iter(()), (64, 48), overlap=0.9)
-    with pytest.raises(ValueError, match=r"must be in \[0, 0\.9\]"):
-        detect_tiled(lambda images: iter(()), (64, 48), overlap=0.901)
-
-
 @pytest.mark.parametrize(("shift", "count"), [(29.0, 1), (29.1, 2)])  # of 100 pixels: IoU 0.5504 and 0.5492
 def test_boxes_of_two_views_are_fused_above_an_iou_of_0_55(shift, count):
     views = [Detections.sorted([(0 + x, 0, 100 + x, 40)], [0.8], [1]) for x in (0, shift)]
@@ -347,3 +299,38 @@ def test_a_box_that_sticks_out_of_its_tile_by_far_is_cut_off_too(beyond):
     whole = Detections.sorted([around], [0.9], [0])
     inner = Detections.sorted([beyond], [0.95], [0])
     assert len(merge([whole, none, inner], tiles, (120, 120)).scores) == 1
+
+
+# Low scores, which evaluation keeps
+
+
+def test_a_low_score_neither_drops_nor_stretches_a_confident_piece():
+    def found(second: float) -> Detections:
+        left = Detections.sorted([(350, 100, 600, 300)], [0.9], [0])
+        right = Detections.sorted([(0, 100, 350, 300)], [second], [0])
+        return merge([Detections.sorted([], [], []), left, right], TWO_TILES, (120, 120))
+
+    np.testing.assert_allclose(found(0.45).boxes, [[350, 100, 750, 300]])
+    np.testing.assert_allclose(found(0.44).boxes, [[350, 100, 600, 300]])  # the worse piece is dropped
+    whole = Detections.sorted([(340, 90, 760, 310)], [0.44], [0])
+    left = Detections.sorted([(350, 100, 600, 300)], [0.9], [0])
+    both = merge([whole, left, Detections.sorted([], [], [])], TWO_TILES, (120, 120))
+    assert both.scores.tolist() == [0.9, 0.44]
+
+
+def test_evaluation_merges_the_best_detections_of_all_tiles():
+    rng = np.random.default_rng(0)
+
+    def many(scores) -> Detections:
+        low = rng.uniform(20, 500, (len(scores), 2))
+        return Detections.sorted(np.concatenate([low, low + 15], axis=1), scores, rng.integers(0, 3, len(scores)))
+
+    answers = [many(rng.uniform(0, 1, 50)) for _ in TWO_TILES]
+    everything = merge(answers, TWO_TILES, (120, 120))
+    limited = merge(answers, TWO_TILES, (120, 120), max_detections=7)
+    assert len(everything.scores) > 7
+    for one, other in zip(limited[:3], everything[:3], strict=True):
+        np.testing.assert_array_equal(one, other[:7])
+    best = np.sort(np.concatenate([answer.scores for answer in answers]))[::-1][: 4 * 7]
+    sliced = [answer.keep(answer.scores >= best[-1]) for answer in answers]
+    np.testing.assert_array_equal(limited.scores, merge(sliced, TWO_TILES, (120, 120)).scores[:7])

@@ -13,11 +13,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ..common.paths import expand_home
+from ..common.tiles import OVERLAP, check_overlap, read_tiles
 from ..model.package_warning import DinoDetrWarning
 from .augmented import augmented_detectors, detect_augmented
 from .predictor import Detections, Predictor, TooLarge, check_max_detections, check_threshold
 from .sources import End, Failure, Picture, Source, find_sources, read_sources, real_path
-from .tiling import Detect, check_overlap, detect_tiled, read_tiles
+from .tiling import Detect, detect_tiled
 from .writers import FORMATS, PredictionFolder, check_folder, check_formats
 
 
@@ -65,7 +66,7 @@ def predict(
     all_scores: bool = False,
     classes: Sequence[str | int] | None = None,
     tiles: int | str | tuple[int, int] | None = None,
-    tile_overlap: float = 0.2,
+    tile_overlap: float = OVERLAP,
     tta: bool = False,
     every: int = 1,
     max_frames: int | None = None,

@@ -1,17 +1,16 @@
 """Detect in large images: cut them into overlapping tiles at full resolution, and merge the detections of all tiles."""
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.ops import batched_nms
 
+from ..common.tiles import OVERLAP, Tile, check_overlap, split
 from .boxes import overlap as box_overlap
 from .predictor import Detections, TooLarge, try_on_image
 
@@ -20,36 +19,16 @@ Detect = Callable[[Iterable[Image.Image | TooLarge]], Iterator[Detections | TooL
 
 # Boxes with a higher overlap belong to one object: IoU, or intersection over the smaller box if a box may be a part of the other.
 _SAME = 0.5
+# A box counts against a better box only from this share of its score on. Above a threshold of 0.5 all boxes count. Evaluation
+# also keeps low scores, which must not drop or stretch a confident box.
+_COMPARABLE = 0.5
+_MORE = 4  # evaluation merges this many times the kept detections: neighbouring tiles and the whole image repeat many
 _BORDER = 0.01  # share of a tile's side, at least 2 pixels: a box this close to the border of its tile may be cut off
 
 
-class Tile(NamedTuple):
-    """Part of an image in pixels. (x0, y0) is its first pixel; (x1, y1) is one beyond its last pixel."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-
-def read_tiles(tiles: int | str | tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of tiles given as 640, "640", "640x480" or (640, 480).
-
-    Raises:
-        ValueError: the text has another form, or a side is below 32 pixels.
-    """
-    try:
-        sides = [int(side) for side in (str(tiles).lower().split("x") if isinstance(tiles, int | str) else tiles)]
-    except (TypeError, ValueError):
-        sides = []
-    if len(sides) not in (1, 2) or min(sides, default=0) < 32:
-        raise ValueError(
-            f"tiles={tiles!r} must be a side, or width x height, of at least 32 pixels, such as 640 or 640x480."
-        )
-    return sides[0], sides[-1]
-
-
-def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.2) -> Detect:
+def detect_tiled(
+    detect: Detect, tile_size: tuple[int, int], overlap: float = OVERLAP, max_detections: int | None = None
+) -> Detect:
     """A detector for large images: it runs on the whole image, and on tiles if the image is larger than a tile.
 
     The detections of each class are merged in three steps.
@@ -63,10 +42,15 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
     3. The remaining doubtful boxes are pieces of objects that no tile shows completely. Two pieces belong to one object if they
        have an IoU above 0.5 in the area that both tiles show. The pieces of an object become the box around them.
 
+    In steps 2 and 3, a box counts against a better box only if its score is at least half as high. A piece with a lower score is
+    dropped, so that it does not stretch the box of the better piece.
+
     Args:
         detect: detector, images -> detections.
         tile_size: (width, height) in pixels of the image.
         overlap: smallest overlap of neighbours, relative to their side, in [0, 0.9]. A tile shows objects of this size completely.
+        max_detections: number of detections to keep in an image that is cut, for evaluation; the highest scores are kept. Then only
+            the best `4 * max_detections` detections of all tiles are merged. None: all.
     Raises:
         ValueError: a setting is out of range.
     """
@@ -94,42 +78,25 @@ def detect_tiled(detect: Detect, tile_size: tuple[int, int], overlap: float = 0.
             if too_large := [result for result in (whole, *rest) if isinstance(result, TooLarge)]:
                 yield too_large[0]
                 continue
-            yield merge([whole, *rest], tiles, tuple(overlap * side for side in tile_size)) if rest else whole
+            in_pixels = tuple(overlap * side for side in tile_size)
+            yield merge([whole, *rest], tiles, in_pixels, max_detections) if rest else whole
 
     return detect_all
 
 
-def check_overlap(overlap: float) -> None:
-    if not 0 <= overlap <= 0.9:
-        raise ValueError(f"tile_overlap={overlap} must be in [0, 0.9], relative to the side of a tile.")
-
-
-def split(size: tuple[int, int], tile_size: tuple[int, int], overlap: float) -> list[Tile]:
-    """The whole image as a tile. If it is larger than a tile, also evenly spread tiles of one size that cover it.
-
-    Args:
-        size, tile_size: (width, height).
-    """
-    starts = [_starts(side, min(side, tile), overlap) for side, tile in zip(size, tile_size, strict=True)]
-    width, height = (min(side, tile) for side, tile in zip(size, tile_size, strict=True))
-    tiles = [Tile(x, y, x + width, y + height) for y in starts[1] for x in starts[0]]
-    return [Tile(0, 0, *size), *tiles] if len(tiles) > 1 else [Tile(0, 0, *size)]
-
-
-def _starts(side: int, tile: int, overlap: float) -> list[int]:
-    num_steps = math.ceil(
-        (side - tile) / (tile * (1 - overlap)) - 1e-9
-    )  # 640 * 0.8 is slightly more than 512 in floating point
-    return [round(step * (side - tile) / max(1, num_steps)) for step in range(num_steps + 1)]
-
-
-def merge(results: list[Detections], tiles: list[Tile], overlap: tuple[float, float]) -> Detections:
+def merge(
+    results: list[Detections],
+    tiles: list[Tile],
+    overlap: tuple[float, float],
+    max_detections: int | None = None,
+) -> Detections:
     """Merge the detections of the tiles of an image, as `detect_tiled` describes.
 
     Args:
         results: detections of each tile, in pixels of the tile.
         tiles: the first tile is the whole image.
         overlap: (width, height) in pixels of the smallest overlap of neighbours.
+        max_detections: as in `detect_tiled`.
     """
     width, height = tiles[0][2:]
     boxes, is_complete = [], []
@@ -148,30 +115,60 @@ def merge(results: list[Detections], tiles: list[Tile], overlap: tuple[float, fl
     boxes, is_complete = np.concatenate(boxes), np.concatenate(is_complete)
     scores, labels = (np.concatenate([getattr(result, name) for result in results]) for name in ("scores", "labels"))
     seen_in = np.repeat(np.array(tiles, dtype=np.float64), [len(result.scores) for result in results], axis=0)
+    if max_detections is not None and len(scores) > _MORE * max_detections:
+        best = np.sort(np.argsort(-scores, kind="stable")[: _MORE * max_detections])
+        boxes, is_complete, scores, labels, seen_in = (
+            values[best] for values in (boxes, is_complete, scores, labels, seen_in)
+        )
 
     whole = np.flatnonzero(is_complete)
     whole = whole[batched_nms(*(torch.from_numpy(values[whole]) for values in (boxes, scores, labels)), _SAME).numpy()]
-    joined: list[list[int]] = []  # the pieces of each object that no tile shows completely
-    for index in sorted(np.flatnonzero(~is_complete), key=lambda index: -scores[index]):
-        of_class = boxes[whole[labels[whole] == labels[index]]]
-        if (box_overlap(boxes[index], of_class, over_smaller=True) > _SAME).any():
-            continue
-        same = [
-            pieces
-            for pieces in joined
-            if labels[pieces[0]] == labels[index]
-            and _agree(boxes[index], seen_in[index], boxes[pieces], seen_in[pieces])
-        ]
-        joined = [pieces for pieces in joined if pieces not in same]
-        joined.append([*itertools.chain(*same), index])  # a piece in the middle joins the pieces at both ends
+    joined = _join_pieces(np.flatnonzero(~is_complete), whole, boxes, scores, labels, seen_in)
     around = [np.concatenate([boxes[pieces, :2].min(0), boxes[pieces, 2:].max(0)]) for pieces in joined]
     best = [max(pieces, key=lambda index: scores[index]) for pieces in joined]
     kept = [*whole, *best]
-    return Detections.sorted([*boxes[whole], *around], scores[kept], labels[kept])
+    merged = Detections.sorted([*boxes[whole], *around], scores[kept], labels[kept])
+    return merged if max_detections is None else merged.keep(slice(max_detections))
 
 
-def _agree(box: np.ndarray, tile: np.ndarray, boxes: np.ndarray, tiles: np.ndarray) -> bool:
-    """Whether a box belongs to the object of other boxes: they overlap in an area that both tiles show."""
+def _join_pieces(
+    doubtful: np.ndarray,
+    whole: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    seen_in: np.ndarray,
+) -> list[list[int]]:
+    """The pieces of each object that no tile shows completely.
+
+    Args:
+        doubtful, whole: indices of the doubtful boxes and of the complete boxes.
+        boxes: (N, 4) in pixels of the image.
+        scores, labels: (N,)
+        seen_in: (N, 4) tile of each box.
+    """
+    joined: dict[int, list[int]] = {}  # number of an object -> its pieces, best first
+    pieces: dict[int, list[int]] = {}  # label -> all pieces
+    object_of = np.full(len(scores), -1)
+    for index in doubtful[np.argsort(-scores[doubtful], kind="stable")].tolist():
+        label, enough = labels[index], _COMPARABLE * scores[index]
+        rivals = whole[(labels[whole] == label) & (scores[whole] >= enough)]
+        if (box_overlap(boxes[index], boxes[rivals], over_smaller=True) > _SAME).any():
+            continue
+        others = np.array(pieces.setdefault(int(label), []), dtype=np.int64)
+        same = others[_agree(boxes[index], seen_in[index], boxes[others], seen_in[others])]
+        numbers = list(dict.fromkeys(object_of[same].tolist()))
+        if any(_COMPARABLE * scores[joined[number]].max() > scores[index] for number in numbers):
+            continue
+        # A piece in the middle joins the pieces at both ends.
+        joined[index] = [*itertools.chain.from_iterable(joined.pop(number) for number in numbers), index]
+        object_of[joined[index]] = index
+        pieces[int(label)].append(index)
+    return list(joined.values())
+
+
+def _agree(box: np.ndarray, tile: np.ndarray, boxes: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    """(N,) whether a box belongs to the object of each of N boxes: they overlap in an area that both tiles show."""
     shared = np.concatenate([np.maximum(tiles[:, :2], tile[:2]), np.minimum(tiles[:, 2:], tile[2:])], axis=1)  # (N, 4)
     low, high = shared[:, [0, 1, 0, 1]], shared[:, [2, 3, 2, 3]]
-    return bool((box_overlap(np.clip(box, low, high), np.clip(boxes, low, high)) > _SAME).any())
+    return box_overlap(np.clip(box, low, high), np.clip(boxes, low, high)) > _SAME
