@@ -3,19 +3,17 @@
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
-from transformers.utils import ModelOutput
 
 from ..common.random_numbers import forked_random_numbers
 from ..evaluation.evaluator import CocoEvaluator
 from ..model.matcher import NonFinitePredictionsError
-from ..runtime.weights_digest import weights_digest
 from .augmentation import mix_seeds
 from .checkpoint_files import (
     UNFINISHED,
@@ -23,7 +21,6 @@ from .checkpoint_files import (
     newest_checkpoint,
     was_stopped_early,
 )
-from .checkpoints import WholeCheckpointTrainer
 from .checks import check_sharding, check_trainer
 from .class_balance import RepeatFactorSampler, class_weights, repeat_factors
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
@@ -31,8 +28,9 @@ from .departures import find_departures, save_recipe
 from .detector import find_detector
 from .diagnosis import TrainingDoctor
 from .ema import EMA_FOLDER, ModelEma
+from .evaluating import EvaluatingTrainer
 from .large_images import ReadLock, lock_large_images
-from .losses import HeldOutLoss, TrainingParts, count_boxes, num_own_images, score_first_images, weighted_parts
+from .losses import HeldOutLoss, TrainingParts, count_boxes, weighted_parts
 from .readable_images import ReadableImages
 from .recipe import Recipe
 from .run_lock import locked_run
@@ -42,7 +40,7 @@ from .training_record import record_training, recorded_images
 logger = logging.getLogger(__name__)
 
 
-class DinoDetrTrainer(WholeCheckpointTrainer):
+class DinoDetrTrainer(EvaluatingTrainer):
     """`Trainer` that follows a recipe, on COCO data. All other `TrainingArguments` work as usual.
 
     - The recipe sets augmentation, optimizer, schedule and model settings. Arguments that depart from the recipe are logged.
@@ -299,20 +297,6 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             self._training_parts.add(weighted_parts(outputs["loss_dict"], self._criterion))
         return (loss, outputs) if return_outputs else loss
 
-    def _loss_in_evaluation(self, model, inputs: dict) -> tuple[Tensor, ModelOutput]:
-        """The loss of a batch and its outputs. Its sum is also added to the loss of the whole evaluation."""
-        labels = inputs["labels"]
-        loss, outputs = super().compute_loss(model, inputs | {"num_items_in_batch": 1}, return_outputs=True)
-        num_boxes = count_boxes(labels)
-        batch_size = len(labels["boxes"])
-        count = num_own_images(self.accelerator, batch_size)
-        own = {name: value[:count] for name, value in labels.items()}
-        scored = outputs if count == batch_size else score_first_images(find_detector(model), outputs, labels, count)
-        parts = weighted_parts(scored["loss_dict"], self._criterion)
-        parts[-1] = scored["loss"]  # NaN if predictions were skipped
-        self._held_out_loss.add(parts, count_boxes(own))
-        return loss / num_boxes.clamp(min=1), outputs
-
     def _when(self) -> str:
         return f"after step {self.state.global_step}, in epoch {(self.state.epoch or 0.0):.2f}"
 
@@ -324,66 +308,6 @@ class DinoDetrTrainer(WholeCheckpointTrainer):
             logs["skipped_steps"] = self._num_skipped
             self._num_skipped = 0
         super().log(logs, *args, **kwargs)
-
-    # Evaluation
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """As in `Trainer`. Each held-out data set has its own evaluator."""
-        evaluator = self._evaluators.get(eval_dataset) if isinstance(eval_dataset, str) else None
-        if evaluator is None:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        before = self.compute_metrics, self.preprocess_logits_for_metrics
-        self.compute_metrics, self.preprocess_logits_for_metrics = evaluator, evaluator.keep_top
-        try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            self.compute_metrics, self.preprocess_logits_for_metrics = before
-
-    def evaluation_loop(
-        self, dataloader, description: str, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
-    ):
-        """As in `Trainer`. `evaluate` also evaluates the averaged weights and names their metrics `eval_ema_...`. The loss is
-        the sum over all images divided by the number of boxes, independent of the batches."""
-        arguments = (dataloader, description, prediction_loss_only, ignore_keys)
-        output = self._evaluate_once(*arguments, metric_key_prefix)
-        if self.ema is None or description == "Prediction":
-            return output
-        prefix = f"{metric_key_prefix}_ema"
-        if self.ema.num_updates == 0:  # nothing is averaged yet
-            averaged = {prefix + name.removeprefix(metric_key_prefix): value for name, value in output.metrics.items()}
-            return output._replace(metrics=output.metrics | averaged)
-        with self.ema.applied(), nullcontext() if self._doctor is None else self._doctor.paused():
-            averaged = self._evaluate_once(*arguments, prefix)
-        if metric_key_prefix == self._main_prefix and self.compute_metrics is self.evaluator is not None:
-            self._record_ema_evaluation(averaged.metrics, len(dataloader.dataset))
-        # Trainer uses the number of samples only to compute a rate, and both evaluations together had twice as many.
-        return output._replace(
-            metrics=output.metrics | averaged.metrics, num_samples=output.num_samples + averaged.num_samples
-        )
-
-    def _evaluate_once(self, *arguments):
-        self._held_out_loss = HeldOutLoss(keeps_non_finite=not self.args.logging_nan_inf_filter)
-        try:
-            output = super().evaluation_loop(*arguments)
-            means = self._held_out_loss.means(self.accelerator)
-        finally:
-            self._held_out_loss = None
-        if f"{arguments[-1]}_loss" not in output.metrics:
-            return output
-        losses = {f"{arguments[-1]}_{name}": mean for name, mean in means.items()}
-        return output._replace(metrics=output.metrics | losses)
-
-    def _record_ema_evaluation(self, metrics: dict[str, float], num_images: int) -> None:
-        training = (self.model.config.provenance or {}).get("training", {})
-        scores = {name.removeprefix(f"{self._main_prefix}_ema_"): value for name, value in metrics.items()}
-        self._ema_evaluation = {
-            "dataset": next(iter(self._held_out.values())).name,
-            "num_images": num_images,
-            "step": training.get("steps", self.state.global_step),  # after training: the step of the best weights
-            "metrics": {name: float(value) for name, value in scores.items() if name.startswith(("AP", "AR_"))},
-        }
-        if self.is_world_process_zero() and (digest := weights_digest(self.ema.module)):
-            self._ema_evaluation["weights"] = digest
 
 
 def _held_out_sets(held_out: CocoData | Mapping[str, CocoData] | None) -> dict[str, CocoData]:
