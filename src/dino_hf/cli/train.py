@@ -47,6 +47,19 @@ def train(
             show_default="the model's",
         ),
     ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Parts that are not trained: backbone, backbone.stage1, encoder, ..., or a regular expression. Separate them by "
+            "commas, or repeat the option.",
+        ),
+    ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            help="Train only LoRA adapters of this rank, such as 16, and class heads; or settings: r=16,lora_alpha=32.",
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -128,6 +141,7 @@ def train(
             raise ValueError(f"--batch-size {batch_size} must be a number of images, or auto.")
         # Imported here, because they take seconds and `--help` does not need them.
         from ..run.settings import parse_settings
+        from ..run.trained_parts import parse_lora, split_names
         from ..run.training_run import train
 
         train(
@@ -135,6 +149,8 @@ def train(
             model=model,
             backbone=backbone,
             num_queries=num_queries,
+            freeze=None if freeze is None else [part for text in freeze for part in split_names(text)],
+            lora=None if lora is None else parse_lora(lora),
             recipe=recipe,
             output_dir=output_dir,
             resume=resume,

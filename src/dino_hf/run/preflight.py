@@ -26,6 +26,7 @@ from ..training.departures import find_departures
 from ..training.optimizer import images_per_step, parameter_groups, planned_steps
 from ..training.recipe import Recipe
 from .memory_forecast import SHARE_OF_FREE, MemoryForecast
+from .trained_parts import count_parameters, saved_bytes
 
 _MOST_CLASSES = 12  # classes listed
 _MOST_REPEATED = 6  # repeated classes that the plan lists
@@ -41,7 +42,7 @@ class Preflight:
 
     Args:
         data: origin, notes, images of each split, classes with their boxes, boxes and sizes of the training images.
-        model: source, kept and new classes, parameters.
+        model: source, kept and new classes, frozen parts or adapters, parameters, trained parameters.
         plan: device, precision, images per step, repeated images, class weights, learning rates, departures from the
             recipe, epochs, steps, evaluations.
         memory: forecast for a step and free memory, in bytes; None without a forecast.
@@ -95,7 +96,11 @@ class Preflight:
             f"width {sizes['width'][0]} to {sizes['width'][2]}, median {sizes['width'][1]}; height {sizes['height'][0]} to "
             f"{sizes['height'][2]}, median {sizes['height'][1]}",
         )
-        yield "Model", f"{self.model['from']}; {self.model['parameters'] / 1e6:.1f} M parameters"
+        trained = self.model["trained_parameters"]
+        yield (
+            "Model",
+            f"{self.model['from']}; {count_parameters(self.model['parameters'])} parameters, {count_parameters(trained)} trained",
+        )
         for line in self.model["notes"]:
             yield "", line
         yield "Runs on", f"{plan['device']}, {plan['precision']}; deformable attention: {plan['attention_backend']}"
@@ -280,7 +285,8 @@ def describe_disk(model: nn.Module, recipe: Recipe, args: TrainingArguments, out
     """`Preflight.disk`: space for checkpoints, with one that is being written, and for the best and the last weights."""
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    checkpoint = weights + 2 * trained + (weights if recipe.ema_decay is not None else 0)
+    saved = saved_bytes(model)
+    checkpoint = saved + 2 * trained + (saved if recipe.ema_decay is not None else 0)
     limit = args.save_total_limit
     kept = 0 if args.save_strategy == "no" else (limit or 0) + 1
     existing = next(folder for folder in (output_dir.resolve(), *output_dir.resolve().parents) if folder.exists())

@@ -63,8 +63,15 @@ class RunRecord:
         for name, value in given.items():
             self.values[name] = self.recorded.get(name, RUN_DEFAULTS[name]) if value is None else value
 
-    def choose_start(self, model: str | Path | None, backbone: str | Path | None, num_queries: int | None) -> None:
-        """Choose the model or backbone to start from, and its number of queries: the given values, else the recorded values.
+    def choose_start(
+        self,
+        model: str | Path | None,
+        backbone: str | Path | None,
+        num_queries: int | None,
+        freeze: list[str] | None = None,
+        lora: dict[str, Any] | None = None,
+    ) -> None:
+        """Choose what the run starts from and which parts of it are trained: the given values, else the recorded values.
 
         Raises:
             ValueError: model and backbone are given, or the resumed run started from others.
@@ -74,7 +81,8 @@ class RunRecord:
                 f"--model {model} has a backbone of its own: leave out --backbone {backbone} (in Python, backbone=...), or leave "
                 "out the model to train a new detector on this backbone."
             )
-        for name, given in (("model", model), ("backbone", backbone), ("num_queries", num_queries)):
+        choices = {"model": model, "backbone": backbone, "num_queries": num_queries, "freeze": freeze, "lora": lora}
+        for name, given in choices.items():
             before = self.recorded.get(name)
             if isinstance(given, str | Path):
                 given, before = full_path(given), before and full_path(before)
@@ -84,6 +92,20 @@ class RunRecord:
                     f"leave out {name}; or choose another --output-dir."
                 )
             self.values[name] = self.recorded.get(name) if given is None else given
+
+    def check_weights(self, digest: str | None) -> None:
+        """Check that a resumed run with adapters starts from the same weights, which its checkpoints lack, and record them.
+
+        Raises:
+            ValueError: the weights have changed since the run started.
+        """
+        before = self.recorded.get("start_weights")
+        if before is not None and digest != before:
+            raise ValueError(
+                f"The run in {self.output_dir} trains adapters on {self.recorded['start']}, whose weights have changed since then. "
+                "Resume it with these weights, or choose another --output-dir."
+            )
+        self.values["start_weights"] = digest
 
     def add_settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """Add settings of this call to the recorded ones.

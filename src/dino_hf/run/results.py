@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import TrainerState, TrainingArguments
+from torch import nn
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..common.progress import ProgressBar
@@ -19,6 +20,7 @@ from ..runtime.weights_digest import weights_digest
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
 from ..training.ema import EMA_FOLDER, ModelEma
+from ..training.lora import merge_adapters
 from ..training.trainer import DinoDetrTrainer
 from .progress import BEST_AP
 from .record import RunRecord
@@ -41,8 +43,9 @@ def keep_weights(trainer: DinoDetrTrainer, record: RunRecord) -> None:
     newest = Path(newest_checkpoint(record.output_dir))
     source, description = _best(trainer.state, trainer.args, newest)
     record.values["weights"] = description
-    _save(source, record.output_dir, description)
-    _save(newest, record.output_dir / LAST_FOLDER, f"those after the last step, {trainer.state.global_step}")
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    _save(model, source, record.output_dir, description)
+    _save(model, newest, record.output_dir / LAST_FOLDER, f"those after the last step, {trainer.state.global_step}")
 
 
 def _best(state: TrainerState, args: TrainingArguments, newest: Path) -> tuple[Path, str]:
@@ -69,8 +72,14 @@ def _kind(is_average: bool) -> str:
     return "the average of the weights" if is_average else "those"
 
 
-def _save(source: Path, folder: Path, selected: str) -> None:
-    model = load_detector(source)
+def _save(trained: nn.Module, source: Path, folder: Path, selected: str) -> None:
+    """Save the weights of a checkpoint as a model in `folder`.
+
+    Args:
+        trained: if it has adapters, those of the checkpoint are merged into its weights.
+        source: folder of a checkpoint, or of the averaged weights in it.
+    """
+    model = load_detector(source) if isinstance(trained, PreTrainedModel) else merge_adapters(trained, source)
     if training := (model.config.provenance or {}).get("training"):
         training["selected"] = selected
     load_image_processor(source).save_pretrained(folder)

@@ -40,6 +40,8 @@ _TRAIN_ARGUMENTS = {
     "model",
     "backbone",
     "num_queries",
+    "freeze",
+    "lora",
     "output_dir",
     "resume",
     "batch_size",

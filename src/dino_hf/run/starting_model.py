@@ -67,11 +67,11 @@ def load_start(
         ValueError: the model is not a DINO detector. The message names its type.
     """
     folder = None if source is None else expand_home(fetch_published(source))
-    with _seeded(seed):
+    with seeded(seed):
         if folder is None:
             return _on_backbone(backbone, data, architecture or {})
         _check_kind(folder if folder.is_dir() else source)
-        if folder.is_dir() and not any((folder / name).is_file() for name in _WEIGHTS):
+        if folder.is_dir() and not _has_weights(folder):
             return _from_configuration(folder, data)
         model = load_detector(source)
         provenance = model.config.provenance
@@ -79,6 +79,10 @@ def load_start(
             model.config.provenance = {name: value for name, value in provenance.items() if name != "start"}
         transfer = transfer_classes(model, data.id2label, data.category_ids)
         return Start(model, image_processor_of(source), str(source), str(transfer).splitlines())
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _WEIGHTS)
 
 
 def adapt_start(start: Start, recipe: Recipe, is_nms_chosen: bool = False) -> list[str]:
@@ -125,7 +129,7 @@ _SEEDING = threading.RLock()
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator inside the context, and restore its state afterwards.
 
     Only one thread at a time is inside. Otherwise a second thread would save the seeded state of the first and restore that one.
@@ -230,11 +234,12 @@ def _check_kind(source: str | Path) -> None:
             f"{source} is a file. Convert a checkpoint of the original release, detrex or mmdetection with `dino-hf convert`, "
             "and name the folder that it writes."
         )
+    if folder.is_dir() and (folder / ADAPTER_CONFIG_NAME).is_file() and not _has_weights(folder):
+        raise FileNotFoundError(
+            f"{source} has only adapters of a model. Use the finished folder of the run, which has them merged into the weights, "
+            "or merge them first: model.merge_and_unload().save_pretrained(...)."
+        )
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
-        if (folder / ADAPTER_CONFIG_NAME).is_file():
-            raise FileNotFoundError(
-                f"{source} has only adapters of a model. Merge them first: model.merge_and_unload().save_pretrained(...)."
-            )
         raise FileNotFoundError(
             f"{source} is not a model: it has no {CONFIG_NAME}. Use the folder that save_pretrained or a training run wrote."
         )

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ..common.output_folders import replace_file
 from ..common.progress import hide_library_bars
 from ..common.text import size_text
 from ..evaluation import Evaluation
+from ..runtime.weights_digest import weights_digest
 from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
 from ..training.class_balance import images_per_epoch
 from ..training.coco_data import CocoData
@@ -46,6 +47,7 @@ from .record import RunRecord, full_path
 from .results import keep_weights, leave_results
 from .settings import find_trackers, flat_settings, split_settings
 from .starting_model import Start, adapt_start, align_memory, load_checkpoint, load_start
+from .trained_parts import limit_training, num_trained, read_freeze, read_lora
 
 PREFLIGHT_NAME = "preflight.json"
 
@@ -72,6 +74,8 @@ def train(
     model: str | Path | None = None,
     backbone: str | Path | None = None,
     num_queries: int | None = None,
+    freeze: str | Sequence[str] | None = None,
+    lora: int | Mapping[str, Any] | None = None,
     recipe: str | None = None,
     output_dir: str | Path = "outputs/train",
     resume: bool = False,
@@ -110,6 +114,12 @@ def train(
         backbone: folder, id on the Hub, or timm name of the backbone of a new detector; not together with `model`. Images are
             normalised as in the backbone's training. None: "microsoft/resnet-50".
         num_queries: number of queries, see `set_num_queries`. None: the number of the model, 900 in a new detector.
+        freeze: parts that are not trained, such as "backbone" or ["backbone.stage1", "encoder"], see
+            `dino_hf.training.freeze`. None: those that are frozen in the model.
+        lora: train low-rank adapters of this rank, such as 16, and the class heads; all other weights are frozen. Settings by
+            name: {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}, see `dino_hf.training.add_lora`; `lora_alpha` is twice
+            the rank by default. Checkpoints hold adapters. The output folder and `last/` hold plain models, with the
+            adapters merged into the weights. None: no adapters.
         recipe: a name of `RECIPES`; None: "finetune".
         output_dir: a new or empty folder, or the folder of the run to resume.
         resume: continue from the newest whole checkpoint. Settings that are not given are taken from the earlier run. Without a
@@ -141,7 +151,7 @@ def train(
     RunRecord.open(Path(output_dir), resume)  # checks the folder before a lock is written to it
     with nullcontext() if dry_run else locked_run(Path(output_dir), os.environ.get("RANK", "0") == "0"):
         record = RunRecord.open(Path(output_dir), resume)
-        record.choose_start(model, backbone, num_queries)
+        record.choose_start(model, backbone, num_queries, read_freeze(freeze), read_lora(lora))
         record.values["source"] = full_path(data) if isinstance(data, str | Path) else record.recorded.get("source")
         record.choose(
             {
@@ -191,6 +201,9 @@ def _train(
     findings += _random_weights_warning(start, recipe)
     recipe = adapt_recipe(recipe, given, start.image_processor, splits.validation is not None)
     recipe.configure(start.model)
+    if not record.is_finished:
+        start, warnings = limit_training(start, *(record.values[name] for name in ("freeze", "lora", "seed")))
+        findings += warnings
     arguments = others | {"seed": record.values["seed"], "report_to": record.values["report_to"] or "none"}
     plan = Plan(recipe, arguments, record.output_dir, splits)
     args, preflight = _prepare(plan, record, start, batch_size, findings)
@@ -234,7 +247,8 @@ def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: boo
         is_nms_chosen: see `adapt_start`.
     """
     checkpoint = str(record.output_dir) if record.is_finished else newest_checkpoint(record.output_dir)
-    if record.is_resumed and checkpoint is not None:
+    is_whole = record.is_finished or not record.values["lora"]  # otherwise checkpoints hold only adapters
+    if record.is_resumed and checkpoint is not None and is_whole:
         if not record.is_finished:
             check_checkpoint(Path(checkpoint))
         start = load_checkpoint(checkpoint, record.recorded["start"], record.recorded["start_notes"])
@@ -246,6 +260,10 @@ def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: boo
             set_num_queries(start.model, num_queries)
         start.notes.extend(adapt_start(start, recipe, is_nms_chosen))
         record.values |= {"start": start.source, "start_notes": start.notes}
+        if record.values["lora"]:
+            record.check_weights(weights_digest(start.model))
+            if checkpoint is not None:
+                check_checkpoint(Path(checkpoint))
     start.notes.extend(note for note in adapt_start(start, recipe, is_nms_chosen) if note not in start.notes)
     align_memory(start.model)
     return start
@@ -289,6 +307,7 @@ def _prepare(
             "from": start.source,
             "notes": start.notes,
             "parameters": model.num_parameters(),
+            "trained_parameters": num_trained(model),
             "image_processor": type(start.image_processor).__name__,
         },
         plan=describe_plan(recipe, args, model, num_images, _steps_done(plan.output_dir))

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
@@ -151,6 +151,7 @@ class WholeCheckpointTrainer(Trainer):
         if self.args.should_save and self.ema is not None and self.ema.num_updates:
             find_detector(self.ema.module).config = self._ema_config()
             self.ema.save(folder)
+            self._save_config_of_adapters(folder, find_detector(self.ema.module).config)
             self.processing_class.save_pretrained(folder)
         elif self.args.should_save and ModelEma.is_saved(folder):
             logger.warning(
@@ -159,6 +160,13 @@ class WholeCheckpointTrainer(Trainer):
             )
             shutil.rmtree(folder)
         super().save_model(output_dir, _internal_call)
+        if self.args.should_save and output_dir is not None:
+            self._save_config_of_adapters(Path(output_dir), self.model.config)
+
+    def _save_config_of_adapters(self, folder: Path, config: PreTrainedConfig) -> None:
+        """Save the configuration in a checkpoint of adapters. It has the evaluation of these weights, and peft does not save it."""
+        if self._unfinished is not None and not isinstance(self.model, PreTrainedModel):
+            config.save_pretrained(folder)
 
     def _ema_config(self):
         """The configuration of the model, with the evaluation of the averaged weights."""
@@ -181,7 +189,7 @@ class WholeCheckpointTrainer(Trainer):
             return
         with describe_load_errors(Path(checkpoint), EMA_FOLDER):
             self.ema.load(folder)
-        if (folder / CONFIG_NAME).is_file():  # adapters have no configuration
+        if (folder / CONFIG_NAME).is_file():
             config = read_settings(folder / CONFIG_NAME)
             provenance = config.get("provenance") if isinstance(config, dict) else None
             training = provenance.get("training") if isinstance(provenance, dict) else None

@@ -17,6 +17,7 @@ from ..common.regular_files import read_settings
 if is_peft_available():
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
+ADAPTER_FOLDER = "adapter"  # in EMA_FOLDER, if the model has adapters
 EMA_FOLDER = "ema"  # beside the raw weights, in checkpoints and in the final folder
 _STATE_NAME = "ema.json"
 
@@ -107,7 +108,7 @@ class ModelEma:
 
     def _weights_folder(self, folder: str | Path) -> Path:
         # Trainer would load a folder with adapters in a checkpoint as one more adapter of the resumed model.
-        return Path(folder) / "adapter" if _is_peft(self.module) else Path(folder)
+        return Path(folder) / ADAPTER_FOLDER if _is_peft(self.module) else Path(folder)
 
     def load(self, folder: str | Path) -> None:
         """Load an average exactly as `save` wrote it. This object keeps its own decay.

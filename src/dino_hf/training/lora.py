@@ -1,11 +1,15 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685) with peft: fine-tune 3 % of the parameters of an R50 model."""
 
+import copy
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
 from ..common.installation import with_install_command
 from .detector import check_detector
+from .ema import ADAPTER_FOLDER
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -34,10 +38,7 @@ def lora_config(
         ImportError: peft is not installed.
         ValueError: the model is not a DINO detector or is wrapped, or a module that must be trained in full is quantised.
     """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise with_install_command(error, "peft", "LoRA adapters", "lora") from error
+    config_class = lora_config_class()
     check_detector(
         model,
         "DinoDetrForObjectDetection",
@@ -45,9 +46,18 @@ def lora_config(
     )
     trained_in_full = ["class_head"] + ([] if model.base_model.denoising is None else ["label_embedding"])
     defaults = {"target_modules": TARGET_MODULES, "modules_to_save": trained_in_full}
-    config = LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **defaults | settings)
+    config = config_class(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **defaults | settings)
     _check_trained_in_full(model, config.modules_to_save or [])
     return config
+
+
+def lora_config_class() -> type["LoraConfig"]:
+    """`peft.LoraConfig`. Raises ImportError with the command to install, if peft is missing."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise with_install_command(error, "peft", "LoRA adapters", "lora") from error
+    return LoraConfig
 
 
 def _check_trained_in_full(model: PreTrainedModel, trained_in_full: list[str]) -> None:
@@ -78,4 +88,25 @@ def add_lora(model: PreTrainedModel, **settings) -> "PeftModel":
     config = lora_config(model, **settings)
     from peft import get_peft_model
 
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # peft reads a property that transformers has renamed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
+
+
+def merge_adapters(model: "PeftModel", checkpoint: str | Path) -> PreTrainedModel:
+    """A detector with the adapters of a checkpoint merged into its weights. `model` is unchanged.
+
+    Args:
+        model: the trained model. Only its frozen weights are used.
+        checkpoint: folder with adapters: a checkpoint of `DinoDetrTrainer`, or the folder `ema` in it.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    folder = Path(checkpoint)
+    adapters = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
+    copied = copy.deepcopy(model)
+    set_peft_model_state_dict(copied, load_peft_weights(str(adapters), device="cpu"))
+    merged = copied.merge_and_unload()
+    merged.config = type(merged.config).from_pretrained(folder)
+    merged.base_model.config = merged.config
+    return merged
