@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dino_hf.common.console import make_console
 from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.evaluation import evaluate, evaluate_model, load_split, report
 from dino_hf.evaluation.coco import NAMES
+from dino_hf.inference.predictor import Detections
 from dino_hf.training import load_coco
 from evaluation_toys import ReadyPredictor, draw_blocks, draw_crowded, noisy_answers
 
@@ -293,3 +295,73 @@ def test_the_printed_ap_and_the_results_name_the_limit(tmp_path, capsys):
         assert (text in title) if text else ("detections" not in title)
         assert found.as_dict()["max_detections"] == limit
         assert ("AR_900" in found.as_dict()["metrics"]) == (limit == 900)
+
+
+def large_scene(folder):
+    """An image of 700 x 400 pixels with three small objects, and an image of 100 x 80 pixels with one object."""
+    images, annotations, number = [], [], 0
+    for image_id, size, boxes in (
+        (7, (700, 400), [(30, 40, 24, 20), (305, 300, 22, 26), (650, 10, 30, 24)]),
+        (9, (100, 80), [(10, 20, 30, 24)]),
+    ):
+        pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+        for x, y, width, height in boxes:
+            pixels[y : y + height, x : x + width] = 255
+            number += 1
+            box = {"bbox": [x, y, width, height], "area": width * height, "iscrowd": 0}
+            annotations.append({"id": number, "image_id": image_id, "category_id": 3} | box)
+        Image.fromarray(pixels).save(folder / f"{image_id}.png")
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "width": size[0], "height": size[1]})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "blot"}]}
+    (folder / "large.json").write_text(json.dumps(content))
+    return load_coco(folder / "large.json", folder)
+
+
+class NearSighted:
+    """Detects white rectangles in images of up to 300 pixels. Larger images are too large for it."""
+
+    name, id2label, category_ids = "near-sighted", {0: "blot"}, [3]
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, images, *, batch_size, threshold, max_detections=None):
+        for image in images:
+            self.sizes.append(image.size)
+            white, boxes = np.asarray(image)[..., 0] > 0, []
+            while max(image.size) <= 300 and white.any():
+                y, x = np.argwhere(white)[0]
+                width = int(np.argmin(np.append(white[y, x:], False)))
+                height = int(np.argmin(np.append(white[y:, x], False)))
+                white = white.copy()
+                white[y : y + height, x : x + width] = False
+                boxes.append((x, y, x + width, y + height))
+            yield Detections.sorted(boxes, [0.9] * len(boxes), [0] * len(boxes))
+
+
+def test_with_tiles_ap_is_that_of_merged_detections_in_whole_images(tmp_path):
+    data = large_scene(tmp_path)
+    without = evaluate_model(NearSighted(), data, num_bootstrap=0)
+    assert without.metrics["AR_100"] == pytest.approx(0.25)
+    assert without.tiling is None
+    assert without.as_dict()["tiles"] is None
+    predictor = NearSighted()
+    found = evaluate_model(predictor, data, num_bootstrap=0, tiles="300x200", tile_overlap=0.25)
+    assert predictor.sizes[:2] == [(700, 400), (300, 200)]
+    assert predictor.sizes[-1] == (100, 80)
+    assert found.metrics["AP"] == pytest.approx(1)
+    assert found.counts["detections"] == found.counts["objects"] == 4
+    assert found.as_dict()["tiles"] == {"size": [300, 200], "overlap": 0.25}
+    assert any("300 x 200" in note for note in found.notes)
+    with pytest.raises(ValueError, match="tiles='abc'"):
+        evaluate_model(predictor, data, tiles="abc")
+
+
+def test_a_model_is_evaluated_on_the_tiles_of_its_training(tmp_path):
+    data, predictor = large_scene(tmp_path), NearSighted()
+    training = {"tiles": {"size": [300, 200], "overlap": 0.25}}
+    predictor.model = SimpleNamespace(config=SimpleNamespace(provenance={"training": training}))
+    assert evaluate_model(predictor, data, num_bootstrap=0).tiling == ((300, 200), 0.25)
+    assert evaluate_model(predictor, data, num_bootstrap=0, tile_overlap=0.5).tiling == ((300, 200), 0.5)
+    assert evaluate_model(predictor, data, num_bootstrap=0, tiles=250).tiling == ((250, 250), 0.2)
+    assert evaluate_model(predictor, data, num_bootstrap=0, tiles="none").tiling is None

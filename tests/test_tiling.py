@@ -10,8 +10,10 @@ from PIL import Image
 from dino_hf.common.tiles import Tile, split
 from dino_hf.inference.augmented import augmented_detectors, detect_augmented, fuse, share
 from dino_hf.inference.boxes import overlap
+from dino_hf.inference.predict import predict
 from dino_hf.inference.predictor import Detections, Predictor
-from dino_hf.inference.tiling import detect_tiled, merge
+from dino_hf.inference.tiling import choose_tiling, detect_tiled, merge, trained_tiling
+from dino_hf.model.package_warning import DinoDetrWarning
 from inference_toys import noise, toy_detector
 
 WIDTH, HEIGHT = 1500, 1100
@@ -334,3 +336,37 @@ def test_evaluation_merges_the_best_detections_of_all_tiles():
     best = np.sort(np.concatenate([answer.scores for answer in answers]))[::-1][: 4 * 7]
     sliced = [answer.keep(answer.scores >= best[-1]) for answer in answers]
     np.testing.assert_array_equal(limited.scores, merge(sliced, TWO_TILES, (120, 120)).scores[:7])
+
+
+@pytest.mark.parametrize(
+    ("record", "tiling"),
+    [
+        ({"training": {"tiles": {"size": [64, 48], "overlap": 0.3}}}, ((64, 48), 0.3)),
+        ({"training": {"tiles": {"size": [64, 0], "overlap": 0.3}}}, None),
+        ({"training": {"tiles": {"size": "64", "overlap": [0.3]}}}, None),
+        ({"training": {"tiles": {"size": [64, 48]}}}, None),
+        ({"training": {"tiles": None}}, None),
+        ({"training": []}, None),
+        (None, None),
+    ],
+)
+def test_tiles_of_the_training_are_read_from_an_untrusted_record(record, tiling):
+    model = SimpleNamespace(config=SimpleNamespace(provenance=record))
+    assert trained_tiling(model) == tiling
+    assert choose_tiling(None, None, model) == tiling
+    assert choose_tiling("none", None, model) is None
+    assert choose_tiling("96x80", 0.1, model) == ((96, 80), 0.1)
+    assert choose_tiling(None, None) is None
+
+
+def test_predict_uses_the_tiles_of_the_training_and_says_so():
+    model, processor = toy_detector()
+    model.config.provenance = {"training": {"tiles": {"size": [100, 90], "overlap": 0.2}}}
+    predictor, image = Predictor(model, processor), noise(150, 90)
+    with pytest.warns(DinoDetrWarning, match=r"100 x 90 pixels.*--tiles none"):
+        found = predict(predictor, image, threshold=0.03)[0]
+    chosen = predict(predictor, image, threshold=0.03, tiles=(100, 90))[0]
+    whole = predict(predictor, image, threshold=0.03, tiles="none")[0]
+    np.testing.assert_array_equal(found.boxes, chosen.boxes)
+    assert found.boxes.shape != whole.boxes.shape
+    assert len(predict(predictor, image, threshold=0.03, all_scores=True)[0].queries)  # of the whole image

@@ -65,6 +65,22 @@ def evaluate(
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            help="Cut larger images into tiles of this size, such as 640 or 640x480; none: no tiles.",
+            show_default="as in training",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float | None,
+        typer.Option(
+            help="Overlap of neighbouring tiles, as a fraction of their side.",
+            show_default="as in training, or 0.2",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="Device: cuda, cpu, ...", show_default="the best available", rich_help_panel=_SETTINGS),
@@ -79,6 +95,7 @@ def evaluate(
     """
     with one_sentence_errors(debug):
         settings = {"num_bootstrap": num_bootstrap, "seed": seed, "max_detections": max_detections}
+        settings |= {"tiles": tiles, "tile_overlap": tile_overlap}
         from ..evaluation.measured import report_folder
 
         folder = output_dir or report_folder(model)
@@ -90,6 +107,7 @@ def evaluate(
 def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, reading, settings) -> None:
     # Imported here, because they take seconds and `--help` does not need them.
     from ..common.console import make_console
+    from ..common.tiles import read_tiling
     from ..evaluation import compare, load_split
     from ..evaluation.bootstrap import check_num_bootstrap
     from ..evaluation.classes import map_classes
@@ -100,6 +118,7 @@ def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, 
     if other is not None and not num_bootstrap:
         raise ValueError("--compare needs resamples; choose --num-bootstrap 1000.")
     check_num_bootstrap(num_bootstrap)
+    read_tiling(settings["tiles"], settings["tile_overlap"])  # before a model is loaded
     folders = [output_dir] if other is None else [output_dir, output_dir / COMPARED]
     check_folder(output_dir, overwrite)
     console = make_console()
@@ -165,6 +184,8 @@ def _show(console, evaluation) -> None:
         values = [_number(row["AP"], row["intervals"].get("AP"))]
         values += [_number(row[name]) for name in ("AP50", "AP_small", "AP_medium", "AP_large")]
         table.add_row(shorten(row["name"], 60), str(row["num_objects"]), *values, end_section=row is together)
+    if evaluation.tiling is not None:
+        caption += f"; tiles of {evaluation.tiling.text}"
     if num_left_out:
         caption += f"; {num_left_out} more classes are in results.csv"
     # Not as title and caption of the table, because those are wrapped at its width.

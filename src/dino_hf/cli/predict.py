@@ -97,14 +97,19 @@ def predict(
     tiles: Annotated[
         str | None,
         typer.Option(
-            help="Cut larger images into tiles of this size, such as 640 or 640x480.",
+            help="Cut larger images into tiles of this size, such as 640 or 640x480; none: no tiles.",
             rich_help_panel=_LARGE,
-            show_default=False,
+            show_default="as in training",
         ),
     ] = None,
     tile_overlap: Annotated[
-        float, typer.Option(help="Overlap of neighbouring tiles, as a fraction of their side.", rich_help_panel=_LARGE)
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            help="Overlap of neighbouring tiles, as a fraction of their side.",
+            rich_help_panel=_LARGE,
+            show_default="as in training, or 0.2",
+        ),
+    ] = None,
     every: Annotated[int, typer.Option(help="Use every N-th frame.", rich_help_panel=_VIDEO)] = 1,
     max_frames: Annotated[
         int | None, typer.Option(help="Use at most N frames of each video.", rich_help_panel=_VIDEO, show_default=False)

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+NO_TILES = "none"  # the setting of a user who wants no tiles
 OVERLAP = 0.2  # default overlap of neighbouring tiles, relative to their side
 
 
@@ -13,6 +14,21 @@ class Tile(NamedTuple):
     y0: int
     x1: int
     y1: int
+
+
+class Tiling(NamedTuple):
+    """How large images are cut."""
+
+    size: tuple[int, int]  # (width, height) of a tile in pixels
+    overlap: float = OVERLAP  # smallest overlap of neighbouring tiles, relative to their side
+
+    @property
+    def text(self) -> str:
+        """Size and overlap, for messages."""
+        return f"{self.size[0]} x {self.size[1]} pixels with an overlap of {self.overlap:g}"
+
+    def as_dict(self) -> dict:
+        return {"size": list(self.size), "overlap": self.overlap}
 
 
 def read_tiles(tiles: int | str | tuple[int, int]) -> tuple[int, int]:
@@ -30,6 +46,22 @@ def read_tiles(tiles: int | str | tuple[int, int]) -> tuple[int, int]:
             f"tiles={tiles!r} must be a side, or width x height, of at least 32 pixels, such as 640 or 640x480."
         )
     return sides[0], sides[-1]
+
+
+def read_tiling(tiles: int | str | tuple[int, int] | None, overlap: float | None = None) -> Tiling | None:
+    """The tiling of two settings. None: no tiles.
+
+    Args:
+        tiles: as in `read_tiles`; None or "none": no tiles.
+        overlap: None: 0.2.
+    Raises:
+        ValueError: a setting is invalid.
+    """
+    overlap = OVERLAP if overlap is None else overlap
+    check_overlap(overlap)
+    if tiles is None or (isinstance(tiles, str) and tiles.lower() == NO_TILES):
+        return None
+    return Tiling(read_tiles(tiles), overlap)
 
 
 def check_overlap(overlap: float) -> None:

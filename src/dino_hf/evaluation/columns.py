@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
+from ..common.tiles import Tiling
 from ..data.rows import CocoData, check_image_size
 from ..inference.predictor import Detections, Predictor
+from ..inference.tiling import detect_tiled
 from .classes import ClassMap
 from .coco import Columns
 
@@ -45,9 +48,12 @@ def detection_columns(
     batch_size: int,
     progress: Progress,
     max_detections: int | None = None,
+    tiling: Tiling | None = None,
 ) -> tuple[Columns, dict[str, int]]:
     """Detect objects in all images.
 
+    Args:
+        tiling: tiles to detect in, besides the whole images. None: no tiles.
     Returns:
         the detections as columns, with the category ids of the data; class name -> number of detections, for the classes of the
         model that the data do not have.
@@ -55,7 +61,7 @@ def detection_columns(
     image_ids, columns, left_out = list(data.dataset["image_id"]), [], Counter()
     progress("images", 0, len(image_ids))
     try:
-        for found in _detect(predictor, data, batch_size, max_detections):
+        for found in _detect(predictor, data, batch_size, max_detections, tiling):
             known, category_ids = classes.apply(found.labels)
             image_id = np.full(len(category_ids), image_ids[len(columns)])
             columns.append((image_id, category_ids, found.boxes[known], found.scores[known]))
@@ -71,7 +77,9 @@ def detection_columns(
     return {"image_id": image_id, "labels": labels, "boxes": boxes.reshape(-1, 4), "scores": scores}, names
 
 
-def _detect(predictor: Predictor, data: CocoData, batch_size: int, max_detections: int | None) -> Iterator[Detections]:
+def _detect(
+    predictor: Predictor, data: CocoData, batch_size: int, max_detections: int | None, tiling: Tiling | None
+) -> Iterator[Detections]:
     """Yield the detections of each image. An error gets a note that names the image."""
     num_read = num_done = 0
     is_reading = False
@@ -86,8 +94,11 @@ def _detect(predictor: Predictor, data: CocoData, batch_size: int, max_detection
             num_read = index + 1
             yield row["image"]
 
+    detect = partial(predictor, batch_size=batch_size, threshold=0.0, max_detections=max_detections)
+    if tiling is not None:
+        detect = detect_tiled(detect, *tiling, max_detections)
     try:
-        for found in predictor(images(), batch_size=batch_size, threshold=0.0, max_detections=max_detections):
+        for found in detect(images()):
             yield found
             num_done += 1
     except Exception as error:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..data.rows import CocoData
 from ..inference.predictor import Predictor
+from ..inference.tiling import choose_tiling
 from .bootstrap import (
     AP75_INDEX,
     MIN_IMAGES,
@@ -54,6 +55,8 @@ def evaluate(
     num_bootstrap: int = 1000,
     seed: int = 0,
     max_detections: int | None = None,
+    tiles: int | str | tuple[int, int] | None = None,
+    tile_overlap: float | None = None,
     device: str | None = None,
     box_format: str | None = None,
     allow_trained: bool = False,
@@ -76,7 +79,7 @@ def evaluate(
         output_dir: folder for numbers, detections and pictures, see `save_report`. None: nothing is written.
         overwrite: replace the report of an earlier evaluation in `output_dir`.
         num_bootstrap, seed: settings of the intervals, see `evaluate_model`.
-        max_detections: see `evaluate_model`.
+        max_detections, tiles, tile_overlap: see `evaluate_model`.
         device: "cuda", "cpu", ... None: the device of a given detector, else the best available one. Not with a `Predictor`.
         box_format: layout of the boxes, for data that do not state it, see `load_data`.
         allow_trained: also evaluate on images that the model was trained on, with a note in the result.
@@ -104,6 +107,8 @@ def evaluate(
         num_bootstrap=num_bootstrap,
         seed=seed,
         max_detections=max_detections,
+        tiles=tiles,
+        tile_overlap=tile_overlap,
         progress=progress,
     )
     evaluation.notes[:0] = notes
@@ -120,6 +125,8 @@ def evaluate_model(
     num_bootstrap: int = 1000,
     seed: int = 0,
     max_detections: int | None = None,
+    tiles: int | str | tuple[int, int] | None = None,
+    tile_overlap: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict all images and score the detections. The COCO metrics equal the numbers of pycocotools bit by bit.
@@ -130,12 +137,21 @@ def evaluate_model(
         seed: seed of the resamples.
         max_detections: number of detections that count for an image and class, at least 100; the highest scores count. None: 100
             as in COCO, or the largest number of objects of a class in an image. If it is not 100, or is too small, a note says so.
+        tiles: size of tiles, as in `predict`. Larger images are also cut into tiles, and AP is measured on whole images, with
+            the merged detections. None: the tiles that the model was trained on, with a note. "none": no tiles.
+        tile_overlap: overlap of neighbouring tiles, relative to their side, in [0, 0.9]. None: as in training, or 0.2.
         progress: called with the stage ("images", "classes" or "resampled classes"), the number done, and the total.
     Raises:
         ValueError: model and data have no class in common, or an image has another size than annotated. Any error that an image
             causes names the image in a note.
     """
     check_num_bootstrap(num_bootstrap)
+    tiling, tile_notes = choose_tiling(tiles, tile_overlap, getattr(predictor, "model", None)), []
+    if tiling is not None:
+        why = ", as in the training of this model" if tiles is None else ""
+        tile_notes = [
+            f"Images larger than a tile are cut into tiles of {tiling.text}{why}. AP is measured on whole images."
+        ]
     progress = progress or _silent
     classes = map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
     for note in classes.notes:
@@ -145,7 +161,7 @@ def evaluate_model(
     limit, limit_notes = _detection_limit(truth, max_detections)
     for note in limit_notes:
         logger.warning(note)
-    found, left_out = detection_columns(predictor, data, classes, batch_size, progress, num_kept(limit))
+    found, left_out = detection_columns(predictor, data, classes, batch_size, progress, num_kept(limit), tiling)
     class_names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
     check_columns(truth, "reference", class_names)
     check_columns(found, "prediction", class_names)
@@ -179,8 +195,9 @@ def evaluate_model(
         samples=samples,
         seed=seed,
         left_out=left_out,
-        notes=classes.notes + limit_notes,
+        notes=classes.notes + limit_notes + tile_notes,
         max_detections=limit,
+        tiling=tiling,
     )
 
 

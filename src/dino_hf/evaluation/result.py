@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.tiles import Tiling
 from .bootstrap import STATISTICS
 from .coco import Columns
 from .curves import Best, Curves
@@ -37,6 +38,7 @@ class Evaluation:
     left_out: dict[str, int]  # class of the model that the data do not have -> number of its detections
     notes: list[str]  # sentences for the user
     max_detections: int = 100  # number of detections that count per image and class
+    tiling: Tiling | None = None  # tiles that larger images were cut into; None: whole images only
 
     def __repr__(self) -> str:
         counts = self.counts
@@ -103,6 +105,7 @@ class Evaluation:
                 for row in self.per_class
             ],
             "max_detections": self.max_detections,
+            "tiles": None if self.tiling is None else self.tiling.as_dict(),
             "confusion": {
                 "iou": 0.5,
                 "threshold": self.threshold,

@@ -15,6 +15,7 @@ from ..common.output_folders import check_output_file, scratch_folder
 from ..common.paths import expand_home
 from ..common.scenes import draw_scene
 from ..common.text import size_text
+from ..common.tiles import NO_TILES
 from ..inference.loading import DTYPES, load_detector, load_image_processor
 from ..inference.predictor import Predictor
 from ..inference.sources import Failure, Picture, Source, find_sources, read_sources
@@ -285,7 +286,7 @@ def _compare_ap(
     ap = []
     for detector in (predictor, exported):
         say(f"Evaluating {detector.name} on {len(data.dataset)} images.")
-        ap.append(evaluate_model(detector, data, batch_size=1, num_bootstrap=0).metrics["AP"])
+        ap.append(evaluate_model(detector, data, batch_size=1, num_bootstrap=0, tiles=NO_TILES).metrics["AP"])
         if ap[0] < 0:  # COCO's -1
             raise ValueError(f"{data.name} has no objects, so there is no AP to compare; give other data, or none.")
     if abs(ap[0] - ap[1]) > tolerance:

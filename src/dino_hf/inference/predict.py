@@ -13,12 +13,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ..common.paths import expand_home
-from ..common.tiles import OVERLAP, check_overlap, read_tiles
+from ..common.tiles import OVERLAP, Tiling, read_tiling
 from ..model.package_warning import DinoDetrWarning
 from .augmented import augmented_detectors, detect_augmented
 from .predictor import Detections, Predictor, TooLarge, check_max_detections, check_threshold
 from .sources import End, Failure, Picture, Source, find_sources, read_sources, real_path
-from .tiling import Detect, detect_tiled
+from .tiling import Detect, choose_tiling, detect_tiled
 from .writers import FORMATS, PredictionFolder, check_folder, check_formats
 
 
@@ -66,7 +66,7 @@ def predict(
     all_scores: bool = False,
     classes: Sequence[str | int] | None = None,
     tiles: int | str | tuple[int, int] | None = None,
-    tile_overlap: float = OVERLAP,
+    tile_overlap: float | None = None,
     tta: bool = False,
     every: int = 1,
     max_frames: int | None = None,
@@ -96,8 +96,9 @@ def predict(
         all_scores: also return the query and all class scores of each detection, and save them in predictions.jsonl. For DINO
             detectors, without tiles and tta.
         classes: names or original category ids of the classes to keep. None: all.
-        tiles: side or (width, height) in pixels. Larger images are cut into tiles of this size; see `detect_tiled`. None: no tiles.
-        tile_overlap: overlap of neighbouring tiles, relative to their side, in [0, 0.9].
+        tiles: side or (width, height) in pixels. Larger images are cut into tiles of this size; see `detect_tiled`. None: the tiles
+            that the model was trained on, with a warning. "none": no tiles.
+        tile_overlap: overlap of neighbouring tiles, relative to their side, in [0, 0.9]. None: as in training, or 0.2.
         tta: test-time augmentation. Detect in each image and its mirror image at three sizes; see `fuse`. It takes 6 times as
             long.
         every: use every N-th frame of a video.
@@ -116,9 +117,9 @@ def predict(
     for name, value in (class_thresholds or {}).items():
         check_threshold(value, f"class_thresholds: {name!s:.100}")
     check_formats(formats)
-    check_overlap(tile_overlap)
+    tiling = read_tiling(tiles, tile_overlap)
     check_max_detections(max_detections)
-    if all_scores and (tiles is not None or tta):
+    if all_scores and (tiling is not None or tta):
         raise ValueError("all_scores cannot be used with tiles or tta, because they join the boxes of several queries.")
     if save is None and (overwrite or resume):
         name = "overwrite" if overwrite else "resume"
@@ -133,6 +134,8 @@ def predict(
         check_folder(save, overwrite or resume)  # before the model is loaded, which takes seconds
         _check_apart(planned, real_path(expand_home(save)))
     predictor = model if isinstance(model, Predictor) else Predictor(model, image_processor, device=device, dtype=dtype)
+    if tiles is None and not all_scores:
+        tiling = _trained_tiling(predictor, tile_overlap)
     categories = {
         index: (index if predictor.category_ids is None else predictor.category_ids[index], name)
         for index, name in predictor.id2label.items()
@@ -141,16 +144,23 @@ def predict(
     thresholds = _thresholds(threshold, class_thresholds or {}, categories)
     limit = _Limit(predictor, max_detections)
     lowest = min(thresholds.values(), default=threshold)
-    detect = _make_detect(predictor, batch_size, lowest, limit, all_scores, tiles, tile_overlap, tta)
+    detect = _make_detect(predictor, batch_size, lowest, limit, all_scores, tiling, tta)
     folder = None
     if save is not None:
-        settings = {"model": predictor.name, "threshold": threshold, "classes": classes, "tiles": tiles, "tta": tta}
+        settings = {"model": predictor.name, "threshold": threshold, "classes": classes, "tta": tta}
+        # Tiles of the user as they were given, so that predictions of earlier versions can be resumed.
+        settings["tiles"] = "x".join(map(str, tiling.size)) if tiles is None and tiling is not None else tiles
         # Recorded only if set, so runs of earlier versions, which lack these settings, can be resumed.
         if class_thresholds:
             settings["class_thresholds"] = {str(name): value for name, value in class_thresholds.items()}
         settings |= {"max_detections": max_detections} if max_detections is not None else {}
         settings |= {"all_scores": True} if all_scores else {}
-        settings |= {"tile_overlap": tile_overlap, "every": every, "max_frames": max_frames, "formats": sorted(formats)}
+        settings |= {
+            "tile_overlap": OVERLAP if tiling is None else tiling.overlap,
+            "every": every,
+            "max_frames": max_frames,
+            "formats": sorted(formats),
+        }
         folder = PredictionFolder(
             save, settings, categories, formats=formats, every=every, overwrite=overwrite, resume=resume
         )
@@ -275,14 +285,26 @@ class _Limit:
             )
 
 
+def _trained_tiling(predictor: Predictor, tile_overlap: float | None) -> Tiling | None:
+    """The tiles that a model was trained on, with a warning. None: it was trained on whole images."""
+    tiling = choose_tiling(None, tile_overlap, getattr(predictor, "model", None))
+    if tiling is not None:
+        warnings.warn(
+            f"Images larger than a tile are cut into tiles of {tiling.text}, as in the training of this model; --tiles none (in "
+            'Python, tiles="none") turns this off.',
+            DinoDetrWarning,
+            stacklevel=3,
+        )
+    return tiling
+
+
 def _make_detect(
     predictor: Predictor,
     batch_size: int,
     threshold: float,
     limit: _Limit,
     all_scores: bool,
-    tiles,
-    tile_overlap: float,
+    tiling: Tiling | None,
     tta: bool,
 ) -> Detect:
     def detect(images):
@@ -292,8 +314,8 @@ def _make_detect(
     if tta:
         detectors = augmented_detectors(predictor, batch_size, threshold, limit.max_detections)
         detect = detect_augmented(detectors, threshold)
-    if tiles is not None:
-        detect = detect_tiled(detect, read_tiles(tiles), tile_overlap)
+    if tiling is not None:
+        detect = detect_tiled(detect, *tiling)
     return detect
 
 

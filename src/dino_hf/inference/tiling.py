@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.ops import batched_nms
 
-from ..common.tiles import OVERLAP, Tile, check_overlap, split
+from ..common.tiles import OVERLAP, Tile, Tiling, check_overlap, read_tiling, split
 from .boxes import overlap as box_overlap
 from .predictor import Detections, TooLarge, try_on_image
 
@@ -82,6 +82,30 @@ def detect_tiled(
             yield merge([whole, *rest], tiles, in_pixels, max_detections) if rest else whole
 
     return detect_all
+
+
+def trained_tiling(model) -> Tiling | None:
+    """The tiles that a model was trained on, by its record. The record is untrusted, so a malformed one counts as missing."""
+    record = getattr(getattr(model, "config", None), "provenance", None)
+    for name in ("training", "tiles"):
+        record = record.get(name) if isinstance(record, dict) else None
+    try:
+        return None if record is None else read_tiling(tuple(record["size"]), float(record["overlap"]))
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def choose_tiling(tiles: int | str | tuple[int, int] | None, overlap: float | None, model=None) -> Tiling | None:
+    """The tiles to detect in: those that the user chose, else those that the model was trained on. None: no tiles.
+
+    Args:
+        tiles, overlap: as in `read_tiling`. `tiles=None`: the tiles of the model.
+    """
+    chosen = read_tiling(tiles, overlap)
+    trained = trained_tiling(model) if tiles is None else None
+    if trained is None:
+        return chosen
+    return trained if overlap is None else trained._replace(overlap=overlap)
 
 
 def merge(
