@@ -25,8 +25,9 @@ from dino_hf.evaluation import report
 from dino_hf.inference import Predictor
 from dino_hf.run import plan as plan_module
 from dino_hf.run import results
+from dino_hf.run.preparation import _processes_per_device
 from dino_hf.run.results import _best
-from dino_hf.run.training_run import _processes_per_device, train
+from dino_hf.run.training_run import train
 from dino_hf.runtime.model_card import is_ours
 from dino_hf.runtime.weights_digest import weights_digest
 from dino_hf.training import get_recipe, run_lock

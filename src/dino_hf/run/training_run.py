@@ -14,11 +14,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from ..common.output_folders import replace_file
 from ..common.progress import hide_library_bars
-from ..common.text import size_text
 from ..evaluation import Evaluation
 from ..runtime.weights_digest import weights_digest
 from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
-from ..training.class_balance import images_per_epoch
 from ..training.coco_data import CocoData
 from ..training.departures import save_recipe
 from ..training.num_queries import set_num_queries
@@ -29,25 +27,15 @@ from ..training.trainer import DinoDetrTrainer
 from .data import read_data
 from .image_check import leave_out_bad_images
 from .machine_failures import MACHINE_ERRORS, machine_failure, memory_sentence
-from .memory_forecast import choose_batch_size, forecast_memory, free_memory
-from .plan import Plan, adapt_recipe, processes_here
-from .preflight import (
-    Preflight,
-    describe_balance,
-    describe_data,
-    describe_disk,
-    describe_memory,
-    describe_plan,
-    few_queries,
-    find_warnings,
-    image_sizes,
-)
+from .plan import Plan, adapt_recipe
+from .preflight import Preflight
+from .preparation import prepare
 from .progress import BestApMetric, TrainingProgress
 from .record import RunRecord, full_path
 from .results import keep_weights, leave_results
 from .settings import find_trackers, flat_settings, split_settings
 from .starting_model import Start, adapt_start, align_memory, load_checkpoint, load_start
-from .trained_parts import limit_training, num_trained, read_freeze, read_lora
+from .trained_parts import limit_training, read_freeze, read_lora
 
 PREFLIGHT_NAME = "preflight.json"
 
@@ -206,7 +194,7 @@ def _train(
         findings += warnings
     arguments = others | {"seed": record.values["seed"], "report_to": record.values["report_to"] or "none"}
     plan = Plan(recipe, arguments, record.output_dir, splits)
-    args, preflight = _prepare(plan, record, start, batch_size, findings)
+    args, preflight = prepare(plan, record, start, batch_size, findings)
     if record.is_finished and (changes := record.changes()):
         raise ValueError(
             f"The run in {output_dir} is finished, so its settings cannot change: {changes[0]} To train further, start another run "
@@ -277,70 +265,6 @@ def _random_weights_warning(start: Start, recipe: Recipe) -> list[str]:
         f"{recipe.learning_rate:g}, and its number of epochs are too small. Start from a trained detector (--model), or choose "
         "--recipe scratch for a small model or paper-36ep for a large one."
     ]
-
-
-def _prepare(
-    plan: Plan, record: RunRecord, start: Start, batch_size: int | str, findings: list[str]
-) -> tuple[TrainingArguments, Preflight]:
-    """Choose the batch size and describe the run in a preflight."""
-    splits, recipe, model = plan.splits, plan.recipe, start.model
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    data = describe_data(splits.origin, splits.notes, parts)
-    probe = plan.training_arguments()
-    canvas_side = getattr(start.image_processor, "canvas_side", None)
-    forecast = forecast_memory(
-        model, recipe, probe, set(image_sizes(splits.train)), data["boxes"]["most_in_an_image"], canvas_side
-    )
-    free = _minimum(free_memory(probe.device) // _processes_per_device(probe), probe)
-    if batch_size != "auto":
-        record.values["batch_size"] = int(batch_size)
-    elif "batch_size" not in record.recorded:
-        record.values["batch_size"] = choose_batch_size(forecast, free, recipe, probe.device, probe.world_size)
-    per_process = record.values["batch_size"]
-    accumulation = max(1, round(recipe.total_batch_size / (per_process * probe.world_size)))
-    args = plan.training_arguments(per_process, accumulation)
-    memory = describe_memory(forecast, free, args)
-    num_images = images_per_epoch(splits.train, recipe.repeat_threshold)
-    preflight = Preflight(
-        data=data,
-        model={
-            "from": start.source,
-            "notes": start.notes,
-            "parameters": model.num_parameters(),
-            "trained_parameters": num_trained(model),
-            "image_processor": type(start.image_processor).__name__,
-        },
-        plan=describe_plan(recipe, args, model, num_images, _steps_done(plan.output_dir))
-        | describe_balance(splits.train, recipe),
-        memory=memory,
-        disk=describe_disk(model, recipe, args, plan.output_dir),
-        warnings=find_warnings(data, memory, findings + few_queries(model.config, forecast.size) + record.changes()),
-    )
-    if (disk := preflight.disk)["needed"] > disk["free"]:
-        raise ValueError(
-            f"The run needs {size_text(disk['needed'])} for {disk['what']}, but only {size_text(disk['free'])} are free on the "
-            f"disk of {plan.output_dir}. Make room, or choose another --output-dir."
-        )
-    return args, preflight
-
-
-def _steps_done(output_dir: Path) -> int:
-    checkpoint = newest_checkpoint(output_dir)
-    return 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
-
-
-def _processes_per_device(args: TrainingArguments) -> int:
-    """Number of processes of this run that share the memory of a device."""
-    return 1 if args.device.type == "cuda" else processes_here(args)
-
-
-def _minimum(value: int, args: TrainingArguments) -> int:
-    """The smallest value of all processes."""
-    if args.world_size == 1:
-        return value
-    values = [0] * args.world_size
-    torch.distributed.all_gather_object(values, value)
-    return min(values)
 
 
 def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunRecord, console: Console):
