@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dino_hf.inference.predictor import Detections
+from dino_hf.common.scenes import make_scenes
+from dino_hf.inference.predictor import Detections, Predictor
 from dino_hf.training import CocoData, load_coco
 
 
@@ -116,3 +117,20 @@ def draw_crowded(folder: Path) -> Path:
     path = folder / "annotations.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
+
+
+def annotate_with(model: Path, folder: Path, num_images: int = 7) -> Path:
+    """Drawn scenes in `folder`/validation whose objects are the two best detections of a model in each image but the first."""
+    path = make_scenes(folder / "validation", num_images, seed=7)
+    content = json.loads(path.read_text())
+    predictor, annotations = Predictor(model), []
+    for entry in content["images"][1:]:
+        with Image.open(path.parent / entry["file_name"]) as image:
+            found = next(iter(predictor([image.convert("RGB")])))
+        for box, _, label in found.rows()[:2]:
+            x0, y0, x1, y1 = np.clip(box, 0, [entry["width"], entry["height"]] * 2).tolist()
+            place = {"id": len(annotations) + 1, "image_id": entry["id"], "category_id": predictor.category_ids[label]}
+            sizes = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            annotations.append(place | sizes)
+    path.write_text(json.dumps(content | {"annotations": annotations}))
+    return folder

@@ -24,9 +24,9 @@ from dino_hf.conversion.convert_checkpoint import convert
 from dino_hf.conversion.errors import ConversionError
 from dino_hf.conversion.published_row import Published
 from dino_hf.data import CocoData
-from dino_hf.evaluation.measured import report_folder
 from dino_hf.inference import loading
 from dino_hf.inference.loading import find_model, load_detector
+from dino_hf.inference.score_thresholds import report_folder
 from dino_hf.run.starting_model import load_start
 from dino_hf.runtime.card_data import CardData
 from dino_hf.runtime.card_sections import card_metadata

@@ -1,6 +1,7 @@
 """`dino-hf eval` as a user calls it, with toy models in folders."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.cli import eval as cli_eval
 from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.data import load_data
-from dino_hf.evaluation import measured
 from dino_hf.evaluation.report import COMPARISON_FILES, FILES
+from dino_hf.inference import score_thresholds
+from evaluation_toys import annotate_with
 from helpers import tiny_config
 
 app = typer.Typer()
@@ -94,6 +96,9 @@ def test_two_models_are_compared_in_the_category_ids_of_the_data(pair):
             ["a", "data", "--num-bootstrap", "1000000000"],
             "num_bootstrap=1000000000 is above 10000",
         ),
+        (["a", "data", "--keep-threshold", "--split", "train"], "not possible with split train"),
+        (["a", "data", "--keep-threshold", "--allow-trained"], "not possible with allow_trained"),
+        (["owner/x", "data", "--keep-threshold"], "owner/x is no folder on this machine"),
         (["a", "data", "--device", "nonsense"], "device='nonsense' cannot be used here"),
         (["a", "data", "--compare", "nowhere"], "nowhere"),  # before the first one is evaluated
     ],
@@ -109,11 +114,29 @@ def test_errors_are_one_sentence(folder, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_best_threshold_is_kept_on_request(folder, tmp_path):
+    model = shutil.copytree(folder / "a", tmp_path / "model")
+    arguments = [
+        model,
+        annotate_with(model, tmp_path / "data"),
+        "--output-dir",
+        tmp_path / "out",
+        "--num-bootstrap",
+        0,
+        "--keep-threshold",
+    ]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    threshold = json.loads((model / "config.json").read_text())["score_threshold"]
+    assert f"The threshold {threshold:.3f} is kept in" in result.output
+    assert json.loads((tmp_path / "out/results.json").read_text())["best_threshold"]["threshold"] == threshold
+
+
 def test_help_is_short_and_has_an_example():
     result = run("--help")
     assert result.exit_code == 0
     assert "dino-hf eval my-detector my-dataset" in result.output
-    assert len(result.output.splitlines()) < 60
+    assert len(result.output.splitlines()) < 63
 
 
 def test_without_a_folder_results_go_to_one_of_the_models_name(folder, tmp_path, monkeypatch):
@@ -135,7 +158,7 @@ def test_without_a_folder_results_go_to_one_of_the_models_name(folder, tmp_path,
 )
 def test_the_folder_of_a_model_from_the_hub_has_its_id(model, name, monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert measured.report_folder(model) == Path("outputs/eval", name)
+    assert score_thresholds.report_folder(model) == Path("outputs/eval", name)
 
 
 def test_the_table_of_many_classes_has_those_with_most_objects():

@@ -323,6 +323,12 @@ def test_the_threshold_that_was_measured_is_told(model, photos, tmp_path, monkey
     _, output, _ = run(model, photos / "1.png")
     assert (f"The best threshold of this model is {best}," in output) == is_told
     assert "measured" not in run(model, photos / "1.png", "--threshold", 0.5)[1]
+    kept = shutil.copytree(model, tmp_path / "kept" / model.name)
+    settings = json.loads((kept / "config.json").read_text())
+    (kept / "config.json").write_text(json.dumps(settings | {"score_threshold": 0.27}))
+    _, output, _ = run(kept, photos / "1.png")
+    assert output.startswith("Score threshold 0.270, from the model's configuration; --threshold replaces it.")
+    assert "measured" not in output
     for damaged in ("", "[]", '{"model": "x", "best_threshold": null}', "[" * 10**5):
         report.write_text(damaged)
         assert run(model, photos / "1.png")[0] == 0

@@ -51,6 +51,14 @@ def evaluate(
     ] = False,
     allow_outside: AllowOutside = False,
     trust_boxes: TrustBoxes = False,
+    keep_threshold: Annotated[
+        bool,
+        typer.Option(
+            "--keep-threshold",
+            help="Make the best threshold the default of predict.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.", rich_help_panel=_SETTINGS)] = 8,
     num_bootstrap: Annotated[
         int,
@@ -96,21 +104,27 @@ def evaluate(
     with one_sentence_errors(debug):
         settings = {"num_bootstrap": num_bootstrap, "seed": seed, "max_detections": max_detections}
         settings |= {"tiles": tiles, "tile_overlap": tile_overlap}
-        from ..evaluation.measured import report_folder
+        from ..evaluation.kept_thresholds import check_keeps_thresholds
+        from ..inference.score_thresholds import report_folder
 
         folder = output_dir or report_folder(model)
         reading = {"split": split, "box_format": box_format, "allow_trained": allow_trained}
+        if keep_threshold:
+            check_keeps_thresholds(model, split, allow_trained)
         reading |= {"allow_outside": allow_outside, "trust_boxes": trust_boxes}
-        _evaluate(model, dataset, folder, overwrite, compare, device, batch_size, reading, settings)
+        _evaluate(model, dataset, folder, overwrite, compare, device, batch_size, reading, settings, keep_threshold)
 
 
-def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, reading, settings) -> None:
+def _evaluate(
+    model, dataset, output_dir, overwrite, other, device, batch_size, reading, settings, keep_threshold
+) -> None:
     # Imported here, because they take seconds and `--help` does not need them.
     from ..common.console import make_console
     from ..common.tiles import read_tiling
     from ..evaluation import compare, load_split
     from ..evaluation.bootstrap import check_num_bootstrap
     from ..evaluation.classes import map_classes
+    from ..evaluation.kept_thresholds import keep_thresholds
     from ..evaluation.report import COMPARED, check_folder, save_comparison, save_report
     from ..inference import Predictor
 
@@ -139,6 +153,8 @@ def _evaluate(model, dataset, output_dir, overwrite, other, device, batch_size, 
         comparison = compare(*evaluations)
         paths += save_comparison(comparison, output_dir)
         _show_comparison(console, comparison)
+    if keep_threshold:
+        console.print(keep_thresholds(evaluations[0], predictors[0], model), soft_wrap=True)
     console.print(f"{len(paths)} files are in {output_dir}.", soft_wrap=True)
 
 

@@ -11,7 +11,6 @@ from .command_errors import SOME_SKIPPED, Debug, one_sentence_errors
 from .options import Mirror
 
 _RESULTS, _DETECTION, _LARGE, _VIDEO, _SPEED = "Results", "Detection", "Small objects", "Videos and cameras", "Speed"
-_THRESHOLD = 0.5
 _CLASS_THRESHOLDS = "--class-thresholds", "person=0.3,dog=0.6: names and scores in [0, 1]"
 _MOST_CLASSES = 100  # rows of the table at the end
 
@@ -51,7 +50,9 @@ def predict(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Lowest score of a detection, in [0, 1].", rich_help_panel=_DETECTION, show_default=str(_THRESHOLD)
+            help="Lowest score of a detection, in [0, 1].",
+            rich_help_panel=_DETECTION,
+            show_default="of the model, or 0.5",
         ),
     ] = None,
     class_thresholds: Annotated[
@@ -149,6 +150,12 @@ def predict(
         found = find_sources(sources, exclude=save)
         skipped = []
 
+        said = []  # sentences about the model's thresholds
+
+        def say(sentence: str) -> None:
+            said.append(sentence)
+            console.print(sentence, soft_wrap=True)
+
         def report(failure) -> None:
             skipped.append(failure)
             errors.print(f"skipped {_line(failure.source.name, 300)}: {_line(failure.reason, 1000)}")
@@ -160,7 +167,7 @@ def predict(
             formats=[name.strip() for name in formats.split(",") if name.strip()],
             overwrite=overwrite,
             resume=resume,
-            threshold=_THRESHOLD if threshold is None else threshold,
+            threshold=threshold,
             class_thresholds=None
             if class_thresholds is None
             else numbers_by_name(class_thresholds, *_CLASS_THRESHOLDS),
@@ -177,6 +184,7 @@ def predict(
             dtype=dtype,
             stream=True,
             on_failure=report,
+            say=say,
         )
         with ProgressBar(console) as progress:
             counted = progress.follow(predictions, "predicting images", _count_images(found, every, max_frames))
@@ -185,7 +193,7 @@ def predict(
             console.print("Nothing is left to predict: the earlier prediction has all these sources.")
         if save is not None:
             console.print(f"Results are in {save}.", soft_wrap=True)
-        if hint := _hint(model, threshold):
+        if not said and (hint := _hint(model, threshold)):
             console.print(hint, soft_wrap=True)
         if skipped:
             number = "1 source was" if len(skipped) == 1 else f"{len(skipped)} sources were"
@@ -219,17 +227,17 @@ def _count_images(sources, every: int, max_frames: int | None) -> int | None:
 
 
 def _hint(model: str, threshold: float | None) -> str | None:
-    """A hint at the best threshold that an evaluation of this model measured, unless the user chose a threshold."""
-    from ..evaluation.measured import measured_threshold
+    """A hint at the best threshold that an evaluation of this model measured, if no threshold was chosen or kept."""
+    from ..inference.score_thresholds import DEFAULT_THRESHOLD, evaluated_threshold
 
     if threshold is not None:
         return None
-    found = measured_threshold(model)
-    if found is None or abs(found.threshold - _THRESHOLD) < 0.02:
+    found = evaluated_threshold(model)
+    if found is None or abs(found[0] - DEFAULT_THRESHOLD) < 0.02:
         return None
     return (
-        f"The best threshold of this model is {found.threshold:.3f}, as measured in {found.path}. The default is {_THRESHOLD}; to "
-        f"use the best threshold: --threshold {found.threshold:.3f}"
+        f"The best threshold of this model is {found[0]:.3f}, as measured in {found[1]}. The default is {DEFAULT_THRESHOLD}; to "
+        f"use the best threshold: --threshold {found[0]:.3f}"
     )
 
 

@@ -57,8 +57,8 @@ def make_curves(matches: Sequence[ClassMatches], precision: np.ndarray) -> Curve
         thresholds=THRESHOLDS,
         f1=_f1_at(*together),
         class_f1=np.stack([_f1_at(*ranking) for ranking in rankings]),
-        best=_best(*together),
-        class_best=[_best(*ranking) for ranking in rankings],
+        best=best_threshold(*together),
+        class_best=[best_threshold(*ranking) for ranking in rankings],
     )
 
 
@@ -71,7 +71,14 @@ def _f1_at(scores: np.ndarray, is_true: np.ndarray, num_objects: int) -> np.ndar
     return 2 * num_true / (num_kept + num_objects)
 
 
-def _best(scores: np.ndarray, is_true: np.ndarray, num_objects: int) -> Best | None:
+def best_threshold(scores: np.ndarray, is_true: np.ndarray, num_objects: int) -> Best | None:
+    """The threshold with the highest F1. None: no detection is true.
+
+    Args:
+        scores: (D,) in falling order.
+        is_true: (D,) bool: whether each detection is a true positive.
+        num_objects: number of objects to find.
+    """
     num_true = np.cumsum(is_true)
     if not num_objects or not num_true.size or not num_true[-1]:
         return None

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..data.rows import CocoData
 from ..inference.predictor import Predictor
+from ..inference.score_thresholds import DEFAULT_THRESHOLD
 from ..inference.tiling import choose_tiling
 from .bootstrap import (
     AP75_INDEX,
@@ -36,9 +37,10 @@ from .coco import (
 )
 from .columns import Progress, detection_columns, truth_columns
 from .curves import Best, make_curves
+from .kept_thresholds import check_keeps_thresholds, keep_thresholds
 from .matching import SIZES, ClassMatches, class_matches
 from .mistakes import NUM_MISTAKES, confusion_matrix, find_mistakes
-from .result import FALLBACK_THRESHOLD, Evaluation
+from .result import Evaluation
 from .seen_images import load_split
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ def evaluate(
     allow_trained: bool = False,
     allow_outside: bool = False,
     trust_boxes: bool = False,
+    keep_threshold: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """AP of a detector with 95 % intervals, on data in any known format; `dino-hf eval` in Python.
@@ -85,6 +88,8 @@ def evaluate(
         allow_trained: also evaluate on images that the model was trained on, with a note in the result.
         allow_outside: also read files outside of the data set's folder.
         trust_boxes: do not check the layout of the boxes.
+        keep_threshold: make the best score threshold the default of `dino_hf.predict`, see `keep_thresholds`. For the folder of a
+            model, `config.json` is changed; for a given model, only its configuration in memory. Not with training images.
         progress: see `evaluate_model`.
     Raises:
         ValueError, FileNotFoundError, OSError: something cannot be read or does not fit. The message is one sentence.
@@ -93,6 +98,8 @@ def evaluate(
 
     if output_dir is not None:
         check_folder(Path(output_dir), overwrite)
+    if keep_threshold:
+        check_keeps_thresholds(model, "" if isinstance(data, CocoData) else split, allow_trained)
     if isinstance(model, Predictor) and device is not None:
         raise ValueError(
             f"device={device!r} has no effect on a Predictor, which has its own device; use Predictor(..., device=...)."
@@ -114,6 +121,9 @@ def evaluate(
     evaluation.notes[:0] = notes
     if output_dir is not None:
         save_report(evaluation, data, Path(output_dir))
+    if keep_threshold:
+        folder = model if isinstance(model, str | Path) else None
+        evaluation.notes.append(keep_thresholds(evaluation, predictor, folder))
     return evaluation
 
 
@@ -171,7 +181,7 @@ def evaluate_model(
     weights = draw_images(len(image_ids), num_bootstrap, seed)
     samples = resample(matches, weights, lambda done, total: progress("resampled classes", done, total))
     curves = make_curves(matches, np.stack([results[category_id][0][0, :, 0, 0, -1] for category_id in class_names]))
-    threshold = FALLBACK_THRESHOLD if curves.best is None else curves.best.threshold
+    threshold = DEFAULT_THRESHOLD if curves.best is None else curves.best.threshold
     metrics = summarize(results, class_names, limit)
     intervals = _intervals(mean_over_classes(samples), metrics, num_images_of(matches))
     per_class = [
@@ -183,6 +193,7 @@ def evaluate_model(
         model=predictor.name,
         data_name=data.name,
         class_names=class_names,
+        model_classes={predictor.id2label[index]: category_id for index, category_id in classes.category_ids.items()},
         metrics=metrics,
         intervals=intervals,
         per_class=per_class,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..common.tiles import Tiling
+from ..inference.score_thresholds import DEFAULT_THRESHOLD
 from .bootstrap import STATISTICS
 from .coco import Columns
 from .curves import Best, Curves
@@ -13,7 +14,6 @@ from .matching import AREA_RANGES, SIZES
 from .mistakes import Mistake
 
 _MOST_ROWS = 101  # a larger confusion matrix is written to json as a list of cells
-FALLBACK_THRESHOLD = 0.5  # score threshold of the confusion matrix if no object was found
 
 
 @dataclass(eq=False, repr=False)
@@ -23,6 +23,7 @@ class Evaluation:
     model: str
     data_name: str | None
     class_names: dict[int, str]  # category id -> name, in the order of the class indices
+    model_classes: dict[str, int]  # name of a class in the model -> category id of its class in the data
     metrics: dict[str, float]  # the 12 COCO numbers, and AP_class_<name>
     # 95 % intervals of AP, AP50, AP75, AP by size and AP_class_<name>, if at least two images have objects; {} without resamples
     intervals: dict[str, tuple[float, float]]
@@ -59,7 +60,7 @@ class Evaluation:
     @property
     def threshold(self) -> float:
         """The score threshold of the confusion matrix and of the mistakes: the best one, or 0.5 if there is none."""
-        return FALLBACK_THRESHOLD if self.best is None else self.best.threshold
+        return DEFAULT_THRESHOLD if self.best is None else self.best.threshold
 
     @property
     def counts(self) -> dict[str, int]:

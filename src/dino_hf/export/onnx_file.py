@@ -140,6 +140,9 @@ def make_metadata(predictor: Predictor, name: str) -> dict[str, str]:
     }
     if predictor.category_ids is not None:
         metadata["category_ids"] = list(predictor.category_ids)
+    for name in ("score_threshold", "class_score_thresholds"):
+        if (value := getattr(predictor.model.config, name, None)) is not None:
+            metadata[name] = value
     return {key: json.dumps(value) for key, value in metadata.items()}
 
 

@@ -16,7 +16,8 @@ from ..common.paths import expand_home
 from ..common.tiles import OVERLAP, Tiling, read_tiling
 from ..model.package_warning import DinoDetrWarning
 from .augmented import augmented_detectors, detect_augmented
-from .predictor import Detections, Predictor, TooLarge, check_max_detections, check_threshold
+from .predictor import Detections, Predictor, TooLarge, check_max_detections
+from .score_thresholds import check_threshold
 from .sources import End, Failure, Picture, Source, find_sources, read_sources, real_path
 from .tiling import Detect, choose_tiling, detect_tiled
 from .writers import FORMATS, PredictionFolder, check_folder, check_formats
@@ -60,7 +61,7 @@ def predict(
     formats: Collection[str] = FORMATS,
     overwrite: bool = False,
     resume: bool = False,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     class_thresholds: Mapping[str | int, float] | None = None,
     max_detections: int | None = None,
     all_scores: bool = False,
@@ -76,6 +77,7 @@ def predict(
     dtype: str | torch.dtype | None = None,
     stream: bool = False,
     on_failure: Callable[[Failure], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Prediction] | Iterator[Prediction]:
     """Detect objects in images, folders, patterns, addresses, videos, cameras and images in memory.
 
@@ -89,7 +91,8 @@ def predict(
         formats: some of "images", "coco", "csv", "yolo".
         overwrite: replace an earlier prediction in the folder.
         resume: keep an earlier prediction in the folder, and predict the missing sources.
-        threshold: detections with a score of at most this, in [0, 1], are left out.
+        threshold: detections with a score of at most this, in [0, 1], are left out. None: the thresholds of the model, see
+            `score_thresholds`; 0.5 if it has none.
         class_thresholds: thresholds of single classes, by name or original category id, such as {"person": 0.3}.
         max_detections: limit for one image; the highest scores are kept. None: 300, or the number of queries if that is higher. A
             warning names the number of images that reach the limit.
@@ -107,13 +110,15 @@ def predict(
         stream: return an iterator that yields predictions as they are made, for example for long videos. Work starts with the
             first prediction that is requested.
         on_failure: called with each source that cannot be read, instead of a warning.
+        say: called with a sentence if the thresholds of the model are used.
     Returns:
         the predictions in the order of the sources: a list, or with `stream` an iterator. With `resume`, only the new ones.
     Raises:
         FileNotFoundError, FileExistsError, ValueError: an argument is wrong.
         ValueError: none of the sources could be read.
     """
-    check_threshold(threshold)
+    if threshold is not None:
+        check_threshold(threshold)
     for name, value in (class_thresholds or {}).items():
         check_threshold(value, f"class_thresholds: {name!s:.100}")
     check_formats(formats)
@@ -141,7 +146,13 @@ def predict(
         for index, name in predictor.id2label.items()
     }
     labels = None if classes is None else find_classes(classes, categories)
-    thresholds = _thresholds(threshold, class_thresholds or {}, categories)
+    own_thresholds: dict[str, float] = {}
+    if threshold is None:
+        own = predictor.thresholds
+        threshold, own_thresholds = own.default, own.by_class
+        if say is not None and (sentence := own.describe()):
+            say(sentence)
+    thresholds = _thresholds(threshold, own_thresholds, class_thresholds or {}, categories)
     limit = _Limit(predictor, max_detections)
     lowest = min(thresholds.values(), default=threshold)
     detect = _make_detect(predictor, batch_size, lowest, limit, all_scores, tiling, tta)
@@ -151,8 +162,8 @@ def predict(
         # Tiles of the user as they were given, so that predictions of earlier versions can be resumed.
         settings["tiles"] = "x".join(map(str, tiling.size)) if tiles is None and tiling is not None else tiles
         # Recorded only if set, so runs of earlier versions, which lack these settings, can be resumed.
-        if class_thresholds:
-            settings["class_thresholds"] = {str(name): value for name, value in class_thresholds.items()}
+        if by_class := own_thresholds | {str(name): value for name, value in (class_thresholds or {}).items()}:
+            settings["class_thresholds"] = by_class
         settings |= {"max_detections": max_detections} if max_detections is not None else {}
         settings |= {"all_scores": True} if all_scores else {}
         settings |= {
@@ -247,10 +258,18 @@ def find_classes(classes: Sequence[str | int], categories: Mapping[int, tuple[in
 
 
 def _thresholds(
-    threshold: float, by_class: Mapping[str | int, float], categories: Mapping[int, tuple[int, str]]
+    threshold: float,
+    own: Mapping[str, float],
+    by_class: Mapping[str | int, float],
+    categories: Mapping[int, tuple[int, str]],
 ) -> dict[int, float]:
-    """Class index -> lowest score."""
-    thresholds = dict.fromkeys(categories, threshold)
+    """Class index -> lowest score.
+
+    Args:
+        own: class name -> threshold in the model's configuration.
+        by_class: class name or category id -> threshold of the user, which replaces the others.
+    """
+    thresholds = {index: own.get(name, threshold) for index, (_, name) in categories.items()}
     for name, value in by_class.items():
         thresholds |= dict.fromkeys(find_classes([name], categories), value)
     return thresholds

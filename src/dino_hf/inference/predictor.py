@@ -22,6 +22,7 @@ from ..model.configuration_dino_detr import DinoDetrConfig
 from ..model.nms import read_nms, with_candidates
 from .ahead import map_ahead
 from .loading import load_detector, load_image_processor, read_device, read_dtype
+from .score_thresholds import ScoreThresholds, check_threshold, score_thresholds
 
 TOP_K = 300  # as in the paper; COCO evaluates 100 detections in an image
 _WINDOW = 8  # number of batches of images that may wait for other images of the same shape
@@ -105,6 +106,7 @@ class Predictor:
         dtype: str | torch.dtype | None = None,
     ):
         dtype = read_dtype(dtype)
+        self._folder = None  # folder of the weights
         if isinstance(model, PreTrainedModel):
             source = model.name_or_path
             device = model.device if device is None else read_device(device)
@@ -118,6 +120,7 @@ class Predictor:
         else:
             device = read_device(device)
             source, model = str(model), load_detector(model, dtype or torch.float32)
+            self._folder = source
             image_processor = load_image_processor(source) if image_processor is None else image_processor
         self.model = model.to(device=device, dtype=dtype or model.dtype).eval()
         self.name = source or type(model).__name__
@@ -142,6 +145,11 @@ class Predictor:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def thresholds(self) -> ScoreThresholds:
+        """The score thresholds of the model. `predict` uses them by default; a call of the predictor does not."""
+        return score_thresholds(self.model.config, self._folder)
 
     @property
     def can_scale(self) -> bool:
@@ -381,17 +389,6 @@ def _loaded(image: Image.Image) -> Image.Image:
     """Load an image in the caller's thread: two threads must not load an image that is passed twice."""
     image.load()
     return image
-
-
-def check_threshold(threshold: float, what: str = "threshold") -> None:
-    """Raise ValueError for a threshold that is not in [0, 1].
-
-    Args:
-        what: name of the setting in the message.
-    """
-    if not 0 <= threshold <= 1:  # also refuses NaN
-        percent = f" For {threshold:g} %, write {threshold / 100:g}." if 1 < threshold <= 100 else ""
-        raise ValueError(f"{what}={threshold} must be in [0, 1], as scores are.{percent}")
 
 
 def check_max_detections(max_detections: int | None) -> None:

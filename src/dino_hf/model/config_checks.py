@@ -154,6 +154,44 @@ def check_loss(config) -> None:
             raise ValueError(f"{name}={getattr(config, name)} must not be negative; 0 turns it off.")
 
 
+def check_thresholds(score_threshold, by_class, id2label: dict[int, str]) -> None:
+    """Check the score thresholds of a configuration.
+
+    Args:
+        score_threshold: a number in [0, 1] or None.
+        by_class: class name -> a number in [0, 1]; or None.
+        id2label: the classes of the model.
+    Raises:
+        ValueError: a threshold is not in [0, 1], or a name is not the name of a class.
+    """
+    if score_threshold is not None and not _is_score(score_threshold):
+        raise ValueError(
+            f"score_threshold={score_threshold!r:.100} must be a number in [0, 1], as scores are, or None."
+        )
+    if by_class is None:
+        return
+    if not isinstance(by_class, dict):
+        raise ValueError(
+            f"class_score_thresholds={by_class!r:.100} must be a dictionary from class name to score, such as "
+            '{"person": 0.3}, or None.'
+        )
+    names = set(id2label.values())
+    for name, threshold in by_class.items():
+        if not isinstance(name, str) or name not in names:
+            raise ValueError(
+                f"class_score_thresholds has {name!r:.100}, but no class of id2label has this name; remove the entry, or use the "
+                "name of a class."
+            )
+        if not _is_score(threshold):
+            raise ValueError(
+                f"class_score_thresholds has {threshold!r:.100} for {name!r:.100}; it must be a number in [0, 1], as scores are."
+            )
+
+
+def _is_score(value) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
 def num_parameters(config) -> int:
     """Approximate number of parameters of the transformer, without the backbone."""
     width, heads = config.d_model, 1 if config.share_decoder_heads else config.decoder_layers

@@ -12,6 +12,7 @@ from .config_checks import (
     check_loss,
     check_num_labels,
     check_sizes,
+    check_thresholds,
     checked_category_ids,
     checked_names,
     invert_names,
@@ -27,6 +28,10 @@ _SETTINGS_OF_VARIANTS = (
     *("class_loss", "queries_per_box", "denoising_cls_loss_coefficient"),
     *("negative_noise_start", "encoder_fusion"),
 )
+_THRESHOLDS = (
+    "score_threshold",
+    "class_score_thresholds",
+)  # of a detector that was evaluated; saved only if they are set
 _CLASS_SETTINGS = ("id2label", "label2id", "num_labels")
 
 
@@ -97,6 +102,10 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         num_labels, id2label, label2id: as in every configuration of transformers.
         category_ids: category id of each class in the training annotations, in the order of `id2label`, or None. Loading with
             another `id2label`, `label2id` or `num_labels` removes them, unless new ids are given too.
+        score_threshold: the score threshold of these weights, in [0, 1], that `dino_hf.predict` uses by default. `dino_hf.train`
+            sets it to the threshold with the best F1 on held-out images. None: not known. Changed classes and further training
+            remove it. The pipeline and `post_process_object_detection` keep the default of the library, 0.5.
+        class_score_thresholds: class name -> score threshold in [0, 1], for classes with a threshold of their own; None: no class.
         provenance: record of the weights, from which the model card is written: `converted_from`, `base_model`, `license`,
             `training` (each optional, plain JSON).
 
@@ -172,6 +181,8 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
     look_forward_twice: bool = True
     ms_deform_attn_backend: str | None = None
     category_ids: list[int] | None = None
+    score_threshold: float | int | None = None
+    class_score_thresholds: dict | None = None
     provenance: dict | None = None
 
     def __post_init__(self, **kwargs):
@@ -204,12 +215,13 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         if self.id2label is None and kwargs.get("num_labels") in (None, 91):
             self.id2label = coco_id2label()
             self.category_ids = list(self.id2label) if self.category_ids is None else self.category_ids
-        category_ids = self.category_ids
+        by_class = {name: getattr(self, name) for name in ("category_ids", *_THRESHOLDS)}
         if self.id2label is not None:
             self.set_class_names()  # checked before the library reads the names
         super().__post_init__(**kwargs)
         self.set_class_names()
-        self.category_ids = category_ids  # kept, because the library's call of validate_architecture checks them
+        for name, value in by_class.items():  # kept, because the library's call of validate_architecture checks them
+            setattr(self, name, value)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -232,16 +244,19 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         return loaded
 
     def to_diff_dict(self) -> dict:
-        """As in `PreTrainedConfig`, but always with the classes, and without settings of variants that have their default.
+        """As in `PreTrainedConfig`, but always with the classes, and without unused settings of variants and score thresholds.
 
         The library would leave out LABEL_0 and LABEL_1, its default classes.
         """
         settings = super().to_diff_dict() | {"id2label": copy.copy(self.id2label)}
-        is_default = {name: getattr(self, name) == getattr(type(self), name) for name in _SETTINGS_OF_VARIANTS}
+        optional = (*_SETTINGS_OF_VARIANTS, *_THRESHOLDS)
+        is_default = {name: getattr(self, name) == getattr(type(self), name) for name in optional}
         return {name: value for name, value in settings.items() if not is_default.get(name)}
 
     def set_classes(self, id2label: dict[int, str], category_ids: list[int] | None = None) -> None:
         """Set names and category ids of the classes. To change the classes of a model, use `dino_hf.training.transfer_classes`.
+
+        Other names remove the score thresholds, which were measured with the old classes.
 
         Raises:
             ValueError: the names are not a dictionary of strings, numbered 0 to K - 1; or the ids are not K different whole
@@ -249,11 +264,26 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         """
         names = checked_names(id2label)
         category_ids = checked_category_ids(category_ids, names)
+        if names != self.id2label:
+            self.set_thresholds(None)
         self.id2label, self.category_ids = names, category_ids
         self.set_class_names()
 
+    def set_thresholds(self, score_threshold: float | None, by_class: dict[str, float] | None = None) -> None:
+        """Set the default score thresholds of `dino_hf.predict`.
+
+        Args:
+            score_threshold: for all classes, in [0, 1]. None: no threshold is known.
+            by_class: class name -> its own threshold.
+        Raises:
+            ValueError: a threshold is not in [0, 1], or a name is unknown. The configuration is then unchanged.
+        """
+        by_class = dict(by_class or {}) or None
+        check_thresholds(score_threshold, by_class, self.id2label)
+        self.score_threshold, self.class_score_thresholds = score_threshold, by_class
+
     def set_class_names(self) -> None:
-        """Set `label2id` to the inverse of `id2label`, and remove category ids unless there is one for each class.
+        """Set `label2id` to the inverse of `id2label`. Remove category ids and score thresholds that do not fit the classes.
 
         Models call this when they are built, because `id2label` may have been assigned before. Prefer `set_classes`.
 
@@ -265,6 +295,10 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         self.label2id = {name: index for index, name in names.items() if name != "N/A"}
         if self.category_ids is not None and len(self.category_ids) != len(names):
             self.category_ids = None
+        if isinstance(self.class_score_thresholds, dict) and not set(self.class_score_thresholds) <= set(
+            names.values()
+        ):
+            self.score_threshold = self.class_score_thresholds = None
 
     def validate_architecture(self):
         """Check all settings. The library calls this at construction and before saving."""
@@ -317,6 +351,7 @@ class DinoDetrConfig(CarriesCode, PreTrainedConfig):
         if not 0 < self.pred_boxes_eps < 0.5:
             raise ValueError(f"pred_boxes_eps={self.pred_boxes_eps} must lie between 0 and 0.5; the release has 0.001.")
         checked_category_ids(self.category_ids, self.id2label)
+        check_thresholds(self.score_threshold, self.class_score_thresholds, self.id2label)
         check_loss(self)
         if self.position_temperature <= 0:
             raise ValueError(f"position_temperature={self.position_temperature} must be positive; the release has 20.")

@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..common.progress import ProgressBar
 from ..data import DetectionData
 from ..evaluation import Evaluation, evaluate_model
+from ..evaluation.kept_thresholds import best_thresholds
 from ..inference.loading import load_detector, load_image_processor
 from ..inference.predictor import Predictor
 from ..runtime.model_card import write_model_card
@@ -109,6 +110,7 @@ def leave_results(
             save_report(evaluation, data, target)
         evaluations.append(evaluation)
     held_out, test = evaluations
+    predictor.model.config.set_thresholds(*((None, None) if held_out is None else best_thresholds(held_out)))
     if held_out is not None:
         _record_evaluation(predictor.model, held_out, splits.validation, test, splits.test)
     config, digest = predictor.model.config, weights_digest(predictor.model)

@@ -100,6 +100,8 @@ class _TrainingRecord(TrainerCallback):
             "recipe": self._recipe(args, state, model, optimizer, lr_scheduler),
         }
         model.config.provenance = {**(model.config.provenance or {}), "training": self.training}
+        # Thresholds of the weights before training.
+        model.config.score_threshold = model.config.class_score_thresholds = None
         self.digests = {}
         if state.global_step:  # resumed: the log of the checkpoint has earlier evaluations
             checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
