@@ -114,6 +114,25 @@ def test_what_a_run_leaves_loads_and_is_complete(finished):
     assert "\r" not in printed  # no bar without a terminal
 
 
+def test_the_threshold_of_the_best_weights_is_the_default_of_predict(finished, folder, copy, monkeypatch, tmp_path):
+    best = finished[0].evaluation.best_threshold
+    for name in ("", "last", *(checkpoint.name for checkpoint in copy.glob("checkpoint-*"))):
+        config = read_json(copy / name / "config.json")
+        assert config.get("score_threshold") == (None if name else best), name
+        (copy / name / "results.json").unlink(missing_ok=True)
+        assert Predictor(copy / name).thresholds.default == (0.5 if name or best is None else best)
+    settings = read_json(copy / "config.json") | {"score_threshold": 0.3, "class_score_thresholds": {"disc": 0.2}}
+    (copy / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(results, "best_thresholds", lambda evaluation: (0.7, {"box": 0.6}))
+    run, _ = run_quietly(folder / "data", model=copy, output_dir=tmp_path / "further", max_steps=1)
+    further = read_json(run.output_dir / "config.json")
+    assert (further["score_threshold"], further["class_score_thresholds"]) == (0.7, {"box": 0.6})
+    for name in ("last", "checkpoint-1"):
+        assert (
+            not {"score_threshold", "class_score_thresholds"} & read_json(run.output_dir / name / "config.json").keys()
+        )
+
+
 def test_the_weights_are_the_best_of_all_evaluations_and_the_last_ones(finished):
     run, printed = finished
     state = run.trainer.state
