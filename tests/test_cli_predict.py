@@ -298,7 +298,7 @@ def test_help_is_short_and_ends_with_an_example():
     exit_code, output, _ = run("--help")
     assert exit_code == 0
     assert "dino-hf predict outputs/train photos/ clip.mp4 --save found" in output
-    assert len(output.splitlines()) < 85
+    assert len(output.splitlines()) < 88
 
 
 def test_a_resumed_prediction_with_nothing_left_says_so(model, photos, tmp_path):

@@ -240,6 +240,15 @@ def test_the_metadata_have_nms_and_canvas_of_the_image_processor():
     metadata = make_metadata(Predictor(toy_detector()[0], processor), "toy")
     saved = json.loads(metadata["image_processor"])
     assert (saved["nms"], saved["canvas_value"], saved["size"]["longest_edge"]) == (nms, 114, 72)
+    assert "score_threshold" not in metadata
+
+
+def test_the_metadata_have_the_score_thresholds():
+    model, processor = toy_detector()
+    model.config.set_thresholds(0.25, {"star": 0.1})
+    metadata = make_metadata(Predictor(model, processor), "toy")
+    assert json.loads(metadata["score_threshold"]) == 0.25
+    assert json.loads(metadata["class_score_thresholds"]) == {"star": 0.1}
 
 
 def test_the_report_tells_what_was_compared(exported):
