@@ -60,6 +60,14 @@ def train(
             help="Train only LoRA adapters of this rank, such as 16, and class heads; or settings: r=16,lora_alpha=32.",
         ),
     ] = None,
+    keep_classes: Annotated[
+        bool,
+        typer.Option("--keep-classes", help="Also keep the other classes of --model."),
+    ] = False,
+    old_data: Annotated[
+        str | None,
+        typer.Option(help="Data to measure kept classes on.", show_default=False),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -151,6 +159,8 @@ def train(
             num_queries=num_queries,
             freeze=None if freeze is None else [part for text in freeze for part in split_names(text)],
             lora=None if lora is None else parse_lora(lora),
+            keep_classes=keep_classes or None,
+            old_data=old_data,
             recipe=recipe,
             output_dir=output_dir,
             resume=resume,

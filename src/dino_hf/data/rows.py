@@ -86,6 +86,27 @@ class ClassSpace(NamedTuple):
     category_ids: list[int]  # class index -> original category id
 
 
+def replace_boxes(data: CocoData, classes: ClassSpace, objects: Mapping[int, Mapping[str, list]]) -> CocoData:
+    """The same images with other boxes and classes. Embedded images are not copied.
+
+    Args:
+        objects: image id -> objects, as in a row of a `CocoData`. Categories are indices of `classes`.
+    """
+    # Replace the column in the whole table below a selection of rows: `add_column` would copy the selected images.
+    table, features = data.dataset.data.table, data.dataset.features
+    ids = table["image_id"].to_pylist()
+    empty = {name: [] for name in features["objects"]}
+    column = [objects.get(image_id, empty) for image_id in ids]
+    place, objects_type = table.column_names.index("objects"), Features({"objects": features["objects"]})
+    column = pa.table({"objects": column}, schema=objects_type.arrow_schema)["objects"]
+    dataset = Dataset(table.set_column(place, "objects", column), info=DatasetInfo(features=features))
+    rows = dict(zip(ids, range(len(ids)), strict=True))
+    selected = [rows[image_id] for image_id in data.dataset.select_columns("image_id")[:]["image_id"]]
+    if selected != list(range(len(ids))):
+        dataset = dataset.select(selected)
+    return CocoData(dataset, *classes, data.name)
+
+
 def raise_problem(problems: list[Problem]) -> None:
     """Raise the first problem as an error."""
     for problem in problems:

@@ -40,6 +40,8 @@ class Evaluation:
     notes: list[str]  # sentences for the user
     max_detections: int = 100  # number of detections that count per image and class
     tiling: Tiling | None = None  # tiles that larger images were cut into; None: whole images only
+    # AP of old classes, from the run that trained the detector with `keep_classes`; None: it kept none
+    old_classes: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         counts = self.counts
@@ -117,6 +119,7 @@ class Evaluation:
             "bootstrap": {"resamples": len(self.samples), "seed": self.seed},
             "left_out": self.left_out,
             "notes": self.notes,
+            **({} if self.old_classes is None else {"old_classes": self.old_classes}),
         }
 
 

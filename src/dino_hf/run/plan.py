@@ -12,6 +12,7 @@ from ..common.values import short_repr
 from ..data import DetectionData
 from ..training.augmentation import Augmentation
 from ..training.class_balance import images_per_epoch
+from ..training.kept_classes import ClassGroups
 from ..training.optimizer import planned_steps
 from ..training.recipe import Recipe
 from .progress import BEST_AP
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     arguments: dict[str, Any]  # for TrainingArguments, without batch sizes
     output_dir: Path
     splits: DetectionData
+    groups: ClassGroups | None = None  # classes of a run that keeps old classes
 
     def training_arguments(self, batch_size: int = 1, accumulation: int = 1) -> TrainingArguments:
         """Arguments for a batch size per process and a number of accumulated batches. The user's settings replace both.

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -327,14 +327,25 @@ def few_queries(config: PreTrainedConfig, size: tuple[int, int]) -> list[str]:
     ]
 
 
-def find_warnings(data: dict[str, Any], memory: dict[str, Any] | None, findings: list[str]) -> list[str]:
-    """All warnings of a preflight: the given findings, classes with few boxes, and too little memory."""
+def find_warnings(
+    data: dict[str, Any], memory: dict[str, Any] | None, findings: list[str], kept: Sequence[str] = ()
+) -> list[str]:
+    """All warnings of a preflight: the given findings, classes with few boxes, and too little memory.
+
+    Args:
+        kept: old classes, whose boxes are detections of the old detector.
+    """
     warnings = list(findings)
-    empty = [name for name, count in data["classes"].items() if count == 0]
+    empty = [name for name, count in data["classes"].items() if count == 0 and name not in kept]
     if empty:
         warnings.append(f"no training box has the class {list_some(empty, _MOST_CLASSES)}: the model cannot learn it.")
-    if rare := [name for name, count in data["classes"].items() if 0 < count < _RARE]:
+    if rare := [name for name, count in data["classes"].items() if 0 < count < _RARE and name not in kept]:
         warnings.append(f"fewer than {_RARE} training boxes each have the class {list_some(rare, _MOST_CLASSES)}.")
+    if few := [name for name in kept if data["classes"][name] < _RARE]:
+        warnings.append(
+            f"the old detector finds fewer than {_RARE} objects each of {list_some(few, _MOST_CLASSES)} in the training images, "
+            "so training may forget these classes."
+        )
     if memory is not None and memory["more"] > memory["free"]:
         warnings.append(
             f"a step needs about {size_text(memory['more'])} more, but only {size_text(memory['free'])} are free. Use a smaller "

@@ -33,6 +33,7 @@ def prepare(
     splits, recipe, model = plan.splits, plan.recipe, start.model
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     data = describe_data(splits.origin, splits.notes, parts)
+    kept = [] if plan.groups is None else plan.groups.old
     probe = plan.training_arguments()
     canvas_side = getattr(start.image_processor, "canvas_side", None)
     forecast = forecast_memory(
@@ -61,7 +62,9 @@ def prepare(
         | describe_balance(splits.train, recipe),
         memory=memory,
         disk=describe_disk(model, recipe, args, plan.output_dir),
-        warnings=find_warnings(data, memory, findings + few_queries(model.config, forecast.size) + record.changes()),
+        warnings=find_warnings(
+            data, memory, findings + few_queries(model.config, forecast.size) + record.changes(), kept
+        ),
     )
     if (disk := preflight.disk)["needed"] > disk["free"]:
         raise ValueError(

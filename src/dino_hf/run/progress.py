@@ -6,6 +6,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from ..common.progress import ProgressBar
+from ..training.kept_classes import ClassGroups
 
 _SILENCE = 60  # seconds between lines without a terminal
 BEST_AP = "best_AP"  # a name for `metric_for_best_model`
@@ -17,12 +18,36 @@ _SHOWN = (
 )
 
 
+def ap_of(metrics: dict, prefix: str, groups: ClassGroups | None = None) -> float:
+    """The AP by which weights are chosen: the mean over all classes, or, in a run that keeps old classes, the balanced AP.
+
+    Args:
+        prefix: "eval_" for the raw weights, "eval_ema_" for the averaged ones.
+        groups: classes of a run that keeps old classes.
+    Returns:
+        -1 without an evaluation.
+    """
+    return metrics.get(f"{prefix}AP", -1.0) if groups is None else groups.balanced_ap(metrics, prefix)
+
+
+def best_ap(metrics: dict, groups: ClassGroups | None = None) -> float:
+    """The higher `ap_of` of the raw and the averaged weights."""
+    return max(ap_of(metrics, prefix, groups) for prefix in ("eval_", "eval_ema_"))
+
+
 class BestApMetric(TrainerCallback):
-    """Adds the metric `eval_best_AP`, the higher AP of the raw and the averaged weights, by which the best weights are chosen."""
+    """Adds the metric `eval_best_AP`, the higher AP of the raw and the averaged weights, by which the best weights are chosen.
+
+    Args:
+        groups: classes of a run that keeps old classes.
+    """
+
+    def __init__(self, groups: ClassGroups | None = None):
+        self.groups = groups
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if "eval_AP" in metrics:
-            metrics[f"eval_{BEST_AP}"] = max(metrics["eval_AP"], metrics.get("eval_ema_AP", -1.0))
+            metrics[f"eval_{BEST_AP}"] = best_ap(metrics, self.groups)
 
 
 class TrainingProgress(TrainerCallback):
@@ -33,10 +58,11 @@ class TrainingProgress(TrainerCallback):
 
     Args:
         console: where progress is shown. Without a terminal, lines are printed instead of a bar.
+        groups: classes of a run that keeps old classes. Lines then also show the AP of the old and of the other classes.
     """
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, groups: ClassGroups | None = None):
+        self.console, self.groups = console, groups
         self._bar: ProgressBar | None = None
         self._timer = _Timer()
         self._loss: float | None = None
@@ -46,7 +72,7 @@ class TrainingProgress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._timer = _Timer()
-        self._best = max((_ap(entry) for entry in state.log_history), default=-1.0)  # resumed
+        self._best = max((best_ap(entry, self.groups) for entry in state.log_history), default=-1.0)  # resumed
         if state.is_world_process_zero and self.console.is_terminal:
             # The bar does not estimate the time left: `seconds_left` includes evaluations.
             self._bar = ProgressBar(self.console, estimate=False)
@@ -124,8 +150,13 @@ class TrainingProgress(TrainerCallback):
         for name, label, digits in _SHOWN:
             if name in metrics:
                 parts.append(f"{label} {metrics[name]:.{digits}f}")
-        if _ap(metrics) > self._best:
-            self._best = _ap(metrics)
+        if self.groups is not None and "eval_AP" in metrics:
+            is_average = ap_of(metrics, "eval_ema_", self.groups) > ap_of(metrics, "eval_", self.groups)
+            old, others = self.groups.mean_aps(metrics, "eval_ema_" if is_average else "eval_")
+            parts += [f"of old classes {old:.3f}"] if old >= 0 else []
+            parts += [f"of the others {others:.3f}"] if others >= 0 else []
+        if (ap := best_ap(metrics, self.groups)) > self._best:
+            self._best = ap
             parts.append("best so far")
         if (left := self.seconds_left(args, state)) is not None and state.global_step < state.max_steps:
             parts.append(f"{_duration(left)} left")
@@ -162,10 +193,6 @@ def _evaluations_left(args, state) -> int:
         return state.max_steps // state.eval_steps - state.global_step // state.eval_steps
     epochs = state.num_train_epochs
     return max(0, round(epochs - (state.epoch or 0)))
-
-
-def _ap(metrics: dict) -> float:
-    return max(metrics.get("eval_AP", -1.0), metrics.get("eval_ema_AP", -1.0))
 
 
 def _duration(seconds: float) -> str:

@@ -70,8 +70,10 @@ class RunRecord:
         num_queries: int | None,
         freeze: list[str] | None = None,
         lora: dict[str, Any] | None = None,
+        keep_classes: bool | None = None,
     ) -> None:
-        """Choose what the run starts from and which parts of it are trained: the given values, else the recorded values.
+        """Choose what the run starts from, which parts of it are trained, and whether its classes are kept: the given values, else
+        the recorded values.
 
         Raises:
             ValueError: model and backbone are given, or the resumed run started from others.
@@ -82,6 +84,7 @@ class RunRecord:
                 "out the model to train a new detector on this backbone."
             )
         choices = {"model": model, "backbone": backbone, "num_queries": num_queries, "freeze": freeze, "lora": lora}
+        choices["keep_classes"] = keep_classes
         for name, given in choices.items():
             before = self.recorded.get(name)
             if isinstance(given, str | Path):

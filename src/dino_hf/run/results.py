@@ -21,9 +21,12 @@ from ..runtime.weights_digest import weights_digest
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
 from ..training.ema import EMA_FOLDER, ModelEma
+from ..training.kept_classes import ClassGroups
 from ..training.lora import merge_adapters
 from ..training.trainer import DinoDetrTrainer
-from .progress import BEST_AP
+from .old_class_report import report_old_classes, summary_lines
+from .old_classes import OldClasses
+from .progress import BEST_AP, ap_of
 from .record import RunRecord
 
 LAST_FOLDER, TEST_FOLDER = "last", "test"
@@ -39,17 +42,23 @@ _PICTURES = {
 }
 
 
-def keep_weights(trainer: DinoDetrTrainer, record: RunRecord) -> None:
-    """Save the best weights, raw or averaged, in the output folder, and the weights of the last step in `last`."""
+def keep_weights(trainer: DinoDetrTrainer, record: RunRecord, groups: ClassGroups | None = None) -> None:
+    """Save the best weights, raw or averaged, in the output folder, and the weights of the last step in `last`.
+
+    Args:
+        groups: classes of a run that keeps old classes.
+    """
     newest = Path(newest_checkpoint(record.output_dir))
-    source, description = _best(trainer.state, trainer.args, newest)
+    source, description = _best(trainer.state, trainer.args, newest, groups)
     record.values["weights"] = description
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     _save(model, source, record.output_dir, description)
     _save(model, newest, record.output_dir / LAST_FOLDER, f"those after the last step, {trainer.state.global_step}")
 
 
-def _best(state: TrainerState, args: TrainingArguments, newest: Path) -> tuple[Path, str]:
+def _best(
+    state: TrainerState, args: TrainingArguments, newest: Path, groups: ClassGroups | None = None
+) -> tuple[Path, str]:
     """Folder of the best weights, and a description of them."""
     evaluations = [entry for entry in state.log_history if "eval_AP" in entry]
     best = newest.with_name(f"checkpoint-{state.best_global_step}")
@@ -63,7 +72,8 @@ def _best(state: TrainerState, args: TrainingArguments, newest: Path) -> tuple[P
     metric = args.metric_for_best_model.removeprefix("eval_")
     is_average = metric.startswith("ema_")
     if metric == BEST_AP:
-        metric, is_average = "AP", scores.get("eval_ema_AP", -1.0) > scores["eval_AP"]
+        metric = "AP" if groups is None else "the mean of the AP of old classes and the AP of the others"
+        is_average = ap_of(scores, "eval_ema_", groups) > ap_of(scores, "eval_", groups)
     is_average = is_average and ModelEma.is_saved(best / EMA_FOLDER)
     description = f"{_kind(is_average)} after step {state.best_global_step}, the best of {len(evaluations)} evaluations by {metric}"
     return (best / EMA_FOLDER if is_average else best), description
@@ -88,10 +98,19 @@ def _save(trained: nn.Module, source: Path, folder: Path, selected: str) -> None
 
 
 def leave_results(
-    record: RunRecord, splits: DetectionData, args: TrainingArguments, console: Console
+    record: RunRecord,
+    splits: DetectionData,
+    args: TrainingArguments,
+    console: Console,
+    old: OldClasses | None = None,
+    old_data: CocoData | None = None,
 ) -> tuple[Evaluation | None, Evaluation | None]:
     """Evaluate the weights in the output folder on held-out and test images, and write reports, curves and the model card.
 
+    Args:
+        splits: with the classes and boxes of the data set.
+        old: the classes that the run keeps, which are measured too.
+        old_data: images annotated with old classes.
     Returns:
         the evaluations on held-out and on test images, each None without images.
     """
@@ -102,21 +121,32 @@ def leave_results(
         _write_history(folder, TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
     predictor = Predictor(folder, device=args.device)
     evaluations: list[Evaluation | None] = []
-    for data, target in ((splits.validation, folder), (splits.test, folder / TEST_FOLDER)):
+    parts, batch_size = (splits.validation, splits.test), args.per_device_eval_batch_size
+    for data in parts:
         evaluation = None
         if data is not None:
             with ProgressBar(console) as bar:
-                evaluation = evaluate_model(predictor, data, batch_size=args.per_device_eval_batch_size, progress=bar)
-            save_report(evaluation, data, target)
+                evaluation = evaluate_model(predictor, data, batch_size=batch_size, progress=bar)
         evaluations.append(evaluation)
     held_out, test = evaluations
     predictor.model.config.set_thresholds(*((None, None) if held_out is None else best_thresholds(held_out)))
+    report = None
+    if old is not None and old.classes.old:
+        measured = (splits.validation, held_out, old_data)
+        with ProgressBar(console) as bar:
+            report = report_old_classes(record, old, predictor, *measured, batch_size=batch_size, progress=bar)
+        record.values["old_classes"] = report
+        if held_out is not None:
+            held_out.old_classes = report
+    for evaluation, data, target in zip(evaluations, parts, (folder, folder / TEST_FOLDER), strict=True):
+        if evaluation is not None:
+            save_report(evaluation, data, target)
     if held_out is not None:
         _record_evaluation(predictor.model, held_out, splits.validation, test, splits.test)
     config, digest = predictor.model.config, weights_digest(predictor.model)
     config.save_pretrained(folder)
     write_model_card(folder, config, predictor.model.num_parameters(), weights=digest)
-    _print_summary(record, held_out, test, console)
+    _print_summary(record, held_out, test, console, report)
     return held_out, test
 
 
@@ -137,6 +167,8 @@ def _record_evaluation(
         evaluation["best"] = held_out.best._asdict()
     if test is not None:
         evaluation["test"] = _for_card(test, test_data)
+    if held_out.old_classes is not None:
+        evaluation["old_classes"] = held_out.old_classes
     training["evaluation"] = evaluation
 
 
@@ -166,7 +198,13 @@ def _write_history(folder: Path, state: TrainerState) -> None:
     save_curves(folder / CURVES_NAME, state)
 
 
-def _print_summary(record: RunRecord, held_out: Evaluation | None, test: Evaluation | None, console: Console) -> None:
+def _print_summary(
+    record: RunRecord,
+    held_out: Evaluation | None,
+    test: Evaluation | None,
+    console: Console,
+    old_classes: dict[str, Any] | None,
+) -> None:
     folder = record.output_dir
     lines = [f"{folder} has the best weights: {record.values['weights']}."]
     for evaluation, part in ((held_out, "held-out"), (test, "test")):
@@ -177,6 +215,8 @@ def _print_summary(record: RunRecord, held_out: Evaluation | None, test: Evaluat
                 f"AP {evaluation.metrics['AP']:.3f}{interval}, AP50 {evaluation.metrics['AP50']:.3f} on "
                 f"{evaluation.counts['images']} {part} images."
             )
+    if old_classes is not None:
+        lines += summary_lines(old_classes)
     lines.append(f"Look at {folder / 'README.md'} and {folder / CURVES_NAME}.")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

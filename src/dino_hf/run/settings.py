@@ -42,6 +42,8 @@ _TRAIN_ARGUMENTS = {
     "num_queries",
     "freeze",
     "lora",
+    "keep_classes",
+    "old_data",
     "output_dir",
     "resume",
     "batch_size",

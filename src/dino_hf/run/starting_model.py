@@ -85,6 +85,20 @@ def _has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _WEIGHTS)
 
 
+def load_trained(source: str | Path) -> tuple[PreTrainedModel, Any]:
+    """A trained detector with its own classes, and its image processor.
+
+    Raises:
+        FileNotFoundError, OSError: the model does not exist or cannot be downloaded.
+        ValueError: it is not a DINO detector, or has no weights.
+    """
+    folder = expand_home(fetch_published(source))
+    _check_kind(folder if folder.is_dir() else source)
+    if folder.is_dir() and not _has_weights(folder):
+        raise ValueError(f"{source} has a configuration but no weights, so the detector has learnt no classes to keep.")
+    return load_detector(source), image_processor_of(source)
+
+
 def adapt_start(start: Start, recipe: Recipe, is_nms_chosen: bool = False) -> list[str]:
     """Set the recipe's `nms` in the image processor, and list the settings that the recipe changes or cannot change.
 

@@ -27,6 +27,7 @@ from ..training.trainer import DinoDetrTrainer
 from .data import read_data
 from .image_check import leave_out_bad_images
 from .machine_failures import MACHINE_ERRORS, machine_failure, memory_sentence
+from .old_class_report import keep_old_classes
 from .plan import Plan, adapt_recipe
 from .preflight import Preflight
 from .preparation import prepare
@@ -64,6 +65,8 @@ def train(
     num_queries: int | None = None,
     freeze: str | Sequence[str] | None = None,
     lora: int | Mapping[str, Any] | None = None,
+    keep_classes: bool | None = None,
+    old_data: Any = None,
     recipe: str | None = None,
     output_dir: str | Path = "outputs/train",
     resume: bool = False,
@@ -108,6 +111,12 @@ def train(
             name: {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}, see `dino_hf.training.add_lora`; `lora_alpha` is twice
             the rank by default. Checkpoints hold adapters. The output folder and `last/` hold plain models, with the
             adapters merged into the weights. None: no adapters.
+        keep_classes: keep the classes of `model` that the data do not annotate, beside the classes of the data. Before training,
+            `model` detects its own classes in the training and held-out images, and these boxes become annotations; see
+            `OldClasses`. Weights are chosen by the mean of the AP of these classes and the AP of the others. None: False, the
+            classes are those of the data.
+        old_data: data as `data`, annotated with classes that are kept. Their AP is measured before and after training, on the
+            part that `dino_hf.evaluate` chooses. None: the agreement with `model` on held-out images is measured.
         recipe: a name of `RECIPES`; None: "finetune".
         output_dir: a new or empty folder, or the folder of the run to resume.
         resume: continue from the newest whole checkpoint. Settings that are not given are taken from the earlier run. Without a
@@ -139,7 +148,8 @@ def train(
     RunRecord.open(Path(output_dir), resume)  # checks the folder before a lock is written to it
     with nullcontext() if dry_run else locked_run(Path(output_dir), os.environ.get("RANK", "0") == "0"):
         record = RunRecord.open(Path(output_dir), resume)
-        record.choose_start(model, backbone, num_queries, read_freeze(freeze), read_lora(lora))
+        trained = (read_freeze(freeze), read_lora(lora))
+        record.choose_start(model, backbone, num_queries, *trained, keep_classes or None)
         record.values["source"] = full_path(data) if isinstance(data, str | Path) else record.recorded.get("source")
         record.choose(
             {
@@ -158,11 +168,13 @@ def train(
             record.values["report_to"] = find_trackers(None)
         if record.values["on_bad_image"] not in ("skip", "raise"):
             raise ValueError(f'on_bad_image={on_bad_image!r} must be "skip" or "raise".')
-        return _train(data, record, batch_size, settings, resume=resume, check_images=check_images, dry_run=dry_run)
+        other = {"resume": resume, "check_images": check_images, "dry_run": dry_run}
+        return _train(data, old_data, record, batch_size, settings, **other)
 
 
 def _train(
     data: Any,
+    old_data: Any,
     record: RunRecord,
     batch_size: int | str,
     settings: dict[str, Any],
@@ -175,13 +187,16 @@ def _train(
     given = record.add_settings(flat_settings(settings))
     recipe, others = split_settings(record.values["recipe"], given)
 
-    splits, findings = read_data(data, record, others.get("use_cpu", not torch.accelerator.is_available()))
-    splits, bad_images = leave_out_bad_images(splits, record.values["on_bad_image"], check_images)
+    use_cpu = others.get("use_cpu", not torch.accelerator.is_available())
+    annotated, findings = read_data(data, record, use_cpu)
+    annotated, bad_images = leave_out_bad_images(annotated, record.values["on_bad_image"], check_images)
     findings += bad_images
+    old, old_data = keep_old_classes(record, annotated, old_data, use_cpu, console)
+    splits = annotated if old is None else old.add_to(annotated)
     if resume and not record.is_resumed:
         findings.insert(0, f"there is no run in {output_dir} to resume: this one starts from the beginning.")
     try:
-        start = _load(record, splits.train, recipe, "nms" in given)
+        start = _load(record, splits.train, recipe, "nms" in given, [] if old is None else old.notes())
     except OSError as error:
         if resume and not record.is_resumed:
             raise OSError(f"There is no run in {output_dir} to resume, and a new one cannot start. {error}") from error
@@ -193,7 +208,7 @@ def _train(
         start, warnings = limit_training(start, *(record.values[name] for name in ("freeze", "lora", "seed")))
         findings += warnings
     arguments = others | {"seed": record.values["seed"], "report_to": record.values["report_to"] or "none"}
-    plan = Plan(recipe, arguments, record.output_dir, splits)
+    plan = Plan(recipe, arguments, record.output_dir, splits, None if old is None else old.groups)
     args, preflight = prepare(plan, record, start, batch_size, findings)
     if record.is_finished and (changes := record.changes()):
         raise ValueError(
@@ -211,6 +226,8 @@ def _train(
             torch.distributed.barrier()  # all processes have read the folder
         if is_first:
             record.write()
+            if old is not None:
+                old.write(output_dir)
             with replace_file(output_dir / PREFLIGHT_NAME) as path:
                 path.write_text(json.dumps(preflight.as_dict(), indent=2) + "\n", encoding="utf-8")
         trainer = _run_trainer(plan, start, args, record, console)
@@ -218,8 +235,8 @@ def _train(
         return TrainingRun(record.output_dir, preflight, None, None, trainer)
     try:
         if trainer is not None:
-            keep_weights(trainer, record)
-        evaluation, test = leave_results(record, splits, args, console)
+            keep_weights(trainer, record, plan.groups)
+        evaluation, test = leave_results(record, annotated, args, console, old, old_data)
     except KeyboardInterrupt as error:
         error.add_note("All steps are done; --resume continues with the evaluation.")
         raise
@@ -228,11 +245,12 @@ def _train(
     return TrainingRun(record.output_dir, preflight, evaluation, test, trainer)
 
 
-def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: bool) -> Start:
+def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: bool, notes: Sequence[str] = ()) -> Start:
     """The model that a run starts from. A resumed run starts from its newest checkpoint, a finished run from its result.
 
     Args:
         is_nms_chosen: see `adapt_start`.
+        notes: more notes for the plan.
     """
     checkpoint = str(record.output_dir) if record.is_finished else newest_checkpoint(record.output_dir)
     is_whole = record.is_finished or not record.values["lora"]  # otherwise checkpoints hold only adapters
@@ -246,7 +264,7 @@ def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: boo
         if (num_queries := record.values["num_queries"]) is not None:
             start.notes.append(f"{num_queries} queries instead of {start.model.config.num_queries}")
             set_num_queries(start.model, num_queries)
-        start.notes.extend(adapt_start(start, recipe, is_nms_chosen))
+        start.notes.extend([*notes, *adapt_start(start, recipe, is_nms_chosen)])
         record.values |= {"start": start.source, "start_notes": start.notes}
         if record.values["lora"]:
             record.check_weights(weights_digest(start.model))
@@ -268,7 +286,7 @@ def _random_weights_warning(start: Start, recipe: Recipe) -> list[str]:
 
 
 def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunRecord, console: Console):
-    progress = TrainingProgress(console)
+    progress = TrainingProgress(console, plan.groups)
     with _departures_not_logged():
         trainer = DinoDetrTrainer(
             start.model,
@@ -277,7 +295,7 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
             train=plan.splits.train,
             held_out=plan.splits.validation,
             image_processor=start.image_processor,
-            callbacks=[BestApMetric(), progress],
+            callbacks=[BestApMetric(plan.groups), progress],
             doctor=record.values["training_doctor"],
             on_bad_image=record.values["on_bad_image"],
         )

@@ -109,6 +109,14 @@ class Scores(_Part):
 
 
 @dataclass
+class OldClassScores(Scores):
+    """Scores of classes that the detector knew before training and that the training data do not annotate."""
+
+    before: dict[str, float] = field(default_factory=dict)  # metrics before training
+    is_agreement: bool = False  # the ground truth is detections of the old detector
+
+
+@dataclass
 class Evaluated(Scores):
     """The evaluation that the card reports."""
 
@@ -118,6 +126,7 @@ class Evaluated(Scores):
     best: dict[str, float] = field(default_factory=dict)  # threshold with the highest F1, and its values
     pictures: dict[str, str] = field(default_factory=dict)  # file name -> caption
     test: Scores | None = None
+    old_classes: OldClassScores | None = None
     after_training: bool = False
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..common.text import code_span, escape_markdown, list_some, one_line
 from ..model.coco_classes import coco_class_space
-from .card_data import CardData, Conversion, Evaluated, Scores
+from .card_data import CardData, Conversion, Evaluated, OldClassScores, Scores
 
 TAGS = ("object-detection", "vision", "dino_detr", "dino", "detr")
 _PROJECTS = {
@@ -192,7 +192,32 @@ def _scores(evaluation: Evaluated) -> list[str]:
             ap = metrics.get(_OF_CLASS + name)
             rows.append((name, count, "" if ap is None else f"{ap:.3f}", _interval(intervals, _OF_CLASS + name)))
         sections.append(_table(("class", "objects", "AP", "interval"), rows))
+    if (old := evaluation.old_classes) is not None:
+        sections += _old_classes(old)
     return sections
+
+
+def _old_classes(old: OldClassScores) -> list[str]:
+    """Scores of the classes that the training data do not annotate."""
+    heading, images = "### Classes kept from before training", _images(old)
+    if "AP" not in old.metrics:
+        return [heading, "The training data do not annotate these classes, and they were not measured."]
+    names = [key.removeprefix(_OF_CLASS) for key in old.metrics if key.startswith(_OF_CLASS)]
+    if old.is_agreement:
+        text = (
+            f"The training data do not annotate these classes. On {images}, detections of the detector before training serve as "
+            f"ground truth: **agreement {old.metrics['AP']:.3f}**. It is not an AP on annotations, because the old detector makes "
+            "mistakes too."
+        )
+        rows = [(name, f"{old.metrics[_OF_CLASS + name]:.3f}") for name in names]
+        return [heading, text, _table(("class", "agreement"), rows)]
+    before = {name: f"{value:.3f}" for name, value in old.before.items()}
+    text = (
+        f"The training data do not annotate these classes. On {images}, which are annotated with them: **AP "
+        f"{old.metrics['AP']:.3f}**" + (f"; before training {before['AP']}." if "AP" in before else ".")
+    )
+    rows = [(name, f"{old.metrics[_OF_CLASS + name]:.3f}", before.get(_OF_CLASS + name, "")) for name in names]
+    return [heading, text, _table(("class", "AP", "AP before training"), rows)]
 
 
 def _interval(intervals: dict[str, list[float]], key: str) -> str:
