@@ -167,7 +167,7 @@ def _evaluate_one(console, predictor, data, **settings):
         def progress(stage: str, done: int, total: int) -> None:
             bar(stage, done, total, title=f"{predictor.name}: {stage}")
 
-        return evaluate_model(predictor, data, progress=progress, **settings)
+        return evaluate_model(predictor, data, check_trained=False, progress=progress, **settings)
 
 
 def _show(console, evaluation) -> None:

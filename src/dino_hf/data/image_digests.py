@@ -21,9 +21,8 @@ from .raw import AnnotationBuilder, RawSplit
 from .rows import CocoData
 
 _END = 2**14  # bytes read at each end of a file; files of equal size with equal ends are copies
-_SIZE = (
-    5  # bytes of a digest; 10,000 images and 10,000 others have an equal digest by chance with a probability of 1e-4
-)
+# Bytes of a digest. 10,000 images and 10,000 others have an equal digest by chance with a probability of 1e-4.
+DIGEST_SIZE = 5
 # Near copies are not searched for among more images, because decoding them takes minutes. Exact copies are always found.
 MOST_DECODED = 5000
 
@@ -54,7 +53,7 @@ def _digest(image: Mapping) -> bytes | None:
 
 
 def _hash(size: int, start: bytes, end: bytes) -> bytes:
-    return hashlib.blake2b(size.to_bytes(8, "big") + start + end, digest_size=_SIZE).digest()
+    return hashlib.blake2b(size.to_bytes(8, "big") + start + end, digest_size=DIGEST_SIZE).digest()
 
 
 def pack(digests: Iterable[bytes | None]) -> str:
@@ -62,7 +61,7 @@ def pack(digests: Iterable[bytes | None]) -> str:
     return base64.b64encode(b"".join(sorted({digest for digest in digests if digest is not None}))).decode()
 
 
-def unpack(text: object, size: int = _SIZE) -> set[bytes]:
+def unpack(text: object, size: int = DIGEST_SIZE) -> set[bytes]:
     """The digests in a text from `pack`, of `size` bytes each. Anything else gives an empty set."""
     if not isinstance(text, str):
         return set()

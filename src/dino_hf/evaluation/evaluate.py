@@ -41,7 +41,7 @@ from .kept_thresholds import check_keeps_thresholds, keep_thresholds
 from .matching import SIZES, ClassMatches, class_matches
 from .mistakes import NUM_MISTAKES, confusion_matrix, find_mistakes
 from .result import Evaluation
-from .seen_images import load_split
+from .seen_images import load_split, trained_note
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ def evaluate(
         max_detections=max_detections,
         tiles=tiles,
         tile_overlap=tile_overlap,
+        check_trained=False,  # `load_split` has checked it
         progress=progress,
     )
     evaluation.notes[:0] = notes
@@ -137,6 +138,7 @@ def evaluate_model(
     max_detections: int | None = None,
     tiles: int | str | tuple[int, int] | None = None,
     tile_overlap: float | None = None,
+    check_trained: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict all images and score the detections. The COCO metrics equal the numbers of pycocotools bit by bit.
@@ -150,6 +152,7 @@ def evaluate_model(
         tiles: size of tiles, as in `predict`. Larger images are also cut into tiles, and AP is measured on whole images, with
             the merged detections. None: the tiles that the model was trained on, with a note. "none": no tiles.
         tile_overlap: overlap of neighbouring tiles, relative to their side, in [0, 0.9]. None: as in training, or 0.2.
+        check_trained: warn, with a note in the result, if the model was trained on images of the data.
         progress: called with the stage ("images", "classes" or "resampled classes"), the number done, and the total.
     Raises:
         ValueError: model and data have no class in common, or an image has another size than annotated. Any error that an image
@@ -164,7 +167,9 @@ def evaluate_model(
         ]
     progress = progress or _silent
     classes = map_classes(predictor.id2label, predictor.category_ids, data, predictor.name)
-    for note in classes.notes:
+    trained = trained_note(getattr(predictor, "model", None), data) if check_trained else None
+    notes = classes.notes + ([trained] if trained else [])
+    for note in notes:
         logger.warning(note)
     truth = truth_columns(data)
     check_memory(num_bootstrap, len(data.dataset), len(data.category_ids))
@@ -206,7 +211,7 @@ def evaluate_model(
         samples=samples,
         seed=seed,
         left_out=left_out,
-        notes=classes.notes + limit_notes + tile_notes,
+        notes=notes + limit_notes + tile_notes,
         max_detections=limit,
         tiling=tiling,
     )

@@ -283,10 +283,10 @@ def _compare_ap(
     """
     from ..evaluation import evaluate_model
 
-    ap = []
+    ap, settings = [], {"num_bootstrap": 0, "tiles": NO_TILES, "check_trained": False}
     for detector in (predictor, exported):
         say(f"Evaluating {detector.name} on {len(data.dataset)} images.")
-        ap.append(evaluate_model(detector, data, batch_size=1, num_bootstrap=0, tiles=NO_TILES).metrics["AP"])
+        ap.append(evaluate_model(detector, data, batch_size=1, **settings).metrics["AP"])
         if ap[0] < 0:  # COCO's -1
             raise ValueError(f"{data.name} has no objects, so there is no AP to compare; give other data, or none.")
     if abs(ap[0] - ap[1]) > tolerance:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..data import DetectionData, RawDataset, read_raw
 from ..data.hub_files import drain
@@ -15,6 +15,7 @@ from ..data.image_digests import image_digests
 from ..data.load import load_raw
 from ..data.rows import box_columns
 from ..doctor.checks import inspect
+from ..evaluation.seen_images import seen_images
 from ..training.coco_data import CocoData
 from .record import RunRecord
 
@@ -125,6 +126,21 @@ def _copies_of_training_images(splits: DetectionData) -> list[str]:
             found.append(
                 f"{count} of {len(data.dataset)} {name} images are copies of training images. AP on them does not measure how the "
                 "model performs on new images. Remove them from one of the two parts."
+            )
+    return found
+
+
+def trained_before(model: PreTrainedModel, splits: DetectionData) -> list[str]:
+    """A warning for each held-out part with images that an earlier run of the start model was trained on."""
+    trained, found = seen_images(model).trained, []
+    for name, data in (("validation", splits.validation), ("test", splits.test)):
+        if data is None or not trained:
+            continue
+        if count := sum(digest in trained for digest in image_digests(data)):
+            found.append(
+                f"the start model was trained on {count} of the {len(data.dataset)} {name} images, so AP on them says little about "
+                "other images. Hold out other images, or choose the seed and the validation fraction of the model's run, which "
+                "hold out the same images again."
             )
     return found
 

@@ -126,7 +126,8 @@ def leave_results(
         evaluation = None
         if data is not None:
             with ProgressBar(console) as bar:
-                evaluation = evaluate_model(predictor, data, batch_size=batch_size, progress=bar)
+                settings = {"batch_size": batch_size, "check_trained": False}
+                evaluation = evaluate_model(predictor, data, progress=bar, **settings)
         evaluations.append(evaluation)
     held_out, test = evaluations
     predictor.model.config.set_thresholds(*((None, None) if held_out is None else best_thresholds(held_out)))

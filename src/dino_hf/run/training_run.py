@@ -24,7 +24,7 @@ from ..training.readable_images import TooManyBadImages
 from ..training.recipe import Recipe
 from ..training.run_lock import locked_run
 from ..training.trainer import DinoDetrTrainer
-from .data import read_data
+from .data import read_data, trained_before
 from .image_check import leave_out_bad_images
 from .machine_failures import MACHINE_ERRORS, machine_failure, memory_sentence
 from .old_class_report import keep_old_classes
@@ -202,6 +202,8 @@ def _train(
             raise OSError(f"There is no run in {output_dir} to resume, and a new one cannot start. {error}") from error
         raise
     findings += _random_weights_warning(start, recipe)
+    if not record.is_resumed:
+        findings += trained_before(start.model, splits)
     recipe = adapt_recipe(recipe, given, start.image_processor, splits.validation is not None)
     recipe.configure(start.model)
     if not record.is_finished:

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ..common.random_numbers import forked_random_numbers
 from ..evaluation.evaluator import CocoEvaluator
+from ..evaluation.seen_images import seen_images
 from ..model.matcher import NonFinitePredictionsError
 from .augmentation import mix_seeds
 from .checkpoint_files import (
@@ -151,6 +152,7 @@ class DinoDetrTrainer(EvaluatingTrainer):
         self._training_parts = TrainingParts()
         self._criterion = detector.criterion
         self._images: dict[str, str] | None = None  # digests, see recorded_images
+        self._seen_before = seen_images(model)  # by the runs that the model comes from
         self._stopped_early = False  # whether the resumed run had been stopped early
         self._steps_per_epoch = 1
         self._image_ids: list[Tensor] = []  # image ids of this step, one tensor per batch
@@ -174,7 +176,7 @@ class DinoDetrTrainer(EvaluatingTrainer):
 
     def _image_record(self) -> dict[str, str]:
         if self._images is None:
-            self._images = recorded_images(self._train_data, list(self._held_out.values()))
+            self._images = recorded_images(self._train_data, list(self._held_out.values()), self._seen_before)
         return self._images
 
     # The recipe

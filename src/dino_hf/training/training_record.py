@@ -10,13 +10,23 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..common.regular_files import read_settings
-from ..data.image_digests import MOST_DECODED, image_digests, image_fingerprints, pack
+from ..data.image_digests import (
+    DIGEST_SIZE,
+    FINGERPRINT_SIZE,
+    MOST_DECODED,
+    image_digests,
+    image_fingerprints,
+    pack,
+    unpack,
+)
+from ..evaluation.seen_images import SeenImages
 from ..runtime.model_card import digest_to_compare, read_card, write_card_for_upload, write_model_card
 from ..runtime.weights_digest import weights_digest
 from .coco_data import CocoData
 
 logger = logging.getLogger(__name__)
 
+_MOST_EARLIER = 50_000  # images of earlier runs
 _MOST_RECORDED = 20_000  # images; each digest takes 7 bytes in the configuration
 _METRICS = ("AP", "AR_")  # prefixes of the metrics of CocoEvaluator
 
@@ -61,11 +71,14 @@ def record_training(
     trainer.create_model_card = create_model_card  # on the instance, so any Trainer can be recorded
 
 
-def recorded_images(train: CocoData, held_out: Sequence[CocoData]) -> dict[str, str]:
+def recorded_images(train: CocoData, held_out: Sequence[CocoData], earlier: SeenImages | None = None) -> dict[str, str]:
     """Digests and fingerprints of the images, so that `dino_hf.evaluate` recognises training images and copies of them.
 
     They are not recorded for data sets of more than 20,000 images. Fingerprints are recorded for at most `MOST_DECODED` images,
     because each image has to be decoded.
+
+    Args:
+        earlier: record of the model that training starts from. Its training images are recorded as training images too.
     """
     parts = {"trained": [train], "held_out": held_out}
     images = {
@@ -73,8 +86,18 @@ def recorded_images(train: CocoData, held_out: Sequence[CocoData]) -> dict[str, 
         for name, sets in parts.items()
         if sets and sum(len(data.dataset) for data in sets) <= _MOST_RECORDED
     }
-    if len(train.dataset) <= MOST_DECODED:
-        images["trained_looks"] = pack(image_fingerprints(train))
+    for name, sets in parts.items():
+        if sets and sum(len(data.dataset) for data in sets) <= MOST_DECODED:
+            images[f"{name}_looks"] = pack(chain.from_iterable(map(image_fingerprints, sets)))
+    earlier = earlier or SeenImages()
+    for name, known, size in (
+        ("trained", earlier.trained, DIGEST_SIZE),
+        ("trained_looks", earlier.trained_fingerprints, FINGERPRINT_SIZE),
+    ):
+        if known and len(known) <= _MOST_EARLIER:
+            images[name] = pack(known | unpack(images.get(name), size))
+        elif known:
+            logger.warning("%d images of earlier runs are too many to be recorded as training images.", len(known))
     return images
 
 
