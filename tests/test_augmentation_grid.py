@@ -151,7 +151,7 @@ def test_a_run_shows_its_own_data_recipe_sizes_and_seed(scenes, drawn, model, tm
     (run / "run.json").write_text(json.dumps(record | {"source": None}))
     exit_code, output = augment(run, "--output", tmp_path / "other.png")
     assert exit_code == 1
-    assert "its data are not recorded. Name the data set itself, with --recipe finetune." in output
+    assert "its data are not recorded. Name the data set itself, with --recipe scratch." in output
 
 
 @pytest.mark.parametrize(

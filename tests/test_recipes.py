@@ -178,6 +178,18 @@ def test_each_number_of_the_recipes_of_our_own():
         "ema_warmup_steps": 100,
         "early_stopping_patience": 10,
     }
+    assert differing("from-backbone") == {
+        "name": "from-backbone",
+        "model_settings": settings,
+        "num_train_epochs": 50,
+        "lr_scheduler": "cosine",
+        "lr_drop_epochs": [],
+        "warmup_steps": 0.05,
+        "learning_rate": 4e-4,
+        "backbone_learning_rate": 4e-5,
+        "total_batch_size": 4,
+        "early_stopping_patience": 10,
+    }
     assert differing("scratch") == {
         "name": "scratch",
         "num_train_epochs": 3,
@@ -287,7 +299,7 @@ def test_what_is_counted_is_whole(name):
 
 def test_an_unknown_recipe_is_refused_with_those_that_there_are():
     for name in ("paper", ["finetune"], None):
-        known = r"; there are \[.*'better-hyper', 'co-dino', 'finetune', 'paper-12ep'"
+        known = r"; there are \[.*'better-hyper', 'co-dino', 'finetune', 'from-backbone', 'paper-12ep'"
         with pytest.raises(ValueError, match=f"no recipe {re.escape(repr(name))}{known}"):
             get_recipe(name)
 

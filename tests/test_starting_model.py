@@ -30,6 +30,7 @@ def weights(model) -> dict[str, torch.Tensor]:
 def test_a_detector_keeps_the_classes_that_it_knows(tmp_path):
     model = DinoDetrForObjectDetection(tiny_config(num_labels=2, id2label={0: "emu", 1: "ant"}))
     model.config.provenance = {"start": "random weights", "license": "mit"}
+    randomize(model)  # as if it were trained
     model.half().save_pretrained(tmp_path)
     DinoDetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(tmp_path)
     start = load_start(tmp_path, DATA, seed=0)
@@ -58,7 +59,7 @@ def test_two_threads_that_load_leave_no_seed_behind(tmp_path, monkeypatch):
     tiny_config(num_labels=2).save_pretrained(tmp_path)
     calls, second_is_in, one_is_done = [], threading.Event(), threading.Event()
 
-    def draw(folder, data):
+    def draw(folder, data, source):
         calls.append(folder)
         if len(calls) == 1:
             second_is_in.wait(timeout=0.5)  # if nothing keeps the threads apart

@@ -348,12 +348,12 @@ def test_a_run_that_is_not_there_is_started_with_a_word(folder, tmp_path):
     assert not (tmp_path / "typo").exists()
 
 
-@pytest.mark.parametrize(("recipe", "is_warned"), [(None, True), ("finetune", True), ("scratch", False)])
-def test_random_weights_and_the_recipe_of_trained_ones_are_warned_of(folder, tmp_path, recipe, is_warned):
+@pytest.mark.parametrize(("recipe", "is_warned"), [(None, False), ("finetune", True), ("scratch", False)])
+def test_a_low_learning_rate_of_random_weights_is_warned_of(folder, tmp_path, recipe, is_warned):
     run, _ = run_quietly(
         folder / "data", model=folder / "untrained", output_dir=tmp_path / "o", dry_run=True, recipe=recipe
     )
-    assert any("starts from random weights" in one and "scratch" in one for one in run.preflight.warnings) == is_warned
+    assert any("5e-05 is too low" in one and "--recipe scratch" in one for one in run.preflight.warnings) == is_warned
 
 
 def test_a_model_without_weights_is_to_be_trained_first(folder):

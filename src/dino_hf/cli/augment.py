@@ -23,7 +23,7 @@ def augment(
         ),
     ],
     recipe: Annotated[
-        str | None, typer.Option(help="Training recipe.", show_default="finetune, or the recipe of the run")
+        str | None, typer.Option(help="Training recipe.", show_default="as in train, or the recipe of the run")
     ] = None,
     model: Annotated[
         str | None,

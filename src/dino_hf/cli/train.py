@@ -71,8 +71,9 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="finetune, paper-12ep, paper-24ep, paper-36ep, better-hyper, co-dino, align-detr, stable-dino or scratch.",
-            show_default="finetune",
+            help="finetune, from-backbone, scratch, paper-12ep, paper-24ep, paper-36ep, better-hyper, co-dino, align-detr or "
+            "stable-dino.",
+            show_default="by the start: finetune, from-backbone or scratch",
         ),
     ] = None,
     output_dir: Annotated[Path, typer.Option(help="New folder, or the folder of the run to resume.")] = Path(

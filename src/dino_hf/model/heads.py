@@ -6,12 +6,14 @@ from torch import Tensor, nn
 
 from .layers import MLP, linear, zero
 
+# A probability of 0.01 for each class, because few queries show an object (arXiv:1708.02002, sec. 4.1).
+INITIAL_CLASS_BIAS = -math.log(99)
+
 
 def rare_classes(layer: nn.Linear) -> None:
-    """Initial values of a class head: each class has a probability of 0.01, because few queries show an object (arXiv:1708.02002,
-    sec. 4.1)."""
+    """Initial values of a class head."""
     layer.reset_parameters()
-    nn.init.constant_(layer.bias, -math.log(99))
+    nn.init.constant_(layer.bias, INITIAL_CLASS_BIAS)
 
 
 def class_head(d_model: int, num_labels: int, **settings) -> nn.Linear:

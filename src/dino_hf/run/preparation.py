@@ -1,5 +1,6 @@
 """The batch size and the preflight of a run."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from transformers import TrainingArguments
 from ..common.text import size_text
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.class_balance import images_per_epoch
+from ..training.optimizer import planned_steps
 from .memory_forecast import choose_batch_size, forecast_memory, free_memory
 from .plan import Plan, processes_here
 from .preflight import (
@@ -21,6 +23,7 @@ from .preflight import (
     find_warnings,
     image_sizes,
 )
+from .recipe_choice import unsuitable_recipe
 from .record import RunRecord
 from .starting_model import Start
 from .trained_parts import num_trained
@@ -49,6 +52,10 @@ def prepare(
     args = plan.training_arguments(per_process, accumulation)
     memory = describe_memory(forecast, free, args)
     num_images = images_per_epoch(splits.train, recipe.repeat_threshold)
+    rates = recipe.learning_rates(args)
+    findings = findings + unsuitable_recipe(
+        start, dataclasses.replace(recipe, **rates), planned_steps(args, num_images)[0]
+    )
     preflight = Preflight(
         data=data,
         model={

@@ -25,7 +25,7 @@ _AUGMENTATION_SETTINGS = {field.name for field in dataclasses.fields(Augmentatio
 _NAMES = _ARGUMENTS | _RECIPE_SETTINGS | _AUGMENTATION_SETTINGS | MODEL_SETTINGS
 # Arguments of `train` that `run.json` records, and their defaults. A resumed run keeps the recorded values.
 RUN_DEFAULTS = {
-    "recipe": "finetune",
+    "recipe": None,  # by the pretrained part of the model
     "seed": 0,
     "validation_fraction": 0.2,
     "box_format": None,

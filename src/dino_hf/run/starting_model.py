@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
@@ -26,6 +27,7 @@ from ..common.paths import expand_home
 from ..common.regular_files import check_model_folder
 from ..inference.loading import fetch_published, load_detector, load_image_processor, similar_names
 from ..model.configuration_dino_detr import DinoDetrConfig
+from ..model.heads import INITIAL_CLASS_BIAS
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..model.modeling_dino_detr import DinoDetrForObjectDetection
 from ..training.class_transfer import transfer_classes
@@ -33,6 +35,9 @@ from ..training.coco_data import CocoData
 from ..training.recipe import Recipe
 
 BACKBONE = "microsoft/resnet-50"
+# First words of `Start.source` without a pretrained detector. The configuration's `provenance` has them too.
+_RANDOM = "random weights"
+_ON_BACKBONE = f"{_RANDOM}, except the backbone of"
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 # Encoders of the self-supervised DINO, another method with the same name. Its first version is a "vit".
 _SELF_SUPERVISED = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")
@@ -45,6 +50,18 @@ class Start(NamedTuple):
     image_processor: object
     source: str  # where the weights come from, as text
     notes: list[str]  # kept and new classes, as text
+
+    @property
+    def pretrained(self) -> str:
+        """The pretrained part: "detector", "backbone" or "nothing"."""
+        return pretrained_part(self.source)
+
+
+def pretrained_part(source: str) -> str:
+    """The pretrained part of a start, by its `source`: "detector", "backbone" or "nothing"."""
+    if source.startswith(_ON_BACKBONE):
+        return "backbone"
+    return "nothing" if source.startswith(_RANDOM) else "detector"
 
 
 def load_start(
@@ -70,15 +87,40 @@ def load_start(
     with seeded(seed):
         if folder is None:
             return _on_backbone(backbone, data, architecture or {})
-        _check_kind(folder if folder.is_dir() else source)
-        if folder.is_dir() and not _has_weights(folder):
-            return _from_configuration(folder, data)
+        check_kind(folder if folder.is_dir() else source)
+        if (untrained := untrained_source(folder)) is not None and not _has_weights(folder):
+            return _from_configuration(folder, data, untrained)
         model = load_detector(source)
         provenance = model.config.provenance
         if isinstance(provenance, dict):
             model.config.provenance = {name: value for name, value in provenance.items() if name != "start"}
         transfer = transfer_classes(model, data.id2label, data.category_ids)
+        if untrained is not None:
+            return _random_start(model, image_processor_of(source), untrained, provenance["start"])
         return Start(model, image_processor_of(source), str(source), str(transfer).splitlines())
+
+
+def untrained_source(folder: Path) -> str | None:
+    """`Start.source` of a detector that was not trained yet, in a folder. None: it was trained, or there is no folder.
+
+    A detector that `from_backbone` built and `save_pretrained` saved has weights, but its class heads still have their initial
+    biases. The first step of a training changes them.
+    """
+    if not folder.is_dir():
+        return None
+    if not _has_weights(folder):
+        return f"{_RANDOM}: {folder} has a configuration but no weights"
+    config, _ = PreTrainedConfig.get_config_dict(folder)
+    provenance = config.get("provenance")
+    start = provenance.get("start") if isinstance(provenance, dict) else None
+    if not isinstance(start, str) or not start.startswith(_RANDOM) or not (folder / SAFE_WEIGHTS_NAME).is_file():
+        return None
+    with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as weights:
+        names = [name for name in weights.keys() if name.endswith(".class_head.bias")]  # noqa: SIM118  no dictionary
+        biases = [weights.get_tensor(name) for name in names]
+    if not biases or any((bias != torch.full_like(bias, INITIAL_CLASS_BIAS)).any() for bias in biases):
+        return None
+    return f"{_ON_BACKBONE} {folder}" if start.startswith(_ON_BACKBONE) else f"{_RANDOM} of {folder}"
 
 
 def _has_weights(folder: Path) -> bool:
@@ -112,7 +154,7 @@ def adapt_start(start: Start, recipe: Recipe, is_nms_chosen: bool = False) -> li
     loss, weight = (
         recipe.model_settings.get(name, getattr(config, name)) for name in ("class_loss", "cls_loss_coefficient")
     )
-    is_trained = not start.source.startswith("random weights")
+    is_trained = start.pretrained == "detector"
     if is_trained and loss != config.class_loss:
         notes.append(
             f"The class loss changes from {config.class_loss} to {loss}, as in the recipe {recipe.name}; --class-loss "
@@ -191,7 +233,7 @@ def _on_backbone(backbone: str | None, data: CocoData, architecture: Mapping[str
             f"({type(error).__name__}). Connect to the internet once, name a folder with a backbone by "
             "--backbone, or a folder with a detector by --model (in Python, backbone=... or model=...)."
         ) from error
-    source = f"random weights, except the backbone of {name}"
+    source = f"{_ON_BACKBONE} {name}"
     return _random_start(model, image_processor, source, model.config.provenance["start"])
 
 
@@ -205,12 +247,11 @@ def _reach_backbone(name: str) -> None:
         )
 
 
-def _from_configuration(folder: Path, data: CocoData) -> Start:
+def _from_configuration(folder: Path, data: CocoData, source: str) -> Start:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.set_classes(data.id2label, data.category_ids)
     model = DinoDetrForObjectDetection(config)
-    source = f"random weights: {folder} has a configuration but no weights"
-    return _random_start(model, image_processor_of(folder), source, "random weights")
+    return _random_start(model, image_processor_of(folder), source, _RANDOM)
 
 
 def _random_start(model: PreTrainedModel, image_processor, source: str, published_source: str) -> Start:
@@ -236,7 +277,7 @@ def image_processor_of(source: str | Path | None):
     return load_image_processor(source)
 
 
-def _check_kind(source: str | Path) -> None:
+def check_kind(source: str | Path) -> None:
     """Check that a source is a DINO detector, without running code of the model.
 
     Raises:

@@ -124,7 +124,7 @@ def limit_training(
 
 def _random_weights_warnings(start: Start, parts: Sequence[str], lora: Mapping[str, Any] | None) -> list[str]:
     """Warnings about frozen random weights, which never learn."""
-    if not start.source.startswith("random weights"):
+    if start.pretrained == "detector":
         return []
     has_backbone = "except the backbone" in start.source
     random = [part for part in parts if not (has_backbone and part.startswith("backbone"))]

@@ -32,6 +32,7 @@ from .plan import Plan, adapt_recipe
 from .preflight import Preflight
 from .preparation import prepare
 from .progress import BestApMetric, TrainingProgress
+from .recipe_choice import choose_recipe
 from .record import RunRecord, full_path
 from .results import keep_weights, leave_results
 from .settings import find_trackers, flat_settings, split_settings
@@ -117,7 +118,8 @@ def train(
             classes are those of the data.
         old_data: data as `data`, annotated with classes that are kept. Their AP is measured before and after training, on the
             part that `dino_hf.evaluate` chooses. None: the agreement with `model` on held-out images is measured.
-        recipe: a name of `RECIPES`; None: "finetune".
+        recipe: a name of `RECIPES`. None: "finetune" for a trained detector, "from-backbone" if only the backbone is pretrained,
+            "scratch" for random weights.
         output_dir: a new or empty folder, or the folder of the run to resume.
         resume: continue from the newest whole checkpoint. Settings that are not given are taken from the earlier run. Without a
             checkpoint, start from the beginning. For a finished run, only the results are written again.
@@ -185,6 +187,9 @@ def _train(
 ) -> TrainingRun:
     console, output_dir = Console(), record.output_dir
     given = record.add_settings(flat_settings(settings))
+    if record.values["recipe"] is None:
+        with _noting_missing_run(record, resume):
+            record.values["recipe"] = choose_recipe(record.values["model"])
     recipe, others = split_settings(record.values["recipe"], given)
 
     use_cpu = others.get("use_cpu", not torch.accelerator.is_available())
@@ -195,13 +200,8 @@ def _train(
     splits = annotated if old is None else old.add_to(annotated)
     if resume and not record.is_resumed:
         findings.insert(0, f"there is no run in {output_dir} to resume: this one starts from the beginning.")
-    try:
+    with _noting_missing_run(record, resume):
         start = _load(record, splits.train, recipe, "nms" in given, [] if old is None else old.notes())
-    except OSError as error:
-        if resume and not record.is_resumed:
-            raise OSError(f"There is no run in {output_dir} to resume, and a new one cannot start. {error}") from error
-        raise
-    findings += _random_weights_warning(start, recipe)
     if not record.is_resumed:
         findings += trained_before(start.model, splits)
     recipe = adapt_recipe(recipe, given, start.image_processor, splits.validation is not None)
@@ -247,6 +247,19 @@ def _train(
     return TrainingRun(record.output_dir, preflight, evaluation, test, trainer)
 
 
+@contextmanager
+def _noting_missing_run(record: RunRecord, resume: bool) -> Iterator[None]:
+    """If a model cannot be read, the error also says that there is no run to resume."""
+    try:
+        yield
+    except OSError as error:
+        if resume and not record.is_resumed:
+            raise OSError(
+                f"There is no run in {record.output_dir} to resume, and a new one cannot start. {error}"
+            ) from error
+        raise
+
+
 def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: bool, notes: Sequence[str] = ()) -> Start:
     """The model that a run starts from. A resumed run starts from its newest checkpoint, a finished run from its result.
 
@@ -275,16 +288,6 @@ def _load(record: RunRecord, train: CocoData, recipe: Recipe, is_nms_chosen: boo
     start.notes.extend(note for note in adapt_start(start, recipe, is_nms_chosen) if note not in start.notes)
     align_memory(start.model)
     return start
-
-
-def _random_weights_warning(start: Start, recipe: Recipe) -> list[str]:
-    if recipe.name != "finetune" or not start.source.startswith("random weights"):
-        return []
-    return [
-        "the detector starts from random weights, but the recipe finetune is for trained weights: its learning rate, "
-        f"{recipe.learning_rate:g}, and its number of epochs are too small. Start from a trained detector (--model), or choose "
-        "--recipe scratch for a small model or paper-36ep for a large one."
-    ]
 
 
 def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunRecord, console: Console):

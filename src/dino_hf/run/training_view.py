@@ -9,6 +9,7 @@ from ..training.augmentation import Augmentation
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
 from .plan import adapt_recipe
+from .recipe_choice import choose_recipe
 from .record import RUN_NAME, RunRecord
 from .settings import RUN_DEFAULTS, flat_settings, split_settings
 from .starting_model import image_processor_of
@@ -45,10 +46,10 @@ def view_training(
     before = record.recorded
     given = flat_settings(settings or {})
     run_settings = RUN_DEFAULTS | before
-    recipe, given = recipe or run_settings["recipe"], before.get("settings", {}) | given
+    model = model or (_model_of(record) if before else None)
+    recipe, given = recipe or run_settings["recipe"] or choose_recipe(model), before.get("settings", {}) | given
     seed = run_settings["seed"] if seed is None else seed
     changed_recipe, others = split_settings(recipe, given)
-    model = model or (_model_of(record) if before else None)
     image_processor = image_processor_of(model)
     data = source
     if before and (data := before.get("source")) is None:
