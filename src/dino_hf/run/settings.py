@@ -186,11 +186,11 @@ def _closest(name: str, as_option: bool = False) -> str:
         (_NAMES - set(_FALLBACKS)) | _TRAIN_ARGUMENTS,
         key=lambda name: (name not in _TRAIN_ARGUMENTS | _RECIPE_SETTINGS, name),
     )
-    matches = difflib.get_close_matches(name, names, n=3)
     # --lr, --epochs: initials, or one word of the name.
-    matches += [
+    matches = [
         setting for setting in names if name in (re.sub(r"(?<=[a-z])[a-z]+|_", "", setting), *setting.split("_"))
     ]
+    matches += difflib.get_close_matches(name, names, n=3)
     close = list(dict.fromkeys(matches))[:3]
     if as_option:
         close = [f"--{setting.replace('_', '-')}" for setting in close]
