@@ -35,7 +35,7 @@ from dino_hf.training.trainer import DinoDetrTrainer
 from helpers import tiny_config
 from processes import environment_of_scripts, needs_fork, run_processes
 
-QUICK = {"report_to": "none", "use_cpu": True, "num_denoising": 5, "learning_rate": 1e-3}
+QUICK = {"recipe": "finetune", "report_to": "none", "use_cpu": True, "num_denoising": 5, "learning_rate": 1e-3}
 
 
 def run_quietly(*args, **settings):
@@ -350,10 +350,10 @@ def test_a_run_that_is_not_there_is_started_with_a_word(folder, tmp_path):
 
 @pytest.mark.parametrize(("recipe", "is_warned"), [(None, False), ("finetune", True), ("scratch", False)])
 def test_a_low_learning_rate_of_random_weights_is_warned_of(folder, tmp_path, recipe, is_warned):
-    run, _ = run_quietly(
-        folder / "data", model=folder / "untrained", output_dir=tmp_path / "o", dry_run=True, recipe=recipe
-    )
+    places = {"model": folder / "untrained", "output_dir": tmp_path / "o"}
+    run = train(folder / "data", **places, recipe=recipe, report_to="none", use_cpu=True, dry_run=True)
     assert any("5e-05 is too low" in one and "--recipe scratch" in one for one in run.preflight.warnings) == is_warned
+    assert run.preflight.plan["recipe"] == (recipe or "scratch")
 
 
 def test_a_model_without_weights_is_to_be_trained_first(folder):

@@ -135,7 +135,7 @@ def load_trained(source: str | Path) -> tuple[PreTrainedModel, Any]:
         ValueError: it is not a DINO detector, or has no weights.
     """
     folder = expand_home(fetch_published(source))
-    _check_kind(folder if folder.is_dir() else source)
+    check_kind(folder if folder.is_dir() else source)
     if folder.is_dir() and not _has_weights(folder):
         raise ValueError(f"{source} has a configuration but no weights, so the detector has learnt no classes to keep.")
     return load_detector(source), image_processor_of(source)
