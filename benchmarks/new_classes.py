@@ -11,39 +11,40 @@ import json
 import shutil
 import statistics
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
+from pycocotools import mask
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from common import parse
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.scenes import CATEGORIES, make_scenes, small_config
-from dino_hf.inference import Predictor
+from dino_hf.inference import Detections, Predictor
 from dino_hf.training import (
     Augmentation,
     CocoData,
     DinoDetrTrainer,
     get_recipe,
-    kept_classes,
     load_coco,
     transfer_classes,
 )
-from dino_hf.training.kept_classes import KeptClasses, add_boxes, boxes_to_add, keep_classes
+from dino_hf.training.kept_classes import Boxes, KeptClasses, add_boxes, boxes_to_add, keep_classes
 from repeated_runs import complete_runs, settings_of
 
 OLD, NEW = ("disc", "box", "triangle"), ("star", "ring")
 PROCESSOR = DinoDetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 120})
+SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # lowest scores whose boxes are counted
 BEFORE = "before training"
 # Variant -> the lowest score of added boxes (None: no boxes are added), and whether the rows of old classes are frozen.
 VARIANTS: dict[str, tuple[float | None, bool]] = {
     "neither": (None, False),
+    "boxes above 0.2": (0.2, False),
+    "boxes above 0.2, rows frozen": (0.2, True),
     "rows frozen": (None, True),
     "boxes above 0.3": (0.3, False),
-    "boxes above 0.3, rows frozen": (0.3, True),
-    "boxes above 0.5": (0.5, False),
 }
 
 
@@ -56,9 +57,9 @@ class NewClassesArguments:
     num_new_images: int = field(default=600, metadata={"help": "number of images with the two new classes"})
     num_eval_images: int = field(default=200, metadata={"help": "number of held-out images, with all classes"})
     steps_before: int = field(default=1200, metadata={"help": "optimizer steps of the training with the old classes"})
-    steps: int = field(default=250, metadata={"help": "optimizer steps of the training with the new classes"})
+    steps: int = field(default=150, metadata={"help": "optimizer steps of the training with the new classes"})
     batch_size: int = field(default=4, metadata={"help": "images per step"})
-    learning_rate: float = field(default=2e-4, metadata={"help": "learning rate of the training with the new classes"})
+    learning_rate: float = field(default=3e-4, metadata={"help": "learning rate of the training with the new classes"})
     seeds: int = field(default=2, metadata={"help": "number of runs of each variant"})
     variants: list[str] = field(default_factory=lambda: list(VARIANTS), metadata={"help": "variants to run"})
 
@@ -151,17 +152,44 @@ def load_start(arguments: NewClassesArguments, folder: Path) -> Path:
     return start
 
 
-def with_old_boxes(start: Path, data: CocoData, classes: KeptClasses, min_score: float | None) -> tuple[CocoData, int]:
-    """The data with all classes, and with the old detector's boxes above a score; the number of these boxes."""
+@cache
+def detect(start: Path, scenes: Path) -> list[Detections]:
+    """Detections of the old detector in each image."""
+    images = load_coco(scenes / "new.json", scenes).dataset["image"]
+    return list(Predictor(DinoDetrForObjectDetection.from_pretrained(start), PROCESSOR)(images))
+
+
+def choose_boxes(start: Path, scenes: Path, data: CocoData, classes: KeptClasses, min_score: float) -> dict[int, Boxes]:
+    """The old detector's boxes above a score, which become annotations, by image id."""
     boxes = {}
-    if min_score is not None:
-        kept_classes.MIN_SCORE = min_score
-        found = Predictor(DinoDetrForObjectDetection.from_pretrained(start), PROCESSOR)(data.dataset["image"])
-        for row, detections in zip(data.dataset, found, strict=True):
-            size = row["width"], row["height"]
-            added, _ = boxes_to_add(detections, row["objects"]["bbox"], size, classes.old_places)
-            boxes[row["image_id"]] = added
-    return add_boxes(data, classes, boxes), sum(map(len, boxes.values()))
+    for row, found in zip(data.dataset, detect(start, scenes), strict=True):
+        size = row["width"], row["height"]
+        annotated = row["objects"]["bbox"]
+        boxes[row["image_id"]], _ = boxes_to_add(
+            found, annotated, size, classes.old_places, dict.fromkeys(classes.old_places, min_score)
+        )
+    return boxes
+
+
+def quality_of_boxes(scenes: Path, boxes: dict[int, Boxes]) -> tuple[float, float]:
+    """Precision and recall of boxes of old classes at an IoU of 0.5. Boxes of one class and image are matched best score first."""
+    truth = load_coco(scenes / "old.json", scenes)
+    num_right = num_objects = 0
+    for row in truth.dataset:
+        objects = row["objects"]
+        free = [place for place, iscrowd in enumerate(objects["iscrowd"]) if not iscrowd]
+        num_objects += len(free)
+        for label, box, _ in boxes[row["image_id"]]:
+            overlaps = {
+                place: mask.iou([box], [objects["bbox"][place]], [0])[0, 0]
+                for place in free
+                if objects["category"][place] == label
+            }
+            best = max(overlaps, key=overlaps.get, default=None)
+            if best is not None and overlaps[best] >= 0.5:
+                free.remove(best)
+                num_right += 1
+    return num_right / max(1, sum(map(len, boxes.values()))), num_right / num_objects
 
 
 def scores_of(trainer: DinoDetrTrainer, names: tuple[str, ...]) -> dict:
@@ -185,11 +213,12 @@ def run(arguments: NewClassesArguments, folder: Path, variant: str, seed: int) -
         data = load_coco(test / "old.json", test)
         trainer = make_trainer(model, data, data, folder / "training", arguments, 1, seed=seed)
         return scores_of(trainer, OLD)
-    scenes = draw(folder / f"new_{seed}_{arguments.num_new_images}", arguments.num_new_images, seed=200 + seed)
+    scenes = draw(folder / f"new_{arguments.num_new_images}", arguments.num_new_images, seed=200)
     data = load_coco(scenes / "new.json", scenes)
     classes = keep_classes(model.config, data)
     min_score, is_frozen = VARIANTS[variant]
-    train, num_added = with_old_boxes(start, data, classes, min_score)
+    boxes = {} if min_score is None else choose_boxes(start, scenes, data, classes, min_score)
+    train = add_boxes(data, classes, boxes)
     held_out = load_coco(test / "annotations.json", test)
     held_out = add_boxes(held_out, classes._replace(places=places_of(held_out, classes)), {})
     set_seed(seed)
@@ -199,7 +228,7 @@ def run(arguments: NewClassesArguments, folder: Path, variant: str, seed: int) -
     if is_frozen:
         trainer.add_callback(FrozenRows(model, list(classes.old_places.values())))
     trainer.train()
-    return scores_of(trainer, (*OLD, *NEW)) | {"added boxes": num_added}
+    return scores_of(trainer, (*OLD, *NEW)) | {"added boxes": sum(map(len, boxes.values()))}
 
 
 def places_of(data: CocoData, classes: KeptClasses) -> list[int]:
@@ -225,6 +254,20 @@ def table(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def thresholds_table(arguments: NewClassesArguments, folder: Path) -> str:
+    """Number, precision and recall of the old detector's boxes in the new images, by the lowest score."""
+    start = load_start(arguments, folder)
+    scenes = draw(folder / f"new_{arguments.num_new_images}", arguments.num_new_images, seed=200)
+    data = load_coco(scenes / "new.json", scenes)
+    classes = keep_classes(DinoDetrForObjectDetection.from_pretrained(start).config, data)
+    lines = ["| score above | boxes | precision | recall |", "| --- | --- | --- | --- |"]
+    for min_score in SCORES:
+        boxes = choose_boxes(start, scenes, data, classes, min_score)
+        precision, recall = quality_of_boxes(scenes, boxes)
+        lines.append(f"| {min_score} | {sum(map(len, boxes.values()))} | {precision:.2f} | {recall:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     arguments = parse(NewClassesArguments)
     if unknown := [name for name in arguments.variants if name not in VARIANTS]:
@@ -233,6 +276,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings_of(arguments, left_out=("variants",))
     variants = [BEFORE, *arguments.variants]
+    print(thresholds_table(arguments, folder), flush=True)
     print(table(complete_runs(folder, settings, variants, arguments.seeds, partial(run, arguments, folder))))
 
 

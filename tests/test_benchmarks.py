@@ -19,6 +19,7 @@ import host_syncs
 import image_processing
 import inference
 import loss as loss_benchmark
+import new_classes
 import pipeline as pipeline_benchmark
 import rare_classes
 import report
@@ -28,7 +29,7 @@ from common import Timed, parse_size
 from dino_hf import DinoDetrImageProcessor
 from dino_hf.common.scenes import CATEGORIES, draw_data
 from dino_hf.model.quality_losses import CLASS_LOSSES
-from dino_hf.training import get_recipe
+from dino_hf.training import get_recipe, load_coco
 from helpers import tiny_config
 
 
@@ -385,6 +386,64 @@ def test_rare_classes_are_measured_and_a_stopped_measurement_goes_on(tmp_path, m
     again = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert again[:2] == runs[:2]
     assert json.loads(again[2]) == json.loads(runs[2])
+
+
+def test_the_table_of_new_classes_has_the_mean_and_the_seeds():
+    runs = [{"variant": "before training", "seed": 0, "AP of old": 0.5, "disc": 0.5, "box": 0.4, "triangle": 0.6}]
+    for seed, ap in enumerate((0.2, 0.3)):
+        scores = dict.fromkeys(("AP of old", "AP of new", *CATEGORIES.values()), ap)
+        runs.append({"variant": "neither", "seed": seed, "added boxes": 7} | scores)
+    rows = new_classes.table(runs).splitlines()[2:]
+    assert rows[0] == "| before training | 0.500 |  | 0.500 | 0.400 | 0.600 |  |  |  |"
+    assert rows[1].startswith("| neither | 0.250 (0.200, 0.300) | 0.250 (0.200, 0.300) | 0.250 |")
+    assert rows[1].endswith("| 0.250 | 7 |")
+
+
+def test_boxes_of_old_classes_are_counted_as_right_once(tmp_path):
+    scenes = new_classes.draw(tmp_path / "scenes", 6, seed=2)
+    truth = load_coco(scenes / "old.json", scenes).dataset
+    boxes, num_objects = {}, 0
+    for row in truth:
+        objects = [
+            (label, box)
+            for label, box, iscrowd in zip(
+                *(row["objects"][name] for name in ("category", "bbox", "iscrowd")), strict=True
+            )
+            if not iscrowd
+        ]
+        num_objects += len(objects)
+        boxes[row["image_id"]] = [(label, box, 0.9) for label, box in objects * 2]
+    assert num_objects > 3
+    assert new_classes.quality_of_boxes(scenes, boxes) == (0.5, 1.0)
+    moved = {
+        image_id: [((label + 1) % 3, box, score) for label, box, score in added] for image_id, added in boxes.items()
+    }
+    assert new_classes.quality_of_boxes(scenes, moved)[0] < 0.3  # the class is wrong
+
+
+@pytest.mark.slow
+def test_new_classes_are_measured_with_frozen_rows(tmp_path, monkeypatch):
+    numbers = {
+        "num_old_images": 8,
+        "num_new_images": 8,
+        "num_eval_images": 5,
+        "steps_before": 1,
+        "steps": 2,
+        "seeds": 1,
+    }
+    options = [text for name, number in numbers.items() for text in (f"--{name}", str(number))]
+    trained = []
+    scores_of = new_classes.scores_of
+    monkeypatch.setattr(
+        new_classes, "scores_of", lambda trainer, names: trained.append(trainer) or scores_of(trainer, names)
+    )
+    variants = ("--variants", "neither", "rows frozen")
+    monkeypatch.setattr("sys.argv", ["new_classes", "--output_dir", str(tmp_path), *options, *variants])
+    new_classes.main()
+    heads = [trainer.model.model.decoder.heads[0].class_head.weight for trainer in trained]
+    assert torch.equal(heads[2][:3], heads[0])  # before training
+    assert not torch.equal(heads[1][:3], heads[0])
+    assert not torch.equal(heads[2][3:], heads[1][3:])
 
 
 @pytest.mark.slow

@@ -73,11 +73,11 @@ def test_detections_that_overlap_are_left_out():
     ]
     scores = [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.3]
     found = Detections(np.array(boxes), np.array(scores), np.array([0, 2, 0, 2, 2, 0, 1, 0]))
-    added, num_left_out = boxes_to_add(found, [(50.0, 11.0, 10.0, 19.0)], (90, 60), {0: 3, 2: 5})
+    added, num_left_out = boxes_to_add(found, [(50.0, 11.0, 10.0, 19.0)], (90, 60), {0: 3, 2: 5}, {0: 0.3, 2: 0.6})
     assert [(label, score) for label, _, score in added] == [(3, 0.95), (5, 0.8), (5, 0.75)]
     assert [box for _, box, _ in added] == [[10, 10, 20, 30], [52, 20, 16, 18], [0, 0, 8, 7]]
     assert num_left_out == 2
-    assert boxes_to_add(found.keep(np.zeros(8, dtype=bool)), [], (90, 60), {0: 3}) == ([], 0)
+    assert boxes_to_add(found.keep(np.zeros(8, dtype=bool)), [], (90, 60), {0: 3}, {0: 0.3}) == ([], 0)
 
 
 def test_boxes_are_added_to_a_selection_of_images(scenes):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
@@ -15,7 +16,8 @@ from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.data import load_data
 from dino_hf.evaluation import report
 from dino_hf.inference import Predictor
-from dino_hf.run.old_classes import FILE_NAME, OldClasses
+from dino_hf.run.old_classes import FILE_NAME, MIN_SCORE, OldClasses, find_old_classes
+from dino_hf.run.record import RunRecord
 from dino_hf.run.training_run import train
 from dino_hf.training import kept_classes
 from helpers import tiny_config
@@ -96,7 +98,7 @@ def test_boxes_of_the_old_detector_are_trained_on_and_told(finished, folder):
         assert set(old.boxes[name]) == set(part.dataset["image_id"])
         for row in part.dataset:
             found = next(predictor([row["image"]]))
-            kept = found.keep(found.scores > kept_classes.MIN_SCORE)
+            kept = found.keep(found.scores > MIN_SCORE)
             for label, (x, y, width, height), score in old.boxes[name][row["image_id"]]:
                 assert 0 <= x < x + width <= row["width"]
                 assert 0 <= y < y + height <= row["height"]
@@ -111,6 +113,20 @@ def test_boxes_of_the_old_detector_are_trained_on_and_told(finished, folder):
     assert num_boxes > counts["train"] / 2  # crops may lose some
     classes = run.preflight.data["classes"]
     assert sum(classes[name] for name in OLD) == counts["train"]
+
+
+def test_a_detector_may_have_its_own_thresholds(folder, tmp_path):
+    save_detector(tmp_path / "old", OLD)
+    path = tmp_path / "old/config.json"
+    path.write_text(json.dumps(read_json(path) | {"score_threshold": 0.6, "class_score_thresholds": {"disc": 0.9}}))
+    record = RunRecord(tmp_path / "out", {})
+    record.values["model"] = str(tmp_path / "old")
+    old = find_old_classes(record, load_data(folder / "data"), True, Console())
+    assert old.min_scores == {"disc": 0.9, "box": 0.6, "triangle": 0.6}
+    added = [entry for images in old.boxes.values() for entries in images.values() for entry in entries]
+    assert len(added) > 10
+    assert all(score > old.min_scores[OLD[label]] for label, _, score in added)
+    assert "above 0.6 to 0.9, by class" in " ".join(old.notes())
 
 
 def test_weights_are_chosen_by_old_and_new_classes(finished):

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from ..inference.predictor import Predictor, TooLarge
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.kept_classes import (
     MAX_IOU,
-    MIN_SCORE,
     Boxes,
     ClassGroups,
     KeptClasses,
@@ -34,6 +33,7 @@ from .record import RunRecord
 from .starting_model import load_trained
 
 FILE_NAME = "old_boxes.json"
+MIN_SCORE = 0.3  # of boxes, for a detector without thresholds of its own
 _MOST_CLASSES = 12  # classes listed in the plan
 _BATCH_SIZE = 8
 
@@ -43,6 +43,7 @@ class OldClasses(NamedTuple):
 
     classes: KeptClasses
     boxes: dict[str, dict[int, Boxes]]  # "train" and "validation": image id -> boxes
+    min_scores: dict[str, float]  # old class -> score that its boxes exceed
     num_left_out: int  # detections that overlap an annotation or a better detection
     num_skipped: int  # images that cannot be read or are too large
 
@@ -73,7 +74,7 @@ class OldClasses(NamedTuple):
         skipped = f"; {self.num_skipped:,} images cannot be read or are too large" if self.num_skipped else ""
         notes = [
             f"The old detector annotates its own classes: {list_some(listed, _MOST_CLASSES)} boxes in training, {held_out:,} in "
-            f"held-out images. Their scores are above {MIN_SCORE:g}",
+            f"held-out images. Their scores are above {_range_text(self.min_scores.values())}",
             f"{self.num_left_out:,} of its detections overlap an annotation or a better detection (IoU {MAX_IOU:g} or more) and "
             f"are left out{skipped}",
         ]
@@ -90,10 +91,9 @@ class OldClasses(NamedTuple):
         content = {
             "classes": self.classes._asdict() | {"old_places": list(self.classes.old_places.items())},
             "boxes": {name: list(boxes.items()) for name, boxes in self.boxes.items()},
+            "min_scores": self.min_scores,
             "num_left_out": self.num_left_out,
             "num_skipped": self.num_skipped,
-            "min_score": MIN_SCORE,
-            "max_iou": MAX_IOU,
         }
         with replace_file(folder / FILE_NAME) as path:
             path.write_text(json.dumps(content), encoding="utf-8")
@@ -114,7 +114,8 @@ class OldClasses(NamedTuple):
                 name: {image_id: [tuple(entry) for entry in entries] for image_id, entries in images}
                 for name, images in content["boxes"].items()
             }
-            return cls(KeptClasses(**classes), boxes, content["num_left_out"], content["num_skipped"])
+            numbers = (content[name] for name in ("min_scores", "num_left_out", "num_skipped"))
+            return cls(KeptClasses(**classes), boxes, *numbers)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder / FILE_NAME} is damaged ({error}), so the run cannot be resumed with the same boxes. Start another run "
@@ -149,35 +150,59 @@ def find_old_classes(record: RunRecord, splits: DetectionData, use_cpu: bool, co
     parts = {"train": splits.train, "validation": splits.validation}
     parts = {name: part for name, part in parts.items() if part is not None}
     if not classes.old:
-        return OldClasses(classes, {name: {} for name in parts}, 0, 0)
+        return OldClasses(classes, {name: {} for name in parts}, {}, 0, 0)
     rank, world_size, device = 0, 1, "cpu" if use_cpu else None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         args = TrainingArguments(str(folder), use_cpu=use_cpu, report_to="none")  # connects the processes
         rank, world_size, device = args.process_index, args.world_size, args.device
     predictor = Predictor(model, image_processor, device=device)
+    min_scores = _min_scores(predictor, classes)
     found = {}
     with ProgressBar(console) as bar:
         for name, part in parts.items():
             own = range(rank, len(part.dataset), world_size)
-            found[name] = _detect(predictor, part, classes, own, bar if rank == 0 else None)
+            found[name] = _detect(predictor, part, classes, min_scores, own, bar if rank == 0 else None)
     if world_size > 1:
         found = _joined(found, world_size)
+    model_names = predictor.id2label
     if predictor.device.type == "cuda":
         del predictor, model
         torch.cuda.empty_cache()  # the forecast of memory counts free memory
     boxes = {name: images for name, (images, _, _) in found.items()}
-    return OldClasses(classes, boxes, *(sum(part[place] for part in found.values()) for place in (1, 2)))
+    by_name = {model_names[label]: score for label, score in min_scores.items()}
+    return OldClasses(classes, boxes, by_name, *(sum(part[place] for part in found.values()) for place in (1, 2)))
+
+
+def _min_scores(predictor: Predictor, classes: KeptClasses) -> dict[int, float]:
+    """Class index of the old detector -> score that its boxes must exceed.
+
+    It is the class's best threshold, if the detector keeps one: scores of detectors differ, and 0.3 may find nothing or too much.
+    """
+    kept = predictor.thresholds
+    default = MIN_SCORE if kept.origin is None else kept.default
+    return {label: kept.by_class.get(predictor.id2label[label], default) for label in classes.old_places}
+
+
+def _range_text(values: Collection[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}, by class"
 
 
 _Found = tuple[dict[int, Boxes], int, int]  # boxes by image id, numbers of left-out detections and of skipped images
 
 
 def _detect(
-    predictor: Predictor, data: CocoData, classes: KeptClasses, own: Sequence[int], bar: ProgressBar | None
+    predictor: Predictor,
+    data: CocoData,
+    classes: KeptClasses,
+    min_scores: Mapping[int, float],
+    own: Sequence[int],
+    bar: ProgressBar | None,
 ) -> _Found:
     """The boxes of some images of a part.
 
     Args:
+        min_scores: see `boxes_to_add`.
         own: indices of the images.
     """
     waiting: deque[dict[str, Any]] = deque()  # rows of the images that the predictor has taken
@@ -195,7 +220,8 @@ def _detect(
             waiting.append(row | {"image": None, "size": row["image"].size})
             yield row["image"]
 
-    for found in predictor(images(), batch_size=_BATCH_SIZE, threshold=MIN_SCORE, skip_too_large=True):
+    threshold = min(min_scores.values())
+    for found in predictor(images(), batch_size=_BATCH_SIZE, threshold=threshold, skip_too_large=True):
         row = waiting.popleft()
         if bar is not None:
             bar("images of the old detector", len(boxes), len(own))
@@ -203,7 +229,9 @@ def _detect(
             num_skipped += 1
             continue
         annotated = row["objects"]["bbox"]
-        boxes[row["image_id"]], overlapping = boxes_to_add(found, annotated, row["size"], classes.old_places)
+        boxes[row["image_id"]], overlapping = boxes_to_add(
+            found, annotated, row["size"], classes.old_places, min_scores
+        )
         num_left_out += overlapping
     return boxes, num_left_out, num_skipped
 

@@ -17,7 +17,6 @@ from ..data.rows import ClassSpace, CocoData, replace_boxes
 from ..inference.predictor import Detections
 from ..model.box_ops import box_iou
 
-MIN_SCORE = 0.3  # detections of the old detector with at most this score are no annotations
 MAX_IOU = (
     0.7  # a detection that overlaps an annotation or a better detection by at least this IoU shows the same object
 )
@@ -111,7 +110,11 @@ def keep_classes(config, data: CocoData) -> KeptClasses:
 
 
 def boxes_to_add(
-    found: Detections, annotated: Sequence[Sequence[float]], size: tuple[int, int], old_places: Mapping[int, int]
+    found: Detections,
+    annotated: Sequence[Sequence[float]],
+    size: tuple[int, int],
+    old_places: Mapping[int, int],
+    min_scores: Mapping[int, float],
 ) -> tuple[Boxes, int]:
     """Choose the detections in an image that become annotations. The best detection comes first.
 
@@ -123,6 +126,7 @@ def boxes_to_add(
         annotated: (x, y, w, h) of the annotations, with crowd regions, in pixels.
         size: (width, height) of the image.
         old_places: see `KeptClasses`. Other classes are left out.
+        min_scores: class index of the old detector -> score. Detections with at most this score are left out.
     Returns:
         the boxes, and the number of detections left out because they overlap.
     """
@@ -132,7 +136,7 @@ def boxes_to_add(
     for box, score, label in found.rows():
         x0, x1 = (min(max(x, 0.0), float(size[0])) for x in box[::2])
         y0, y1 = (min(max(y, 0.0), float(size[1])) for y in box[1::2])
-        if label not in old_places or score <= MIN_SCORE or min(x1 - x0, y1 - y0) < _SMALLEST_SIDE:
+        if label not in old_places or score <= min_scores[label] or min(x1 - x0, y1 - y0) < _SMALLEST_SIDE:
             continue
         box = torch.tensor([[x0, y0, x1, y1]], dtype=torch.float64)
         if (box_iou(box, corners) >= MAX_IOU).any():
