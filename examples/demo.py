@@ -92,18 +92,23 @@ def save_comparison(path: Path, rows: Sequence[dict], detections_title: str) -> 
 
 
 def prepare(arguments: DemoArguments) -> Path:
-    """Check the settings, and delete the files of an earlier demo, but no other files."""
+    """Check the settings, then prepare the output folder."""
     for name in ("num_train_images", "num_eval_images", "epochs", "batch_size"):
         if getattr(arguments, name) < 1:
             sys.exit(f"error: {name}={getattr(arguments, name)} must be at least 1.")
-    output = Path(arguments.output_dir)
+    return prepare_folder(Path(arguments.output_dir), ("scenes", "model"), ("detections.png",))
+
+
+def prepare_folder(output: Path, folders: Sequence[str], files: Sequence[str]) -> Path:
+    """Make the output folder, and delete what an earlier demo wrote to it, but no other files."""
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / MARKER).exists())):
         sys.exit(f"error: {output} is neither an empty folder nor from an earlier demo; choose another --output-dir.")
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
-    for name in ("scenes", "model"):
+    for name in folders:
         shutil.rmtree(output / name, ignore_errors=True)
-    (output / "detections.png").unlink(missing_ok=True)
+    for name in files:
+        (output / name).unlink(missing_ok=True)
     return output
 
 
