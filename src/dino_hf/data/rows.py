@@ -280,7 +280,7 @@ def visible_side(box: list[float], image_width: float, image_height: float) -> f
     return min(min(x + width, image_width) - max(x, 0), min(y + height, image_height) - max(y, 0))
 
 
-def check_image_size(image_id: int, image, size: tuple[int, int] | tuple[None, None]) -> None:
+def check_image_size(image_id: int | str, image, size: tuple[int, int] | tuple[None, None]) -> None:
     """Raise ImageSizeError if an image has a different size than stated, because then its boxes are wrong."""
     if None in size or image.size == size:
         return

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetInfo, Features, Image, List, Value
 
 from ..common.tiles import Tile, Tiling, read_tiling, split
 from ..common.values import is_number, short_repr
-from .rows import SMALLEST_SIDE, CocoData, check_image_size
+from .rows import SMALLEST_SIDE, CocoData, box_columns, check_image_size
 
 MIN_VISIBLE = 0.5  # a tile keeps a box if it shows at least this share of its area
 MIN_SIDE = 4  # pixels; the whole image keeps a box if it has at least the area of this square when scaled to the area of a tile
@@ -131,9 +131,9 @@ def row_name(image_id: int, source_id: int | None = None, tile: list[int] | None
 
 def id_name(data: CocoData, image_id: int) -> str:
     """Name of an image id for messages; in a tiled data set, ids are numbers of tiles."""
-    if tiled_images(data) is None:
-        return str(image_id)
     places = np.flatnonzero(np.array(data.dataset["image_id"][:]) == image_id)
+    if tiled_images(data) is None or not len(places):
+        return str(image_id)
     return row_name(image_id, **data.dataset.select_columns(["source_id", "tile"])[int(places[0])])
 
 
@@ -290,6 +290,17 @@ def _clip(boxes: np.ndarray, tile: Tile) -> np.ndarray:
     return np.concatenate([low, high - low], axis=1)
 
 
+def image_rows(data: CocoData) -> np.ndarray | None:
+    """(N,) row of the image of each tile in the whole data. None: the data are not tiled."""
+    return None if tiled_images(data) is None else _parts(data)[:, 0]
+
+
+def _parts(data: CocoData) -> np.ndarray:
+    """(N, 5) row of the image in the whole data, and x0, y0, x1, y1 of each tile."""
+    column = data.dataset.select_columns("image").with_format("arrow")[:]["image"].combine_chunks()
+    return column.flatten().to_numpy().reshape(-1, 5)
+
+
 def drawing_factors(data: CocoData) -> np.ndarray | None:
     """(N,) how often an epoch draws each row of a tiled data set on average. None: the data are not tiled.
 
@@ -299,12 +310,9 @@ def drawing_factors(data: CocoData) -> np.ndarray | None:
     images = tiled_images(data)
     if images is None:
         return None
-    table = data.dataset.select_columns(["image", "objects"]).with_format("arrow")[:]
-    crowds = table["objects"].combine_chunks().field("iscrowd")
-    ends = crowds.offsets.to_numpy(zero_copy_only=False)
-    is_box = np.append(0, np.cumsum(crowds.flatten().to_numpy(zero_copy_only=False) == 0))
-    has_boxes = np.diff(is_box[ends - ends[0]]) > 0
-    parts = np.array(table["image"].to_pylist())  # (N, 5) row of the image, x0, y0, x1, y1
+    _, is_crowd, row = box_columns(data)
+    has_boxes = np.bincount(row[~is_crowd], minlength=len(data.dataset)) > 0
+    parts = _parts(data)
     is_whole = (parts[:, 3:] - parts[:, 1:3] == images.sizes[parts[:, 0]]).all(1)
     is_empty = ~has_boxes & ~is_whole
     factors = np.ones(len(has_boxes))

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from ..data.rows import CocoData
+from ..data.tiled_data import id_name, whole_images
 from ..model.box_ops import xyxy_to_cxcywh
 from ..model.nms import with_candidates
 from ..model.targets import PADDING_LABEL
@@ -24,6 +25,7 @@ from .coco import (
     num_kept,
     summarize,
 )
+from .tile_merging import TileMerging
 
 _LABELS = ("image_id", "orig_size", "class_labels", "boxes")  # the fields of DetectionCollator that are needed here
 
@@ -44,8 +46,11 @@ class CocoEvaluator:
     Each data set needs its own evaluator, but `Trainer` has one `compute_metrics` even for a dictionary of `eval_dataset`s.
     For several data sets, set `trainer.compute_metrics` before each `trainer.evaluate(one_of_them)`.
 
+    For tiles (`cut_into_tiles`), the detections of all tiles of an image are merged as in `predict(..., tiles=...)`, and AP is
+    measured on whole images.
+
     Args:
-        data: the evaluation data. Detections are scored under their original category ids.
+        data: the evaluation data, or tiles of them. Detections are scored under their original category ids.
         image_processor: a `DinoDetrImageProcessor`. Its `top_detections` turns predictions into detections and applies its
             non-maximum suppression. If more than 300 detections are kept, the suppression gets more candidates.
         max_detections: number of detections that count per image and class, at least 100. Then 3 times as many are kept of each
@@ -56,13 +61,16 @@ class CocoEvaluator:
         self.category_ids = np.array(data.category_ids)
         self.class_names = {category_id: data.id2label[index] for index, category_id in enumerate(data.category_ids)}
         self.image_processor = image_processor
-        # image id -> scores, labels and boxes found so far in the current evaluation
+        self.data = data
+        # image id -> scores, labels and boxes found so far in the current evaluation; of a tile, only its id
         self.detections: dict[int, dict[str, np.ndarray]] = {}
-        rows = data.dataset.select_columns(["image_id", "width", "height", "objects"])
-        self.rows = {row["image_id"]: row for row in rows}
+        self.rows = _rows(data)
+        whole = whole_images(data)
+        self._whole_rows = self.rows if whole is data else _rows(whole)
         self.max_detections = max_detections
-        truth = join_images([self._reference(image_id) for image_id in self.rows], "reference", TRUTH_TYPES)
+        truth = join_images([self._reference(image_id) for image_id in self._whole_rows], "reference", TRUTH_TYPES)
         self.top_k = num_kept(detection_limit(truth, max_detections))
+        self._merging = None if whole is data else TileMerging(data, self.top_k)
 
     def keep_top(self, predictions: tuple, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """`preprocess_logits_for_metrics` for `Trainer`: keep the best 300 detections of each image.
@@ -107,13 +115,16 @@ class CocoEvaluator:
             self._check_images(image_ids, labels)
             num_new = self._count_new(image_ids, is_last=compute_result)
         except ValueError:
-            self.detections.clear()
+            self._forget()
             raise
         detections = predictions if isinstance(predictions, Mapping) else self.keep_top(predictions, labels)
         detections = {name: torch.as_tensor(values).cpu().numpy() for name, values in detections.items()}
         for index, image_id in enumerate(image_ids[:num_new]):
             kept = detections["labels"][index] != PADDING_LABEL
-            self.detections[image_id] = {name: values[index][kept] for name, values in detections.items()}
+            found = {name: values[index][kept] for name, values in detections.items()}
+            if self._merging is not None:
+                self._merging.add(image_id, found)
+            self.detections[image_id] = found if self._merging is None else {}
         return self._compute() if compute_result else {}
 
     def _count_new(self, image_ids: list[int], is_last: bool) -> int:
@@ -129,8 +140,15 @@ class CocoEvaluator:
             )
         return len(new)
 
+    def _forget(self) -> None:
+        """Drop the detections of this evaluation."""
+        self.detections = {}
+        if self._merging is not None:
+            self._merging.restart()
+
     def _compute(self) -> dict[str, float]:
-        found, self.detections = self.detections, {}
+        found = self.detections if self._merging is None else dict(self._merging.take())
+        self._forget()
         scores, labels, boxes = (
             np.concatenate([image[name] for image in found.values()]) for name in ("scores", "labels", "boxes")
         )
@@ -147,7 +165,7 @@ class CocoEvaluator:
         return summarize(results, self.class_names, limit)
 
     def _reference(self, image_id: int) -> dict:
-        objects = self.rows[image_id]["objects"]
+        objects = self._whole_rows[image_id]["objects"]
         labels = [int(self.category_ids[index]) for index in objects["category"]]
         return {
             "image_id": image_id,
@@ -172,8 +190,9 @@ class CocoEvaluator:
             expected_classes, expected_boxes = self._targets(row["objects"], *size)
             # The tolerance of 0.01 is for boxes in half precision.
             if found != (expected_size, expected_classes) or (found_boxes - expected_boxes).abs().gt(0.01).any():
+                name = id_name(self.data, image_id)
                 raise ValueError(
-                    f"Image {image_id} is evaluated with (height, width) {size} and the classes {found[1]}. In the data of "
+                    f"Image {name} is evaluated with (height, width) {size} and the classes {found[1]}. In the data of "
                     f"this CocoEvaluator, the image with this id has {expected_size}, {expected_classes} or other boxes; each "
                     "data set needs its own evaluator."
                 )
@@ -188,6 +207,12 @@ class CocoEvaluator:
         return [objects["category"][index] for index in kept], xyxy_to_cxcywh(corners.clamp(0, 1)) * shares[
             :, [1, 0, 1, 0]
         ]
+
+
+def _rows(data: CocoData) -> dict[int, dict]:
+    """Sizes and objects of each image, by its id."""
+    rows = data.dataset.select_columns(["image_id", "width", "height", "objects"])
+    return {row["image_id"]: row for row in rows}
 
 
 def _check_labels(labels) -> None:

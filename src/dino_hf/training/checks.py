@@ -6,6 +6,7 @@ from transformers import Trainer
 
 from ..common.text import count_text, list_some
 from ..data.rows import CocoData
+from ..data.tiled_data import tiled_images
 
 
 def check_trainer(model, args, recipe, train: CocoData, held_out: dict[str, CocoData]) -> None:
@@ -16,7 +17,7 @@ def check_trainer(model, args, recipe, train: CocoData, held_out: dict[str, Coco
     Raises:
         ValueError: they do not fit.
     """
-    _check_arguments(args, recipe, has_held_out=bool(held_out))
+    _check_arguments(args, recipe, bool(held_out), tiled_images(train) is not None)
     _check_classes(model, train, held_out)
     _check_names(args, held_out)
 
@@ -34,7 +35,7 @@ def check_sharding(trainer: Trainer, recipe) -> None:
         )
 
 
-def _check_arguments(args, recipe, has_held_out: bool) -> None:
+def _check_arguments(args, recipe, has_held_out: bool, has_tiles: bool) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             f"One process has {args.n_gpu} GPUs. Start one process for each: torchrun --nproc-per-node={args.n_gpu} your_script.py."
@@ -59,6 +60,11 @@ def _check_arguments(args, recipe, has_held_out: bool) -> None:
         raise ValueError(
             f"repeat_threshold={recipe.repeat_threshold} repeats images in random order, but train_sampling_strategy={order!r} "
             "asks for another order; leave one of them out."
+        )
+    if has_tiles and (order := args.train_sampling_strategy) != "random":
+        raise ValueError(
+            f"train_sampling_strategy={order!r} cannot be used with tiles, which have an order of their own: tiles of an image "
+            "follow each other closely, so that it is decoded once for many of them."
         )
     if not has_held_out and args.eval_strategy != "no":
         raise ValueError(

@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from ..common.text import list_some
 from ..common.values import is_number, short_repr
 from ..data.rows import CocoData, box_columns
+from ..data.tiled_data import drawing_factors
 from .augmentation import mix_seeds
 
 BALANCED = "balanced"
@@ -55,8 +56,12 @@ class RepeatFactorSampler(Sampler[int]):
         """Number of images in an epoch."""
         return epoch_length(self.factors)
 
-    def __iter__(self) -> Iterator[int]:
-        random = np.random.default_rng(mix_seeds((self.seed, self.epoch)))
+    def random_numbers(self) -> np.random.Generator:
+        """The generator of this epoch."""
+        return np.random.default_rng(mix_seeds((self.seed, self.epoch)))
+
+    def draw(self, random: np.random.Generator) -> np.ndarray:
+        """Indices of this epoch in random order."""
         order = random.permutation(
             len(self.factors)
         )  # otherwise, whether neighbours are repeated would depend on each other
@@ -65,7 +70,10 @@ class RepeatFactorSampler(Sampler[int]):
         points = random.random() + np.arange(len(self))
         drawn = np.searchsorted(ends, points, side="right")
         drawn[drawn == len(order)] = random.integers(len(order))  # a point beyond the parts of all images
-        yield from order[random.permutation(drawn)].tolist()
+        return order[random.permutation(drawn)]
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.draw(self.random_numbers()).tolist()
 
 
 def epoch_length(factors: np.ndarray) -> int:
@@ -110,9 +118,23 @@ def images_of_classes(data: CocoData, factors: np.ndarray) -> np.ndarray:
     return np.bincount(pairs[0], factors[pairs[1]], minlength=len(data.id2label))
 
 
+def sampling_factors(data: CocoData, threshold: float | None) -> np.ndarray | None:
+    """(N,) how often an epoch draws each row on average. None: each row once, in random order.
+
+    Args:
+        threshold: `repeat_threshold` of the recipe. Tiles with rare classes are repeated; tiles without boxes are drawn less often.
+    """
+    drawn = drawing_factors(data)
+    if threshold is None:
+        return drawn
+    factors = repeat_factors(data, threshold)
+    return factors if drawn is None else factors * drawn
+
+
 def images_per_epoch(data: CocoData, threshold: float | None) -> int:
-    """Number of images in an epoch. Without a threshold, an epoch has each image once."""
-    return _num_images(data) if threshold is None else epoch_length(repeat_factors(data, threshold))
+    """Number of images in an epoch, see `sampling_factors`."""
+    factors = sampling_factors(data, threshold)
+    return _num_images(data) if factors is None else epoch_length(factors)
 
 
 def class_weights(data: CocoData, weights: str | Mapping[str, float]) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..common.images import to_rgb
 from ..data.load import load_coco
 from ..data.rows import CocoData, check_image_size, visible_side
+from ..data.tiled_data import row_name
 from ..model.image_processing_mixin import pad_images
 from ..model.targets import PADDING_LABEL
 from .augmentation import Augmentation, augment
@@ -87,8 +88,11 @@ class DetectionTransform:
         """
         samples = {"pixel_values": [], "labels": []}
         columns = (rows[name] for name in ("image_id", "image", "width", "height", "objects"))
-        for image_id, image, width, height, objects in zip(*columns, strict=True):
-            check_image_size(image_id, image, (width, height))
+        nothing = [None] * len(rows["image_id"])
+        tiles = (rows.get("source_id", nothing), rows.get("tile", nothing))
+        for image_id, image, width, height, objects, *tile in zip(*columns, *tiles, strict=True):
+            name = row_name(image_id, *tile)
+            check_image_size(name, image, (width, height))
             if image.mode != "RGB":  # only in rows that are not from `load_data`
                 image = to_rgb(image)
             try:
@@ -106,11 +110,11 @@ class DetectionTransform:
                         image, objects
                     )  # checked on the original image: a box outside of a crop is not an error
             except ValueError as error:
-                error.add_note(f"This is image {image_id}.")
+                error.add_note(f"This is image {name}.")
                 raise
             if lost := objects["iscrowd"].count(0) - num_inside:
                 raise ValueError(
-                    f"Image {image_id} is {image.width} wide and {image.height} high, and {lost} of its boxes are completely "
+                    f"Image {name} is {image.width} wide and {image.height} high, and {lost} of its boxes are completely "
                     f"outside: {objects['bbox']}. Boxes must be (x, y, width, height) in pixels of the image."
                 )
             samples["pixel_values"].append(pixel_values)

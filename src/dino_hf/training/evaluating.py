@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..data.tiled_data import tiled_images
 from ..evaluation.evaluator import CocoEvaluator
 from ..runtime.weights_digest import weights_digest
 from .checkpoints import WholeCheckpointTrainer
@@ -54,7 +55,9 @@ class EvaluatingTrainer(WholeCheckpointTrainer):
         with self.ema.applied(), nullcontext() if self._doctor is None else self._doctor.paused():
             averaged = self._evaluate_once(*arguments, prefix)
         if metric_key_prefix == self._main_prefix and self.compute_metrics is self.evaluator is not None:
-            self._record_ema_evaluation(averaged.metrics, len(dataloader.dataset))
+            tiles = tiled_images(self.evaluator.data)
+            num_images = len(dataloader.dataset) if tiles is None else tiles.counts.images
+            self._record_ema_evaluation(averaged.metrics, num_images)
         # Trainer uses the number of samples only to compute a rate, and both evaluations together had twice as many.
         return output._replace(
             metrics=output.metrics | averaged.metrics, num_samples=output.num_samples + averaged.num_samples

@@ -2,12 +2,13 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from datasets import Dataset as Table
 
 from ..data.rows import CocoData
+from ..data.tiled_data import tiled_images
 
 try:
     import fcntl
@@ -20,6 +21,8 @@ LARGE = 2**25  # pixels; reading one pixel takes up to 15 bytes, so up to 500 MB
 class ReadLock:
     """A lock for this process and its workers. It is released when a process ends."""
 
+    _is_held = False  # by this process; a large image of a tiled data set is read inside `hold`
+
     def __init__(self):
         self._file = tempfile.NamedTemporaryFile(prefix="dino_hf_lock_")  # noqa: SIM115  it lives as long as this object
         self._path = self._file.name
@@ -30,10 +33,21 @@ class ReadLock:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Wait for the lock, and hold it inside the context."""
+        if self._is_held:
+            yield
+            return
         with open(self._path, "rb") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            self._is_held = True
+            try:
+                yield
+            finally:
+                self._is_held = False
+
+    def guard(self, num_pixels: int) -> AbstractContextManager:
+        """A context to read an image in: the lock for a large image, else nothing."""
+        return self.hold() if num_pixels > LARGE else nullcontext()
 
 
 class LockedLargeImages(torch.utils.data.Dataset):
@@ -59,7 +73,9 @@ class LockedLargeImages(torch.utils.data.Dataset):
 
 
 def lock_large_images(rows: Table, data: CocoData, lock: ReadLock) -> Table | LockedLargeImages:
-    """Wrap rows in `LockedLargeImages` if any image is large."""
+    """Wrap rows in `LockedLargeImages` if any image is large. The images of a tiled data set are also read under the lock."""
+    if (images := tiled_images(data)) is not None:
+        images.guard = lock.guard
     sizes = data.dataset.select_columns(["width", "height"]).with_format("arrow")[:].to_pydict()
     is_large = [(w or 0) * (h or 0) > LARGE for w, h in zip(sizes["width"], sizes["height"], strict=True)]
     return LockedLargeImages(rows, is_large, lock) if any(is_large) else rows

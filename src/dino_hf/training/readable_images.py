@@ -30,13 +30,15 @@ class ReadableImages(torch.utils.data.Dataset):
         rows: the training images, with their transform.
         names: names of the images for messages.
         most: maximum number of bad images. None: a tenth of all images, at least 10.
+        images: for each row, the number of its image in `names`, if rows are tiles. All tiles of a bad image are left out.
     """
 
-    def __init__(self, rows: Table, names: Sequence[str], most: int | None = None):
+    def __init__(self, rows: Table, names: Sequence[str], most: int | None = None, images: Sequence[int] | None = None):
         self.rows, self.names = rows, names
-        self.most = max(FEWEST_LEFT_OUT, int(SHARE_LEFT_OUT * len(rows))) if most is None else most
+        self._images = range(len(rows)) if images is None else images
+        self.most = max(FEWEST_LEFT_OUT, int(SHARE_LEFT_OUT * len(names))) if most is None else most
         # In shared memory, so the main process sees the bad images that its workers found.
-        self._is_bad = torch.zeros(len(rows), dtype=torch.bool).share_memory_()
+        self._is_bad = torch.zeros(len(names), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,19 +50,20 @@ class ReadableImages(torch.utils.data.Dataset):
         """
         for offset in range(len(self)):
             place = (index + offset) % len(self)
-            if self._is_bad[place]:
+            image = int(self._images[place])
+            if self._is_bad[image]:
                 continue
             try:
                 return self.rows[place]
             except (OSError, ImageSizeError) as error:
-                self._leave_out(place, error)
+                self._leave_out(image, error)
         raise TooManyBadImages(self.reason_to_stop())
 
-    def _leave_out(self, place: int, error: Exception) -> None:
-        self._is_bad[place] = True
+    def _leave_out(self, image: int, error: Exception) -> None:
+        self._is_bad[image] = True
         if self.has_too_many:
             raise TooManyBadImages(f"{error} {self.reason_to_stop()}") from error
-        logger.warning("Training continues without the image %s: %s", self.names[place], error)
+        logger.warning("Training continues without the image %s: %s", self.names[image], error)
 
     @property
     def bad_images(self) -> list[str]:
@@ -94,4 +97,5 @@ class ReadableImages(torch.utils.data.Dataset):
     def _count(self) -> str:
         names = self.bad_images
         listed = list_some(names, _SHOWN)
-        return f"{len(names)} of {len(self)} training images could not be read, or have another size than annotated: {listed}."
+        what = f"{len(names)} of {len(self.names)} training images"
+        return f"{what} could not be read, or have another size than annotated: {listed}."

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..data.tiled_data import id_name
 from .class_balance import weights_text
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class StepCallback(TrainerCallback):
             else:
                 self.check_gradients()
         elif not is_finite:
-            logger.warning("%s: the step is skipped.", _problem(step))
+            logger.warning("%s: the step is skipped.", self._problem(step))
             optimizer.zero_grad()
             self.is_dropped = True
 
@@ -129,9 +130,14 @@ class StepCallback(TrainerCallback):
             if not step.is_finite:
                 self.unseen.clear()
                 raise ValueError(
-                    f"{_problem(step)}. Training has diverged, or an image has extreme values. Check the images, lower the "
+                    f"{self._problem(step)}. Training has diverged, or an image has extreme values. Check the images, lower the "
                     "learning rate, or skip these steps by a recipe with on_non_finite='skip'."
                 )
+
+    def _problem(self, step: _Step) -> str:
+        image_ids = [image_id for batch in step.image_ids for image_id in batch.tolist()]
+        names = ", ".join(id_name(self.trainer._train_data, image_id) for image_id in image_ids)
+        return f"The gradient of the images [{names}] is NaN or infinite, {step.when}"
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
@@ -168,8 +174,3 @@ def set_sampler_epoch(dataloader, epoch: int) -> None:
     sampler = getattr(sampler, "sampler", None)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
-
-
-def _problem(step: _Step) -> str:
-    image_ids = [image_id for batch in step.image_ids for image_id in batch.tolist()]
-    return f"The gradient of the images {image_ids} is NaN or infinite, {step.when}"

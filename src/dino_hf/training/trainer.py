@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 
 from ..common.random_numbers import forked_random_numbers
+from ..data.tiled_data import id_name, image_rows, whole_images
 from ..evaluation.evaluator import CocoEvaluator
 from ..evaluation.seen_images import seen_images
 from ..model.matcher import NonFinitePredictionsError
@@ -23,7 +24,7 @@ from .checkpoint_files import (
     was_stopped_early,
 )
 from .checks import check_sharding, check_trainer
-from .class_balance import RepeatFactorSampler, class_weights, repeat_factors
+from .class_balance import class_weights
 from .coco_data import CocoData, DetectionCollator, DetectionTransform
 from .departures import find_departures, save_recipe
 from .detector import find_detector
@@ -36,6 +37,7 @@ from .readable_images import ReadableImages
 from .recipe import Recipe
 from .run_lock import locked_run
 from .steps import StepCallback
+from .tile_sampler import make_sampler
 from .training_record import record_training, recorded_images
 
 logger = logging.getLogger(__name__)
@@ -116,9 +118,9 @@ class DinoDetrTrainer(EvaluatingTrainer):
         train_rows = lock_large_images(train.dataset.with_transform(self._train_transform), train, read_lock)
         self.readable_images = None
         if on_bad_image is not None:
-            names = list(train.dataset.with_format(None)["file_name"])
-            most = 0 if on_bad_image == "raise" else None
-            train_rows = self.readable_images = ReadableImages(train_rows, names, most)
+            names = list(whole_images(train).dataset.with_format(None)["file_name"])
+            most, images = 0 if on_bad_image == "raise" else None, image_rows(train)
+            train_rows = self.readable_images = ReadableImages(train_rows, names, most, images)
         super().__init__(
             model=model,
             args=args,
@@ -139,9 +141,7 @@ class DinoDetrTrainer(EvaluatingTrainer):
         elif recipe.class_weights is not None:
             raise ValueError("class_weights need the loss of the model, but model.loss_function is another one.")
         check_sharding(self, recipe)
-        self._repeat_sampler = None
-        if recipe.repeat_threshold is not None:
-            self._repeat_sampler = RepeatFactorSampler(repeat_factors(train, recipe.repeat_threshold), self._data_seed)
+        self._repeat_sampler = make_sampler(train, recipe.repeat_threshold, self._data_seed)
         if recipe.ema_decay is not None:
             self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
         num_images = len(train.dataset) if self._repeat_sampler is None else len(self._repeat_sampler)
@@ -292,7 +292,11 @@ class DinoDetrTrainer(EvaluatingTrainer):
             # If an earlier step had a bad gradient, it is the cause. Its error is then raised instead.
             self._step_callback.check_gradients()
             image_id = int(inputs["labels"]["image_id"][error.image])
-            where = f"The image has the id {image_id}, {'in training' if model.training else 'in evaluation'} {self._when()}."
+            evaluated = getattr(self.compute_metrics, "data", self._train_data)
+            name = id_name(self._train_data if model.training else evaluated, image_id)
+            where = (
+                f"The image has the id {name}, {'in training' if model.training else 'in evaluation'} {self._when()}."
+            )
             error.args = (f"{error} {where} A recipe with on_non_finite='skip' skips these steps.",)
             raise
         if model.training:

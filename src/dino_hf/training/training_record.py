@@ -19,6 +19,7 @@ from ..data.image_digests import (
     pack,
     unpack,
 )
+from ..data.tiled_data import tiled_images, whole_images
 from ..evaluation.seen_images import SeenImages
 from ..runtime.model_card import digest_to_compare, read_card, write_card_for_upload, write_model_card
 from ..runtime.weights_digest import weights_digest
@@ -45,8 +46,8 @@ def record_training(
 
     Args:
         trainer: trainer of a DINO model. Evaluations are recorded as long as `compute_metrics` is not replaced.
-        train, held_out: the data. The card shows their `name`; `train._replace(name="Birds of Hamburg")` changes it. If there are
-            several held-out data sets by name, as for `Trainer`, the card shows the first.
+        train, held_out: the data, or tiles of them. The card shows their `name`; `train._replace(name="Birds of Hamburg")` changes
+            it. If there are several held-out data sets by name, as for `Trainer`, the card shows the first.
         base_model: repository or folder that training starts from. None: the source of the model.
         license: licence of the weights, by its name on the Hub ("apache-2.0").
     """
@@ -80,6 +81,8 @@ def recorded_images(train: CocoData, held_out: Sequence[CocoData], earlier: Seen
     Args:
         earlier: record of the model that training starts from. Its training images are recorded as training images too.
     """
+    # An image counts once, not its tiles.
+    train, held_out = whole_images(train), [whole_images(data) for data in held_out]
     parts = {"trained": [train], "held_out": held_out}
     images = {
         name: pack(chain.from_iterable(map(image_digests, sets)))
@@ -109,7 +112,10 @@ class _TrainingRecord(TrainerCallback):
         if isinstance(held_out, Mapping):
             name = next(iter(held_out))
             self.prefix, held_out = f"eval_{name}_", held_out[name]
-        self.trainer, self.train, self.held_out = trainer, train, held_out
+        self.tiles = tiled_images(train)
+        self.has_held_out_tiles = held_out is not None and tiled_images(held_out) is not None
+        self.trainer, self.train = trainer, whole_images(train)
+        self.held_out = None if held_out is None else whole_images(held_out)
         self.compute_metrics = trainer.compute_metrics
         self.has_own_schedule = trainer.lr_scheduler is not None
         self.training: dict | None = None
@@ -122,6 +128,8 @@ class _TrainingRecord(TrainerCallback):
             "steps": state.global_step,
             "recipe": self._recipe(args, state, model, optimizer, lr_scheduler),
         }
+        if self.tiles is not None:
+            self.training["tiles"] = self.tiles.tiling.as_dict() | {"count": self.tiles.counts.tiles}
         model.config.provenance = {**(model.config.provenance or {}), "training": self.training}
         # Thresholds of the weights before training.
         model.config.score_threshold = model.config.class_score_thresholds = None
@@ -167,7 +175,7 @@ class _TrainingRecord(TrainerCallback):
             return
         before = self.training.get("evaluation", {})
         count = before.get("num_images") if self.held_out is None else len(self.held_out.dataset)
-        if eval_dataloader is not None and hasattr(eval_dataloader.dataset, "__len__"):
+        if eval_dataloader is not None and hasattr(eval_dataloader.dataset, "__len__") and not self.has_held_out_tiles:
             count = len(eval_dataloader.dataset)  # it may have only a part of the data
         self.training["evaluation"] = {
             "dataset": None if self.held_out is None else self.held_out.name,
@@ -202,6 +210,7 @@ class _TrainingRecord(TrainerCallback):
             "epochs": args.num_train_epochs if args.max_steps <= 0 else None,
             "planned_steps": state.max_steps,
             "precision": precision or str(model.dtype).removeprefix("torch."),
+            "tiles": None if self.tiles is None else self.tiles.tiling.text,
             "seed": args.seed,
             "data_seed": args.data_seed,
         }
