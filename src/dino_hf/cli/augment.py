@@ -40,6 +40,16 @@ def augment(
             show_default="0, or the seed of the run",
         ),
     ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw tiles of this size, as train --tiles cuts them.", show_default="no tiles, or those of the run"
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float | None,
+        typer.Option(help="Overlap of neighbouring tiles, as a fraction of their side.", show_default="0.2"),
+    ] = None,
     box_format: BoxFormat = None,
     allow_outside: AllowOutside = False,
     trust_boxes: TrustBoxes = False,
@@ -69,6 +79,7 @@ def augment(
         from .augmentation_grid import save_augmentation_grid
 
         reading = {"box_format": box_format, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
+        reading |= {"tiles": tiles, "tile_overlap": tile_overlap}
         view = view_training(dataset, recipe, model, seed, parse_settings(context.args), **reading)
         with replace_file(output) as path:
             save_augmentation_grid(

@@ -10,10 +10,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ..common.drawing import plot_style, show_boxes
 from ..common.free_memory import is_lack_of_memory
+from ..data.tiled_data import id_name
 from ..model.box_ops import cxcywh_to_xyxy
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..training import CocoData, DetectionTransform
 from ..training.augmentation import Augmentation
+from ..training.tile_sampler import make_sampler
 
 _CELL = (290, 250)  # width and height of a picture in the grid, in pixels
 _DPI = 100
@@ -36,6 +38,7 @@ def save_augmentation_grid(
     give the width and height that the model gets.
 
     Args:
+        data: images, or tiles of them.
         num_images: number of rows. The seed chooses the images.
         num_samples: number of epochs, from 0 on. Each is a column.
         seed: seed of the choice of images and of the augmentation.
@@ -45,23 +48,31 @@ def save_augmentation_grid(
         OSError: an image cannot be read, or the picture cannot be written.
     """
     transform = DetectionTransform(image_processor or DinoDetrImageProcessor(), augmentation, seed)
-    chosen = torch.randperm(len(data.dataset), generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
+    chosen = _choose(data, num_images, seed)
     size = (num_samples + 1) * (_CELL[0] + 10) / _DPI, len(chosen) * (_CELL[1] + 25) / _DPI  # with room for titles
     figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
     grid = figure.subplots(len(chosen), num_samples + 1, squeeze=False)
     for axes, index in zip(grid, chosen, strict=True):
         row = data.dataset[index]
         try:
-            _draw(axes[0], f"image {row['image_id']}", row["image"], row["objects"], data.id2label)
+            _draw(axes[0], f"image {id_name(data, row['image_id'])}", row["image"], row["objects"], data.id2label)
             for epoch, of_epoch in enumerate(axes[1:]):
                 transform.set_epoch(epoch)
                 _draw(of_epoch, f"epoch {epoch}", *_training_sample(transform, row), data.id2label)
         except (RuntimeError, MemoryError) as error:
             if is_lack_of_memory(error):
                 width, height = row["image"].size
-                error.add_note(f"This is image {row['image_id']} of {width} x {height} pixels.")
+                error.add_note(f"This is image {id_name(data, row['image_id'])} of {width} x {height} pixels.")
             raise
     figure.savefig(path, facecolor="white")
+
+
+def _choose(data: CocoData, num_images: int, seed: int) -> list[int]:
+    """Rows to draw. Of tiles, those that an epoch draws: few of them have no boxes."""
+    sampler = make_sampler(data, None, seed)
+    if sampler is None:
+        return torch.randperm(len(data.dataset), generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
+    return sampler.draw(sampler.random_numbers())[:num_images].tolist()
 
 
 def _training_sample(transform: DetectionTransform, row: dict) -> tuple[Image.Image, dict[str, list]]:

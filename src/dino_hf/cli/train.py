@@ -98,6 +98,30 @@ def train(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0", rich_help_panel=_RUN)] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            help="Cut larger images into tiles of this size, such as 640 or 640x480.",
+            show_default=False,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float | None,
+        typer.Option(
+            help="Overlap of neighbouring tiles, as a fraction of their side.",
+            show_default="0.2",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    empty_tiles: Annotated[
+        float | None,
+        typer.Option(
+            help="Most tiles without boxes in an epoch, per tile with boxes.",
+            show_default="1",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     validation_fraction: Annotated[
         float | None,
         typer.Option(
@@ -168,6 +192,9 @@ def train(
             batch_size=batch_size if batch_size == "auto" else int(batch_size),
             report_to=report_to,
             seed=seed,
+            tiles=tiles,
+            tile_overlap=tile_overlap,
+            empty_tiles=empty_tiles,
             validation_fraction=validation_fraction,
             box_format=box_format,
             allow_outside=allow_outside or None,

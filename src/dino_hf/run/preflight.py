@@ -20,12 +20,13 @@ from transformers import PreTrainedConfig, TrainingArguments
 from ..common.text import count_text, list_some, size_text
 from ..data.rows import box_columns
 from ..model.attention_backends import choose_backend
-from ..training.class_balance import epoch_length, images_of_classes, repeat_factors, weights_text
+from ..training.class_balance import epoch_length, images_of_classes, sampling_factors, weights_text
 from ..training.coco_data import CocoData
 from ..training.departures import find_departures
 from ..training.optimizer import images_per_step, parameter_groups, planned_steps
 from ..training.recipe import Recipe
 from .memory_forecast import SHARE_OF_FREE, MemoryForecast
+from .tiles import tiles_line
 from .trained_parts import count_parameters, saved_bytes
 
 _MOST_CLASSES = 12  # classes listed
@@ -41,7 +42,7 @@ class Preflight:
     """The plan of a run, as plain JSON.
 
     Args:
-        data: origin, notes, images of each split, classes with their boxes, boxes and sizes of the training images.
+        data: origin, notes, images of each split, tiles, classes with their boxes, boxes and sizes of the training images.
         model: source, kept and new classes, frozen parts or adapters, parameters, trained parameters.
         plan: device, precision, images per step, repeated images, class weights, learning rates, departures from the
             recipe, epochs, steps, evaluations.
@@ -96,6 +97,8 @@ class Preflight:
             f"width {sizes['width'][0]} to {sizes['width'][2]}, median {sizes['width'][1]}; height {sizes['height'][0]} to "
             f"{sizes['height'][2]}, median {sizes['height'][1]}",
         )
+        if data.get("tiles"):
+            yield "Tiles", tiles_line(data["tiles"], data["images"]["train"])
         trained = self.model["trained_parameters"]
         yield (
             "Model",
@@ -201,7 +204,7 @@ def describe_balance(train: CocoData, recipe: Recipe) -> dict[str, Any]:
     """Parts of `Preflight.plan` about rare classes: images of an epoch, of all classes and of each class, and class weights."""
     parts: dict[str, Any] = {"repeats": None, "class_weights": None}
     if recipe.repeat_threshold is not None:
-        factors = repeat_factors(train, recipe.repeat_threshold)
+        factors = sampling_factors(train, recipe.repeat_threshold)
         before, after = images_of_classes(train, np.ones_like(factors)), images_of_classes(train, factors)
         classes = zip(train.id2label.values(), before.tolist(), after.tolist(), strict=True)
         parts["repeats"] = {

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..common.text import size_text
+from ..data.tiled_data import whole_images
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.class_balance import images_per_epoch
 from ..training.optimizer import planned_steps
@@ -26,6 +27,7 @@ from .preflight import (
 from .recipe_choice import unsuitable_recipe
 from .record import RunRecord
 from .starting_model import Start
+from .tiles import describe_tiles
 from .trained_parts import num_trained
 
 
@@ -35,13 +37,14 @@ def prepare(
     """Choose the batch size and describe the run in a preflight."""
     splits, recipe, model = plan.splits, plan.recipe, start.model
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    data = describe_data(splits.origin, splits.notes, parts)
+    whole = {name: None if part is None else whole_images(part) for name, part in parts.items()}
+    data = describe_data(splits.origin, splits.notes, whole)
+    data["tiles"] = describe_tiles(splits.train, splits.validation, recipe.repeat_threshold)
     kept = [] if plan.groups is None else plan.groups.old
     probe = plan.training_arguments()
     canvas_side = getattr(start.image_processor, "canvas_side", None)
-    forecast = forecast_memory(
-        model, recipe, probe, set(image_sizes(splits.train)), data["boxes"]["most_in_an_image"], canvas_side
-    )
+    most_boxes = describe_data("", [], parts)["boxes"]["most_in_an_image"]
+    forecast = forecast_memory(model, recipe, probe, set(image_sizes(splits.train)), most_boxes, canvas_side)
     free = _minimum(free_memory(probe.device) // _processes_per_device(probe), probe)
     if batch_size != "auto":
         record.values["batch_size"] = int(batch_size)

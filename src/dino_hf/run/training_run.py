@@ -37,6 +37,7 @@ from .record import RunRecord, full_path
 from .results import keep_weights, leave_results
 from .settings import find_trackers, flat_settings, split_settings
 from .starting_model import Start, adapt_start, align_memory, load_checkpoint, load_start
+from .tiles import choose_tiles, cut, tile_warnings
 from .trained_parts import limit_training, read_freeze, read_lora
 
 PREFLIGHT_NAME = "preflight.json"
@@ -74,6 +75,9 @@ def train(
     batch_size: int | str = "auto",
     report_to: str | Sequence[str] | None = None,
     seed: int | None = None,
+    tiles: int | str | tuple[int, int] | None = None,
+    tile_overlap: float | None = None,
+    empty_tiles: float | None = None,
     validation_fraction: float | None = None,
     box_format: str | None = None,
     allow_outside: bool | None = None,
@@ -127,6 +131,10 @@ def train(
             of images of the recipe.
         report_to: trackers, "tensorboard", "wandb", "trackio", or "none"; None: TensorBoard, if it is installed.
         seed: random seed, also for a split of the data. None: 0.
+        tiles: side or (width, height) in pixels. Larger images are cut into overlapping tiles, which are trained on with the whole
+            images, see `cut_into_tiles`. AP is measured on whole images, with merged detections. None: no tiles.
+        tile_overlap: overlap of neighbouring tiles, relative to their side. None: 0.2.
+        empty_tiles: most tiles without boxes in an epoch, for each tile or image with boxes. None: 1.
         validation_fraction: share of the training images to hold out if there are no validation images. None: 0.2.
         box_format: layout of the boxes, for data that do not state it, see `load_data`.
         allow_outside: also read files outside of the data set's folder. None: False.
@@ -152,6 +160,7 @@ def train(
         record = RunRecord.open(Path(output_dir), resume)
         trained = (read_freeze(freeze), read_lora(lora))
         record.choose_start(model, backbone, num_queries, *trained, keep_classes or None)
+        choose_tiles(record, tiles, tile_overlap, empty_tiles)
         record.values["source"] = full_path(data) if isinstance(data, str | Path) else record.recorded.get("source")
         record.choose(
             {
@@ -209,8 +218,10 @@ def _train(
     if not record.is_finished:
         start, warnings = limit_training(start, *(record.values[name] for name in ("freeze", "lora", "seed")))
         findings += warnings
+    tiled = cut(splits, record.values)
+    findings += tile_warnings(tiled.train, start.image_processor)
     arguments = others | {"seed": record.values["seed"], "report_to": record.values["report_to"] or "none"}
-    plan = Plan(recipe, arguments, record.output_dir, splits, None if old is None else old.groups)
+    plan = Plan(recipe, arguments, record.output_dir, tiled, None if old is None else old.groups)
     args, preflight = prepare(plan, record, start, batch_size, findings)
     if record.is_finished and (changes := record.changes()):
         raise ValueError(

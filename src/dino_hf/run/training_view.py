@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.regular_files import is_regular
+from ..common.tiles import read_tiling
 from ..data import load_data
+from ..data.tiled_data import EMPTY_TILES
 from ..training.augmentation import Augmentation
 from ..training.checkpoint_files import newest_checkpoint
 from ..training.coco_data import CocoData
@@ -13,6 +15,7 @@ from .recipe_choice import choose_recipe
 from .record import RUN_NAME, RunRecord
 from .settings import RUN_DEFAULTS, flat_settings, split_settings
 from .starting_model import image_processor_of
+from .tiles import SETTINGS, cut
 
 
 class TrainingView(NamedTuple):
@@ -30,6 +33,8 @@ def view_training(
     model: str | Path | None = None,
     seed: int | None = None,
     settings: dict[str, Any] | None = None,
+    tiles: int | str | tuple[int, int] | None = None,
+    tile_overlap: float | None = None,
     **reading: Any,
 ) -> TrainingView:
     """Read the training data of a run, and its augmentation.
@@ -37,6 +42,7 @@ def view_training(
     Args:
         source: a data set, or the folder of a run. A run has its own data, recipe, image sizes and seed.
         recipe, model, seed, settings: as in `train`. None: the values of the run, or the defaults of `train`.
+        tiles, tile_overlap: as in `train`, to view tiles. None: the tiles of the run.
         reading: box_format, allow_outside and trust_boxes, as in `load_data`.
     Raises:
         ValueError, OSError: the data or the record of the run cannot be used.
@@ -64,6 +70,10 @@ def view_training(
     if parts.train is None:
         raise ValueError(f"{data} has no images to train on.")
     augmentation = adapt_recipe(changed_recipe, given, image_processor, has_evaluation=True).augmentation
+    settings_of_tiles = {name: before.get(name) for name in SETTINGS}
+    if (tiling := read_tiling(tiles, tile_overlap)) is not None:
+        settings_of_tiles = {"tiles": tiling.size, "tile_overlap": tiling.overlap, "empty_tiles": EMPTY_TILES}
+    parts = cut(parts._replace(validation=None), settings_of_tiles)
     return TrainingView(parts.train, augmentation, image_processor, others.get("data_seed") or seed)
 
 
