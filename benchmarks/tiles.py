@@ -1,9 +1,11 @@
 """Train on whole images and on tiles of large drawn images with small objects, for the same number of steps.
 
-    python benchmarks/tiles.py --output-dir outputs/tiles --steps 600 --seeds 0 1
+    dino-hf scenes scenes
+    dino-hf train scenes --model scenes/untrained --recipe scratch --max-steps 2000 --output-dir start
+    python benchmarks/tiles.py start --output-dir outputs/tiles --steps 60 --seeds 0 1
 
-Images have 480 x 384 pixels, with objects of 14 to 64 pixels. AP is measured on whole held-out images: of the detector trained on
-whole images with and without tiles in evaluation, and of the detector trained on tiles.
+The first two commands make the detector to start from. Images have 480 x 384 pixels, with objects of 14 to 64 pixels. AP is
+measured on whole held-out images, with and without tiles, of the detectors trained on whole images and on tiles.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dino_hf import train
-from dino_hf.common.scenes import CATEGORIES, UNTRAINED, draw_data, draw_scene
+from dino_hf.common.scenes import CATEGORIES, draw_scene
 from dino_hf.evaluation import evaluate
 
 SIZE, TILES = (480, 384), 128
@@ -49,16 +51,21 @@ def draw_large(folder: Path, num_images: int, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="detector to start from, trained on drawn scenes")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/tiles"))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--images", type=int, nargs=2, default=[40, 12], help="images to train on, and held-out images")
     args = parser.parse_args()
-    data, small = args.output_dir / "data", args.output_dir / "small"
-    draw_data(small, 1, 1)  # for the configuration of the detector
+    data = args.output_dir / "data"
     for name, count, seed in zip(("train", "validation"), args.images, (11, 12), strict=True):
         draw_large(data / name, count, seed)
-    rows = []
+    before = [
+        evaluate(args.model, data, tiles=tiles, num_bootstrap=0, allow_trained=True).metrics["AP"]
+        for tiles in ("none", TILES)
+    ]
+    rows = [("not trained further", "", *before, 0.0)]
+    print(rows[-1], flush=True)
     variants = {
         "whole images": {},
         f"tiles of {TILES}": {"tiles": TILES},
@@ -69,8 +76,9 @@ def main() -> None:
             start, folder = time.perf_counter(), args.output_dir / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             run = train(
                 data,
-                model=small / UNTRAINED,
+                model=args.model,
                 recipe="scratch",
+                learning_rate=2e-4,
                 output_dir=folder,
                 seed=seed,
                 max_steps=args.steps,
