@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data_layouts import draw_splits, write_hub
 from dino_hf.common.scenes import CATEGORIES, make_scenes
+from dino_hf.data import load_data
 from dino_hf.data.rows import CocoData
 from dino_hf.inference.predictor import Detections
 from dino_hf.training import load_coco
@@ -99,6 +101,22 @@ def test_boxes_are_added_to_a_selection_of_images(scenes):
     alone = add_boxes(part, classes, boxes, with_annotations=False)
     assert [len(objects["category"]) for objects in alone.dataset["objects"]] == [1, 0, 2]
     assert count_boxes(classes, boxes) == {"cat": 3}
+
+
+def test_boxes_are_added_to_images_in_a_table(tmp_path):
+    """The images are bytes in the table, and the validation part is a selection of its rows."""
+    splits = draw_splits(tmp_path / "drawn", train=7, validation=0)
+    write_hub({"train": splits["train"]}, tmp_path / "hub")
+    data = load_data(tmp_path / "hub")
+    for part in (data.train, data.validation):
+        image_ids = part.dataset["image_id"]
+        classes = keep_classes(config(["cat"]), part)
+        wide = add_boxes(part, classes, {image_ids[-1]: [(0, [1.0, 2.0, 8.0, 4.0], 0.9)]})
+        assert wide.dataset["image_id"] == image_ids
+        for before, after in zip(part.dataset, wide.dataset, strict=True):
+            assert np.array_equal(before["image"], after["image"])
+        counts = [len(objects["category"]) for objects in part.dataset["objects"]]
+        assert [len(objects["category"]) for objects in wide.dataset["objects"]] == [*counts[:-1], counts[-1] + 1]
 
 
 def test_some_classes_are_selected_by_name(scenes):

@@ -16,6 +16,7 @@ from dino_hf.common.scenes import CATEGORIES, make_scenes
 from dino_hf.data import load_data
 from dino_hf.evaluation import report
 from dino_hf.inference import Predictor
+from dino_hf.run.old_class_report import summary_lines
 from dino_hf.run.old_classes import FILE_NAME, MIN_SCORE, OldClasses, find_old_classes
 from dino_hf.run.record import RunRecord
 from dino_hf.run.training_run import train
@@ -284,3 +285,12 @@ def test_settings_that_do_not_fit(folder, tmp_path, settings, message):
 
 def test_two_processes_share_the_images(folder, tmp_path):
     run_processes("old_classes", 2, folder / "data", folder / "old", tmp_path / "out")
+
+
+def test_the_summary_says_what_is_not_known():
+    measured = {"classes": OLD, "is_agreement": False, "dataset": None, "num_images": 7, "metrics": {"AP": 0.25}}
+    measured |= {"before": {}, "others_before": {}, "missing": "The AP before training is not known. It is gone."}
+    assert summary_lines(measured) == [
+        "Old classes (disc, box, triangle): AP 0.250 on 7 annotated images.",
+        "The AP before training is not known. It is gone.",
+    ]

@@ -87,16 +87,19 @@ def report_old_classes(
         batch_size, progress: see `evaluate_model`.
     Returns:
         `classes`, `is_agreement`, `dataset`, `num_images`, `metrics` and `intervals` of the old classes, `before` (their metrics
-        before training; {} if not measured), and `others_before` (metrics of annotated classes before training). The metrics are
-        {} if no image shows an old class.
+        before training; {} if not measured), `others_before` (metrics of annotated classes before training), and `missing` (why
+        nothing was measured before training, or None). The metrics are {} if no image shows an old class.
     """
     settings = {"batch_size": batch_size, "progress": progress}
     report = {"classes": old.classes.old, "is_agreement": old_data is None, "dataset": None, "num_images": None}
-    report |= {"metrics": {}, "intervals": {}, "before": {}, "others_before": {}}
+    report |= {"metrics": {}, "intervals": {}, "before": {}, "others_before": {}, "missing": None}
     shared = None if held_out is None or not old.classes.shared else select_classes(validation, old.classes.shared)
     before = None
     if old_data is not None or shared is not None:
-        before = Predictor(*load_trained(record.values["model"]), device=predictor.device)
+        try:
+            before = Predictor(*load_trained(record.values["model"]), device=predictor.device)
+        except (OSError, ValueError) as error:  # moved or changed during training, whose results must not be lost
+            report["missing"] = f"The AP before training is not known. {error}"
     data = old_data
     if data is None and validation is not None:
         found = add_boxes(validation, old.classes, old.boxes["validation"], with_annotations=False)
@@ -105,9 +108,9 @@ def report_old_classes(
         evaluation = evaluate_model(predictor, data, **settings)
         report |= {"dataset": data.name, "num_images": len(data.dataset), "metrics": _measured(evaluation)}
         report["intervals"] = {name: [float(bound) for bound in pair] for name, pair in evaluation.intervals.items()}
-    if old_data is not None:
+    if before is not None and old_data is not None:
         report["before"] = _measured(evaluate_model(before, old_data, num_bootstrap=0, **settings))
-    if shared is not None:
+    if before is not None and shared is not None:
         report["others_before"] = _measured(evaluate_model(before, shared, num_bootstrap=0, **settings))
     return report
 
@@ -135,7 +138,9 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
         )
     else:
         text = f"Old classes ({names}): AP {metrics['AP']:.3f} on {images} annotated images"
-        lines.append(f"{text}; it was {before:.3f} before training.")
+        lines.append(f"{text}." if before is None else f"{text}; it was {before:.3f} before training.")
+    if report["missing"] is not None:
+        lines.append(report["missing"])
     if (shared := report["others_before"].get("AP")) is not None:
         known = [name.removeprefix(AP_CLASS) for name in report["others_before"] if name.startswith(AP_CLASS)]
         lines.append(f"Before training, the held-out AP of {list_some(known, 10)} was {shared:.3f}.")
