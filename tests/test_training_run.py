@@ -393,6 +393,27 @@ def test_workers_are_counted_by_usable_cores(folder, monkeypatch):
     assert (plan_module._usable_cores(), plan_module.processes_here(args)) == (1, 1)
 
 
+def test_a_run_has_the_users_augmentation_and_is_resumed_only_with_it(folder, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "calls = []\n\n\ndef augmentation(sample):\n    calls.append(sample['image'].shape)\n    return sample\n"
+    )
+    settings = {"output_dir": tmp_path / "out", "max_steps": 2, "save_steps": 1, "dataloader_num_workers": 0}
+    run, _ = run_quietly(folder / "data", model=folder / "untrained", augmentation=str(file), **settings)
+    own = run.trainer._train_transform.own.pipeline
+    assert len(own.__globals__["calls"]) >= 2
+    record = read_json(run.output_dir / "run.json")
+    assert record["augmentation"]["name"] == str(file)
+    (run.output_dir / "run.json").write_text(json.dumps(record | {"finished": False}))
+    shutil.rmtree(run.output_dir / "checkpoint-2")
+    with pytest.raises(ValueError, match="Name it again to resume"):
+        run_quietly(folder / "data", output_dir=run.output_dir, resume=True)
+    before = load_file(run.output_dir / "last/model.safetensors")
+    run_quietly(folder / "data", output_dir=run.output_dir, resume=True, augmentation=str(file))
+    after = load_file(run.output_dir / "last/model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_two_runs_in_one_folder_are_refused(folder, tmp_path, monkeypatch):
     def start_another(self, **settings):
         monkeypatch.setattr(run_lock, "_held", set())  # as in another process

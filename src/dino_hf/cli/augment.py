@@ -9,7 +9,7 @@ import typer
 from ..common.output_folders import check_output_file, replace_file
 from ..common.text import printable
 from .command_errors import Debug, one_sentence_errors
-from .options import AllowOutside, BoxFormat, TrustBoxes
+from .options import AUGMENTATION, AllowOutside, BoxFormat, TrustBoxes
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
@@ -29,6 +29,7 @@ def augment(
         str | None,
         typer.Option(help="Model to train from. It determines the image sizes.", show_default=False),
     ] = None,
+    augmentation: Annotated[str | None, typer.Option(help=AUGMENTATION, show_default=False)] = None,
     output: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg, .pdf or .svg.")] = Path("augmented.png"),
     num_images: Annotated[int, typer.Option(min=1, max=100, help="Number of images (rows).")] = 4,
     num_samples: Annotated[int, typer.Option(min=1, max=100, help="Number of epochs (columns).")] = 4,
@@ -76,13 +77,14 @@ def augment(
         check_output_file(output, overwrite)
         from ..run.settings import parse_settings
         from ..run.training_view import view_training
+        from ..training.own_augmentation import load_own_augmentation
         from .augmentation_grid import save_augmentation_grid
 
         reading = {"box_format": box_format, "allow_outside": allow_outside, "trust_boxes": trust_boxes}
         reading |= {"tiles": tiles, "tile_overlap": tile_overlap}
         view = view_training(dataset, recipe, model, seed, parse_settings(context.args), **reading)
+        own = None if augmentation is None else load_own_augmentation(augmentation)
+        drawn = (num_images, num_samples, view.seed, view.image_processor, own)
         with replace_file(output) as path:
-            save_augmentation_grid(
-                path, view.data, view.augmentation, num_images, num_samples, view.seed, view.image_processor
-            )
+            save_augmentation_grid(path, view.data, view.augmentation, *drawn)
         print(printable(f"The picture is in {output}."))

@@ -15,6 +15,7 @@ from ..model.box_ops import cxcywh_to_xyxy
 from ..model.image_processing_dino_detr import DinoDetrImageProcessor
 from ..training import CocoData, DetectionTransform
 from ..training.augmentation import Augmentation
+from ..training.own_augmentation import OwnAugmentation
 from ..training.tile_sampler import make_sampler
 
 _CELL = (290, 250)  # width and height of a picture in the grid, in pixels
@@ -30,6 +31,7 @@ def save_augmentation_grid(
     num_samples: int = 4,
     seed: int = 0,
     image_processor=None,
+    own: OwnAugmentation | None = None,
 ) -> None:
     """Draw a grid of images. Each row shows an image as annotated, and then as training sees it in the first epochs.
 
@@ -43,11 +45,12 @@ def save_augmentation_grid(
         num_samples: number of epochs, from 0 on. Each is a column.
         seed: seed of the choice of images and of the augmentation.
         image_processor: image processor of the trained model. None: a `DinoDetrImageProcessor`.
+        own: the user's augmentation, applied before `augmentation`.
     Raises:
         ValueError: an image does not fit its annotations.
         OSError: an image cannot be read, or the picture cannot be written.
     """
-    transform = DetectionTransform(image_processor or DinoDetrImageProcessor(), augmentation, seed)
+    transform = DetectionTransform(image_processor or DinoDetrImageProcessor(), augmentation, seed, own)
     chosen = _choose(data, num_images, seed)
     size = (num_samples + 1) * (_CELL[0] + 10) / _DPI, len(chosen) * (_CELL[1] + 25) / _DPI  # with room for titles
     figure = Figure(figsize=size, layout="constrained", dpi=_DPI)

@@ -27,6 +27,11 @@ TrustBoxes = Annotated[
 Split = Annotated[str, typer.Option(help="Part of the data set: train, validation or test.", rich_help_panel=DATA)]
 
 
+AUGMENTATION = (
+    "Your own augmentation, before the recipe's: FILE.py:NAME, MODULE:NAME, or a file saved by Albumentations."
+)
+
+
 def _use_mirror(address: str | None) -> None:
     if address is not None:
         os.environ[MIRROR] = address

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .command_errors import Debug, one_sentence_errors
-from .options import DATA, AllowOutside, BoxFormat, Mirror, TrustBoxes
+from .options import AUGMENTATION, DATA, AllowOutside, BoxFormat, Mirror, TrustBoxes
 
 # For `app.command`. The 150 fields of recipes and TrainingArguments are accepted without being parameters of `train`.
 CONTEXT = {
@@ -67,6 +67,10 @@ def train(
     old_data: Annotated[
         str | None,
         typer.Option(help="Data to measure kept classes on.", show_default=False),
+    ] = None,
+    augmentation: Annotated[
+        str | None,
+        typer.Option(help=AUGMENTATION, show_default=False),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -186,6 +190,7 @@ def train(
             lora=None if lora is None else parse_lora(lora),
             keep_classes=keep_classes or None,
             old_data=old_data,
+            augmentation=augmentation,
             recipe=recipe,
             output_dir=output_dir,
             resume=resume,

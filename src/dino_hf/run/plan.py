@@ -14,6 +14,7 @@ from ..training.augmentation import Augmentation
 from ..training.class_balance import images_per_epoch
 from ..training.kept_classes import ClassGroups
 from ..training.optimizer import planned_steps
+from ..training.own_augmentation import OwnAugmentation
 from ..training.recipe import Recipe
 from .progress import BEST_AP
 
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     arguments: dict[str, Any]  # for TrainingArguments, without batch sizes
     output_dir: Path
     splits: DetectionData
+    augmentation: OwnAugmentation | None = None  # of the user
     groups: ClassGroups | None = None  # classes of a run that keeps old classes
 
     def training_arguments(self, batch_size: int = 1, accumulation: int = 1) -> TrainingArguments:

@@ -47,6 +47,7 @@ _TRAIN_ARGUMENTS = {
     "tiles",
     "tile_overlap",
     "empty_tiles",
+    "augmentation",
     "output_dir",
     "resume",
     "batch_size",

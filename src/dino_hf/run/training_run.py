@@ -20,10 +20,12 @@ from ..training.checkpoint_files import check_checkpoint, newest_checkpoint
 from ..training.coco_data import CocoData
 from ..training.departures import save_recipe
 from ..training.num_queries import set_num_queries
+from ..training.own_augmentation import OwnAugmentation
 from ..training.readable_images import TooManyBadImages
 from ..training.recipe import Recipe
 from ..training.run_lock import locked_run
 from ..training.trainer import DinoDetrTrainer
+from .augmentation_choice import choose_augmentation
 from .data import read_data, trained_before
 from .image_check import leave_out_bad_images
 from .machine_failures import MACHINE_ERRORS, machine_failure, memory_sentence
@@ -84,6 +86,7 @@ def train(
     trust_boxes: bool | None = None,
     on_bad_image: str | None = None,
     check_images: bool = False,
+    augmentation: Any = None,
     training_doctor: bool | None = None,
     dry_run: bool = False,
     **settings,
@@ -144,6 +147,8 @@ def train(
             a tenth of the images are bad, this is an error. "raise": stop. None: "skip".
         check_images: decode all images before the first step, which finds truncated files. By default, validation and test
             images and up to 2,000 training images are decoded. With more training images, only the start of each file is read.
+        augmentation: your own augmentation of training images, applied before the recipe's: an object, see `OwnAugmentation`, or
+            the name of one, see `load_own_augmentation`. A resumed run needs it again. None: only the recipe's augmentation.
         training_doctor: log the findings of `TrainingDoctor`. None: True.
         dry_run: stop before training; nothing is written.
         settings: fields of `Recipe`, of its `Augmentation` and `model_settings`, and of `TrainingArguments`, by name. By default,
@@ -179,7 +184,8 @@ def train(
             record.values["report_to"] = find_trackers(None)
         if record.values["on_bad_image"] not in ("skip", "raise"):
             raise ValueError(f'on_bad_image={on_bad_image!r} must be "skip" or "raise".')
-        other = {"resume": resume, "check_images": check_images, "dry_run": dry_run}
+        own = choose_augmentation(record, augmentation)
+        other = {"own": own, "resume": resume, "check_images": check_images, "dry_run": dry_run}
         return _train(data, old_data, record, batch_size, settings, **other)
 
 
@@ -190,6 +196,7 @@ def _train(
     batch_size: int | str,
     settings: dict[str, Any],
     *,
+    own: OwnAugmentation | None,
     resume: bool,
     check_images: bool,
     dry_run: bool,
@@ -221,7 +228,7 @@ def _train(
     tiled = cut(splits, record.values)
     findings += tile_warnings(tiled.train, start.image_processor)
     arguments = others | {"seed": record.values["seed"], "report_to": record.values["report_to"] or "none"}
-    plan = Plan(recipe, arguments, record.output_dir, tiled, None if old is None else old.groups)
+    plan = Plan(recipe, arguments, record.output_dir, tiled, own, None if old is None else old.groups)
     args, preflight = prepare(plan, record, start, batch_size, findings)
     if record.is_finished and (changes := record.changes()):
         raise ValueError(
@@ -314,6 +321,7 @@ def _run_trainer(plan: Plan, start: Start, args: TrainingArguments, record: RunR
             callbacks=[BestApMetric(plan.groups), progress],
             doctor=record.values["training_doctor"],
             on_bad_image=record.values["on_bad_image"],
+            augmentation=plan.augmentation,
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)

@@ -12,6 +12,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
 from ..common.values import is_number
 from ..data.rows import SMALLEST_SIDE
+from .own_augmentation import OwnAugmentation
 
 _MEAN_COLOUR = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]  # becomes 0 when the image is normalised
 
@@ -156,14 +157,40 @@ def augment(transforms: v2.Transform, pixels: Tensor, objects: dict[str, list], 
     Returns:
         (3, h', w'), uint8, and objects of the same form.
     """
-    boxes = torch.tensor(objects["bbox"], dtype=torch.float64).reshape(-1, 4)  # (N, 4) xywh
-    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-    before = BoundingBoxes(corners, format="XYXY", canvas_size=tuple(pixels.shape[-2:]))
-    before = v2.functional.clamp_bounding_boxes(before)
+    before = _clamped_corners(objects, tuple(pixels.shape[-2:]))
     with torch.random.fork_rng(devices=[]):
         # Seed only the CPU: torch.manual_seed would also seed the caller's CUDA devices.
         torch.default_generator.manual_seed(mix_seeds(seed))
         pixels, after = transforms(Image(pixels), before)
+    return pixels.as_subclass(Tensor), _moved(objects, before, after)
+
+
+def augment_by(own: OwnAugmentation, pixels: Tensor, objects: dict[str, list], seed: tuple[int, ...]):
+    """Augment an image and its objects by a user's pipeline. Boxes, areas, seed and results are as in `augment`."""
+    before = _clamped_corners(objects, tuple(pixels.shape[-2:]))
+    shown = (_sizes(before) > 0).all(dim=1).nonzero().flatten()
+    pixels, after, index = own(pixels, before[shown].as_subclass(Tensor), mix_seeds(seed))
+    kept = shown[index]
+    after = BoundingBoxes(after, format="XYXY", canvas_size=tuple(pixels.shape[-2:]))
+    after = v2.functional.clamp_bounding_boxes(after)
+    rows = kept.tolist()
+    objects = {name: [values[row] for row in rows] for name, values in objects.items()}
+    return pixels, _moved(objects, before[kept], after)
+
+
+def _clamped_corners(objects: dict[str, list], size: tuple[int, int]) -> BoundingBoxes:
+    """(N, 4) xyxy float64, inside the image.
+
+    Args:
+        size: (height, width).
+    """
+    boxes = torch.tensor(objects["bbox"], dtype=torch.float64).reshape(-1, 4)  # (N, 4) xywh
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    return v2.functional.clamp_bounding_boxes(BoundingBoxes(corners, format="XYXY", canvas_size=size))
+
+
+def _moved(objects: dict[str, list], before: Tensor, after: Tensor) -> dict[str, list]:
+    """Objects with the boxes (N, 4) xyxy `after` instead of `before`, without those that have no size."""
     sizes_before, after = _sizes(before), after.as_subclass(Tensor)
     sizes = _sizes(after)  # (N, 2)
     # torchvision's SanitizeBoundingBoxes would also remove boxes of up to one pixel.
@@ -172,7 +199,7 @@ def augment(transforms: v2.Transform, pixels: Tensor, objects: dict[str, list], 
     boxes, area = torch.cat([after[:, :2], sizes], dim=1), torch.tensor(objects["area"], dtype=torch.float64) * share
     objects = {**objects, "bbox": boxes.tolist(), "area": area.tolist()}
     kept = keep.nonzero().flatten().tolist()
-    return pixels.as_subclass(Tensor), {name: [values[index] for index in kept] for name, values in objects.items()}
+    return {name: [values[index] for index in kept] for name, values in objects.items()}
 
 
 class _ResizeShortestSide(v2.RandomShortestSize):

@@ -12,7 +12,8 @@ from ..data.rows import CocoData, check_image_size, visible_side
 from ..data.tiled_data import row_name
 from ..model.image_processing_mixin import pad_images
 from ..model.targets import PADDING_LABEL
-from .augmentation import Augmentation, augment
+from .augmentation import Augmentation, augment, augment_by
+from .own_augmentation import OwnAugmentation
 
 __all__ = ["CocoData", "DetectionCollator", "DetectionTransform", "load_coco"]
 
@@ -37,9 +38,19 @@ class DetectionTransform:
             normalises. If the image processor has a canvas, images are at most as large as the canvas, and get the same padding as
             in inference. None: the image processor resizes, as in inference.
         seed: random seed of the augmentation.
+        own: the user's augmentation, applied before `augmentation`.
     """
 
-    def __init__(self, image_processor, augmentation: Augmentation | None = None, seed: int = 0):
+    def __init__(
+        self,
+        image_processor,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        own: OwnAugmentation | None = None,
+    ):
+        if own is not None and augmentation is None:
+            raise ValueError("own=... is applied before an augmentation, so augmentation must be given too.")
+        self.own = own
         self.image_processor = image_processor
         side = getattr(image_processor, "canvas_side", None)
         augmentation = augmentation if augmentation is None or side is None else augmentation.fitted(side)
@@ -74,6 +85,8 @@ class DetectionTransform:
         pixels = torch.as_tensor(self.image_processor.process_image(image, do_convert_rgb=convert_rgb))
         if self.augmentation is None:
             return pixels, objects
+        if self.own is not None:
+            pixels, objects = augment_by(self.own, pixels, objects, seed=(self.seed, int(self._epoch), image_id, 1))
         return augment(self._transforms, pixels, objects, seed=(self.seed, int(self._epoch), image_id))
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from .ema import EMA_FOLDER, ModelEma
 from .evaluating import EvaluatingTrainer
 from .large_images import ReadLock, lock_large_images
 from .losses import HeldOutLoss, TrainingParts, count_boxes, weighted_parts
+from .own_augmentation import OwnAugmentation
 from .readable_images import ReadableImages
 from .recipe import Recipe
 from .run_lock import locked_run
@@ -76,6 +78,8 @@ class DinoDetrTrainer(EvaluatingTrainer):
         doctor: log the findings of `TrainingDoctor`, and save its matches in `training_doctor.json` of each checkpoint.
         on_bad_image: "skip": another image takes the place of one that cannot be read, see `ReadableImages`. "raise": training
             stops with one sentence. None: training stops with the error of the data set.
+        augmentation: your own augmentation of training images, applied before that of the recipe, see `OwnAugmentation`. None: only
+            the augmentation of the recipe.
         max_detections: number of detections that count in evaluation, see `CocoEvaluator`.
 
     Attributes:
@@ -99,6 +103,7 @@ class DinoDetrTrainer(EvaluatingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         doctor: bool = True,
         on_bad_image: str | None = None,
+        augmentation: Any = None,
         max_detections: int | None = None,
     ):
         sets = _held_out_sets(held_out)
@@ -107,7 +112,9 @@ class DinoDetrTrainer(EvaluatingTrainer):
         recipe.configure(detector)
         self.recipe = recipe
         self._data_seed = args.seed if args.data_seed is None else args.data_seed
-        self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed)
+        is_ready = augmentation is None or isinstance(augmentation, OwnAugmentation)
+        own = augmentation if is_ready else OwnAugmentation(augmentation)
+        self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed, own)
         self._evaluators = {name: CocoEvaluator(data, image_processor, max_detections) for name, data in sets.items()}
         self.evaluator = next(iter(self._evaluators.values()), None)
         read_lock, transform = ReadLock(), DetectionTransform(image_processor)
