@@ -8,6 +8,7 @@ shows AP over steps and over seconds. For the seconds, steps of all detectors ar
 """
 
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -28,7 +29,7 @@ from dino_hf.data import DetectionData, load_data
 from dino_hf.training import Augmentation, CocoEvaluator, DetectionCollator, DetectionTransform
 from dino_hf.training.optimizer import adamw, make_scheduler
 from repeated_runs import complete_runs, mean_difference, settings_of
-from trained_detectors import deformable_detr, rt_detr
+from trained_detectors import deformable_detr, rt_detr, small_dino
 
 DETECTORS: dict[str, Callable[[DinoDetrForObjectDetection], nn.Module]] = {
     "DINO": lambda dino: dino,
@@ -57,17 +58,8 @@ class ConvergenceArguments:
 
 def build(detector: str, arguments: ConvergenceArguments, data) -> nn.Module:
     """Build a detector of the size that two cores can train, on the pretrained backbone."""
-    dino = DinoDetrForObjectDetection.from_backbone(
-        arguments.backbone,
-        d_model=128,
-        encoder_layers=3,
-        decoder_layers=3,
-        encoder_ffn_dim=512,
-        decoder_ffn_dim=512,
-        num_queries=arguments.num_queries,
-        id2label=data.id2label,
-        category_ids=data.category_ids,
-    )
+    classes = {"id2label": data.id2label, "category_ids": data.category_ids}
+    dino = small_dino(arguments.backbone, num_queries=arguments.num_queries, **classes)
     return DETECTORS[detector](dino)
 
 
@@ -136,7 +128,7 @@ def time_steps(arguments: ConvergenceArguments, splits: DetectionData, rounds: i
     """Seconds of training steps of each detector, in turn on the same batches. The first step of each is left out."""
     set_seed(0)
     trainers = {detector: make_trainer(detector, arguments, 0, splits) for detector in DETECTORS}
-    batches = iter(trainers["DINO"].get_train_dataloader())
+    batches = itertools.cycle(trainers["DINO"].get_train_dataloader())
     seconds: dict[str, list[float]] = {detector: [] for detector in DETECTORS}
     for number in range(rounds + 1):
         batch = next(batches)

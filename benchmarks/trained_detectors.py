@@ -27,6 +27,18 @@ _RT_DETR_STRIDE = (
 )
 
 
+def small_dino(backbone: str, **settings) -> DinoDetrForObjectDetection:
+    """DINO on a pretrained backbone, of a size that two CPU cores train in minutes.
+
+    Args:
+        backbone: as in `from_backbone`.
+        settings: fields of `DinoDetrConfig`.
+    """
+    return DinoDetrForObjectDetection.from_backbone(
+        backbone, d_model=128, encoder_layers=3, decoder_layers=3, encoder_ffn_dim=512, decoder_ffn_dim=512, **settings
+    )
+
+
 def deformable_detr(dino: DinoDetrForObjectDetection) -> nn.Module:
     """Two-stage Deformable DETR with box refinement, DINO's sizes and losses of all layers."""
     ours = dino.config
