@@ -1,6 +1,7 @@
 """A user's own augmentation: boxes follow, random numbers depend on the seed alone, and wrong pipelines are named."""
 
 import json
+import pickle
 import random
 import sys
 
@@ -121,6 +122,10 @@ def test_names_of_files_and_modules(tmp_path, monkeypatch):
         own = load_own_augmentation(name)
         assert type(own.pipeline).__name__ == "RandomVerticalFlip"
     sys.modules.pop("own")
+    own = load_own_augmentation(f"{file}:other")
+    content = pickle.dumps(own)
+    del sys.modules[load_own_augmentation.__globals__["_module_of_file"](file).__name__]
+    assert torch.equal(augment_by(pickle.loads(content), pixels(), OBJECTS, (0,))[0], pixels().flip(1))
     assert augmentation_digest(f"{file}:other") == augmentation_digest(str(file)) is not None
     assert augmentation_digest("own:other") is None
     for name, message in (
@@ -142,7 +147,7 @@ def test_albumentations_is_named_if_it_is_missing(tmp_path, monkeypatch):
         load_own_augmentation(str(tmp_path / "saved.json"))
 
 
-def test_a_resumed_run_needs_the_same_augmentation_and_never_runs_the_recorded_one(tmp_path):
+def test_a_resumed_run_needs_the_same_augmentation_and_never_runs_the_recorded_one(tmp_path, monkeypatch):
     file = write(tmp_path)
 
     def resumed(values):
@@ -152,8 +157,9 @@ def test_a_resumed_run_needs_the_same_augmentation_and_never_runs_the_recorded_o
     assert choose_augmentation(record, None) is None
     assert choose_augmentation(record, str(file)).pipeline.p == 1.0
     kept = json.loads(json.dumps(record.values["augmentation"]))
-    assert kept == {"name": str(file), "digest": augmentation_digest(str(file))}
-    assert choose_augmentation(resumed(kept), str(file)) is not None
+    assert kept == {"name": f"{file}:augmentation", "digest": augmentation_digest(str(file))}
+    monkeypatch.chdir(tmp_path)
+    assert choose_augmentation(resumed(kept), "own.py:augmentation") is not None
     file.write_text("raise RuntimeError('this was run')")
     with pytest.raises(ValueError, match="Name it again to resume"):
         choose_augmentation(resumed(kept), None)

@@ -403,7 +403,7 @@ def test_a_run_has_the_users_augmentation_and_is_resumed_only_with_it(folder, tm
     own = run.trainer._train_transform.own.pipeline
     assert len(own.__globals__["calls"]) >= 2
     record = read_json(run.output_dir / "run.json")
-    assert record["augmentation"]["name"] == str(file)
+    assert record["augmentation"]["name"] == f"{file}:augmentation"
     (run.output_dir / "run.json").write_text(json.dumps(record | {"finished": False}))
     shutil.rmtree(run.output_dir / "checkpoint-2")
     with pytest.raises(ValueError, match="Name it again to resume"):

@@ -87,4 +87,6 @@ def augment(
         drawn = (num_images, num_samples, view.seed, view.image_processor, own)
         with replace_file(output) as path:
             save_augmentation_grid(path, view.data, view.augmentation, *drawn)
+        if own is None and view.own is not None:
+            print(printable(f"The run also had the augmentation {view.own!s:.200}; draw it with --augmentation."))
         print(printable(f"The picture is in {output}."))

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.values import short_repr
-from ..training.own_augmentation import OwnAugmentation, augmentation_digest, load_own_augmentation
-from .record import RunRecord
+from ..training.own_augmentation import OwnAugmentation, augmentation_digest, load_own_augmentation, split_name
+from .record import RunRecord, full_path
 
 
 def choose_augmentation(record: RunRecord, augmentation: Any) -> OwnAugmentation | None:
@@ -28,9 +28,10 @@ def choose_augmentation(record: RunRecord, augmentation: Any) -> OwnAugmentation
             "the run (--augmentation, in Python augmentation=...), because code is not run by the name in run.json alone."
         )
     if isinstance(augmentation, str | Path):
-        own, chosen = load_own_augmentation(str(augmentation)), {"name": str(augmentation)}
-        if (digest := augmentation_digest(str(augmentation))) is not None:
-            chosen["digest"] = digest
+        name = str(augmentation)
+        own, chosen, (place, attribute) = load_own_augmentation(name), {"name": name}, split_name(name)
+        if (digest := augmentation_digest(name)) is not None:
+            chosen = {"name": f"{full_path(place)}:{attribute}", "digest": digest}
     else:
         own, chosen = (
             OwnAugmentation(augmentation),

@@ -25,6 +25,7 @@ class TrainingView(NamedTuple):
     augmentation: Augmentation
     image_processor: object
     seed: int  # random seed of the augmentation
+    own: str | None  # name of the user's augmentation in the run, which is not loaded
 
 
 def view_training(
@@ -74,7 +75,9 @@ def view_training(
     if (tiling := read_tiling(tiles, tile_overlap)) is not None:
         settings_of_tiles = {"tiles": tiling.size, "tile_overlap": tiling.overlap, "empty_tiles": EMPTY_TILES}
     parts = cut(parts._replace(validation=None), settings_of_tiles)
-    return TrainingView(parts.train, augmentation, image_processor, others.get("data_seed") or seed)
+    own = before.get("augmentation")
+    name = own.get("name") if isinstance(own, dict) else None
+    return TrainingView(parts.train, augmentation, image_processor, others.get("data_seed") or seed, name)
 
 
 def _model_of(record: RunRecord) -> str | None:

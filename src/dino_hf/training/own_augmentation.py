@@ -38,6 +38,7 @@ class OwnAugmentation:
 
     def __init__(self, pipeline: Any):
         self._compose = None
+        self.name: str | None = None  # from which it was loaded
         if isinstance(pipeline, type) or not callable(pipeline):
             raise ValueError(
                 f"The augmentation {pipeline!r:.100} must be an object: a transform of torchvision.transforms.v2, a pipeline of "
@@ -46,6 +47,10 @@ class OwnAugmentation:
         self.pipeline = pipeline
         if type(pipeline).__module__.partition(".")[0] == "albumentations" or _is_albumentations(pipeline):
             self._compose = _compose(pipeline)
+
+    def __reduce__(self):
+        # A new process of a DataLoader may not know the module of the user's file.
+        return (OwnAugmentation, (self.pipeline,)) if self.name is None else (load_own_augmentation, (self.name,))
 
     def __repr__(self) -> str:
         return f"OwnAugmentation({self.pipeline!r:.200})"
@@ -122,10 +127,16 @@ def load_own_augmentation(name: str) -> OwnAugmentation:
     Raises:
         ValueError, ImportError: nothing can be loaded. The message is one sentence.
     """
-    place, _, attribute = _split_name(name)
+    own = OwnAugmentation(_load_pipeline(name))
+    own.name = name
+    return own
+
+
+def _load_pipeline(name: str) -> Any:
+    place, attribute = split_name(name)
     path = expand_home(place)
     if path.suffix in _SAVED:
-        return OwnAugmentation(_read_saved(path, name))
+        return _read_saved(path, name)
     try:
         module = _module_of_file(path) if path.suffix == ".py" else _module(place)
     except Exception as error:  # the user's code may raise anything
@@ -136,21 +147,19 @@ def load_own_augmentation(name: str) -> OwnAugmentation:
         raise ValueError(
             f"{place} has no object {attribute!r}; name the augmentation as {place}:NAME, after the name of its variable."
         )
-    return OwnAugmentation(getattr(module, attribute))
+    return getattr(module, attribute)
 
 
 def augmentation_digest(name: str) -> str | None:
     """A digest of the file of `load_own_augmentation`, so that a resumed run notices changes. None: it is a module."""
-    path = expand_home(_split_name(name)[0])
+    path = expand_home(split_name(name)[0])
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else None
 
 
-def _split_name(name: str) -> tuple[str, str, str]:
-    """The place, ":" and the name of the object. A drive letter of Windows is part of the place."""
-    place, colon, attribute = name.rpartition(":")
-    if colon and attribute.isidentifier() and len(place) > 1:
-        return place, colon, attribute
-    return name, "", _DEFAULT_NAME
+def split_name(name: str) -> tuple[str, str]:
+    """The file or module, and the name of the object. A drive letter of Windows is part of the file."""
+    place, _, attribute = name.rpartition(":")
+    return (place, attribute) if attribute.isidentifier() and len(place) > 1 else (name, _DEFAULT_NAME)
 
 
 def _module_of_file(path: Path):
