@@ -1,6 +1,7 @@
 """Checks of the model, arguments and data of `DinoDetrTrainer`, before anything is created."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
 
@@ -9,16 +10,16 @@ from ..data.rows import CocoData
 from ..data.tiled_data import tiled_images
 
 
-def check_trainer(model, args, recipe, train: CocoData, held_out: dict[str, CocoData]) -> None:
-    """Check that model, arguments, recipe and data fit together.
+def check_trainer(args, recipe, train: CocoData | None, held_out: dict[str, Any]) -> None:
+    """Check that arguments, recipe and data fit together.
 
     Args:
         held_out: held-out data sets by name. A single data set has the name "".
     Raises:
         ValueError: they do not fit.
     """
-    _check_arguments(args, recipe, bool(held_out), tiled_images(train) is not None)
-    _check_classes(model, train, held_out)
+    is_tiled = train is not None and tiled_images(train) is not None
+    _check_arguments(args, recipe, bool(held_out), is_tiled)
     _check_names(args, held_out)
 
 
@@ -82,7 +83,16 @@ def _check_arguments(args, recipe, has_held_out: bool, has_tiles: bool) -> None:
         )
 
 
-def _check_classes(model, train: CocoData, held_out: dict[str, CocoData]) -> None:
+def check_classes(model, train: CocoData | None, held_out: dict[str, CocoData]) -> None:
+    """Check that model, training data and held-out data have the same classes. The classes of other data sets are unknown.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if train is None:
+        for data in held_out.values():
+            check_classes(model, data, {})
+        return
     if model.config.id2label != train.id2label:
         raise ValueError(
             f"The model has {_listed(model.config.id2label)}, but the training data have {_listed(train.id2label)}. Call "

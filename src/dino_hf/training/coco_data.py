@@ -1,6 +1,7 @@
 """Transform and collator: rows of a data set -> batches for the model."""
 
 import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -164,16 +165,26 @@ class DetectionCollator:
             boxes (B, M, 4), image_id (B), orig_size (B, 2) as (height, width).
         """
         pixel_values, pixel_mask = pad_images([sample["pixel_values"] for sample in samples])
-        labels = [sample["labels"] for sample in samples]
         return {
             "pixel_values": pixel_values,
             "pixel_mask": pixel_mask,
-            "labels": {
-                "class_labels": pad_sequence(
-                    [entry["class_labels"] for entry in labels], batch_first=True, padding_value=PADDING_LABEL
-                ),
-                "boxes": pad_sequence([entry["boxes"] for entry in labels], batch_first=True),
-                "image_id": torch.cat([entry["image_id"].reshape(1) for entry in labels]),
-                "orig_size": torch.stack([entry["orig_size"] for entry in labels]),
-            },
+            "labels": pad_labels([sample["labels"] for sample in samples]),
         }
+
+
+def pad_labels(labels: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Labels of single images -> padded tensors of a batch, as `DetectionCollator` returns them.
+
+    `image_id` and `orig_size` are left out if an image has none. Other entries are dropped.
+    """
+    batch = {
+        "class_labels": pad_sequence(
+            [entry["class_labels"] for entry in labels], batch_first=True, padding_value=PADDING_LABEL
+        ),
+        "boxes": pad_sequence([entry["boxes"] for entry in labels], batch_first=True),
+    }
+    if all("image_id" in entry for entry in labels):
+        batch["image_id"] = torch.cat([torch.as_tensor(entry["image_id"]).reshape(1) for entry in labels])
+    if all("orig_size" in entry for entry in labels):
+        batch["orig_size"] = torch.stack([torch.as_tensor(entry["orig_size"]) for entry in labels])
+    return batch

@@ -23,17 +23,18 @@ class EvaluatingTrainer(WholeCheckpointTrainer):
 
     evaluator: CocoEvaluator | None = None
     _evaluators: dict[str, CocoEvaluator]  # by name of the held-out data set
+    _metrics: dict[str, tuple]  # compute_metrics and preprocess_logits_for_metrics of each held-out data set
     _held_out: dict[str, CocoData]
     _main_prefix = "eval"  # prefix of the metrics of the first held-out data set
     _held_out_loss: HeldOutLoss | None = None  # sums of the running evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """As in `Trainer`. Each held-out data set has its own evaluator."""
-        evaluator = self._evaluators.get(eval_dataset) if isinstance(eval_dataset, str) else None
-        if evaluator is None:
+        metrics = self._metrics.get(eval_dataset) if isinstance(eval_dataset, str) else None
+        if metrics is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         before = self.compute_metrics, self.preprocess_logits_for_metrics
-        self.compute_metrics, self.preprocess_logits_for_metrics = evaluator, evaluator.keep_top
+        self.compute_metrics, self.preprocess_logits_for_metrics = metrics
         try:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,6 +72,25 @@ def make_optimizer(
     """
     groups = parameter_groups(model, args.learning_rate, backbone_learning_rate, sampling_offsets_learning_rate)
     return adamw(groups, args.weight_decay, (args.adam_beta1, args.adam_beta2), args.adam_epsilon)
+
+
+def make_own_optimizer(
+    model: nn.Module, rates: dict[str, float | None], optimizer_class: type, settings: dict[str, Any]
+) -> torch.optim.Optimizer | None:
+    """An optimizer of the user's class with the parameter groups of a recipe.
+
+    Args:
+        rates: learning rates of the groups, see `Recipe.learning_rates`.
+        settings: arguments of the class. `lr` replaces `learning_rate`, and the other rates change by the same factor.
+    Returns:
+        the optimizer. None if the class needs other inputs than parameter groups; `Trainer` then creates it.
+    """
+    is_class = isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)
+    if not is_class or settings.keys() & {"params", "model", "optimizer_dict"}:
+        return None
+    factor = settings.get("lr", rates["learning_rate"]) / rates["learning_rate"]
+    groups = parameter_groups(model, **{name: rate and rate * factor for name, rate in rates.items()})
+    return optimizer_class(groups, **{"lr": rates["learning_rate"] * factor} | settings)
 
 
 def adamw(

@@ -63,7 +63,7 @@ _SCHEDULERS = {
 _ARGUMENTS = {argument.name for argument in dataclasses.fields(TrainingArguments) if argument.init}
 _CHECKPOINTING = "activation" if "activation_checkpointing" in _ARGUMENTS else "gradient"
 # Arguments that a recipe replaces. Given as arguments, they would have no effect.
-_SET_BY_RECIPE = (
+SET_BY_RECIPE = (
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
     "warmup_steps",
@@ -207,7 +207,7 @@ class Recipe:
 
     def _check_arguments(self, arguments: dict[str, Any]) -> None:
         for name in arguments:
-            if name in _SET_BY_RECIPE:
+            if name in SET_BY_RECIPE:
                 raise ValueError(
                     f"{name} is set by the recipe, which trains with AdamW: change its schedule by get_recipe({self.name!r}, "
                     "lr_scheduler=..., warmup_steps=...). For another optimizer, use the stock Trainer(optimizers=...)."

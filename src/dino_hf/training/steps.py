@@ -63,7 +63,8 @@ class StepCallback(TrainerCallback):
             if isinstance(callback, EarlyStoppingCallback) and trainer._patience is not None:
                 # Trainer has restored the patience of the earlier run.
                 callback.early_stopping_patience = trainer._patience
-        if state.global_step and not trainer.is_deepspeed_enabled:
+        is_own = {"optimizer", "schedule"} & trainer._inputs.replaced.keys()  # their values are those of the checkpoint
+        if state.global_step and not trainer.is_deepspeed_enabled and not is_own:
             self._set_rates(args, optimizer, lr_scheduler)
         self._record_recipe()
 
@@ -80,7 +81,9 @@ class StepCallback(TrainerCallback):
     def _record_recipe(self) -> None:
         record = self.trainer.model.config.provenance["training"]["recipe"]  # from `record_training`
         self.trainer.model.config.provenance["training"]["images"] = self.trainer._image_record()
-        record["recipe"], record["schedule"] = self.trainer.recipe.name, self.trainer.recipe.lr_scheduler
+        record["recipe"] = self.trainer.recipe.name
+        if "schedule" not in self.trainer._inputs.replaced:
+            record["schedule"] = self.trainer.recipe.lr_scheduler
         if (repeats := self.trainer._repeat_sampler) is not None:
             record["repeat_threshold"], record["images_per_epoch"] = self.trainer.recipe.repeat_threshold, len(repeats)
         if self.trainer.recipe.class_weights is not None:
@@ -109,7 +112,7 @@ class StepCallback(TrainerCallback):
         step = _Step(is_finite, list(trainer._image_ids), trainer._when())
         if trainer.recipe.on_non_finite == "raise":
             self.unseen.append(step)
-            if waits_for_device(gradients):
+            if waits_for_device(gradients) and "optimizer" not in trainer._inputs.replaced:
                 # A fused optimizer skips the step if this attribute, made for gradient scalers, is not zero.
                 getattr(optimizer, "optimizer", optimizer).found_inf = is_finite.logical_not().float()
             else:
@@ -134,9 +137,13 @@ class StepCallback(TrainerCallback):
                     "learning rate, or skip these steps by a recipe with on_non_finite='skip'."
                 )
 
+    def _name(self, image_id: int) -> str:
+        data = self.trainer._train_data
+        return str(image_id) if data is None else id_name(data, image_id)
+
     def _problem(self, step: _Step) -> str:
         image_ids = [image_id for batch in step.image_ids for image_id in batch.tolist()]
-        names = ", ".join(id_name(self.trainer._train_data, image_id) for image_id in image_ids)
+        names = ", ".join(self._name(image_id) for image_id in image_ids)
         return f"The gradient of the images [{names}] is NaN or infinite, {step.when}"
 
     def on_step_end(self, args, state, control, **kwargs):

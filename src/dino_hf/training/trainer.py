@@ -2,9 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ..common.random_numbers import forked_random_numbers
 from ..data.tiled_data import id_name, image_rows, whole_images
-from ..evaluation.evaluator import CocoEvaluator
 from ..evaluation.seen_images import seen_images
 from ..model.matcher import NonFinitePredictionsError
 from .augmentation import mix_seeds
@@ -25,27 +23,25 @@ from .checkpoint_files import (
     was_stopped_early,
 )
 from .checks import check_sharding, check_trainer
-from .class_balance import class_weights
-from .coco_data import CocoData, DetectionCollator, DetectionTransform
+from .coco_data import CocoData, DetectionTransform
 from .departures import find_departures, save_recipe
-from .detector import find_detector
 from .diagnosis import TrainingDoctor
-from .ema import EMA_FOLDER, ModelEma
-from .evaluating import EvaluatingTrainer
-from .large_images import ReadLock, lock_large_images
+from .ema import EMA_FOLDER
 from .losses import HeldOutLoss, TrainingParts, count_boxes, weighted_parts
 from .own_augmentation import OwnAugmentation
 from .readable_images import ReadableImages
 from .recipe import Recipe
+from .recipe_trainer import RecipeTrainer
 from .run_lock import locked_run
 from .steps import StepCallback
 from .tile_sampler import make_sampler
-from .training_record import record_training, recorded_images
+from .trainer_inputs import read_inputs
+from .training_record import record_training, recorded_images, train_record
 
 logger = logging.getLogger(__name__)
 
 
-class DinoDetrTrainer(EvaluatingTrainer):
+class DinoDetrTrainer(RecipeTrainer):
     """`Trainer` that follows a recipe, on COCO data. All other `TrainingArguments` work as usual.
 
     - The recipe sets augmentation, optimizer, schedule and model settings. Arguments that depart from the recipe are logged.
@@ -70,10 +66,18 @@ class DinoDetrTrainer(EvaluatingTrainer):
         model: `DinoDetrForObjectDetection` with the classes of the data. It may be partly frozen, or come from `add_lora`.
         args: from `recipe.training_arguments`.
         recipe: from `get_recipe`. It configures the model.
-        train: training data.
+        train: training data. Or `train_dataset`: `CocoData`, or a data set whose rows are inputs of the collator already.
         held_out: data to evaluate on, loaded with `like=train`. Several data sets are given by name: their metrics are
-            `eval_<name>_AP` and so on, and the model card shows the first one. None: no evaluation.
-        image_processor: a `DinoDetrImageProcessor`. It is saved with the model. Evaluation uses its size.
+            `eval_<name>_AP` and so on, and the model card shows the first one. None: no evaluation. Or `eval_dataset`, in
+            the same forms as `train_dataset`.
+        image_processor: a `DinoDetrImageProcessor`. It is saved with the model. Evaluation uses its size. Or
+            `processing_class`.
+        model_init: function that returns a new model for each training, in place of `model`. It may take the trial of a
+            hyperparameter search.
+        data_collator, compute_metrics, preprocess_logits_for_metrics, optimizers, optimizer_cls_and_kwargs: as in `Trainer`.
+            A given argument replaces the part of the recipe, and the departures say so. `compute_metrics` gets detections
+            from `CocoEvaluator.keep_top`. An optimizer class gets the parameter groups of the recipe. Its `lr` replaces the
+            learning rate of the recipe, and the rates of backbone and sampling offsets change by the same factor.
         callbacks: more `TrainerCallback`s.
         doctor: log the findings of `TrainingDoctor`, and save its matches in `training_doctor.json` of each checkpoint.
         on_bad_image: "skip": another image takes the place of one that cannot be read, see `ReadableImages`. "raise": training
@@ -93,80 +97,101 @@ class DinoDetrTrainer(EvaluatingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        *,
-        recipe: Recipe,
-        train: CocoData,
-        held_out: CocoData | Mapping[str, CocoData] | None = None,
-        image_processor,
+        model: PreTrainedModel | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
+        *,
+        recipe: Recipe | None = None,
+        train: CocoData | None = None,
+        held_out: CocoData | Mapping[str, CocoData] | None = None,
+        image_processor: Any = None,
         doctor: bool = True,
         on_bad_image: str | None = None,
         augmentation: Any = None,
         max_detections: int | None = None,
     ):
-        sets = _held_out_sets(held_out)
-        check_trainer(model, args, recipe, train, sets)
-        detector = find_detector(model)
-        recipe.configure(detector)
-        self.recipe = recipe
+        inputs = read_inputs(
+            model=model,
+            args=args,
+            recipe=recipe,
+            train=train,
+            held_out=held_out,
+            image_processor=image_processor,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            data_collator=data_collator,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        check_trainer(args, recipe, inputs.coco_train, inputs.held_out)
+        self.recipe, self._inputs, self._held_out = recipe, inputs, inputs.coco_held_out
+        self._train_data = inputs.coco_train
         self._data_seed = args.seed if args.data_seed is None else args.data_seed
         is_ready = augmentation is None or isinstance(augmentation, OwnAugmentation)
         own = augmentation if is_ready else OwnAugmentation(augmentation)
-        self._train_transform = DetectionTransform(image_processor, recipe.augmentation, self._data_seed, own)
-        self._evaluators = {name: CocoEvaluator(data, image_processor, max_detections) for name, data in sets.items()}
+        self._train_transform = DetectionTransform(inputs.image_processor, recipe.augmentation, self._data_seed, own)
+        self._evaluators = inputs.evaluators(max_detections)
         self.evaluator = next(iter(self._evaluators.values()), None)
-        read_lock, transform = ReadLock(), DetectionTransform(image_processor)
-        held_out_rows = {
-            name: lock_large_images(data.dataset.with_transform(transform), data, read_lock)
-            for name, data in sets.items()
-        }
-        train_rows = lock_large_images(train.dataset.with_transform(self._train_transform), train, read_lock)
+        self._metrics = inputs.metrics(self._evaluators)
+        train_rows, held_out_rows = inputs.rows(self._train_transform)
         self.readable_images = None
         if on_bad_image is not None:
-            names = list(whole_images(train).dataset.with_format(None)["file_name"])
-            most, images = 0 if on_bad_image == "raise" else None, image_rows(train)
-            train_rows = self.readable_images = ReadableImages(train_rows, names, most, images)
+            train_rows = self.readable_images = _skip_bad_images(self._train_data, train_rows, on_bad_image)
+        self._is_built = False
+        if model is not None:
+            self._configure(model)
+        first = next(iter(self._metrics), "")
+        metrics, preprocess = self._metrics.get(first, (None, None))
         super().__init__(
             model=model,
             args=args,
-            data_collator=DetectionCollator(),
+            data_collator=inputs.collator(),
             train_dataset=train_rows,
-            eval_dataset=held_out_rows.get("", held_out_rows or None),
-            processing_class=image_processor,
-            compute_metrics=self.evaluator,
-            preprocess_logits_for_metrics=None if self.evaluator is None else self.evaluator.keep_top,
+            eval_dataset=held_out_rows,
+            processing_class=inputs.image_processor,
+            model_init=model_init,
+            compute_metrics=metrics,
+            preprocess_logits_for_metrics=preprocess,
             callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        self._is_built = True
         self.model_accepts_loss_kwargs = recipe.normalize_over_window
-        if detector.loss_function is detector.criterion or isinstance(detector.loss_function, partial):
-            options = {"skip_non_finite": recipe.on_non_finite == "skip"}
-            if recipe.class_weights is not None:
-                options["class_weights"] = class_weights(train, recipe.class_weights).to(args.device)
-            detector.loss_function = partial(detector.criterion, **options)
-        elif recipe.class_weights is not None:
-            raise ValueError("class_weights need the loss of the model, but model.loss_function is another one.")
         check_sharding(self, recipe)
-        self._repeat_sampler = make_sampler(train, recipe.repeat_threshold, self._data_seed)
-        if recipe.ema_decay is not None:
-            self.ema = ModelEma(model, recipe.ema_decay, recipe.ema_warmup_steps)
-        num_images = len(train.dataset) if self._repeat_sampler is None else len(self._repeat_sampler)
-        self.departures = find_departures(recipe, args, detector.config, num_images)
-        self._train_data, self._held_out = train, sets
-        first = next(iter(sets), "")
+        is_own = self._train_data is None
+        self._repeat_sampler = None if is_own else make_sampler(self._train_data, recipe.repeat_threshold, self._data_seed)
         self._main_prefix = f"eval_{first}" if first else "eval"  # prefix of the metrics of the first held-out data set
         self._training_parts = TrainingParts()
-        self._criterion = detector.criterion
         self._images: dict[str, str] | None = None  # digests, see recorded_images
-        self._seen_before = seen_images(model)  # by the runs that the model comes from
+        self._seen_before = seen_images(self.model)  # by the runs that the model comes from
+        self._resumed_from: str | None = None  # checkpoint of the running training
         self._stopped_early = False  # whether the resumed run had been stopped early
         self._steps_per_epoch = 1
         self._image_ids: list[Tensor] = []  # image ids of this step, one tensor per batch
         self._batch_in_step = 0
         self._num_skipped = 0  # since the last log
         self._held_out_loss: HeldOutLoss | None = None  # sums of the running evaluation
-        record_training(self, train, held_out)
+        self._adopt(self.model)
+        num_images = self._repeat_sampler or train_rows
+        num_images = len(num_images) if hasattr(num_images, "__len__") else None
+        self.departures = find_departures(recipe, args, self.model.config, num_images) + inputs.departures(recipe)
+        record_training(self, train_record(inputs.train, train_rows), self._held_out or None)
         self._add_callbacks(callbacks or [], doctor)
 
     def _add_callbacks(self, from_user: list[TrainerCallback], doctor: bool) -> None:
@@ -183,22 +208,11 @@ class DinoDetrTrainer(EvaluatingTrainer):
 
     def _image_record(self) -> dict[str, str]:
         if self._images is None:
-            self._images = recorded_images(self._train_data, list(self._held_out.values()), self._seen_before)
+            held_out = list(self._held_out.values())
+            self._images = (
+                {} if self._train_data is None else recorded_images(self._train_data, held_out, self._seen_before)
+            )
         return self._images
-
-    # The recipe
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """The optimizer of the recipe."""
-        if self.optimizer is None:
-            self.optimizer = self.recipe.make_optimizer(self.model if model is None else model, self.args)
-        return super().create_optimizer(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None) -> torch.optim.lr_scheduler.LRScheduler:
-        """The schedule of the recipe, created again in each `train`."""
-        optimizer = self.optimizer if optimizer is None else optimizer
-        self.lr_scheduler = self.recipe.make_scheduler(optimizer, num_training_steps, self._steps_per_epoch)
-        return self.lr_scheduler
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader) -> tuple:
         """As in `Trainer`. The steps per epoch are kept, and a run that was stopped early gets zero epochs."""
@@ -226,6 +240,7 @@ class DinoDetrTrainer(EvaluatingTrainer):
             save_recipe(output_dir, self.recipe, self.departures, is_resumed=bool(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()
         self._stopped_early = False
+        self._resumed_from = resume_from_checkpoint
         if self._doctor is not None:
             self._doctor.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if resume_from_checkpoint:
@@ -265,7 +280,10 @@ class DinoDetrTrainer(EvaluatingTrainer):
             the batches of a step, and the number of their boxes in all processes, at least 1.
         """
         batches, num_boxes = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._image_ids, self._batch_in_step = [batch["labels"]["image_id"] for batch in batches], 0
+        self._image_ids, self._batch_in_step = (
+            [batch["labels"]["image_id"] for batch in batches if "image_id" in batch["labels"]],
+            0,
+        )
         if self.recipe.normalize_over_window:
             counts = [count_boxes(batch["labels"]) for batch in batches]
             num_boxes = torch.zeros((), device=device) + sum(counts)
@@ -298,12 +316,13 @@ class DinoDetrTrainer(EvaluatingTrainer):
         except NonFinitePredictionsError as error:
             # If an earlier step had a bad gradient, it is the cause. Its error is then raised instead.
             self._step_callback.check_gradients()
-            image_id = int(inputs["labels"]["image_id"][error.image])
             evaluated = getattr(self.compute_metrics, "data", self._train_data)
-            name = id_name(self._train_data if model.training else evaluated, image_id)
-            where = (
-                f"The image has the id {name}, {'in training' if model.training else 'in evaluation'} {self._when()}."
-            )
+            data, ids = self._train_data if model.training else evaluated, inputs["labels"].get("image_id")
+            if ids is None or data is None:
+                image = f"The image {error.image} of its batch is"
+            else:
+                image = f"The image has the id {id_name(data, int(ids[error.image]))},"
+            where = f"{image} {'in training' if model.training else 'in evaluation'} {self._when()}."
             error.args = (f"{error} {where} A recipe with on_non_finite='skip' skips these steps.",)
             raise
         if model.training:
@@ -323,11 +342,13 @@ class DinoDetrTrainer(EvaluatingTrainer):
         super().log(logs, *args, **kwargs)
 
 
-def _held_out_sets(held_out: CocoData | Mapping[str, CocoData] | None) -> dict[str, CocoData]:
-    """Held-out data sets by name. A single data set gets the name ""."""
-    if held_out is None:
-        return {}
-    return dict(held_out) if isinstance(held_out, Mapping) else {"": held_out}
+def _skip_bad_images(data: CocoData | None, rows, on_bad_image: str) -> ReadableImages:
+    if data is None:
+        raise ValueError(
+            f"on_bad_image={on_bad_image!r} needs train=load_coco(...): train_dataset reads its images itself."
+        )
+    names = list(whole_images(data).dataset.with_format(None)["file_name"])
+    return ReadableImages(rows, names, 0 if on_bad_image == "raise" else None, image_rows(data))
 
 
 @contextmanager

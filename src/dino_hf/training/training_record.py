@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePath
+from typing import Any
 
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -51,13 +52,7 @@ def record_training(
         base_model: repository or folder that training starts from. None: the source of the model.
         license: licence of the weights, by its name on the Hub ("apache-2.0").
     """
-    config = trainer.model.config
-    provenance = copy.deepcopy(config.provenance) if isinstance(config.provenance, dict) else {}
-    if base_model := base_model or _origin(trainer.model):
-        provenance["base_model"] = base_model
-    if license:
-        provenance["license"] = license
-    config.provenance = provenance
+    record_origin(trainer.model, base_model, license)
     trainer.add_callback(_TrainingRecord(trainer, train, held_out))
 
     def create_model_card(tags=None, model_name=None, **others):
@@ -70,6 +65,22 @@ def record_training(
             _write(trainer, [tags] if isinstance(tags, str) else tags or [])
 
     trainer.create_model_card = create_model_card  # on the instance, so any Trainer can be recorded
+
+
+def record_origin(model, base_model: str | None = None, license: str | None = None) -> None:
+    """Record the source and the licence of a model in its configuration, see `record_training`."""
+    config = model.config
+    provenance = copy.deepcopy(config.provenance) if isinstance(config.provenance, dict) else {}
+    if base_model := base_model or _origin(model):
+        provenance["base_model"] = base_model
+    if license:
+        provenance["license"] = license
+    config.provenance = provenance
+
+
+def train_record(data: Any, rows: Any) -> CocoData:
+    """The training data, for `record_training`. Rows that a user has prepared have no name."""
+    return data if isinstance(data, CocoData) else CocoData(rows, {}, [], None)
 
 
 def recorded_images(train: CocoData, held_out: Sequence[CocoData], earlier: SeenImages | None = None) -> dict[str, str]:
@@ -124,7 +135,7 @@ class _TrainingRecord(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
         self.training = {
             "dataset": self.train.name,
-            "num_images": len(self.train.dataset),
+            "num_images": len(self.train.dataset) if hasattr(self.train.dataset, "__len__") else None,
             "steps": state.global_step,
             "recipe": self._recipe(args, state, model, optimizer, lr_scheduler),
         }
