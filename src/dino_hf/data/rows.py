@@ -182,8 +182,7 @@ def _objects(split: RawSplit, classes: ClassSpace, sizes: list[tuple]) -> tuple[
     annotations = split.annotations
     table = make_box_table(split, [{"id": category_id} for category_id in classes.category_ids], _as_floats(sizes))
     has_size = _check_boxes(split, table, classes)
-    order = np.argsort(table.image, kind="stable")
-    order = order[has_size[order]]
+    order = _box_order(table, has_size)
     areas = np.where(np.isnan(annotations.area), table.boxes[:, 2] * table.boxes[:, 3], annotations.area)
     ends = np.bincount(table.image[order], minlength=len(sizes)).cumsum()  # (I,)
     offsets = pa.array(np.append(0, ends).astype(np.int32))
@@ -202,6 +201,25 @@ def _objects(split: RawSplit, classes: ClassSpace, sizes: list[tuple]) -> tuple[
     first = f"{annotations.where(left_out[0])} with bbox={_box_text(annotations.bbox[left_out[0]])}"
     note = f"{count} left out of training and evaluation; the first is {first}."
     return objects, [f"{split.origin}, {split.name}: {note}"]
+
+
+def _box_order(table: BoxTable, has_size: np.ndarray) -> np.ndarray:
+    """The places of the kept boxes in the annotations, in the order of the images."""
+    order = np.argsort(table.image, kind="stable")
+    return order[has_size[order]]
+
+
+def annotation_names(split: RawSplit, classes: ClassSpace) -> list:
+    """The id of each box of the rows that `to_rows` makes; without ids, its place in the files.
+
+    Args:
+        split: with the sizes of its images, as for `to_rows`.
+    """
+    sizes = _as_floats([_size(image, "an image") for image in split.images])
+    table = make_box_table(split, [{"id": category_id} for category_id in classes.category_ids], sizes)
+    order = _box_order(table, _check_boxes(split, table, classes))
+    ids = split.annotations.id
+    return [split.annotations.where(place) if ids[place] is None else ids[place] for place in order.tolist()]
 
 
 def _as_floats(sizes: list[tuple]) -> np.ndarray:

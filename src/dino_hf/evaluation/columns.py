@@ -61,7 +61,7 @@ def detection_columns(
     image_ids, columns, left_out = list(data.dataset["image_id"]), [], Counter()
     progress("images", 0, len(image_ids))
     try:
-        for found in _detect(predictor, data, batch_size, max_detections, tiling):
+        for found in detect_images(predictor, data, batch_size, max_detections, tiling):
             known, category_ids = classes.apply(found.labels)
             image_id = np.full(len(category_ids), image_ids[len(columns)])
             columns.append((image_id, category_ids, found.boxes[known], found.scores[known]))
@@ -77,7 +77,7 @@ def detection_columns(
     return {"image_id": image_id, "labels": labels, "boxes": boxes.reshape(-1, 4), "scores": scores}, names
 
 
-def _detect(
+def detect_images(
     predictor: Predictor, data: CocoData, batch_size: int, max_detections: int | None, tiling: Tiling | None
 ) -> Iterator[Detections]:
     """Yield the detections of each image. An error gets a note that names the image."""

@@ -139,10 +139,10 @@ def _images(truth: Columns, detections: Columns, threshold: float) -> Iterator[_
     for image_id in np.union1d(found_ids, true_ids).tolist():
         found = kept[slice(*np.searchsorted(found_ids, [image_id, image_id + 1]))]
         true = objects[slice(*np.searchsorted(true_ids, [image_id, image_id + 1]))]
-        yield _Image(image_id, found, true, _overlaps(truth, detections, found, true))
+        yield _Image(image_id, found, true, overlaps(truth, detections, found, true))
 
 
-def _overlaps(truth: Columns, detections: Columns, found: np.ndarray, true: np.ndarray) -> np.ndarray:
+def overlaps(truth: Columns, detections: Columns, found: np.ndarray, true: np.ndarray) -> np.ndarray:
     """(N, T) IoU of all pairs of a detection and an object."""
     if not len(found) or not len(true):
         return np.zeros((len(found), len(true)))

@@ -226,3 +226,12 @@ def _check_overlap(
         for note in notes:
             logger.warning("%s.", note)
     return [f"{note}." for note in notes]
+
+
+def count_trained(data: CocoData, seen: SeenImages) -> int:
+    """Number of images that a model was trained on, by equal files or, if they can all be decoded soon, by their looks."""
+    is_seen = [digest in seen.trained for digest in image_digests(data)]
+    if seen.trained_fingerprints and not all(is_seen) and len(is_seen) <= MOST_DECODED:
+        alike = are_alike(image_fingerprints(data), seen.trained_fingerprints)
+        is_seen = [equal or similar for equal, similar in zip(is_seen, alike, strict=True)]
+    return sum(is_seen)
