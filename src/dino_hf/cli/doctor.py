@@ -11,8 +11,9 @@ from ..common.paths import remove_files
 from ..common.regular_files import open_regular
 from ..common.text import printable
 from .command_errors import ERRORS_FOUND, Debug, one_sentence_errors
-from .options import DATA, AllowOutside, BoxFormat, TrustBoxes
+from .options import DATA, AllowOutside, BoxFormat, Mirror, TrustBoxes
 
+_MODEL = "Label errors"
 _PICTURES = "doctor"  # name of the command in the list of written files
 _FIRST_LINE = b'{\n "dataset": '  # first line of a findings file: such a file may be overwritten
 
@@ -37,6 +38,23 @@ def doctor(
         Path | None,
         typer.Option(help="Draw suspicious images and histograms into this folder.", rich_help_panel="Results"),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Rank labels that this detector contradicts: folder, name from `dino-hf models`, or Hub id. It must have been "
+            "trained on other images.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per batch of the detector.", rich_help_panel=_MODEL)
+    ] = 8,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device of the detector: cuda, cpu, ...", show_default="the best available", rich_help_panel=_MODEL
+        ),
+    ] = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace the pictures of an earlier run.", rich_help_panel="Results"),
@@ -56,6 +74,7 @@ def doctor(
     max_examples: Annotated[
         int, typer.Option(min=1, help="Number of examples shown for each finding.", rich_help_panel="Results")
     ] = 3,
+    mirror: Mirror = None,
     debug: Debug = False,
 ) -> None:
     """Check a data set for errors before training. The data set itself is never changed.
@@ -83,6 +102,11 @@ def doctor(
             )
         if fix is not None and no_images:
             raise ValueError("--fix must open the images; remove --no-images.")
+        predictor = None
+        if model is not None:
+            from ..inference import Predictor
+
+            predictor = Predictor(model, device=device)  # before the images are checked, which may take long
         raw = read_raw(dataset, box_format=box_format, allow_outside=allow_outside)
         if fix is not None:
             check_target(raw, fix)
@@ -104,14 +128,26 @@ def doctor(
             remove_files(pictures, read_manifest(pictures, _PICTURES) or [])
             pages = save_suspects(pictures, raw, report, max_examples)
             save_histograms(pictures / "histograms.png", report)
-            write_manifest(pictures, _PICTURES, [*(page.name for page in pages), "histograms.png"])
+            files = [*(page.name for page in pages), "histograms.png"]
+            if model is not None:
+                from .doctor_label_errors import FILES
+
+                files += FILES
+            write_manifest(pictures, _PICTURES, files)
             names = ", ".join(map(str, [*pages, pictures / "histograms.png"]))
             typer.echo(printable(f"Pictures are in {names}."))
         if fix is not None:
             with ProgressBar(make_console(stderr=True)) as progress:
                 copy = write_cleaned_copy(raw, report, fix, partial(progress, "writing images"), drop_near_copies)
-            report = inspect(read_raw(fix), check_images=False, trust_boxes=trust_boxes)
+            raw = read_raw(fix)
+            report = inspect(raw, check_images=False, trust_boxes=trust_boxes)
             print_copy(copy, report)
+        if predictor is not None and report.has_errors:
+            typer.echo("Label errors are not ranked, because the data have errors. Correct them first, or use --fix.")
+        elif predictor is not None:
+            from .doctor_label_errors import rank_labels
+
+            rank_labels(predictor, raw, batch_size, pictures, trust_boxes)
         if report.has_errors:
             raise typer.Exit(ERRORS_FOUND)
 

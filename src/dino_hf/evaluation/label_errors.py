@@ -23,7 +23,8 @@ from .mistakes import MIN_IOU, POOR_IOU, overlaps
 
 KINDS = ("missing", "wrong class", "poor box", "spurious")
 SUSPECTS_NAME = "suspects.csv"
-_LOWEST = 0.05  # score of a suspect that is kept, and of a detection that is looked at
+_LOWEST = 0.1  # score of a suspect that is kept
+_LOWEST_DETECTION = 0.05  # score of a detection that is looked at
 _MOST_DETECTIONS = 300  # of an image
 _COLUMNS = (
     *("rank", "kind", "score", "split", "image_id", "file_name", "annotation", "x", "y", "width", "height", "class"),
@@ -37,8 +38,8 @@ class LabelError(NamedTuple):
     """A suspicious annotation, or a place without an annotation. s is the score of a detection.
 
     - *missing*: no annotation has an IoU of at least 0.5 with the detection. Score: s.
-    - *wrong class*: a detection of another class has an IoU of at least 0.5. Score: s minus the highest score of a
-      detection of the annotated class there.
+    - *wrong class*: a detection of another class has an IoU of at least 0.5, and no annotation of its own class there.
+      Score: s minus the highest score of a detection of the annotated class.
     - *poor box*: the detection of the class that supports the box best (largest s * IoU, IoU of at least 0.1) has another
       place. Score: s * (1 - IoU).
     - *spurious*: no detection of any class has an IoU of at least 0.5. Score: 1 minus the highest score of a detection with
@@ -143,7 +144,7 @@ def _known_columns(detections: Any, classes: ClassMap) -> Columns:
     """The detections of an image that have a class of the data and are not hopeless, highest score first."""
     is_known, category_ids = classes.apply(detections.labels)
     scores, boxes = detections.scores[is_known], detections.boxes[is_known]
-    kept = np.flatnonzero(scores >= _LOWEST)
+    kept = np.flatnonzero(scores >= _LOWEST_DETECTION)
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     return {
         "labels": category_ids[kept],
@@ -169,11 +170,12 @@ def _suspects_of(objects: Columns, found: Columns, shares: np.ndarray, is_known:
     in_crowd = (shares[:, is_crowd] >= MIN_IOU).any(1)
     evidence = np.zeros(len(scores), dtype=bool)  # detections that belong to an annotation
     evidence |= (shares[:, ~is_crowd] >= MIN_IOU).any(1)
+    is_explained = ((shares >= MIN_IOU) & (labels[:, None] == objects["labels"])).any(1)
     rows = []
     for true in np.flatnonzero(~is_crowd & is_known):
         same, iou = labels == objects["labels"][true], shares[:, true]
         candidates = []
-        other = np.flatnonzero(~same & (iou >= MIN_IOU))
+        other = np.flatnonzero(~same & ~is_explained & (iou >= MIN_IOU))
         if other.size:
             best = other[scores[other].argmax()]
             own = scores[same & (iou >= MIN_IOU)].max(initial=0.0)

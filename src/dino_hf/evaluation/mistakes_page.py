@@ -81,13 +81,13 @@ def _draw_pair(pair, mistake: Mistake, evaluation: Evaluation, data: CocoData, i
     labels, scores = (evaluation.found[name][found_rows].tolist() for name in ("labels", "scores"))
     found_texts = [f"{abbreviate(names[label], 12)} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     is_it = (found_boxes == np.array(mistake.box)).all(axis=1) & (np.array(labels) == mistake.category_id)
-    crop = _crop(image, [mistake.box, *true_boxes[true_rows == mistake.truth]])
-    num_hidden = _draw_panel(pair[0], image, crop, true_boxes, true_texts, true_rows == mistake.truth, _TRUE)
-    num_hidden_found = _draw_panel(pair[1], image, crop, found_boxes, found_texts, is_it, _FOUND)
+    crop = crop_around(image, [mistake.box, *true_boxes[true_rows == mistake.truth]])
+    num_hidden = draw_panel(pair[0], image, crop, true_boxes, true_texts, true_rows == mistake.truth, _TRUE)
+    num_hidden_found = draw_panel(pair[1], image, crop, found_boxes, found_texts, is_it, _FOUND)
     style = {"fontsize": 7, "loc": "left", "color": "#555555"}
-    pair[0].set_title(_title(Path(image_name(data, index)).name, _more(num_hidden)), **style)
+    pair[0].set_title(panel_title(Path(image_name(data, index)).name, _more(num_hidden)), **style)
     score = "" if mistake.score is None else f" {mistake.score:.2f}"
-    pair[1].set_title(_title(names[mistake.category_id], score + _more(num_hidden_found)), **style)
+    pair[1].set_title(panel_title(names[mistake.category_id], score + _more(num_hidden_found)), **style)
 
 
 def _more(num_hidden: int) -> str:
@@ -95,12 +95,12 @@ def _more(num_hidden: int) -> str:
     return f" (+{num_hidden} more)" if num_hidden else ""
 
 
-def _title(name: str, end: str) -> str:
+def panel_title(name: str, end: str) -> str:
     """A title cut to the width of a panel, so that neighbouring titles do not overlap."""
     return abbreviate(name, max(4, _TITLE - len(end))) + end
 
 
-def _crop(image: Image.Image, boxes: list) -> tuple[int, int, int, int]:
+def crop_around(image: Image.Image, boxes: list) -> tuple[int, int, int, int]:
     """(x0, y0, x1, y1) of a part of the image with the boxes and a margin, not much longer than wide."""
     corners = np.array(boxes)
     low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
@@ -112,7 +112,7 @@ def _crop(image: Image.Image, boxes: list) -> tuple[int, int, int, int]:
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _draw_panel(
+def draw_panel(
     axes: Axes,
     image: Image.Image,
     crop: tuple[int, int, int, int],
