@@ -135,7 +135,12 @@ def test_all_is_shown_on_narrow_screens():
     args = recipe.training_arguments("o", per_device_train_batch_size=4, **QUIET)
     preflight = Preflight(
         data=data,
-        model={"from": "someone/dino", "notes": ["Kept 2 of 3 classes: cat, dog"], "parameters": 47_000_000},
+        model={
+            "from": "someone/dino",
+            "notes": ["Kept 2 of 3 classes: cat, dog"],
+            "parameters": 47_000_000,
+            "trained_parameters": 1_000_000,
+        },
         plan=describe_plan(recipe, args, model, 3, 1),
         memory=describe_memory(FORECAST, 20 * 2**30, args),
         disk=describe_disk(model, recipe, args, Path("o")),

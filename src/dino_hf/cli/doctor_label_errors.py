@@ -69,9 +69,9 @@ def rank_labels(
 
 
 def _warn_of_trained(console, predictor: Predictor, parts: dict[str, CocoData]) -> None:
-    seen = [seen_images(getattr(predictor, "model", None))]
+    seen = seen_images(getattr(predictor, "model", None))
     for name, data in parts.items():
-        if count := sum(count_trained(data, seen)):
+        if count := count_trained(data, seen):
             text = (
                 f"warning: {predictor.name} was trained on {count} of the {len(data.dataset)} images of {name}. It repeats the "
                 "labels that it has learned, so most errors there are not found. Use a detector that was trained on other images."

@@ -84,7 +84,7 @@ def _check_arguments(args, recipe, has_held_out: bool, has_tiles: bool) -> None:
 
 
 def check_classes(model, train: CocoData | None, held_out: dict[str, CocoData]) -> None:
-    """Check that model, training data and held-out data have the same classes. The classes of other data sets are unknown.
+    """Check that the model has the classes of the training data, or else of the held-out data. Prepared rows have no classes.
 
     Raises:
         ValueError: they do not.
@@ -104,7 +104,15 @@ def check_classes(model, train: CocoData | None, held_out: dict[str, CocoData]) 
             f"the same names have {train.category_ids[:5]} (the first five of each). Call transfer_classes(model, train.id2label, "
             "train.category_ids) first."
         )
-    for name, data in held_out.items():
+
+
+def check_same_classes(train: CocoData | None, held_out: dict[str, CocoData]) -> None:
+    """Check that the held-out data have the classes of the training data.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for name, data in held_out.items() if train is not None else ():
         if data.id2label != train.id2label:
             raise ValueError(
                 f"The held-out data{f' {name!r}' if name else ''} have {_listed(data.id2label)}, but the training data have "

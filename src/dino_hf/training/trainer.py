@@ -22,7 +22,7 @@ from .checkpoint_files import (
     newest_checkpoint,
     was_stopped_early,
 )
-from .checks import check_sharding, check_trainer
+from .checks import check_same_classes, check_sharding, check_trainer
 from .coco_data import CocoData, DetectionTransform
 from .departures import find_departures, save_recipe
 from .diagnosis import TrainingDoctor
@@ -140,7 +140,10 @@ class DinoDetrTrainer(RecipeTrainer):
         )
         check_trainer(args, recipe, inputs.coco_train, inputs.held_out)
         self.recipe, self._inputs, self._held_out = recipe, inputs, inputs.coco_held_out
-        self._train_data = inputs.coco_train
+        self._train_data, self._is_built = inputs.coco_train, False
+        if model is not None:
+            self._configure(model)
+        check_same_classes(self._train_data, self._held_out)
         self._data_seed = args.seed if args.data_seed is None else args.data_seed
         is_ready = augmentation is None or isinstance(augmentation, OwnAugmentation)
         own = augmentation if is_ready else OwnAugmentation(augmentation)
@@ -152,9 +155,6 @@ class DinoDetrTrainer(RecipeTrainer):
         self.readable_images = None
         if on_bad_image is not None:
             train_rows = self.readable_images = _skip_bad_images(self._train_data, train_rows, on_bad_image)
-        self._is_built = False
-        if model is not None:
-            self._configure(model)
         first = next(iter(self._metrics), "")
         metrics, preprocess = self._metrics.get(first, (None, None))
         super().__init__(
@@ -175,7 +175,9 @@ class DinoDetrTrainer(RecipeTrainer):
         self.model_accepts_loss_kwargs = recipe.normalize_over_window
         check_sharding(self, recipe)
         is_own = self._train_data is None
-        self._repeat_sampler = None if is_own else make_sampler(self._train_data, recipe.repeat_threshold, self._data_seed)
+        self._repeat_sampler = (
+            None if is_own else make_sampler(self._train_data, recipe.repeat_threshold, self._data_seed)
+        )
         self._main_prefix = f"eval_{first}" if first else "eval"  # prefix of the metrics of the first held-out data set
         self._training_parts = TrainingParts()
         self._images: dict[str, str] | None = None  # digests, see recorded_images
@@ -191,7 +193,8 @@ class DinoDetrTrainer(RecipeTrainer):
         num_images = self._repeat_sampler or train_rows
         num_images = len(num_images) if hasattr(num_images, "__len__") else None
         self.departures = find_departures(recipe, args, self.model.config, num_images) + inputs.departures(recipe)
-        record_training(self, train_record(inputs.train, train_rows), self._held_out or None)
+        held_out = self._held_out.get("", self._held_out or None)
+        record_training(self, train_record(inputs.train, train_rows), held_out)
         self._add_callbacks(callbacks or [], doctor)
 
     def _add_callbacks(self, from_user: list[TrainerCallback], doctor: bool) -> None:
