@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..common.output_folders import replace_file
-from ..common.text import csv_cell
+from ..common.text import count_text, csv_cell
 from ..data.rows import CocoData
 from ..inference.predictor import Predictor
 from .classes import ClassMap, map_classes
@@ -128,9 +128,8 @@ def find_label_errors(
     notes = []
     if classes.unknown:
         count = sum(label not in known_ids for label in truth["labels"].tolist())
-        notes.append(
-            f"{predictor.name} does not know {len(classes.unknown)} classes: their {count} annotations are not judged."
-        )
+        unknown = count_text(len(classes.unknown), "class")
+        notes.append(f"{predictor.name} does not know {unknown} of the data, so {count} annotations are not judged.")
     return rank(weighted), notes
 
 
