@@ -145,6 +145,8 @@ class DinoDetrTrainer(RecipeTrainer):
             self._configure(model)
         check_same_classes(self._train_data, self._held_out)
         self._data_seed = args.seed if args.data_seed is None else args.data_seed
+        if augmentation is not None and self._train_data is None:
+            raise ValueError("augmentation needs train=load_coco(...): train_dataset prepares its images itself.")
         is_ready = augmentation is None or isinstance(augmentation, OwnAugmentation)
         own = augmentation if is_ready else OwnAugmentation(augmentation)
         self._train_transform = DetectionTransform(inputs.image_processor, recipe.augmentation, self._data_seed, own)
