@@ -18,6 +18,7 @@ from dino_hf.training.readable_images import ReadableImages
 from dino_hf.training.tile_sampler import TileSampler
 from helpers import QUIET, tiny_config
 from inference_toys import excite
+from processes import run_processes
 from tile_toys import TILES, draw_large, write_coco
 
 SIZE = {"shortest_edge": 48, "longest_edge": 96}
@@ -163,3 +164,14 @@ def test_an_image_without_boxes_and_whole_held_out_images(tmp_path):
     metric = CocoEvaluator(data, DinoDetrImageProcessor(size=SIZE))
     assert metric._merging is None
     assert list(cut_into_tiles(data, TILES).dataset["source_id"]) == [1] * 10
+
+
+def test_two_processes_score_every_image_once(tmp_path, monkeypatch):
+    data = draw_large(tmp_path, 4, seed=1, name="other.json")
+    scored, evaluate_in_parts = [], evaluator._evaluate_in_parts
+    monkeypatch.setattr(
+        evaluator, "_evaluate_in_parts", lambda *parts: scored.append(parts) or evaluate_in_parts(*parts)
+    )
+    metrics = make_trainer((data, data), tmp_path / "one", batch_size=1).evaluate()
+    np.savez(tmp_path / "expected.npz", loss=metrics["eval_loss"], **scored[0][1])
+    run_processes("tile_evaluation", 2, tmp_path)
