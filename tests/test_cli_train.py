@@ -44,6 +44,10 @@ def test_options_and_fields_of_training_arguments_and_recipes_reach_training(cal
         "lora": None,
         "keep_classes": None,
         "old_data": None,
+        "tiles": None,
+        "tile_overlap": None,
+        "empty_tiles": None,
+        "augmentation": None,
         "recipe": "paper-12ep",
         "batch_size": 4,
         "seed": 3,
@@ -129,4 +133,4 @@ def test_help_is_short_and_ends_with_an_example():
     done = invoke("--help")
     assert done.exit_code == 0
     assert "Example: dino-hf train my-data --model detrex/dino_r50_4scale_12ep" in " ".join(done.output.split())
-    assert len(done.output.splitlines()) < 90
+    assert len(done.output.splitlines()) < 96

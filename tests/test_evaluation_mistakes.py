@@ -106,11 +106,11 @@ def test_a_panel_shows_what_it_is_about_and_a_few_others():
     texts = [f"class {number}" for number in range(30)]
     is_it = np.arange(30) == 17
     crop = (0, 0, 120, 90)
-    hidden = mistakes_page._draw_panel(axes, Image.new("RGB", (120, 90)), crop, boxes, texts, is_it, "#0072B2")
+    hidden = mistakes_page.draw_panel(axes, Image.new("RGB", (120, 90)), crop, boxes, texts, is_it, "#0072B2")
     assert hidden == 30 - 1 - 4
     assert len(axes.patches) == 2 * 5
     assert axes.texts[0].get_text() == "class 17"
-    few = mistakes_page._draw_panel(
+    few = mistakes_page.draw_panel(
         Figure().subplots(), Image.new("RGB", (120, 90)), crop, boxes[:5], texts[:5], is_it[13:18], "#0072B2"
     )
     assert few == 0
@@ -173,6 +173,6 @@ def test_without_detections_the_threshold_is_a_half():
 @pytest.mark.parametrize("name", ["BloodImage_00016.jpg", "n" * 10_000, "猫"])
 @pytest.mark.parametrize("end", ["", " 0.74 (+123 more)"])
 def test_titles_of_neighbouring_panels_do_not_meet(name, end):
-    title = mistakes_page._title(name, end)
+    title = mistakes_page.panel_title(name, end)
     assert title.endswith(end)
     assert len(title) <= 25

@@ -129,6 +129,7 @@ def test_the_check_of_gradients_waits_for_nothing():
         recipe=SimpleNamespace(on_non_finite="raise"),
         _image_ids=[torch.zeros(2, dtype=torch.long, device="meta")],
         _when=lambda: "",
+        _inputs=SimpleNamespace(replaced={}),
     )
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -157,7 +157,7 @@ def test_all_is_shown_on_narrow_screens():
         "3 classes cat 12, emu 1, dog 0 (boxes in training)",
         "13 in training, at most 11 in an image; images without boxes: 1; crowd regions: 1",
         "width 60 to 120, median 90; height 40 to 70, median 50",
-        "someone/dino; 47.0 M parameters Kept 2 of 3 classes: cat, dog",
+        "someone/dino; 47.0 M parameters, 1.0 M trained Kept 2 of 3 classes: cat, dog",
         "4 images = 4 in a batch x 1 process x 1 accumulated; the recipe has 16",
         "transformer 0.0001, backbone 1e-05 departs from paper-12ep: images per step 4",
         "paper-12ep: 12 epochs of 1 step, 12 steps, 12 evaluations; resumed after step 1",

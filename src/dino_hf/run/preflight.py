@@ -99,11 +99,9 @@ class Preflight:
         )
         if data.get("tiles"):
             yield "Tiles", tiles_line(data["tiles"], data["images"]["train"])
-        trained = self.model["trained_parameters"]
-        yield (
-            "Model",
-            f"{self.model['from']}; {count_parameters(self.model['parameters'])} parameters, {count_parameters(trained)} trained",
-        )
+        size, trained = self.model["parameters"], self.model["trained_parameters"]
+        limited = "" if trained == size else f", {count_parameters(trained)} trained"
+        yield "Model", f"{self.model['from']}; {count_parameters(size)} parameters{limited}"
         for line in self.model["notes"]:
             yield "", line
         yield "Runs on", f"{plan['device']}, {plan['precision']}; deformable attention: {plan['attention_backend']}"

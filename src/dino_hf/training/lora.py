@@ -107,6 +107,6 @@ def merge_adapters(model: "PeftModel", checkpoint: str | Path) -> PreTrainedMode
     copied = copy.deepcopy(model)
     set_peft_model_state_dict(copied, load_peft_weights(str(adapters), device="cpu"))
     merged = copied.merge_and_unload()
-    merged.config = type(merged.config).from_pretrained(folder)
+    merged.config = type(merged.config).from_pretrained(folder, trust_remote_code=False)
     merged.base_model.config = merged.config
     return merged
