@@ -33,7 +33,7 @@ class PhotoArguments:
     )
     epochs: float = field(default=12, metadata={"help": "number of passes over the training images"})
     batch_size: int = field(default=4, metadata={"help": "images per training step"})
-    seed: int = field(default=0, metadata={"help": "random seed of new weights and order of images"})
+    seed: int = field(default=0, metadata={"help": "random seed of new weights, split and order of images"})
 
 
 def imagenet_weights() -> dict[str, torch.Tensor]:
@@ -74,7 +74,9 @@ def save_new_detector(backbone: Path, folder: Path) -> None:
 def run(arguments: PhotoArguments) -> dict[str, float]:
     """Run the whole demo. Returns the scores on the held-out images."""
     started = time.perf_counter()
-    data = load_data(arguments.data)  # a mistake in the path is found before anything is written
+    data = load_data(
+        arguments.data, seed=arguments.seed
+    )  # as `train` splits it; a mistake in the path is found before anything is written
     output = prepare_folder(Path(arguments.output_dir), ("backbone", "untrained", "model"), ("detections.png",))
     untrained, model = output / "untrained", output / "model"
     torch.manual_seed(arguments.seed)

@@ -52,3 +52,12 @@ def test_a_wrong_path_leaves_nothing_behind(tmp_path):
     with pytest.raises((OSError, ValueError), match="nowhere"):
         run(PhotoArguments(str(tmp_path / "nowhere"), str(tmp_path / "out")))
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_the_picture_shows_the_images_that_the_run_holds_out(tmp_path, monkeypatch):
+    def load(source, seed=0):
+        raise ValueError(f"split with seed {seed}")
+
+    monkeypatch.setattr(demo_photos, "load_data", load)
+    with pytest.raises(ValueError, match="split with seed 7"):
+        run(PhotoArguments(str(tmp_path), str(tmp_path / "out"), seed=7))
