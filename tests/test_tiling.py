@@ -1,5 +1,6 @@
 """Tiles and test-time augmentation on detectors whose answers are known: each object comes once, in its place."""
 
+import math
 import weakref
 from types import SimpleNamespace
 
@@ -344,6 +345,8 @@ def test_evaluation_merges_the_best_detections_of_all_tiles():
         ({"training": {"tiles": {"size": [64, 48], "overlap": 0.3}}}, ((64, 48), 0.3)),
         ({"training": {"tiles": {"size": [64, 0], "overlap": 0.3}}}, None),
         ({"training": {"tiles": {"size": "64", "overlap": [0.3]}}}, None),
+        ({"training": {"tiles": {"size": [math.inf, 48], "overlap": 0.3}}}, None),
+        ({"training": {"tiles": {"size": [64, 48], "overlap": 10**400}}}, None),
         ({"training": {"tiles": {"size": [64, 48]}}}, None),
         ({"training": {"tiles": None}}, None),
         ({"training": []}, None),

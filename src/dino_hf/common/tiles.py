@@ -17,7 +17,7 @@ class Tile(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How large images are cut."""
+    """Size and overlap of the tiles of large images."""
 
     size: tuple[int, int]  # (width, height) of a tile in pixels
     overlap: float = OVERLAP  # smallest overlap of neighbouring tiles, relative to their side
@@ -39,7 +39,7 @@ def read_tiles(tiles: int | str | tuple[int, int]) -> tuple[int, int]:
     """
     try:
         sides = [int(side) for side in (str(tiles).lower().split("x") if isinstance(tiles, int | str) else tiles)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # int(inf) overflows
         sides = []
     if len(sides) not in (1, 2) or min(sides, default=0) < 32:
         raise ValueError(

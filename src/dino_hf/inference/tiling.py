@@ -91,7 +91,7 @@ def trained_tiling(model) -> Tiling | None:
         record = record.get(name) if isinstance(record, dict) else None
     try:
         return None if record is None else read_tiling(tuple(record["size"]), float(record["overlap"]))
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None
 
 
