@@ -12,7 +12,7 @@ import dino_hf
 from dino_hf.common.scenes import make_scenes
 from dino_hf.data import load_data
 from dino_hf.evaluation import evaluate_model, kept_thresholds
-from dino_hf.evaluation.kept_thresholds import best_thresholds, keep_thresholds
+from dino_hf.evaluation.kept_thresholds import best_thresholds, check_keeps_thresholds, keep_thresholds
 from dino_hf.inference import Predictor
 from evaluation_toys import ReadyPredictor, annotate_with, noisy_answers
 from inference_toys import save_toy_detector, toy_detector
@@ -107,6 +107,9 @@ def test_models_that_cannot_keep_a_threshold_are_refused_before_the_evaluation(f
     other = YolosForObjectDetection(YolosConfig(**sizes, image_size=[48, 64], num_detection_tokens=12))
     with pytest.raises(ValueError, match="'yolos', whose configuration has no score threshold"):
         dino_hf.evaluate(Predictor(other, YolosImageProcessor()), folder / "data", keep_threshold=True)
+    other.save_pretrained(tmp_path / "yolos")
+    with pytest.raises(ValueError, match="'yolos', whose configuration has no score threshold"):
+        check_keeps_thresholds(tmp_path / "yolos", "validation", False)
     nothing = SimpleNamespace(best=None)
     with pytest.raises(ValueError, match="found no object"):
         keep_thresholds(nothing, Predictor(model), model)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from ..common.output_folders import check_writable, replace_file
@@ -51,7 +51,7 @@ def check_keeps_thresholds(model: str | Path | PreTrainedModel | Predictor, spli
     if isinstance(model, Predictor):
         model = model.model
     if isinstance(model, PreTrainedModel):
-        _check_type(model.config, type(model).__name__)
+        _check_type(model.config.model_type, type(model).__name__)
         return
     folder = expand_home(model)
     if not folder.is_dir():
@@ -59,6 +59,8 @@ def check_keeps_thresholds(model: str | Path | PreTrainedModel | Predictor, spli
             f"keep_threshold changes the configuration in the folder of a model, but {model} is no folder on this machine; save "
             "the model in a folder first, or use the threshold with predict --threshold."
         )
+    if (folder / CONFIG_NAME).is_file():  # otherwise loading the model says what is missing
+        _check_type(read_settings(folder / CONFIG_NAME).get("model_type"), str(model))
     check_writable(folder)
 
 
@@ -76,7 +78,7 @@ def keep_thresholds(evaluation: Evaluation, predictor: Predictor, folder: str | 
         OSError: the file cannot be written. Then it is unchanged.
     """
     config = predictor.model.config
-    _check_type(config, predictor.name)
+    _check_type(config.model_type, predictor.name)
     threshold, by_class = best_thresholds(evaluation)
     if threshold is None:
         raise ValueError(f"{predictor.name} found no object, so there is no best threshold to keep.")
@@ -96,8 +98,8 @@ def keep_thresholds(evaluation: Evaluation, predictor: Predictor, folder: str | 
     return f"The threshold {threshold:.3f} is kept in {where} as the default of predict{own}."
 
 
-def _check_type(config: PreTrainedConfig, name: str) -> None:
-    if config.model_type != DinoDetrConfig.model_type:
+def _check_type(model_type: str | None, name: str) -> None:
+    if model_type != DinoDetrConfig.model_type:
         raise ValueError(
-            f"{name} is a model of type {config.model_type!r}, whose configuration has no score threshold; use predict --threshold."
+            f"{name} is a model of type {model_type!r:.100}, whose configuration has no score threshold; use predict --threshold."
         )
