@@ -166,8 +166,10 @@ def test_a_resumed_run_needs_the_same_augmentation_and_never_runs_the_recorded_o
     write(tmp_path, "augmentation = print\n")
     with pytest.raises(ValueError, match="has changed since then"):
         choose_augmentation(resumed(kept), str(file))
-    with pytest.raises(ValueError, match=r"started with the augmentation .*, which is not .*RandomVerticalFlip"):
+    with pytest.raises(ValueError, match=r"started with the augmentation .*, not with .*RandomVerticalFlip"):
         choose_augmentation(resumed(kept), v2.RandomVerticalFlip())
+    with pytest.raises(ValueError, match=r"started without an augmentation, not with .*RandomVerticalFlip"):
+        choose_augmentation(RunRecord(tmp_path, {"seed": 0}), v2.RandomVerticalFlip())
     finished = RunRecord(tmp_path, {"augmentation": kept, "finished": True})
     assert choose_augmentation(finished, None) is None
     assert finished.values["augmentation"] == kept

@@ -58,6 +58,15 @@ def test_one_changed_head_makes_a_trained_detector(tmp_path, which):
     assert choose_recipe(tmp_path) == "finetune"
 
 
+def test_damaged_weights_are_an_error_of_loading(tmp_path):
+    new_detector().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert choose_recipe(tmp_path) == "finetune"
+    with pytest.raises((OSError, ValueError), match=r"model\.safetensors"):
+        load_start(tmp_path, DATA, seed=0)
+
+
 def test_a_detector_without_weights_is_trained_from_scratch(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     assert choose_recipe(tmp_path) == "scratch"

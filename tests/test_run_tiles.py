@@ -81,6 +81,8 @@ def test_a_resumed_run_keeps_its_tiles(settings):
         chosen(before, **settings)
     with pytest.raises(ValueError, match="started with tiles not set, not with 64x64"):
         chosen({"seed": 0}, tiles=64)
+    with pytest.raises(ValueError, match=r"started with tile_overlap 0, not with 0\.3"):
+        chosen(before | {"tile_overlap": 0}, tile_overlap=0.3)
 
 
 def test_whole_images_are_held_out_before_they_are_cut(folder):
@@ -150,3 +152,5 @@ def test_the_pictures_of_a_run_show_its_tiles(finished, folder):
     assert tiled_images(view_training(finished.output_dir).data).tiling.size == (64, 48)
     assert tiled_images(view_training(folder / "data", tiles=100, tile_overlap=0.5).data).tiling == ((100, 100), 0.5)
     assert tiled_images(view_training(folder / "data").data) is None
+    assert tiled_images(view_training(finished.output_dir, tiles="none").data) is None
+    assert tiled_images(view_training(finished.output_dir, tile_overlap=0.5).data).tiling == ((64, 48), 0.5)

@@ -44,12 +44,15 @@ def augment(
     tiles: Annotated[
         str | None,
         typer.Option(
-            help="Draw tiles of this size, as train --tiles cuts them.", show_default="no tiles, or those of the run"
+            help="Draw tiles of this size, as train --tiles cuts them; none: no tiles.",
+            show_default="no tiles, or those of the run",
         ),
     ] = None,
     tile_overlap: Annotated[
         float | None,
-        typer.Option(help="Overlap of neighbouring tiles, as a fraction of their side.", show_default="0.2"),
+        typer.Option(
+            help="Overlap of neighbouring tiles, as a fraction of their side.", show_default="as in the run, or 0.2"
+        ),
     ] = None,
     box_format: BoxFormat = None,
     allow_outside: AllowOutside = False,

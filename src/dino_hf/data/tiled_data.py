@@ -159,7 +159,7 @@ def cut_into_tiles(
         data: from `load_data` or `load_coco`. Split it into training and held-out images before it is cut.
         tiles: side or (width, height) in pixels, as in `predict`.
         overlap: smallest overlap of neighbouring tiles, relative to their side, in [0, 0.9]. None: 0.2.
-        empty_tiles: most tiles without boxes in an epoch, for each row with boxes; `TileSampler` draws them anew in each epoch.
+        empty_tiles: most tiles without boxes in an epoch, for each row with boxes; `TileSampler` draws others in each epoch.
     Raises:
         ValueError: a setting is invalid, the data are tiles already, or an image has no width and height.
     """

@@ -12,7 +12,7 @@ from ..inference.tiling import merge
 
 
 class TileMerging:
-    """Collects the detections of one evaluation.
+    """The detections of one evaluation, by image and tile.
 
     Args:
         data: tiled data set.

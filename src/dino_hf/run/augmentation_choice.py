@@ -38,10 +38,12 @@ def choose_augmentation(record: RunRecord, augmentation: Any) -> OwnAugmentation
             {"name": f"{type(augmentation).__module__}.{type(augmentation).__name__}"},
         )
     if record.is_resumed and chosen != before:
-        what = "has changed since then" if _name(before) == chosen["name"] else f"is not {chosen['name']}"
+        what = "which has changed since then" if _name(before) == chosen["name"] else f"not with {chosen['name']}"
+        started = (
+            "without an augmentation, " if before is None else f"with the augmentation {short_repr(_name(before))}, "
+        )
         raise ValueError(
-            f"The run in {record.output_dir} started with the augmentation {short_repr(_name(before))}, which {what}. Resume it "
-            "with the same augmentation, or choose another --output-dir."
+            f"The run in {record.output_dir} started {started}{what}. Resume it in the same way, or choose another --output-dir."
         )
     record.values["augmentation"] = chosen
     return own

@@ -23,8 +23,7 @@ AP_CLASS = "AP_class_"  # prefix of the metric of a class
 def keep_old_classes(
     record: RunRecord, splits: DetectionData, old_data: Any, use_cpu: bool, console: Console
 ) -> tuple[OldClasses | None, CocoData | None]:
-    """The old classes of a run with `keep_classes`, and the data to measure them on. None: the run keeps no classes, or has no
-    such data.
+    """The old classes of a run with `keep_classes`, and the data to measure them on. None: there are none.
 
     Args:
         old_data: as in `train`. None: as recorded.

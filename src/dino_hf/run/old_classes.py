@@ -52,8 +52,10 @@ class OldClasses(NamedTuple):
         return self.classes.groups if self.classes.old else None
 
     def add_to(self, splits: DetectionData) -> DetectionData:
-        """The data to train and to choose weights on: with the classes of the detector, and with its boxes. Test images have no
-        part in training, so they stay as they are."""
+        """Data with the classes of the detector and with its boxes, to train on and to choose weights by.
+
+        Test images have no part in training, so they stay as they are.
+        """
         changed = {
             name: add_boxes(part, self.classes, boxes)
             for name, boxes in self.boxes.items()
@@ -161,7 +163,7 @@ def find_old_classes(record: RunRecord, splits: DetectionData, use_cpu: bool, co
     with ProgressBar(console) as bar:
         for name, part in parts.items():
             own = range(rank, len(part.dataset), world_size)
-            found[name] = _detect(predictor, part, classes, min_scores, own, bar if rank == 0 else None)
+            found[name] = _detect(predictor, part, classes, min_scores, own, name, bar if rank == 0 else None)
     if world_size > 1:
         found = _joined(found, world_size)
     model_names = predictor.id2label
@@ -197,11 +199,13 @@ def _detect(
     classes: KeptClasses,
     min_scores: Mapping[int, float],
     own: Sequence[int],
+    part: str,
     bar: ProgressBar | None,
 ) -> _Found:
     """The boxes of some images of a part.
 
     Args:
+        part: its name, for the progress.
         min_scores: see `boxes_to_add`.
         own: indices of the images.
     """
@@ -223,8 +227,6 @@ def _detect(
     threshold = min(min_scores.values())
     for found in predictor(images(), batch_size=_BATCH_SIZE, threshold=threshold, skip_too_large=True):
         row = waiting.popleft()
-        if bar is not None:
-            bar("images of the old detector", len(boxes), len(own))
         if isinstance(found, TooLarge):
             num_skipped += 1
             continue
@@ -233,6 +235,8 @@ def _detect(
             found, annotated, row["size"], classes.old_places, min_scores
         )
         num_left_out += overlapping
+        if bar is not None:
+            bar(f"{part}: images of the old detector", len(boxes), len(own))
     return boxes, num_left_out, num_skipped
 
 

@@ -72,8 +72,7 @@ class RunRecord:
         lora: dict[str, Any] | None = None,
         keep_classes: bool | None = None,
     ) -> None:
-        """Choose what the run starts from, which parts of it are trained, and whether its classes are kept: the given values, else
-        the recorded values.
+        """Choose the start of the run, its trained parts, and whether its classes are kept: the given, else the recorded values.
 
         Raises:
             ValueError: model and backbone are given, or the resumed run started from others.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
@@ -115,9 +115,12 @@ def untrained_source(folder: Path) -> str | None:
     start = provenance.get("start") if isinstance(provenance, dict) else None
     if not isinstance(start, str) or not start.startswith(_RANDOM) or not (folder / SAFE_WEIGHTS_NAME).is_file():
         return None
-    with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as weights:
-        names = [name for name in weights.keys() if name.endswith(".class_head.bias")]  # noqa: SIM118  no dictionary
-        biases = [weights.get_tensor(name) for name in names]
+    try:
+        with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as weights:
+            names = [name for name in weights.keys() if name.endswith(".class_head.bias")]  # noqa: SIM118  no dictionary
+            biases = [weights.get_tensor(name) for name in names]
+    except SafetensorError:  # a damaged file; `load_detector` explains it
+        return None
     if not biases or any((bias != torch.full_like(bias, INITIAL_CLASS_BIAS)).any() for bias in biases):
         return None
     return f"{_ON_BACKBONE} {folder}" if start.startswith(_ON_BACKBONE) else f"{_RANDOM} of {folder}"

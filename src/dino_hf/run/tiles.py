@@ -42,8 +42,9 @@ def choose_tiles(
     if record.is_resumed:
         for name, value in given.items():
             if value is not None and value != (before[name] or ("none" if name == "tiles" else before[name])):
+                shown = "not set" if before[name] is None else before[name]
                 raise ValueError(
-                    f"The run in {record.output_dir} started with {name} {before[name] or 'not set'}, not with {value}. To resume "
+                    f"The run in {record.output_dir} started with {name} {shown}, not with {value}. To resume "
                     f"it, leave out {name}; or choose another --output-dir."
                 )
         record.values |= before

@@ -34,12 +34,12 @@ def read_freeze(value: str | Sequence[str] | None) -> list[str] | None:
 
 
 def split_names(text: str) -> list[str]:
-    """ "backbone,encoder" -> ["backbone", "encoder"]. Commas inside braces belong to a regular expression."""
+    """Names in text: "backbone,encoder" -> ["backbone", "encoder"]. Commas inside braces belong to a regular expression."""
     return [name.strip() for name in re.split(r",(?![^{]*})", text) if name.strip()]
 
 
 def parse_lora(text: str) -> int | dict[str, float]:
-    """ "16" -> 16, and "r=16,lora_alpha=32" -> settings by name. Raises ValueError for other text."""
+    """The rank or the settings in text: "16" -> 16, "r=16,lora_alpha=32" -> settings by name. Raises ValueError for other text."""
     example = "16, or r=16,lora_alpha=32,lora_dropout=0.1"
     return numbers_by_name(text, "--lora", example) if not text.isdecimal() else int(text)
 
@@ -126,8 +126,7 @@ def _random_weights_warnings(start: Start, parts: Sequence[str], lora: Mapping[s
     """Warnings about frozen random weights, which never learn."""
     if start.pretrained == "detector":
         return []
-    has_backbone = "except the backbone" in start.source
-    random = [part for part in parts if not (has_backbone and part.startswith("backbone"))]
+    random = [part for part in parts if not (start.pretrained == "backbone" and part.startswith("backbone"))]
     if not lora and not random:
         return []
     option = "--lora" if lora else f"--freeze {','.join(random)}"

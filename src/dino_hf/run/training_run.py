@@ -183,7 +183,7 @@ def train(
         if record.values["report_to"] is None:
             record.values["report_to"] = find_trackers(None)
         if record.values["on_bad_image"] not in ("skip", "raise"):
-            raise ValueError(f'on_bad_image={on_bad_image!r} must be "skip" or "raise".')
+            raise ValueError(f'on_bad_image={record.values["on_bad_image"]!r} must be "skip" or "raise".')
         own = choose_augmentation(record, augmentation)
         other = {"own": own, "resume": resume, "check_images": check_images, "dry_run": dry_run}
         return _train(data, old_data, record, batch_size, settings, **other)
@@ -267,7 +267,7 @@ def _train(
 
 @contextmanager
 def _noting_missing_run(record: RunRecord, resume: bool) -> Iterator[None]:
-    """If a model cannot be read, the error also says that there is no run to resume."""
+    """Add to the error of a model that cannot be read that there is no run to resume."""
     try:
         yield
     except OSError as error:

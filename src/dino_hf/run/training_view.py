@@ -43,7 +43,7 @@ def view_training(
     Args:
         source: a data set, or the folder of a run. A run has its own data, recipe, image sizes and seed.
         recipe, model, seed, settings: as in `train`. None: the values of the run, or the defaults of `train`.
-        tiles, tile_overlap: as in `train`, to view tiles. None: the tiles of the run.
+        tiles, tile_overlap: as in `train`, to view tiles. None: the tiles of the run. tiles="none": whole images.
         reading: box_format, allow_outside and trust_boxes, as in `load_data`.
     Raises:
         ValueError, OSError: the data or the record of the run cannot be used.
@@ -71,7 +71,9 @@ def view_training(
     if parts.train is None:
         raise ValueError(f"{data} has no images to train on.")
     augmentation = adapt_recipe(changed_recipe, given, image_processor, has_evaluation=True).augmentation
-    settings_of_tiles = {name: before.get(name) for name in SETTINGS}
+    settings_of_tiles = {name: before.get(name) for name in SETTINGS} if tiles is None else {}
+    if tiles is None and tile_overlap is not None:
+        settings_of_tiles["tile_overlap"] = tile_overlap
     if (tiling := read_tiling(tiles, tile_overlap)) is not None:
         settings_of_tiles = {"tiles": tiling.size, "tile_overlap": tiling.overlap, "empty_tiles": EMPTY_TILES}
     parts = cut(parts._replace(validation=None), settings_of_tiles)

@@ -82,7 +82,7 @@ class DinoDetrTrainer(RecipeTrainer):
         doctor: log the findings of `TrainingDoctor`, and save its matches in `training_doctor.json` of each checkpoint.
         on_bad_image: "skip": another image takes the place of one that cannot be read, see `ReadableImages`. "raise": training
             stops with one sentence. None: training stops with the error of the data set.
-        augmentation: your own augmentation of training images, applied before that of the recipe, see `OwnAugmentation`. None: only
+        augmentation: your own augmentation of training images, applied before the recipe's, see `OwnAugmentation`. None: only
             the augmentation of the recipe.
         max_detections: number of detections that count in evaluation, see `CocoEvaluator`.
 
