@@ -685,7 +685,7 @@ def test_evaluation_within_epochs(folder, tmp_path):
 def test_two_processes_share_a_run_without_being_told_of_the_cpu(folder, tmp_path):
     """Alone, each would write into the folder of the other."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    words = ["--max-steps", "2", "--report-to", "none", "--num-denoising", "5"]
+    words = ["--recipe", "finetune", "--max-steps", "2", "--report-to", "none", "--num-denoising", "5"]
     places = ["--model", folder / "untrained", "--output-dir", tmp_path / "out"]
     done = subprocess.run(
         [*launch, "dino_hf.cli.app", "train", folder / "data", *places, *words],

@@ -16,6 +16,7 @@ from processes import exit_code_of_fork
 
 # 14 images in windows of 2 batches of 4 are 2 steps in an epoch.
 SETTINGS = {
+    "recipe": "finetune",
     "num_train_epochs": 3,
     "batch_size": "auto",
     "report_to": "none",
