@@ -1,4 +1,4 @@
-"""Planted label errors are found at the top of the ranking. Detections are fixed: those of a detector that is nearly right."""
+"""Planted label errors are found at the top of the ranking. The detections are fixed, and nearly right."""
 
 import csv
 import json

@@ -84,7 +84,7 @@ def test_own_rows_are_trained_on_as_they_are(data, tmp_path):
     assert any(not torch.equal(value, before[name]) for name, value in state(trainer.model).items())
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] > 0
-    assert not [name for name in metrics if "AP" in name]  # nobody says what the rows are annotated with
+    assert not [name for name in metrics if "AP" in name]  # the annotations of these rows are unknown
     assert any("train_dataset" in line and "augmentation" in line for line in trainer.departures)
     training = trainer.model.config.provenance["training"]
     assert (training["dataset"], training["num_images"]) == (None, 5)

@@ -1,4 +1,4 @@
-"""Each of two processes: AP on tiles is that of one process. The last batch has repeated tiles."""
+"""Two processes get the same AP on tiles as one process. The last batch has repeated tiles."""
 
 import sys
 from pathlib import Path

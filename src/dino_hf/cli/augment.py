@@ -45,7 +45,7 @@ def augment(
         str | None,
         typer.Option(
             help="Draw tiles of this size, as train --tiles cuts them; none: no tiles.",
-            show_default="no tiles, or those of the run",
+            show_default="no tiles, or as in the run",
         ),
     ] = None,
     tile_overlap: Annotated[

@@ -65,7 +65,7 @@ class LabelError(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A suspect of one image. Rows are those of the columns of the image, or -1."""
+    """A suspect of one image. Rows are rows of its columns, or -1."""
 
     kind: str
     score: float

@@ -63,7 +63,7 @@ class StepCallback(TrainerCallback):
             if isinstance(callback, EarlyStoppingCallback) and trainer._patience is not None:
                 # Trainer has restored the patience of the earlier run.
                 callback.early_stopping_patience = trainer._patience
-        is_own = {"optimizer", "schedule"} & trainer._inputs.replaced.keys()  # their values are those of the checkpoint
+        is_own = {"optimizer", "schedule"} & trainer._inputs.replaced.keys()  # the checkpoint has their values
         if state.global_step and not trainer.is_deepspeed_enabled and not is_own:
             self._set_rates(args, optimizer, lr_scheduler)
         self._record_recipe()

@@ -47,7 +47,7 @@ class TrainerInputs:
         }
 
     def metrics(self, evaluators: Mapping[str, CocoEvaluator]) -> dict[str, tuple[Callable | None, Callable | None]]:
-        """`compute_metrics` and `preprocess_logits_for_metrics` of each held-out data set, those of the user first."""
+        """`compute_metrics` and `preprocess_logits_for_metrics` of each held-out data set. What the user gave comes first."""
         own = self.replaced.get("compute_metrics"), self.replaced.get("preprocess_logits_for_metrics")
         pairs = {}
         for name in self.held_out:
