@@ -27,7 +27,7 @@ from dino_hf import DinoDetrForObjectDetection, DinoDetrImageProcessor
 from dino_hf.common.drawing import COLOURS
 from dino_hf.data import DetectionData, load_data
 from dino_hf.training import Augmentation, CocoEvaluator, DetectionCollator, DetectionTransform
-from dino_hf.training.optimizer import adamw, make_scheduler
+from dino_hf.training.optimizer import adamw, make_scheduler, parameter_groups
 from repeated_runs import complete_runs, mean_difference, settings_of
 from trained_detectors import deformable_detr, rt_detr, small_dino
 
@@ -90,13 +90,7 @@ def make_trainer(detector: str, arguments: ConvergenceArguments, seed: int, spli
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    backbone = [one for name, one in model.named_parameters() if ".backbone." in f".{name}"]
-    is_backbone = {id(one) for one in backbone}
-    others = [one for one in model.parameters() if id(one) not in is_backbone]
-    groups = [
-        {"params": [one for one in parameters if one.requires_grad], "lr": rate}
-        for parameters, rate in ((others, arguments.learning_rate), (backbone, arguments.learning_rate / 10))
-    ]
+    groups = parameter_groups(model, arguments.learning_rate, arguments.learning_rate / 10)
     optimizer = adamw(groups, weight_decay=1e-4)
     return Trainer(
         model=model,

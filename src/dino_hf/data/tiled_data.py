@@ -168,11 +168,7 @@ def cut_into_tiles(
         raise ValueError(
             f"tiles={tiles!r} must be a side, or width x height, of at least 32 pixels, such as 640 or 640x480."
         )
-    if not is_number(empty_tiles) or empty_tiles < 0:
-        raise ValueError(
-            f"empty_tiles={short_repr(empty_tiles)} must be a number of at least 0: tiles without boxes in an epoch, for each tile "
-            "with boxes."
-        )
+    check_empty_tiles(empty_tiles)
     if tiled_images(data) is not None:
         raise ValueError(f"{data.name} is cut into tiles already; cut the whole images.")
     columns = data.dataset.select_columns(["image_id", "file_name", "width", "height", "objects"]).with_format("arrow")[
@@ -232,6 +228,15 @@ def cut_into_tiles(
     # By default, `datasets` would hash all whole images for the fingerprint.
     fingerprint = hashlib.sha256(f"{data.dataset._fingerprint} {tiling} {empty_tiles}".encode()).hexdigest()[:16]
     return data._replace(dataset=Dataset(table, info=DatasetInfo(features=features), fingerprint=fingerprint))
+
+
+def check_empty_tiles(empty_tiles: float) -> None:
+    """Raise ValueError for an invalid number of empty tiles, see `cut_into_tiles`."""
+    if not is_number(empty_tiles) or empty_tiles < 0:
+        raise ValueError(
+            f"empty_tiles={short_repr(empty_tiles)} must be a number of at least 0: tiles without boxes in an epoch, for each tile "
+            "with boxes."
+        )
 
 
 class _View(NamedTuple):

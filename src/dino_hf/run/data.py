@@ -118,30 +118,28 @@ def data_findings(data: Any, splits: DetectionData, trust_boxes: bool, raw: RawD
 def _copies_of_training_images(splits: DetectionData) -> list[str]:
     """A warning for each held-out part that has copies of training images."""
     trained = set() if splits.train is None else set(image_digests(splits.train)) - {None}
-    found = []
-    for name, data in (("validation", splits.validation), ("test", splits.test)):
-        if data is None or not trained:
-            continue
-        if count := sum(digest in trained for digest in image_digests(data)):
-            found.append(
-                f"{count} of {len(data.dataset)} {name} images are copies of training images. AP on them does not measure how the "
-                "model performs on new images. Remove them from one of the two parts."
-            )
-    return found
+    return [
+        f"{count} of {total} {part} images are copies of training images. AP on them does not measure how the model performs on "
+        "new images. Remove them from one of the two parts."
+        for part, count, total in _held_out_among(trained, splits)
+    ]
 
 
 def trained_before(model: PreTrainedModel, splits: DetectionData) -> list[str]:
     """A warning for each held-out part with images that an earlier run of the start model was trained on."""
-    trained, found = seen_images(model).trained, []
+    return [
+        f"the start model was trained on {count} of the {total} {part} images, so AP on them says little about other images. Hold "
+        "out other images, or choose the seed and the validation fraction of the model's run, which hold out the same images again."
+        for part, count, total in _held_out_among(seen_images(model).trained, splits)
+    ]
+
+
+def _held_out_among(digests: set[bytes], splits: DetectionData) -> list[tuple[str, int, int]]:
+    """Name, number of images with these digests, and number of all images, of each held-out part with at least one of them."""
+    found = []
     for name, data in (("validation", splits.validation), ("test", splits.test)):
-        if data is None or not trained:
-            continue
-        if count := sum(digest in trained for digest in image_digests(data)):
-            found.append(
-                f"the start model was trained on {count} of the {len(data.dataset)} {name} images, so AP on them says little about "
-                "other images. Hold out other images, or choose the seed and the validation fraction of the model's run, which "
-                "hold out the same images again."
-            )
+        if data is not None and digests and (count := sum(one in digests for one in image_digests(data))):
+            found.append((name, count, len(data.dataset)))
     return found
 
 

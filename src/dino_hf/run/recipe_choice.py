@@ -10,7 +10,7 @@ from .starting_model import Start, check_kind, pretrained_part, untrained_source
 RECIPES_BY_PRETRAINED = {"detector": "finetune", "backbone": "from-backbone", "nothing": "scratch"}
 _LOWEST_RATE = 1e-4  # of random weights: the release's learning rate. Lower ones need more steps than small data give.
 _HIGHEST_RATE = 2e-4  # of a pretrained backbone: ten times the published 2e-5
-_FEWEST_STEPS = 200  # of random weights, see the curves in docs/training.md
+_FEWEST_STEPS = 200  # of random weights: on blood cells, AP was still rising steeply after 156 steps of 4 images
 _LARGE = 10_000_000  # parameters. Larger models were not trained from random weights here.
 
 

@@ -6,10 +6,9 @@ import numpy as np
 
 from ..common.text import size_text
 from ..common.tiles import OVERLAP, read_tiling
-from ..common.values import is_number, short_repr
 from ..data import DetectionData
 from ..data.rows import box_columns
-from ..data.tiled_data import EMPTY_TILES, KEPT_PIXELS, cut_into_tiles, tiled_images
+from ..data.tiled_data import EMPTY_TILES, KEPT_PIXELS, check_empty_tiles, cut_into_tiles, tiled_images
 from ..training.class_balance import images_per_epoch
 from ..training.coco_data import CocoData
 from .record import RunRecord
@@ -33,11 +32,8 @@ def choose_tiles(
         "tile_overlap": overlap,
         "empty_tiles": empty_tiles,
     }
-    if empty_tiles is not None and (not is_number(empty_tiles) or empty_tiles < 0):
-        raise ValueError(
-            f"empty_tiles={short_repr(empty_tiles)} must be a number of at least 0: tiles without boxes in an epoch, for each tile "
-            "with boxes."
-        )
+    if empty_tiles is not None:
+        check_empty_tiles(empty_tiles)
     before = {name: record.recorded.get(name) for name in SETTINGS}
     if record.is_resumed:
         for name, value in given.items():
